@@ -1,0 +1,78 @@
+# The one door. Everything installs itself into $(VENV) first, and again only when pyproject.toml has changed.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIND   ?= 127.0.0.1:8000
+# What `make run` serves; `make run APP=examples/flask_app.py:app` serves one example by itself.
+APP    ?= examples/all.py:app
+ARGS   ?=
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help run test check format bench soak fuzz conformance docs clean
+
+help:
+	@echo "make run          serve the example apps on $(BIND)"
+	@echo "make test         run the tests"
+	@echo "make check        formatting, lint, types, import contracts, architecture"
+	@echo "make format       let ruff rewrite what it can"
+	@echo "make bench        measure Servo beside its peers (docs/benchmarks/)"
+	@echo "make soak         the long tests (docs/soak.md)"
+	@echo "make fuzz         the fuzz targets"
+	@echo "make conformance  the protocol conformance suite"
+	@echo "make docs         build the documentation into docs/_build/html"
+	@echo "make clean        remove what these made, the environments too"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Servo needs Python 3.10 or later; say which with PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[standard,examples]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[standard,docs]'
+	@touch $@
+
+run: $(VENV)/.run
+	$(BIN)/servo $(APP) --bind $(BIND) $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/architecture
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench:
+	$(PYTHON) bench/run.py $(ARGS)
+
+soak: $(VENV)/.dev
+	$(BIN)/python tests/soak/run.py $(ARGS)
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/fuzz tests/unit/http tests/simulation --hypothesis-profile=fuzz $(ARGS)
+
+conformance: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/conformance $(ARGS)
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W -n --keep-going -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+clean:
+	rm -rf $(VENV) .bench build *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find servo tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,28 @@
+"""What every server serves: 13 bytes, so that what is measured is the server."""
+
+BODY = b"Hello, world!"
+WSGI_HEADERS = [("Content-Type", "text/plain"), ("Content-Length", "13")]
+ASGI_START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", b"text/plain"), (b"content-length", b"13")],
+}
+ASGI_BODY = {"type": "http.response.body", "body": BODY}
+
+
+def wsgi(environ, start_response):
+    start_response("200 OK", WSGI_HEADERS)
+    return [BODY]
+
+
+async def asgi(scope, receive, send):
+    if scope["type"] == "http":
+        await send(ASGI_START)
+        await send(ASGI_BODY)
+        return
+    # lifespan: said to be supported, as a framework's app would
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,3 @@
+"""Servo: an application server for Python web apps (WSGI and ASGI)."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Between HTTP events and applications."""

@@ -1,0 +1,397 @@
+"""An ASGI 3 application behind an HTTP connection (the ASGI HTTP specification 2.5).
+
+`ASGIAdapter` is made once a worker, `ASGICall` once a request. The driver feeds a call with body
+data and disconnects, and is a `Transport` to it. No timer, no lock and no queue is made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote
+
+from servo.errors import ServoError
+from servo.http.errors import ClientDisconnected, LocalProtocolError
+
+if TYPE_CHECKING:
+    import asyncio
+    import logging
+    from collections.abc import Awaitable, Generator
+
+    from servo._types import ASGIApp, Scope
+    from servo.http.events import Data, Request
+    from servo.http.h1 import H1Connection
+
+    Message = dict[str, Any]
+
+
+class AppError(ServoError):
+    """The application broke the ASGI specification."""
+
+
+class Transport(Protocol):
+    """What a call needs of the connection's driver."""
+
+    loop: asyncio.AbstractEventLoop
+    writable: bool
+
+    def write(self, data: bytes) -> None:
+        """Send, buffering what the socket doesn't take; `writable` tells of the buffer."""
+
+    async def drained(self) -> None:
+        """Wait until the buffer is nearly empty. Raises ClientDisconnected."""
+
+    def resume_reading(self) -> None:
+        """The application wants more of the body."""
+
+    async def send_file(self, path: str) -> None:
+        """Send a whole file as the body (its length is in the response's Content-Length)."""
+
+    def response_complete(self) -> None:
+        """The last byte of the response was written."""
+
+    def call_done(self, call: ASGICall) -> None:
+        """The application has returned."""
+
+
+class _Ready(Coroutine[Any, Any, Any]):
+    """An awaitable that is ready, with its value: no frame, no trip through the event loop.
+
+    A Coroutine in every respect, since applications hand `send(…)` to `create_task` and the like.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any = None) -> None:
+        self._value = value
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self  # type: ignore[return-value]  # an iterator is all that `await` needs
+
+    def __iter__(self) -> _Ready:
+        return self
+
+    def __next__(self) -> Any:
+        raise StopIteration(self._value)
+
+    def send(self, value: Any) -> Any:
+        raise StopIteration(self._value)
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        if val is None:
+            val = typ() if isinstance(typ, type) else typ
+        raise val.with_traceback(tb) if tb is not None else val
+
+    def close(self) -> None:
+        pass
+
+
+_DONE = _Ready()
+_DISCONNECT: Message = {"type": "http.disconnect"}
+
+
+class ASGIAdapter:
+    """One application and what its scopes have in common.
+
+    root_path  the mount point; per the specification `path` begins with it
+    state      the lifespan's state: each request gets a shallow copy; None where there is none
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        log: logging.Logger,
+        root_path: str = "",
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.app = app
+        self.log = log
+        self.state = state
+        self._root_path = root_path.rstrip("/")
+        self._root_bytes = self._root_path.encode()
+
+    def template(
+        self,
+        server: tuple[str, int] | tuple[str, None] | None,
+        client: tuple[str, int] | None,
+        scheme: str,
+    ) -> Scope:
+        """The scope parts of one connection; copied for each of its requests."""
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.5"},
+            "server": server,
+            "client": client,
+            "scheme": scheme,
+            "root_path": self._root_path,
+            "extensions": {
+                "http.response.trailers": {},
+                "http.response.early_hint": {},
+                "http.response.pathsend": {},
+            },
+        }
+
+    def scope(self, template: Scope, request: Request) -> Scope:
+        """The scope of one request."""
+        scope = template.copy()
+        path = request.path
+        if self._root_path and not (path + b"/").startswith(self._root_bytes + b"/"):
+            path = self._root_bytes + path
+        scope["method"] = request.method
+        scope["http_version"] = request.version
+        scope["raw_path"] = path
+        scope["path"] = unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii")
+        scope["query_string"] = request.query
+        scope["headers"] = request.headers
+        if self.state is not None:
+            scope["state"] = self.state.copy()
+        return scope
+
+
+_EXPECT_START, _EXPECT_BODY, _STREAMING, _TRAILERS, _COMPLETE = range(5)
+
+
+class ASGICall:
+    """One request on its way through the application."""
+
+    __slots__ = (
+        "_adapter",
+        "_body",
+        "_http",
+        "_phase",
+        "_received",
+        "_trailers",
+        "_transport",
+        "_waiter",
+        "disconnected",
+        "more_body",
+        "request",
+        "response_headers",
+        "scope",
+        "started_ns",
+        "status",
+        "task",
+        "timed_out",
+    )
+
+    def __init__(
+        self,
+        adapter: ASGIAdapter,
+        template: Scope,
+        request: Request,
+        http: H1Connection,
+        transport: Transport,
+        started_ns: int,
+    ) -> None:
+        self._adapter = adapter
+        self._http = http
+        self._transport = transport
+        self._body = request.body
+        self.more_body = request.more_body
+        self._received = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._phase = _EXPECT_START
+        self.response_headers: Any = ()
+        self._trailers = False
+        self.status: int = 0
+        self.request = request
+        self.started_ns = started_ns
+        self.disconnected = False
+        self.timed_out = False
+        self.task: asyncio.Task[None] | None = None
+        self.scope = adapter.scope(template, request)
+
+    async def run(self) -> None:
+        """Call the application and see its response through to an end, whatever it does."""
+        try:
+            await self._adapter.app(self.scope, self.receive, self.send)
+        except Exception as error:
+            self._failed(error)
+        except SystemExit as error:
+            # A worker is not the application's to end.
+            self._failed(error)
+        else:
+            if self._phase != _COMPLETE and not self.disconnected:
+                self._failed(AppError("the application returned before its response was complete"))
+        finally:
+            self._transport.call_done(self)
+
+    # --- fed by the driver ---------------------------------------------------------------------
+
+    def feed(self, event: Data) -> None:
+        """More of the body has come."""
+        self._body += event.data
+        self.more_body = event.more_body
+        self._wake()
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of the body that the application has not asked for."""
+        return len(self._body)
+
+    def disconnect(self) -> None:
+        """The client is gone."""
+        self.disconnected = True
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # --- called by the application -------------------------------------------------------------
+
+    def receive(self) -> Coroutine[Any, Any, Message]:
+        """ASGI's `receive`."""
+        if not self._received and not self.more_body and not self.disconnected:
+            self._received = True
+            return _Ready({"type": "http.request", "body": self._body, "more_body": False})
+        return self._receive()
+
+    async def _receive(self) -> Message:
+        transport = self._transport
+        if self.more_body and not self._http.response_started:
+            interim = self._http.send_continue()
+            if interim:
+                transport.write(interim)
+        while True:
+            if self.disconnected:
+                return _DISCONNECT
+            if not self._received and (self._body or not self.more_body):
+                body, self._body = self._body, b""
+                self._received = not self.more_body
+                transport.resume_reading()
+                return {"type": "http.request", "body": body, "more_body": self.more_body}
+            if self._phase == _COMPLETE:
+                # The response is out, so nothing more will come of this request.
+                return _DISCONNECT
+            transport.resume_reading()
+            self._waiter = transport.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """ASGI's `send`."""
+        if self.disconnected:
+            raise ClientDisconnected("the client has closed the connection")
+        kind = message["type"]
+        if kind == "http.response.body":
+            if self._phase == _EXPECT_BODY and not message.get("more_body"):
+                if self._trailers:
+                    return self._send_body(message)
+                transport = self._transport
+                transport.write(
+                    self._http.send_response(self.status, self.response_headers, message.get("body", b""))
+                )
+                self._phase = _COMPLETE
+                transport.response_complete()
+                return _DONE if transport.writable else transport.drained()
+            return self._send_body(message)
+        if kind == "http.response.start":
+            if self._phase != _EXPECT_START:
+                raise AppError("http.response.start was sent twice")
+            self._phase = _EXPECT_BODY
+            self.status = message["status"]
+            self.response_headers = message.get("headers", ())
+            self._trailers = message.get("trailers", False)
+            return _DONE
+        return self._send_other(message)
+
+    def _send_body(self, message: Message) -> Awaitable[None]:
+        transport = self._transport
+        if self._phase not in (_EXPECT_BODY, _STREAMING):
+            raise AppError(f"http.response.body was sent {_WHEN[self._phase]}")
+        data = self._head() + self._http.send_data(message.get("body", b""))
+        self._phase = _STREAMING
+        if message.get("more_body"):
+            transport.write(data)
+        elif self._trailers:
+            self._phase = _TRAILERS
+            transport.write(data)
+        else:
+            self._phase = _COMPLETE
+            transport.write(data + self._http.end_response())
+            transport.response_complete()
+        return _DONE if transport.writable else transport.drained()
+
+    def _head(self) -> bytes:
+        if self._phase != _EXPECT_BODY:
+            return b""
+        return self._http.start_response(self.status, self.response_headers)
+
+    def _send_other(self, message: Message) -> Awaitable[None]:
+        kind = message["type"]
+        transport = self._transport
+        if kind == "http.response.trailers" and self._phase == _TRAILERS:
+            self._phase = _COMPLETE
+            transport.write(self._http.end_response(message.get("headers", ())))
+            transport.response_complete()
+            return _DONE
+        if kind == "http.response.early_hint" and self._phase == _EXPECT_START:
+            links = [(b"link", link) for link in message.get("links", ())]
+            transport.write(self._http.send_informational(103, links))
+            return _DONE
+        if kind == "http.response.pathsend" and self._phase == _EXPECT_BODY:
+            return self._send_path(message["path"])
+        raise AppError(f"{kind!r} was sent {_WHEN[self._phase]}")
+
+    async def _send_path(self, path: str) -> None:
+        transport = self._transport
+        transport.write(self._head())
+        self._phase = _STREAMING
+        await transport.send_file(path)
+        self._phase = _COMPLETE
+        transport.write(self._http.end_response())
+        transport.response_complete()
+
+    # --- errors --------------------------------------------------------------------------------
+
+    def _failed(self, error: BaseException) -> None:
+        if self.disconnected or self.timed_out:
+            if not _is_consequence(error):
+                self._log(error)
+            return
+        self._log(error)
+        self._http.close_after = True
+        if self._phase == _COMPLETE:
+            return
+        if not self._http.response_started:
+            self.status = 500
+            self._transport.write(
+                self._http.send_response(
+                    500, [(b"content-type", b"text/plain; charset=utf-8")], _ERROR_BODY
+                )
+            )
+        self._phase = _COMPLETE
+        self._transport.response_complete()
+
+    def _log(self, error: BaseException) -> None:
+        what = f"{self.request.method} {self.request.target.decode('latin-1')!a}"
+        if isinstance(error, (AppError, LocalProtocolError)):
+            self._adapter.log.error("Invalid response to %s: %s", what, error)
+        else:
+            self._adapter.log.error("Error in the application for %s", what, exc_info=error)
+
+
+_ERROR_BODY = b"Internal Server Error\n"
+_WHEN = {
+    _EXPECT_START: "before http.response.start",
+    _EXPECT_BODY: "before the body",
+    _STREAMING: "in the middle of the body",
+    _TRAILERS: "where the trailers were due",
+    _COMPLETE: "after the response was complete",
+}
+
+
+def _is_consequence(error: BaseException | None) -> bool:
+    """Whether the error only says that the client is gone (frameworks wrap ours in their own)."""
+    seen = 0
+    while error is not None and seen < 20:
+        if isinstance(error, ClientDisconnected):
+            return True
+        error = error.__cause__ or error.__context__
+        seen += 1
+    return False

@@ -1,0 +1,378 @@
+"""A WSGI application behind an HTTP connection (PEP 3333).
+
+`WSGIAdapter` is made once a worker, `WSGIResponder` once a connection. `responder.run` calls the
+application and gives back what is still to be sent; only a response that is produced in pieces is
+sent from inside it. Nothing here knows a socket: the driver is a `Transport`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote_to_bytes
+
+from servo import __version__
+from servo.errors import ServoError
+from servo.http.errors import ClientDisconnected, LocalProtocolError, ProtocolError
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+
+    from servo._types import WSGIApp
+    from servo.http.events import Request
+    from servo.http.h1 import H1Connection
+
+    Environ = dict[str, Any]
+    ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
+
+
+class Transport(Protocol):
+    """What a responder needs of the connection's driver."""
+
+    def send_all(self, data: bytes) -> None:
+        """Send all of it, waiting for a slow client. Raises ClientDisconnected."""
+
+    def send_some(self, data: bytes) -> bytes | memoryview:
+        """Send what the socket takes at once; the rest is returned."""
+
+
+class FileRegion:
+    """A part of a file that the driver sends (by sendfile) after the head, and then closes.
+
+    `fd` is a descriptor of our own, so that the application may close its file at any time.
+    """
+
+    __slots__ = ("count", "fd", "head", "offset")
+
+    def __init__(self, head: bytes, fd: int, offset: int, count: int) -> None:
+        self.head = head
+        self.fd = fd
+        self.offset = offset
+        self.count = count
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self.fd)
+
+
+class FileWrapper:
+    """`wsgi.file_wrapper`: an iterator over a file, sent by sendfile where that is possible."""
+
+    def __init__(self, filelike: Any, block_size: int = 65536) -> None:
+        self.filelike = filelike
+        self.block_size = block_size
+        if hasattr(filelike, "close"):
+            self.close = filelike.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        data: bytes = self.filelike.read(self.block_size)
+        if not data:
+            raise StopIteration
+        return data
+
+
+class EmptyInput:
+    """`wsgi.input` of a request without a body. It has no state, so all requests share one."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Nothing."""
+        return b""
+
+    def readline(self, size: int = -1) -> bytes:
+        """Nothing."""
+        return b""
+
+    def readlines(self, hint: int = -1) -> list[bytes]:
+        """No lines."""
+        return []
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+_EMPTY_INPUT = EmptyInput()
+_KEYS_KEPT = 1024
+
+
+class WSGIAdapter:
+    """One application and the parts of its environ that never change.
+
+    header_map   what becomes of header names with underscores, which can't be told from dashes
+                 in an environ: "drop" them, "refuse" the request, or "dangerous" (keep them)
+    root_path    the mount point: becomes SCRIPT_NAME, and is cut from the front of PATH_INFO
+    """
+
+    def __init__(
+        self,
+        app: WSGIApp,
+        *,
+        log: logging.Logger,
+        multithread: bool,
+        multiprocess: bool,
+        root_path: str = "",
+        header_map: str = "drop",
+        sendfile: bool = True,
+    ) -> None:
+        self.app = app
+        self.log = log
+        self.sendfile = sendfile
+        self._root_path = root_path.rstrip("/")
+        self._header_map = header_map
+        # Header name (lower case) -> environ key; None: left out. Bounded: clients choose names.
+        self._keys: dict[bytes, str | None] = {
+            b"content-type": "CONTENT_TYPE",
+            b"content-length": "CONTENT_LENGTH",
+            # RFC 9112 section 7.1.3: decoding removes the coding and gives a length instead.
+            b"transfer-encoding": None,
+        }
+        self._base: Environ = {
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http",
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": multithread,
+            "wsgi.multiprocess": multiprocess,
+            "wsgi.run_once": False,
+            "wsgi.input_terminated": True,
+            "wsgi.file_wrapper": FileWrapper,
+            "SERVER_SOFTWARE": f"servo/{__version__}",
+            "SCRIPT_NAME": self._root_path,
+        }
+
+    def template(
+        self, server: tuple[str, int] | str, client: tuple[str, int] | None, scheme: str
+    ) -> Environ:
+        """The environ parts of one connection; copied for each of its requests.
+
+        `server` is (host, port) or the path of a Unix socket; `client` is None on one.
+        """
+        environ = self._base.copy()
+        environ["wsgi.url_scheme"] = scheme
+        if isinstance(server, str):
+            environ["SERVER_NAME"], environ["SERVER_PORT"] = server, ""
+        else:
+            environ["SERVER_NAME"], environ["SERVER_PORT"] = server[0], str(server[1])
+        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = (
+            (client[0], str(client[1])) if client else ("", "")
+        )
+        return environ
+
+    def environ(self, template: Environ, request: Request, body: Any, length: int) -> Environ:
+        """The environ of a request whose body (`length` bytes) is `body`, or None for none.
+
+        Raises ProtocolError for a name that `header_map` refuses.
+        """
+        environ = template.copy()
+        environ["REQUEST_METHOD"] = request.method
+        path = request.path
+        text = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
+        if self._root_path and (text + "/").startswith(self._root_path + "/"):
+            text = text[len(self._root_path) :]
+        environ["PATH_INFO"] = text
+        environ["QUERY_STRING"] = request.query.decode("latin-1")
+        environ["RAW_URI"] = environ["REQUEST_URI"] = request.target.decode("latin-1")
+        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == "1.1" else "HTTP/1.0"
+        environ["wsgi.input"] = _EMPTY_INPUT if body is None else body
+        keys = self._keys
+        for name, value in request.headers:
+            try:
+                key = keys[name]
+            except KeyError:
+                key = self._learn(name)
+            if key is None:
+                continue
+            if key in environ:
+                glue = "; " if key == "HTTP_COOKIE" else ","
+                environ[key] += glue + value.decode("latin-1")
+            else:
+                environ[key] = value.decode("latin-1")
+        if request.content_length is None and body is not None:
+            environ["CONTENT_LENGTH"] = str(length)
+        return environ
+
+    def _learn(self, name: bytes) -> str | None:
+        key: str | None = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
+        if b"_" in name and self._header_map != "dangerous":
+            if self._header_map == "refuse":
+                raise ProtocolError(400, "a header name has an underscore")
+            key = None
+        if len(self._keys) < _KEYS_KEPT:
+            self._keys[name] = key
+        return key
+
+
+class WSGIResponder:
+    """Calls the application for the requests of one connection, one after the other."""
+
+    __slots__ = (
+        "_adapter",
+        "_app",
+        "_http",
+        "_started",
+        "_transport",
+        "headers",
+        "start_response",
+        "status",
+    )
+
+    def __init__(self, adapter: WSGIAdapter, http: H1Connection, transport: Transport) -> None:
+        self._adapter = adapter
+        self._app = adapter.app
+        self._http = http
+        self._transport = transport
+        self._started = False
+        self.status: str | None = None
+        self.headers: list[tuple[str, str]] = []
+        # Bound once: a bound method a request would be an allocation a request.
+        self.start_response = self._start_response
+
+    def run(self, environ: Environ) -> bytes | memoryview | FileRegion:
+        """Call the application; returns what the driver has yet to send of the response.
+
+        An error of the application is logged with its traceback and answered with a 500 where
+        nothing was sent; otherwise the connection is marked to be closed, so that the client sees
+        that the response is not whole (RFC 9112 section 8).
+        """
+        self.status = None
+        self._started = False
+        result: Any = None
+        try:
+            result = self._app(environ, self.start_response)
+            kind = type(result)
+            if (kind is list or kind is tuple) and not self._started:
+                if self.status is None:
+                    raise AppError("the application returned without calling start_response")
+                body = result[0] if len(result) == 1 else b"".join(result)
+                if type(body) is not bytes:
+                    raise AppError(f"a response body is made of bytes, not {type(body).__name__}")
+                return self._http.send_response(self.status, self.headers, body)
+            try:
+                return self._stream(result)
+            finally:
+                close = getattr(result, "close", None)
+                if close is not None:
+                    close()
+        except ClientDisconnected:
+            self._http.close_after = True
+            return b""
+        except (Exception, SystemExit):
+            # SystemExit too: a worker is not the application's to end.
+            return self._failed(environ)
+
+    def _start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], None]:
+        if exc_info is not None:
+            try:
+                if self._started:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # a reference cycle with the traceback's frames (PEP 3333)
+        elif self.status is not None:
+            raise AppError("start_response was called twice without exc_info")
+        if type(status) is not str or len(status) < 3:
+            raise AppError(f"status is not a string like '200 OK': {status!r}")
+        self.status = status
+        self.headers = headers
+        return self._write
+
+    def _write(self, data: bytes) -> None:
+        """PEP 3333's imperative `write`."""
+        self._transport.send_all(self._frame(data))
+
+    def _frame(self, data: bytes) -> bytes:
+        if not isinstance(data, bytes):
+            raise AppError(f"a response body is made of bytes, not {type(data).__name__}")
+        if self._started:
+            return self._http.send_data(data)
+        if self.status is None:
+            raise AppError("the body begins before start_response was called")
+        head = self._http.start_response(self.status, self.headers)
+        self._started = True
+        return head + self._http.send_data(data)
+
+    def _stream(self, result: Iterable[bytes]) -> bytes | memoryview | FileRegion:
+        if type(result) is FileWrapper and not self._started:
+            region = self._file_region(result)
+            if region is not None:
+                return region
+        blocks = iter(result)
+        rest: bytes | memoryview = b""
+        for block in blocks:
+            if not block:
+                continue
+            if rest:
+                self._transport.send_all(bytes(rest))
+                rest = b""
+            framed = self._frame(block)
+            # What the socket takes goes out now: PEP 3333 forbids to hold a block back while the
+            # application makes the next. What it doesn't take may stay with the driver, if this
+            # was the last one; then a slow client costs no thread.
+            rest = self._transport.send_some(framed)
+            while len(rest) > _HELD_BACK:
+                part, rest = rest[:-_HELD_BACK], rest[-_HELD_BACK:]
+                self._transport.send_all(bytes(part))
+        if not self._started:
+            if self.status is None:
+                raise AppError("the application returned without calling start_response")
+            return self._http.send_response(self.status, self.headers, b"")
+        end = self._http.end_response()
+        return bytes(rest) + end if end and rest else (end or rest)
+
+    def _file_region(self, wrapper: FileWrapper) -> FileRegion | None:
+        """The file behind the wrapper, if the rest of it can be sent by sendfile."""
+        if not self._adapter.sendfile or self.status is None:
+            return None
+        try:
+            fd = wrapper.filelike.fileno()
+            offset = wrapper.filelike.tell()
+            facts = os.fstat(fd)
+        except (AttributeError, OSError, io.UnsupportedOperation):
+            return None
+        if not stat.S_ISREG(facts.st_mode) or offset > facts.st_size:
+            return None
+        count = facts.st_size - offset
+        headers = self.headers
+        declared = [value for name, value in headers if name.lower() == "content-length"]
+        if not declared:
+            headers = [*headers, ("Content-Length", str(count))]
+        elif len(declared) == 1 and declared[0].isdecimal():
+            count = min(count, int(declared[0]))
+        head = self._http.start_response(self.status, headers)
+        self._started = True
+        if not self._http.raw_body:
+            return FileRegion(head + self._http.end_response(), os.dup(fd), 0, 0)
+        self._http.account(count)
+        return FileRegion(head + self._http.end_response(), os.dup(fd), offset, count)
+
+    def _failed(self, environ: Environ) -> bytes:
+        error = sys.exc_info()[1]
+        what = f"{environ['REQUEST_METHOD']} {environ['RAW_URI']!a}"
+        if isinstance(error, (AppError, LocalProtocolError)):
+            self._adapter.log.error("Invalid response to %s: %s", what, error)
+        else:
+            self._adapter.log.error("Error in the application for %s", what, exc_info=error)
+        self._http.close_after = True
+        if self._http.response_started:
+            return b""
+        return self._http.send_response(
+            500, [("Content-Type", "text/plain; charset=utf-8")], b"Internal Server Error\n"
+        )
+
+
+# More than this of a finished block is not left with the driver while the application goes on.
+_HELD_BACK = 1 << 20
+
+
+class AppError(ServoError):
+    """The application broke PEP 3333."""

@@ -1,0 +1,142 @@
+"""A WSGI application in the `async` worker: an ASGI application that calls it in a thread.
+
+So a WSGI application can be served over what only the `async` worker speaks. The rules of PEP 3333
+stay where they are, in `wsgi`: this only stands in for the connection that they talk to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from tempfile import SpooledTemporaryFile
+from typing import TYPE_CHECKING, Any
+
+from servo.apps.wsgi import WSGIResponder
+from servo.http.events import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from servo._types import ASGIApp, Receive, Scope, Send
+    from servo.apps.wsgi import WSGIAdapter
+
+    ASGIApp  # what an instance is
+
+
+class WSGIInAsync:
+    """The ASGI face of a WSGI application.
+
+    threads    how many requests may run at a time
+    body_buffer_size, directory   where a request body waits: memory up to that size, then a file
+    """
+
+    def __init__(
+        self, adapter: WSGIAdapter, threads: int, body_buffer_size: int, directory: str | None
+    ) -> None:
+        self._adapter = adapter
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="servo")
+        self._body_buffer_size = body_buffer_size
+        self._directory = directory
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(
+            scope["method"],
+            scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b""),
+            scope["raw_path"],
+            scope["query_string"],
+            scope["http_version"],
+            scope["headers"],
+            True,
+        )
+        with SpooledTemporaryFile(max_size=self._body_buffer_size, dir=self._directory) as body:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return
+                body.write(message["body"])
+                if not message["more_body"]:
+                    break
+            length = body.tell()
+            body.seek(0)
+            server = scope["server"] or ("", 0)
+            template = self._adapter.template(
+                server[0] if server[1] is None else server, scope["client"], scope["scheme"]
+            )
+            environ = self._adapter.environ(template, request, body if length else None, length)
+            loop = asyncio.get_running_loop()
+            bridge = _Bridge(loop, send)
+            responder = WSGIResponder(self._adapter, bridge, bridge)  # type: ignore[arg-type]
+            await loop.run_in_executor(self._pool, responder.run, environ)
+            for message in bridge.whole:
+                await send(message)
+            if bridge.close_after and not bridge.complete:
+                raise ResponseCut("the WSGI application failed in the middle of its response")
+
+
+class ResponseCut(Exception):  # noqa: N818  it says what happened
+    """Ends the ASGI call, so that the connection is closed before its response looks whole."""
+
+
+class _Bridge:
+    """What a WSGIResponder sees as its connection and its transport, in a thread.
+
+    A part of a response waits until the event loop has taken it: that is the back-pressure. A whole
+    response is left in `whole`, and costs no trip from the thread to the loop.
+    """
+
+    raw_body = False
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, send: Send) -> None:
+        self._loop = loop
+        self._send = send
+        self.response_started = False
+        self.complete = False
+        self.close_after = False
+        self.whole: tuple[dict[str, Any], ...] = ()
+
+    def send_response(
+        self, status: int | str, headers: Sequence[tuple[str, str]], body: bytes
+    ) -> bytes:
+        """The whole response."""
+        self.whole = (
+            _start(status, headers),
+            {"type": "http.response.body", "body": body, "more_body": False},
+        )
+        self.response_started = self.complete = True
+        return b""
+
+    def start_response(self, status: int | str, headers: Sequence[tuple[str, str]]) -> bytes:
+        """The head alone."""
+        self._post(_start(status, headers))
+        self.response_started = True
+        return b""
+
+    def send_data(self, data: bytes) -> bytes:
+        """A part of the body."""
+        self._post({"type": "http.response.body", "body": data, "more_body": True})
+        return b""
+
+    def end_response(self) -> bytes:
+        """The end of the body."""
+        self._post({"type": "http.response.body", "body": b"", "more_body": False})
+        self.complete = True
+        return b""
+
+    def send_all(self, data: bytes) -> None:
+        """Nothing is left to send: `send_data` has waited for it."""
+
+    def send_some(self, data: bytes) -> bytes:
+        """As `send_all`."""
+        return b""
+
+    def _post(self, message: dict[str, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(self._deliver(message), self._loop).result()
+
+    async def _deliver(self, message: dict[str, Any]) -> None:
+        await self._send(message)
+
+
+def _start(status: int | str, headers: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    code = status if isinstance(status, int) else int(status[:3])
+    encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    return {"type": "http.response.start", "status": code, "headers": encoded}

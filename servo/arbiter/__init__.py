@@ -1,0 +1,1 @@
+"""The arbiter: binds, forks, watches, replaces. Decisions in `supervisor`, deeds in `loop`."""

@@ -1,0 +1,261 @@
+"""What the supervisor is told (events) and what it answers (actions).
+
+Times are seconds of one monotonic clock; the supervisor only ever sees them as arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from servo.arbiter.policy import Policy
+    from servo.ipc.messages import Message
+
+# --- events -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The sockets are bound; the first generation may be forked."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalReceived:
+    """The arbiter got a signal; `name` as in "SIGTERM"."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A `Fork` was performed."""
+
+    serial: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForkFailed:
+    """A `Fork` could not be performed (no memory, no process, no scoreboard row)."""
+
+    serial: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChildExited:
+    """A child was reaped; every message that it had sent came before this.
+
+    code           its exit code; for a death by a signal, the signal's negative number
+    signal         that signal's name, else ""
+    out_of_memory  the kernel's counters say that it killed for memory
+    """
+
+    pid: int
+    code: int
+    signal: str = ""
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    """A worker said something."""
+
+    serial: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelLost:
+    """A worker's channel is closed or broken; messages no longer reach it."""
+
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed.
+
+    beats   serial -> the moment of its last heartbeat
+    oldest  serial -> the start of its oldest request in flight; absent when there is none
+    """
+
+    beats: Mapping[int, float] = field(default_factory=dict)
+    oldest: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChecked:
+    """The throw-away child has read the configuration. `error` is None when it is good."""
+
+    generation: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigLoaded:
+    """The arbiter has the new settings, and listeners for them."""
+
+    generation: int
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFailed:
+    """The configuration was good in the child but can't be taken up (a port is taken, …)."""
+
+    generation: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileChanged:
+    """The watcher saw source files change."""
+
+    paths: tuple[str, ...]
+
+
+Event = (
+    Started
+    | SignalReceived
+    | Forked
+    | ForkFailed
+    | ChildExited
+    | MessageReceived
+    | ChannelLost
+    | Tick
+    | ConfigChecked
+    | ConfigLoaded
+    | ConfigFailed
+    | FileChanged
+)
+
+# --- actions ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Fork a worker; answer with `Forked` or `ForkFailed`."""
+
+    serial: int
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendMessage:
+    """Put a message on a worker's channel."""
+
+    serial: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class KillWorker:
+    """Send a signal ("SIGKILL") to a worker."""
+
+    serial: int
+    signal: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A worker was reaped: run `child_exit`, close its channel, free its row."""
+
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckConfig:
+    """Read the configuration in a throw-away child; answer with `ConfigChecked`."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelCheck:
+    """Kill the throw-away child of `CheckConfig`; no answer is wanted any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadConfig:
+    """Read the configuration in the arbiter; answer with `ConfigLoaded` or `ConfigFailed`."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptGeneration:
+    """This generation's settings are the server's settings from now on."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropGeneration:
+    """No worker of this generation is left or will come: free what only it used."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSlot:
+    """Close the arbiter's copies of a slot's own listeners (reuse_port): the slot is given up."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseListeners:
+    """Close the arbiter's copies of all listeners: the stop has begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReopenLogFiles:
+    """Reopen the arbiter's own log files."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCountChanged:
+    """The number of workers asked for is another one (the `nworkers_changed` hook)."""
+
+    new: int
+    old: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """One entry of the error log. `level` is a name of `logging`'s, in lower case."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """No child is left: end the arbiter with this code."""
+
+    code: int
+
+
+Action = (
+    Fork
+    | SendMessage
+    | KillWorker
+    | Release
+    | CheckConfig
+    | CancelCheck
+    | LoadConfig
+    | AdoptGeneration
+    | DropGeneration
+    | CloseSlot
+    | CloseListeners
+    | ReopenLogFiles
+    | WorkerCountChanged
+    | Log
+    | Exit
+)

@@ -1,0 +1,402 @@
+"""The arbiter process: gathers events, asks the supervisor, performs what it says.
+
+It never blocks but in one `epoll` call, runs no application code and starts no thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import time
+import traceback
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from servo import __version__
+from servo.arbiter import events as ev
+from servo.arbiter import process
+from servo.arbiter.check import ConfigCheck, configuration_error
+from servo.arbiter.children import Children
+from servo.arbiter.facade import ServerFacade
+from servo.arbiter.pidfile import PidFile
+from servo.arbiter.policy import TICK_S, Policy
+from servo.arbiter.signals import SignalInbox, at_foreground_of_terminal
+from servo.arbiter.sockets import Sockets
+from servo.arbiter.supervisor import Supervisor
+from servo.arbiter.watch import Watcher
+from servo.errors import ConfigError, ServoError
+from servo.observe import log as log_module
+from servo.observe.scoreboard import Scoreboard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from servo.arbiter.events import Action, Event
+    from servo.settings.sources import Settings
+
+log = logging.getLogger("servo.error")
+
+
+class Arbiter:
+    """Runs the server for these settings.
+
+    settings         the ones to start with
+    reload_settings  reads them anew, for a reload; raises ConfigError
+    """
+
+    supervisor: Supervisor
+    sockets: Sockets
+    children: Children
+    scoreboard: Scoreboard
+
+    def __init__(self, settings: Settings, reload_settings: Callable[[], Settings]) -> None:
+        self.settings = settings
+        self._reload_settings = reload_settings
+        self._generations: dict[int, Settings] = {1: settings}
+        self._inbox: deque[Event] = deque()
+        self._exit_code: int | None = None
+        self._check: ConfigCheck | None = None
+        self._watcher: Watcher | None = None
+        self._pidfile = PidFile(settings.pidfile) if settings.pidfile else None
+        self._facade = ServerFacade(self)
+
+    def run(self) -> int:
+        """Serve until asked to stop; the exit code.
+
+        Raises ServoError when the server can't start: a port is taken, the pidfile is held, …
+        """
+        try:
+            self._open()
+            self._serve()
+        except ServoError:
+            self._close()
+            raise
+        except Exception:
+            # The terminal may be gone. The workers notice that the arbiter is, finish, and exit.
+            log.critical("The arbiter ends by an error of its own", exc_info=True)
+            self._close()
+            raise
+        self._close()
+        assert self._exit_code is not None
+        return self._exit_code
+
+    # --- start and end ----------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """All that may fail, while the terminal is there to tell it to."""
+        settings = self.settings
+        self._apply_environment(settings)
+        log_module.setup_logging(settings)
+        self._hand_over_logs(settings)
+        if settings.hooks.on_starting is not None:
+            try:
+                settings.hooks.on_starting(self._facade)
+            except Exception as error:
+                text = traceback.format_exc()
+                raise ConfigError(f"the on_starting hook failed: {error}\n{text}") from error
+        if self._pidfile is not None:
+            self._pidfile.acquire()
+        self.sockets = Sockets(settings)
+        if settings.daemon:
+            process.daemonize()
+            self.sockets.take_ownership()
+            self._facade.pid = os.getpid()
+        if self._pidfile is not None:
+            self._pidfile.write()
+        needed = 2 * settings.worker_count + settings.reload_batch
+        capacity = max(settings.scoreboard_size, needed)
+        self.scoreboard = Scoreboard(capacity, settings.worker_tmp_dir)
+        self.supervisor = Supervisor(policy_of(settings, capacity))
+        self._oom = process.OutOfMemoryCounter()
+        self._epoll = select.epoll()
+        self._signals = SignalInbox()
+        self.children = Children(
+            self.scoreboard, self._epoll, self._inbox.append, self._close_inherited
+        )
+        self._signals.install()
+        self._epoll.register(self._signals.fileno(), select.EPOLLIN)
+
+    def _close(self) -> None:
+        """Undo `_open`, as far as it got."""
+        if hasattr(self, "_signals"):
+            self._run_hook("on_exit", self._facade)
+            self._end_check()
+            self._end_watcher()
+            self.children.close()
+            self._epoll.close()
+            self._signals.close()
+        if hasattr(self, "scoreboard"):
+            self.scoreboard.close()
+        if hasattr(self, "sockets"):
+            self.sockets.close()
+        if self._pidfile is not None:
+            self._pidfile.release()
+
+    def _close_inherited(self) -> None:
+        """In a forked child: close what is the arbiter's alone."""
+        self._epoll.close()
+        self._signals.close_in_child()
+        self.children.close_in_child()
+        if self._check is not None:
+            self._check.close()
+        if self._watcher is not None:
+            self._watcher.close_in_child()
+        if self._pidfile is not None:
+            self._pidfile.close_in_child()
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        settings = self.settings
+        process.set_title(f"servo: arbiter [{settings.proc_name or settings.app}]")
+        log.info("Servo %s starts, its arbiter has pid %d", __version__, os.getpid())
+        self._tell_notes(settings)
+        for listener in self.sockets.listeners:
+            log.info("Listening on %s", listener.name)
+        if settings.reload:
+            self._watcher = Watcher(settings, self._close_inherited)
+            self._epoll.register(self._watcher.fileno(), select.EPOLLIN)
+        self._run_hook("when_ready", self._facade)
+        self._inbox.append(ev.Started())
+        next_tick = time.monotonic() + TICK_S
+        while True:
+            self._empty_inbox()
+            if self._exit_code is not None:
+                return
+            due = min(next_tick, self.supervisor.wake_at())
+            for fd, mask in self._epoll.poll(max(0.0, due - time.monotonic())):
+                self._on_descriptor(fd, mask)
+            if time.monotonic() >= due:
+                next_tick = time.monotonic() + TICK_S
+                self._reap()
+                self._inbox.append(ev.Tick(*self.children.heartbeats()))
+
+    def _empty_inbox(self) -> None:
+        while self._inbox and self._exit_code is None:
+            for action in self.supervisor.handle(self._inbox.popleft(), time.monotonic()):
+                _PERFORM[type(action)](self, action)
+
+    def _on_descriptor(self, fd: int, mask: int) -> None:
+        if fd == self._signals.fileno():
+            for name in self._signals.read():
+                self._on_signal(name)
+        elif self._check is not None and fd == self._check.fileno():
+            if not self._check.read():
+                self._epoll.unregister(fd)  # its end is told by waitpid
+        elif self._watcher is not None and fd == self._watcher.fileno():
+            self._on_watcher(self._watcher)
+        else:
+            self.children.on_channel(fd, mask)
+
+    def _on_signal(self, name: str) -> None:
+        if name == "SIGCHLD":
+            self._reap()
+        elif name == "SIGWINCH" and at_foreground_of_terminal():
+            log.debug("SIGWINCH ignored: it tells of a resized terminal, not of an operator")
+        else:
+            self._inbox.append(ev.SignalReceived(name))
+
+    def _reap(self) -> None:
+        """Wait for every dead child, strangers (as PID 1) included."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            if self._check is not None and pid == self._check.pid:
+                self._on_checked(self._check, code)
+            elif self._watcher is not None and pid == self._watcher.pid:
+                self._watcher.pid = 0
+                self._end_watcher()
+                log.warning("The watcher of source files has ended; changes go unnoticed now")
+            elif not self.children.read_last_words(pid):
+                log.debug("Reaped process %d, which is no worker", pid)
+            else:
+                name = process.signal_name(-code) if code < 0 else ""
+                out_of_memory = code == -signal.SIGKILL and self._oom.took_one()
+                self._inbox.append(ev.ChildExited(pid, code, name, out_of_memory))
+
+    # --- configuration ----------------------------------------------------------------------------
+
+    def _check_config(self, action: ev.CheckConfig) -> None:
+        try:
+            check = ConfigCheck(action.generation, self._reload_settings, self._close_inherited)
+        except OSError as error:
+            self._inbox.append(ev.ConfigChecked(action.generation, f"can't fork: {error}"))
+            return
+        self._check = check
+        self._epoll.register(check.fileno(), select.EPOLLIN)
+
+    def _on_checked(self, check: ConfigCheck, code: int) -> None:
+        self._inbox.append(ev.ConfigChecked(check.generation, check.result(code)))
+        check.close()  # which also takes it out of the epoll
+        self._check = None
+
+    def _cancel_check(self, _action: ev.CancelCheck) -> None:
+        self._end_check()
+
+    def _end_check(self) -> None:
+        if self._check is not None:
+            self._check.cancel()
+            self._check.close()
+            self._check = None
+
+    def _load_config(self, action: ev.LoadConfig) -> None:
+        generation = action.generation
+        loaded: list[Settings] = []
+
+        def load() -> None:
+            loaded.append(self._reload_settings())
+            log_module.setup_logging(loaded[0])
+
+        error = configuration_error(load)
+        if error is not None:
+            self._apply_logging()
+            self._inbox.append(ev.ConfigFailed(generation, error))
+            return
+        (settings,) = loaded
+        self._tell_notes(settings)
+        for name in self.settings.needs_restart(settings):
+            log.warning("%s has changed: that takes a restart, not a reload", name)
+        self._apply_environment(settings)
+        self._hand_over_logs(settings)
+        self._generations[generation] = settings
+        self._run_hook("on_reload", self._facade, settings=settings)
+        policy = policy_of(settings, self.scoreboard.capacity)
+        self._inbox.append(ev.ConfigLoaded(generation, policy))
+
+    def _adopt(self, action: ev.AdoptGeneration) -> None:
+        self.settings = self._generations[action.generation]
+
+    def _drop(self, action: ev.DropGeneration) -> None:
+        self._generations.pop(action.generation, None)
+        # The logs follow the newest settings that were read; a roll-back returns them.
+        self._apply_logging()
+
+    def _apply_logging(self) -> None:
+        try:
+            log_module.setup_logging(self.settings)
+        except ServoError as error:
+            log.error("The log can't be set up: %s", error)
+
+    def _tell_notes(self, settings: Settings) -> None:
+        for level, text in settings.notes:
+            log.log(log_module.LEVELS[level], "%s", text)
+
+    def _apply_environment(self, settings: Settings) -> None:
+        os.environ.update(settings.env)
+        if settings.source("umask") != "default":
+            os.umask(settings.umask)
+
+    def _hand_over_logs(self, settings: Settings) -> None:
+        if os.geteuid() == 0 and (settings.user is not None or settings.group is not None):
+            log_module.chown_logs(settings.user, settings.group)
+
+    # --- actions ----------------------------------------------------------------------------------
+
+    def _fork(self, action: ev.Fork) -> None:
+        settings = self._generations[action.generation]
+        child = self.children.prepare(action, settings)
+        self._run_hook("pre_fork", self._facade, child.facade, settings=settings)
+        try:
+            listeners = self.sockets.for_slot(action.slot)
+            pid = self.children.fork(
+                child, listeners, self.sockets.others(action.slot), self._facade
+            )
+        except (OSError, ServoError) as error:
+            self._inbox.appendleft(ev.ForkFailed(action.serial, str(error)))
+        else:
+            self._inbox.appendleft(ev.Forked(action.serial, pid))
+
+    def _send(self, action: ev.SendMessage) -> None:
+        self.children.send(action.serial, action.message)
+
+    def _kill(self, action: ev.KillWorker) -> None:
+        self.children.kill(action.serial, action.signal)
+
+    def _release(self, action: ev.Release) -> None:
+        facade = self.children.release(action.serial)
+        if facade is not None:
+            self._run_hook("child_exit", self._facade, facade)
+
+    def _close_slot(self, action: ev.CloseSlot) -> None:
+        self.sockets.close_slot(action.slot)
+
+    def _close_listeners(self, _action: ev.CloseListeners) -> None:
+        self._end_watcher()
+        self.sockets.close()
+
+    def _reopen_logs(self, _action: ev.ReopenLogFiles) -> None:
+        log_module.reopen_logs()
+
+    def _count_changed(self, action: ev.WorkerCountChanged) -> None:
+        self._run_hook("nworkers_changed", self._facade, action.new, action.old)
+
+    def _log(self, action: ev.Log) -> None:
+        log.log(log_module.LEVELS[action.level], "%s", action.text)
+
+    def _exit(self, action: ev.Exit) -> None:
+        self._exit_code = action.code
+
+    # --- the rest ---------------------------------------------------------------------------------
+
+    def _run_hook(self, name: str, *args: Any, settings: Settings | None = None) -> None:
+        hook = getattr((settings or self.settings).hooks, name)
+        if hook is None:
+            return
+        try:
+            hook(*args)
+        except Exception:
+            log.exception("The %s hook failed", name)
+
+    def _on_watcher(self, watcher: Watcher) -> None:
+        changes = watcher.read()
+        if changes is None:
+            self._epoll.unregister(watcher.fileno())  # its end is told by waitpid
+            return
+        self._inbox.extend(ev.FileChanged(paths) for paths in changes)
+
+    def _end_watcher(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
+
+
+def policy_of(settings: Settings, capacity: int) -> Policy:
+    """The part of the settings that supervision goes by."""
+    return Policy(
+        workers=settings.worker_count,
+        timeout_s=settings.timeout,
+        boot_timeout_s=settings.boot_timeout,
+        graceful_timeout_s=settings.graceful_timeout,
+        max_lifetime_s=settings.max_lifetime,
+        request_timeout_s=settings.request_timeout,
+        reload_batch=settings.reload_batch,
+        capacity=capacity,
+        wait_for_change=settings.reload,
+        own_queues=settings.reuse_port,
+    )
+
+
+_PERFORM: dict[type[Action], Callable[[Arbiter, Any], None]] = {
+    ev.Fork: Arbiter._fork,
+    ev.SendMessage: Arbiter._send,
+    ev.KillWorker: Arbiter._kill,
+    ev.Release: Arbiter._release,
+    ev.CheckConfig: Arbiter._check_config,
+    ev.CancelCheck: Arbiter._cancel_check,
+    ev.LoadConfig: Arbiter._load_config,
+    ev.AdoptGeneration: Arbiter._adopt,
+    ev.DropGeneration: Arbiter._drop,
+    ev.CloseSlot: Arbiter._close_slot,
+    ev.CloseListeners: Arbiter._close_listeners,
+    ev.ReopenLogFiles: Arbiter._reopen_logs,
+    ev.WorkerCountChanged: Arbiter._count_changed,
+    ev.Log: Arbiter._log,
+    ev.Exit: Arbiter._exit,
+}

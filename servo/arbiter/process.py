@@ -1,0 +1,92 @@
+"""The arbiter as a process of its system: detached, named, and told when memory ran out."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+from pathlib import Path
+
+
+def daemonize() -> None:
+    """Detach from the terminal: a new session, no way back to a terminal, stdio on /dev/null.
+
+    The caller's process ends here, with exit code 0; its grandchild returns.
+    """
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    # A session leader could still get a controlling terminal by opening one.
+    if os.fork():
+        os._exit(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
+
+
+def set_title(title: str) -> None:
+    """Name the process for `ps`, if setproctitle is installed."""
+    if importlib.util.find_spec("setproctitle") is not None:
+        import setproctitle
+
+        setproctitle.setproctitle(title)
+
+
+def signal_name(number: int) -> str:
+    """SIGSEGV for 11, and so on."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+class OutOfMemoryCounter:
+    """How many processes of our own cgroup the kernel has killed for lack of memory.
+
+    The counter tells a SIGKILL of the kernel's from a person's. Outside of a cgroup with a memory
+    controller it never counts, and nothing is claimed then.
+    """
+
+    def __init__(self, root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> None:
+        self._files = _counter_files(Path(root), Path(own))
+        self._seen = self._read()
+
+    def took_one(self) -> bool:
+        """Whether the kernel has killed one more than was accounted for; accounts for it."""
+        if self._read() > self._seen:
+            self._seen += 1
+            return True
+        return False
+
+    def _read(self) -> int:
+        for file in self._files:
+            try:
+                lines = file.read_text().splitlines()
+            except OSError:
+                continue
+            for line in lines:
+                name, _, value = line.partition(" ")
+                if name == "oom_kill" and value.isdecimal():
+                    return int(value)
+        return 0
+
+
+def _counter_files(root: Path, own: Path) -> list[Path]:
+    """Where the counter may be: cgroup v2's memory.events, v1's memory.oom_control."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return []
+    files = []
+    for line in lines:
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        relative = path.lstrip("/")
+        # In a container the path may be the host's, while our cgroup is mounted as the root.
+        if not controllers:
+            files += [root / relative / "memory.events", root / "memory.events"]
+        elif "memory" in controllers.split(","):
+            base = root / "memory"
+            files += [base / relative / "memory.oom_control", base / "memory.oom_control"]
+    return files

@@ -1,0 +1,1 @@
+"""The commands. Only here do errors become messages and exit codes."""

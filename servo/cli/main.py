@@ -1,0 +1,143 @@
+"""The `servo` command: read the settings, then look at them or run the arbiter."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from servo import __version__
+from servo.cli import render
+from servo.errors import AppImportError, ConfigError, ServoError, UsageError
+from servo.settings.flags import flag_parameters, parse_flags
+from servo.settings.sources import Settings, drop_config_modules, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: what a ServoError says, else the arbiter's.
+
+    arguments   without the program's name; sys.argv's by default
+    """
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except click.exceptions.Exit as exit_:  # --help and --version
+        return exit_.exit_code
+    except AppImportError as error:
+        render.fail(str(error), error.details)
+        return error.exit_code
+    except UsageError as error:
+        render.fail(f"{error}\nTry 'servo --help'.")
+        return error.exit_code
+    except ServoError as error:
+        render.fail(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`servo --help | head`). Python would complain
+        # once more while it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    flags = parse_flags(arguments, command())
+    try:
+        start = Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the current directory no longer exists") from error
+    settings, reload_settings = _remember(flags, dict(os.environ), start)
+    if settings.print_config:
+        click.echo(render.config_table(settings))
+    if settings.check_config:
+        _check(settings)
+        click.echo("configuration OK")
+    if settings.print_config or settings.check_config:
+        return 0
+    _require_app(settings)
+    # Imported late: --help and --check-config need none of it.
+    from servo.arbiter.loop import Arbiter
+
+    return Arbiter(settings, reload_settings).run()
+
+
+def _remember(
+    flags: Mapping[str, Any], environ: Mapping[str, str], start: Path
+) -> tuple[Settings, Callable[[], Settings]]:
+    """The settings, and a function that reads every source again as it was given at start."""
+    current = load_settings(flags, environ, start)
+
+    def reload_settings() -> Settings:
+        nonlocal current
+        drop_config_modules(current)  # or the file would get what it imported last time
+        settings = load_settings(flags, environ, start)
+        _require_app(settings)
+        current = settings
+        return settings
+
+    return current, reload_settings
+
+
+def _require_app(settings: Settings) -> None:
+    if settings.app is None:
+        from servo.apps.loader import FORMS
+
+        raise UsageError(f"which app? Name one: servo APP, where APP is {FORMS}")
+
+
+def _check(settings: Settings) -> None:
+    """Do what a start would do short of binding and forking. Raises what it would raise."""
+    from servo.apps.loader import load_app, prepare_import_path
+    from servo.workers.registry import worker_class
+
+    _require_app(settings)
+    for level, text in settings.notes:
+        if level != "info":
+            click.echo(f"servo: {level}: {text}", err=True)
+    _check_addresses(settings)
+    os.chdir(settings.chdir)
+    os.environ.update(settings.env)
+    drop_config_modules(settings)
+    prepare_import_path(settings)
+    app = load_app(settings.app, settings.interface)
+    worker_class(settings.worker_class_for(app.interface))
+
+
+def _check_addresses(settings: Settings) -> None:
+    from servo.net.address import parse_address
+
+    try:
+        for address in settings.bind:
+            parse_address(address)
+    except ServoError as error:
+        raise ConfigError(f"{error} ({settings.source('bind')})") from error
+
+
+def command() -> click.Command:
+    """The command as click knows it. It parses and helps; `main` does the work."""
+    return render.GroupedCommand(
+        "servo",
+        params=[
+            *flag_parameters(),
+            click.Option(
+                ["-v", "--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_show_version,
+            ),
+        ],
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+
+
+def _show_version(context: click.Context, _parameter: click.Parameter, value: bool | None) -> None:
+    if value:
+        python = f"{platform.python_implementation()} {platform.python_version()}"
+        click.echo(f"servo {__version__} ({python})")
+        context.exit()

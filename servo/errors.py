@@ -1,0 +1,47 @@
+"""Every error that Servo raises on purpose, and the exit code that each ends the command with.
+
+Library code raises these; only `servo.cli` turns them into a message and an exit status.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServoError(Exception):
+    """The root of the tree. `str(error)` is a message that an operator can act on."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(ServoError):
+    """A setting, or the file or variable it came from, is wrong."""
+
+
+class UsageError(ConfigError):
+    """The command line is wrong."""
+
+    exit_code = 2
+
+
+class BindError(ServoError):
+    """An address can't be bound, or an inherited socket can't be used."""
+
+
+class BootError(ServoError):
+    """No worker of the first generation could boot."""
+
+    exit_code = 3
+
+
+class AppImportError(BootError):
+    """The application can't be imported, found or called.
+
+    `details` is the traceback as text, without Servo's own frames; empty where there is none.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details

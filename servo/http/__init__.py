@@ -1,0 +1,1 @@
+"""HTTP without I/O: bytes to events and back. Nothing here opens a socket or reads a clock."""

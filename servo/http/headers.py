@@ -1,0 +1,398 @@
+"""What a request head must obey, whatever parsed it: RFC 9110, RFC 9112.
+
+The parsers behind `h1` split field lines and refuse what is malformed in them. Everything that
+decides what a message means is here, once: the request line, the forms of a target, Host, framing,
+the connection's persistence, and what a trailer may hold. A rule that is broken raises
+`ProtocolError` with the status it is answered with.
+
+A head is bytes up to and including the empty line. It never starts with an empty line.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv6Address
+from typing import TYPE_CHECKING
+
+from servo.http.errors import ProtocolError
+from servo.http.events import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from servo.http.events import Headers
+    from servo.http.limits import Limits
+
+    _RequestLine = tuple[str, bytes, bytes, bytes, str, bytes | None]
+
+# The methods that every parser knows; their names as the str that apps see.
+METHODS = {
+    name.encode(): name
+    for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT")
+}
+
+# RFC 3986 allows fewer. Browsers send the brackets, "|", "^", "`", "{", "}" and "\" unescaped in
+# queries, so they pass; a quote, "<", ">" or "#" comes from no client that can be trusted to agree
+# with a proxy about where the target ends.
+_TARGET_CHARS = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>')
+
+_TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
+_TOKEN_ONLY = re.compile(_TOKEN)
+_VERSION_LINE = re.compile(rb"HTTP/[0-9]\.[0-9]\r\n")
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(?:\?(.*))?")
+_HOST = re.compile(rb"(?:[-A-Za-z0-9._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+(?::([0-9]{0,5}))?")
+_IP_LITERAL = re.compile(rb"\[([0-9A-Fa-f:.]{2,45})\](?::([0-9]{0,5}))?")
+_FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):([\t -~\x80-\xff]*)")
+# Optional white space after a value (RFC 9112 section 5). It must follow something on its line:
+# a line of white space alone is a fold, and must not become the empty line that ends the head.
+_TRAILING_SPACE = re.compile(rb"(?<=[^\r\n \t])[ \t]+\r\n")
+STRAY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
+
+# More digits than any length in use has; llhttp stops at 2**64.
+_LENGTH_DIGITS = 19
+
+# Fields that a message has once at most: a second one means two readers disagree about the first.
+_ONCE = frozenset((b"host", b"content-length", b"content-type"))
+# List-valued fields whose repeats are one list (RFC 9110 section 5.3), and that are read below.
+_LISTS = frozenset((b"connection", b"transfer-encoding", b"expect", b"upgrade"))
+
+# RFC 9110 section 6.5.1: a trailer can't frame or route the message it ends.
+_TRAILERS_REFUSED = frozenset(
+    (b"transfer-encoding", b"content-length", b"host", b"connection", b"upgrade", b"expect")
+)
+# Nor can it identify its sender: an app or a proxy in front has decided that from the head.
+_TRAILERS_DROPPED = re.compile(
+    rb"te|trailer|keep-alive|max-forwards|authorization|cookie2?|set-cookie|content-encoding"
+    rb"|content-range|forwarded|x-forwarded-.*|x-real-ip|proxy-.*"
+)
+
+# Hosts that were found valid, so that a client's next request costs one look-up.
+_VALID_HOSTS: set[bytes] = set()
+_VALID_HOSTS_BOUND = 1024
+
+
+def read_request(head: bytes, parse_fields: Callable[[bytes], Headers]) -> Request:
+    """Turn a whole head into a `Request`, or refuse it.
+
+    parse_fields takes the head (with a method that every parser knows) and returns its fields,
+    names in lower case; it raises `ProtocolError` for what it can't parse. In the request
+    returned, `more_body` says whether a body is to be read: of `content_length` bytes, or chunked
+    where that is None.
+    """
+    line = read_request_line(head)
+    # Tabs are rare enough to take the long way; one pass of memchr finds them.
+    if 9 in head or head.find(b" \r\n") >= 0:
+        head = _TRAILING_SPACE.sub(b"\r\n", head)
+    if line[0] not in _KNOWN_METHODS:
+        # llhttp has a fixed list of methods. The stand-in changes nothing about the fields.
+        head = b"POST" + head[len(line[0]) :]
+    try:
+        headers = parse_fields(head)
+    except ProtocolError:
+        # Parsers differ in what they notice first. The rules say which error this is, if they know.
+        _judge(line, split_fields(head))
+        raise
+    return _judge(line, headers)
+
+
+def read_request_line(head: bytes) -> _RequestLine:
+    """Method, target, path, query, version ("1.1" or "1.0"), the authority of an absolute target.
+
+    head  bytes that start with a whole request line; what follows it does not matter
+    """
+    try:
+        method, target, rest = head.split(b" ", 2)
+    except ValueError:
+        raise ProtocolError(400, "malformed request line") from None
+    if rest.startswith(b"HTTP/1.1\r\n"):
+        version = "1.1"
+    elif rest.startswith(b"HTTP/1.0\r\n"):
+        version = "1.0"
+    elif _VERSION_LINE.match(rest):
+        raise ProtocolError(505, "unsupported HTTP version")
+    else:
+        raise ProtocolError(400, "malformed request line")
+    name = METHODS.get(method) or _unusual_method(method)
+    if target.translate(None, _TARGET_CHARS):
+        raise ProtocolError(400, "invalid character in the request target")
+    if target.startswith(b"/") and name != "CONNECT":
+        path, _, query = target.partition(b"?")
+        return name, target, path, query, version, None
+    path, query, authority = _unusual_target(name, target)
+    return name, target, path, query, version, authority
+
+
+def _judge(line: _RequestLine, headers: Headers) -> Request:
+    """The request that these parts make. One dict of them answers nearly every question."""
+    method, target, path, query, version, authority = line
+    named = dict(headers)
+    if len(named) != len(headers):
+        _check_repeats(headers, named)
+    host = named.get(b"host")
+    if host is None:
+        if version == "1.1":
+            raise ProtocolError(400, "missing Host")
+    elif host not in _VALID_HOSTS:
+        check_host(host)
+    if authority is not None and authority != host:
+        _override_host(headers, named, authority)
+
+    length = None
+    has_body = False
+    if b"content-length" in named:
+        if b"transfer-encoding" in named:
+            raise ProtocolError(400, "both Content-Length and Transfer-Encoding")
+        length = _content_length(named[b"content-length"])
+        has_body = length != 0
+    elif b"transfer-encoding" in named:
+        _check_transfer_encoding(named[b"transfer-encoding"], version)
+        has_body = True
+
+    expects = False
+    if b"expect" in named and version == "1.1":
+        if named[b"expect"].lower() != b"100-continue":
+            raise ProtocolError(417, "unknown expectation")
+        expects = has_body
+
+    upgrade = None
+    connection = named.get(b"connection")
+    if connection is None:
+        keep_alive = version == "1.1"
+    elif connection == b"keep-alive":
+        keep_alive = True
+    else:
+        options = tokens(connection)
+        keep_alive = b"close" not in options and (version == "1.1" or b"keep-alive" in options)
+        if (
+            b"upgrade" in options
+            and method == "GET"
+            and version == "1.1"
+            and not has_body
+            and b"websocket" in tokens(named.get(b"upgrade", b""))
+        ):
+            upgrade = b"websocket"
+    return Request(
+        method,
+        target,
+        path,
+        query,
+        version,
+        headers,
+        keep_alive,
+        expects,
+        upgrade,
+        length,
+        b"",
+        has_body,
+        (),
+        named,
+    )
+
+
+def tokens(value: bytes) -> list[bytes]:
+    """The members of a comma-separated list, in lower case, without white space."""
+    return [member.strip(b" \t") for member in value.lower().split(b",")]
+
+
+def check_host(host: bytes) -> None:
+    """Refuse a Host that is no `uri-host [":" port]` (RFC 9110 section 7.2). Empty is allowed.
+
+    A comma is refused although RFC 3986 would let it pass in a name: it is how an intermediary
+    joins two Host fields.
+    """
+    if host:
+        match = _HOST.fullmatch(host)
+        if match is None:
+            match = _IP_LITERAL.fullmatch(host)
+            if match is None or not _is_ipv6(match[1]):
+                raise ProtocolError(400, "invalid Host")
+            port = match[2]
+        else:
+            port = match[1]
+        if port and int(port) > 65535:
+            raise ProtocolError(400, "invalid port in Host")
+    if len(_VALID_HOSTS) >= _VALID_HOSTS_BOUND:
+        _VALID_HOSTS.clear()
+    if len(host) <= 255:
+        _VALID_HOSTS.add(host)
+
+
+def split_fields(head: bytes) -> Headers:
+    """The fields of a head, by the grammar of RFC 9112 section 5; the strictest reading there is.
+
+    head  bytes whose first line (of a request, or b"") is skipped and whose last is empty
+    """
+    headers = []
+    for line in head.split(b"\r\n")[1:-2]:
+        match = _FIELD_LINE.fullmatch(line)
+        if match is None:
+            raise ProtocolError(400, _field_fault(line))
+        headers.append((match[1].lower(), match[2].strip(b" \t")))
+    return headers
+
+
+def read_trailers(section: bytes, limits: Limits) -> Headers:
+    """The trailer fields of a chunked body, kept apart from the headers (RFC 9110 section 6.5).
+
+    section  the lines between the last chunk's and the empty one, which is included
+    """
+    if len(section) > limits.header_total + 2:
+        raise ProtocolError(431, "trailer section too large")
+    lines = section.count(b"\r\n") - 1
+    if lines > limits.trailer_count:
+        raise ProtocolError(431, "too many trailer fields")
+    fields = split_fields(b"\r\n" + section)
+    for name, _ in fields:
+        if name in _TRAILERS_REFUSED:
+            raise ProtocolError(400, "forbidden field in the trailer section")
+    return [field for field in fields if not _TRAILERS_DROPPED.fullmatch(field[0])]
+
+
+def check_sizes(head: bytes, limits: Limits) -> None:
+    """Refuse a whole head that passes a limit."""
+    line, _, section = head.partition(b"\r\n")
+    if len(line) > limits.request_line:
+        raise ProtocolError(414, "request line too long")
+    if len(section) > limits.header_total + 2:
+        raise ProtocolError(431, "header section too large")
+    lines = section.split(b"\r\n")
+    if len(lines) - 2 > limits.header_count:
+        raise ProtocolError(431, "too many header fields")
+    if max(map(len, lines)) > limits.header_field:
+        raise ProtocolError(431, "header field too long")
+
+
+def check_partial(part: bytes, new: int, limits: Limits) -> None:
+    """Refuse what can't become a head any more, before the rest of it arrives.
+
+    Without this, a client that ends its lines wrongly would wait for `header_timeout`, and one that
+    never ends them would fill the memory.
+
+    part  the beginning of a head, its empty line still missing
+    new   offset of the bytes that were not in the last call's part
+    """
+    if STRAY.search(part, max(new - 1, 0)):
+        raise ProtocolError(400, "control character, bare CR or bare LF in the head")
+    line_end = part.find(b"\r\n")
+    if line_end < 0:
+        if len(part) > limits.request_line + 1:
+            raise ProtocolError(414, "request line too long")
+        return
+    if line_end > limits.request_line:
+        raise ProtocolError(414, "request line too long")
+    if new <= line_end + 1:
+        read_request_line(part)
+    if len(part) - line_end > limits.header_total + 4:
+        raise ProtocolError(431, "header section too large")
+    last_line = part.rfind(b"\r\n") + 2
+    if len(part) - last_line > limits.header_field + 1:
+        raise ProtocolError(431, "header field too long")
+    if last_line > new and part.count(b"\r\n") - 1 > limits.header_count:
+        raise ProtocolError(431, "too many header fields")
+
+
+def glimpse(head: bytes) -> tuple[str, bytes]:
+    """Method and target of a refused head as far as they can be read, for the access log."""
+    line = head[:2048].split(b"\r\n", 1)[0].split(b" ")
+    if len(line) > 1 and _TOKEN_ONLY.fullmatch(line[0]):
+        return line[0].decode("ascii")[:32], line[1]
+    return "", b""
+
+
+_KNOWN_METHODS = frozenset(METHODS.values())
+
+
+def _unusual_method(method: bytes) -> str:
+    """A method that is not in the table: any token in the shape that method names have.
+
+    gunicorn draws the same line (3 to 20 characters, no lower case, no "#") for names that more
+    likely are a broken client's.
+    """
+    if not _TOKEN_ONLY.fullmatch(method):
+        raise ProtocolError(400, "invalid method")
+    if not 3 <= len(method) <= 20 or method != method.upper() or b"#" in method:
+        raise ProtocolError(501, "unconventional method")
+    return method.decode("ascii")
+
+
+def _unusual_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | None]:
+    """Path, query and authority of a target that is not in origin form (RFC 9112 3.2)."""
+    if method == "CONNECT":
+        if target.startswith(b"/") or b":" not in target:
+            raise ProtocolError(400, "CONNECT without an authority")
+        check_host(target)
+        raise ProtocolError(501, "CONNECT is for proxies")
+    if target == b"*" and method == "OPTIONS":
+        return b"*", b"", None
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        raise ProtocolError(400, "invalid request target")
+    # User information is of no use to an origin server, and of much to a phisher (RFC 9110 4.2.4).
+    authority = match[1].rpartition(b"@")[2]
+    if not authority:
+        raise ProtocolError(400, "absolute target without a host")
+    check_host(authority)
+    return match[2] or b"/", match[3] or b"", authority
+
+
+def _override_host(headers: Headers, named: dict[bytes, bytes], authority: bytes) -> None:
+    """An absolute target's authority replaces what Host says (RFC 9112 section 3.2.2)."""
+    headers[:] = [(name, value) for name, value in headers if name != b"host"]
+    headers.insert(0, (b"host", authority))
+    named[b"host"] = authority
+
+
+def _check_repeats(headers: Headers, named: dict[bytes, bytes]) -> None:
+    """Refuse repeats of what must come once; join the lists in `named` that are read here."""
+    seen = set()
+    for name, _ in headers:
+        if name in seen:
+            if name in _ONCE:
+                raise ProtocolError(400, f"repeated {name.decode('ascii').title()}")
+            if name in _LISTS:
+                named[name] = b", ".join([v for n, v in headers if n == name])
+        seen.add(name)
+
+
+def _content_length(value: bytes) -> int:
+    if not value.isdigit():
+        raise ProtocolError(400, "malformed Content-Length")
+    if len(value) > _LENGTH_DIGITS:
+        raise ProtocolError(413, "Content-Length beyond reason")
+    return int(value)
+
+
+def _check_transfer_encoding(value: bytes, version: str) -> None:
+    """Only "chunked" is understood (RFC 9112 section 6.1), and only from HTTP/1.1 clients."""
+    if version != "1.1":
+        raise ProtocolError(400, "Transfer-Encoding in an HTTP/1.0 request")
+    codings = tokens(value)
+    if codings == [b"chunked"]:
+        return
+    if not all(_TOKEN_ONLY.fullmatch(coding.partition(b";")[0]) for coding in codings):
+        raise ProtocolError(400, "malformed Transfer-Encoding")
+    if b"chunked" in codings[:-1]:
+        raise ProtocolError(400, "chunked is not the last transfer coding, or comes twice")
+    raise ProtocolError(501, "unknown transfer coding")
+
+
+def _is_ipv6(text: bytes) -> bool:
+    try:
+        IPv6Address(text.decode("ascii"))
+    except ValueError:
+        return False
+    return True
+
+
+def _field_fault(line: bytes) -> str:
+    """What is wrong with a field line, in words."""
+    if line[:1] in (b" ", b"\t"):
+        return "folded header line"
+    name, colon, _ = line.partition(b":")
+    if not colon:
+        return "header line without a colon"
+    if name.rstrip(b" \t") != name:
+        return "white space before the colon of a header"
+    if not _TOKEN_ONLY.fullmatch(name):
+        return "invalid header name"
+    return "control character in a header value"

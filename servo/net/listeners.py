@@ -1,0 +1,435 @@
+"""The sockets that Servo listens on: bound, taken over from systemd, or given by number.
+
+`bind_all` makes them all or raises a BindError that names the address, the reason and, where there
+is one, the remedy. Listeners are non-blocking and closed on exec; forked workers share them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+from servo.errors import BindError
+from servo.net.address import (
+    AbstractAddress,
+    Address,
+    FdAddress,
+    TCPAddress,
+    UnixAddress,
+    parse_address,
+)
+from servo.net.owner import describe_port_owner
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping, Sequence
+
+# sd_listen_fds(3): the first descriptor that systemd passes.
+_SYSTEMD_FIRST_FD = 3
+
+
+class BindSettings(Protocol):
+    """The settings that are read here. `user` and `group` are ids, or None to keep ours."""
+
+    @property
+    def bind(self) -> Sequence[str]: ...
+    @property
+    def backlog(self) -> int: ...
+    @property
+    def reuse_port(self) -> bool: ...
+    @property
+    def umask(self) -> int | None: ...
+    @property
+    def user(self) -> int | None: ...
+    @property
+    def group(self) -> int | None: ...
+
+
+@dataclass(eq=False)
+class Listener:
+    """A listening stream socket.
+
+    socket     non-blocking; -1 as its fileno once closed
+    address    where it really listens (the kernel's port for port 0)
+    name       for people: "http://127.0.0.1:8000", "unix:/run/app.sock"
+    requested  the address as it was asked for
+    label      systemd's name for it (FileDescriptorName=), or ""
+    identity   (device, inode) of the socket file that we made; None when there is none of ours
+    owner_pid  the process that may unlink that file
+    """
+
+    socket: socket.socket
+    address: Address
+    name: str
+    requested: Address
+    label: str = ""
+    identity: tuple[int, int] | None = None
+    owner_pid: int = -1
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.name} fd={self.fileno()}>"
+
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 once closed."""
+        return self.socket.fileno()
+
+    def close(self, *, unlink: bool = True) -> None:
+        """Close this process's copy, and remove a socket file of our own making (see `unlink`).
+
+        The file goes first: a client then finds nothing there rather than nobody behind it.
+        """
+        if unlink:
+            self.unlink()
+        self.socket.close()
+
+    def unlink(self) -> None:
+        """Remove the socket file, if this process made it and it is still the same file."""
+        address = self.address
+        if self.identity is None or not isinstance(address, UnixAddress):
+            return
+        if self.owner_pid != os.getpid():
+            return
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(address.path)
+            if (status.st_dev, status.st_ino) == self.identity:
+                os.unlink(address.path)
+        self.identity = None
+
+    def sibling(self, backlog: int) -> Listener:
+        """Another socket on the same port, with a queue of its own (reuse_port).
+
+        Raises BindError unless this listener is a TCP one that was bound with reuse_port.
+        """
+        address = self.address
+        if not isinstance(address, TCPAddress) or not self.socket.getsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEPORT
+        ):
+            raise BindError(f"{self.name} can't have a second listener: it has no SO_REUSEPORT")
+        target = (self.socket.family, self.socket.getsockname())
+        v6_only = self.socket.family == socket.AF_INET6 and bool(
+            self.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        )
+        sock = _listen_tcp(target, address, backlog, reuse_port=True, v6_only=v6_only)
+        return Listener(sock, address, self.name, self.requested, self.label)
+
+
+def bind_all(
+    settings: BindSettings, environ: MutableMapping[str, str] | None = None
+) -> list[Listener]:
+    """Listen on every address of `settings.bind`, or on systemd's sockets when it passed some.
+
+    LISTEN_FDS and its companions are removed from `environ` (the process's by default), as they
+    mean no process that this one starts. Raises BindError, or ConfigError for a malformed address;
+    nothing stays open then.
+    """
+    inherited = _systemd_fds(os.environ if environ is None else environ)
+    listeners: list[Listener] = []
+    try:
+        if inherited:
+            listeners += [
+                _adopt(FdAddress(fd), settings.backlog, f"systemd's socket {label or fd}", label)
+                for fd, label in inherited
+            ]
+            return listeners
+        addresses = [parse_address(text) for text in settings.bind]
+        for position, address in enumerate(addresses):
+            if address in addresses[:position] and getattr(address, "port", None) != 0:
+                raise BindError(f"{address} is listed twice in bind")
+            listeners += _bind(address, addresses, settings)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _bind(address: Address, all_of: list[Address], settings: BindSettings) -> list[Listener]:
+    if isinstance(address, TCPAddress):
+        return _bind_tcp(address, all_of, settings)
+    if isinstance(address, UnixAddress):
+        return [_bind_unix(address, settings)]
+    if isinstance(address, AbstractAddress):
+        return [_bind_abstract(address, settings.backlog)]
+    return [_adopt(address, settings.backlog, str(address))]
+
+
+# --- TCP ----------------------------------------------------------------------------------------
+
+
+def _bind_tcp(address: TCPAddress, all_of: list[Address], settings: BindSettings) -> list[Listener]:
+    """One listener for each address that the host has; one that this machine lacks is left out."""
+    listeners: list[Listener] = []
+    missing: BindError | None = None
+    # By Linux's default [::] takes IPv4 connections too, which is what it is wanted for, unless
+    # the operator binds IPv4's wildcard on the same port himself.
+    v6_only = TCPAddress("0.0.0.0", address.port) in all_of  # noqa: S104
+    targets = _resolve(address)
+    if address.port == 0:
+        # The kernel would choose another port for each.
+        del targets[1:]
+    for target in targets:
+        try:
+            sock = _listen_tcp(
+                target,
+                address,
+                settings.backlog,
+                reuse_port=settings.reuse_port,
+                v6_only=v6_only,
+            )
+        except BindError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in _NO_SUCH_INTERFACE:
+                missing = error
+                continue
+            for listener in listeners:
+                listener.close()
+            raise
+        bound = _address_of(sock)
+        listeners.append(Listener(sock, bound, _name(bound), address))
+    if not listeners and missing is not None:
+        raise missing
+    return listeners
+
+
+_NO_SUCH_INTERFACE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+_Target = tuple[int, tuple[str | int, ...]]
+
+
+def _resolve(address: TCPAddress) -> list[_Target]:
+    try:
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (OSError, UnicodeError) as error:
+        raise BindError(f"can't bind {address}: no address for {address.host}: {error}") from error
+    targets: dict[_Target, None] = {
+        (family, cast("tuple[str | int, ...]", sockaddr)): None
+        for family, _, _, _, sockaddr in found
+    }
+    return [
+        (family, sockaddr)
+        for family, sockaddr in targets
+        if family in (socket.AF_INET, socket.AF_INET6)
+    ]
+
+
+def _listen_tcp(
+    target: _Target,
+    address: TCPAddress,
+    backlog: int,
+    *,
+    reuse_port: bool,
+    v6_only: bool,
+) -> socket.socket:
+    family, sockaddr = target
+    sock = None
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit it on Linux, so no driver has to set it on each.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if v6_only and family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(sockaddr)
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise _tcp_error(error, address, sockaddr) from error
+    return sock
+
+
+def _tcp_error(error: OSError, address: TCPAddress, sockaddr: tuple[str | int, ...]) -> BindError:
+    # A name stands for several addresses: say which of them.
+    where = str(address)
+    if sockaddr[0] != address.host:
+        where += f" ({sockaddr[0]})"
+    if error.errno == errno.EADDRINUSE:
+        owner = describe_port_owner(address.port)
+        return BindError(f"{where} is already in use{f' by {owner}' if owner else ''}")
+    if error.errno in (errno.EACCES, errno.EPERM) and address.port < 1024:
+        return BindError(
+            f"can't bind {where}: permission denied: ports below 1024 need root or "
+            "CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE)"
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return BindError(f"can't bind {where}: no interface of this machine has that address")
+    if error.errno == errno.EAFNOSUPPORT:
+        return BindError(f"can't bind {where}: this machine has no IPv6")
+    return BindError(f"can't bind {where}: {error.strerror or error}")
+
+
+# --- Unix sockets -------------------------------------------------------------------------------
+
+
+def _bind_unix(address: UnixAddress, settings: BindSettings) -> Listener:
+    _remove_stale(address)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    identity = None
+    try:
+        # The file's mode is 0777 less the umask at bind(): set before anybody could connect.
+        before = None if settings.umask is None else os.umask(settings.umask)
+        try:
+            sock.bind(address.path)
+        finally:
+            if before is not None:
+                os.umask(before)
+        status = os.lstat(address.path)
+        identity = (status.st_dev, status.st_ino)
+        _give_away(address.path, settings.user, settings.group)
+        sock.listen(settings.backlog)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        if identity is not None:
+            os.unlink(address.path)
+        raise _unix_error(error, address) from error
+    return Listener(sock, address, str(address), address, "", identity, os.getpid())
+
+
+def _remove_stale(address: UnixAddress) -> None:
+    """Remove a socket file that no process listens behind. Raises BindError for anything else."""
+    try:
+        mode = os.lstat(address.path).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unix_error(error, address) from error
+    if not stat.S_ISSOCK(mode):
+        raise BindError(f"can't bind {address}: the file exists and is not a socket; not touched")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(address.path)
+        except ConnectionRefusedError:
+            pass
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            # Its queue is full: somebody listens, if badly.
+            raise BindError(f"{address} is already in use by a running server") from None
+        except OSError as error:
+            raise BindError(
+                f"can't bind {address}: the socket exists and can't be probed: {error.strerror}"
+            ) from error
+        else:
+            raise BindError(f"{address} is already in use by a running server")
+    try:
+        os.unlink(address.path)
+    except OSError as error:
+        raise BindError(
+            f"can't bind {address}: a dead server's socket can't be removed: {error.strerror}"
+        ) from error
+
+
+def _give_away(path: str, user: int | None, group: int | None) -> None:
+    """Let the workers' user own the file, as far as this process isn't that user already."""
+    uid = -1 if user is None or user == os.geteuid() else user
+    gid = -1 if group is None or group == os.getegid() else group
+    if uid != -1 or gid != -1:
+        os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def _unix_error(error: OSError, address: UnixAddress) -> BindError:
+    directory = os.path.dirname(address.path) or "."
+    if error.errno == errno.ENOENT:
+        return BindError(f"can't bind {address}: the directory {directory} does not exist")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return BindError(f"can't bind {address}: permission denied in {directory}")
+    return BindError(f"can't bind {address}: {error.strerror or error}")
+
+
+def _bind_abstract(address: AbstractAddress, backlog: int) -> Listener:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(b"\0" + os.fsencode(address.name))
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise BindError(f"{address} is already in use by a running server") from error
+        raise BindError(f"can't bind {address}: {error.strerror or error}") from error
+    return Listener(sock, address, str(address), address)
+
+
+# --- sockets that were here before us -----------------------------------------------------------
+
+
+def _systemd_fds(environ: MutableMapping[str, str]) -> list[tuple[int, str]]:
+    """systemd's descriptors with their names, see sd_listen_fds(3). Raises BindError."""
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    environ.pop("LISTEN_PID", None)
+    count = environ.pop("LISTEN_FDS", "0")
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    if not count.isdecimal():
+        raise BindError(f"LISTEN_FDS is {count!r}, which is no number")
+    names += [""] * (int(count) - len(names))
+    return [(_SYSTEMD_FIRST_FD + i, names[i]) for i in range(int(count))]
+
+
+def _adopt(requested: FdAddress, backlog: int, what: str, label: str = "") -> Listener:
+    """A listener over an open descriptor. Raises BindError unless it is a bound stream socket."""
+    fd = requested.fd
+    try:
+        is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError as error:
+        raise BindError(f"{what}: file descriptor {fd} is not open") from error
+    if not is_socket:
+        raise BindError(f"{what}: file descriptor {fd} is not a socket")
+    sock = socket.socket(fileno=fd)
+    try:
+        address = _check_adopted(sock, what)
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.listen(backlog)
+        if isinstance(address, TCPAddress):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
+        sock.set_inheritable(False)
+    except BaseException as error:
+        # It was not ours to begin with: leave it open as it was found.
+        sock.detach()
+        if isinstance(error, OSError):
+            raise BindError(f"{what}: can't listen: {error.strerror or error}") from error
+        raise
+    return Listener(sock, address, _name(address), requested, label)
+
+
+def _check_adopted(sock: socket.socket, what: str) -> Address:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        raise BindError(f"{what} is neither a TCP nor a Unix socket (family {sock.family!r})")
+    if sock.type != socket.SOCK_STREAM:
+        raise BindError(f"{what} is not a stream socket (ListenStream= in systemd)")
+    try:
+        sock.getpeername()
+    except OSError as error:
+        # Some systems say EINVAL of a listening socket.
+        if error.errno not in (errno.ENOTCONN, errno.EINVAL):
+            raise
+    else:
+        raise BindError(f"{what} is a connection, not a listening socket (Accept=no in systemd)")
+    if not sock.getsockname() or (sock.family != socket.AF_UNIX and not sock.getsockname()[1]):
+        raise BindError(f"{what} is not bound to an address")
+    return _address_of(sock)
+
+
+def _address_of(sock: socket.socket) -> Address:
+    where = sock.getsockname()
+    if sock.family != socket.AF_UNIX:
+        return TCPAddress(where[0], where[1])
+    if isinstance(where, bytes):
+        return AbstractAddress(os.fsdecode(where[1:]))
+    return UnixAddress(where)
+
+
+def _name(address: Address) -> str:
+    return f"http://{address}" if isinstance(address, TCPAddress) else str(address)

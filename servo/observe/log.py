@@ -1,0 +1,317 @@
+"""The error log: where Servo and, through it, the app's WSGI/ASGI errors are written.
+
+`setup_logging` opens the logs once, in the arbiter; workers inherit them. The error logger is
+`servo.error`, and `gunicorn.error` (`gunicorn.access`) is the same object under its old name, so
+an app that borrows gunicorn's handlers gets Servo's. A record is one write to the descriptor.
+
+A message may span lines (a traceback does). What a client can choose goes through `safe` first.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from servo.errors import ConfigError
+from servo.observe.logconfig import apply_user_config
+from servo.observe.logfile import LogFile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ERROR_LOGGER = "servo.error"
+ACCESS_LOGGER = "servo.access"
+
+LEVELS = {
+    "critical": logging.CRITICAL,
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
+
+_COLOURS = {
+    logging.CRITICAL: "\x1b[1;31m",
+    logging.ERROR: "\x1b[31m",
+    logging.WARNING: "\x1b[33m",
+    logging.INFO: "\x1b[32m",
+    logging.DEBUG: "\x1b[2m",
+}
+_PLAIN = "\x1b[0m"
+
+# A printable ASCII line is its own escape, but for the quote and the backslash.
+_ESCAPES = {byte: f"\\x{byte:02x}" for byte in range(256) if not 32 <= byte < 127 or byte in b'"\\'}
+
+
+class LogSettings(Protocol):
+    """The settings that are read here."""
+
+    @property
+    def errorlog(self) -> str | None: ...
+    @property
+    def accesslog(self) -> str | None: ...
+    @property
+    def loglevel(self) -> str: ...
+    @property
+    def log_format(self) -> str: ...
+    @property
+    def capture_output(self) -> bool: ...
+    @property
+    def logconfig(self) -> str | None: ...
+    @property
+    def logconfig_json(self) -> str | None: ...
+    @property
+    def logconfig_dict(self) -> Mapping[str, Any] | None: ...
+
+
+@dataclass
+class _Logs:
+    """What this process writes to."""
+
+    error: LogFile
+    access: LogFile | None = None
+    access_by_user: bool = False
+    captured: bool = False
+    owner: tuple[int, int] | None = None
+
+
+_logs = _Logs(LogFile(None, 2))
+
+
+def setup_logging(settings: LogSettings) -> None:
+    """Open the logs and set the loggers up; called again, it applies changed settings.
+
+    Raises ConfigError, with everything as it was, when a file can't be opened; a logging
+    configuration of the user's that fails raises it too, but may have been applied in part.
+    """
+    level = LEVELS.get(settings.loglevel.lower())
+    if level is None:
+        raise ConfigError(f"loglevel {settings.loglevel!r} is none of {', '.join(LEVELS)}")
+    _open_files(settings)
+    error = _logs.error
+    logger = logging.getLogger(ERROR_LOGGER)
+    logger.setLevel(level)
+    access_logger = logging.getLogger(ACCESS_LOGGER)
+    access_logger.setLevel(logging.INFO)
+    for each in (logger, access_logger):
+        each.propagate = False
+        _alias_for_gunicorn(each)
+    handler = _FileHandler(error)
+    handler.setFormatter(_formatter(settings.log_format, error))
+    logger.handlers = [h for h in logger.handlers if not isinstance(h, _FileHandler)]
+    logger.addHandler(handler)
+    error.on_trouble = logger.warning
+    if _logs.access is not None:
+        _logs.access.on_trouble = logger.warning
+
+    _logs.captured = settings.capture_output and error.path is not None
+    _capture_output()
+    apply_user_config(settings)
+    _logs.access_by_user = bool(access_logger.handlers) or access_logger.propagate
+
+
+def reopen_logs() -> None:
+    """Open the log files anew by their paths, after a rotation. What fails keeps its old file."""
+    logger = logging.getLogger(ERROR_LOGGER)
+    for file in (_logs.error, _logs.access):
+        if file is not None:
+            failure = file.reopen()
+            if failure:
+                logger.error("The old log stays in use: %s", failure)
+    if _logs.owner is not None and os.geteuid() == 0:
+        chown_logs(*_logs.owner)
+    _capture_output()
+    for each in (*logging.Logger.manager.loggerDict.values(), logging.root):
+        for handler in getattr(each, "handlers", ()):
+            if isinstance(handler, logging.FileHandler):
+                _reopen_handler(handler)
+
+
+def chown_logs(uid: int | None, gid: int | None) -> None:
+    """Give the log files to the user that the workers become, so that these can reopen them.
+
+    It is remembered for the files that a later `reopen_logs` creates.
+    """
+    _logs.owner = (-1 if uid is None else uid, -1 if gid is None else gid)
+    for file in (_logs.error, _logs.access):
+        if file is not None:
+            try:
+                file.chown(*_logs.owner)
+            except OSError as error:
+                logging.getLogger(ERROR_LOGGER).warning(
+                    "Workers may be unable to reopen %s: %s", file.path, error
+                )
+
+
+def crash_fd() -> int:
+    """The error log's descriptor: for faulthandler. It keeps its number when logs are reopened."""
+    return _logs.error.fd
+
+
+def access_file() -> LogFile | None:
+    """Where the access log goes; None when there is none."""
+    return _logs.access
+
+
+def access_by_user() -> bool:
+    """Whether the user's logging configuration says what happens to `servo.access`."""
+    return _logs.access_by_user
+
+
+def safe(text: str | bytes) -> str:
+    """Text that a client chose, as printable ASCII on one line.
+
+    Control characters, the quote, the backslash and all above ASCII become `\\xNN` of their bytes.
+    """
+    if isinstance(text, bytes):
+        return text.decode("latin-1").translate(_ESCAPES)
+    if text.isascii():
+        return text.translate(_ESCAPES)
+    try:
+        # WSGI's strings are bytes in disguise (PEP 3333): these are the bytes.
+        data = text.encode("latin-1")
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "surrogatepass")
+    return data.decode("latin-1").translate(_ESCAPES)
+
+
+def _open_files(settings: LogSettings) -> None:
+    error = _destination(settings.errorlog or "-", 2, _logs.error)
+    access = None
+    if settings.accesslog:
+        try:
+            access = _destination(settings.accesslog, 1, _logs.access)
+        except ConfigError:
+            if error is not _logs.error:
+                error.close()
+            raise
+    # Another error log's descriptor is left open: faulthandler may hold its number.
+    if _logs.access is not None and _logs.access is not access:
+        _logs.access.close()
+    _logs.error, _logs.access = error, access
+
+
+class _FileHandler(logging.Handler):
+    """A record is one line (or a traceback's lines) in one write to a LogFile."""
+
+    def __init__(self, file: LogFile) -> None:
+        super().__init__()
+        self.file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + "\n"
+            self.file.write(line.encode("utf-8", "backslashreplace"))
+        except Exception:  # noqa: BLE001  a bad record is reported as logging does, not raised
+            self.handleError(record)
+
+
+class TextFormatter(logging.Formatter):
+    """gunicorn's format: `[2026-11-23 20:10:00 +0000] [pid] [INFO] message`."""
+
+    def __init__(self, colour: bool = False) -> None:
+        super().__init__()
+        self._colour = colour
+        self._stamp = (0, "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        second, stamp = self._stamp
+        if int(record.created) != second:
+            second = int(record.created)
+            stamp = time.strftime("[%Y-%m-%d %H:%M:%S %z]", time.localtime(second))
+            self._stamp = (second, stamp)
+        level = record.levelname
+        if self._colour:
+            level = f"{_COLOURS.get(record.levelno, '')}{level}{_PLAIN}"
+        text = f"{stamp} [{record.process}] [{level}] {record.getMessage()}"
+        details = _details(self, record)
+        return f"{text}\n{details}" if details else text
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object a line: time (ISO 8601), level, pid, logger, message and, if any, exc."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created).astimezone()
+        values = {
+            "time": when.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "pid": record.process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        details = _details(self, record)
+        if details:
+            values["exc"] = details
+        return json.dumps(values)
+
+
+def _details(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    if record.exc_info and not record.exc_text:
+        record.exc_text = formatter.formatException(record.exc_info)
+    parts = [record.exc_text or ""]
+    if record.stack_info:
+        parts.append(formatter.formatStack(record.stack_info))
+    return "\n".join(part for part in parts if part)
+
+
+def _formatter(name: str, file: LogFile) -> logging.Formatter:
+    if name == "json":
+        return JSONFormatter()
+    at_terminal = file.fd >= 0 and os.isatty(file.fd) and os.environ.get("TERM") != "dumb"
+    # https://no-color.org: set and not empty.
+    return TextFormatter(colour=at_terminal and not os.environ.get("NO_COLOR"))
+
+
+def _destination(setting: str, standard: int, current: LogFile | None) -> LogFile:
+    """The file for "-" or a path; the one in use already, if it is the same."""
+    # Their device files can't be opened when they are sockets, as under systemd.
+    fd = {"-": standard, "/dev/stdout": 1, "/dev/stderr": 2}.get(setting)
+    path = os.path.abspath(setting) if fd is None else None
+    if current is not None and current.path == path and (path or current.fd == fd):
+        return current
+    return LogFile(None, fd) if fd is not None else LogFile(path)
+
+
+def _capture_output() -> None:
+    """With capture_output, whatever is printed lands in the error log's file."""
+    if not _logs.captured:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    for fd in (1, 2):
+        os.dup2(_logs.error.fd, fd)
+
+
+def _alias_for_gunicorn(logger: logging.Logger) -> None:
+    name = "gunicorn." + logger.name.rpartition(".")[2]
+    loggers = logging.Logger.manager.loggerDict
+    existing = loggers.get(name)
+    if isinstance(existing, logging.Logger) and existing is not logger:
+        # Somebody may hold it already: what is logged there reaches us all the same.
+        existing.parent = logger
+    loggers[name] = logger
+
+
+def _reopen_handler(handler: logging.FileHandler) -> None:
+    """A file of the user's own logging configuration."""
+    handler.acquire()
+    try:
+        # None: delayed, or closed; it opens by its path when it is first written to.
+        if handler.stream is not None:
+            fresh = handler._open()
+            handler.stream.close()
+            handler.stream = fresh
+    except OSError as error:
+        logging.getLogger(ERROR_LOGGER).error(
+            "The old log %s stays in use: %s", handler.baseFilename, error
+        )
+    finally:
+        handler.release()

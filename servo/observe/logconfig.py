@@ -1,0 +1,127 @@
+"""The user's own logging configuration: logconfig (ini), logconfig_json and logconfig_dict.
+
+They are applied as they are by the standard library, after Servo's own setup, with one change: the
+logger names `gunicorn`, `gunicorn.error` and `gunicorn.access` are read as `servo`, `servo.error`
+and `servo.access`, so a file written for gunicorn works unchanged. Loggers that it does not name
+keep Servo's handlers. When it configures `servo.access`, access-log records go through logging.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import logging
+import logging.config
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from servo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OURS = ("servo.error", "servo.access")
+
+# What gunicorn's users may refer to in a dict or JSON configuration without defining it.
+_DEFAULT_HANDLERS = {
+    "console": {
+        "class": "logging.StreamHandler",
+        "formatter": "generic",
+        "stream": "ext://sys.stdout",
+    },
+    "error_console": {
+        "class": "logging.StreamHandler",
+        "formatter": "generic",
+        "stream": "ext://sys.stderr",
+    },
+}
+_DEFAULT_FORMATTERS = {
+    "generic": {
+        "format": "%(asctime)s [%(process)d] [%(levelname)s] %(message)s",
+        "datefmt": "[%Y-%m-%d %H:%M:%S %z]",
+        "class": "logging.Formatter",
+    }
+}
+
+# What logging.config raises for a configuration that it can't apply.
+_CONFIG_ERRORS = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    ImportError,
+    OSError,
+    RuntimeError,
+    configparser.Error,
+)
+
+
+class UserConfig(Protocol):
+    """The settings that are read here."""
+
+    @property
+    def logconfig(self) -> str | None: ...
+    @property
+    def logconfig_json(self) -> str | None: ...
+    @property
+    def logconfig_dict(self) -> Mapping[str, Any] | None: ...
+
+
+def apply_user_config(settings: UserConfig) -> None:
+    """Apply the first of logconfig_dict, logconfig_json and logconfig that is set.
+
+    Raises ConfigError when the file can't be read or the configuration be applied.
+    """
+    if settings.logconfig_dict:
+        source = "logconfig_dict"
+    elif settings.logconfig_json:
+        source = f"logconfig_json {settings.logconfig_json}"
+    elif settings.logconfig:
+        source = f"logconfig {settings.logconfig}"
+    else:
+        return
+    try:
+        if settings.logconfig_dict:
+            _apply_dict(settings.logconfig_dict)
+        elif settings.logconfig_json:
+            with open(settings.logconfig_json, encoding="utf-8") as file:
+                _apply_dict(json.load(file))
+        elif settings.logconfig:
+            _apply_ini(settings.logconfig)
+    except _CONFIG_ERRORS as error:
+        cause = error.__cause__ or error.__context__
+        raise ConfigError(f"{source}: {error}{f' ({cause})' if cause else ''}") from error
+    for name in _OURS:
+        # disable_existing_loggers means the app's loggers; a mute server helps nobody.
+        logging.getLogger(name).disabled = False
+
+
+def _apply_dict(given: Mapping[str, Any]) -> None:
+    config = {"version": 1, "disable_existing_loggers": False, **given}
+    if not config.get("incremental"):
+        config["handlers"] = {**_DEFAULT_HANDLERS, **config.get("handlers", {})}
+        config["formatters"] = {**_DEFAULT_FORMATTERS, **config.get("formatters", {})}
+        config.setdefault("root", {"level": "INFO", "handlers": ["console"]})
+    loggers = config.get("loggers", {})
+    renamed = {_our_name(name): value for name, value in loggers.items()}
+    # Where a file names both, ours is meant for us.
+    config["loggers"] = {**renamed, **{n: v for n, v in loggers.items() if n in renamed}}
+    logging.config.dictConfig(config)
+
+
+def _apply_ini(path: str) -> None:
+    parser = configparser.ConfigParser(
+        {"__file__": path, "here": os.path.dirname(os.path.abspath(path))}
+    )
+    with open(path, encoding="utf-8") as file:
+        parser.read_file(file)
+    for section in parser.sections():
+        if section.startswith("logger_") and parser.has_option(section, "qualname"):
+            name = parser.get(section, "qualname", raw=True)
+            parser.set(section, "qualname", _our_name(name))
+    logging.config.fileConfig(parser, disable_existing_loggers=False)
+
+
+def _our_name(name: str) -> str:
+    head, dot, rest = name.partition(".")
+    return f"servo{dot}{rest}" if head == "gunicorn" else name

@@ -1,0 +1,1 @@
+"""Settings: each declared once (`schema`); files, the environment and flags give (`sources`)."""

@@ -1,0 +1,290 @@
+"""Configuration files: found, read, and turned into named values with the line each stands on.
+
+TOML holds settings and nothing else. A Python file is executed; people keep helpers of their own in
+it, so only names that are settings, hooks or gunicorn's count, and near misses are warned of.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from servo.errors import ConfigError
+from servo.settings.gunicorn_compat import FOREIGN, SHARED
+from servo.settings.hooks import HOOKS, read_hook
+from servo.settings.names import did_you_mean, nearest
+from servo.settings.schema import SETTINGS, canonical
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Note = tuple[str, str]
+
+PYTHON_MODULE = "__config__"
+_NEAR_MISS = 0.85
+
+
+@dataclass
+class Given:
+    """A value as a source holds it.
+
+    is_text    it comes from the environment
+    optional   gunicorn has no such setting, so in gunicorn's own file a value that can't be read
+               is a helper of that file's
+    """
+
+    value: object
+    source: str
+    is_text: bool = False
+    optional: bool = False
+
+
+@dataclass
+class FileContent:
+    """What a configuration file holds."""
+
+    values: dict[str, Given] = field(default_factory=dict)
+    hooks: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    modules: tuple[str, ...] = ()
+    notes: list[Note] = field(default_factory=list)
+
+
+def read_config(given: str | None, directories: list[Path]) -> FileContent:
+    """The configuration file: the one given, or the first that is found in these directories.
+
+    Raises ConfigError: no such file, a syntax error, an exception of a Python file, an unknown
+    name in TOML, a hook that can't be called.
+    """
+    if given is not None:
+        return _read_given(given, directories[0])
+    for directory in directories:
+        content = _read_found(directory)
+        if content is not None:
+            return content
+    return FileContent()
+
+
+def _read_given(given: str, directory: Path) -> FileContent:
+    if given.startswith("python:"):
+        return _read_module(given.removeprefix("python:"), directory)
+    path = directory / Path(given.removeprefix("file:")).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"there is no configuration file {given}")
+    shown = _shown(path, directory)
+    if path.name == "pyproject.toml":
+        return _from_toml(_pyproject_table(path, shown) or {}, path, shown)
+    if path.suffix == ".toml":
+        return _from_toml(_parse_toml(path, shown), path, shown)
+    return _read_python(path, shown, directory)
+
+
+def _read_found(directory: Path) -> FileContent | None:
+    path = directory / "servo.toml"
+    if path.is_file():
+        return _from_toml(_parse_toml(path, path.name), path, path.name)
+    path = directory / "pyproject.toml"
+    if path.is_file():
+        table = _pyproject_table(path, path.name)
+        if table is not None:
+            return _from_toml(table, path, path.name)
+    path = directory / "servo.conf.py"
+    if path.is_file():
+        return _read_python(path, path.name, directory)
+    path = directory / "gunicorn.conf.py"
+    if path.is_file():
+        content = _read_python(path, path.name, directory)
+        content.notes.insert(0, ("info", "reading ./gunicorn.conf.py: there is no servo.toml"))
+        return content
+    return None
+
+
+def _shown(path: Path, directory: Path) -> str:
+    try:
+        return str(path.relative_to(directory))
+    except ValueError:
+        return str(path)
+
+
+# --- TOML -------------------------------------------------------------------------------------
+
+
+def _parse_toml(path: Path, shown: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{shown} can't be read: {error}") from error
+
+
+def _pyproject_table(path: Path, shown: str) -> dict[str, Any] | None:
+    # Only a file that mentions us is ours to complain about.
+    if b"servo" not in path.read_bytes():
+        return None
+    table = _parse_toml(path, shown).get("tool", {}).get("servo")
+    if table is not None and not isinstance(table, dict):
+        raise ConfigError(f"{shown}: tool.servo is not a table")
+    return table
+
+
+def _from_toml(table: Mapping[str, Any], path: Path, shown: str) -> FileContent:
+    content = FileContent()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for name, value in table.items():
+        source = f"{shown}:{_toml_line(lines, name)}"
+        setting = canonical(name)
+        if setting is not None and SETTINGS[setting].in_files:
+            content.values[setting] = Given(value, source)
+        elif setting is not None:
+            raise ConfigError(f"{name} can't stand in a file ({source}); use a flag")
+        elif name in FOREIGN:
+            content.notes += _foreign_note(name, value, source)
+        elif name in HOOKS:
+            raise ConfigError(
+                f"{name} is a hook ({source}); hooks need a Python file, such as servo.conf.py"
+            )
+        else:
+            known = [setting.name for setting in SETTINGS.values() if setting.in_files]
+            raise ConfigError(f"there is no setting {name} ({source}){did_you_mean(name, known)}")
+    return content
+
+
+def _toml_line(lines: list[str], name: str) -> int:
+    # tomllib tells no positions. A key, or a table's header; good enough for a message.
+    pattern = re.compile(rf"""\s*(\[+[^\]]*)?["']?{re.escape(name)}["']?\s*[=.\]]""")
+    return next((n for n, line in enumerate(lines, 1) if pattern.match(line)), 1)
+
+
+def _foreign_note(name: str, value: object, source: str) -> list[Note]:
+    # Switched off is what it is here anyway.
+    return [("warning", FOREIGN[name].note(source))] if value else []
+
+
+# --- Python -----------------------------------------------------------------------------------
+
+
+def _read_python(path: Path, shown: str, directory: Path) -> FileContent:
+    module = ModuleType(PYTHON_MODULE)
+    module.__file__ = str(path)
+    before = set(sys.modules)
+    _import_from(directory)
+    sys.modules[PYTHON_MODULE] = module  # dataclasses and pickle look their module up
+    try:
+        source = path.read_bytes()
+        exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 (what it is for)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise _config_raised(error, str(path), shown) from error
+    lines = _assignment_lines(source)
+    content = _from_namespace(vars(module), shown, lines, gunicorn="gunicorn" in path.name)
+    content.modules = tuple(sorted(set(sys.modules) - before - {PYTHON_MODULE}))
+    return content
+
+
+def _read_module(name: str, directory: Path) -> FileContent:
+    shown = f"python:{name}"
+    _import_from(directory)
+    sys.modules.pop(name, None)  # a reload reads it anew
+    before = set(sys.modules)
+    origin = None
+    try:
+        spec = importlib.util.find_spec(name)
+        origin = spec and spec.origin
+        module = importlib.import_module(name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise _config_raised(error, origin or name, shown) from error
+    lines = _assignment_lines(Path(origin).read_bytes()) if origin and origin[-3:] == ".py" else {}
+    content = _from_namespace(vars(module), shown, lines, gunicorn="gunicorn" in name)
+    content.modules = tuple(sorted(set(sys.modules) - before))
+    return content
+
+
+def _import_from(directory: Path) -> None:
+    importlib.invalidate_caches()
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
+
+
+def _config_raised(error: BaseException, filename: str, shown: str) -> ConfigError:
+    if isinstance(error, SyntaxError) and error.filename == filename:
+        return ConfigError(f"{shown}:{error.lineno}: {type(error).__name__}: {error.msg}")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == filename]
+    where = f"{shown}:{own[-1].lineno}" if own else shown
+    line = f" in `{own[-1].line}`" if own and own[-1].line else ""
+    text = "".join(traceback.format_exception_only(type(error), error)).strip()
+    return ConfigError(f"{where}: {text}{line}")
+
+
+def _from_namespace(
+    namespace: Mapping[str, object], shown: str, lines: Mapping[str, int], *, gunicorn: bool
+) -> FileContent:
+    content = FileContent()
+    for name, value in namespace.items():
+        if name.startswith("_") or isinstance(value, ModuleType):
+            continue
+        source = f"{shown}:{lines[name]}" if name in lines else shown
+        setting = canonical(name)
+        if setting is not None:
+            # None says "not set", as os.environ.get does.
+            if value is not None and SETTINGS[setting].in_files and not _is_helper(name, value):
+                optional = gunicorn and name not in SHARED
+                content.values[setting] = Given(value, source, optional=optional)
+        elif name in HOOKS:
+            if value is not None:
+                content.hooks[name] = read_hook(name, value, source)
+        elif name in FOREIGN:
+            content.notes += _foreign_note(name, value, source)
+        else:
+            content.notes += _near_miss(name, value, source, namespace)
+    return content
+
+
+def _is_helper(name: str, value: object) -> bool:
+    # `from myapp import app`, for a hook's use, is no setting.
+    return name == "app" and not isinstance(value, str)
+
+
+def _near_miss(
+    name: str, value: object, source: str, namespace: Mapping[str, object]
+) -> list[Note]:
+    if isinstance(value, type):
+        return []
+    known = list(HOOKS) if callable(value) else [*SETTINGS, *FOREIGN]
+    found = nearest(name, known, _NEAR_MISS)
+    if found is None or found in namespace:
+        return []
+    return [("warning", f"{name} ({source}) is no setting; did you mean {found}?")]
+
+
+def _assignment_lines(source: bytes) -> dict[str, int]:
+    """The last line at which each global name is bound, by reading the text."""
+    lines: dict[str, int] = {}
+    pending: list[ast.AST] = [ast.parse(source)]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            lines[node.name] = max(node.lineno, lines.get(node.name, 0))
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            lines[node.id] = max(node.lineno, lines.get(node.id, 0))
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                bound = (alias.asname or alias.name).split(".")[0]
+                lines[bound] = max(node.lineno, lines.get(bound, 0))
+        pending.extend(ast.iter_child_nodes(node))
+    return lines

@@ -1,0 +1,135 @@
+"""The command line's grammar, made from the schema.
+
+click parses; this module gives it the options and turns its errors into ours. gunicorn's flags
+without counterpart are understood, argument and all, so that they can be reported and left out.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from servo.errors import UsageError
+from servo.settings.gunicorn_compat import FOREIGN, OTHER_FLAGS
+from servo.settings.names import did_you_mean
+from servo.settings.schema import SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from servo.settings.setting import Setting
+
+_OFF = "__off"
+
+
+def parse_flags(arguments: Sequence[str], command: click.Command | None = None) -> dict[str, Any]:
+    """What a command line gives, unread: settings (and gunicorn settings) by name.
+
+    command   one made of `flag_parameters` and more; its own eager options act while parsing
+
+    Raises UsageError for a flag that doesn't exist, lacks its argument or has one too many.
+    """
+    command = command or _bare_command()
+    try:
+        context = command.make_context("servo", list(arguments))
+    except click.NoSuchOption as error:
+        raise UsageError(_no_such_flag(error.option_name)) from error
+    except click.UsageError as error:
+        if len(arguments) > 1 and "extra argument" in error.message:
+            raise UsageError(f"{error.message}: one app can be served") from error
+        raise UsageError(error.format_message().rstrip(".")) from error
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    for setting in SETTINGS.values():
+        if setting.no_flag and given.pop(setting.name + _OFF, None):
+            given[setting.name] = setting.no_flag[1]
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in given.items()
+    }
+
+
+def flag_parameters() -> list[click.Parameter]:
+    """click's parameters: the app, every setting's flags, and gunicorn's other flags (hidden)."""
+    parameters: list[click.Parameter] = [
+        click.Argument(["app"], required=False, metavar="[APP]", type=click.UNPROCESSED)
+    ]
+    for setting in SETTINGS.values():
+        if setting.name != "app":
+            parameters += _options(setting)
+    taken = set(_spellings(parameters))
+    for foreign in FOREIGN.values():
+        flags = [flag for flag in foreign.flags if flag not in taken]
+        if flags:
+            parameters.append(
+                click.Option(
+                    [*flags, foreign.name],
+                    is_flag=not foreign.argument,
+                    default=None,
+                    hidden=True,
+                    type=click.UNPROCESSED if foreign.argument else None,
+                )
+            )
+    return parameters
+
+
+def flag_names() -> list[str]:
+    """Every spelling of every flag that is a setting's."""
+    return [flag for setting in SETTINGS.values() for flag in all_flags(setting)]
+
+
+def all_flags(setting: Setting) -> list[str]:
+    """The flags of one setting: gunicorn's, `--<name>`, and those that turn it off."""
+    if setting.name == "app":
+        return []
+    flags = list(dict.fromkeys([*setting.flags, setting.plain_flag]))
+    if setting.is_switch:
+        flags += ["--no-" + flag[2:] for flag in flags if flag.startswith("--")]
+    if setting.no_flag:
+        flags.append(setting.no_flag[0])
+    return flags
+
+
+@functools.cache
+def _bare_command() -> click.Command:
+    return click.Command("servo", params=flag_parameters(), add_help_option=False)
+
+
+def _options(setting: Setting) -> list[click.Parameter]:
+    flags = list(dict.fromkeys([*setting.flags, setting.plain_flag]))
+    if setting.is_switch:
+        pairs = [f"{flag}/--no-{flag[2:]}" if flag.startswith("--") else flag for flag in flags]
+        return [click.Option([*pairs, setting.name], is_flag=True, default=None)]
+    make = functools.partial(
+        click.Option,
+        [*flags, setting.name],
+        type=click.UNPROCESSED,
+        default=None,
+        multiple=setting.type.many,
+    )
+    # click takes any flag_value, None too, for leave to go without an argument.
+    options: list[click.Parameter] = [
+        make(is_flag=False, flag_value=setting.flag_value) if setting.flag_value else make()
+    ]
+    if setting.no_flag:
+        options.append(
+            click.Option([setting.no_flag[0], setting.name + _OFF], is_flag=True, default=None)
+        )
+    return options
+
+
+def _spellings(parameters: Iterable[click.Parameter]) -> list[str]:
+    return [
+        flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)
+    ]
+
+
+def _no_such_flag(flag: str) -> str:
+    if flag in OTHER_FLAGS:
+        return f"there is no flag {flag} here; use {OTHER_FLAGS[flag]}"
+    return f"there is no flag {flag}{did_you_mean(flag, flag_names())}"

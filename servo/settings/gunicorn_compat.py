@@ -1,0 +1,261 @@
+"""What Servo knows of gunicorn's (and uvicorn's) configuration beyond the names that they share.
+
+A gunicorn setting without counterpart is reported by name, wherever it appears, and left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from servo.settings.types import ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A gunicorn setting that Servo doesn't have.
+
+    flags    gunicorn's
+    argument whether they take one
+    advice   what happens instead, or what to do
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    argument: bool
+    advice: str
+
+    def note(self, source: str) -> str:
+        """The line for the log."""
+        return f"gunicorn's {self.name} ({source}) has no counterpart here: {self.advice}"
+
+
+def _foreign(advice: str, *rows: tuple[str, str, bool]) -> list[Foreign]:
+    return [Foreign(name, tuple(flags.split()), arg, advice) for name, flags, arg in rows]
+
+
+_TLS = "there is no TLS yet; let a proxy in front do it"
+_DIRTY = "there are no dirty arbiters; run a task queue beside Servo"
+_STRICT = "such requests are always refused"
+_CONTROL = "there is no control socket yet; use signals"
+_HTTP2 = "there is no HTTP/2 yet; let a proxy in front speak it"
+_SYSLOG = "log to stderr under systemd, or give a syslog handler in logconfig_dict"
+_STATSD = "there is no statsd client yet; send from the app's own hooks"
+_PASTE = "write a module that calls paste.deploy's loadapp, and serve that"
+
+FOREIGN: dict[str, Foreign] = {
+    foreign.name: foreign
+    for foreign in [
+        *_foreign(
+            "not yet; each worker imports the app for itself", ("preload_app", "--preload", False)
+        ),
+        *_foreign(
+            "the watcher picks its own way (watchfiles)", ("reload_engine", "--reload-engine", True)
+        ),
+        *_foreign("use a tracer or a profiler", ("spew", "--spew", False)),
+        *_foreign(
+            "set logconfig_dict, or accesslog and errorlog",
+            ("logger_class", "--logger-class", True),
+        ),
+        *_foreign(
+            "a daemon's output goes to errorlog; use capture_output",
+            ("enable_stdio_inheritance", "-R --enable-stdio-inheritance", False),
+        ),
+        *_foreign("set proc_name", ("default_proc_name", "", True)),
+        *_foreign(
+            "a client's disconnect is told to the app at once",
+            ("asgi_disconnect_grace_period", "--asgi-disconnect-grace-period", True),
+        ),
+        *_foreign(
+            "there are no WebSockets yet",
+            ("websocket_max_message_size", "--websocket-max-message-size", True),
+        ),
+        *_foreign(
+            "only HTTP is spoken",
+            ("protocol", "--protocol", True),
+            ("uwsgi_allow_ips", "--uwsgi-allow-from", True),
+        ),
+        *_foreign(
+            _CONTROL,
+            ("control_socket", "--control-socket", True),
+            ("control_socket_mode", "--control-socket-mode", True),
+            ("control_socket_disable", "--no-control-socket", False),
+        ),
+        *_foreign(
+            _TLS,
+            ("keyfile", "--keyfile", True),
+            ("certfile", "--certfile", True),
+            ("ssl_version", "--ssl-version", True),
+            ("cert_reqs", "--cert-reqs", True),
+            ("ca_certs", "--ca-certs", True),
+            ("suppress_ragged_eofs", "--suppress-ragged-eofs", False),
+            ("do_handshake_on_connect", "--do-handshake-on-connect", False),
+            ("ciphers", "--ciphers", True),
+            ("ssl_context", "", True),
+        ),
+        *_foreign(
+            _HTTP2,
+            ("http_protocols", "--http-protocols", True),
+            ("http2_cleartext", "--http2-cleartext", True),
+            ("http2_max_concurrent_streams", "--http2-max-concurrent-streams", True),
+            ("http2_initial_window_size", "--http2-initial-window-size", True),
+            ("http2_max_frame_size", "--http2-max-frame-size", True),
+            ("http2_max_header_list_size", "--http2-max-header-list-size", True),
+        ),
+        *_foreign(
+            _SYSLOG,
+            ("syslog", "--log-syslog", False),
+            ("syslog_addr", "--log-syslog-to", True),
+            ("syslog_prefix", "--log-syslog-prefix", True),
+            ("syslog_facility", "--log-syslog-facility", True),
+            (
+                "disable_redirect_access_to_syslog",
+                "--disable-redirect-access-to-syslog",
+                False,
+            ),
+        ),
+        *_foreign(
+            _STATSD,
+            ("statsd_host", "--statsd-host", True),
+            ("statsd_prefix", "--statsd-prefix", True),
+            ("dogstatsd_tags", "--dogstatsd-tags", True),
+            ("enable_backlog_metric", "--enable-backlog-metric", False),
+        ),
+        *_foreign(
+            _PASTE,
+            ("paste", "--paste --paster", True),
+            ("raw_paste_global_conf", "--paste-global", True),
+        ),
+        *_foreign(
+            _STRICT,
+            ("permit_obsolete_folding", "--permit-obsolete-folding", False),
+            ("strip_header_spaces", "--strip-header-spaces", False),
+            (
+                "permit_unconventional_http_method",
+                "--permit-unconventional-http-method",
+                False,
+            ),
+            (
+                "permit_unconventional_http_version",
+                "--permit-unconventional-http-version",
+                False,
+            ),
+            ("casefold_http_method", "--casefold-http-method", False),
+        ),
+        *_foreign(
+            _DIRTY,
+            ("dirty_apps", "--dirty-app", True),
+            ("dirty_workers", "--dirty-workers", True),
+            ("dirty_timeout", "--dirty-timeout", True),
+            ("dirty_threads", "--dirty-threads", True),
+            ("dirty_graceful_timeout", "--dirty-graceful-timeout", True),
+            ("on_dirty_starting", "", True),
+            ("dirty_post_fork", "", True),
+            ("dirty_worker_init", "", True),
+            ("dirty_worker_exit", "", True),
+        ),
+    ]
+}
+
+# gunicorn's names that are settings here (by `Setting.name` or `Setting.alias`): in a gunicorn
+# configuration file, any other name of ours may as well be a helper of the file's own.
+SHARED = frozenset(
+    """
+    config wsgi_app bind backlog workers worker_class threads worker_connections max_requests
+    max_requests_jitter timeout graceful_timeout keepalive limit_request_line limit_request_fields
+    limit_request_field_size reload reload_extra_files check_config print_config sendfile
+    reuse_port chdir daemon raw_env pidfile worker_tmp_dir user group umask initgroups
+    tmp_upload_dir secure_scheme_headers forwarded_allow_ips accesslog access_log_format errorlog
+    loglevel capture_output logconfig logconfig_dict logconfig_json proc_name pythonpath
+    proxy_protocol proxy_allow_ips forwarder_headers header_map root_path asgi_loop asgi_lifespan
+    http_parser
+    """.split()  # noqa: SIM905 (fifty names read better in lines)
+)
+
+# Flags of other servers, and what to write instead.
+OTHER_FLAGS = {
+    "--host": "--bind HOST:PORT",
+    "--port": "--bind HOST:PORT",
+    "--uds": "--bind unix:PATH",
+    "--fd": "--bind fd://N",
+    "--factory": "the app as module:factory()",
+    "--app-dir": "--pythonpath DIR, or --chdir DIR",
+    "--env-file": "--env NAME=value",
+    "--http": "--http-parser",
+    "--ws": "nothing (there are no WebSockets yet)",
+    "--access-log": "--access-logfile -",
+    "--no-access-log": "nothing (the access log is off unless asked for)",
+    "--use-colors": "nothing (colours are for terminals; NO_COLOR=1 turns them off)",
+    "--no-use-colors": "NO_COLOR=1 in the environment",
+    "--proxy-headers": "--forwarded-allow-ips",
+    "--no-proxy-headers": "--forwarded-allow-ips ''",
+    "--limit-max-requests": "--max-requests",
+    "--limit-max-requests-jitter": "--max-requests-jitter",
+    "--timeout-keep-alive": "--keep-alive",
+    "--timeout-graceful-shutdown": "--graceful-timeout",
+    "--timeout-worker-healthcheck": "--timeout",
+    "--ssl-keyfile": f"nothing ({_TLS})",
+    "--ssl-certfile": f"nothing ({_TLS})",
+}
+
+WORKER_CLASSES = ("auto", "sync", "thread", "async")
+
+_ALIASES = {
+    "gthread": "thread",
+    "threads": "thread",
+    "asgi": "async",
+    "gunicorn.workers.sync.SyncWorker": "sync",
+    "gunicorn.workers.gthread.ThreadWorker": "thread",
+    "gunicorn.workers.gasgi.ASGIWorker": "async",
+}
+_NO_GREENLETS = (
+    "green threads are not supported: use --worker-class thread with --threads, or an ASGI app"
+)
+_REFUSED = {
+    "gevent": _NO_GREENLETS,
+    "gevent_wsgi": _NO_GREENLETS,
+    "gevent_pywsgi": _NO_GREENLETS,
+    "eventlet": _NO_GREENLETS,
+    "gunicorn.workers.ggevent": _NO_GREENLETS,
+    "gunicorn.workers.geventlet": _NO_GREENLETS,
+    "tornado": "Tornado's own loop is not supported: serve its WSGI or ASGI form",
+    "gunicorn.workers.gtornado": "Tornado's own loop is not supported: serve its WSGI or ASGI form",
+}
+
+
+class WorkerClassError(ValueError):
+    """A worker class that can't be; `advice` says what can."""
+
+    def __init__(self, advice: str) -> None:
+        super().__init__(advice)
+        self.advice = advice
+
+
+class WorkerClass(ValueType):
+    """The name of a worker class, gunicorn's name for it, a dotted path, or (in Python) a class."""
+
+    metavar = "NAME"
+    valid = "auto, sync, thread, async, or the dotted path of a class"
+
+    def from_text(self, text: str) -> str:
+        name = text.strip()
+        if name in WORKER_CLASSES:
+            return name
+        if name in _ALIASES:
+            return _ALIASES[name]
+        module = name.rpartition(".")[0]
+        if module.split(".")[0] == "uvicorn_worker" or module.startswith("uvicorn.workers"):
+            return "async"
+        for refused in (name, module):
+            if refused in _REFUSED:
+                raise WorkerClassError(_REFUSED[refused])
+        if not module or not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError("no such worker class")
+        return name
+
+    def from_value(self, value: object) -> Any:
+        if isinstance(value, type):
+            # By its path: a class of the configuration file itself is found there too, since that
+            # module stays loaded. One of gunicorn's or uvicorn's means its name.
+            return self.from_text(f"{value.__module__}.{value.__qualname__}")
+        return super().from_value(value)

@@ -1,0 +1,111 @@
+"""Server hooks: functions of a Python configuration file, with gunicorn's names and arities."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from servo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# Name -> (its arguments, when it is called).
+HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
+    "on_starting": (("server",), "before the arbiter binds and forks"),
+    "on_reload": (("server",), "in the arbiter, when a reload begins"),
+    "when_ready": (("server",), "in the arbiter, when it has bound and is about to fork"),
+    "pre_fork": (("server", "worker"), "in the arbiter, before a worker is forked"),
+    "post_fork": (("server", "worker"), "in the worker, right after the fork"),
+    "post_worker_init": (("worker",), "in the worker, when the app is loaded"),
+    "worker_int": (("worker",), "in the worker, when it is told to stop quickly"),
+    "worker_abort": (("worker",), "in the worker, on SIGABRT: it has outlasted `timeout`"),
+    "pre_exec": (("server",), "in the arbiter, before it executes its successor"),
+    "pre_request": (("worker", "request"), "in the worker, before each request"),
+    "post_request": (
+        ("worker", "request", "environ", "response"),
+        "in the worker, after each request; the last one or two arguments may be left out",
+    ),
+    "child_exit": (("server", "worker"), "in the arbiter, when a worker has ended"),
+    "worker_exit": (("server", "worker"), "in the worker, just before it ends"),
+    "nworkers_changed": (
+        ("server", "new_value", "old_value"),
+        "in the arbiter, when the number of workers has changed; the first old value is None",
+    ),
+    "on_exit": (("server",), "in the arbiter, just before it ends"),
+}
+
+
+class Hooks:
+    """The hooks of a configuration: one attribute each, a callable or None.
+
+    `post_request` takes four arguments, whatever the number its author chose.
+    """
+
+    def __init__(self, given: Mapping[str, Callable[..., Any]]) -> None:
+        for name in HOOKS:
+            object.__setattr__(self, name, given.get(name))
+
+    def __getattr__(self, name: str) -> Callable[..., Any] | None:
+        raise AttributeError(f"there is no hook {name!r}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("settings don't change; a reload makes new ones")
+
+    def __repr__(self) -> str:
+        given = [name for name in HOOKS if getattr(self, name) is not None]
+        return f"Hooks({', '.join(given)})"
+
+
+def read_hook(name: str, value: object, source: str) -> Callable[..., Any]:
+    """The hook that a file's value means: a callable, or the dotted path of one.
+
+    Raises ConfigError when it is neither, or can't be called with the hook's arguments.
+    """
+    hook = _load(name, value, source) if isinstance(value, str) else value
+    if not callable(hook):
+        raise ConfigError(f"{name}: {value!r} is not a function ({source})")
+    arguments = HOOKS[name][0]
+    if name == "post_request":
+        return _post_request(hook, source)
+    if not _takes(hook, len(arguments)):
+        raise _arity_error(name, hook, source, f"({', '.join(arguments)})")
+    return hook
+
+
+def _load(name: str, path: str, source: str) -> object:
+    module, _, attribute = path.strip().rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name}: can't load {path!r} ({source}): {error}") from error
+
+
+def _post_request(hook: Callable[..., Any], source: str) -> Callable[..., Any]:
+    if _takes(hook, 4):
+        return hook
+    if _takes(hook, 3):
+        return lambda worker, request, environ, _response: hook(worker, request, environ)
+    if _takes(hook, 2):
+        return lambda worker, request, _environ, _response: hook(worker, request)
+    forms = "(worker, request[, environ[, response]])"
+    raise _arity_error("post_request", hook, source, forms)
+
+
+def _takes(hook: Callable[..., Any], count: int) -> bool:
+    try:
+        signature = inspect.signature(hook)
+    except (ValueError, TypeError):  # a builtin that doesn't tell: it is called and may raise
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _arity_error(name: str, hook: Callable[..., Any], source: str, wanted: str) -> ConfigError:
+    return ConfigError(
+        f"{name}: the hook takes {inspect.signature(hook)} but is called with {wanted} ({source})"
+    )

@@ -1,0 +1,1 @@
+"""The declarations, a module for each group of sections. `servo.settings.schema` joins them."""

@@ -1,0 +1,212 @@
+"""HTTP: what clients may send, what is said to them, and which proxies are believed."""
+
+from __future__ import annotations
+
+from servo.settings.setting import DefaultFrom, Setting
+from servo.settings.types import (
+    Choice,
+    Directory,
+    Size,
+    Switch,
+    Table,
+    Text,
+    TextList,
+    Whole,
+    network,
+)
+
+_HTTP = "HTTP"
+_LIMITS = "Limits"
+_PROXIES = "Proxies"
+_NETWORKS = "addresses and networks such as 10.0.0.0/8 (no host bits set), or *"
+
+SETTINGS = [
+    Setting(
+        name="http_parser",
+        type=Choice(
+            ("httptools", "h11"), {"auto": "httptools", "fast": "httptools", "python": "h11"}
+        ),
+        default="httptools",
+        section=_HTTP,
+        help="Which parser reads HTTP/1.1: in C (httptools), or in Python (h11).",
+        details="Both obey the same rules.",
+    ),
+    Setting(
+        name="server_header",
+        type=Text(),
+        default="servo",
+        no_flag=("--no-server-header", ""),
+        section=_HTTP,
+        help="The Server field of responses; empty: none.",
+    ),
+    Setting(
+        name="date_header",
+        type=Switch(),
+        default=True,
+        section=_HTTP,
+        help="Send a Date field with responses.",
+    ),
+    Setting(
+        name="sendfile",
+        type=Switch(),
+        default=True,
+        default_from=DefaultFrom("SENDFILE", "$SENDFILE"),
+        section=_HTTP,
+        help="Send files by sendfile(2).",
+    ),
+    Setting(
+        name="keepalive_requests",
+        type=Whole(),
+        default=0,
+        unit="requests",
+        section=_HTTP,
+        help="Close a connection after so many requests; 0: no limit.",
+    ),
+    Setting(
+        name="body_buffer_size",
+        type=Size(),
+        default=1 << 20,
+        unit="bytes",
+        section=_HTTP,
+        help="How much of a body is kept in memory; the rest goes to disk.",
+    ),
+    Setting(
+        name="tmp_upload_dir",
+        type=Directory(),
+        default=None,
+        nullable=True,
+        section=_HTTP,
+        help="Where bodies go that are too big for memory.",
+        details="Unset: the system's directory for temporary files.",
+    ),
+    Setting(
+        name="header_map",
+        type=Choice(("drop", "refuse", "dangerous")),
+        default="drop",
+        section=_HTTP,
+        help="What becomes of underscores in header names under WSGI.",
+        details="""\
+In an environ they can't be told from dashes: `drop` the field, `refuse` the request, or keep it
+(`dangerous`). Fields named in `forwarder_headers` are kept when they come from a trusted proxy.""",
+    ),
+    Setting(
+        name="limit_request_line",
+        type=Size(),
+        default=8190,
+        unit="bytes",
+        section=_LIMITS,
+        help="The request line; 0: no limit.",
+    ),
+    Setting(
+        name="limit_request_fields",
+        type=Whole(),
+        default=100,
+        unit="fields",
+        section=_LIMITS,
+        help="Header fields of a request; 0: no limit.",
+    ),
+    Setting(
+        name="limit_request_field_size",
+        type=Size(),
+        default=8190,
+        flags=("--limit-request-field_size",),
+        unit="bytes",
+        section=_LIMITS,
+        help="One header field; 0: no limit.",
+    ),
+    Setting(
+        name="limit_request_head_size",
+        type=Size(),
+        default=65536,
+        unit="bytes",
+        section=_LIMITS,
+        help="All header fields together; 0: no limit.",
+    ),
+    Setting(
+        name="limit_request_body",
+        type=Size(),
+        default=0,
+        unit="bytes",
+        section=_LIMITS,
+        help="A request's body; 0: no limit.",
+    ),
+    Setting(
+        name="limit_request_trailers",
+        type=Whole(),
+        default=32,
+        unit="fields",
+        section=_LIMITS,
+        help="Trailer fields of a request; 0: none.",
+    ),
+    Setting(
+        name="limit_chunk_extension",
+        type=Size(),
+        default=1024,
+        unit="bytes",
+        section=_LIMITS,
+        help="The extensions of one chunk; 0: none.",
+    ),
+    Setting(
+        name="limit_pipeline",
+        type=Whole(1),
+        default=16,
+        unit="requests",
+        section=_LIMITS,
+        help="Requests read ahead on a connection; reading pauses past it.",
+    ),
+    Setting(
+        name="body_min_rate",
+        type=Size(),
+        default=0,
+        unit="bytes/s",
+        section=_LIMITS,
+        help="The slowest that a body may arrive; 0: no limit.",
+    ),
+    Setting(
+        name="forwarded_allow_ips",
+        type=TextList(metavar="NETWORK,…", valid=_NETWORKS, commas=True, item=network),
+        default=["127.0.0.1", "::1"],
+        default_from=DefaultFrom("FORWARDED_ALLOW_IPS", "$FORWARDED_ALLOW_IPS"),
+        section=_PROXIES,
+        help="Whose Forwarded and X-Forwarded fields count; *: everybody's.",
+        details="""\
+A Unix socket's peer counts as long as the default stands, or `unix` or `*` is listed.""",
+    ),
+    Setting(
+        name="forwarder_headers",
+        type=TextList(metavar="NAME,…", valid="header names, separated by commas", commas=True),
+        default=["SCRIPT_NAME", "PATH_INFO"],
+        section=_PROXIES,
+        help="Fields that a trusted proxy may set in the WSGI environ.",
+    ),
+    Setting(
+        name="secure_scheme_headers",
+        type=Table(of_text=True),
+        default={
+            "X-FORWARDED-PROTOCOL": "ssl",
+            "X-FORWARDED-PROTO": "https",
+            "X-FORWARDED-SSL": "on",
+        },
+        section=_PROXIES,
+        help="Fields, and their values, by which a trusted proxy says https.",
+    ),
+    Setting(
+        name="proxy_protocol",
+        type=Choice(
+            ("off", "v1", "v2", "auto"),
+            {"true": "auto", "1": "auto", "false": "off", "0": "off", "none": "off"},
+        ),
+        default="off",
+        flag_value="auto",
+        section=_PROXIES,
+        help="Expect the PROXY protocol from trusted proxies.",
+    ),
+    Setting(
+        name="proxy_allow_ips",
+        type=TextList(metavar="NETWORK,…", valid=_NETWORKS, commas=True, item=network),
+        default=["127.0.0.1", "::1"],
+        flags=("--proxy-allow-from",),
+        section=_PROXIES,
+        help="Whose PROXY protocol counts; *: everybody's.",
+    ),
+]

@@ -1,0 +1,336 @@
+"""Settings from all their sources: defaults < file < `SERVO_*` environment < flags.
+
+`load_settings` reads every source anew and returns an immutable `Settings`; a reload calls it
+again.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from servo.errors import ConfigError, UsageError
+from servo.http.limits import Limits
+from servo.settings.cpus import auto_workers, count_cpus
+from servo.settings.files import FileContent, Given, read_config
+from servo.settings.flags import parse_flags
+from servo.settings.gunicorn_compat import FOREIGN
+from servo.settings.hooks import Hooks
+from servo.settings.names import did_you_mean
+from servo.settings.schema import SETTINGS, canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from servo.settings.files import Note
+
+_KEEPALIVE = 75.0  # above the usual load balancer's 60 s, so that it closes first
+_THREADS = 4
+_NO_LIMIT = (1 << 31) - 1  # what 0 means to the parsers, which know no "no limit"
+
+# A Kubernetes service named "servo" puts these into every pod beside it.
+_KUBERNETES = re.compile(
+    r"SERVO_(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)",
+    re.ASCII,
+)
+
+
+class Settings:
+    """Every setting's value, as an attribute by its name; nothing of it changes.
+
+    hooks            the server hooks of the configuration file
+    config_modules   what that file imported, for `drop_config_modules`
+    notes            (level, text) that the log is to say at start
+    """
+
+    __slots__ = ("_cpus", "_sources", "_values", "config_modules", "hooks", "notes")
+
+    hooks: Hooks
+    config_modules: tuple[str, ...]
+    notes: tuple[Note, ...]
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        sources: Mapping[str, str],
+        *,
+        hooks: Hooks | None = None,
+        config_modules: Sequence[str] = (),
+        notes: Sequence[Note] = (),
+        cpus: Callable[[], int] = count_cpus,
+    ) -> None:
+        keep = super().__setattr__
+        keep("_values", {name: values.get(name, s.default) for name, s in SETTINGS.items()})
+        keep("_sources", dict(sources))
+        keep("_cpus", cpus() if values.get("workers") == "auto" else 0)
+        keep("hooks", hooks or Hooks({}))
+        keep("config_modules", tuple(config_modules))
+        keep("notes", tuple(notes))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"there is no setting {name!r}") from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("settings don't change; a reload makes new ones")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("settings don't change; a reload makes new ones")
+
+    def __repr__(self) -> str:
+        given = [name for name in SETTINGS if self.source(name) != "default"]
+        return f"Settings({', '.join(f'{name}={self._values[name]!r}' for name in given)})"
+
+    def source(self, name: str) -> str:
+        """Where a value came from: "default", "servo.toml:3", "flag --workers", …."""
+        sources: dict[str, str] = self._sources
+        return sources.get(name, "default")
+
+    @property
+    def limits(self) -> Limits:
+        """The bounds that HTTP connections enforce."""
+        return Limits(
+            request_line=self.limit_request_line or _NO_LIMIT,
+            header_count=self.limit_request_fields or _NO_LIMIT,
+            header_field=self.limit_request_field_size or _NO_LIMIT,
+            header_total=self.limit_request_head_size or _NO_LIMIT,
+            body=self.limit_request_body,
+            trailer_count=self.limit_request_trailers,
+            chunk_extension=self.limit_chunk_extension,
+            pipeline_depth=self.limit_pipeline,
+        )
+
+    @property
+    def env(self) -> dict[str, str]:
+        """`raw_env` as a dictionary."""
+        pairs = (pair.partition("=") for pair in self.raw_env)
+        return {name: value for name, _, value in pairs}
+
+    @property
+    def worker_count(self) -> int:
+        """How many workers to run, as far as the settings alone tell.
+
+        `auto` with an app whose interface nobody has said counts a worker per CPU; whoever learns
+        the interface asks `worker_count_for`.
+        """
+        known = self.worker_class != "auto" or self.interface != "auto"
+        return self.worker_count_for(self.worker_class_for(self.interface) if known else "thread")
+
+    def worker_count_for(self, worker_class: str) -> int:
+        """How many workers of this class to run."""
+        workers: int | str = self.workers
+        return workers if isinstance(workers, int) else auto_workers(self._cpus, worker_class)
+
+    def worker_class_for(self, interface: str) -> str:
+        """The worker class for an app of this interface ("wsgi" or "asgi").
+
+        "sync", "thread", "async", or the dotted path of a class.
+        """
+        chosen: str = self.worker_class
+        if chosen == "auto":
+            chosen = "async" if interface == "asgi" else "sync"
+        return "thread" if chosen == "sync" and self.threads > 1 else chosen
+
+    @property
+    def thread_count(self) -> int:
+        """The threads that a `thread` or `async` worker runs a WSGI app in."""
+        return _THREADS if self.source("threads") == "default" else int(self.threads)
+
+    def keepalive_for(self, worker_class: str) -> float:
+        """Seconds that an idle connection is kept by a worker of this class; 0: not at all.
+
+        With several `sync` workers a request on a kept connection waits for its busy worker while
+        others idle, so they keep none unless asked to.
+        """
+        if self.keepalive is not None:
+            return float(self.keepalive)
+        return 0.0 if worker_class == "sync" and self.worker_count_for("sync") > 1 else _KEEPALIVE
+
+    def needs_restart(self, new: Settings) -> list[str]:
+        """The settings that differ in `new` and that a reload doesn't apply."""
+        return [
+            name
+            for name, setting in SETTINGS.items()
+            if not setting.reloadable and getattr(self, name) != getattr(new, name)
+        ]
+
+
+def load_settings(
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    directory: Path,
+    report: Callable[[str], None] | None = None,
+) -> Settings:
+    """Read every source.
+
+    flags       what the command line gives, as `servo.settings.flags.parse_flags` returns it
+    environ     the environment at start
+    directory   the directory that the server was started in; absolute
+    report      gets each line for the log too (`Settings.notes` has them with their level)
+
+    Raises ConfigError: a file that can't be read, an unknown name, a bad value; UsageError where
+    the command line is to blame.
+    """
+    notes: list[Note] = []
+    given_flags = _flag_layer(flags, "flag", notes)
+    environment = _environment_layer(environ, notes)
+    overrides = {**environment, **given_flags}
+    config = _early(overrides, "config")
+    content = read_config(config, _directories(directory, _early(overrides, "chdir")))
+    notes[:0] = content.notes
+    settings = _merge(
+        [_default_layer(environ), content.values, environment, given_flags],
+        directory,
+        content,
+        notes,
+    )
+    if report is not None:
+        for _, text in settings.notes:
+            report(text)
+    return settings
+
+
+def drop_config_modules(settings: Settings) -> None:
+    """Forget the modules of the app's own path that the configuration file imported.
+
+    A worker calls this before it imports the app, or it would serve what the file had loaded when
+    the arbiter read it. Installed packages stay: they can't be stale, and may not load twice.
+    """
+    installed = {
+        sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
+    for name in settings.config_modules:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        parts = Path(file).parts if file else ()
+        if not parts or {"site-packages", "dist-packages"}.intersection(parts):
+            continue
+        if not any(
+            path and Path(path).parts == parts[: len(Path(path).parts)] for path in installed
+        ):
+            del sys.modules[name]
+
+
+# --- the layers -------------------------------------------------------------------------------
+
+
+def _default_layer(environ: Mapping[str, str]) -> dict[str, Given]:
+    layer = {}
+    for name, setting in SETTINGS.items():
+        default = setting.default_from
+        if default is not None and environ.get(default.variable, "").strip():
+            text = default.text(environ[default.variable])
+            layer[name] = Given(text, f"environment {default.variable}", is_text=True)
+    return layer
+
+
+def _environment_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[str, Given]:
+    layer = _argument_layer(environ, notes)
+    for variable, text in environ.items():
+        name = variable.removeprefix("SERVO_")
+        # Two underscores: what Servo's own processes tell each other.
+        if name == variable or name.startswith("_") or name == "CMD_ARGS":
+            continue
+        source = f"environment {variable}"
+        setting = canonical(name.lower())
+        if setting is not None and name == name.upper():
+            layer[setting] = Given(text, source, is_text=True)
+        elif name.lower() in FOREIGN:
+            notes.append(("warning", FOREIGN[name.lower()].note(source)))
+        elif not _KUBERNETES.fullmatch(variable):
+            known = [setting.variable for setting in SETTINGS.values()]
+            raise ConfigError(
+                f"there is no setting for the environment variable {variable}"
+                f"{did_you_mean(variable, [*known, 'SERVO_CMD_ARGS'])}"
+            )
+    return layer
+
+
+def _argument_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[str, Given]:
+    """The flags in SERVO_CMD_ARGS or, when that is absent, in GUNICORN_CMD_ARGS."""
+    variable = "SERVO_CMD_ARGS" if "SERVO_CMD_ARGS" in environ else "GUNICORN_CMD_ARGS"
+    text = environ.get(variable, "")
+    if not text.strip():
+        return {}
+    if variable == "GUNICORN_CMD_ARGS":
+        notes.append(("info", "reading GUNICORN_CMD_ARGS: there is no SERVO_CMD_ARGS"))
+    try:
+        flags = parse_flags(shlex.split(text))
+    except (UsageError, ValueError) as error:
+        raise ConfigError(f"{error} (environment {variable})") from error
+    return _flag_layer(flags, f"environment {variable},", notes)
+
+
+def _flag_layer(flags: Mapping[str, object], origin: str, notes: list[Note]) -> dict[str, Given]:
+    layer = {}
+    for name, value in flags.items():
+        if name in SETTINGS:
+            shown = SETTINGS[name].main_flag if name != "app" else "APP"
+            layer[name] = Given(
+                value, "command line" if (name, origin) == ("app", "flag") else f"{origin} {shown}"
+            )
+        elif name in FOREIGN:
+            foreign = FOREIGN[name]
+            notes.append(("warning", foreign.note(f"{origin} {(foreign.flags or (name,))[-1]}")))
+        else:
+            raise UsageError(f"there is no setting {name}{did_you_mean(name, list(SETTINGS))}")
+    return layer
+
+
+def _early(layer: Mapping[str, Given], name: str) -> str | None:
+    given = layer.get(name)
+    if given is None:
+        return None
+    value: str | None = SETTINGS[name].read(given.value, given.source, is_text=given.is_text)
+    return value
+
+
+def _directories(start: Path, chdir: str | None) -> list[Path]:
+    return [start] if chdir is None else [start, start / chdir]
+
+
+# --- joining them -----------------------------------------------------------------------------
+
+
+def _merge(
+    layers: list[Mapping[str, Given]], directory: Path, content: FileContent, notes: list[Note]
+) -> Settings:
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for layer in layers:
+        for name, given in layer.items():
+            try:
+                values[name] = _read(name, given)
+            except ConfigError as error:
+                if not given.optional:
+                    raise
+                notes.append(("warning", f"{error}; taken for a helper of the file's own"))
+                continue
+            sources[name] = given.source
+    base = directory / (values.get("chdir") or ".")
+    values["chdir"] = str(base.resolve())
+    for name, value in values.items():
+        SETTINGS[name].check(value, sources.get(name, "default"), base)
+    settings = Settings(
+        values, sources, hooks=Hooks(content.hooks), config_modules=content.modules, notes=notes
+    )
+    if settings.worker_count > settings.scoreboard_size:
+        raise ConfigError(
+            f"workers: {settings.worker_count} ({settings.source('workers')}) don't fit into "
+            f"scoreboard_size: {settings.scoreboard_size}"
+        )
+    return settings
+
+
+def _read(name: str, given: Given) -> Any:
+    try:
+        return SETTINGS[name].read(given.value, given.source, is_text=given.is_text)
+    except ConfigError as error:
+        if given.source.startswith("flag "):
+            raise UsageError(str(error)) from error
+        raise

@@ -1,0 +1,1 @@
+"""What runs in a worker process: one life (`base`), two drivers (`poller`, `stream`), three classes."""

@@ -1,0 +1,142 @@
+"""Accepting from the shared listeners: one connection per wake-up, through the load gate.
+
+Both drivers use it; each brings its own way of watching a socket and of waiting a moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Protocol
+
+from servo.observe import scoreboard as board
+from servo.workers.gate import WAIT_S, Gate
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from servo.workers.base import Worker
+
+log = logging.getLogger("servo.error")
+
+# With no descriptor or buffer left, accepting again at once would spin.
+BACKOFF_S = 0.1
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Driver(Protocol):
+    """How a driver watches listeners."""
+
+    def watch_listener(self, listener: socket.socket) -> None:
+        """Call `Acceptor.on_ready(listener)` whenever a connection is queued."""
+
+    def unwatch_listener(self, listener: socket.socket) -> None:
+        """No more."""
+
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> object:
+        """Call back once after `delay` seconds."""
+
+    def opened(self, sock: socket.socket, peer: Any, listener: socket.socket) -> None:
+        """A connection was accepted; the socket does not block."""
+
+
+class Acceptor:
+    """The listeners of one worker.
+
+    open  how many connections the worker has; the driver says when one is `closed`
+    """
+
+    def __init__(self, worker: Worker, driver: Driver) -> None:
+        self.open = 0
+        self._driver = driver
+        self._most = worker.settings.worker_connections
+        self._row = worker.row
+        alone = worker.alone or worker.settings.reuse_port
+        self._gate = Gate(worker.context.scoreboard, worker.row, alone)
+        self._shared = worker.context.listeners
+        self._listeners = [listener.socket for listener in self._shared]
+        self._watching = False
+        self._pausing = False
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._watch(True)
+
+    def on_ready(self, listener: socket.socket) -> None:
+        """A connection is queued: take it, or leave it to a sibling with less to do."""
+        if not self._watching:
+            return
+        if self._gate.admits(monotonic_ns()):
+            self._take(listener)
+        else:
+            self._pause(WAIT_S)
+
+    def closed(self) -> None:
+        """One of the worker's connections is gone."""
+        self.open -= 1
+        self._row[board.CONNECTIONS] = self.open
+        if not self._watching:
+            self._resume()
+
+    def stop(self, take_queued: bool) -> None:
+        """Accept no more, and close this worker's copies of the listeners.
+
+        `take_queued`: first accept what is queued, as no sibling is left to do so. Unwatched
+        before they are closed: the queue lives on in the siblings' copies, and epoll would tell of
+        it for ever under a descriptor that can't be removed any more.
+        """
+        self._watch(False)
+        if take_queued:
+            for listener in self._listeners:
+                while self._take(listener):
+                    pass
+        self._listeners = []
+        for shared in self._shared:
+            shared.close()
+
+    def _take(self, listener: socket.socket) -> bool:
+        """Take one connection. False when none is queued."""
+        try:
+            sock, peer = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return False
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            log.error("Can't accept a connection: %s; trying again", error)  # noqa: TRY400
+            self._pause(BACKOFF_S)
+            return False
+        sock.setblocking(False)
+        self.open += 1
+        self._row[board.CONNECTIONS] = self.open
+        self._row[board.ACCEPTED] += 1
+        if self.open >= self._most:
+            self._watch(False)
+        self._driver.opened(sock, peer, listener)
+        return True
+
+    def _pause(self, seconds: float) -> None:
+        self._watch(False)
+        if not self._pausing:
+            self._pausing = True
+            self._driver.call_later(seconds, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._pausing = False
+        self._resume()
+
+    def _resume(self) -> None:
+        if not self._pausing and self.open < self._most:
+            self._watch(True)
+
+    def _watch(self, on: bool) -> None:
+        if on == self._watching:
+            return
+        self._watching = on
+        for listener in self._listeners:
+            if on:
+                self._driver.watch_listener(listener)
+            else:
+                self._driver.unwatch_listener(listener)

@@ -1,0 +1,278 @@
+"""The life of a worker process, from just after the fork to its exit code.
+
+A worker class is a subclass of `Worker` with a `serve` method. What all of them share is here:
+signals, the channel to the arbiter, the end of the arbiter, the crash log, hooks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import os
+import random
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any, Protocol
+
+from servo.apps.loader import load_app, prepare_import_path
+from servo.errors import AppImportError, ServoError
+from servo.ipc.channel import ChannelClosed
+from servo.ipc.messages import (
+    Booting,
+    BootFailed,
+    Draining,
+    Message,
+    Ready,
+    ReopenLogs,
+    ReplaceMe,
+    Retire,
+    Stop,
+)
+from servo.net.privileges import become
+from servo.observe import log as log_module
+from servo.observe import scoreboard as board
+from servo.observe.access import AccessLog
+from servo.settings.sources import drop_config_modules
+from servo.workers.meter import Meter
+from servo.workers.registry import worker_class
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from servo.apps.loader import LoadedApp
+    from servo.workers.context import WorkerContext
+
+log = logging.getLogger("servo.error")
+
+EXIT_BOOT = 3
+EXIT_APP = 4
+
+
+class Worker:
+    """What a worker class builds on. Hooks see this object as their `worker`.
+
+    pid, slot, age   `age` is the serial, as in gunicorn: how many workers were forked before
+    cfg, log         the settings and the error log
+    app              the loaded application, once there is one
+    """
+
+    def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
+        self.context = context
+        self.cfg = self.settings = context.settings
+        self.pid = os.getpid()
+        self.slot = context.slot
+        self.age = context.serial
+        self.log = log
+        self.app = app
+        self.draining = False
+        self.row = context.scoreboard.row(context.row_index)
+        access = AccessLog(self.settings)
+        self.access = access if access.enabled else None
+        self.alone = self.settings.worker_count == 1
+        self.meter = Meter(self.row, self.access, self._max_requests(), self._recycle)
+
+    kind = ""  # the name that settings know it by
+
+    def progress(self) -> None:
+        """A part of a response went out, in the thread that runs the application."""
+
+    def serve(self) -> None:
+        """Serve until retired or stopped and drained. Calls `ready` when it accepts."""
+        raise NotImplementedError
+
+    def retire(self) -> None:
+        """Stop accepting, leave the queue to the siblings, end when all is answered."""
+        raise NotImplementedError
+
+    def stop(self, quick: bool) -> None:
+        """Take what is queued (unless quick), then as `retire`; quick: cut what is open."""
+        raise NotImplementedError
+
+    # --- for the subclasses ---------------------------------------------------------------------
+
+    def ready(self) -> None:
+        """Tell the arbiter, and the siblings' gates, that this worker accepts."""
+        self.row[board.BEAT_NS] = board.now_ns()
+        self.row[board.STATE] = board.STATE_READY
+        self.context.channel.send(Ready())
+
+    def note_draining(self) -> None:
+        """Tell that this worker accepts no more."""
+        self.draining = True
+        self.row[board.STATE] = board.STATE_DRAINING
+        self.tell(Draining())
+
+    def tell(self, message: Message) -> None:
+        """Send a message to the arbiter; without one it is dropped, as nobody is left to know."""
+        try:
+            self.context.channel.send(message)
+        except ChannelClosed:
+            log.debug("No arbiter to tell %s", type(message).__name__)
+
+    def on_channel(self) -> None:
+        """The channel is readable: do what the arbiter says."""
+        try:
+            messages = self.context.channel.receive()
+        except ChannelClosed:
+            self.on_orphaned()
+            return
+        for message in messages:
+            if isinstance(message, Retire):
+                self.retire()
+            elif isinstance(message, Stop):
+                self.stop(message.quick)
+            elif isinstance(message, ReopenLogs):
+                self.reopen_logs()
+
+    def on_orphaned(self) -> None:
+        """The arbiter is dead: nobody would restart, count or stop this worker, so it ends."""
+        if self.draining:
+            return
+        log.warning("The arbiter is gone: finishing the open requests, then exiting")
+        # Nobody else enforces it now.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, max(self.settings.graceful_timeout, 0.1))
+        self.stop(quick=False)
+
+    def on_terminate(self) -> None:
+        """SIGTERM to this process alone: ask for a successor first, then be retired."""
+        if not self.draining:
+            self.tell(ReplaceMe("terminated"))
+
+    def reopen_logs(self) -> None:
+        """Reopen the error log and the access log (USR1)."""
+        log_module.reopen_logs()
+        if self.access is not None:
+            self.access.reopen()
+
+    def _recycle(self) -> None:
+        if not self.draining:
+            self.tell(ReplaceMe("recycled", f"served {self.row[board.REQUESTS]} requests"))
+
+    def _max_requests(self) -> int:
+        limit: int = self.settings.max_requests
+        # An even balance would let all workers expire at the same moment.
+        return limit and limit + random.randint(0, self.settings.max_requests_spread)  # noqa: S311
+
+
+class HookWorker:
+    """The `worker` of the hooks that run before there is a `Worker` (post_fork)."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self.pid = os.getpid()
+        self.slot = context.slot
+        self.age = context.serial
+        self.cfg = context.settings
+        self.log = log
+
+
+class Hook(Protocol):
+    """A callable of the config file."""
+
+    def __call__(self, *args: Any) -> object: ...
+
+
+def run_worker(context: WorkerContext) -> int:
+    """The whole life of a worker process. Returns its exit code.
+
+    Called in the forked child, with the arbiter's handlers gone and only the worker's own
+    descriptors open.
+    """
+    settings = context.settings
+    row = context.scoreboard.row(context.row_index)
+    row[board.PID] = os.getpid()
+    row[board.STATE] = board.STATE_BOOTING
+    row[board.BEAT_NS] = board.now_ns()
+    _install_abort(context)
+    _set_title(f"servo: worker {context.slot} [{settings.app}]")
+    random.seed()
+    hooks = settings.hooks
+    try:
+        context.channel.send(Booting())
+        if hooks.post_fork is not None:
+            hooks.post_fork(context.server, HookWorker(context))
+        become(settings.user, settings.group, settings.initgroups)
+        drop_config_modules(settings)
+        prepare_import_path(settings)
+        app = load_app(settings.app, settings.interface)
+        kind = worker_class(settings.worker_class_for(app.interface))
+        worker = kind(context, app)
+        if hooks.post_worker_init is not None:
+            hooks.post_worker_init(worker)
+    except AppImportError as error:
+        text = f"{error}\n{error.details}".rstrip()
+        return _boot_failed(context, "app", text, EXIT_APP)
+    except ServoError as error:
+        return _boot_failed(context, "boot", str(error), EXIT_BOOT)
+    except Exception:
+        return _boot_failed(context, "boot", traceback.format_exc(), EXIT_BOOT)
+    try:
+        worker.serve()
+    except ServoError as error:
+        if row[board.STATE] != board.STATE_BOOTING:
+            raise
+        return _boot_failed(context, "boot", str(error), EXIT_BOOT)
+    finally:
+        if worker.access is not None:
+            worker.access.close()
+    if hooks.worker_exit is not None:
+        hooks.worker_exit(context.server, worker)
+    return 0
+
+
+def _boot_failed(context: WorkerContext, kind: str, text: str, code: int) -> int:
+    try:
+        context.channel.send(BootFailed(kind, text[-60_000:]))
+        while not context.channel.flush():
+            context.channel.wait_writable(1.0)
+    except ChannelClosed:
+        log.error("This worker could not boot: %s", text)  # noqa: TRY400  the text has it
+    return code
+
+
+def _install_abort(context: WorkerContext) -> None:
+    """SIGABRT: the arbiter has heard no heartbeat. Print every stack, then end.
+
+    The Python handler goes in first: `faulthandler.enable` then prints the threads from C, where
+    even a stuck interpreter is seen, and passes the signal on to it. The other way round the
+    Python handler would silence faulthandler.
+    """
+
+    def on_abort(_signum: int, _frame: FrameType | None) -> None:
+        _print_tasks(log_module.crash_fd())
+        hook = context.settings.hooks.worker_abort
+        if hook is not None:
+            hook(HookWorker(context))
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGABRT)
+
+    signal.signal(signal.SIGABRT, on_abort)
+    faulthandler.enable(file=log_module.crash_fd(), all_threads=True)
+
+
+def _print_tasks(fd: int) -> None:
+    """The stacks of asyncio's tasks: what each coroutine waits for, which no thread shows."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    tasks = asyncio.all_tasks(loop)
+    with os.fdopen(os.dup(fd), "w", encoding="utf-8", errors="backslashreplace") as file:
+        print(f"{len(tasks)} asyncio tasks:", file=file)
+        for task in tasks:
+            task.print_stack(file=file)
+
+
+def _set_title(title: str) -> None:
+    if "setproctitle" in sys.modules or _can_import("setproctitle"):
+        import setproctitle
+
+        setproctitle.setproctitle(title)
+
+
+def _can_import(name: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None

@@ -1,0 +1,290 @@
+"""One accepted socket of a blocking worker, and what all of them are made from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import struct
+from tempfile import SpooledTemporaryFile
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from servo.apps.wsgi import FileRegion, WSGIAdapter, WSGIResponder
+from servo.http.errors import ClientDisconnected
+from servo.http.forwarded import TrustedPeers, resolve_client
+from servo.http.h1 import H1Connection
+
+if TYPE_CHECKING:
+    from servo.apps.loader import LoadedApp
+    from servo.http.events import Request
+    from servo.workers.base import Worker
+    from servo.workers.meter import Meter
+
+# What a connection is doing.
+IDLE = 0  # nothing of a request has come
+HEAD = 1  # a part of a head has come
+BODY = 2  # a part of a body has come
+APP = 3  # the application has the request; only the thread that runs it may touch the connection
+SEND = 4  # a finished response is being sent
+LINGER = 5  # the response is out, our side is closed; what still comes in is thrown away
+
+_SIOCINQ = 0x541B
+
+
+class ConnectionFactory:
+    """What the connections of one worker have in common."""
+
+    def __init__(self, worker: Worker, app: LoadedApp, multithread: bool) -> None:
+        settings = worker.settings
+        self.worker = worker
+        self.settings = settings
+        self.limits = settings.limits
+        self.server_header = settings.server_header.encode() or None
+        self.trusted = TrustedPeers(settings.forwarded_allow_ips)
+        self.adapter = WSGIAdapter(
+            app.app,
+            log=logging.getLogger("servo.error"),
+            multithread=multithread,
+            multiprocess=not worker.alone,
+            root_path=settings.root_path,
+            header_map=settings.header_map,
+            sendfile=settings.sendfile,
+        )
+        self.keep_alive_s = settings.keepalive_for(worker.kind)
+
+    def make(self, sock: socket.socket, peer: Any, listener: socket.socket) -> Connection:
+        """A connection for a freshly accepted socket."""
+        return Connection(self, sock, peer, listener)
+
+    def spool(self) -> SpooledTemporaryFile[bytes]:
+        """A place for a request body: memory, and the disk past `body_buffer_size`."""
+        return SpooledTemporaryFile(
+            max_size=self.settings.body_buffer_size, dir=self.settings.tmp_upload_dir
+        )
+
+
+class Connection:
+    """The socket, its HTTP state, and the request that it is about. A `wsgi.Transport`."""
+
+    __slots__ = (
+        "_factory",
+        "_template",
+        "body",
+        "broken",
+        "claim",
+        "deadline_ns",
+        "environ",
+        "eof",
+        "fd",
+        "http",
+        "keep_alive_s",
+        "linger",
+        "out",
+        "peer_name",
+        "phase",
+        "region",
+        "request",
+        "requests",
+        "responder",
+        "sock",
+        "started_ns",
+        "thread",
+        "trusted",
+        "watched",
+    )
+
+    def __init__(
+        self, factory: ConnectionFactory, sock: socket.socket, peer: Any, listener: socket.socket
+    ) -> None:
+        settings = factory.settings
+        self._factory = factory
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.http = H1Connection(
+            factory.limits,
+            parser=settings.http_parser,
+            server=factory.server_header,
+            date=settings.date_header,
+        )
+        self.responder = WSGIResponder(factory.adapter, self.http, self)
+        client = peer[:2] if isinstance(peer, tuple) else None
+        server = listener.getsockname()
+        if isinstance(server, bytes):
+            server = server.decode("utf-8", "backslashreplace")
+        self._template = factory.adapter.template(
+            server if isinstance(server, str) else server[:2], client, "http"
+        )
+        self.peer_name = client[0] if client else ""
+        self.trusted = (client[0] if client else None) in factory.trusted
+        self.keep_alive_s = factory.keep_alive_s
+        self.phase = IDLE
+        self.watched = 0
+        self.requests = 0
+        self.eof = False
+        self.broken = False
+        self.linger = False
+        self.request: Request | None = None
+        self.body: Any = None
+        self.environ: dict[str, Any] = {}
+        self.started_ns = 0
+        self.out: bytes | memoryview = b""
+        self.region: FileRegion | None = None
+        self.claim: list[bool] | None = None
+        self.thread = 0
+        self.deadline_ns = 0
+        self.expires_in(settings.header_timeout)
+
+    def expires_in(self, seconds: float) -> None:
+        """The poller's sweep ends this phase after that time; 0 seconds: never."""
+        self.deadline_ns = monotonic_ns() + int(seconds * 1e9) if seconds else 0
+
+    # --- one request ----------------------------------------------------------------------------
+
+    def prepare(self, started_ns: int) -> None:
+        """Build the environ of the complete request. Raises ProtocolError."""
+        request = self.request
+        assert request is not None
+        self.started_ns = started_ns
+        body = self.body
+        length = 0
+        if body.__class__ is bytes:
+            if body:
+                length = len(body)
+                spool = self._factory.spool()
+                spool.write(body)
+                spool.seek(0)
+                self.body = body = spool
+            else:
+                body = self.body = None
+        else:
+            length = body.tell()
+            body.seek(0)
+        environ = self._factory.adapter.environ(self._template, request, body, length)
+        if self.trusted:
+            self._apply_forwarded(environ, request)
+        self.environ = environ
+
+    def _apply_forwarded(self, environ: dict[str, Any], request: Request) -> None:
+        info = resolve_client(
+            request.headers,
+            None if not environ["REMOTE_ADDR"] else (environ["REMOTE_ADDR"], 0),
+            self._factory.trusted,
+            environ["wsgi.url_scheme"],
+        )
+        if info is not None:
+            environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = info.address[0], str(info.address[1])
+            environ["wsgi.url_scheme"] = info.scheme
+
+    def run(self) -> None:
+        """Call the application; leave what is yet to be sent in `out` and `region`."""
+        rest = self.responder.run(self.environ)
+        if isinstance(rest, FileRegion):
+            self.region = rest
+            rest = rest.head
+        try:
+            self.out = self.send_some(rest) if rest else b""
+        except ClientDisconnected:
+            self.broken = True
+
+    def finish_request(self, meter: Meter) -> None:
+        """Account for the request, and let its parts go."""
+        request = self.request
+        assert request is not None
+        responder = self.responder
+        meter.end(
+            self.started_ns,
+            request,
+            self.http.status,
+            self.http.body_sent,
+            self.environ["REMOTE_ADDR"],
+            responder.headers,
+            self.environ,
+        )
+        self.close_body()
+        self.request = None
+        self.environ = {}
+
+    def close_body(self) -> None:
+        """Let the stored body go."""
+        if self.body is not None and self.body.__class__ is not bytes:
+            self.body.close()
+        self.body = None
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def send_some(self, data: bytes | memoryview) -> bytes | memoryview:
+        """See wsgi.Transport."""
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.broken = True
+            raise ClientDisconnected(str(error)) from error
+        return b"" if sent == len(data) else memoryview(data)[sent:]
+
+    def send_all(self, data: bytes | memoryview) -> None:
+        """See wsgi.Transport."""
+        rest = self.send_some(data)
+        while rest:
+            self._wait_writable()
+            rest = self.send_some(rest)
+        # Whoever sends a response makes progress: a `sync` worker is not silent meanwhile.
+        self._factory.worker.progress()
+
+    def _wait_writable(self) -> None:
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        if not poll.poll(self._factory.settings.send_timeout * 1000 or None):
+            self.broken = True
+            raise ClientDisconnected("the client has stopped reading")
+
+    def flush(self) -> tuple[bool, bool]:
+        """Send more of a finished response. Returns (all sent, any sent).
+
+        Raises ClientDisconnected.
+        """
+        before = len(self.out)
+        if self.out:
+            self.out = self.send_some(self.out)
+            if self.out:
+                return False, len(self.out) < before
+        region = self.region
+        progress = before > 0
+        try:
+            while region is not None and region.count:
+                sent = os.sendfile(self.fd, region.fd, region.offset, min(region.count, 1 << 30))
+                if not sent:
+                    raise ClientDisconnected("the file became shorter while it was sent")
+                region.offset += sent
+                region.count -= sent
+                progress = True
+        except BlockingIOError:
+            return False, progress
+        except OSError as error:
+            raise ClientDisconnected(str(error)) from error
+        if region is not None:
+            region.close()
+            self.region = None
+        return True, progress
+
+    def unread(self) -> bool:
+        """Whether the kernel holds bytes of the client that nobody has read."""
+        import fcntl
+
+        try:
+            count = fcntl.ioctl(self.fd, _SIOCINQ, b"\0\0\0\0")
+        except OSError:
+            return False
+        return struct.unpack("i", count)[0] > 0
+
+    def close(self) -> None:
+        """Close the socket and everything that hangs on it."""
+        self.close_body()
+        if self.region is not None:
+            self.region.close()
+            self.region = None
+        self.sock.close()
+

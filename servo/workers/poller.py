@@ -1,0 +1,508 @@
+"""The epoll front of the blocking workers: many sockets, one thread, no application code.
+
+The poller accepts, reads requests until they are whole, flushes finished responses, and closes.
+A subclass says in `dispatch` who runs the application. So a slow or silent client costs a few
+hundred bytes of memory here, and never a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from servo.http import h1
+from servo.http.errors import ClientDisconnected, ProtocolError
+from servo.http.events import Data, Refused, Request
+from servo.observe import scoreboard as board
+from servo.workers.acceptor import Acceptor
+from servo.workers.base import Worker
+from servo.workers.connection import (
+    APP,
+    BODY,
+    HEAD,
+    IDLE,
+    LINGER,
+    SEND,
+    Connection,
+    ConnectionFactory,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from servo.apps.loader import LoadedApp
+    from servo.http.events import Event
+    from servo.workers.context import WorkerContext
+
+log = logging.getLogger("servo.error")
+
+READ_SIZE = 65536
+BEAT_S = 0.005
+LINGER_S = 2.0
+SWEEP_NS = 1_000_000_000
+FLUSH_NS = 100_000_000
+# A stopping worker waits this long for the first request of a connection that it took just now.
+FRESH_GRACE_S = 1.0
+
+_READ = select.EPOLLIN | select.EPOLLRDHUP
+_GONE = select.EPOLLHUP | select.EPOLLERR
+
+
+class PollerWorker(Worker):
+    """A worker whose main thread is the poller."""
+
+    multithread = False
+
+    def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
+        super().__init__(context, app)
+        self.epoll = select.epoll()
+        self.connections: dict[int, Connection] = {}
+        self.listeners: dict[int, socket.socket] = {}
+        self.handlers: dict[int, Callable[[], None]] = {}
+        self.waiting: deque[Connection] = deque()  # complete requests, pipelined behind others
+        self._later: tuple[int, Callable[[], None]] | None = None
+        self.finished = False
+        self.deadline_ns = 0
+        self.acceptor = Acceptor(self, self)
+        self.factory = ConnectionFactory(self, app, type(self).multithread)
+
+    def dispatch(self, connection: Connection) -> None:
+        """Have `connection.run()` called, and then `self.complete(connection)` in this thread."""
+        raise NotImplementedError
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """See Worker.serve."""
+        self._register_handlers()
+        self.acceptor.start()
+        h1.set_clock(time.time())
+        self.ready()
+        next_sweep = monotonic_ns() + SWEEP_NS
+        next_flush = 0
+        connections = self.connections
+        row = self.row
+        access = self.access
+        while not self.finished:
+            for fd, mask in self.epoll.poll(self.wait_s(), 64):
+                connection = connections.get(fd)
+                if connection is not None:
+                    self._on_connection(connection, mask)
+                elif fd in self.listeners:
+                    self.acceptor.on_ready(self.listeners[fd])
+                elif fd in self.handlers:
+                    self.handlers[fd]()
+            now = row[board.BEAT_NS] = monotonic_ns()
+            self.after_poll()
+            if self.waiting:
+                self._run_waiting()
+            if now >= next_sweep:
+                next_sweep = now + SWEEP_NS
+                self.sweep(now)
+            if self._later is not None and now >= self._later[0]:
+                callback, self._later = self._later[1], None
+                callback()
+            if access is not None and access.pending and now >= next_flush:
+                next_flush = now + FLUSH_NS
+                access.flush()
+            if self.draining and not connections:
+                break
+        self.close()
+
+    def after_poll(self) -> None:
+        """Called once a turn, after the sockets were served."""
+
+    def wait_s(self) -> float:
+        """How long the poller may sleep, in seconds."""
+        if self.waiting:
+            return 0.0
+        if self._later is not None:
+            return max((self._later[0] - monotonic_ns()) / 1e9, 0.0)
+        if self.row[board.IN_FLIGHT]:
+            return BEAT_S
+        if self.access is not None and self.access.pending:
+            return 0.1
+        return 1.0
+
+    def _register_handlers(self) -> None:
+        wake_read, wake_write = socket.socketpair()
+        wake_read.setblocking(False)
+        wake_write.setblocking(False)
+        self._wake = (wake_read, wake_write)
+        self._signals: set[int] = set()
+        for signum in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(signum, lambda number, _frame: self._signals.add(number))
+        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
+        self._handle(wake_read.fileno(), self._on_signal)
+        self._handle(self.context.channel.fileno(), self.on_channel)
+        self.pidfd = os.pidfd_open(self.context.arbiter_pid)
+        self._handle(self.pidfd, self._on_arbiter_gone)
+
+    def _handle(self, fd: int, handler: Callable[[], None]) -> None:
+        self.handlers[fd] = handler
+        self.epoll.register(fd, select.EPOLLIN)
+
+    def _on_signal(self) -> None:
+        self._wake[0].recv(4096)
+        while self._signals:
+            if self._signals.pop() == signal.SIGTERM:
+                self.on_terminate()
+            else:
+                self.reopen_logs()
+
+    def _on_arbiter_gone(self) -> None:
+        self.epoll.unregister(self.pidfd)
+        self.on_orphaned()
+
+    def on_orphaned(self) -> None:
+        """See Worker.on_orphaned; the dead channel would be readable for ever."""
+        fd = self.context.channel.fileno()
+        if self.handlers.pop(fd, None) is not None:
+            self.epoll.unregister(fd)
+        super().on_orphaned()
+
+    # --- accepting (an acceptor.Driver) ---------------------------------------------------------
+
+    def watch_listener(self, listener: socket.socket) -> None:
+        """See acceptor.Driver."""
+        self.listeners[listener.fileno()] = listener
+        self.epoll.register(listener.fileno(), select.EPOLLIN)
+
+    def unwatch_listener(self, listener: socket.socket) -> None:
+        """See acceptor.Driver."""
+        del self.listeners[listener.fileno()]
+        self.epoll.unregister(listener.fileno())
+
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> None:
+        """See acceptor.Driver. The acceptor has one call waiting at a time."""
+        self._later = (monotonic_ns() + int(delay * 1e9), callback)
+
+    def opened(self, sock: socket.socket, peer: Any, listener: socket.socket) -> None:
+        """See acceptor.Driver."""
+        connection = self.factory.make(sock, peer, listener)
+        self.connections[connection.fd] = connection
+        # The first request is usually here already: read it before asking epoll.
+        self._on_readable(connection)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def _on_connection(self, connection: Connection, mask: int) -> None:
+        phase = connection.phase
+        if phase == APP:
+            # More bytes, or the client's end, while the application runs: neither may be read
+            # now, and a level-triggered event left registered would spin.
+            self.watch(connection, 0)
+        elif phase == SEND:
+            self._flush(connection)
+        elif phase == LINGER:
+            self._discard(connection)
+        elif mask & _GONE and not mask & select.EPOLLIN:
+            self.drop(connection)
+        else:
+            self._on_readable(connection)
+
+    def _on_readable(self, connection: Connection) -> None:
+        try:
+            data = connection.sock.recv(READ_SIZE)
+        except BlockingIOError:
+            self.watch(connection, _READ)
+            return
+        except OSError:
+            self.drop(connection)
+            return
+        http = connection.http
+        if data:
+            event = http.receive_data(data)
+        else:
+            connection.eof = True
+            event = http.receive_eof()
+            if event is None:
+                self.drop(connection)
+                return
+        if event is None:
+            self._await_more(connection)
+        else:
+            self._on_event(connection, event)
+
+    def _await_more(self, connection: Connection) -> None:
+        """Nothing complete has come yet: wait, under the time limit of what is being read."""
+        if connection.phase == IDLE and not connection.http.idle:
+            connection.phase = HEAD
+            connection.expires_in(self.settings.header_timeout)
+        elif connection.phase == BODY:
+            connection.expires_in(self.settings.body_timeout)
+        self.watch(connection, _READ)
+
+    def _on_event(self, connection: Connection, event: Event | None) -> None:
+        """Act on events until one waits for the application, or for the client."""
+        http = connection.http
+        while event is not None:
+            if isinstance(event, Request):
+                connection.request = event
+                if not event.more_body:
+                    connection.body = event.body
+                    self._start(connection)
+                    return
+                if not self._begin_body(connection, event):
+                    return
+            elif isinstance(event, Data):
+                if not self._store(connection, event.data):
+                    return
+                if not event.more_body:
+                    self._start(connection)
+                    return
+            else:
+                self._refuse(connection, event)
+                return
+            event = http.next_event()
+        self._await_more(connection)
+
+    def _begin_body(self, connection: Connection, request: Request) -> bool:
+        connection.phase = BODY
+        connection.body = self.factory.spool()
+        if request.expect_continue:
+            interim = connection.http.send_continue()
+            try:
+                connection.send_some(interim)
+            except ClientDisconnected:
+                self.drop(connection)
+                return False
+        return self._store(connection, request.body)
+
+    def _store(self, connection: Connection, data: bytes) -> bool:
+        try:
+            connection.body.write(data)
+        except OSError as error:
+            log.error("Can't spool a request body: %s", error)  # noqa: TRY400
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            refusal = ProtocolError(507 if full else 500, "the body can't be stored")
+            self._refuse(connection, Refused(refusal, in_body=True))
+            return False
+        return True
+
+    def _refuse(self, connection: Connection, event: Refused) -> None:
+        connection.close_body()
+        self.meter.refused(
+            event.error.status, event.method, event.target, connection.peer_name
+        )
+        log.debug("Refused a request of %s: %s", connection.peer_name, event.error)
+        connection.linger = True
+        self._send(connection, connection.http.refuse(event))
+
+    # --- the application ------------------------------------------------------------------------
+
+    def _start(self, connection: Connection) -> None:
+        """A request is complete: hand it to the application."""
+        if self.draining or self._requests_used_up(connection):
+            connection.http.close_next()
+        limit = self.settings.limit_concurrency
+        if limit and self.row[board.IN_FLIGHT] >= limit:
+            self._overloaded(connection)
+            return
+        try:
+            connection.prepare(self.meter.begin())
+        except ProtocolError as error:
+            self.row[board.IN_FLIGHT] -= 1
+            self._refuse(connection, Refused(error, in_body=True))
+            return
+        connection.phase = APP
+        self.dispatch(connection)
+
+    def _requests_used_up(self, connection: Connection) -> bool:
+        connection.requests += 1
+        limit = self.settings.keepalive_requests
+        return bool(limit and connection.requests >= limit) or not connection.keep_alive_s
+
+    def _overloaded(self, connection: Connection) -> None:
+        request = connection.request
+        assert request is not None
+        connection.close_body()
+        self.meter.refused(503, request.method, request.target, connection.peer_name)
+        connection.http.close_next()
+        headers = [("Retry-After", "1"), ("Content-Type", "text/plain; charset=utf-8")]
+        self._send(connection, connection.http.send_response(503, headers, b"Overloaded\n"))
+
+    def complete(self, connection: Connection) -> None:
+        """The application is done with a request; what is left is in `connection.out`."""
+        connection.finish_request(self.meter)
+        if connection.broken:
+            self.drop(connection)
+        elif connection.out or connection.region is not None:
+            connection.phase = SEND
+            connection.expires_in(self.settings.send_timeout)
+            self._flush(connection)
+        else:
+            self._after_response(connection)
+
+    def _after_response(self, connection: Connection) -> None:
+        http = connection.http
+        if http.close_after:
+            self._hang_up(connection)
+            return
+        connection.phase = IDLE
+        idle_s = self.settings.drain_idle if self.draining else connection.keep_alive_s
+        connection.expires_in(idle_s)
+        if http.idle:
+            self.watch(connection, _READ)
+        else:
+            # More was pipelined behind it: others have their turn first.
+            connection.phase = HEAD
+            connection.expires_in(self.settings.header_timeout)
+            self.waiting.append(connection)
+
+    def _run_waiting(self) -> None:
+        for _ in range(len(self.waiting)):
+            connection = self.waiting.popleft()
+            if connection.phase == HEAD and connection.fd in self.connections:
+                self._on_event(connection, connection.http.next_event())
+
+    # --- writing and closing --------------------------------------------------------------------
+
+    def _send(self, connection: Connection, data: bytes) -> None:
+        connection.out = data
+        connection.phase = SEND
+        connection.expires_in(self.settings.send_timeout)
+        self._flush(connection)
+
+    def _flush(self, connection: Connection) -> None:
+        """Send what is left of a finished response; then what comes after a response."""
+        try:
+            sent_all, progress = connection.flush()
+        except ClientDisconnected:
+            self.drop(connection)
+            return
+        if not sent_all:
+            if progress:
+                connection.expires_in(self.settings.send_timeout)
+            self.watch(connection, select.EPOLLOUT)
+        elif connection.linger:
+            self._hang_up(connection)
+        else:
+            self._after_response(connection)
+
+    def _hang_up(self, connection: Connection) -> None:
+        """Close after a response. Where bytes of the client may still come in, linger: closing
+        with unread input makes the kernel reset the connection, and the client might lose the
+        response (RFC 9112 section 9.6)."""
+        if not connection.linger and not connection.unread():
+            self.drop(connection)
+            return
+        try:
+            connection.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.drop(connection)
+            return
+        connection.phase = LINGER
+        connection.expires_in(LINGER_S)
+        self.watch(connection, _READ)
+        self._discard(connection)
+
+    def _discard(self, connection: Connection) -> None:
+        try:
+            for _ in range(16):
+                if not connection.sock.recv(READ_SIZE):
+                    self.drop(connection)
+                    return
+        except BlockingIOError:
+            return
+        except OSError:
+            self.drop(connection)
+
+    def watch(self, connection: Connection, mask: int) -> None:
+        """Have epoll tell of these events on the connection; 0: of nothing."""
+        watched = connection.watched
+        if mask == watched:
+            return
+        connection.watched = mask
+        if not mask:
+            self.epoll.unregister(connection.fd)
+        elif watched:
+            self.epoll.modify(connection.fd, mask)
+        else:
+            self.epoll.register(connection.fd, mask)
+
+    def drop(self, connection: Connection) -> None:
+        """Close the connection at once and forget it."""
+        if self.connections.pop(connection.fd, None) is None:
+            return
+        if connection.watched:
+            self.epoll.unregister(connection.fd)
+            connection.watched = 0
+        connection.close()
+        self.acceptor.closed()
+
+    # --- once a second --------------------------------------------------------------------------
+
+    def sweep(self, now_ns: int) -> None:
+        """Set the clock of responses, and end what has lasted too long."""
+        h1.set_clock(time.time())
+        oldest = 0
+        for connection in list(self.connections.values()):
+            if connection.phase == APP:
+                oldest = min(oldest or connection.started_ns, connection.started_ns)
+                self.check_running(connection, now_ns)
+            elif connection.deadline_ns and now_ns >= connection.deadline_ns:
+                self._on_timeout(connection)
+        self.row[board.OLDEST_START_NS] = oldest
+
+    def check_running(self, connection: Connection, now_ns: int) -> None:
+        """A request is with the application; subclasses bound its time."""
+
+    def _on_timeout(self, connection: Connection) -> None:
+        if connection.phase in (HEAD, BODY):
+            what = "head" if connection.phase == HEAD else "body"
+            error = ProtocolError(408, f"the request's {what} did not come in time")
+            self._refuse(connection, Refused(error, in_body=connection.phase == BODY))
+        else:
+            self.drop(connection)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def retire(self) -> None:
+        """See Worker.retire."""
+        if self.draining:
+            return
+        self.acceptor.stop(take_queued=False)
+        self._drain(self.settings.drain_idle)
+
+    def stop(self, quick: bool) -> None:
+        """See Worker.stop."""
+        if not self.draining:
+            self.acceptor.stop(take_queued=not quick)
+        if quick:
+            if not self.draining:
+                self.note_draining()
+            self.finished = True
+            return
+        self._drain(0.0)
+
+    def _drain(self, idle_s: float) -> None:
+        if not self.draining:
+            self.note_draining()
+        for connection in list(self.connections.values()):
+            connection.http.close_next()
+            if connection.phase != IDLE:
+                continue
+            if idle_s:
+                connection.expires_in(idle_s)
+                continue
+            self._on_readable(connection)
+            if connection.phase == IDLE and connection.requests:
+                self.drop(connection)
+            elif connection.phase == IDLE:
+                connection.expires_in(FRESH_GRACE_S)
+
+    def close(self) -> None:
+        """Close whatever is still open."""
+        for connection in list(self.connections.values()):
+            self.drop(connection)
+        signal.set_wakeup_fd(-1)
+

@@ -1,0 +1,35 @@
+"""Worker classes by name. Importing one is left to the worker that uses it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from servo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from servo.workers.base import Worker
+
+BUILT_IN = {
+    "sync": "servo.workers.sync.SyncWorker",
+    "thread": "servo.workers.thread.ThreadWorker",
+    "async": "servo.workers.aio.AsyncWorker",
+}
+
+
+def worker_class(name: str) -> type[Worker]:
+    """The class of that name, or at that dotted path. Raises ConfigError."""
+    from servo.workers.base import Worker
+
+    path = BUILT_IN.get(name, name)
+    module_name, _, attribute = path.replace(":", ".").rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"worker_class {name!r} can't be loaded: {error} "
+            f"(built in: {', '.join(BUILT_IN)}; or the dotted path of a servo.workers.base.Worker)"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Worker)):
+        raise ConfigError(f"worker_class {name!r} is no subclass of servo.workers.base.Worker")
+    return found

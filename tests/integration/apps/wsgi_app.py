@@ -1,0 +1,128 @@
+"""The WSGI app that the integration tests talk to: each path does one thing."""
+
+import hashlib
+import json
+import os
+import threading
+import time
+from urllib.parse import parse_qs
+
+CHUNK = 64 * 1024
+
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    query = {k: v[0] for k, v in parse_qs(environ["QUERY_STRING"]).items()}
+    handler = HANDLERS.get(path)
+    if handler is None:
+        return answer(start_response, b"no such path", "404 Not Found")
+    return handler(environ, start_response, query)
+
+
+def answer(start_response, body, status="200 OK", content_type="text/plain"):
+    start_response(status, [("Content-Type", content_type), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def index(environ, start_response, query):
+    return answer(start_response, b"ok")
+
+
+def pid(environ, start_response, query):
+    return answer(start_response, str(os.getpid()).encode())
+
+
+def echo(environ, start_response, query):
+    body = environ["wsgi.input"].read()
+    return answer(start_response, body, content_type=environ.get("CONTENT_TYPE") or "text/plain")
+
+
+def upload(environ, start_response, query):
+    digest, size = hashlib.sha256(), 0
+    while piece := environ["wsgi.input"].read(CHUNK):
+        digest.update(piece)
+        size += len(piece)
+    return answer(
+        start_response, json.dumps({"bytes": size, "sha256": digest.hexdigest()}).encode()
+    )
+
+
+def stream(environ, start_response, query):
+    total = int(query.get("bytes", 1_000_000))
+    start_response("200 OK", [("Content-Type", "application/octet-stream")])
+    return (b"." * min(CHUNK, total - start) for start in range(0, total, CHUNK))
+
+
+def slow(environ, start_response, query):
+    time.sleep(float(query.get("s", 0.3)))
+    return answer(start_response, b"slow")
+
+
+def describe(environ, start_response, query):
+    """The environ, what the process is, and what it was given."""
+    values = {k: v for k, v in environ.items() if isinstance(v, str | bool | int)}
+    values.update(
+        pid=os.getpid(),
+        uid=os.getuid(),
+        gid=os.getgid(),
+        groups=os.getgroups(),
+        cwd=os.getcwd(),
+        env=dict(os.environ),
+        threads=threading.active_count(),
+    )
+    return answer(start_response, json.dumps(values).encode(), content_type="application/json")
+
+
+def umask(environ, start_response, query):
+    mask = os.umask(0)
+    os.umask(mask)
+    return answer(start_response, f"{mask:03o}".encode())
+
+
+def hang_forever(environ, start_response, query):
+    while True:  # the endless request
+        time.sleep(0.01)
+
+
+def deadlock(environ, start_response, query):
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()  # the deadlocked thread
+
+
+def fail(environ, start_response, query):
+    raise RuntimeError("the app failed on purpose")
+
+
+def orphan(environ, start_response, query):
+    """Leave a grandchild behind that ends by itself: whoever is PID 1 has to reap it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        grandchild = os.fork()
+        if grandchild == 0:
+            time.sleep(0.2)
+        else:
+            os.write(writer, str(grandchild).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    grandchild = os.read(reader, 20)
+    os.close(reader)
+    os.close(writer)
+    return answer(start_response, grandchild)
+
+
+HANDLERS = {
+    "/": index,
+    "/pid": pid,
+    "/echo": echo,
+    "/upload": upload,
+    "/stream": stream,
+    "/slow": slow,
+    "/describe": describe,
+    "/umask": umask,
+    "/hang": hang_forever,
+    "/deadlock": deadlock,
+    "/fail": fail,
+    "/orphan": orphan,
+}

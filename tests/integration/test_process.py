@@ -1,0 +1,211 @@
+"""The server as a process among others: pidfile, daemon, rights, titles, orphans."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+
+from integration.conftest import class_args
+from integration.server import APPS, Server, alive, command_line, processes, wait_for
+
+pytestmark = pytest.mark.slow
+
+Serve = Callable[..., Server]
+WSGI = f"{APPS / 'wsgi_app.py'}:app"
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing user needs root")
+
+# prctl(PR_SET_CHILD_SUBREAPER) survives exec: the arbiter gets orphans as PID 1 does.
+SUBREAPER = """
+import ctypes, os, sys
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
+os.execv(sys.executable, [sys.executable, "-m", "servo", *sys.argv[1:]])
+"""
+
+
+def describe(server: Server) -> dict[str, object]:
+    return dict(json.loads(requests.get(f"{server.url}/describe", timeout=30).text))
+
+
+def test_pidfile(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "servo.pid"
+    server = serve(WSGI, "--pid", str(path))
+    assert int(path.read_text()) == server.pid
+    assert server.stop() == 0
+    assert not path.exists()
+
+
+def test_stale_pidfile_is_taken_over(serve: Serve, tmp_path: Path) -> None:
+    """Even when its number is a live process's: that one holds no lock on the file."""
+    path = tmp_path / "servo.pid"
+    path.write_text(f"{os.getpid()}\n")
+    server = serve(WSGI, "--pid", str(path))
+    assert int(path.read_text()) == server.pid
+
+
+def test_pidfile_of_a_live_server_is_respected(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "servo.pid"
+    first = serve(WSGI, "--pid", str(path))
+    second = serve(WSGI, "--pid", str(path), ready=0)
+    assert second.wait_exit() == 1
+    second.wait_log(str(first.pid))
+    assert int(path.read_text()) == first.pid
+
+
+def test_pidfile_survives_a_killed_server(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "servo.pid"
+    first = serve(WSGI, "--pid", str(path))
+    first.signal(signal.SIGKILL)
+    first.wait_exit()
+    wait_for(lambda: not first.members(), "end of the orphaned workers")
+    second = serve(WSGI, "--pid", str(path))
+    assert int(path.read_text()) == second.pid
+
+
+def test_daemon(serve: Serve, tmp_path: Path) -> None:
+    path, log = tmp_path / "servo.pid", tmp_path / "error.log"
+    server = serve(
+        WSGI, "--daemon", "--pid", str(path), "--error-logfile", str(log), "-w", "1", ready=0
+    )
+    assert server.wait_exit() == 0  # the command returns; the server runs on
+    pid = int(wait_for(lambda: path.exists() and path.read_text(), "a pidfile"))
+    (daemon,) = [process for process in processes() if process.pid == pid]
+    server.sessions.add(daemon.session)
+    assert daemon.session != server.pid
+
+    def served() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", server.port)) == 0
+
+    wait_for(served, "an open port")
+    assert requests.get(f"{server.url}/", timeout=30).text == "ok"
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not alive(pid), "end of the daemon")
+    assert not path.exists()
+
+
+@needs_root
+def test_user_and_group(serve: Serve, tmp_path: Path, worker_class: str) -> None:
+    if worker_class == "async":
+        pytest.skip("the app that describes its process is a WSGI one")
+    nobody = pwd.getpwnam("nobody")
+    server = serve(
+        *class_args(worker_class)[:1],
+        *("-k", worker_class, "--user", "nobody", "--group", str(nobody.pw_gid)),
+        *("--initgroups", "--umask", "027", "--worker-tmp-dir", "/dev/shm"),
+    )
+    values = describe(server)
+    assert (values["uid"], values["gid"]) == (nobody.pw_uid, nobody.pw_gid)
+    assert values["groups"] == os.getgrouplist("nobody", nobody.pw_gid)
+    assert requests.get(f"{server.url}/umask", timeout=30).text == "027"
+
+
+@needs_root
+def test_unknown_user(serve: Serve) -> None:
+    server = serve(WSGI, "--user", "no-such-user", ready=0)
+    assert server.wait_exit() == 1
+    server.wait_log("no-such-user")
+
+
+def test_chdir_raw_env_and_pythonpath(serve: Serve, tmp_path: Path) -> None:
+    directory, modules = tmp_path / "project", tmp_path / "modules"
+    directory.mkdir()
+    modules.mkdir()
+    (modules / "helper_of_test.py").write_text(
+        f"import runpy\napp = runpy.run_path({str(APPS / 'wsgi_app.py')!r})['app']\n"
+    )
+    (directory / "project_app.py").write_text("from helper_of_test import app\n")
+    server = serve(
+        "project_app:app",
+        *("--chdir", str(directory), "--pythonpath", str(modules)),
+        *("-e", "ANSWER=42", "-e", "EQUALS=a=b"),
+    )
+    values = describe(server)
+    assert values["cwd"] == str(directory)
+    env = values["env"]
+    assert isinstance(env, dict)
+    assert (env["ANSWER"], env["EQUALS"]) == ("42", "a=b")
+
+
+def test_titles(serve: Serve) -> None:
+    pytest.importorskip("setproctitle")
+    server = serve(WSGI, "-w", "2", ready=2)
+    assert command_line(server.pid).startswith("servo: arbiter [")
+    titles = sorted(command_line(pid) for pid in server.wait_workers(2))
+    assert [title.split(" [")[0] for title in titles] == ["servo: worker 1", "servo: worker 2"]
+
+
+def test_proc_name(serve: Serve) -> None:
+    pytest.importorskip("setproctitle")
+    server = serve(WSGI, "--name", "shop")
+    assert command_line(server.pid) == "servo: arbiter [shop]"
+
+
+def test_orphans_are_reaped(serve: Serve) -> None:
+    """What an app leaves behind becomes the arbiter's child, and is no zombie in the end."""
+    server = serve(WSGI, "-w", "1", command=(sys.executable, "-c", SUBREAPER))
+    orphan = int(requests.get(f"{server.url}/orphan", timeout=30).text)
+
+    def reaped() -> bool:
+        return all(process.pid != orphan for process in processes())
+
+    wait_for(reaped, "end of the orphan")
+    assert len(server.wait_workers(1)) == 1
+
+
+@needs_root
+def test_as_pid_1(tmp_path: Path) -> None:
+    """As in a container: PID 1 of its own namespace stops when asked, with the right code."""
+    unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    probe = subprocess.run([*unshare, "true"], capture_output=True, timeout=30, check=False)
+    if probe.returncode:
+        pytest.skip(f"no new PID namespace here: {probe.stderr.decode().strip()}")
+    server = Server(
+        WSGI, "-w", "2", cwd=tmp_path, command=(*unshare, sys.executable, "-m", "servo")
+    )
+    server.start()
+    try:
+        arbiter = wait_for(lambda: server.worker_pids(), "the child of unshare")[0]
+        server.wait_log("(?i)worker 2.*ready")
+        assert requests.get(f"{server.url}/", timeout=30).text == "ok"
+        os.kill(arbiter, signal.SIGTERM)
+        assert server.wait_exit() == 0
+    finally:
+        server.kill_all()
+    assert not server.members()
+
+
+def test_child_of_an_app_does_not_hold_the_port(serve: Serve, tmp_path: Path) -> None:
+    """A process that the app forks closes the listener: the port is free after a stop."""
+    pid_file = tmp_path / "child"
+    (tmp_path / "forking.py").write_text(
+        "import os, time\n"
+        "def app(environ, start_response):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        time.sleep(60)\n"
+        "        os._exit(0)\n"
+        f"    open({str(pid_file)!r}, 'w').write(str(child))\n"
+        "    start_response('200 OK', [('Content-Length', '2')])\n"
+        "    return [b'ok']\n"
+    )
+    server = serve("forking:app", "-k", "sync", "-w", "1")
+    assert requests.get(f"{server.url}/", timeout=30).text == "ok"
+    child = int(pid_file.read_text())
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit() == 0
+    try:
+        assert alive(child)
+        with socket.create_server(("127.0.0.1", server.port)):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)

@@ -1,0 +1,345 @@
+"""The ASGI adapter over a real HTTP connection and a real event loop, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from servo.apps.asgi import ASGIAdapter, ASGICall
+from servo.http.errors import ClientDisconnected
+from servo.http.events import Data, Request
+from servo.http.h1 import H1Connection
+from servo.http.limits import Limits
+
+log = logging.getLogger("test")
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Wire:
+    """A transport that keeps what it is given."""
+
+    def __init__(self):
+        self.loop = asyncio.get_running_loop()
+        self.writable = True
+        self.writes = []
+        self.complete = 0
+        self.done = 0
+        self.resumed = 0
+        self.released = asyncio.Event()
+
+    @property
+    def data(self):
+        return b"".join(self.writes)
+
+    def write(self, data):
+        self.writes.append(data)
+
+    async def drained(self):
+        await self.released.wait()
+
+    def resume_reading(self):
+        self.resumed += 1
+
+    async def send_file(self, path):
+        self.writes.append(b"<" + path.encode() + b">")
+
+    def response_complete(self):
+        self.complete += 1
+
+    def call_done(self, call):
+        self.done += 1
+
+
+class Exchange:
+    """One request on its way through an application."""
+
+    def __init__(self, app, raw=GET, **options):
+        self.wire = Wire()
+        self.http = H1Connection(Limits())
+        request = self.http.receive_data(raw)
+        assert isinstance(request, Request)
+        adapter = ASGIAdapter(app, log=log, **options)
+        template = adapter.template(("127.0.0.1", 80), ("127.0.0.2", 5000), "http")
+        self.call = ASGICall(adapter, template, request, self.http, self.wire, 0)
+
+    async def run(self):
+        await asyncio.wait_for(self.call.run(), 5)
+        return self
+
+    @property
+    def body(self):
+        return self.wire.data.partition(b"\r\n\r\n")[2]
+
+
+def exchange(app, raw=GET, **options):
+    async def main():
+        return await Exchange(app, raw, **options).run()
+
+    return asyncio.run(main())
+
+
+def start(status=200, headers=(), **more):
+    return {"type": "http.response.start", "status": status, "headers": list(headers), **more}
+
+
+def body(data=b"", more=False):
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+async def hello(scope, receive, send):
+    await send(start(headers=[(b"content-type", b"text/plain")]))
+    await send(body(b"hello"))
+
+
+def test_an_ordinary_response_is_one_write():
+    result = exchange(hello)
+    assert len(result.wire.writes) == 1
+    assert result.wire.data.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"content-length: 5" in result.wire.data.lower()
+    assert result.body == b"hello"
+    assert (result.wire.complete, result.wire.done) == (1, 1)
+
+
+def test_a_streamed_response_is_chunked():
+    async def app(scope, receive, send):
+        await send(start())
+        await send(body(b"one", True))
+        await send(body(b"two", True))
+        await send(body())
+
+    result = exchange(app)
+    assert result.body == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+    assert len(result.wire.writes) == 3
+
+
+def test_send_gives_a_coroutine_that_tasks_can_run():
+    async def app(scope, receive, send):
+        await asyncio.create_task(send(start()))
+        async with asyncio.TaskGroup() if hasattr(asyncio, "TaskGroup") else _Nothing():
+            await asyncio.wait_for(send(body(b"x")), 1)
+
+    assert exchange(app).body == b"x"
+
+
+class _Nothing:
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *exc):
+        return None
+
+
+def test_scope():
+    seen = {}
+
+    async def app(scope, receive, send):
+        seen.update(scope)
+        await hello(scope, receive, send)
+
+    exchange(
+        app, b"GET /a%20b?q=%31 HTTP/1.1\r\nHost: h\r\nX-A: 1\r\n\r\n", state={"db": 1}
+    )
+    assert seen["type"] == "http"
+    assert seen["path"] == "/a b"
+    assert seen["raw_path"] == b"/a%20b"
+    assert seen["query_string"] == b"q=%31"
+    assert seen["headers"] == [(b"host", b"h"), (b"x-a", b"1")]
+    assert seen["client"] == ("127.0.0.2", 5000)
+    assert seen["state"] == {"db": 1}
+    assert seen["http_version"] == "1.1"
+
+
+@pytest.mark.parametrize(
+    ("target", "path"), [("/x", "/app/x"), ("/app/x", "/app/x"), ("/apple", "/app/apple")]
+)
+def test_the_path_begins_with_the_root_path(target, path):
+    seen = {}
+
+    async def app(scope, receive, send):
+        seen.update(scope)
+        await hello(scope, receive, send)
+
+    exchange(app, f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode(), root_path="/app/")
+    assert (seen["root_path"], seen["path"]) == ("/app", path)
+
+
+def test_the_body_comes_in_parts():
+    async def app(scope, receive, send):
+        parts = []
+        while True:
+            message = await receive()
+            parts.append(message["body"])
+            if not message["more_body"]:
+                break
+        await send(start())
+        await send(body(b"|".join(parts)))
+
+    async def main():
+        raw = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\nab"
+        result = Exchange(app, raw)
+        task = asyncio.ensure_future(result.run())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        for data in (b"cd", b"ef"):
+            event = result.http.receive_data(data)
+            assert isinstance(event, Data)
+            result.call.feed(event)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        return await task
+
+    assert asyncio.run(main()).body == b"ab|cd|ef"
+
+
+def test_100_continue_is_sent_when_the_application_first_reads():
+    async def app(scope, receive, send):
+        await receive()
+        await send(start())
+        await send(body())
+
+    async def main():
+        raw = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+        result = Exchange(app, raw)
+        task = asyncio.ensure_future(result.run())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert result.wire.data.startswith(b"HTTP/1.1 100 ")
+        event = result.http.receive_data(b"hi")
+        assert isinstance(event, Data)
+        result.call.feed(event)
+        return await task
+
+    assert b"HTTP/1.1 200 OK" in asyncio.run(main()).wire.data
+
+
+def test_back_pressure_holds_the_application():
+    async def app(scope, receive, send):
+        await send(start())
+        await send(body(b"x", True))
+        await send(body(b"y"))
+
+    async def main():
+        result = Exchange(app)
+        result.wire.writable = False
+        task = asyncio.ensure_future(result.run())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert len(result.wire.writes) == 1
+        result.wire.released.set()
+        return await task
+
+    assert asyncio.run(main()).wire.complete == 1
+
+
+def test_a_disconnect_ends_receive_and_send(caplog):
+    seen = []
+
+    async def app(scope, receive, send):
+        await receive()
+        seen.append(await receive())
+        try:
+            await send(start())
+        except OSError as error:
+            seen.append(error)
+            raise RuntimeError("wrapped, as frameworks do") from error
+
+    async def main():
+        result = Exchange(app)
+        task = asyncio.ensure_future(result.run())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        result.call.disconnect()
+        return await task
+
+    asyncio.run(main())
+    assert seen[0] == {"type": "http.disconnect"}
+    assert isinstance(seen[1], ClientDisconnected)
+    assert caplog.text == ""
+
+
+def test_receive_after_the_response_says_disconnect():
+    seen = []
+
+    async def app(scope, receive, send):
+        await receive()
+        await hello(scope, receive, send)
+        seen.append(await receive())
+
+    exchange(app)
+    assert seen == [{"type": "http.disconnect"}]
+
+
+@pytest.mark.parametrize("error", [ValueError("secret"), SystemExit(3)])
+def test_an_error_before_the_head_is_a_500_without_details(caplog, error):
+    async def app(scope, receive, send):
+        raise error
+
+    result = exchange(app)
+    assert result.wire.data.startswith(b"HTTP/1.1 500 ")
+    assert b"secret" not in result.wire.data
+    assert "Traceback" in caplog.text
+
+
+def test_an_error_in_the_middle_cuts_the_response(caplog):
+    async def app(scope, receive, send):
+        await send(start())
+        await send(body(b"x", True))
+        raise ValueError("in the middle")
+
+    result = exchange(app)
+    assert not result.body.endswith(b"0\r\n\r\n")
+    assert result.http.close_after
+    assert result.wire.complete == 1
+    assert "in the middle" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("messages", "word"),
+    [
+        ([body(b"x")], "before http.response.start"),
+        ([start(), start()], "twice"),
+        ([start()], "before its response was complete"),
+        ([{"type": "http.response.nonsense"}], "nonsense"),
+        ([start(headers=[(b"a", b"b\r\nc: d")]), body()], ""),
+    ],
+)
+def test_what_breaks_the_specification_is_said(caplog, messages, word):
+    async def app(scope, receive, send):
+        for message in messages:
+            await send(message)
+
+    result = exchange(app)
+    assert result.wire.data.startswith(b"HTTP/1.1 500 ")
+    assert word in caplog.text
+    assert b"c: d" not in result.wire.data
+
+
+def test_trailers():
+    async def app(scope, receive, send):
+        await send(start(trailers=True))
+        await send(body(b"x"))
+        await send({"type": "http.response.trailers", "headers": [(b"x-sum", b"1")]})
+
+    result = exchange(app)
+    assert result.body == b"1\r\nx\r\n0\r\nx-sum: 1\r\n\r\n"
+
+
+def test_early_hints():
+    async def app(scope, receive, send):
+        await send({"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload"]})
+        await hello(scope, receive, send)
+
+    data = exchange(app).wire.data
+    assert data.startswith(b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n")
+    assert b"HTTP/1.1 200 OK" in data
+
+
+def test_pathsend():
+    async def app(scope, receive, send):
+        await send(start(headers=[(b"content-length", b"5")]))
+        await send({"type": "http.response.pathsend", "path": "/a/file"})
+
+    result = exchange(app)
+    assert b"</a/file>" in result.wire.data
+    assert result.wire.complete == 1

@@ -1,0 +1,401 @@
+"""The error log: its lines, its file, gunicorn's names, and the user's logging configurations."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from servo.errors import ConfigError
+from servo.observe import log
+from servo.observe.log import JSONFormatter, TextFormatter, safe, setup_logging
+from servo.observe.logfile import LogFile
+
+STAMP = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\]"
+
+
+def settings(**changes: object) -> SimpleNamespace:
+    values = {
+        "errorlog": "-",
+        "accesslog": None,
+        "loglevel": "info",
+        "log_format": "text",
+        "capture_output": False,
+        "logconfig": None,
+        "logconfig_json": None,
+        "logconfig_dict": {},
+    }
+    return SimpleNamespace(**(values | changes))
+
+
+@pytest.fixture(autouse=True)
+def untouched_logging(monkeypatch):
+    """Everything global that `setup_logging` changes is put back."""
+    monkeypatch.setattr(log, "_logs", log._Logs(LogFile(None, 2)))
+    loggers = logging.Logger.manager.loggerDict
+    before = dict(loggers)
+    names = ["servo", "servo.error", "servo.access"]
+    kept = [(logging.getLogger(name), dict(vars(logging.getLogger(name)))) for name in names]
+    root = logging.root.handlers[:], logging.root.level
+    yield
+    for file in (log._logs.error, log._logs.access):
+        if file is not None:
+            file.close()
+    for logger, values in kept:
+        for handler in logger.handlers:
+            handler.close()
+        vars(logger).update(values, _cache={})
+    for handler in logging.root.handlers:
+        if handler not in root[0]:
+            handler.close()
+    logging.root.handlers[:] = root[0]
+    logging.root.setLevel(root[1])
+    for name in ("gunicorn.error", "gunicorn.access"):
+        loggers.pop(name, None)
+        if name in before:
+            loggers[name] = before[name]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "error.log"
+
+
+error_log = logging.getLogger("servo.error")
+
+
+def test_a_line_is_gunicorns(path):
+    setup_logging(settings(errorlog=str(path)))
+    error_log.info("Listening at: %s", "http://127.0.0.1:8000")
+    error_log.debug("not at this level")
+    line = rf"{STAMP} \[{os.getpid()}\] \[INFO\] Listening at: http://127\.0\.0\.1:8000\n"
+    assert re.fullmatch(line, path.read_text())
+
+
+def test_a_traceback_follows_its_message(path):
+    setup_logging(settings(errorlog=str(path)))
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        error_log.exception("It failed")
+    lines = path.read_text().splitlines()
+    assert lines[0].endswith("[ERROR] It failed")
+    assert lines[1] == "Traceback (most recent call last):"
+    assert lines[-1] == "ValueError: broken"
+
+
+def test_json_is_one_object_a_line(path):
+    setup_logging(settings(errorlog=str(path), log_format="json"))
+    error_log.warning("one\ntwo \u2028 %s", "three")
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        error_log.exception("It failed")
+    first, second = path.read_text().splitlines()
+    values = json.loads(first)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", values.pop("time"))
+    assert values == {
+        "level": "WARNING",
+        "pid": os.getpid(),
+        "logger": "servo.error",
+        "message": "one\ntwo \u2028 three",
+    }
+    assert json.loads(second)["exc"].endswith("ValueError: broken")
+
+
+def test_the_level_is_coloured_at_a_terminal_only(monkeypatch):
+    main, terminal = os.openpty()
+    file = LogFile(None, terminal)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    record = logging.makeLogRecord({"levelno": logging.INFO, "levelname": "INFO", "msg": "m"})
+    assert "[\x1b[32mINFO\x1b[0m] m" in log._formatter("text", file).format(record)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in log._formatter("text", file).format(record)
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\x1b" not in log._formatter("text", file).format(record)
+    os.close(main)
+    os.close(terminal)
+
+
+def test_the_stamp_is_the_records_own_second():
+    formatter = TextFormatter()
+    lines = [
+        formatter.format(logging.makeLogRecord({"created": created, "msg": "m"}))
+        for created in (1_700_000_000.9, 1_700_000_000.1, 1_700_000_001.0)
+    ]
+    assert lines[0] == lines[1] != lines[2]
+
+
+def test_stack_info_is_kept():
+    record = logging.makeLogRecord({"msg": "m", "sinfo": None, "stack_info": "Stack (most recent"})
+    assert TextFormatter().format(record).endswith("m\nStack (most recent")
+    assert json.loads(JSONFormatter().format(record))["exc"] == "Stack (most recent"
+
+
+@pytest.mark.parametrize("level", ["debug", "INFO", "warning", "error", "critical"])
+def test_levels(level):
+    setup_logging(settings(loglevel=level))
+    assert error_log.level == getattr(logging, level.upper())
+
+
+def test_what_can_not_be_set_up_is_an_error_of_the_configuration(tmp_path):
+    with pytest.raises(ConfigError, match="loud"):
+        setup_logging(settings(loglevel="loud"))
+    with pytest.raises(ConfigError, match="missing"):
+        setup_logging(settings(errorlog=str(tmp_path / "missing" / "log")))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError, match="missing"):
+        setup_logging(
+            settings(errorlog=str(tmp_path / "log"), accesslog=str(tmp_path / "missing" / "log"))
+        )
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert log.crash_fd() == 2
+
+
+def test_setting_up_again_changes_the_file_and_keeps_one_handler(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    setup_logging(settings(errorlog=str(one)))
+    number = log.crash_fd()
+    setup_logging(settings(errorlog=str(one), loglevel="debug"))
+    assert log.crash_fd() == number
+    error_log.debug("first")
+    setup_logging(settings(errorlog=str(two)))
+    error_log.info("second")
+    assert len(error_log.handlers) == 1
+    assert "first" in one.read_text()
+    assert "second" not in one.read_text()
+    assert "second" in two.read_text()
+    # faulthandler may have been given this number.
+    os.close(number)
+
+
+def test_reopening_follows_a_rotation_on_the_same_descriptor(tmp_path, path):
+    access = tmp_path / "access.log"
+    setup_logging(settings(errorlog=str(path), accesslog=str(access)))
+    number = log.crash_fd()
+    error_log.info("before")
+    path.rename(tmp_path / "error.1")
+    access.rename(tmp_path / "access.1")
+    log.reopen_logs()
+    error_log.info("after")
+    assert log.crash_fd() == number
+    assert "before" in (tmp_path / "error.1").read_text()
+    assert "after" in path.read_text()
+    assert access.exists()
+
+
+def test_a_log_that_can_not_be_reopened_says_so_in_the_old_file(tmp_path):
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    setup_logging(settings(errorlog=str(directory / "log")))
+    directory.rename(tmp_path / "moved")
+    log.reopen_logs()
+    assert "The old log stays in use: can't open" in (tmp_path / "moved" / "log").read_text()
+
+
+def test_a_users_file_handler_is_reopened_too(tmp_path):
+    path = tmp_path / "app.log"
+    handler = logging.FileHandler(path)
+    logger = logging.getLogger("servo.error")
+    setup_logging(settings(errorlog=str(tmp_path / "error.log")))
+    logger.addHandler(handler)
+    logger.info("before")
+    path.rename(tmp_path / "app.1")
+    log.reopen_logs()
+    logger.info("after")
+    assert "after" in path.read_text()
+    assert "after" not in (tmp_path / "app.1").read_text()
+
+
+def test_capture_output_follows_the_file_through_a_rotation(path):
+    pid = os.fork()
+    if pid == 0:
+        setup_logging(settings(errorlog=str(path), capture_output=True))
+        os.write(1, b"printed\n")
+        path.rename(path.with_suffix(".1"))
+        log.reopen_logs()
+        os.write(2, b"printed again\n")
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert path.with_suffix(".1").read_text() == "printed\n"
+    assert path.read_text() == "printed again\n"
+
+
+def test_the_files_go_to_the_workers_user_now_and_when_reopened(path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "fchown", lambda _, *ids: calls.append(ids))
+    setup_logging(settings(errorlog=str(path)))
+    log.chown_logs(12, None)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    log.reopen_logs()
+    assert calls == [(12, -1), (12, -1)]
+
+
+def test_ownership_that_can_not_be_given_is_warned_of(path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    setup_logging(settings(errorlog=str(path)))
+    log.chown_logs(12, 34)
+    assert "Workers may be unable to reopen" in path.read_text()
+
+
+def test_standard_devices_are_the_descriptors_behind_them():
+    setup_logging(settings(errorlog="/dev/stderr", accesslog="/dev/stdout"))
+    assert log.crash_fd() == 2
+    assert log.access_file().fd == 1
+
+
+def test_a_record_that_can_not_be_formatted_does_not_raise(path, capsys):
+    setup_logging(settings(errorlog=str(path)))
+    error_log.info("%d", "no number")
+    error_log.info("still here \udc80")
+    assert "TypeError" in capsys.readouterr().err
+    assert "still here \\udc80" in path.read_text()
+
+
+# --- gunicorn's names and configurations --------------------------------------------------------
+
+
+def test_gunicorns_logger_is_ours(path):
+    setup_logging(settings(errorlog=str(path)))
+    assert logging.getLogger("gunicorn.error") is error_log
+    assert logging.getLogger("gunicorn.access") is logging.getLogger("servo.access")
+    logging.getLogger("gunicorn.error.child").info("from below")
+    assert "from below" in path.read_text()
+
+
+def test_a_gunicorn_logger_that_an_app_already_holds_reaches_us(path):
+    logging.Logger.manager.loggerDict.pop("gunicorn.error", None)
+    held = logging.getLogger("gunicorn.error")
+    setup_logging(settings(errorlog=str(path)))
+    held.info("from an old friend")
+    assert "from an old friend" in path.read_text()
+
+
+def file_config(path, level="INFO"):
+    return {
+        "version": 1,
+        "handlers": {"own": {"class": "logging.FileHandler", "filename": str(path)}},
+        "loggers": {"gunicorn.error": {"handlers": ["own"], "level": level}},
+    }
+
+
+@pytest.mark.parametrize("kind", ["dict", "json", "ini"])
+def test_a_configuration_for_gunicorns_logger_applies_to_ours(tmp_path, path, kind):
+    own = tmp_path / "own.log"
+    if kind == "dict":
+        changes = {"logconfig_dict": file_config(own)}
+    elif kind == "json":
+        (tmp_path / "log.json").write_text(json.dumps(file_config(own)))
+        changes = {"logconfig_json": str(tmp_path / "log.json")}
+    else:
+        (tmp_path / "log.ini").write_text(
+            "[loggers]\nkeys=root,error\n[handlers]\nkeys=own\n[formatters]\nkeys=plain\n"
+            "[logger_root]\nhandlers=\n"
+            "[logger_error]\nhandlers=own\nqualname=gunicorn.error\nlevel=INFO\npropagate=0\n"
+            "[handler_own]\nclass=FileHandler\nargs=('%(here)s/own.log',)\nformatter=plain\n"
+            "[formatter_plain]\nformat=%(levelname)s: %(message)s\n"
+        )
+        changes = {"logconfig": str(tmp_path / "log.ini")}
+    setup_logging(settings(errorlog=str(path), **changes))
+    error_log.info("hello")
+    assert own.read_text() == ("INFO: hello\n" if kind == "ini" else "hello\n")
+    assert path.read_text() == ""
+    assert not log.access_by_user()
+
+
+def test_our_own_name_wins_over_gunicorns(tmp_path):
+    own = tmp_path / "own.log"
+    config = file_config(own)
+    config["loggers"] = {
+        "servo.error": {"handlers": ["own"], "level": "ERROR"},
+        "gunicorn.error": {"handlers": ["own"], "level": "DEBUG"},
+    }
+    setup_logging(settings(logconfig_dict=config))
+    assert error_log.level == logging.ERROR
+
+
+def test_a_configuration_without_our_loggers_leaves_them_as_they_are(path):
+    config = {"version": 1, "disable_existing_loggers": True, "loggers": {"app": {"level": "INFO"}}}
+    setup_logging(settings(errorlog=str(path), logconfig_dict=config))
+    error_log.info("hello")
+    assert "hello" in path.read_text()
+    assert not error_log.propagate
+
+
+def test_an_access_logger_of_the_users_is_noticed(tmp_path):
+    config = file_config(tmp_path / "own.log")
+    config["loggers"] = {"gunicorn.access": {"handlers": ["own"]}}
+    setup_logging(settings(logconfig_dict=config))
+    assert log.access_by_user()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"logconfig": "/missing/log.ini"}, "logconfig /missing/log.ini: .*No such file"),
+        ({"logconfig_json": "/missing/log.json"}, "logconfig_json /missing.*No such file"),
+        (
+            {"logconfig_dict": {"version": 1, "handlers": {"h": {"class": "no.such.Handler"}}}},
+            r"logconfig_dict: Unable to configure handler 'h' \(.*",
+        ),
+        ({"logconfig_dict": {"version": 2}}, "logconfig_dict: Unsupported version: 2"),
+    ],
+)
+def test_a_bad_configuration_is_named(changes, reason):
+    with pytest.raises(ConfigError, match=reason):
+        setup_logging(settings(**changes))
+
+
+def test_broken_files_are_named(tmp_path):
+    (tmp_path / "log.ini").write_text("no section")
+    (tmp_path / "log.json").write_text("{")
+    for changes in (
+        {"logconfig": str(tmp_path / "log.ini")},
+        {"logconfig_json": str(tmp_path / "log.json")},
+    ):
+        with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
+            setup_logging(settings(**changes))
+
+
+# --- safe ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain /path?x=1", "plain /path?x=1"),
+        ('"\\\n\r\t\0\x7f', r"\x22\x5c\x0a\x0d\x09\x00\x7f"),
+        (b"\x1b[31m\xff", r"\x1b[31m\xff"),
+        ("\u00e9", r"\xe9"),
+        ("\u20ac", r"\xe2\x82\xac"),
+        ("\udcff", r"\xed\xb3\xbf"),
+    ],
+)
+def test_safe(text, shown):
+    assert safe(text) == shown
+
+
+@given(st.text() | st.binary())
+def test_safe_text_is_one_printable_line_without_quotes(text):
+    shown = safe(text)
+    assert shown.isascii()
+    assert shown == "" or shown.isprintable()
+    assert '"' not in shown
+    assert len(shown.splitlines()) <= 1
+
+
+def test_stdout_is_not_needed(monkeypatch, path):
+    monkeypatch.setattr(sys, "stdout", None)
+    setup_logging(settings(errorlog=str(path)))

@@ -1,0 +1,326 @@
+"""The scoreboard: rows, folding, the load that the gate reads, and the memory behind it."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from servo.observe import scoreboard as board
+from servo.observe.scoreboard import (
+    LATENCY_BOUNDS_S,
+    LATENCY_BUCKETS,
+    LATENCY_WORD,
+    NO_LOAD,
+    ROW_WORDS,
+    Scoreboard,
+    ScoreboardError,
+    ScoreboardFull,
+    latency_bucket,
+    load_of,
+)
+
+NOW = 10**12
+MS = 1_000_000
+
+
+@pytest.fixture
+def table():
+    table = Scoreboard(4)
+    yield table
+    table.close()
+
+
+def ready(table: Scoreboard, in_flight: int = 0, connections: int = 0, beat: int = NOW) -> int:
+    index = table.allocate(1, 1, 1)
+    row = table.row(index)
+    row[board.STATE] = board.STATE_READY
+    row[board.IN_FLIGHT] = in_flight
+    row[board.CONNECTIONS] = connections
+    row[board.BEAT_NS] = beat
+    return index
+
+
+def test_the_words_fit_in_whole_cache_lines_and_do_not_overlap():
+    words = [
+        value
+        for name, value in vars(board).items()
+        if isinstance(value, int)
+        and name.isupper()
+        and not name.startswith(("_", "STATE_", "LATENCY_B"))
+        and name not in ("NO_LOAD", "BLOCKED_AFTER_NS", "ROW_WORDS")
+    ]
+    assert len(words) == len(set(words))
+    assert max(words) < board.LATENCY_0 + LATENCY_BUCKETS <= ROW_WORDS
+    assert ROW_WORDS % 8 == 0
+    assert max(board.STATE, board.BEAT_NS, board.IN_FLIGHT, board.CONNECTIONS) < 8
+
+
+def test_a_fresh_row_is_spawned_and_otherwise_empty(table):
+    index = table.allocate(serial=7, slot=3, generation=2, now_ns=NOW)
+    (seen,) = table.snapshot()
+    assert (seen.row_index, seen.serial, seen.slot, seen.generation) == (index, 7, 3, 2)
+    assert seen.state == "spawned"
+    assert seen.beat_ns == seen.started_ns == NOW
+    assert seen.requests == seen.pid == seen.connections == 0
+    assert seen.statuses == (0,) * 5
+    assert seen.latency == (0,) * LATENCY_BUCKETS
+
+
+def test_a_reused_row_keeps_nothing_of_its_last_worker(table):
+    index = ready(table, in_flight=3, connections=4)
+    row = table.row(index)
+    for word in range(ROW_WORDS):
+        row[word] = row[word] or 9
+    table.release(index)
+    assert table.snapshot() == []
+    assert table.allocate(8, 1, 1) == index
+    (seen,) = table.snapshot()
+    assert seen.in_flight == seen.connections == seen.lag_us == seen.requests == 0
+
+
+def test_a_full_table_refuses_and_a_released_row_is_free_again(table):
+    indices = [table.allocate(serial, serial, 1) for serial in range(4)]
+    assert indices == [0, 1, 2, 3]
+    with pytest.raises(ScoreboardFull, match="all 4 rows"):
+        table.allocate(9, 9, 1)
+    table.release(2)
+    assert table.allocate(9, 9, 1) == 2
+
+
+def test_releasing_a_free_row_does_nothing(table):
+    table.release(1)
+    index = ready(table)
+    table.row(index)[board.REQUESTS] = 5
+    table.release(index)
+    table.release(index)
+    assert table.totals().requests == 5
+
+
+def test_rows_outside_of_the_table_are_refused(table):
+    for index in (-1, 4):
+        with pytest.raises(IndexError):
+            table.row(index)
+    with pytest.raises(ScoreboardError):
+        Scoreboard(0)
+
+
+def test_totals_survive_the_worker_and_gauges_do_not(table):
+    first, second = ready(table, 1, 2), ready(table, 3, 4)
+    for index in (first, second):
+        row = table.row(index)
+        row[board.REQUESTS] += 10
+        row[board.STATUS_2XX] += 9
+        row[board.STATUS_5XX] += 1
+        row[board.BYTES_OUT] += 1000
+        row[LATENCY_WORD[(3 * MS).bit_length()]] += 10
+    table.release(first)
+    totals = table.totals()
+    assert totals.requests == 20
+    assert totals.statuses == (0, 18, 0, 0, 2)
+    assert totals.bytes_out == 2000
+    assert totals.latency[latency_bucket(3 * MS)] == sum(totals.latency) == 20
+    assert (totals.workers, totals.in_flight, totals.connections) == (1, 3, 4)
+
+
+# --- the gate's view ----------------------------------------------------------------------------
+
+
+def test_least_load_is_requests_first_then_connections(table):
+    assert table.least_load(NOW) == NO_LOAD
+    ready(table, in_flight=2, connections=1)
+    assert table.least_load(NOW) == 2 << 32 | 1
+    index = ready(table, in_flight=1, connections=900)
+    assert table.least_load(NOW) == 1 << 32 | 900 == load_of(table.row(index))
+    ready(table, in_flight=1, connections=3)
+    assert table.least_load(NOW) == 1 << 32 | 3
+
+
+def test_a_busy_worker_without_a_fresh_beat_is_not_counted(table):
+    index = ready(table, in_flight=1, beat=NOW - 10 * MS)
+    assert table.least_load(NOW) == 1 << 32
+    assert table.least_load(NOW + 1) == NO_LOAD
+    table.row(index)[board.IN_FLIGHT] = 0
+    assert table.least_load(NOW + 10**10) == 0
+
+
+@pytest.mark.parametrize("state", [0, 1, 2, 4, 5])
+def test_only_ready_workers_are_counted(table, state):
+    table.row(ready(table))[board.STATE] = state
+    assert table.least_load(NOW) == NO_LOAD
+
+
+def test_the_largest_counts_still_make_a_load(table):
+    ready(table, in_flight=2**32 - 1, connections=2**32 - 1)
+    assert table.least_load(NOW) < NO_LOAD
+
+
+# --- latency ------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**63))
+def test_a_latency_falls_below_its_buckets_bound_and_not_below_the_one_before(ns):
+    bucket = latency_bucket(ns)
+    assert LATENCY_WORD[ns.bit_length()] == board.LATENCY_0 + bucket
+    assert ns / 1e9 <= LATENCY_BOUNDS_S[bucket]
+    if bucket:
+        assert ns / 1e9 >= LATENCY_BOUNDS_S[bucket - 1]
+
+
+def test_the_buckets_grow_up_to_infinity():
+    assert len(LATENCY_BOUNDS_S) == LATENCY_BUCKETS
+    assert list(LATENCY_BOUNDS_S) == sorted(LATENCY_BOUNDS_S)
+    assert LATENCY_BOUNDS_S[0] < 0.0001 < 10 < LATENCY_BOUNDS_S[-2] < LATENCY_BOUNDS_S[-1]
+
+
+# --- the memory ---------------------------------------------------------------------------------
+
+
+def test_a_child_writes_what_the_parent_reads(table):
+    index = table.allocate(1, 1, 1)
+    pid = os.fork()
+    if pid == 0:
+        row = table.row(index)
+        row[board.REQUESTS] += 41
+        row[board.REQUESTS] += 1
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert table.totals().requests == 42
+
+
+def test_a_process_that_mapped_it_earlier_sees_rows_allocated_later(table):
+    other = Scoreboard.attach(os.dup(table.fd))
+    ready(table, connections=5)
+    assert other.least_load(NOW) == 5
+    assert [row.connections for row in other.snapshot()] == [5]
+    other.close()
+
+
+def test_attach_refuses_what_is_no_scoreboard(tmp_path):
+    path = tmp_path / "file"
+    for content, reason in ((b"x" * 10, "10 bytes"), (bytes(ROW_WORDS * 8 * 3), "version")):
+        path.write_bytes(content)
+        fd = os.open(path, os.O_RDWR)
+        with pytest.raises(ScoreboardError, match=reason):
+            Scoreboard.attach(fd)
+        os.close(fd)
+
+
+def test_a_directory_holds_an_unlinked_file_allocated_in_full(tmp_path):
+    table = Scoreboard(16, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    status = os.fstat(table.fd)
+    assert status.st_nlink == 0
+    assert status.st_blocks * 512 >= status.st_size == 17 * ROW_WORDS * 8
+    assert not os.get_inheritable(table.fd)
+    ready(table)
+    table.close()
+
+
+def test_a_directory_that_is_not_there_is_an_error_of_ours(tmp_path):
+    with pytest.raises(ScoreboardError, match="missing"):
+        Scoreboard(4, str(tmp_path / "missing"))
+
+
+def test_a_full_file_system_is_an_error_of_ours(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ScoreboardError, match=r"needs \d+ bytes in memory.*No space left"):
+        Scoreboard(4)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("memfd", ["absent", "refused"])
+def test_without_memfd_and_fallocate_an_ordinary_file_does(monkeypatch, memfd):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    if memfd == "absent":
+        monkeypatch.delattr(os, "memfd_create")
+    else:
+        monkeypatch.setattr(os, "memfd_create", refuse)
+    monkeypatch.delattr(os, "posix_fallocate")
+    table = Scoreboard(4)
+    assert os.fstat(table.fd).st_nlink == 0
+    ready(table, connections=3)
+    assert table.least_load(NOW) == 3
+    table.close()
+
+
+def test_a_row_stays_usable_after_close(table):
+    row = table.row(table.allocate(1, 1, 1))
+    table.close()
+    row[board.REQUESTS] += 1
+    assert row[board.REQUESTS] == 1
+
+
+def test_a_fold_that_never_ended_does_not_hold_readers(table):
+    index = ready(table)
+    table.row(index)[board.REQUESTS] = 3
+    table._words[board._FOLDING] += 1
+    assert table.totals().requests == 3
+
+
+# --- any history --------------------------------------------------------------------------------
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Workers come, count and go; the totals are the sum of all that was ever counted."""
+
+    rows = Bundle("rows")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Scoreboard(6)
+        self.live: dict[int, int] = {}
+        self.counted = 0
+        self.serial = 0
+        self.seen = 0
+
+    @rule(target=rows)
+    def allocate(self):
+        self.serial += 1
+        if len(self.live) == 6:
+            with pytest.raises(ScoreboardFull):
+                self.table.allocate(self.serial, 1, 1)
+            return None
+        index = self.table.allocate(self.serial, 1, 1)
+        assert index not in self.live
+        self.live[index] = self.serial
+        return index, self.serial
+
+    @rule(row=rows, count=st.integers(1, 1000))
+    def count(self, row, count):
+        if row is None or self.live.get(row[0]) != row[1]:
+            return
+        words = self.table.row(row[0])
+        words[board.REQUESTS] += count
+        words[board.STATUS_2XX] += count
+        self.counted += count
+
+    @rule(row=consumes(rows))
+    def release(self, row):
+        if row is not None:
+            self.table.release(row[0])
+            del self.live[row[0]]
+
+    @invariant()
+    def totals_are_all_that_was_counted_and_never_go_back(self):
+        totals = self.table.totals()
+        assert totals.requests == totals.statuses[1] == self.counted >= self.seen
+        self.seen = totals.requests
+        assert totals.workers == len(self.live)
+        assert {row.row_index: row.serial for row in self.table.snapshot()} == self.live
+
+    def teardown(self):
+        self.table.close()
+
+
+TestAnyHistory = AnyHistory.TestCase

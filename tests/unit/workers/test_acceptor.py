@@ -1,0 +1,150 @@
+"""Accepting, with a real listener and a driver that does what the test says."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from types import SimpleNamespace
+
+import pytest
+from servo.observe import scoreboard as words
+from servo.observe.scoreboard import Scoreboard
+from servo.workers.acceptor import Acceptor
+
+
+class Driver:
+    def __init__(self):
+        self.watched = []
+        self.later = []
+        self.accepted = []
+
+    def watch_listener(self, listener):
+        self.watched.append(listener)
+
+    def unwatch_listener(self, listener):
+        assert listener.fileno() != -1, "unwatched after it was closed"
+        self.watched.remove(listener)
+
+    def call_later(self, delay, callback, /):
+        self.later.append(callback)
+
+    def opened(self, sock, peer, listener):
+        self.accepted.append(sock)
+
+    def run_later(self):
+        calls, self.later = self.later, []
+        for call in calls:
+            call()
+
+
+@pytest.fixture
+def world():
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    board = Scoreboard(4)
+    row = board.row(board.allocate(1, 1, 1))
+    row[words.STATE] = words.STATE_READY
+    shared = SimpleNamespace(socket=listener, close=listener.close)
+    worker = SimpleNamespace(
+        settings=SimpleNamespace(worker_connections=2, reuse_port=False),
+        alone=False,
+        row=row,
+        context=SimpleNamespace(listeners=[shared], scoreboard=board),
+    )
+    driver = Driver()
+    clients = []
+
+    def connect():
+        clients.append(socket.create_connection(listener.getsockname()))
+
+    yield SimpleNamespace(
+        acceptor=Acceptor(worker, driver),
+        driver=driver,
+        listener=listener,
+        connect=connect,
+        row=row,
+        board=board,
+    )
+    for sock in [*clients, *driver.accepted, listener]:
+        sock.close()
+    board.close()
+
+
+def test_one_connection_per_wake_up(world):
+    world.acceptor.start()
+    world.connect()
+    world.connect()
+    world.acceptor.on_ready(world.listener)
+    assert len(world.driver.accepted) == 1
+    assert not world.driver.accepted[0].getblocking()
+    assert world.row[words.CONNECTIONS] == 1
+    assert world.row[words.ACCEPTED] == 1
+
+
+def test_a_full_worker_stops_watching_until_one_ends(world):
+    world.acceptor.start()
+    for _ in range(3):
+        world.connect()
+        world.acceptor.on_ready(world.listener)
+    assert len(world.driver.accepted) == 2
+    assert world.driver.watched == []
+    world.acceptor.closed()
+    assert world.driver.watched == [world.listener]
+
+
+def test_the_gate_makes_it_look_away_for_a_moment(world):
+    other = world.board.row(world.board.allocate(2, 2, 1))
+    other[words.STATE] = words.STATE_READY
+    world.row[words.CONNECTIONS] = 1
+    world.acceptor.open = 1
+    world.acceptor.start()
+    world.connect()
+    world.acceptor.on_ready(world.listener)
+    assert world.driver.accepted == []
+    assert world.driver.watched == []
+    world.driver.run_later()
+    assert world.driver.watched == [world.listener]
+
+
+def test_somebody_else_may_have_taken_it(world):
+    world.acceptor.start()
+    world.acceptor.on_ready(world.listener)
+    assert world.driver.accepted == []
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS])
+def test_without_descriptors_it_backs_off_and_says_so(world, caplog, code):
+    class Exhausted:
+        def accept(self):
+            raise OSError(code, "none left")
+
+    world.acceptor.start()
+    world.acceptor.on_ready(Exhausted())
+    assert "Can't accept" in caplog.text
+    assert world.driver.watched == []
+    world.driver.run_later()
+    assert world.driver.watched == [world.listener]
+
+
+def test_stopping_takes_what_is_queued_and_closes(world):
+    world.acceptor.start()
+    world.connect()
+    world.connect()
+    world.connect()
+    world.acceptor.stop(take_queued=True)
+    assert len(world.driver.accepted) == 3
+    assert world.driver.watched == []
+    assert world.listener.fileno() == -1
+    world.acceptor.closed()
+    assert world.driver.watched == []
+
+
+def test_retiring_leaves_the_queue_to_the_siblings(world):
+    copy = world.listener.dup()
+    world.acceptor.start()
+    world.connect()
+    world.acceptor.stop(take_queued=False)
+    assert world.driver.accepted == []
+    sock, _ = copy.accept()
+    sock.close()
+    copy.close()
