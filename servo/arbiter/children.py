@@ -207,6 +207,9 @@ class Children:
         """Send the signal of that name, unless it was reaped: another may have its pid by now."""
         child = self._by_serial.get(serial)
         if child is not None and not child.reaped:
+            if child.row is not None and name in ("SIGABRT", "SIGKILL"):
+                # Its siblings' gates leave it no more connections.
+                child.row[board.STATE] = board.STATE_DRAINING
             os.kill(child.pid, signal.Signals[name])
 
     def heartbeats(self) -> tuple[dict[int, float], dict[int, float]]:

@@ -56,6 +56,7 @@ class Arbiter:
         self._reload_settings = reload_settings
         self._generations: dict[int, Settings] = {1: settings}
         self._inbox: deque[Event] = deque()
+        self._answers: list[Event] = []
         self._exit_code: int | None = None
         self._check: ConfigCheck | None = None
         self._watcher: Watcher | None = None
@@ -105,8 +106,8 @@ class Arbiter:
             self._facade.pid = os.getpid()
         if self._pidfile is not None:
             self._pidfile.write()
-        needed = 2 * settings.worker_count + settings.reload_batch
-        capacity = max(settings.scoreboard_size, needed)
+        most = max([settings.worker_count, *_counts_by_class(settings).values()])
+        capacity = max(settings.scoreboard_size, 2 * most + settings.reload_batch)
         self.scoreboard = Scoreboard(capacity, settings.worker_tmp_dir)
         self.supervisor = Supervisor(policy_of(settings, capacity))
         self._oom = process.OutOfMemoryCounter()
@@ -177,6 +178,9 @@ class Arbiter:
         while self._inbox and self._exit_code is None:
             for action in self.supervisor.handle(self._inbox.popleft(), time.monotonic()):
                 _PERFORM[type(action)](self, action)
+            # Before anything else, the supervisor is to know which pids there are.
+            self._inbox.extendleft(reversed(self._answers))
+            self._answers.clear()
 
     def _on_descriptor(self, fd: int, mask: int) -> None:
         if fd == self._signals.fileno():
@@ -309,9 +313,9 @@ class Arbiter:
                 child, listeners, self.sockets.others(action.slot), self._facade
             )
         except (OSError, ServoError) as error:
-            self._inbox.appendleft(ev.ForkFailed(action.serial, str(error)))
+            self._answers.append(ev.ForkFailed(action.serial, str(error)))
         else:
-            self._inbox.appendleft(ev.Forked(action.serial, pid))
+            self._answers.append(ev.Forked(action.serial, pid))
 
     def _send(self, action: ev.SendMessage) -> None:
         self.children.send(action.serial, action.message)
@@ -380,7 +384,16 @@ def policy_of(settings: Settings, capacity: int) -> Policy:
         capacity=capacity,
         wait_for_change=settings.reload,
         own_queues=settings.reuse_port,
+        workers_of=_counts_by_class(settings),
     )
+
+
+def _counts_by_class(settings: Settings) -> dict[str, int]:
+    """How many workers of each class there would be, where the app decides on the class."""
+    if settings.workers != "auto" or settings.worker_class != "auto":
+        return {}
+    classes = {settings.worker_class_for(interface) for interface in ("wsgi", "asgi")}
+    return {name: settings.worker_count_for(name) for name in sorted(classes)}
 
 
 _PERFORM: dict[type[Action], Callable[[Arbiter, Any], None]] = {

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # The arbiter looks at its workers at least this often. Later than this means that the arbiter
 # itself was not running, so whatever the workers did not do meanwhile is not their fault.
@@ -37,6 +41,8 @@ class Policy:
     """The settings that supervision depends on. A time of 0 means no limit (but for the drain).
 
     workers             how many are asked for
+    workers_of          worker class -> how many, where that hangs on the class (workers = "auto"),
+                        which only a worker that has loaded the app can tell
     timeout_s           the oldest heartbeat that passes for life (gunicorn: 30)
     boot_timeout_s      from fork to Ready
     graceful_timeout_s  from Retire or Stop to SIGKILL
@@ -59,6 +65,7 @@ class Policy:
     capacity: int = 256
     wait_for_change: bool = False
     own_queues: bool = False
+    workers_of: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def most_workers(self) -> int:

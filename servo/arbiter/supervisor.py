@@ -10,7 +10,7 @@ workers to fork and to retire; `crew` knows how one is asked and ended.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from servo.arbiter import events as ev
@@ -147,6 +147,7 @@ class Supervisor:
             self.crew.booting(handle)
         elif isinstance(message, msg.Ready):
             if self.crew.ready(handle, now):
+                self._learn_class(handle, message.worker_class)
                 self._on_ready(handle, now)
         elif isinstance(message, msg.BootFailed):
             if self.crew.boot_failed(handle, message, now):
@@ -280,6 +281,16 @@ class Supervisor:
             self._commit(now)
         elif handle.generation == self.generation:
             self.held = False
+
+    def _learn_class(self, handle: WorkerHandle, worker_class: str) -> None:
+        policy = self.crew.policies[handle.generation]
+        if worker_class not in policy.workers_of:
+            return
+        workers = min(policy.workers_of[worker_class], policy.most_workers)
+        changed = workers != policy.workers
+        self.crew.policies[handle.generation] = replace(policy, workers=workers, workers_of={})
+        if changed and handle.generation == self.generation:
+            self.scale(workers, f"workers = auto, of the class {worker_class}")
 
     def _boot_failure(
         self, handle: WorkerHandle, code: int, text: str, now: float, *, final: bool = True
@@ -462,7 +473,8 @@ class Supervisor:
         last, self._now = self._now, now
         if last is None or now - last <= TICK_S + TICK_SLACK_S:
             return
-        gap = now - last - TICK_S
+        # All of it, though up to TICK_S may have been ordinary: too long a limit does no harm.
+        gap = now - last
         if gap >= STANDSTILL_S:
             self.crew.log(
                 "warning", f"the arbiter stood still for {gap:.1f} s: limits wait as long"

@@ -15,56 +15,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from servo.http.chunked import ChunkedReader
-from servo.http.errors import LocalProtocolError, ProtocolError
+from servo.http.errors import ProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.http.h1_h11 import H11Fields
 from servo.http.h1_httptools import HttptoolsFields
+from servo.http.h1_response import BODY, CLOSED, DONE, HEAD, IDLE, ResponseSide
 from servo.http.headers import check_partial, check_sizes, glimpse, read_request
-from servo.http.serialise import (
-    LENGTH_LINES,
-    LENGTHS,
-    LINES,
-    STATUSES,
-    collect,
-    date_line,
-    informational_line,
-    length_line,
-    set_clock,
-    status_line,
-    tail_for,
-    trailer_lines,
-)
+from servo.http.serialise import date_line, set_clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from servo.http.events import Event
     from servo.http.limits import Limits
-    from servo.http.serialise import Collected, HeaderItem
 
 __all__ = ["PARSERS", "H1Connection", "date_line", "set_clock"]
 
 PARSERS = ("httptools", "h11")
-
-# Where the incoming side is. IDLE, and only IDLE, is false: the ordinary request begins there.
-_IDLE = 0  # nothing received since the last message
-_HEAD = 1  # unparsed bytes wait; of a head, or of whole messages until `next_event` is called
-_BODY = 2  # a request was handed out, its body is not complete
-_DONE = 3  # a request is complete, its answer is not
-_CLOSED = 4  # nothing is parsed any more
-
-# How a response body is delimited.
-_UNDECIDED, _NO_BODY, _LENGTH, _CHUNKED, _UNTIL_CLOSE = range(5)
 
 # Bytes that may wait behind the request being answered before reading pauses: one ordinary read.
 _WAITING_BYTES = 65536
 # Empty lines before a request line: RFC 9112 section 2.2 wants one ignored, old clients send two.
 _EMPTY_LINES = 8
 
-_line_of = LINES.__getitem__
 
-
-class H1Connection:
+class H1Connection(ResponseSide):
     """One connection. Not thread-safe; may be passed between threads.
 
     limits   what a client may send
@@ -85,28 +60,12 @@ class H1Connection:
     __slots__ = (
         "_blank",
         "_body_left",
-        "_buffer",
         "_chunks",
         "_eof",
         "_fields",
-        "_framing",
-        "_last",
         "_limits",
-        "_pos",
-        "_request",
-        "_response_left",
         "_scanned",
         "_small_head",
-        "_state",
-        "_tail",
-        "_waits_for_continue",
-        "body_sent",
-        "close_after",
-        "raw_body",
-        "response_complete",
-        "response_started",
-        "status",
-        "want_read",
     )
 
     def __init__(
@@ -117,34 +76,18 @@ class H1Connection:
         server: bytes | None = b"servo",
         date: bool = True,
     ) -> None:
+        super().__init__(server, date)
         self._limits = limits
         self._fields = _backend(parser)
-        self._tail = tail_for(server, date)
         # A head no longer than each limit keeps all of them but the count of its fields.
         self._small_head = min(limits.request_line, limits.header_field, limits.header_total)
-        self._state = _IDLE
-        self._buffer = b""
-        self._pos = 0
+        # How far the buffer was searched for the end of a head; empty lines before that head.
         self._scanned = 0
         self._blank = 0
+        # What is missing of a body of known length; or the reader of a chunked one.
         self._body_left = 0
         self._chunks: ChunkedReader | None = None
-        self._request: Request | None = None
         self._eof = False
-        # Set once the answer to the last request received is to close the connection.
-        self._last = False
-        self._waits_for_continue = False
-        self._framing = _UNDECIDED
-        self._response_left = 0
-        self.want_read = True
-        self.response_started = False
-        self.response_complete = True
-        self.close_after = False
-        self.raw_body = False
-        self.status = 0
-        self.body_sent = 0
-
-    # Inward
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> Event | None:
         """Take what was read; return the next event, if there is one by now."""
@@ -160,7 +103,7 @@ class H1Connection:
                     return self._refuse(error, data)
                 if not request.more_body and len(request.headers) <= self._limits.header_count:
                     self._request = request
-                    self._state = _DONE
+                    self._state = DONE
                     self.response_started = self.response_complete = False
                     return request
                 return self._admit(request, data)
@@ -169,29 +112,29 @@ class H1Connection:
     def receive_eof(self) -> Event | None:
         """The client has shut its side. What it sent whole is still answered, the rest refused."""
         self._eof = self._last = True
-        if self._state == _BODY:
+        if self._state == BODY:
             return self._refuse(ProtocolError(400, "the connection ended within a body"))
-        if self._state == _HEAD and self.response_complete:
+        if self._state == HEAD and self.response_complete:
             return self._take_next()
-        if self._state == _IDLE:
+        if self._state == IDLE:
             self.close_after = True
         return None
 
     def next_event(self) -> Event | None:
         """The next request, if it was received while the one before it was answered."""
-        if self._state != _HEAD or not self.response_complete:
+        if self._state != HEAD or not self.response_complete:
             return None
         return self._take_next()
 
     @property
     def in_head(self) -> bool:
         """Some bytes of a head have arrived, but not all."""
-        return self._state == _HEAD and self.response_complete
+        return self._state == HEAD and self.response_complete
 
     @property
     def idle(self) -> bool:
         """Nothing was received that waits for anything, nothing is owed."""
-        return self._state == _IDLE
+        return self._state == IDLE
 
     def take_over(self) -> bytes:
         """Leave the connection to another protocol: the bytes that were received and not parsed."""
@@ -207,26 +150,26 @@ class H1Connection:
     def _receive_more(self, data: bytes) -> Event | None:
         """Everything but the ordinary read."""
         state = self._state
-        if state == _CLOSED:
+        if state == CLOSED:
             return None
-        if state == _BODY and not self._buffer:
+        if state == BODY and not self._buffer:
             self._buffer = data
             return self._continue_body()
         self._buffer = self._buffer[self._pos :] + data if self._buffer else data
         self._scanned -= self._pos
         self._pos = 0
-        if state == _BODY:
+        if state == BODY:
             return self._continue_body()
-        if state == _DONE or not self.response_complete:
+        if state == DONE or not self.response_complete:
             self._pause_if_full()
             return None
-        return self.next_event() if state == _HEAD else self._take_next()
+        return self.next_event() if state == HEAD else self._take_next()
 
     def _settle_buffer(self) -> None:
         """After a message or a part of one was taken from the buffer."""
         if self._pos == len(self._buffer):
             self._drop_buffer()
-        elif self._state == _BODY:
+        elif self._state == BODY:
             self.want_read = True
         else:
             self._pause_if_full()
@@ -263,7 +206,7 @@ class H1Connection:
 
     def _wait_idle(self) -> None:
         """Nothing waits for anything. After the end of what the client sends, that is the end."""
-        self._state = _IDLE
+        self._state = IDLE
         self._drop_buffer()
         self.close_after = self._eof
 
@@ -283,7 +226,7 @@ class H1Connection:
         if self._eof:
             raise ProtocolError(400, "the connection ended within a head")
         self._scanned = len(self._buffer)
-        self._state = _HEAD
+        self._state = HEAD
         self.want_read = True
         return None
 
@@ -316,7 +259,7 @@ class H1Connection:
                 request.expect_continue = False
             self._waits_for_continue = request.expect_continue
         self._request = request
-        self._state = _BODY if request.more_body else _DONE
+        self._state = BODY if request.more_body else DONE
         self._settle_buffer()
         self.response_started = self.response_complete = False
         return request
@@ -328,7 +271,7 @@ class H1Connection:
             return self._refuse(error)
         trailers: Iterable[tuple[bytes, bytes]] = ()
         if complete:
-            self._state = _DONE
+            self._state = DONE
             if self._chunks is not None:
                 trailers = self._chunks.trailers
         self._settle_buffer()
@@ -350,7 +293,7 @@ class H1Connection:
     def _refuse(self, error: ProtocolError, head: bytes = b"") -> Refused:
         """The event for a broken rule. Nothing is parsed after it."""
         request = self._request
-        in_body = self._state == _BODY
+        in_body = self._state == BODY
         if in_body and request is not None:
             method, target = request.method, request.target
         else:
@@ -360,209 +303,10 @@ class H1Connection:
         self._close()
         return Refused(error, in_body, method, target)
 
-    def _close(self) -> None:
-        self._state = _CLOSED
-        self._drop_buffer()
-        self.close_after = True
-        self.want_read = False
-
     def _drop_buffer(self) -> None:
         self._buffer = b""
         self._pos = self._scanned = 0
-        if self._state != _CLOSED:
-            self.want_read = True
-
-    # Outward
-
-    def send_response(self, status: int | str, headers: Iterable[HeaderItem], body: bytes) -> bytes:
-        """A whole response as one bytes object. Raises `LocalProtocolError`, having sent nothing.
-
-        status   an int, or as WSGI has it ("200 OK")
-        headers  pairs, both bytes or both str (latin-1); a missing Content-Length is added
-        """
-        request = self._request
-        if headers.__class__ is not list:
-            headers = list(headers)
-        if (
-            request is not None
-            and self._state == _DONE
-            and not self._last
-            and not self.response_started
-            and request.keep_alive
-            and request.method != "HEAD"
-            and request.version == "1.1"
-        ):
-            # The ordinary response: status, each header and the length are known from before.
-            try:
-                code, line = STATUSES[status]
-                parts = [line, *map(_line_of, headers)]
-                size = len(body)
-                length = LENGTHS[size]
-            except (KeyError, TypeError):
-                return self._send_unusual(status, headers, body)
-            declared = parts.count(length)
-            if declared == 0 and LENGTH_LINES.isdisjoint(parts):
-                parts.append(length)
-            elif declared != 1:
-                return self._send_unusual(status, headers, body)
-            parts.append(self._tail.keep)
-            parts.append(body)
-            self.status = code
-            self.body_sent = size
-            self.response_started = self.response_complete = True
-            self._request = None
-            self._state = _HEAD if self._buffer else _IDLE
-            return b"".join(parts)
-        return self._send_unusual(status, headers, body)
-
-    def start_response(self, status: int | str, headers: Iterable[HeaderItem]) -> bytes:
-        """The head of a response whose body follows. Raises `LocalProtocolError`."""
-        return self._start(status, collect(headers), None)
-
-    def send_data(self, data: bytes) -> bytes:
-        """A part of the body, framed. Raises `LocalProtocolError` past the Content-Length."""
-        framing = self._framing
-        if framing == _CHUNKED:
-            self.body_sent += len(data)
-            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        if framing == _NO_BODY:
-            return b""
-        self.account(len(data))
-        return data
-
-    def account(self, n: int) -> None:
-        """Count n body bytes that a driver sends itself, while `raw_body` is true."""
-        if self._framing == _LENGTH:
-            if n > self._response_left:
-                self.close_after = True
-                raise LocalProtocolError("more body than Content-Length says")
-            self._response_left -= n
-        elif self._framing != _UNTIL_CLOSE:
-            raise LocalProtocolError("body data without a response that could have it")
-        self.body_sent += n
-
-    def end_response(self, trailers: Iterable[HeaderItem] = ()) -> bytes:
-        """What ends the response. A body shorter than declared can only be told by closing."""
-        framing = self._framing
-        if framing == _UNDECIDED:
-            raise LocalProtocolError("no response to end")
-        end = b""
-        if framing == _CHUNKED:
-            end = b"0\r\n%b\r\n" % trailer_lines(trailers)
-        elif framing == _LENGTH and self._response_left:
-            self.close_after = True
-        self._finish()
-        return end
-
-    def send_informational(self, status: int, headers: Iterable[HeaderItem]) -> bytes:
-        """A 1xx response before the real one; nothing for an HTTP/1.0 client (RFC 9110 15.2)."""
-        request = self._owed()
-        parts = [informational_line(status), *collect(headers).lines, b"\r\n"]
-        return b"" if request.version == "1.0" else b"".join(parts)
-
-    def send_continue(self) -> bytes:
-        """100 Continue, if the client waits for it. To be called when the body is wanted."""
-        if not self._waits_for_continue or self.response_started or self._state != _BODY:
-            return b""
-        self._waits_for_continue = False
-        return b"HTTP/1.1 100 Continue\r\n\r\n"
-
-    def refuse(self, event: Refused, headers: Iterable[HeaderItem] = ()) -> bytes:
-        """The answer to a request that is refused; nothing if another answer has begun.
-
-        The connection is over then. A driver may make the event itself (408, 503, 504).
-        """
-        method = event.method if self._request is None else self._request.method
-        begun = self.response_started and (event.in_body or not self.response_complete)
-        self._close()
-        self._request = None
-        self._framing = _UNDECIDED
-        self.raw_body = False
-        self.response_started = self.response_complete = True
-        if begun:
-            return b""
-        self.status, line = status_line(event.error.status)
-        text = b"%b: %b\n" % (line[9:-2], event.error.reason.encode("ascii", "backslashreplace"))
-        fields = collect(headers).lines
-        fields += (b"Content-Type: text/plain; charset=utf-8\r\n", length_line(len(text)))
-        return b"".join((line, *fields, self._tail.close, b"" if method == "HEAD" else text))
-
-    def _send_unusual(self, status: int | str, headers: Iterable[HeaderItem], body: bytes) -> bytes:
-        head = self._start(status, collect(headers), len(body))
-        if self._framing == _NO_BODY:
-            body = b""
-        else:
-            self._response_left -= len(body)
-            self.body_sent = len(body)
-        return head + body + self.end_response()
-
-    def _start(self, status: int | str, given: Collected, whole: int | None) -> bytes:
-        """Decide on the framing, produce the head.
-
-        whole  the length of the body where it is known (and the response complete with it)
-        """
-        request = self._owed()
-        code, line = status_line(status)
-        length = given.length
-        left = 0
-        close = given.close or self._ends_with(whole is not None)
-        parts = [line, *given.lines]
-        if code in (204, 304) or request.method == "HEAD":
-            framing = _NO_BODY
-            if code == 204:
-                length = None
-            elif length is None and whole and code != 304:
-                length = whole
-        elif length is not None or whole is not None:
-            framing = _LENGTH
-            if whole is not None:
-                length = whole if length is None else length
-                if whole > length:
-                    raise LocalProtocolError("more body than Content-Length says")
-                close = close or whole < length
-            left = length or 0
-        elif request.version == "1.1":
-            framing = _CHUNKED
-            parts.append(b"Transfer-Encoding: chunked\r\n")
-        else:
-            framing = _UNTIL_CLOSE
-            close = True
-        if length is not None:
-            parts.append(length_line(length))
-        parts.append(self._tail_of(given, close, request))
-        self.status = code
-        self.body_sent = 0
-        self.close_after = close
-        self.response_started = True
-        self.raw_body = framing in (_LENGTH, _UNTIL_CLOSE)
-        self._framing = framing
-        self._response_left = left
-        return b"".join(parts)
-
-    def _tail_of(self, given: Collected, close: bool, request: Request) -> bytes:
-        """Date and Server unless the app gave them; Connection; the empty line."""
-        tail = self._tail
-        end = tail.close if close else tail.keep if request.version == "1.1" else tail.keep_1_0
-        if given.has_date or given.has_server:
-            end = end[len(tail.date) + len(tail.server) :]
-            if not given.has_date:
-                end = tail.date + end
-            if not given.has_server:
-                end = tail.server + end
-        return end
-
-    def _ends_with(self, complete: bool) -> bool:
-        """Whether the connection can't go on after the response that is being made.
-
-        complete  the response is complete with this: then what is missing of the request's body
-                  would have to be read for nothing, and its end is not certain to come
-        """
-        request = self._request
-        if request is None or not request.keep_alive or self._state == _CLOSED:
-            return True
-        if self._state == _BODY:
-            return complete or self._waits_for_continue
-        return self._last and not self._next_is_whole()
+        self.want_read = True
 
     def _next_is_whole(self) -> bool:
         """Whether what waits in the buffer begins with a message that can be answered."""
@@ -573,23 +317,6 @@ class H1Connection:
         probe._fields = type(self._fields)()
         event = probe.receive_data(waiting)
         return isinstance(event, Refused) or (isinstance(event, Request) and not event.more_body)
-
-    def _owed(self) -> Request:
-        request = self._request
-        if request is None or self.response_started:
-            raise LocalProtocolError("no response is owed, or it has been started")
-        return request
-
-    def _finish(self) -> None:
-        self.response_complete = True
-        self.raw_body = False
-        self._framing = _UNDECIDED
-        self._request = None
-        if self._state == _DONE and not self.close_after:
-            self._state = _HEAD if self._buffer else _IDLE
-        else:
-            # A body that was not read to its end can't be told from a next request.
-            self._close()
 
 
 def _backend(parser: str) -> HttptoolsFields | H11Fields:

@@ -248,6 +248,18 @@ def read_trailers(section: bytes, limits: Limits) -> Headers:
     return [field for field in fields if not _TRAILERS_DROPPED.fullmatch(field[0])]
 
 
+def map_names(headers: Headers, policy: str) -> Headers:
+    """Headers without those whose names CGI can't tell apart: "_" and "-" are one to it.
+
+    policy  "drop" such fields, "refuse" the request, or "dangerous": keep them (gunicorn's names)
+    """
+    if policy == "dangerous" or not any(b"_" in name for name, _ in headers):
+        return headers
+    if policy == "refuse":
+        raise ProtocolError(400, "underscore in a header name")
+    return [field for field in headers if b"_" not in field[0]]
+
+
 def check_sizes(head: bytes, limits: Limits) -> None:
     """Refuse a whole head that passes a limit."""
     line, _, section = head.partition(b"\r\n")

@@ -177,11 +177,10 @@ def collect(headers: Iterable[HeaderItem]) -> Collected:
     length: int | None = None
     close = has_date = has_server = False
     for item in headers:
-        if item.__class__ is tuple:
-            line = LINES.get(item)
-            if line is not None and line not in LENGTH_LINES:
-                lines.append(line)
-                continue
+        line = _known_line(item)
+        if line is not None and line not in LENGTH_LINES:
+            lines.append(line)
+            continue
         name, value = _pair(item)
         lower = name.lower()
         if lower not in _SPECIAL:
@@ -220,10 +219,17 @@ def trailer_lines(trailers: Iterable[HeaderItem]) -> bytes:
     return b"".join(lines)
 
 
+def _known_line(item: HeaderItem) -> bytes | None:
+    try:
+        return LINES.get(item)
+    except TypeError:
+        # ASGI apps may send lists and bytearrays, which can't be keys.
+        return None
+
+
 def _remember(item: HeaderItem, name: bytes, line: bytes) -> None:
     count = _VALUES.get(name, 0)
-    # ASGI apps may send lists, which can't be keys; the next one of the same will miss again.
-    if count >= _VALUES_BOUND or len(line) > _LINE_LENGTH_BOUND or item.__class__ is not tuple:
+    if count >= _VALUES_BOUND or len(line) > _LINE_LENGTH_BOUND or not _is_key(item):
         return
     if len(LINES) >= _LINES_BOUND or len(_VALUES) >= _LINES_BOUND:
         LINES.clear()
@@ -238,6 +244,13 @@ def _remember_length(item: HeaderItem, length: int) -> None:
     line = length_line(length)
     if line in LENGTH_LINES:
         _remember(item, b"content-length", line)
+
+
+def _is_key(item: HeaderItem) -> bool:
+    if item.__class__ is not tuple:
+        return False
+    name, value = item
+    return name.__class__ in (bytes, str) and value.__class__ in (bytes, str)
 
 
 def _declared_length(value: bytes, before: int | None) -> int:

@@ -26,7 +26,12 @@ class Booting:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The app is loaded, its lifespan has started, and the worker accepts connections."""
+    """The app is loaded, its lifespan has started, and the worker accepts connections.
+
+    `worker_class` is the class that the app's interface led to; `workers = "auto"` counts by it.
+    """
+
+    worker_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)

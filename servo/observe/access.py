@@ -42,7 +42,7 @@ _ISO_TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 # The fields of the JSON format, in their order: key, and expression (see `_ATOMS`) of its JSON.
 _JSON_FIELDS = {
-    "time": "quote(stamp(ISO))",
+    "time": "quote(iso())",
     "pid": "getpid()",
     "remote": "quote(text(remote))",
     "user": "quote(text(user(received[b'authorization']))) if b'authorization' in received"
@@ -63,8 +63,8 @@ _ATOMS = {
     "h": "known_text[remote]",
     "l": "'-'",
     "u": "escape(user(received[b'authorization'])) if b'authorization' in received else '-'",
-    "t": "stamp(APACHE)",
-    "r": "escape(request_line(method, target, version))",
+    "t": "apache()",
+    "r": "f'{known_text[method]} {targets[target]} HTTP/{known_text[version]}'",
     "m": "escape(method)",
     "U": "escape(target.partition(b'?' if target.__class__ is bytes else '?')[0])",
     "q": "escape(target.partition(b'?' if target.__class__ is bytes else '?')[2])",
@@ -119,9 +119,10 @@ class AccessLog:
         self._size = 0
         self._next_flush_ns = 0
         self._source = settings.access_log_format
-        stamp = _Clock(now).stamp
-        self._format = compile_format(self._source, stamp)
-        self._basic_atoms = _compile(None, list(_ATOMS.values()), {**_HELPERS, "stamp": stamp})
+        clocks = {"apache": _Clock(_APACHE_TIME, now).text, "iso": _Clock(_ISO_TIME, now).text}
+        self._line = compile_format(self._source, clocks)
+        self._basic_atoms = _compile(None, list(_ATOMS.values()), {**_HELPERS, **clocks})
+        self._format: Formatter = self._log if self._by_user else self._line
 
     def record(
         self,
@@ -137,15 +138,24 @@ class AccessLog:
         environ: Mapping[str, Any] | None = None,
     ) -> None:
         """Add a request's line. The names of `headers` are in lower case, `version` as "1.1"."""
-        values = (remote, method, target, version, status, sent, duration_ns)
-        if self._by_user:
-            self._log(*values, headers, response_headers, environ)
-            return
-        line = self._format(*values, headers, response_headers, environ)
-        self._lines.append(line)
-        self._size += len(line)
-        if self._size >= BATCH_BYTES:
-            self.flush()
+        # One by one: spreading a tuple of them costs more than all else here.
+        line = self._format(
+            remote,
+            method,
+            target,
+            version,
+            status,
+            sent,
+            duration_ns,
+            headers,
+            response_headers,
+            environ,
+        )
+        if line:
+            self._lines.append(line)
+            self._size += len(line)
+            if self._size >= BATCH_BYTES:
+                self.flush()
 
     @property
     def pending(self) -> bool:
@@ -181,22 +191,25 @@ class AccessLog:
                 "The old access log stays in use: %s", failure
             )
 
-    def _log(self, *values: Any) -> None:
+    def _log(self, *values: Any) -> str:
         """The slow way, for a logging configuration of the user's: a record as gunicorn's is.
 
         Its `args` is the mapping of atoms, which JSON formatters written for gunicorn read.
+        Returns "", as no line is left to write.
         """
         logger = logging.getLogger(ACCESS_LOGGER)
         if self._source == "json":
-            logger.info("%s", self._format(*values).rstrip("\n"))
+            logger.info("%s", self._line(*values).rstrip("\n"))
         else:
             logger.info(self._source, _all_atoms(self._basic_atoms, *values))
+        return ""
 
 
-def compile_format(source: str, stamp: Callable[[str], str]) -> Formatter:
+def compile_format(source: str, clocks: Mapping[str, Callable[[], str]]) -> Formatter:
     """The function that makes a line (with its newline) of a record's arguments.
 
-    `stamp(strftime format)` is the current time as text. Raises ConfigError for a bad format.
+    `clocks` has "apache" and "iso", which give the current time as text. Raises ConfigError for a
+    bad format.
     """
     if source == "json":
         template = ", ".join(f'"{key}": %s' for key in _JSON_FIELDS)
@@ -212,7 +225,7 @@ def compile_format(source: str, stamp: Callable[[str], str]) -> Formatter:
             return "%"
 
         template = re.sub(r"%%|%\(([^()]*)\)", positional, source)
-    formatter: Formatter = _compile(template + "\n", expressions, {**_HELPERS, "stamp": stamp})
+    formatter: Formatter = _compile(template + "\n", expressions, {**_HELPERS, **clocks})
     try:
         formatter("-", "GET", b"/", "1.1", 200, 0, 0, (), (), None)
     except (TypeError, ValueError) as error:
@@ -246,20 +259,18 @@ def _expression(atom: str) -> str:
 class _Clock:
     """The current second as text, made once a second."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, form: str, now: Callable[[], float]) -> None:
+        self._form = form
         self._now = now
         self._second = -1
-        self._texts: dict[str, str] = {}
+        self._text = ""
 
-    def stamp(self, form: str) -> str:
+    def text(self) -> str:
         second = int(self._now())
         if second != self._second:
             self._second = second
-            self._texts.clear()
-        text = self._texts.get(form)
-        if text is None:
-            text = self._texts[form] = time.strftime(form, time.localtime(second))
-        return text
+            self._text = time.strftime(self._form, time.localtime(second))
+        return self._text
 
 
 class _Known(dict[Any, str]):
@@ -289,12 +300,6 @@ def _text(value: bytes | str) -> str:
     return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
 
 
-def _request_line(method: str, target: bytes | str, version: str) -> str:
-    if isinstance(target, bytes):
-        target = target.decode("latin-1")
-    return f"{method} {target} HTTP/{version}"
-
-
 def _user(authorization: bytes) -> str:
     """The user of Basic credentials, or "-"."""
     scheme, _, credentials = authorization.partition(b" ")
@@ -307,11 +312,15 @@ def _user(authorization: bytes) -> str:
     return user.decode("latin-1") or "-"
 
 
-def _variable(environ: Mapping[str, Any] | None, name: str) -> str:
+def _variable(environ: Mapping[str, Any] | None, name: str) -> bytes | str:
     """A WSGI variable, by its name in any case as gunicorn has it; those of CGI are in capitals."""
     if environ is None:
         return "-"
-    return str(environ.get(name, environ.get(name.upper(), environ.get(name.lower(), "-"))))
+    return _shown(environ.get(name, environ.get(name.upper(), environ.get(name.lower(), "-"))))
+
+
+def _shown(value: object) -> bytes | str:
+    return value if isinstance(value, (bytes, str)) else str(value)
 
 
 def _by_name(headers: HeaderPairs) -> dict[bytes, bytes | str]:
@@ -323,16 +332,15 @@ def _by_name(headers: HeaderPairs) -> dict[bytes, bytes | str]:
 
 
 _HELPERS: dict[str, Any] = {
-    "APACHE": _APACHE_TIME,
-    "ISO": _ISO_TIME,
     "by_name": _by_name,
     "escape": _escape,
     "getpid": os.getpid,
-    # Two, as bytes and text of the same characters have the same hash and must not be compared.
+    # Two, so that bytes and text of the same characters and hash are not compared (python -b).
     "known": _Known(),
     "known_text": _Known(),
+    # Of their own, so that a scan of many paths does not push the others out.
+    "targets": _Known(),
     "quote": encode_basestring_ascii,
-    "request_line": _request_line,
     "text": _text,
     "user": _user,
     "variable": _variable,
@@ -352,8 +360,7 @@ def _all_atoms(basic: Callable[..., tuple[Any, ...]], *values: Any) -> _Atoms:
     for kind, fields in (("i", headers), ("o", response_headers), ("e", (environ or {}).items())):
         for name, value in fields:
             key = name.decode("latin-1") if isinstance(name, bytes) else name
-            shown = value if isinstance(value, (bytes, str)) else str(value)
-            atoms[f"{{{key.lower()}}}{kind}"] = _escape(shown)
+            atoms[f"{{{key.lower()}}}{kind}"] = _escape(_shown(value))
     return atoms
 
 

@@ -220,7 +220,7 @@ def test_no_bytes_in_any_field_give_a_second_line_or_field(form, request):
 def test_no_bytes_escape_through_the_users_logging_either(request):
     atoms = access._all_atoms(
         access._compile(
-            None, list(access._ATOMS.values()), {**access._HELPERS, "stamp": lambda _: "now"}
+            None, list(access._ATOMS.values()), {**access._HELPERS, "apache": lambda: "now"}
         ),
         *(request[name.strip()] for name in access._ARGUMENTS.split(",")),
     )

@@ -1,0 +1,126 @@
+"""The PROXY protocol, versions 1 and 2: a balancer tells whose connection it passes on.
+
+By the specification (haproxy.org, proxy-protocol.txt): a receiver that expects the header must get
+it; guessing whether it is there would let any client claim an address. Where it is expected and
+missing, the connection is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from servo.http.errors import ProtocolError
+
+MODES = ("v1", "v2", "auto")
+
+_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
+_V1_START = b"PROXY "
+# Section 2.1: the longest line, with its CRLF.
+_V1_LENGTH = 107
+# Section 2.2 allows 64 KiB of addresses and TLVs. Certificates in TLVs stay below this.
+_V2_LENGTH = 4096
+_PORT = re.compile(rb"0|[1-9][0-9]{0,4}")
+
+_LOCAL, _PROXY = 0x20, 0x21
+_UNSPECIFIED, _TCP4, _TCP6, _UNIX = 0x00, 0x11, 0x21, 0x31
+_ADDRESS_LENGTHS = {_UNSPECIFIED: 0, _TCP4: 12, _TCP6: 36, _UNIX: 216}
+
+
+class ProxyHeader(NamedTuple):
+    """What the header says; None for both where it names no TCP connection (LOCAL, UNKNOWN).
+
+    source       host and port of the client
+    destination  host and port that the client connected to
+    """
+
+    source: tuple[str, int] | None
+    destination: tuple[str, int] | None
+
+
+class ProxyProtocolReader:
+    """Reads the header at the start of one connection.
+
+    mode  "v1", "v2", or "auto" for either
+    """
+
+    __slots__ = ("_buffer", "_starts")
+
+    def __init__(self, mode: str = "auto") -> None:
+        if mode not in MODES:
+            raise ValueError(f"no such PROXY protocol mode: {mode!r}")
+        self._buffer = b""
+        starts = {"v1": (_V1_START,), "v2": (_SIGNATURE,), "auto": (_V1_START, _SIGNATURE)}
+        self._starts = starts[mode]
+
+    def feed(self, data: bytes) -> tuple[ProxyHeader, bytes] | None:
+        """Take what was read. The header and the bytes behind it, once it is whole; None before.
+
+        Raises `ProtocolError` (400).
+        """
+        buffer = self._buffer = self._buffer + data
+        for start in self._starts:
+            if buffer.startswith(start):
+                parse = _parse_v1 if start is _V1_START else _parse_v2
+                return parse(buffer)
+        if not any(start.startswith(buffer) for start in self._starts):
+            raise ProtocolError(400, "no PROXY protocol header where one is required")
+        return None
+
+
+def _parse_v1(buffer: bytes) -> tuple[ProxyHeader, bytes] | None:
+    end = buffer.find(b"\r\n", 0, _V1_LENGTH)
+    if end < 0:
+        if len(buffer) >= _V1_LENGTH or b"\n" in buffer:
+            raise ProtocolError(400, "PROXY protocol v1 line is not ended")
+        return None
+    rest = buffer[end + 2 :]
+    words = buffer[:end].split(b" ")
+    # Section 2.1: after UNKNOWN anything may follow, and is ignored.
+    if words[1] == b"UNKNOWN":
+        return ProxyHeader(None, None), rest
+    if len(words) != 6 or words[1] not in (b"TCP4", b"TCP6"):
+        raise ProtocolError(400, "malformed PROXY protocol v1 line")
+    kind = IPv4Address if words[1] == b"TCP4" else IPv6Address
+    try:
+        source, destination = (str(kind(word.decode("ascii"))) for word in words[2:4])
+    except ValueError:
+        raise ProtocolError(400, "invalid address in a PROXY protocol v1 line") from None
+    ports = [int(word) for word in words[4:] if _PORT.fullmatch(word)]
+    if len(ports) != 2 or max(ports) > 65535:
+        raise ProtocolError(400, "invalid port in a PROXY protocol v1 line")
+    return ProxyHeader((source, ports[0]), (destination, ports[1])), rest
+
+
+def _parse_v2(buffer: bytes) -> tuple[ProxyHeader, bytes] | None:
+    if len(buffer) < 16:
+        return None
+    command, family = buffer[12], buffer[13]
+    length = int.from_bytes(buffer[14:16], "big")
+    if command not in (_LOCAL, _PROXY):
+        raise ProtocolError(400, "unknown PROXY protocol version or command")
+    if length > _V2_LENGTH:
+        raise ProtocolError(400, "PROXY protocol v2 header too long")
+    needed = _ADDRESS_LENGTHS.get(family)
+    if command == _PROXY and (needed is None or length < needed):
+        raise ProtocolError(400, "unknown or incomplete address in a PROXY protocol v2 header")
+    if len(buffer) < 16 + length:
+        return None
+    rest = buffer[16 + length :]
+    # Section 2.2: a LOCAL connection is the balancer's own (a health check); what TLVs say behind
+    # the addresses is skipped.
+    if command == _LOCAL or family not in (_TCP4, _TCP6):
+        return ProxyHeader(None, None), rest
+    size = 4 if family == _TCP4 else 16
+    kind = IPv4Address if family == _TCP4 else IPv6Address
+    block = buffer[16 : 16 + 2 * size + 4]
+    source, destination = str(kind(block[:size])), str(kind(block[size : 2 * size]))
+    ports = block[2 * size :]
+    return (
+        ProxyHeader(
+            (source, int.from_bytes(ports[:2], "big")),
+            (destination, int.from_bytes(ports[2:], "big")),
+        ),
+        rest,
+    )

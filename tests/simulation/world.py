@@ -1,0 +1,233 @@
+"""A model of everything around the supervisor: processes, their messages, a configuration, a clock.
+
+`World` performs the supervisor's actions on model processes and checks the invariants after every
+event. What the processes do, and when, is decided by who drives it: seeded chance in
+`test_lifetimes.py`, hypothesis in `test_machine.py`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from servo.arbiter import events as ev
+from servo.arbiter.policy import TICK_S, Policy
+from servo.arbiter.pool import WorkerState
+from servo.arbiter.supervisor import Supervisor
+from servo.ipc.messages import Message, ReopenLogs, Retire, Stop
+
+
+@dataclass
+class Proc:
+    """A model process. `hung_at`: when it stopped beating; `asked`: it is to end."""
+
+    pid: int
+    serial: int
+    slot: int
+    generation: int
+    ready: bool = False
+    hung_at: float | None = None
+    asked: Message | None = None
+    deaf: bool = False
+    killed: bool = False
+
+
+class World:
+    """The supervisor's surroundings, with the invariants of its work."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.supervisor = Supervisor(policy)
+        self.now = 1000.0
+        self.procs: dict[int, Proc] = {}
+        self.inbox: deque[ev.Event] = deque()
+        self.answers: list[ev.Event] = []
+        self.exit_code: int | None = None
+        self.stop_asked = False
+        self.ever_ready = False
+        self.checking: int | None = None
+        self.loading: int | None = None
+        self.listeners_open = True
+        self.dropped: set[int] = set()
+        self.log: list[str] = []
+        self.last_pid = 100
+        self.last_serial = 0
+        self.batch = policy.reload_batch
+        self.killed_healthy: list[str] = []
+        self._ready_before = 0
+        self._retired_ready = False
+
+    # --- what a driver calls ----------------------------------------------------------------------
+
+    def tell(self, *events: ev.Event) -> None:
+        """Events; the supervisor's actions are performed, and the invariants checked after each."""
+        self.inbox.extend(events)
+        while self.inbox and self.exit_code is None:
+            event = self.inbox.popleft()
+            self._retired_ready = False
+            ready = {handle.serial for handle in self.supervisor.pool if handle.ready}
+            actions = self.supervisor.handle(event, self.now)
+            for action in actions:
+                retires = isinstance(action, ev.SendMessage) and isinstance(action.message, Retire)
+                if retires and action.serial in ready:
+                    self._retired_ready = True
+                self.perform(action)
+            self.inbox.extendleft(reversed(self.answers))
+            self.answers.clear()
+            self.check(event)
+
+    def tick(self) -> None:
+        """Time has passed."""
+        beats = {}
+        for proc in self.procs.values():
+            if proc.ready:
+                beats[proc.serial] = self.now if proc.hung_at is None else proc.hung_at
+        self.tell(ev.Tick(beats))
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass as the loop does: a Tick at least every TICK_S, and when one is due."""
+        end = self.now + seconds
+        while self.exit_code is None and self.now < end:
+            self.now = min(end, self.now + TICK_S, self.supervisor.wake_at())
+            self.tick()
+
+    def signal(self, name: str) -> None:
+        if name in ("SIGTERM", "SIGINT", "SIGQUIT"):
+            self.stop_asked = True
+        self.tell(ev.SignalReceived(name))
+
+    def says(self, proc: Proc, message: Message) -> None:
+        if proc.pid in self.procs and not proc.deaf:
+            self.tell(ev.MessageReceived(proc.serial, message))
+
+    def exits(self, proc: Proc, code: int = 0, signal: str = "") -> None:
+        if proc.pid in self.procs:
+            del self.procs[proc.pid]
+            lost = [] if proc.deaf else [ev.ChannelLost(proc.serial)]
+            self.tell(*lost, ev.ChildExited(proc.pid, code, signal))
+
+    def loses_channel(self, proc: Proc) -> None:
+        if proc.pid in self.procs and not proc.deaf:
+            proc.deaf = True
+            self.tell(ev.ChannelLost(proc.serial))
+
+    def config_checked(self, error: str | None) -> None:
+        generation, self.checking = self.checking, None
+        assert generation is not None
+        self.tell(ev.ConfigChecked(generation, error))
+
+    # --- what happens to processes, for a driver to override --------------------------------------
+
+    def fork_fails(self) -> bool:
+        return False
+
+    def on_fork(self, proc: Proc) -> None:
+        """A process begins its life."""
+
+    def on_asked(self, proc: Proc) -> None:
+        """A process was told to end."""
+
+    def on_kill(self, proc: Proc, signal: str) -> None:
+        """A process got a signal."""
+
+    def on_check(self) -> None:
+        """The configuration is to be read in a child."""
+
+    def new_config(self) -> Policy | str:
+        """The configuration that the arbiter loads, or why it can't."""
+        return self.supervisor.policy
+
+    # --- the loop's part --------------------------------------------------------------------------
+
+    def perform(self, action: ev.Action) -> None:
+        if isinstance(action, ev.Fork):
+            self._fork(action)
+        elif isinstance(action, ev.SendMessage):
+            proc = self._proc(action.serial)
+            if proc is not None and not isinstance(action.message, ReopenLogs):
+                assert isinstance(action.message, (Retire, Stop))
+                proc.asked = action.message
+                self.on_asked(proc)
+        elif isinstance(action, ev.KillWorker):
+            assert self.supervisor.pool.get(action.serial) is not None, "kill of an unknown worker"
+            proc = self._proc(action.serial)
+            if proc is not None:
+                healthy = proc.ready and proc.hung_at is None and proc.asked is None
+                if healthy and "no heartbeat" in action.why:
+                    self.killed_healthy.append(action.why)
+                self.on_kill(proc, action.signal)
+        elif isinstance(action, ev.CheckConfig):
+            assert self.checking is None, "two checks at a time"
+            self.checking = action.generation
+            self.on_check()
+        elif isinstance(action, ev.CancelCheck):
+            self.checking = None
+        elif isinstance(action, ev.LoadConfig):
+            self._load(action)
+        elif isinstance(action, ev.DropGeneration):
+            assert action.generation not in {h.generation for h in self.supervisor.pool}
+            assert action.generation != self.supervisor.generation
+            self.dropped.add(action.generation)
+        elif isinstance(action, ev.CloseListeners):
+            assert self.listeners_open
+            self.listeners_open = False
+        elif isinstance(action, ev.Log):
+            self.log.append(f"{self.now - 1000:.2f} {action.text}")
+        elif isinstance(action, ev.Exit):
+            assert not self.procs, "an orphan"
+            self.exit_code = action.code
+
+    def _fork(self, action: ev.Fork) -> None:
+        assert action.serial > self.last_serial, "a serial came twice"
+        assert self.listeners_open, "a fork during the stop"
+        assert action.generation not in self.dropped
+        self.last_serial = action.serial
+        if self.fork_fails():
+            self.answers.append(ev.ForkFailed(action.serial, "no process can be had"))
+            return
+        self.last_pid += 1
+        proc = Proc(self.last_pid, action.serial, action.slot, action.generation)
+        self.procs[proc.pid] = proc
+        self.answers.append(ev.Forked(proc.serial, proc.pid))
+        self.on_fork(proc)
+
+    def _load(self, action: ev.LoadConfig) -> None:
+        config = self.new_config()
+        if isinstance(config, str):
+            self.inbox.append(ev.ConfigFailed(action.generation, config))
+        else:
+            self.batch = max(self.batch, config.reload_batch)
+            self.inbox.append(ev.ConfigLoaded(action.generation, config))
+
+    def _proc(self, serial: int) -> Proc | None:
+        return next((proc for proc in self.procs.values() if proc.serial == serial), None)
+
+    # --- the invariants ---------------------------------------------------------------------------
+
+    def check(self, event: ev.Event) -> None:
+        supervisor = self.supervisor
+        pool = supervisor.pool
+        if not self.inbox:
+            known = {handle.pid for handle in pool}
+            assert known == set(self.procs), f"orphans or ghosts after {event}"
+        live = pool.live()
+        desired = 0 if supervisor.paused else supervisor.target
+        if supervisor.stopping is None:
+            assert len(live) <= desired + max(1, self.batch), f"too many workers after {event}"
+            assert len(pool) <= supervisor.policy.capacity
+            if self._retired_ready and not supervisor.paused:
+                ready = sum(handle.ready for handle in live)
+                assert ready >= desired, f"a serving worker was retired too early after {event}"
+        else:
+            assert not live, f"a worker was not told of the stop after {event}"
+        self.ever_ready = self.ever_ready or any(handle.ready for handle in live)
+        if self.exit_code is not None and not self.stop_asked:
+            assert not self.ever_ready, "a server that has served ended by itself"
+            assert self.exit_code in (3, 4)
+        if self.exit_code is not None and self.stop_asked:
+            assert self.exit_code in (0, 3, 4)
+        for handle in pool:
+            if handle.state is WorkerState.DRAINING:
+                assert handle.kill_at is not None or handle.killed_by == "SIGKILL", (
+                    "no end in sight"
+                )
+        assert not self.killed_healthy, self.killed_healthy
