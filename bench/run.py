@@ -383,6 +383,12 @@ def summarise(
 def markdown(record: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines = [
+        "---",
+        "orphan: true",
+        "---",
+        "",
+        "# Servo and its peers",
+        "",
         f"Measured {record['date']} on {record['python']}; {record['cpu']}; Linux"
         f" {record['kernel']}; {record['load']}; one worker on one core; medians of"
         f" {record['rounds']} rounds of {record['duration_s']:g} s.",
@@ -393,7 +399,7 @@ def markdown(record: dict) -> str:
         for interface in ("wsgi", "asgi"):
             rows = {n: row for n, row in servers.items() if SERVERS[n][0] == interface}
             if rows:
-                lines += ["", f"### {interface.upper()}, {workload}", "", *table(rows)]
+                lines += ["", f"## {interface.upper()}, {workload}", "", *table(rows)]
     return "\n".join(lines) + "\n"
 
 

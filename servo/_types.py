@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -29,8 +29,8 @@ WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 # --- ASGI 3 (and the double callable of ASGI 2) ------------------------------------------------
 
-Scope = MutableMapping[str, Any]
-ASGIMessage = MutableMapping[str, Any]
+Scope = dict[str, Any]
+ASGIMessage = dict[str, Any]
 Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]

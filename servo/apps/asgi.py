@@ -66,7 +66,7 @@ class _Ready(Coroutine[Any, Any, Any]):
         self._value = value
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        return self  # type: ignore[return-value]  # an iterator is all that `await` needs
+        return self
 
     def __iter__(self) -> _Ready:
         return self
@@ -136,8 +136,8 @@ class ASGIAdapter:
         """The scope of one request."""
         scope = template.copy()
         path = request.path
-        if self._root_path and not (path + b"/").startswith(self._root_bytes + b"/"):
-            path = self._root_bytes + path
+        if self._root_path:
+            path = _mounted(path, self._root_bytes)
         scope["method"] = request.method
         scope["http_version"] = request.version
         scope["raw_path"] = path
@@ -147,6 +147,19 @@ class ASGIAdapter:
         if self.state is not None:
             scope["state"] = self.state.copy()
         return scope
+
+    def mount(self, scope: Scope, prefix: str) -> None:
+        """Put the application, for one request, under a path that a proxy has mounted it at."""
+        root = prefix + self._root_path
+        path = _mounted(scope["raw_path"], prefix.encode())
+        scope["root_path"] = root
+        scope["raw_path"] = path
+        scope["path"] = unquote(path.decode("ascii"))
+
+
+def _mounted(path: bytes, root: bytes) -> bytes:
+    """The path as the specification wants it: beginning with the root path."""
+    return path if (path + b"/").startswith(root + b"/") else root + path
 
 
 _EXPECT_START, _EXPECT_BODY, _STREAMING, _TRAILERS, _COMPLETE = range(5)
@@ -158,6 +171,7 @@ class ASGICall:
     __slots__ = (
         "_adapter",
         "_body",
+        "_ended",
         "_http",
         "_phase",
         "_received",
@@ -190,6 +204,7 @@ class ASGICall:
         self._body = request.body
         self.more_body = request.more_body
         self._received = False
+        self._ended = False
         self._waiter: asyncio.Future[None] | None = None
         self._phase = _EXPECT_START
         self.response_headers: Any = ()
@@ -206,10 +221,8 @@ class ASGICall:
         """Call the application and see its response through to an end, whatever it does."""
         try:
             await self._adapter.app(self.scope, self.receive, self.send)
-        except Exception as error:
-            self._failed(error)
-        except SystemExit as error:
-            # A worker is not the application's to end.
+        except (Exception, SystemExit) as error:  # noqa: BLE001  logged, with its traceback
+            # SystemExit too: a worker is not the application's to end.
             self._failed(error)
         else:
             if self._phase != _COMPLETE and not self.disconnected:
@@ -233,6 +246,11 @@ class ASGICall:
     def disconnect(self) -> None:
         """The client is gone."""
         self.disconnected = True
+        self._wake()
+
+    def end_of_input(self) -> None:
+        """The client will send nothing more: `receive` says disconnect, `send` still works."""
+        self._ended = True
         self._wake()
 
     def _wake(self) -> None:
@@ -263,8 +281,8 @@ class ASGICall:
                 self._received = not self.more_body
                 transport.resume_reading()
                 return {"type": "http.request", "body": body, "more_body": self.more_body}
-            if self._phase == _COMPLETE:
-                # The response is out, so nothing more will come of this request.
+            if self._phase == _COMPLETE or self._ended:
+                # Nothing more will come of this request.
                 return _DISCONNECT
             transport.resume_reading()
             self._waiter = transport.loop.create_future()
@@ -284,7 +302,9 @@ class ASGICall:
                     return self._send_body(message)
                 transport = self._transport
                 transport.write(
-                    self._http.send_response(self.status, self.response_headers, message.get("body", b""))
+                    self._http.send_response(
+                        self.status, self.response_headers, message.get("body", b"")
+                    )
                 )
                 self._phase = _COMPLETE
                 transport.response_complete()

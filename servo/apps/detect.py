@@ -28,7 +28,8 @@ def detect_interface(app: Any) -> str | None:
 
     An ASGI 3 app is a coroutine function of three arguments, whatever it hides behind: a bound
     method, a functools.partial, an instance's `__call__`. A plain callable is judged by how many
-    arguments it takes: one is ASGI 2, two are WSGI (PEP 3333), three are ASGI 3.
+    arguments it takes: two are WSGI (PEP 3333), three are ASGI 3, and one is ASGI 2 if it is called
+    `scope` (any other may be a factory's).
     """
     if not callable(app):
         return None
@@ -90,9 +91,7 @@ def _by_arguments(app: Any) -> str | None:
         return "asgi2" if _takes(app, 1) else "asgi"
     if _takes(app, 2):
         return "wsgi"
-    if _takes(app, 3):
-        return "asgi"
-    return "asgi2" if _takes(app, 1) else None
+    return "asgi" if _takes(app, 3) else None
 
 
 def _takes(app: Any, count: int) -> bool:

@@ -64,7 +64,7 @@ class Lifespan:
         }
         try:
             await self._app(scope, self._to_app.get, self._send)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  reported, or logged with its traceback
             self._ended(error)
         else:
             self._ended(None)

@@ -245,17 +245,15 @@ class WSGIResponder:
         """
         self.status = None
         self._started = False
-        result: Any = None
         try:
-            result = self._app(environ, self.start_response)
+            result: Any = self._app(environ, self.start_response)
             kind = type(result)
             if (kind is list or kind is tuple) and not self._started:
-                if self.status is None:
-                    raise AppError("the application returned without calling start_response")
+                status = self._status_given()
                 body = result[0] if len(result) == 1 else b"".join(result)
                 if type(body) is not bytes:
                     raise AppError(f"a response body is made of bytes, not {type(body).__name__}")
-                return self._http.send_response(self.status, self.headers, body)
+                return self._http.send_response(status, self.headers, body)
             try:
                 return self._stream(result)
             finally:
@@ -265,7 +263,7 @@ class WSGIResponder:
         except ClientDisconnected:
             self._http.close_after = True
             return b""
-        except (Exception, SystemExit):
+        except (Exception, SystemExit):  # noqa: BLE001  logged, with its traceback
             # SystemExit too: a worker is not the application's to end.
             return self._failed(environ)
 
@@ -295,9 +293,7 @@ class WSGIResponder:
             raise AppError(f"a response body is made of bytes, not {type(data).__name__}")
         if self._started:
             return self._http.send_data(data)
-        if self.status is None:
-            raise AppError("the body begins before start_response was called")
-        head = self._http.start_response(self.status, self.headers)
+        head = self._http.start_response(self._status_given(), self.headers)
         self._started = True
         return head + self._http.send_data(data)
 
@@ -323,11 +319,14 @@ class WSGIResponder:
                 part, rest = rest[:-_HELD_BACK], rest[-_HELD_BACK:]
                 self._transport.send_all(bytes(part))
         if not self._started:
-            if self.status is None:
-                raise AppError("the application returned without calling start_response")
-            return self._http.send_response(self.status, self.headers, b"")
+            return self._http.send_response(self._status_given(), self.headers, b"")
         end = self._http.end_response()
         return bytes(rest) + end if end and rest else (end or rest)
+
+    def _status_given(self) -> str:
+        if self.status is None:
+            raise AppError("the application returned without calling start_response")
+        return self.status
 
     def _file_region(self, wrapper: FileWrapper) -> FileRegion | None:
         """The file behind the wrapper, if the rest of it can be sent by sendfile."""

@@ -17,10 +17,8 @@ from servo.http.events import Request
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from servo._types import ASGIApp, Receive, Scope, Send
+    from servo._types import Receive, Scope, Send
     from servo.apps.wsgi import WSGIAdapter
-
-    ASGIApp  # what an instance is
 
 
 class WSGIInAsync:

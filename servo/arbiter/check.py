@@ -7,7 +7,7 @@ import signal
 import traceback
 from typing import TYPE_CHECKING
 
-from servo.arbiter import spawn
+from servo.arbiter import process, spawn
 from servo.errors import ServoError
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class ConfigCheck:
 
 def _check(read_settings: Callable[[], object], fd: int, arbiter: int) -> int:
     spawn.die_with(arbiter)
+    process.set_title("servo: reading the configuration")
     text = configuration_error(read_settings)
     if text is None:
         return 0

@@ -73,12 +73,13 @@ def is_stale(handle: WorkerHandle, generation: int) -> bool:
 
 
 def _least_wanted(ready: list[WorkerHandle], generation: int) -> list[WorkerHandle]:
-    """Stale ones first, those before all whose successor is ready; then the highest slots."""
+    """Stale ones first, and of those the ones whose successor is ready; then the highest slots."""
     served = {handle.slot for handle in ready if not is_stale(handle, generation)}
 
     def rank(handle: WorkerHandle) -> tuple[bool, bool, float, int]:
         stale = is_stale(handle, generation)
-        return (not stale, handle.slot not in served, handle.wished_at, -handle.slot)
+        by_slot = handle.slot if stale else -handle.slot
+        return (not stale, handle.slot not in served, handle.wished_at, by_slot)
 
     return sorted(ready, key=rank)
 

@@ -84,7 +84,7 @@ class Supervisor:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event; return what is to be done, in this order.
 
-        `now` never goes back, and events come at least every TICK_S (a Tick at worst).
+        `now` never goes back, and a Tick comes at least every TICK_S, or limits are prolonged.
         """
         assert not self.exited
         self._notice_standstill(now)
@@ -229,7 +229,10 @@ class Supervisor:
             self.stopping = Stopping(quick, code)
             self.crew.do(ev.CloseListeners())
         way = "open requests are cut" if quick else "what is under way is finished"
-        self.crew.log("error" if code else "info", f"{why}: stopping; {way}")
+        if code:
+            self.crew.log("error", f"{why}: the server ends with exit code {code}")
+        else:
+            self.crew.log("info", f"{why}: stopping; {way}")
         for handle in self.pool:
             self.crew.stop(handle, quick, now)
 

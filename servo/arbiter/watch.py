@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from servo.arbiter import spawn
+from servo.arbiter import process, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -112,6 +112,7 @@ class Files:
 
 def _watch(files: Files, fd: int, arbiter: int) -> int:
     spawn.die_with(arbiter)
+    process.set_title("servo: watcher")
     changes = _by_watchfiles if importlib.util.find_spec("watchfiles") else _by_polling
     for paths in changes(files):
         counted = sorted(str(path) for path in paths if files.counts(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServoError as error:
         render.fail(str(error))
         return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT  # as a shell says it
     except BrokenPipeError:
         # Whoever read our output has seen enough (`servo --help | head`). Python would complain
         # once more while it flushes.

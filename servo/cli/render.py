@@ -58,8 +58,7 @@ def _flags(setting: Setting) -> str:
     if setting.is_switch:
         negatable = setting.in_files  # the others are commands
         return ", ".join([*short, f"--[no-]{long[2:]}" if negatable else long])
-    argument = setting.type.metavar
-    text = f"{', '.join([*short, long])} {f'[{argument}]' if setting.flag_value else argument}"
+    text = f"{', '.join([*short, long])} {setting.type.metavar}"
     return text + (f", {setting.no_flag[0]}" if setting.no_flag else "")
 
 

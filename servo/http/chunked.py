@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from servo.http.errors import ProtocolError
-from servo.http.headers import STRAY, read_trailers
+from servo.http.headers import check_field_lines, read_trailers
 
 if TYPE_CHECKING:
     from servo.http.events import Headers
@@ -121,15 +121,7 @@ class ChunkedReader:
             return pos + 2
         section_end = buffer.find(b"\r\n\r\n", pos)
         if section_end < 0:
-            self._check_partial_trailers(buffer[pos:])
+            check_field_lines(buffer[pos:], 0, 0, self._limits.trailer_count, self._limits)
             return pos
         self.trailers = read_trailers(buffer[pos : section_end + 4], self._limits)
         return section_end + 4
-
-    def _check_partial_trailers(self, part: bytes) -> None:
-        if len(part) > self._limits.header_total + 2:
-            raise ProtocolError(431, "trailer section too large")
-        if part.count(b"\r\n") > self._limits.trailer_count:
-            raise ProtocolError(431, "too many trailer fields")
-        if STRAY.search(part):
-            raise ProtocolError(400, "control character, bare CR or bare LF in the trailers")

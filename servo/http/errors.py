@@ -22,7 +22,7 @@ class LocalProtocolError(ServoError):
     """The application (or a driver) sent something that can't go on the wire as it is."""
 
 
-class ClientDisconnected(ServoError, OSError):
+class ClientDisconnected(ServoError, OSError):  # noqa: N818  it is no error
     """The client is gone, or has read nothing for `send_timeout`: expected, never a traceback.
 
     An OSError, because the ASGI HTTP specification (2.4) asks `send` to raise one.

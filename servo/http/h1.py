@@ -20,7 +20,7 @@ from servo.http.events import Data, Refused, Request
 from servo.http.h1_h11 import H11Fields
 from servo.http.h1_httptools import HttptoolsFields
 from servo.http.h1_response import BODY, CLOSED, DONE, HEAD, IDLE, ResponseSide
-from servo.http.headers import check_partial, check_sizes, glimpse, read_request
+from servo.http.headers import check_lines, glimpse, read_request
 from servo.http.serialise import date_line, set_clock
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class H1Connection(ResponseSide):
         self._limits = limits
         self._fields = _backend(parser)
         # A head no longer than each limit keeps all of them but the count of its fields.
-        self._small_head = min(limits.request_line, limits.header_field, limits.header_total)
+        self._small_head = min(limits.request_line, limits.header_field, limits.header_total) - 4
         # How far the buffer was searched for the end of a head; empty lines before that head.
         self._scanned = 0
         self._blank = 0
@@ -94,13 +94,13 @@ class H1Connection(ResponseSide):
         if data.__class__ is not bytes:
             data = bytes(data)
         if not self._state:
-            end = data.find(b"\r\n\r\n") + 4
+            end = data.find(b"\r\n\r\n")
             # The ordinary read: a head that nothing follows, and that starts with no empty line.
-            if end == len(data) and end <= self._small_head and data[0] > 32:
+            if 0 < end == len(data) - 4 < self._small_head and data[0] > 32:
                 try:
                     request = read_request(data, self._fields)
                 except ProtocolError as error:
-                    return self._refuse(error, data)
+                    return self._refuse_head(error, data)
                 if not request.more_body and len(request.headers) <= self._limits.header_count:
                     self._request = request
                     self._state = DONE
@@ -160,7 +160,7 @@ class H1Connection(ResponseSide):
         self._pos = 0
         if state == BODY:
             return self._continue_body()
-        if state == DONE or not self.response_complete:
+        if state == DONE:
             self._pause_if_full()
             return None
         return self.next_event() if state == HEAD else self._take_next()
@@ -195,12 +195,15 @@ class H1Connection(ResponseSide):
             end = buffer.find(b"\r\n\r\n", max(pos, self._scanned - 3)) + 4
             if end < 4:
                 return self._wait_for_head(pos)
-            head = buffer[pos:end]
-            if len(head) > self._small_head:
-                check_sizes(head, self._limits)
-            request = read_request(head, self._fields)
         except ProtocolError as error:
             return self._refuse(error, buffer[pos : pos + 2048])
+        head = buffer[pos:end]
+        try:
+            if len(head) > self._small_head:
+                check_lines(head, 0, self._limits)
+            request = read_request(head, self._fields)
+        except ProtocolError as error:
+            return self._refuse_head(error, head)
         self._pos = end
         return self._admit(request, head)
 
@@ -222,7 +225,7 @@ class H1Connection(ResponseSide):
     def _wait_for_head(self, pos: int) -> Event | None:
         part = self._buffer[pos:]
         if part != b"\r":
-            check_partial(part, max(self._scanned - pos, 0), self._limits)
+            check_lines(part, max(self._scanned - pos, 0), self._limits)
         if self._eof:
             raise ProtocolError(400, "the connection ended within a head")
         self._scanned = len(self._buffer)
@@ -289,6 +292,14 @@ class H1Connection(ResponseSide):
         self._pos += len(data)
         self._body_left -= len(data)
         return data, not self._body_left
+
+    def _refuse_head(self, error: ProtocolError, head: bytes) -> Refused:
+        """Refuse a whole head: for its first line at fault, as if it had come line by line."""
+        try:
+            check_lines(head, 0, self._limits)
+        except ProtocolError as first:
+            error = first
+        return self._refuse(error, head)
 
     def _refuse(self, error: ProtocolError, head: bytes = b"") -> Refused:
         """The event for a broken rule. Nothing is parsed after it."""

@@ -37,7 +37,7 @@ class H11Fields:
             event = connection.next_event()
         except h11.RemoteProtocolError as error:
             # Its message may quote the client's bytes, so it is not passed on.
-            raise ProtocolError(error.error_status_hint, "malformed head (h11)") from error
+            raise ProtocolError(400, "malformed head (h11)") from error
         if not isinstance(event, h11.Request):
             raise ProtocolError(400, "incomplete head (h11)")
         fields = [(bytes(name), bytes(value)) for name, value in event.headers]

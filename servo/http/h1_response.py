@@ -101,27 +101,20 @@ class ResponseSide:
             and request.version == "1.1"
         ):
             # The ordinary response: status, each header and the length are known from before.
+            size = len(body)
             try:
                 code, line = STATUSES[status]
                 parts = [line, *map(_line_of, headers)]
-                size = len(body)
                 length = LENGTHS[size]
             except (KeyError, TypeError):
-                return self._send_unusual(status, headers, body)
+                return self._send_new(status, collect(headers), body)
             declared = parts.count(length)
             if declared == 0 and LENGTH_LINES.isdisjoint(parts):
                 parts.append(length)
             elif declared != 1:
-                return self._send_unusual(status, headers, body)
-            parts.append(self._tail.keep)
-            parts.append(body)
-            self.status = code
-            self.body_sent = size
-            self.response_started = self.response_complete = True
-            self._request = None
-            self._state = HEAD if self._buffer else IDLE
-            return b"".join(parts)
-        return self._send_unusual(status, headers, body)
+                return self._send_unusual(status, collect(headers), body)
+            return self._sent(code, parts, body)
+        return self._send_unusual(status, collect(headers), body)
 
     def start_response(self, status: int | str, headers: Iterable[HeaderItem]) -> bytes:
         """The head of a response whose body follows. Raises `LocalProtocolError`."""
@@ -195,8 +188,26 @@ class ResponseSide:
         fields += (b"Content-Type: text/plain; charset=utf-8\r\n", length_line(len(text)))
         return b"".join((line, *fields, self._tail.close, b"" if method == "HEAD" else text))
 
-    def _send_unusual(self, status: int | str, headers: Iterable[HeaderItem], body: bytes) -> bytes:
-        head = self._start(status, collect(headers), len(body))
+    def _send_new(self, status: int | str, given: Collected, body: bytes) -> bytes:
+        """An ordinary response with something in its head that was not seen before."""
+        size = len(body)
+        code, line = status_line(status)
+        if given.unusual or given.length not in (None, size) or code in (204, 304):
+            return self._send_unusual(status, given, body)
+        return self._sent(code, [line, *given.lines, length_line(size)], body)
+
+    def _sent(self, code: int, parts: list[bytes], body: bytes) -> bytes:
+        parts.append(self._tail.keep)
+        parts.append(body)
+        self.status = code
+        self.body_sent = len(body)
+        self.response_started = self.response_complete = True
+        self._request = None
+        self._state = HEAD if self._buffer else IDLE
+        return b"".join(parts)
+
+    def _send_unusual(self, status: int | str, given: Collected, body: bytes) -> bytes:
+        head = self._start(status, given, len(body))
         if self._framing == _NO_BODY:
             body = b""
         else:
@@ -250,14 +261,14 @@ class ResponseSide:
     def _tail_of(self, given: Collected, close: bool, request: Request) -> bytes:
         """Date and Server unless the app gave them; Connection; the empty line."""
         tail = self._tail
-        end = tail.close if close else tail.keep if request.version == "1.1" else tail.keep_1_0
-        if given.has_date or given.has_server:
-            end = end[len(tail.date) + len(tail.server) :]
-            if not given.has_date:
-                end = tail.date + end
-            if not given.has_server:
-                end = tail.server + end
-        return end
+        if not given.unusual:
+            return tail.close if close else tail.keep if request.version == "1.1" else tail.keep_1_0
+        lines = [b"" if given.has_date else tail.date, b"" if given.has_server else tail.server]
+        if close:
+            lines.append(b"Connection: close\r\n")
+        elif request.version == "1.0":
+            lines.append(b"Connection: keep-alive\r\n")
+        return b"%b\r\n" % b"".join(lines)
 
     def _ends_with(self, complete: bool) -> bool:
         """Whether the connection can't go on after the response that is being made.

@@ -46,6 +46,7 @@ _FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):([\t -~\x80-\xff]*)")
 # Optional white space after a value (RFC 9112 section 5). It must follow something on its line:
 # a line of white space alone is a fold, and must not become the empty line that ends the head.
 _TRAILING_SPACE = re.compile(rb"(?<=[^\r\n \t])[ \t]+\r\n")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 STRAY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
 
 # More digits than any length in use has; llhttp stops at 2**64.
@@ -236,11 +237,7 @@ def read_trailers(section: bytes, limits: Limits) -> Headers:
 
     section  the lines between the last chunk's and the empty one, which is included
     """
-    if len(section) > limits.header_total + 2:
-        raise ProtocolError(431, "trailer section too large")
-    lines = section.count(b"\r\n") - 1
-    if lines > limits.trailer_count:
-        raise ProtocolError(431, "too many trailer fields")
+    check_field_lines(section, 0, 0, limits.trailer_count, limits)
     fields = split_fields(b"\r\n" + section)
     for name, _ in fields:
         if name in _TRAILERS_REFUSED:
@@ -260,47 +257,72 @@ def map_names(headers: Headers, policy: str) -> Headers:
     return [field for field in headers if b"_" not in field[0]]
 
 
-def check_sizes(head: bytes, limits: Limits) -> None:
-    """Refuse a whole head that passes a limit."""
-    line, _, section = head.partition(b"\r\n")
-    if len(line) > limits.request_line:
-        raise ProtocolError(414, "request line too long")
-    if len(section) > limits.header_total + 2:
-        raise ProtocolError(431, "header section too large")
-    lines = section.split(b"\r\n")
-    if len(lines) - 2 > limits.header_count:
-        raise ProtocolError(431, "too many header fields")
-    if max(map(len, lines)) > limits.header_field:
-        raise ProtocolError(431, "header field too long")
-
-
-def check_partial(part: bytes, new: int, limits: Limits) -> None:
-    """Refuse what can't become a head any more, before the rest of it arrives.
+def check_lines(part: bytes, new: int, limits: Limits) -> None:
+    """Refuse a head, or the beginning of one, at the first line that breaks a rule or a limit.
 
     Without this, a client that ends its lines wrongly would wait for `header_timeout`, and one that
-    never ends them would fill the memory.
+    never ends them would fill the memory. A head that was refused whole passes here as well: so
+    what is wrong with it does not depend on how it was cut into packets.
 
-    part  the beginning of a head, its empty line still missing
+    part  the beginning of a head, or all of it
     new   offset of the bytes that were not in the last call's part
     """
-    if STRAY.search(part, max(new - 1, 0)):
-        raise ProtocolError(400, "control character, bare CR or bare LF in the head")
-    line_end = part.find(b"\r\n")
-    if line_end < 0:
-        if len(part) > limits.request_line + 1:
-            raise ProtocolError(414, "request line too long")
-        return
-    if line_end > limits.request_line:
-        raise ProtocolError(414, "request line too long")
-    if new <= line_end + 1:
-        read_request_line(part)
-    if len(part) - line_end > limits.header_total + 4:
-        raise ProtocolError(431, "header section too large")
-    last_line = part.rfind(b"\r\n") + 2
-    if len(part) - last_line > limits.header_field + 1:
-        raise ProtocolError(431, "header field too long")
-    if last_line > new and part.count(b"\r\n") - 1 > limits.header_count:
-        raise ProtocolError(431, "too many header fields")
+    end = part.find(b"\r\n")
+    if new <= end + 1 or end < 0:
+        _check_line(
+            part, 0, end, new, limits.request_line, ProtocolError(414, "request line too long")
+        )
+        if end < 0:
+            return
+        read_request_line(part[: end + 2])
+        new = end + 2
+    check_field_lines(part, end + 2, new, limits.header_count, limits)
+
+
+def check_field_lines(part: bytes, section: int, new: int, count: int, limits: Limits) -> None:
+    """The same for field lines, which begin at `section` and may be `count`."""
+    start = max(part.rfind(b"\r\n", 0, new) + 2, section)
+    lines = -1
+    while True:
+        end = part.find(b"\r\n", start)
+        if end == start:
+            return
+        stop = _check_line(
+            part,
+            start,
+            end,
+            new,
+            limits.header_field - 2,
+            ProtocolError(431, "field line too long"),
+        )
+        if stop - section > limits.header_total:
+            raise ProtocolError(431, "field lines too long in total")
+        if end < 0:
+            return
+        lines = part.count(b"\r\n", section, end + 2) if lines < 0 else lines + 1
+        if lines > count:
+            raise ProtocolError(431, "too many field lines")
+        if not _FIELD_LINE.fullmatch(part, start, end):
+            raise ProtocolError(400, _field_fault(part[start:end]))
+        start = end + 2
+
+
+def _check_line(
+    part: bytes, start: int, end: int, new: int, limit: int, too_long: ProtocolError
+) -> int:
+    """Refuse a line that is too long, or holds control characters before it is. Where it stops.
+
+    end  where its CRLF is, or -1 while that has not come
+    """
+    stop = end
+    if end < 0:
+        # A CR at the very end may be half of the CRLF.
+        stop = len(part) - part.endswith(b"\r")
+    if _CONTROL.search(part, max(start, new - 1), min(stop, start + limit)):
+        raise ProtocolError(400, "control character, bare CR or bare LF")
+    if stop - start > limit:
+        raise too_long
+    return stop
 
 
 def glimpse(head: bytes) -> tuple[str, bytes]:

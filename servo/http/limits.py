@@ -11,7 +11,7 @@ class Limits:
 
     request_line      bytes of the request line without its CRLF (nginx and Apache: 8 KiB)
     header_count      header fields in a head (gunicorn and Apache: 100)
-    header_field      bytes of one field line, name and value (gunicorn and Apache: 8190)
+    header_field      bytes of one field line with its CRLF (gunicorn and Apache: 8190)
     header_total      bytes of all field lines together (nginx: 4 * 8 KiB, Node: 16 KiB)
     body              bytes of a request body after dechunking; 0: no limit (gunicorn)
     trailer_count     fields in a trailer section

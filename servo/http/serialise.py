@@ -67,6 +67,7 @@ class Collected(NamedTuple):
     length    the Content-Length that the app gave, or None
     close     whether the app asked for the connection to be closed
     has_date, has_server  whether the app sent its own
+    unusual   whether any of these three is true
     """
 
     lines: list[bytes]
@@ -74,6 +75,7 @@ class Collected(NamedTuple):
     close: bool
     has_date: bool
     has_server: bool
+    unusual: bool
 
 
 class Tail:
@@ -196,7 +198,7 @@ def collect(headers: Iterable[HeaderItem]) -> Collected:
             lines.append(field_line(name, value))
             has_date = has_date or lower == b"date"
             has_server = has_server or lower == b"server"
-    return Collected(lines, length, close, has_date, has_server)
+    return Collected(lines, length, close, has_date, has_server, close or has_date or has_server)
 
 
 def field_line(name: bytes, value: bytes) -> bytes:

@@ -76,6 +76,7 @@ class _Logs:
 
     error: LogFile
     access: LogFile | None = None
+    by_user: bool = False
     access_by_user: bool = False
     captured: bool = False
     owner: tuple[int, int] | None = None
@@ -101,6 +102,9 @@ def setup_logging(settings: LogSettings) -> None:
     access_logger.setLevel(logging.INFO)
     for each in (logger, access_logger):
         each.propagate = False
+        if _logs.by_user:
+            # The last configuration's handlers; this one has its own, or none.
+            each.handlers = []
         _alias_for_gunicorn(each)
     handler = _FileHandler(error)
     handler.setFormatter(_formatter(settings.log_format, error))
@@ -112,7 +116,9 @@ def setup_logging(settings: LogSettings) -> None:
 
     _logs.captured = settings.capture_output and error.path is not None
     _capture_output()
-    apply_user_config(settings)
+    # One that fails half-way has left handlers too.
+    _logs.by_user = True
+    _logs.by_user = apply_user_config(settings)
     _logs.access_by_user = bool(access_logger.handlers) or access_logger.propagate
 
 

@@ -67,10 +67,11 @@ class UserConfig(Protocol):
     def logconfig_dict(self) -> Mapping[str, Any] | None: ...
 
 
-def apply_user_config(settings: UserConfig) -> None:
+def apply_user_config(settings: UserConfig) -> bool:
     """Apply the first of logconfig_dict, logconfig_json and logconfig that is set.
 
-    Raises ConfigError when the file can't be read or the configuration be applied.
+    Returns whether there was one. Raises ConfigError when the file can't be read or the
+    configuration can't be applied.
     """
     if settings.logconfig_dict:
         source = "logconfig_dict"
@@ -79,7 +80,7 @@ def apply_user_config(settings: UserConfig) -> None:
     elif settings.logconfig:
         source = f"logconfig {settings.logconfig}"
     else:
-        return
+        return False
     try:
         if settings.logconfig_dict:
             _apply_dict(settings.logconfig_dict)
@@ -94,6 +95,7 @@ def apply_user_config(settings: UserConfig) -> None:
     for name in _OURS:
         # disable_existing_loggers means the app's loggers; a mute server helps nobody.
         logging.getLogger(name).disabled = False
+    return True
 
 
 def _apply_dict(given: Mapping[str, Any]) -> None:

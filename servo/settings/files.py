@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from servo.errors import ConfigError
 from servo.settings.gunicorn_compat import FOREIGN, SHARED
 from servo.settings.hooks import HOOKS, read_hook
-from servo.settings.names import did_you_mean, nearest
-from servo.settings.schema import SETTINGS, canonical
+from servo.settings.names import nearest
+from servo.settings.schema import SETTINGS, canonical, suggest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -155,8 +155,9 @@ def _from_toml(table: Mapping[str, Any], path: Path, shown: str) -> FileContent:
                 f"{name} is a hook ({source}); hooks need a Python file, such as servo.conf.py"
             )
         else:
-            known = [setting.name for setting in SETTINGS.values() if setting.in_files]
-            raise ConfigError(f"there is no setting {name} ({source}){did_you_mean(name, known)}")
+            found = suggest(name)
+            suggestion = f"; did you mean {found}?" if found else ""
+            raise ConfigError(f"there is no setting {name} ({source}){suggestion}")
     return content
 
 
@@ -167,8 +168,8 @@ def _toml_line(lines: list[str], name: str) -> int:
 
 
 def _foreign_note(name: str, value: object, source: str) -> list[Note]:
-    # Switched off is what it is here anyway.
-    return [("warning", FOREIGN[name].note(source))] if value else []
+    foreign = FOREIGN[name]
+    return [("warning", foreign.note(source))] if foreign.matters(value) else []
 
 
 # --- Python -----------------------------------------------------------------------------------
@@ -182,7 +183,8 @@ def _read_python(path: Path, shown: str, directory: Path) -> FileContent:
     sys.modules[PYTHON_MODULE] = module  # dataclasses and pickle look their module up
     try:
         source = path.read_bytes()
-        exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 (what it is for)
+        code = compile(source, str(path), "exec", dont_inherit=True)
+        exec(code, module.__dict__)  # noqa: S102 (what such a file is for)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -226,7 +228,10 @@ def _config_raised(error: BaseException, filename: str, shown: str) -> ConfigErr
     own = [frame for frame in frames if frame.filename == filename]
     where = f"{shown}:{own[-1].lineno}" if own else shown
     line = f" in `{own[-1].line}`" if own and own[-1].line else ""
-    text = "".join(traceback.format_exception_only(type(error), error)).strip()
+    if isinstance(error, SyntaxError):
+        text = f"{type(error).__name__}: {error}"  # of a module that the file imports
+    else:
+        text = "".join(traceback.format_exception_only(type(error), error)).strip()
     return ConfigError(f"{where}: {text}{line}")
 
 
@@ -264,8 +269,7 @@ def _near_miss(
 ) -> list[Note]:
     if isinstance(value, type):
         return []
-    known = list(HOOKS) if callable(value) else [*SETTINGS, *FOREIGN]
-    found = nearest(name, known, _NEAR_MISS)
+    found = nearest(name, HOOKS, _NEAR_MISS) if callable(value) else suggest(name, _NEAR_MISS)
     if found is None or found in namespace:
         return []
     return [("warning", f"{name} ({source}) is no setting; did you mean {found}?")]

@@ -13,12 +13,12 @@ import click
 from click.core import ParameterSource
 
 from servo.errors import UsageError
-from servo.settings.gunicorn_compat import FOREIGN, OTHER_FLAGS
+from servo.settings.gunicorn_compat import FOREIGN, OTHER_FLAGS, Foreign
 from servo.settings.names import did_you_mean
 from servo.settings.schema import SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from servo.settings.setting import Setting
 
@@ -62,19 +62,7 @@ def flag_parameters() -> list[click.Parameter]:
     for setting in SETTINGS.values():
         if setting.name != "app":
             parameters += _options(setting)
-    taken = set(_spellings(parameters))
-    for foreign in FOREIGN.values():
-        flags = [flag for flag in foreign.flags if flag not in taken]
-        if flags:
-            parameters.append(
-                click.Option(
-                    [*flags, foreign.name],
-                    is_flag=not foreign.argument,
-                    default=None,
-                    hidden=True,
-                    type=click.UNPROCESSED if foreign.argument else None,
-                )
-            )
+    parameters += [_foreign_option(foreign) for foreign in FOREIGN.values() if foreign.flags]
     return parameters
 
 
@@ -105,16 +93,13 @@ def _options(setting: Setting) -> list[click.Parameter]:
     if setting.is_switch:
         pairs = [f"{flag}/--no-{flag[2:]}" if flag.startswith("--") else flag for flag in flags]
         return [click.Option([*pairs, setting.name], is_flag=True, default=None)]
-    make = functools.partial(
-        click.Option,
-        [*flags, setting.name],
-        type=click.UNPROCESSED,
-        default=None,
-        multiple=setting.type.many,
-    )
-    # click takes any flag_value, None too, for leave to go without an argument.
     options: list[click.Parameter] = [
-        make(is_flag=False, flag_value=setting.flag_value) if setting.flag_value else make()
+        click.Option(
+            [*flags, setting.name],
+            type=click.UNPROCESSED,
+            default=None,
+            multiple=setting.type.many,
+        )
     ]
     if setting.no_flag:
         options.append(
@@ -123,10 +108,12 @@ def _options(setting: Setting) -> list[click.Parameter]:
     return options
 
 
-def _spellings(parameters: Iterable[click.Parameter]) -> list[str]:
-    return [
-        flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)
-    ]
+def _foreign_option(foreign: Foreign) -> click.Option:
+    make = functools.partial(click.Option, [*foreign.flags, foreign.name], hidden=True)
+    if foreign.argument is None:
+        # click takes any flag_value for leave to go without the argument.
+        return make(is_flag=False, flag_value="auto", type=click.UNPROCESSED)
+    return make(type=click.UNPROCESSED) if foreign.argument else make(is_flag=True, default=None)
 
 
 def _no_such_flag(flag: str) -> str:

@@ -16,25 +16,44 @@ class Foreign:
     """A gunicorn setting that Servo doesn't have.
 
     flags    gunicorn's
-    argument whether they take one
+    argument whether they take one; None: it may be left out
     advice   what happens instead, or what to do
     """
 
     name: str
     flags: tuple[str, ...]
-    argument: bool
+    argument: bool | None
     advice: str
+
+    def matters(self, value: object) -> bool:
+        """Whether this value asks for more than what happens here anyway."""
+        if isinstance(value, str):
+            value = value.strip().lower()
+        return bool(value) and value not in _HARMLESS.get(self.name, ())
 
     def note(self, source: str) -> str:
         """The line for the log."""
         return f"gunicorn's {self.name} ({source}) has no counterpart here: {self.advice}"
 
 
-def _foreign(advice: str, *rows: tuple[str, str, bool]) -> list[Foreign]:
+_HARMLESS = {
+    "http2_cleartext": ("off",),
+    "http_protocols": ("h1",),
+    "logger_class": ("gunicorn.glogging.logger", "simple"),
+    "preload_app": ("false",),
+    "protocol": ("http",),
+    "proxy_protocol": ("off", "false", "none", "0"),
+    "reload_engine": ("auto",),
+    "spew": ("false",),
+}
+
+
+def _foreign(advice: str, *rows: tuple[str, str, bool | None]) -> list[Foreign]:
     return [Foreign(name, tuple(flags.split()), arg, advice) for name, flags, arg in rows]
 
 
 _TLS = "there is no TLS yet; let a proxy in front do it"
+_PROXY = "the PROXY protocol is not spoken yet; let the proxy send X-Forwarded-For"
 _DIRTY = "there are no dirty arbiters; run a task queue beside Servo"
 _STRICT = "such requests are always refused"
 _CONTROL = "there is no control socket yet; use signals"
@@ -74,6 +93,15 @@ FOREIGN: dict[str, Foreign] = {
             "only HTTP is spoken",
             ("protocol", "--protocol", True),
             ("uwsgi_allow_ips", "--uwsgi-allow-from", True),
+        ),
+        *_foreign(
+            _PROXY,
+            ("proxy_protocol", "--proxy-protocol", None),
+            ("proxy_allow_ips", "--proxy-allow-from", True),
+        ),
+        *_foreign(
+            "a trusted proxy's Forwarded and X-Forwarded fields are what counts",
+            ("forwarder_headers", "--forwarder-headers", True),
         ),
         *_foreign(
             _CONTROL,
@@ -167,7 +195,7 @@ SHARED = frozenset(
     reuse_port chdir daemon raw_env pidfile worker_tmp_dir user group umask initgroups
     tmp_upload_dir secure_scheme_headers forwarded_allow_ips accesslog access_log_format errorlog
     loglevel capture_output logconfig logconfig_dict logconfig_json proc_name pythonpath
-    proxy_protocol proxy_allow_ips forwarder_headers header_map root_path asgi_loop asgi_lifespan
+    header_map root_path asgi_loop asgi_lifespan
     http_parser
     """.split()  # noqa: SIM905 (fifty names read better in lines)
 )

@@ -6,6 +6,8 @@ default, the help, and whether a reload applies a change (see `servo.settings.se
 
 from __future__ import annotations
 
+from servo.settings.gunicorn_compat import FOREIGN
+from servo.settings.names import nearest
 from servo.settings.sections import application, http, process, workers
 from servo.settings.setting import Setting
 
@@ -16,10 +18,32 @@ SETTINGS: dict[str, Setting] = {
 }
 _ALIASES = {setting.alias: setting.name for setting in SETTINGS.values() if setting.alias}
 
+# Words that people take for names: the names, gunicorn's, and what flags are called. A short flag
+# name (`--env`, `--name`) is too common a word to be a slip.
+_FLAG_WORDS = {
+    flag.lstrip("-").replace("-", "_"): name
+    for name, flags in [
+        *((foreign.name, foreign.flags) for foreign in FOREIGN.values()),
+        *((setting.name, setting.flags) for setting in SETTINGS.values()),
+    ]
+    for flag in flags
+}
+_WORDS = {
+    **{word: name for word, name in _FLAG_WORDS.items() if len(word) > 5},
+    **_ALIASES,
+    **{name: name for name in (*FOREIGN, *SETTINGS)},
+}
+
 
 def canonical(name: str) -> str | None:
     """The setting that a name (its own, or gunicorn's) means."""
     return name if name in SETTINGS else _ALIASES.get(name)
 
 
-__all__ = ["SETTINGS", "Setting", "canonical"]
+def suggest(name: str, cutoff: float = 0.6) -> str | None:
+    """The setting (ours, or gunicorn's) that an unknown name of a file most likely means."""
+    found = nearest(name, _WORDS, cutoff)
+    return _WORDS[found] if found else None
+
+
+__all__ = ["SETTINGS", "Setting", "canonical", "suggest"]

@@ -41,7 +41,6 @@ class Setting:
     section     the heading that it stands under
     flags       besides `--<name>` (underscores as dashes), which always works
     no_flag     (flag, value): a flag without argument, for a setting that is not a switch
-    flag_value  the value of a flag given without its argument
     unit        of a number
     nullable    None is a value; empty text means it
     alias       gunicorn's name for it, where that differs
@@ -58,7 +57,6 @@ class Setting:
     section: str = ""
     flags: tuple[str, ...] = ()
     no_flag: tuple[str, Any] | None = None
-    flag_value: str | None = None
     unit: str = ""
     nullable: bool = False
     alias: str = ""

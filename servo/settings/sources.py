@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 import sysconfig
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,10 @@ from servo.settings.flags import parse_flags
 from servo.settings.gunicorn_compat import FOREIGN
 from servo.settings.hooks import Hooks
 from servo.settings.names import did_you_mean
-from servo.settings.schema import SETTINGS, canonical
+from servo.settings.schema import SETTINGS, canonical, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from servo.settings.files import Note
 
@@ -178,8 +179,8 @@ def load_settings(
     the command line is to blame.
     """
     notes: list[Note] = []
-    given_flags = _flag_layer(flags, "flag", notes)
     environment = _environment_layer(environ, notes)
+    given_flags = _flag_layer(flags, "flag", notes)
     overrides = {**environment, **given_flags}
     config = _early(overrides, "config")
     content = read_config(config, _directories(directory, _early(overrides, "chdir")))
@@ -241,12 +242,13 @@ def _environment_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[st
         if setting is not None and name == name.upper():
             layer[setting] = Given(text, source, is_text=True)
         elif name.lower() in FOREIGN:
-            notes.append(("warning", FOREIGN[name.lower()].note(source)))
+            foreign = FOREIGN[name.lower()]
+            notes += [("warning", foreign.note(source))] if foreign.matters(text) else []
         elif not _KUBERNETES.fullmatch(variable):
-            known = [setting.variable for setting in SETTINGS.values()]
+            known = [f"SERVO_{known.upper()}" for known in ("cmd_args", suggest(name)) if known]
             raise ConfigError(
                 f"there is no setting for the environment variable {variable}"
-                f"{did_you_mean(variable, [*known, 'SERVO_CMD_ARGS'])}"
+                f"{did_you_mean(variable, known)}"
             )
     return layer
 
@@ -276,7 +278,8 @@ def _flag_layer(flags: Mapping[str, object], origin: str, notes: list[Note]) -> 
             )
         elif name in FOREIGN:
             foreign = FOREIGN[name]
-            notes.append(("warning", foreign.note(f"{origin} {(foreign.flags or (name,))[-1]}")))
+            source = f"{origin} {(foreign.flags or (name,))[-1]}"
+            notes += [("warning", foreign.note(source))] if foreign.matters(value) else []
         else:
             raise UsageError(f"there is no setting {name}{did_you_mean(name, list(SETTINGS))}")
     return layer
@@ -313,24 +316,26 @@ def _merge(
                 continue
             sources[name] = given.source
     base = directory / (values.get("chdir") or ".")
-    values["chdir"] = str(base.resolve())
     for name, value in values.items():
-        SETTINGS[name].check(value, sources.get(name, "default"), base)
-    settings = Settings(
+        with _blamed(sources[name]):
+            SETTINGS[name].check(value, sources[name], directory if name == "chdir" else base)
+    values["chdir"] = str(base.resolve())
+    return Settings(
         values, sources, hooks=Hooks(content.hooks), config_modules=content.modules, notes=notes
     )
-    if settings.worker_count > settings.scoreboard_size:
-        raise ConfigError(
-            f"workers: {settings.worker_count} ({settings.source('workers')}) don't fit into "
-            f"scoreboard_size: {settings.scoreboard_size}"
-        )
-    return settings
 
 
 def _read(name: str, given: Given) -> Any:
-    try:
+    with _blamed(given.source):
         return SETTINGS[name].read(given.value, given.source, is_text=given.is_text)
+
+
+@contextmanager
+def _blamed(source: str) -> Iterator[None]:
+    """A bad value on the command line is a UsageError."""
+    try:
+        yield
     except ConfigError as error:
-        if given.source.startswith("flag "):
+        if source.startswith("flag "):
             raise UsageError(str(error)) from error
         raise

@@ -1,1 +1,1 @@
-"""What runs in a worker process: one life (`base`), two drivers (`poller`, `stream`), three classes."""
+"""What runs in a worker process: a life (`base`), two drivers, three worker classes."""

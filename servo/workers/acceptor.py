@@ -38,7 +38,7 @@ class Driver(Protocol):
     def call_later(self, delay: float, callback: Callable[[], None], /) -> object:
         """Call back once after `delay` seconds."""
 
-    def opened(self, sock: socket.socket, peer: Any, listener: socket.socket) -> None:
+    def opened(self, sock: socket.socket, peer: Any) -> None:
         """A connection was accepted; the socket does not block."""
 
 
@@ -59,6 +59,7 @@ class Acceptor:
         self._listeners = [listener.socket for listener in self._shared]
         self._watching = False
         self._pausing = False
+        self._stopped = False
 
     def start(self) -> None:
         """Begin to accept."""
@@ -69,7 +70,9 @@ class Acceptor:
         if not self._watching:
             return
         if self._gate.admits(monotonic_ns()):
-            self._take(listener)
+            accepted = self._accept(listener)
+            if accepted is not None:
+                self._open(*accepted)
         else:
             self._pause(WAIT_S)
 
@@ -83,39 +86,45 @@ class Acceptor:
     def stop(self, take_queued: bool) -> None:
         """Accept no more, and close this worker's copies of the listeners.
 
-        `take_queued`: first accept what is queued, as no sibling is left to do so. Unwatched
-        before they are closed: the queue lives on in the siblings' copies, and epoll would tell of
-        it for ever under a descriptor that can't be removed any more.
+        `take_queued`: first accept what is queued, as no sibling is left to do so; none of it is
+        served before the listeners are closed, or clients that come as fast as they are served
+        would keep this going for ever. Unwatched before they are closed: the queue lives on in the
+        siblings' copies, and epoll would tell of it, under a descriptor that is no more.
         """
         self._watch(False)
+        self._stopped = True
+        taken = []
         if take_queued:
             for listener in self._listeners:
-                while self._take(listener):
-                    pass
+                while (accepted := self._accept(listener)) is not None:
+                    taken.append(accepted)
         self._listeners = []
         for shared in self._shared:
             shared.close()
+        for sock, peer in taken:
+            self._open(sock, peer)
 
-    def _take(self, listener: socket.socket) -> bool:
-        """Take one connection. False when none is queued."""
+    def _accept(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
+        """Take one connection. None when none is queued."""
         try:
-            sock, peer = listener.accept()
+            return listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return False
+            return None
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
-            log.error("Can't accept a connection: %s; trying again", error)  # noqa: TRY400
+            log.error("Can't accept a connection: %s; trying again", error)
             self._pause(BACKOFF_S)
-            return False
+            return None
+
+    def _open(self, sock: socket.socket, peer: Any) -> None:
         sock.setblocking(False)
         self.open += 1
         self._row[board.CONNECTIONS] = self.open
         self._row[board.ACCEPTED] += 1
         if self.open >= self._most:
             self._watch(False)
-        self._driver.opened(sock, peer, listener)
-        return True
+        self._driver.opened(sock, peer)
 
     def _pause(self, seconds: float) -> None:
         self._watch(False)
@@ -128,7 +137,7 @@ class Acceptor:
         self._resume()
 
     def _resume(self) -> None:
-        if not self._pausing and self.open < self._most:
+        if not self._pausing and not self._stopped and self.open < self._most:
             self._watch(True)
 
     def _watch(self, on: bool) -> None:

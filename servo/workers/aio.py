@@ -74,8 +74,11 @@ class AsyncWorker(Worker):
         """See Worker.serve."""
         loop = self.loop
         asyncio.set_event_loop(loop)
+        self._task = loop.create_task(self._main(), name="servo-worker")
         try:
-            loop.run_until_complete(self._main())
+            loop.run_until_complete(self._task)
+        except asyncio.CancelledError:
+            log.debug("Told to end while booting")
         finally:
             _cancel_all(loop)
             loop.run_until_complete(loop.shutdown_asyncgens())
@@ -134,7 +137,7 @@ class AsyncWorker(Worker):
         """See acceptor.Driver."""
         self.loop.call_later(delay, callback)
 
-    def opened(self, sock: socket.socket, peer: Any, listener: socket.socket) -> None:
+    def opened(self, sock: socket.socket, peer: Any) -> None:
         """See acceptor.Driver."""
         task = self.loop.create_task(self._connect(sock))
         self._connecting.add(task)
@@ -185,15 +188,15 @@ class AsyncWorker(Worker):
 
     def retire(self) -> None:
         """See Worker.retire."""
-        if self.draining:
+        if self.draining or self._abandons_boot():
             return
         self.acceptor.stop(take_queued=False)
         self._drain(self.settings.drain_idle, self.settings.drain_idle)
 
     def stop(self, quick: bool) -> None:
         """See Worker.stop."""
-        if self.server is None:
-            raise SystemExit(0)  # still booting: nothing to answer
+        if self._abandons_boot():
+            return
         if not self.draining:
             self.acceptor.stop(take_queued=not quick)
         if quick:
@@ -202,6 +205,12 @@ class AsyncWorker(Worker):
             self._end()
             return
         self._drain(STOP_IDLE_S, FRESH_GRACE_S)
+
+    def _abandons_boot(self) -> bool:
+        """Still starting up, so there is nothing to answer: end where it is."""
+        if self.drained is None:
+            self._task.cancel()
+        return self.drained is None
 
     def _drain(self, idle_s: float, fresh_s: float) -> None:
         if not self.draining:
@@ -241,4 +250,3 @@ def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
         task.cancel()
     if tasks:
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-

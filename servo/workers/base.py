@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from servo.apps.loader import load_app, prepare_import_path
 from servo.errors import AppImportError, ServoError
+from servo.http.forwarded import TrustedPeers
 from servo.ipc.channel import ChannelClosed
 from servo.ipc.messages import (
-    Booting,
     BootFailed,
+    Booting,
     Draining,
     Message,
     Ready,
@@ -71,6 +72,11 @@ class Worker:
         access = AccessLog(self.settings)
         self.access = access if access.enabled else None
         self.alone = self.settings.worker_count == 1
+        schemes = {
+            name.lower().encode("latin-1"): value.encode("latin-1")
+            for name, value in self.settings.secure_scheme_headers.items()
+        }
+        self.trusted_proxies = TrustedPeers(self.settings.forwarded_allow_ips, schemes)
         self.meter = Meter(self.row, self.access, self._max_requests(), self._recycle)
 
     kind = ""  # the name that settings know it by
@@ -154,7 +160,9 @@ class Worker:
     def _max_requests(self) -> int:
         limit: int = self.settings.max_requests
         # An even balance would let all workers expire at the same moment.
-        return limit and limit + random.randint(0, self.settings.max_requests_spread)  # noqa: S311
+        jitter: int | None = self.settings.max_requests_jitter
+        most = limit // 10 if jitter is None else jitter
+        return limit and limit + random.randint(0, most)  # noqa: S311  no secret
 
 
 class HookWorker:
@@ -186,6 +194,7 @@ def run_worker(context: WorkerContext) -> int:
     row[board.STATE] = board.STATE_BOOTING
     row[board.BEAT_NS] = board.now_ns()
     _install_abort(context)
+    _keep_from_children(context)
     _set_title(f"servo: worker {context.slot} [{settings.app}]")
     random.seed()
     hooks = settings.hooks
@@ -194,6 +203,7 @@ def run_worker(context: WorkerContext) -> int:
         if hooks.post_fork is not None:
             hooks.post_fork(context.server, HookWorker(context))
         become(settings.user, settings.group, settings.initgroups)
+        os.chdir(settings.chdir)
         drop_config_modules(settings)
         prepare_import_path(settings)
         app = load_app(settings.app, settings.interface)
@@ -206,7 +216,7 @@ def run_worker(context: WorkerContext) -> int:
         return _boot_failed(context, "app", text, EXIT_APP)
     except ServoError as error:
         return _boot_failed(context, "boot", str(error), EXIT_BOOT)
-    except Exception:
+    except Exception:  # noqa: BLE001  the arbiter gets the traceback, and logs it
         return _boot_failed(context, "boot", traceback.format_exc(), EXIT_BOOT)
     try:
         worker.serve()
@@ -228,7 +238,7 @@ def _boot_failed(context: WorkerContext, kind: str, text: str, code: int) -> int
         while not context.channel.flush():
             context.channel.wait_writable(1.0)
     except ChannelClosed:
-        log.error("This worker could not boot: %s", text)  # noqa: TRY400  the text has it
+        log.error("This worker could not boot: %s", text)
     return code
 
 
@@ -252,6 +262,17 @@ def _install_abort(context: WorkerContext) -> None:
     faulthandler.enable(file=log_module.crash_fd(), all_threads=True)
 
 
+def _keep_from_children(context: WorkerContext) -> None:
+    """A process that the application forks must not hold the port, nor look like this worker."""
+
+    def forget() -> None:
+        for listener in context.listeners:
+            listener.close(unlink=False)
+        context.channel.close()
+
+    os.register_at_fork(after_in_child=forget)
+
+
 def _print_tasks(fd: int) -> None:
     """The stacks of asyncio's tasks: what each coroutine waits for, which no thread shows."""
     try:
@@ -262,7 +283,20 @@ def _print_tasks(fd: int) -> None:
     with os.fdopen(os.dup(fd), "w", encoding="utf-8", errors="backslashreplace") as file:
         print(f"{len(tasks)} asyncio tasks:", file=file)
         for task in tasks:
-            task.print_stack(file=file)
+            print(f"{task!r}:", file=file)
+            traceback.print_list(_task_frames(task), file=file)
+
+
+def _task_frames(task: asyncio.Task[Any]) -> list[traceback.FrameSummary]:
+    """Where a task waits, outermost first: `Task.get_stack` shows only the first coroutine."""
+    frames: list[traceback.FrameSummary] = []
+    awaiting: Any = task.get_coro()
+    while awaiting is not None:
+        frame = getattr(awaiting, "cr_frame", None) or getattr(awaiting, "ag_frame", None)
+        if frame is not None:
+            frames += traceback.StackSummary.extract([(frame, frame.f_lineno)])
+        awaiting = getattr(awaiting, "cr_await", None) or getattr(awaiting, "ag_await", None)
+    return frames
 
 
 def _set_title(title: str) -> None:

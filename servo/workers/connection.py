@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import select
-import socket
-import struct
 from tempfile import SpooledTemporaryFile
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from servo.apps.wsgi import FileRegion, WSGIAdapter, WSGIResponder
 from servo.http.errors import ClientDisconnected
-from servo.http.forwarded import TrustedPeers, resolve_client
+from servo.http.forwarded import resolve_client
 from servo.http.h1 import H1Connection
 
 if TYPE_CHECKING:
+    import socket
+
     from servo.apps.loader import LoadedApp
     from servo.http.events import Request
     from servo.workers.base import Worker
@@ -42,7 +43,7 @@ class ConnectionFactory:
         self.settings = settings
         self.limits = settings.limits
         self.server_header = settings.server_header.encode() or None
-        self.trusted = TrustedPeers(settings.forwarded_allow_ips)
+        self.trusted = worker.trusted_proxies
         self.adapter = WSGIAdapter(
             app.app,
             log=logging.getLogger("servo.error"),
@@ -54,9 +55,9 @@ class ConnectionFactory:
         )
         self.keep_alive_s = settings.keepalive_for(worker.kind)
 
-    def make(self, sock: socket.socket, peer: Any, listener: socket.socket) -> Connection:
+    def make(self, sock: socket.socket, peer: Any) -> Connection:
         """A connection for a freshly accepted socket."""
-        return Connection(self, sock, peer, listener)
+        return Connection(self, sock, peer)
 
     def spool(self) -> SpooledTemporaryFile[bytes]:
         """A place for a request body: memory, and the disk past `body_buffer_size`."""
@@ -74,6 +75,7 @@ class Connection:
         "body",
         "broken",
         "claim",
+        "client",
         "deadline_ns",
         "environ",
         "eof",
@@ -95,9 +97,7 @@ class Connection:
         "watched",
     )
 
-    def __init__(
-        self, factory: ConnectionFactory, sock: socket.socket, peer: Any, listener: socket.socket
-    ) -> None:
+    def __init__(self, factory: ConnectionFactory, sock: socket.socket, peer: Any) -> None:
         settings = factory.settings
         self._factory = factory
         self.sock = sock
@@ -109,8 +109,9 @@ class Connection:
             date=settings.date_header,
         )
         self.responder = WSGIResponder(factory.adapter, self.http, self)
-        client = peer[:2] if isinstance(peer, tuple) else None
-        server = listener.getsockname()
+        self.client: tuple[str, int] | None = peer[:2] if isinstance(peer, tuple) else None
+        client = self.client
+        server = sock.getsockname()
         if isinstance(server, bytes):
             server = server.decode("utf-8", "backslashreplace")
         self._template = factory.adapter.template(
@@ -162,20 +163,26 @@ class Connection:
             length = body.tell()
             body.seek(0)
         environ = self._factory.adapter.environ(self._template, request, body, length)
-        if self.trusted:
+        if self.trusted and not self._factory.trusted.names.isdisjoint(request.named):
             self._apply_forwarded(environ, request)
         self.environ = environ
 
     def _apply_forwarded(self, environ: dict[str, Any], request: Request) -> None:
+        """Put what a trusted proxy says of the client in place of what the socket says."""
         info = resolve_client(
             request.headers,
-            None if not environ["REMOTE_ADDR"] else (environ["REMOTE_ADDR"], 0),
+            self.client,
             self._factory.trusted,
             environ["wsgi.url_scheme"],
+            request.named,
         )
-        if info is not None:
+        if info.address is not None:
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = info.address[0], str(info.address[1])
-            environ["wsgi.url_scheme"] = info.scheme
+        environ["wsgi.url_scheme"] = info.scheme
+        if info.host is not None:
+            environ["HTTP_HOST"] = info.host.decode("latin-1")
+        if info.prefix:
+            environ["SCRIPT_NAME"] = info.prefix + environ["SCRIPT_NAME"]
 
     def run(self) -> None:
         """Call the application; leave what is yet to be sent in `out` and `region`."""
@@ -272,13 +279,11 @@ class Connection:
 
     def unread(self) -> bool:
         """Whether the kernel holds bytes of the client that nobody has read."""
-        import fcntl
-
         try:
             count = fcntl.ioctl(self.fd, _SIOCINQ, b"\0\0\0\0")
         except OSError:
             return False
-        return struct.unpack("i", count)[0] > 0
+        return count != bytes(4)
 
     def close(self) -> None:
         """Close the socket and everything that hangs on it."""
@@ -287,4 +292,3 @@ class Connection:
             self.region.close()
             self.region = None
         self.sock.close()
-

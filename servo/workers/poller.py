@@ -185,9 +185,9 @@ class PollerWorker(Worker):
         """See acceptor.Driver. The acceptor has one call waiting at a time."""
         self._later = (monotonic_ns() + int(delay * 1e9), callback)
 
-    def opened(self, sock: socket.socket, peer: Any, listener: socket.socket) -> None:
+    def opened(self, sock: socket.socket, peer: Any) -> None:
         """See acceptor.Driver."""
-        connection = self.factory.make(sock, peer, listener)
+        connection = self.factory.make(sock, peer)
         self.connections[connection.fd] = connection
         # The first request is usually here already: read it before asking epoll.
         self._on_readable(connection)
@@ -281,7 +281,7 @@ class PollerWorker(Worker):
         try:
             connection.body.write(data)
         except OSError as error:
-            log.error("Can't spool a request body: %s", error)  # noqa: TRY400
+            log.error("Can't spool a request body: %s", error)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             refusal = ProtocolError(507 if full else 500, "the body can't be stored")
             self._refuse(connection, Refused(refusal, in_body=True))
@@ -290,9 +290,7 @@ class PollerWorker(Worker):
 
     def _refuse(self, connection: Connection, event: Refused) -> None:
         connection.close_body()
-        self.meter.refused(
-            event.error.status, event.method, event.target, connection.peer_name
-        )
+        self.meter.refused(event.error.status, event.method, event.target, connection.peer_name)
         log.debug("Refused a request of %s: %s", connection.peer_name, event.error)
         connection.linger = True
         self._send(connection, connection.http.refuse(event))
@@ -505,4 +503,3 @@ class PollerWorker(Worker):
         for connection in list(self.connections.values()):
             self.drop(connection)
         signal.set_wakeup_fd(-1)
-

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from servo.apps.asgi import ASGICall
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Data, Refused, Request
-from servo.http.forwarded import TrustedPeers, resolve_client
+from servo.http.forwarded import resolve_client
 from servo.http.h1 import H1Connection
 from servo.observe import scoreboard as board
 
@@ -48,7 +48,7 @@ class StreamServer:
         self.meter = worker.meter
         self.limits = settings.limits
         self.server_header = settings.server_header.encode() or None
-        self.trusted = TrustedPeers(settings.forwarded_allow_ips)
+        self.trusted = worker.trusted_proxies
         self.keep_alive_s = settings.keepalive_for("async")
         self.request_timeout_ns = int(settings.request_timeout * 1e9)
         self.connections: set[StreamProtocol] = set()
@@ -157,6 +157,10 @@ class StreamProtocol(asyncio.Protocol):
         if event is not None:
             self._on_event(event)
             return True
+        if self.call is not None:
+            # It may have shut only its own side, and wait for the answer, or be gone for good:
+            # TCP does not tell. So who asks is told of a disconnect, and may send all the same.
+            self.call.end_of_input()
         return self.call is not None or not self._http.idle
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -185,9 +189,8 @@ class StreamProtocol(asyncio.Protocol):
         self._wake_drained()
 
     def _wake_drained(self) -> None:
-        waiter = self._drain_waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._drain_waiter is not None:
+            _settle(self._drain_waiter)
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -242,7 +245,7 @@ class StreamProtocol(asyncio.Protocol):
         )
         self.call = call
         self.deadline_ns = 0
-        if self._trusted:
+        if self._trusted and not server.trusted.names.isdisjoint(request.named):
             try:
                 self._apply_forwarded(call)
             except ProtocolError as error:
@@ -253,13 +256,19 @@ class StreamProtocol(asyncio.Protocol):
         server.spawn(call)
 
     def _apply_forwarded(self, call: ASGICall) -> None:
+        """Put what a trusted proxy says of the client in place of what the socket says."""
         scope = call.scope
+        request = call.request
         info = resolve_client(
-            call.request.headers, scope["client"], self._server.trusted, scope["scheme"]
+            request.headers, scope["client"], self._server.trusted, scope["scheme"], request.named
         )
-        if info is not None:
-            scope["client"] = info.address
-            scope["scheme"] = info.scheme
+        scope["client"] = info.address
+        scope["scheme"] = info.scheme
+        if info.host is not None:
+            others = [item for item in request.headers if item[0] != b"host"]
+            scope["headers"] = [(b"host", info.host), *others]
+        if info.prefix:
+            self._server.adapter.mount(scope, info.prefix)
 
     def _refuse(self, event: Refused) -> None:
         log.debug("Refused a request of %s: %s", self.peer_name, event.error)
@@ -268,7 +277,9 @@ class StreamProtocol(asyncio.Protocol):
             self.call = None
             self._give_up(call, event.error.status)
         else:
-            self._server.meter.refused(event.error.status, event.method, event.target, self.peer_name)
+            self._server.meter.refused(
+                event.error.status, event.method, event.target, self.peer_name
+            )
         self._transport.write(self._http.refuse(event))
         self._hang_up(linger=True)
 
@@ -356,7 +367,7 @@ class StreamProtocol(asyncio.Protocol):
 
     async def _writable(self, fd: int) -> None:
         ready = self.loop.create_future()
-        self.loop.add_writer(fd, lambda: ready.done() or ready.set_result(None))
+        self.loop.add_writer(fd, _settle, ready)
         try:
             await asyncio.wait_for(ready, self._server.settings.send_timeout or None)
         except asyncio.TimeoutError as error:
@@ -484,7 +495,9 @@ class StreamProtocol(asyncio.Protocol):
         call.timed_out = True
         if call.task is not None:
             call.task.cancel()
-        self._refuse(
-            Refused(ProtocolError(504, "the application took too long"), in_body=True)
-        )
+        self._refuse(Refused(ProtocolError(504, "the application took too long"), in_body=True))
 
+
+def _settle(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -134,9 +134,7 @@ class ThreadWorker(PollerWorker):
         data = http.refuse(timed_out)
         connection.give_up(data if answer else b"")
         assert connection.request is not None
-        self.meter.end(
-            connection.started_ns, connection.request, 504, 0, connection.peer_name
-        )
+        self.meter.end(connection.started_ns, connection.request, 504, 0, connection.peer_name)
         self.watch(connection, 0)
         del self.connections[connection.fd]
         self.acceptor.closed()
@@ -145,9 +143,9 @@ class ThreadWorker(PollerWorker):
 class ThreadConnectionFactory(ConnectionFactory):
     """Makes connections that a thread and the poller can't both answer."""
 
-    def make(self, sock: socket.socket, peer: Any, listener: socket.socket) -> ThreadConnection:
+    def make(self, sock: socket.socket, peer: Any) -> ThreadConnection:
         """See ConnectionFactory.make."""
-        return ThreadConnection(self, sock, peer, listener)
+        return ThreadConnection(self, sock, peer)
 
 
 class ThreadConnection(Connection):

@@ -46,6 +46,12 @@ async def app(scope, receive, send):
     await send({{"type": "http.response.body", "body": body}})
 """
 
+# What Starlette and others send when a lifespan raises.
+FAILING_LIFESPAN = """await send(
+            {"type": "lifespan.startup.failed", "message": "this lifespan is broken"}
+        )
+        return"""
+
 BROKEN = {
     "raises on import": "raise RuntimeError('this release is broken')\n",
     "syntax error": "def app(:\n",
@@ -67,8 +73,7 @@ def broken(worker_class: str) -> dict[str, str]:
     """The source of each broken release that this worker class can meet, by its fault."""
     sources = {name: COUNT_IMPORT + source for name, source in BROKEN.items()}
     if worker_class == "async":
-        failing = "raise RuntimeError('this lifespan is broken')"
-        sources["lifespan startup fails"] = good("async", "broken", lifespan=failing)
+        sources["lifespan startup fails"] = good("async", "broken", lifespan=FAILING_LIFESPAN)
     return sources
 
 

@@ -212,8 +212,16 @@ class Server:
         os.kill(pid, signum)
 
     def worker_pids(self) -> list[int]:
-        """The arbiter's live children, the oldest first."""
-        return sorted(p.pid for p in processes() if p.parent == self.pid and p.state != "Z")
+        """The live workers that the log has named, booting ones too, by pid.
+
+        Not simply the arbiter's children: a file watcher or a check of the configuration is one.
+        """
+        said = {int(pid) for pid in NAMED.findall(self.log())}
+        return sorted(pid for pid in self.children() if pid in said)
+
+    def children(self) -> list[int]:
+        """The pids of all live children of the process that was started."""
+        return [p.pid for p in processes() if p.parent == self.pid and p.state != "Z"]
 
     def ready_pids(self) -> list[int]:
         """The live workers that have said in the log that they are ready."""
@@ -264,6 +272,7 @@ class Server:
 
 
 # "worker 3 (pid 4711) is ready after 0.21 s": the arbiter's own word for it.
+NAMED = re.compile(r"worker \d+ \(pid (\d+)\)")
 READY = re.compile(r"\(pid (\d+)\) is ready")
 
 

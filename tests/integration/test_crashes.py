@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 from collections.abc import Callable
@@ -72,7 +73,10 @@ def test_deadlocked_thread(serve: Serve) -> None:
 def test_blocked_event_loop(serve: Serve) -> None:
     server = serve(ASGI, "-w", "1", "--timeout", "1")
     old, mark = server.wait_workers(1), server.mark()
-    with ask_and_forget(server, "/wait"), ask_and_forget(server, "/block"):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ask_and_forget(server, "/wait"))
+        server.wait_log("a request waits", mark)
+        stack.enter_context(ask_and_forget(server, "/block"))
         server.wait_log(r"no heartbeat", mark)
         server.wait_log(r"asgi_app\.py.*\n?.*\bblock\b", mark)
         server.wait_log(r"asgi_app\.py.*\n?.*\bwait_forever\b", mark)  # of asyncio's tasks

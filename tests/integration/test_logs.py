@@ -162,7 +162,6 @@ def test_error_log_in_json(serve: Serve, tmp_path: Path) -> None:
 
 def test_quiet_log_level(serve: Serve) -> None:
     server = serve(WSGI, "--log-level", "error", ready=0)
-    wait_for(lambda: server.worker_pids(), "a worker")
 
     def served() -> bool:
         with socket.socket() as client:

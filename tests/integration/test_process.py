@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pwd
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
-from integration.conftest import class_args
 from integration.server import APPS, Server, alive, command_line, processes, wait_for
 
 pytestmark = pytest.mark.slow
@@ -93,15 +95,44 @@ def test_daemon(serve: Serve, tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that every user may enter: pytest's own is closed to others."""
+    with tempfile.TemporaryDirectory(prefix="servo-test-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def command_for_everybody(directory: Path) -> tuple[str, ...]:
+    """Servo as any user may run it, with an interpreter whose library every user may read."""
+    for package in ("servo", "click", "h11", "httptools"):
+        source = Path(str(importlib.util.find_spec(package).origin)).parent  # type: ignore[union-attr]
+        shutil.copytree(source, directory / package)
+    for python in (sys.executable, "/usr/bin/python3"):
+        check = f"import sysconfig, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+        probe = subprocess.run(
+            [python, "-c", f"import os; os.setuid(65534); {check}"],
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        if probe.returncode == 0:
+            return (python, "-m", "servo")
+    pytest.skip("no interpreter of this version that another user may read")
+
+
 @needs_root
-def test_user_and_group(serve: Serve, tmp_path: Path, worker_class: str) -> None:
-    if worker_class == "async":
-        pytest.skip("the app that describes its process is a WSGI one")
+@pytest.mark.parametrize("worker_class", ["sync", "thread"])
+def test_user_and_group(serve: Serve, open_directory: Path, worker_class: str) -> None:
     nobody = pwd.getpwnam("nobody")
+    shutil.copy(APPS / "wsgi_app.py", open_directory)
     server = serve(
-        *class_args(worker_class)[:1],
+        "wsgi_app:app",
         *("-k", worker_class, "--user", "nobody", "--group", str(nobody.pw_gid)),
         *("--initgroups", "--umask", "027", "--worker-tmp-dir", "/dev/shm"),
+        cwd=open_directory,
+        env={"PYTHONPATH": str(open_directory)},
+        command=command_for_everybody(open_directory),
     )
     values = describe(server)
     assert (values["uid"], values["gid"]) == (nobody.pw_uid, nobody.pw_gid)
@@ -112,7 +143,7 @@ def test_user_and_group(serve: Serve, tmp_path: Path, worker_class: str) -> None
 @needs_root
 def test_unknown_user(serve: Serve) -> None:
     server = serve(WSGI, "--user", "no-such-user", ready=0)
-    assert server.wait_exit() == 1
+    assert server.wait_exit() == 2
     server.wait_log("no-such-user")
 
 
@@ -174,7 +205,7 @@ def test_as_pid_1(tmp_path: Path) -> None:
     )
     server.start()
     try:
-        arbiter = wait_for(lambda: server.worker_pids(), "the child of unshare")[0]
+        arbiter = wait_for(server.children, "the child of unshare")[0]
         server.wait_log("(?i)worker 2.*ready")
         assert requests.get(f"{server.url}/", timeout=30).text == "ok"
         os.kill(arbiter, signal.SIGTERM)

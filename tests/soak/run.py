@@ -158,6 +158,10 @@ def percentiles(latencies: list[float]) -> dict[str, float]:
 def markdown(record: dict[str, dict[str, dict[str, float]]], options: argparse.Namespace) -> str:
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     lines = [
+        "---",
+        "orphan: true",
+        "---",
+        "",
         "# Soak",
         "",
         f"`make soak` on {now}, CPython {platform.python_version()}, {os.cpu_count()} cores, the"

@@ -87,7 +87,7 @@ SETTINGS = [
         help="What becomes of underscores in header names under WSGI.",
         details="""\
 In an environ they can't be told from dashes: `drop` the field, `refuse` the request, or keep it
-(`dangerous`). Fields named in `forwarder_headers` are kept when they come from a trusted proxy.""",
+(`dangerous`).""",
     ),
     Setting(
         name="limit_request_line",
@@ -155,14 +155,6 @@ In an environ they can't be told from dashes: `drop` the field, `refuse` the req
         help="Requests read ahead on a connection; reading pauses past it.",
     ),
     Setting(
-        name="body_min_rate",
-        type=Size(),
-        default=0,
-        unit="bytes/s",
-        section=_LIMITS,
-        help="The slowest that a body may arrive; 0: no limit.",
-    ),
-    Setting(
         name="forwarded_allow_ips",
         type=TextList(metavar="NETWORK,…", valid=_NETWORKS, commas=True, item=network),
         default=["127.0.0.1", "::1"],
@@ -171,13 +163,6 @@ In an environ they can't be told from dashes: `drop` the field, `refuse` the req
         help="Whose Forwarded and X-Forwarded fields count; *: everybody's.",
         details="""\
 A Unix socket's peer counts as long as the default stands, or `unix` or `*` is listed.""",
-    ),
-    Setting(
-        name="forwarder_headers",
-        type=TextList(metavar="NAME,…", valid="header names, separated by commas", commas=True),
-        default=["SCRIPT_NAME", "PATH_INFO"],
-        section=_PROXIES,
-        help="Fields that a trusted proxy may set in the WSGI environ.",
     ),
     Setting(
         name="secure_scheme_headers",
@@ -189,24 +174,5 @@ A Unix socket's peer counts as long as the default stands, or `unix` or `*` is l
         },
         section=_PROXIES,
         help="Fields, and their values, by which a trusted proxy says https.",
-    ),
-    Setting(
-        name="proxy_protocol",
-        type=Choice(
-            ("off", "v1", "v2", "auto"),
-            {"true": "auto", "1": "auto", "false": "off", "0": "off", "none": "off"},
-        ),
-        default="off",
-        flag_value="auto",
-        section=_PROXIES,
-        help="Expect the PROXY protocol from trusted proxies.",
-    ),
-    Setting(
-        name="proxy_allow_ips",
-        type=TextList(metavar="NETWORK,…", valid=_NETWORKS, commas=True, item=network),
-        default=["127.0.0.1", "::1"],
-        flags=("--proxy-allow-from",),
-        section=_PROXIES,
-        help="Whose PROXY protocol counts; *: everybody's.",
     ),
 ]

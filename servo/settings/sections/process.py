@@ -146,6 +146,7 @@ SETTINGS = [
         default=0,
         flags=("-m", "--umask"),
         section=_PROCESS,
-        help="Permission bits that Unix sockets are made without.",
+        help="Permission bits that new files and Unix sockets are made without.",
+        details="Unset, files follow the mask that the server is started with, sockets take 0.",
     ),
 ]

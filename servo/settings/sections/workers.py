@@ -142,7 +142,7 @@ SETTINGS = [
         section=_WORKERS,
         reloadable=False,
         help="Rows of the workers' shared table: how many can ever run at once.",
-        details="A worker and its replacement take a row each.",
+        details="A worker and its replacement take a row each. It grows to what `workers` needs.",
     ),
     Setting(
         name="timeout",

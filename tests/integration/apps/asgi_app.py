@@ -91,6 +91,7 @@ async def block(scope, receive, send, query):
 
 
 async def wait_forever(scope, receive, send, query):
+    print("a request waits", flush=True)
     await asyncio.Event().wait()  # the waiting task
 
 

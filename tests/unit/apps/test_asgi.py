@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import pytest
+
 from servo.apps.asgi import ASGIAdapter, ASGICall
 from servo.http.errors import ClientDisconnected
 from servo.http.events import Data, Request
@@ -137,9 +138,7 @@ def test_scope():
         seen.update(scope)
         await hello(scope, receive, send)
 
-    exchange(
-        app, b"GET /a%20b?q=%31 HTTP/1.1\r\nHost: h\r\nX-A: 1\r\n\r\n", state={"db": 1}
-    )
+    exchange(app, b"GET /a%20b?q=%31 HTTP/1.1\r\nHost: h\r\nX-A: 1\r\n\r\n", state={"db": 1})
     assert seen["type"] == "http"
     assert seen["path"] == "/a b"
     assert seen["raw_path"] == b"/a%20b"

@@ -6,6 +6,7 @@ import asyncio
 import logging
 
 import pytest
+
 from servo.apps.lifespan import Lifespan
 from servo.errors import BootError
 
@@ -64,7 +65,7 @@ def test_a_failed_startup_ends_the_boot(mode):
         await send({"type": "lifespan.startup.failed", "message": message})
         raise RuntimeError("no database")
 
-    with pytest.raises(BootError, match="RuntimeError: no database$"):
+    with pytest.raises(BootError, match=r"RuntimeError: no database$"):
         run(app, mode)
 
 

@@ -8,6 +8,7 @@ import os
 from wsgiref.validate import validator
 
 import pytest
+
 from servo.apps.wsgi import FileRegion, FileWrapper, WSGIAdapter, WSGIResponder
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Request

@@ -10,7 +10,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servo.errors import ConfigError
@@ -216,6 +216,7 @@ def test_no_bytes_in_any_field_give_a_second_line_or_field(form, request):
         assert line.count(b'"') == form.count('"')
 
 
+@settings(max_examples=40)
 @given(request=forged)
 def test_no_bytes_escape_through_the_users_logging_either(request):
     atoms = access._all_atoms(

@@ -315,6 +315,21 @@ def test_a_configuration_for_gunicorns_logger_applies_to_ours(tmp_path, path, ki
     assert not log.access_by_user()
 
 
+def test_a_configuration_that_is_taken_away_leaves_nothing(tmp_path, path):
+    own = tmp_path / "own.log"
+    config = file_config(own)
+    config["loggers"]["gunicorn.access"] = {"handlers": ["own"]}
+    setup_logging(settings(errorlog=str(path), logconfig_dict=config))
+    handlers = error_log.handlers
+    setup_logging(settings(errorlog=str(path)))
+    error_log.info("hello")
+    assert own.read_text() == ""
+    assert "hello" in path.read_text()
+    assert not log.access_by_user()
+    for handler in handlers:
+        handler.close()
+
+
 def test_our_own_name_wins_over_gunicorns(tmp_path):
     own = tmp_path / "own.log"
     config = file_config(own)

@@ -7,6 +7,7 @@ import socket
 from types import SimpleNamespace
 
 import pytest
+
 from servo.observe import scoreboard as words
 from servo.observe.scoreboard import Scoreboard
 from servo.workers.acceptor import Acceptor
@@ -28,7 +29,7 @@ class Driver:
     def call_later(self, delay, callback, /):
         self.later.append(callback)
 
-    def opened(self, sock, peer, listener):
+    def opened(self, sock, peer):
         self.accepted.append(sock)
 
     def run_later(self):
@@ -137,6 +138,19 @@ def test_stopping_takes_what_is_queued_and_closes(world):
     assert world.listener.fileno() == -1
     world.acceptor.closed()
     assert world.driver.watched == []
+
+
+def test_a_connection_that_ends_while_stopping_does_not_start_it_again(world):
+    def opened(sock, peer):
+        world.driver.accepted.append(sock)
+        world.acceptor.closed()
+
+    world.driver.opened = opened
+    world.acceptor.start()
+    world.connect()
+    world.acceptor.stop(take_queued=True)
+    assert world.driver.watched == []
+    assert world.acceptor.open == 0
 
 
 def test_retiring_leaves_the_queue_to_the_siblings(world):

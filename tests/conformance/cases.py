@@ -1,0 +1,325 @@
+"""Raw requests and what must come of them, for tests by bytes and over sockets alike.
+
+`framing.json` was written for this project from RFC 9110 and 9112. gunicorn's own cases are not
+part of this repository: they are read from a directory beside it, or from $SERVO_CORPORA.
+
+`judge` is pure: whoever plays a case hands it an `Outcome`, however it was come by.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_HERE = Path(__file__).parent
+CORPORA = Path(os.environ.get("SERVO_CORPORA", _HERE.parent.parent.parent / "shared" / "corpora"))
+GUNICORN_FILE = CORPORA / "gunicorn_requests.json"
+GUNICORN_ABSENT = f"gunicorn's corpus is not here ({GUNICORN_FILE}; $SERVO_CORPORA names another)"
+
+
+@dataclass(frozen=True)
+class Case:
+    """The bytes of one connection.
+
+    kind        must_accept, must_reject, reject_or_accept or must_close_after
+    requests    what the app must have seen, where the bytes are accepted: method, path, body, and
+                of some query, headers and trailers
+    settings    Servo's settings that the case needs, by name
+    half_close  the client shuts its writing side after the bytes
+    rules       the rest of the expectation, as framing.json has it
+    note        why the expectation differs from the corpus's own
+    """
+
+    name: str
+    data: bytes
+    kind: str
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    half_close: bool = False
+    rules: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as the app saw it; `error` is set where reading its body failed."""
+
+    method: str
+    path: str
+    body: bytes
+    query: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    trailers: tuple[tuple[str, str], ...] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case: the requests the app saw, all bytes that came back, and whether the
+    server closed the connection (by itself, within the test's patience)."""
+
+    seen: tuple[Seen, ...]
+    response: bytes
+    closed: bool
+
+
+def framing_cases() -> list[Case]:
+    """The cases of framing.json."""
+    cases = []
+    for raw in json.loads((_HERE / "framing.json").read_text()):
+        expect = raw["expect"]
+        cases.append(
+            Case(
+                name=raw["name"],
+                data=raw["bytes"].encode("latin-1"),
+                kind=expect["type"],
+                requests=expect.get("requests", raw.get("alt_accept", [])),
+                half_close=raw.get("half_close", False),
+                rules={k: v for k, v in {**raw, **expect}.items() if k in _RULES},
+            )
+        )
+    return cases
+
+
+_RULES = (
+    "alt_accept",
+    "alt_reject",
+    "require_accept",
+    "allow_101",
+    "forbid_header",
+    "forbid_ctl",
+    "forbid_crlf",
+)
+
+
+def gunicorn_cases() -> list[Case]:
+    """gunicorn's valid and invalid requests; [] where the file is absent."""
+    if not GUNICORN_FILE.exists():
+        return []
+    return [
+        _from_gunicorn(raw)
+        for raw in json.loads(GUNICORN_FILE.read_text())
+        if raw["id"] not in LEFT_OUT
+    ]
+
+
+# Cases that depend on a setting of gunicorn's for which Servo has none, because what it allows is
+# what RFC 9112 forbids.
+LEFT_OUT = {
+    "valid/028": "strip_header_spaces: white space before a colon is refused (RFC 9112 5.1)",
+    "valid/031compat": "casefold_http_method: methods are case-sensitive (RFC 9110 9.1)",
+    "valid/031compat2": "permit_unconventional_http_method: there is no such setting",
+    "valid/compat_obs_fold": "permit_obsolete_folding: folds are refused (RFC 9112 5.2)",
+    "valid/compat_obs_fold_huge": "permit_obsolete_folding: folds are refused (RFC 9112 5.2)",
+}
+
+# Valid for gunicorn, refused by Servo. Each must be refused, then, and properly.
+_REFUSED_HERE = {
+    "valid/005": "'#' can't be in a request target (RFC 9112 3.2)",
+    "valid/009": "'#' in the target; identity is no transfer coding (RFC 9112 7). gunicorn 27, too",
+    "valid/014": "a quote can't be in a request target (RFC 3986 2)",
+    "valid/025": "gzip is not decoded here: 501 (RFC 9112 6.1)",
+    "valid/025_line": "gzip is not decoded here: 501 (RFC 9112 6.1)",
+    "valid/027": "non-ASCII in the target (RFC 9112 3.2). gunicorn 27, too",
+    "valid/029": "identity is no transfer coding any more: 501 (RFC 9112 7)",
+    "valid/030": "identity is no transfer coding any more: 501 (RFC 9112 7)",
+    "valid/099": "8,599 bytes of a body of 17,914: cut short (RFC 9112 8)",
+    "valid/pp_03": "the PROXY header is required once it is enabled (its specification, section 2)",
+    "valid/rfc9112_smuggle_gzip_chunked_01": "gzip is not decoded here: 501 (RFC 9112 6.1)",
+    "valid/rfc9112_smuggle_te_identity_chunked_01": "identity is no transfer coding any more",
+    "valid/rfc9112_target_authority_connect_01": "CONNECT is for proxies: 501 (RFC 9110 9.3.6)",
+    "valid/rfc9112_target_authority_ipv6_01": "CONNECT is for proxies: 501 (RFC 9110 9.3.6)",
+}
+
+# gunicorn's default where Servo's differs, or a setting whose name or form differs.
+_SETTINGS = {
+    "valid/024": {"limit_request_line": 8200, "limit_request_field_size": 8210},
+    "invalid/006": {"limit_request_line": 4094},
+    "invalid/013": {"limit_request_field_size": 14},
+    "invalid/019": {"forwarded_allow_ips": "*"},
+    "invalid/limit_header_default_01": {},
+}
+
+
+def _from_gunicorn(raw: dict[str, Any]) -> Case:
+    name = raw["id"]
+    data = raw["bytes"].encode("latin-1")
+    requests = [_request_from_gunicorn(request) for request in raw.get("requests", [])]
+    note = _REFUSED_HERE.get(name, "")
+    return Case(
+        name=name,
+        data=_with_hosts(data, [r["target"] for r in raw.get("requests", [])]),
+        kind="must_accept" if raw["kind"] == "valid" and not note else "must_reject",
+        requests=requests,
+        settings=_SETTINGS.get(name, raw["nondefault_cfg"]),
+        # What these are about is their end.
+        half_close=name == "valid/099"
+        or raw.get("expect_exc") in ("NoMoreData", "ChunkMissingTerminator"),
+        note=note,
+    )
+
+
+def _request_from_gunicorn(request: dict[str, Any]) -> dict[str, Any]:
+    target = re.sub(r"^https?://[^/]*", "", request["target"])
+    path, _, query = target.partition("?")
+    return {
+        "method": request["method"],
+        "path": path,
+        "query": query,
+        "body": request["body"],
+        "headers": request["headers"],
+        "trailers": request["trailers"],
+    }
+
+
+def _with_hosts(data: bytes, targets: list[str]) -> bytes:
+    """Add `Host: x` to each HTTP/1.1 head without Host, so that a case is judged by what it is
+    about: 25 valid and 34 invalid ones lack it, which RFC 9112 section 3.2 has us refuse."""
+    pos = 0
+    for target in targets or [""]:
+        ending = b"%b HTTP/1.1\r\n" % target.encode("latin-1")
+        line = data.find(ending, pos)
+        if line < 0:
+            continue
+        pos = line + len(ending)
+        if not re.search(rb"(?i)^host[ \t]*:", data[pos:].split(b"\r\n\r\n")[0], re.MULTILINE):
+            data = data[:pos] + b"Host: x\r\n" + data[pos:]
+    return data
+
+
+def judge(case: Case, outcome: Outcome) -> str | None:
+    """None if the outcome is as the case expects, else what is wrong with it."""
+    for seen in outcome.seen:
+        expected = [r["path"] for r in case.requests + (case.rules.get("alt_accept") or [])]
+        if seen.path == "/smuggled" and "/smuggled" not in expected:
+            return "a smuggled request reached the app"
+    refused = _why_not_refused(outcome)
+    if case.kind == "must_reject":
+        if refused is None or not case.rules.get("alt_accept"):
+            return refused
+        return _why_not_accepted(case, outcome, case.rules["alt_accept"])
+    accepted = _why_not_accepted(case, outcome, case.requests)
+    if case.kind == "must_close_after":
+        if accepted is None:
+            return None if outcome.closed else "the connection was left open"
+        return accepted if case.rules.get("require_accept") else refused
+    if case.kind == "must_accept" and not case.rules.get("alt_reject"):
+        return accepted
+    return None if accepted is None else refused and f"{refused}, and {accepted}"
+
+
+def statuses(response: bytes) -> list[int]:
+    """Status codes of the responses in a connection's bytes, 1xx left out.
+
+    Raises `ValueError` for what is no sequence of whole responses.
+    """
+    codes = []
+    while response:
+        head, separator, rest = response.partition(b"\r\n\r\n")
+        match = re.match(rb"HTTP/1\.[01] ([1-9][0-9][0-9])(?: [^\r\n]*)?(?:\r\n|$)", head)
+        if not separator or match is None:
+            raise ValueError(f"no response: {response[:80]!r}")
+        code = int(match[1])
+        response = rest
+        if code < 200:
+            continue
+        codes.append(code)
+        fields = {
+            name.strip().lower(): value.strip()
+            for name, _, value in (line.partition(b":") for line in head.split(b"\r\n")[1:])
+        }
+        if b"content-length" in fields:
+            length = int(fields[b"content-length"])
+            if len(response) < length:
+                raise ValueError("a response is cut short")
+            response = response[length:]
+        elif fields.get(b"transfer-encoding", b"").lower() == b"chunked":
+            response = _skip_chunks(response)
+        elif code not in (204, 304):
+            response = b""
+    return codes
+
+
+def _skip_chunks(data: bytes) -> bytes:
+    while True:
+        line, _, data = data.partition(b"\r\n")
+        size = int(line.partition(b";")[0], 16)
+        if data[size : size + 2] != b"\r\n":
+            raise ValueError("a chunked response is cut short")
+        data = data[size + 2 :]
+        if not size:
+            return data
+
+
+def _why_not_refused(outcome: Outcome) -> str | None:
+    """A refusal: a 4xx or 5xx, or nothing at all, and the connection is closed."""
+    try:
+        codes = statuses(outcome.response)
+    except ValueError as error:
+        return str(error)
+    whole = [seen for seen in outcome.seen if seen.error is None]
+    if codes and codes[-1] < 400:
+        return f"it was answered with {codes}"
+    if not outcome.closed:
+        return "the connection was left open" if codes else "no answer"
+    if len(whole) > max(len(codes) - 1, 0):
+        return f"it reached the app: {whole[-1]}"
+    return None
+
+
+def _why_not_accepted(case: Case, outcome: Outcome, requests: list[dict[str, Any]]) -> str | None:
+    try:
+        codes = statuses(outcome.response)
+    except ValueError as error:
+        return str(error)
+    if case.rules.get("allow_101") and outcome.response.startswith(b"HTTP/1.1 101 "):
+        return None
+    if codes != [200] * len(requests):
+        return f"answered with {codes} instead of {len(requests)} times 200"
+    if len(outcome.seen) != len(requests):
+        return f"{len(outcome.seen)} requests reached the app instead of {len(requests)}"
+    for seen, wanted in zip(outcome.seen, requests, strict=True):
+        fault = _difference(seen, wanted) or _forbidden(case, seen)
+        if fault is not None:
+            return fault
+    return None
+
+
+def _difference(seen: Seen, wanted: dict[str, Any]) -> str | None:
+    if seen.error is not None:
+        return f"its body could not be read: {seen.error}"
+    if (seen.method, seen.path) != (wanted["method"], wanted["path"]):
+        return f"seen as {seen.method} {seen.path}"
+    if seen.body != wanted["body"].encode("latin-1"):
+        return f"its body was seen as {seen.body[:80]!r}"
+    if seen.query != wanted.get("query", seen.query):
+        return f"its query was seen as {seen.query}"
+    headers = [(name.lower(), value) for name, value in seen.headers]
+    for name, value in wanted.get("headers", ()):
+        if seen.headers and (name.lower(), value) not in headers:
+            return f"header {name} was not seen as {value[:80]!r}"
+    trailers = wanted.get("trailers")
+    if trailers is not None and seen.trailers is not None:
+        given = sorted((name.lower(), value) for name, value in seen.trailers)
+        if given != sorted((name.lower(), value) for name, value in trailers):
+            return f"its trailers were seen as {given}"
+    return None
+
+
+def _forbidden(case: Case, seen: Seen) -> str | None:
+    headers = {name.lower(): value for name, value in seen.headers}
+    if "forbid_header" in case.rules:
+        name, value = case.rules["forbid_header"]
+        if name in headers and value in (None, headers[name]):
+            return f"the app saw {name}"
+    for rule, pattern in (("forbid_ctl", r"[\x00-\x08\x0a-\x1f\x7f]"), ("forbid_crlf", r"[\r\n]")):
+        if re.search(pattern, headers.get(case.rules.get(rule, ""), "")):
+            return "the app saw a control character in a header"
+    return None

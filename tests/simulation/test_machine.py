@@ -1,0 +1,162 @@
+"""hypothesis drives the supervisor step by step, and shrinks whatever breaks an invariant."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from simulation.world import Proc, World
+
+from servo.arbiter import events as ev
+from servo.arbiter.policy import Policy
+from servo.ipc.messages import BootFailed, Booting, Draining, Ready, ReplaceMe
+
+POLICIES = st.builds(
+    Policy,
+    workers=st.integers(1, 4),
+    timeout_s=st.sampled_from([0.0, 2.0]),
+    boot_timeout_s=st.sampled_from([0.0, 3.0]),
+    graceful_timeout_s=st.sampled_from([0.0, 1.0, 5.0]),
+    max_lifetime_s=st.sampled_from([0.0, 4.0]),
+    reload_batch=st.integers(1, 3),
+    capacity=st.just(12),
+    wait_for_change=st.booleans(),
+    own_queues=st.booleans(),
+)
+
+
+class ChosenWorld(World):
+    """Nothing happens by itself but what no process can refuse: a death by SIGKILL."""
+
+    config: Policy | str = "none"
+
+    def on_kill(self, proc: Proc, signal: str) -> None:
+        proc.killed = proc.killed or signal == "SIGKILL"
+
+    def new_config(self) -> Policy | str:
+        return self.config
+
+
+class SupervisorMachine(RuleBasedStateMachine):
+    """Every rule is something that the world may do next; `World.check` runs after each event."""
+
+    world: ChosenWorld
+
+    def pick(self, data: st.DataObject) -> Proc:
+        return data.draw(st.sampled_from(sorted(self.world.procs.values(), key=lambda p: p.pid)))
+
+    def running(self) -> bool:
+        return self.world.exit_code is None
+
+    def peopled(self) -> bool:
+        return self.running() and bool(self.world.procs)
+
+    @initialize(policy=POLICIES)
+    def starts(self, policy: Policy) -> None:
+        self.world = ChosenWorld(policy)
+        self.world.tell(ev.Started())
+
+    @precondition(lambda self: not self.running())
+    @rule()
+    def it_is_over(self) -> None:
+        """hypothesis wants a rule for every state."""
+
+    @precondition(running)
+    @rule(seconds=st.sampled_from([0.05, 1.0, 4.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.bury()
+        self.world.advance(seconds)
+
+    def bury(self) -> None:
+        for proc in [*self.world.procs.values()]:
+            if proc.killed:
+                self.world.exits(proc, -9, "SIGKILL")
+
+    @precondition(running)
+    @rule(name=st.sampled_from(["SIGHUP", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGWINCH", "SIGUSR1"]))
+    def operator_signals(self, name: str) -> None:
+        self.world.signal(name)
+
+    @precondition(running)
+    @rule(name=st.sampled_from(["SIGTERM", "SIGINT"]), sure=st.integers(0, 5))
+    def operator_stops(self, name: str, sure: int) -> None:
+        if sure == 0:
+            self.world.signal(name)
+
+    @precondition(running)
+    @rule()
+    def a_file_changes(self) -> None:
+        self.world.tell(ev.FileChanged(("a.py", "b.py")))
+
+    @precondition(peopled)
+    @rule(data=st.data())
+    def gets_ready(self, data: st.DataObject) -> None:
+        proc = self.pick(data)
+        if not proc.killed:
+            proc.ready = True
+            self.world.says(proc, Ready())
+
+    @precondition(peopled)
+    @rule(data=st.data())
+    def hangs(self, data: st.DataObject) -> None:
+        proc = self.pick(data)
+        proc.hung_at = proc.hung_at or self.world.now
+
+    @precondition(peopled)
+    @rule(
+        data=st.data(),
+        message=st.sampled_from(
+            [
+                Booting(),
+                Draining(),
+                BootFailed("app", "no"),
+                BootFailed("boot", ""),
+                ReplaceMe("recycled"),
+                ReplaceMe("request_timeout", "2 threads hang"),
+                ReplaceMe("what?"),
+            ]
+        ),
+    )
+    def says(self, data: st.DataObject, message: BootFailed) -> None:
+        proc = self.pick(data)
+        if not proc.killed:
+            self.world.says(proc, message)
+
+    @precondition(peopled)
+    @rule(data=st.data(), end=st.sampled_from([(0, ""), (1, ""), (4, ""), (-11, "SIGSEGV")]))
+    def exits(self, data: st.DataObject, end: tuple[int, str]) -> None:
+        self.world.exits(self.pick(data), *end)
+
+    @precondition(peopled)
+    @rule(data=st.data())
+    def loses_its_channel(self, data: st.DataObject) -> None:
+        self.world.loses_channel(self.pick(data))
+
+    @precondition(lambda self: self.running() and self.world.checking is not None)
+    @rule(config=st.one_of(POLICIES, st.just("a port is taken"), st.none()))
+    def configuration_is_read(self, config: Policy | str | None) -> None:
+        self.world.config = config or ""
+        self.world.config_checked("a bad value" if config is None else None)
+
+    def teardown(self) -> None:
+        """Whatever the state, a stop ends within the limits and leaves nobody behind."""
+        if not hasattr(self, "world"):
+            return
+        if self.world.exit_code is None:
+            self.world.signal("SIGTERM")
+        for _ in range(80):
+            if self.world.exit_code is not None:
+                return
+            self.bury()
+            self.world.advance(0.2)
+        raise AssertionError("the stop does not end")
+
+
+TestSupervisor = pytest.mark.slow(SupervisorMachine.TestCase)
+TestSupervisor.settings = settings(
+    max_examples=100,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)

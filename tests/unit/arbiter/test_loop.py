@@ -1,0 +1,264 @@
+"""The loop with real processes and a model worker, in a child of the test's own.
+
+The worker drives the story: it signals the arbiter and waits for its orders; nobody sleeps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from servo.arbiter import spawn
+from servo.arbiter.loop import Arbiter
+from servo.errors import ConfigError, ServoError
+from servo.ipc import messages as msg
+from servo.ipc.channel import ChannelClosed
+from servo.settings.hooks import Hooks
+from servo.settings.sources import Settings
+from servo.workers.context import WorkerContext
+
+Worker = Callable[[WorkerContext], int]
+
+
+@dataclass
+class Outcome:
+    """How a server ended: its code, what its hooks noted, its log."""
+
+    code: int
+    notes: list[Any] = field(default_factory=list)
+    log: str = ""
+
+
+def serve(
+    tmp_path: Path,
+    worker: Worker,
+    *,
+    hooks: dict[str, Callable[..., Any]] | None = None,
+    reload: Callable[[], Settings] | None = None,
+    note: list[Any] | None = None,
+    **values: Any,
+) -> Outcome:
+    """Run a server until it ends."""
+    values = {"app": "x:app", "bind": [f"unix:{tmp_path}/s"], "loglevel": "debug", **values}
+    settings = Settings(
+        {**values, "workers": values.get("workers", 1)}, {}, hooks=Hooks(hooks or {})
+    )
+    notes = [] if note is None else note
+    log, result = tmp_path / "log", tmp_path / "result"
+
+    def main() -> int:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        model = ModuleType("servo.workers.base")
+        model.run_worker = worker  # type: ignore[attr-defined]
+        sys.modules["servo.workers.base"] = model
+        try:
+            code = Arbiter(settings, reload or (lambda: settings)).run()
+        except ServoError as error:
+            notes.append(str(error))
+            code = error.exit_code
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        result.write_text(json.dumps(notes))
+        return code
+
+    pid = spawn.fork(main, lambda: None)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    text = log.read_text()
+    return Outcome(code, json.loads(result.read_text()) if result.exists() else [text], text)
+
+
+def orders(context: WorkerContext) -> list[msg.Message]:
+    """Wait for the arbiter's next messages."""
+    poller = select.poll()
+    poller.register(context.channel.fileno(), select.POLLIN)
+    poller.poll()
+    return context.channel.receive()
+
+
+def gets_ready(context: WorkerContext) -> None:
+    context.channel.send(msg.Booting())
+    context.channel.send(msg.Ready())
+
+
+def obeys(context: WorkerContext) -> int:
+    """Ready, and serves until told to end."""
+    gets_ready(context)
+    try:
+        while True:
+            for message in orders(context):
+                if isinstance(message, (msg.Retire, msg.Stop)):
+                    context.channel.send(msg.Draining())
+                    return 0
+    except ChannelClosed:
+        return 0
+
+
+def asks_to_stop(context: WorkerContext) -> int:
+    os.kill(context.arbiter_pid, signal.SIGTERM)
+    return obeys(context)
+
+
+def test_hooks_and_what_they_see(tmp_path: Path) -> None:
+    notes: list[Any] = []
+
+    def on_starting(server: Any) -> None:
+        notes.append(["on_starting", server.cfg.app, server.pid == os.getpid()])
+
+    def pre_fork(server: Any, worker: Any) -> None:
+        notes.append(["pre_fork", worker.slot, worker.pid, server.num_workers, len(server.WORKERS)])
+
+    def child_exit(server: Any, worker: Any) -> None:
+        notes.append(["child_exit", worker.slot, worker.age, worker.pid > 1])
+
+    hooks = {
+        "on_starting": on_starting,
+        "when_ready": lambda s: notes.append(["when_ready", s.address]),
+        "nworkers_changed": lambda s, new, old: notes.append(["nworkers_changed", new, old]),
+        "pre_fork": lambda s, w: notes.append(
+            ["pre_fork", w.slot, w.pid, s.num_workers, len(s.WORKERS)]
+        ),
+        "child_exit": child_exit,
+        "on_exit": lambda s: notes.append(["on_exit", len(s.WORKERS)]),
+    }
+    pidfile = tmp_path / "pid"
+    outcome = serve(
+        tmp_path, asks_to_stop, hooks=hooks, note=notes, workers=2, pidfile=str(pidfile)
+    )
+    assert outcome.code == 0
+    assert outcome.notes[:5] == [
+        ["on_starting", "x:app", True],
+        ["when_ready", [f"unix:{tmp_path}/s"]],
+        ["nworkers_changed", 2, None],
+        ["pre_fork", 1, None, 2, 0],
+        ["pre_fork", 2, None, 2, 1],
+    ]
+    assert sorted(outcome.notes[5:7]) == [["child_exit", 1, 1, True], ["child_exit", 2, 2, True]]
+    assert outcome.notes[7:] == [["on_exit", 0]]
+    assert not pidfile.exists()
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_reload_takes_new_settings_to_new_workers(tmp_path: Path) -> None:
+    def worker(context: WorkerContext) -> int:
+        first = context.generation == 1
+        assert context.settings.app == ("x:app" if first else "y:app")
+        assert os.environ.get("COLOUR") == (None if first else "blue")
+        if first:
+            os.kill(context.arbiter_pid, signal.SIGHUP)
+            obeys(context)
+            os.kill(context.arbiter_pid, signal.SIGTERM)
+            return 0
+        return obeys(context)
+
+    notes: list[Any] = []
+    new = Settings(
+        {"app": "y:app", "bind": ["unix:elsewhere"], "raw_env": ["COLOUR=blue"], "errorlog": "-"},
+        {},
+        hooks=Hooks({"on_reload": lambda server: notes.append("on_reload")}),
+    )
+    outcome = serve(tmp_path, worker, reload=lambda: new, note=notes)
+    assert outcome.code == 0
+    assert outcome.notes == ["on_reload"]
+    assert "bind has changed: that takes a restart" in outcome.log
+    assert "replaced by a newer one" in outcome.log
+
+
+def test_a_configuration_that_ends_its_process_is_survived(tmp_path: Path) -> None:
+    def worker(context: WorkerContext) -> int:
+        gets_ready(context)
+        os.kill(context.arbiter_pid, signal.SIGHUP)
+        # The check has ended when the log says so.
+        while "rolled back" not in (tmp_path / "log").read_text():
+            select.select([], [], [], 0.01)
+        return asks_to_stop(context)
+
+    def read() -> Settings:
+        raise SystemExit("on purpose")
+
+    outcome = serve(tmp_path, worker, reload=read)
+    assert outcome.code == 0
+    assert "the configuration is bad: it called sys.exit('on purpose')" in outcome.log
+
+
+@pytest.mark.parametrize(("kind", "code"), [("app", 4), ("boot", 3)])
+def test_no_worker_can_boot(tmp_path: Path, kind: str, code: int) -> None:
+    def worker(context: WorkerContext) -> int:
+        context.channel.send(msg.BootFailed(kind, "ImportError: on purpose"))
+        return code
+
+    outcome = serve(tmp_path, worker, workers=3)
+    assert outcome.code == code
+    assert "could not boot: ImportError: on purpose" in outcome.log
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    def worker(context: WorkerContext) -> int:
+        if context.serial == 1:
+            gets_ready(context)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return asks_to_stop(context)
+
+    outcome = serve(tmp_path, worker)
+    assert outcome.code == 0
+    assert "killed by signal 9 (SIGKILL), not by the arbiter" in outcome.log
+
+
+def test_strangers_are_reaped(tmp_path: Path) -> None:
+    def pre_fork(_server: Any, _worker: Any) -> None:
+        if os.fork() == 0:
+            os._exit(0)
+
+    outcome = serve(tmp_path, asks_to_stop, hooks={"pre_fork": pre_fork})
+    assert outcome.code == 0
+
+
+def test_a_failing_hook_is_logged(tmp_path: Path) -> None:
+    def fail(*_args: object) -> None:
+        raise RuntimeError("this hook is broken")
+
+    hooks = dict.fromkeys(("when_ready", "pre_fork", "child_exit", "on_exit"), fail)
+    outcome = serve(tmp_path, asks_to_stop, hooks=hooks)
+    assert outcome.code == 0
+    assert outcome.log.count("RuntimeError: this hook is broken") == 4
+
+
+def test_on_starting_can_refuse(tmp_path: Path) -> None:
+    def on_starting(_server: object) -> None:
+        raise RuntimeError("no database")
+
+    outcome = serve(tmp_path, obeys, hooks={"on_starting": on_starting})
+    assert outcome.code == ConfigError.exit_code
+    assert "the on_starting hook failed: no database" in outcome.notes[0]
+
+
+def test_a_child_has_no_end_of_a_siblings_channel(tmp_path: Path) -> None:
+    """Or a dead arbiter would not be the end of any channel."""
+
+    def sockets() -> int:
+        links = [
+            os.readlink(f"/proc/self/fd/{fd}")
+            for fd in os.listdir("/proc/self/fd")
+            if os.path.lexists(f"/proc/self/fd/{fd}")
+        ]
+        return sum(link.startswith("socket:") for link in links)
+
+    def worker(context: WorkerContext) -> int:
+        (tmp_path / f"open-{context.serial}").write_text(str(sockets()))
+        return asks_to_stop(context) if context.serial == 3 else obeys(context)
+
+    before = sockets()
+    serve(tmp_path, worker, workers=3)
+    counts = {path.read_text() for path in tmp_path.glob("open-*")}
+    assert counts == {str(before + 2)}  # the listener, and its own channel

@@ -1,0 +1,72 @@
+"""The pidfile: live is what is locked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from servo.arbiter.pidfile import PidFile
+from servo.errors import ConfigError
+
+
+def test_life(tmp_path: Path) -> None:
+    path = tmp_path / "servo.pid"
+    file = PidFile(str(path))
+    file.acquire()
+    file.write()
+    assert path.read_text() == f"{os.getpid()}\n"
+    file.release()
+    assert not path.exists()
+    file.release()
+
+
+def test_a_live_one_is_an_error_that_names_the_pid(tmp_path: Path) -> None:
+    path = tmp_path / "servo.pid"
+    file = PidFile(str(path))
+    file.acquire()
+    with pytest.raises(ConfigError, match="a server that starts"):
+        PidFile(str(path)).acquire()
+    file.write()
+    with pytest.raises(ConfigError, match=f"servo.pid belongs to .* with pid {os.getpid()}"):
+        PidFile(str(path)).acquire()
+    file.release()
+
+
+def test_a_stale_one_is_taken_over_whatever_pid_it_names(tmp_path: Path) -> None:
+    path = tmp_path / "servo.pid"
+    path.write_text(f"{os.getppid()} or something longer\n")  # that process lives
+    file = PidFile(str(path))
+    file.acquire()
+    file.write()
+    assert path.read_text() == f"{os.getpid()}\n"
+    file.release()
+
+
+def test_anothers_file_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "servo.pid"
+    file = PidFile(str(path))
+    file.acquire()
+    path.unlink()
+    path.write_text("another's")
+    file.release()
+    assert path.read_text() == "another's"
+
+
+def test_a_child_keeps_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "servo.pid"
+    file = PidFile(str(path))
+    file.acquire()
+    copy = os.dup(file._fd)  # what a fork gives
+    file.close_in_child()
+    assert path.exists()
+    with pytest.raises(ConfigError):
+        PidFile(str(path)).acquire()
+    os.close(copy)
+    PidFile(str(path)).acquire()
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file or directory"):
+        PidFile(str(tmp_path / "none" / "servo.pid")).acquire()

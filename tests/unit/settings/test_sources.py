@@ -1,0 +1,315 @@
+"""Which source wins, where a value is said to come from, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servo.errors import ConfigError, UsageError
+from servo.http.limits import Limits
+from servo.settings.flags import parse_flags
+from servo.settings.schema import SETTINGS
+from servo.settings.sources import Settings, drop_config_modules, load_settings
+
+
+def load(
+    directory: Path, *arguments: str, environ: dict[str, str] | None = None, **files: str
+) -> Settings:
+    for name, text in files.items():
+        path = directory / name.replace("__", ".")
+        path.write_text(text)
+    return load_settings(parse_flags(arguments), environ or {}, directory)
+
+
+def test_defaults(tmp_path: Path) -> None:
+    settings = load(tmp_path)
+    for name, setting in SETTINGS.items():
+        expected = str(tmp_path.resolve()) if name == "chdir" else setting.default
+        assert getattr(settings, name) == expected
+        assert settings.source(name) == "default"
+    assert settings.limits == Limits()
+    assert settings.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "name", "value"),
+    [
+        ("PORT", "5000", "bind", ["0.0.0.0:5000"]),
+        ("WEB_CONCURRENCY", "3", "workers", 3),
+        ("FORWARDED_ALLOW_IPS", "10.0.0.0/8,::1", "forwarded_allow_ips", ["10.0.0.0/8", "::1"]),
+        ("FORWARDED_ALLOW_IPS", "*", "forwarded_allow_ips", ["*"]),
+        ("SENDFILE", "no", "sendfile", False),
+    ],
+)
+def test_platform_variables_are_defaults(
+    tmp_path: Path, variable: str, text: str, name: str, value: object
+) -> None:
+    settings = load(tmp_path, environ={variable: text})
+    assert getattr(settings, name) == value
+    assert settings.source(name) == f"environment {variable}"
+    assert load(tmp_path, environ={variable: ""}).source(name) == "default"
+
+
+LAYERS = [
+    ("environment WEB_CONCURRENCY", 2),
+    ("servo.toml:1", 3),
+    ("environment SERVO_CMD_ARGS, --workers", 4),
+    ("environment SERVO_WORKERS", 5),
+    ("flag --workers", 6),
+]
+
+
+@pytest.mark.parametrize("count", range(1, len(LAYERS) + 1))
+def test_precedence(tmp_path: Path, count: int) -> None:
+    environ = {"WEB_CONCURRENCY": "2"}
+    arguments = []
+    if count > 1:
+        (tmp_path / "servo.toml").write_text("workers = 3\n")
+    if count > 2:
+        environ["SERVO_CMD_ARGS"] = "-w 4"
+    if count > 3:
+        environ["SERVO_WORKERS"] = "5"
+    if count > 4:
+        arguments = ["-w", "6"]
+    settings = load(tmp_path, *arguments, environ=environ)
+    assert (settings.source("workers"), settings.workers) == LAYERS[count - 1]
+
+
+def test_gunicorn_cmd_args_stand_in_for_ours(tmp_path: Path) -> None:
+    environ = {"GUNICORN_CMD_ARGS": "--workers=4 -k gthread --spew"}
+    settings = load(tmp_path, environ=environ)
+    assert (settings.workers, settings.worker_class) == (4, "thread")
+    assert settings.notes[0] == ("info", "reading GUNICORN_CMD_ARGS: there is no SERVO_CMD_ARGS")
+    assert "spew (environment GUNICORN_CMD_ARGS, --spew)" in settings.notes[1][1]
+    settings = load(tmp_path, environ={**environ, "SERVO_CMD_ARGS": "-w 2"})
+    assert (settings.workers, settings.worker_class, settings.notes) == (2, "auto", ())
+
+
+def test_cmd_args_name_the_configuration_file(tmp_path: Path) -> None:
+    environ = {"GUNICORN_CMD_ARGS": "-c other.py"}
+    assert load(tmp_path, environ=environ, other__py="workers = 7\n").workers == 7
+
+
+def test_the_environment_gives_lists_tables_and_switches(tmp_path: Path) -> None:
+    environ = {
+        "SERVO_BIND": "127.0.0.1:1,[::1]:2",
+        "SERVO_RAW_ENV": '["A=1,2", "B="]',
+        "SERVO_SECURE_SCHEME_HEADERS": '{"X-SSL": "1"}',
+        "SERVO_DATE_HEADER": "off",
+        "SERVO_KEEPALIVE": "",
+        "SERVO_APP": "shop:app",
+        "SERVO_UMASK": "022",
+    }
+    settings = load(tmp_path, environ=environ)
+    assert settings.bind == ["127.0.0.1:1", "[::1]:2"]
+    assert settings.env == {"A": "1,2", "B": ""}
+    assert settings.secure_scheme_headers == {"X-SSL": "1"}
+    assert settings.date_header is False
+    assert settings.keepalive is None
+    assert settings.app == "shop:app"
+    assert settings.umask == 0o22
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "SERVO_SERVICE_HOST",
+        "SERVO_SERVICE_PORT",
+        "SERVO_SERVICE_PORT_HTTP",
+        "SERVO_PORT",
+        "SERVO_PORT_8000_TCP",
+        "SERVO_PORT_8000_TCP_PROTO",
+        "SERVO_PORT_8000_TCP_ADDR",
+        "SERVO__HANDOVER",
+        "SERVOMOTOR",
+    ],
+)
+def test_variables_that_are_nobodys_mistake(tmp_path: Path, variable: str) -> None:
+    """Kubernetes sets some for a service named servo; two underscores are Servo's own business."""
+    assert load(tmp_path, environ={variable: "tcp://10.0.0.1:80"}).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("environ", "says"),
+    [
+        ({"SERVO_WROKERS": "2"}, r"SERVO_WROKERS; did you mean SERVO_WORKERS\?"),
+        ({"SERVO_workers": "2"}, r"SERVO_workers; did you mean SERVO_WORKERS\?"),
+        ({"SERVO_CMD_ARG": ""}, r"did you mean SERVO_CMD_ARGS\?"),
+        ({"SERVO_QQQQQQQQQQQQQQ": ""}, r"environment variable SERVO_QQQQQQQQQQQQQQ$"),
+        (
+            {"SERVO_WORKERS": "many"},
+            r"workers: 'many' is not valid \(environment SERVO_WORKERS\); "
+            r'expected a whole number, 1 or more or "auto"',
+        ),
+        ({"WEB_CONCURRENCY": "many"}, r"workers: 'many' .*environment WEB_CONCURRENCY"),
+        ({"SERVO_WORKERS": ""}, r"workers: ''"),
+        ({"SERVO_CMD_ARGS": "--wrokers 2"}, r"--workers\? \(environment SERVO_CMD_ARGS\)"),
+        ({"SERVO_CMD_ARGS": "-w many"}, r"'many' .*\(environment SERVO_CMD_ARGS, --workers\)"),
+        ({"SERVO_CMD_ARGS": "-w '"}, r"quotation \(environment SERVO_CMD_ARGS\)"),
+        ({"GUNICORN_CMD_ARGS": "--nope"}, r"--nope.*\(environment GUNICORN_CMD_ARGS\)"),
+        ({"SERVO_CHDIR": "missing"}, r"chdir: 'missing' .*SERVO_CHDIR.* existing directory"),
+        ({"SERVO_CONFIG": "missing.toml"}, r"no configuration file missing\.toml"),
+    ],
+)
+def test_mistakes_in_the_environment(tmp_path: Path, environ: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        load(tmp_path, environ=environ)
+    assert not isinstance(caught.value, UsageError)
+
+
+def test_a_bad_value_is_an_error_even_where_another_wins(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="SERVO_WORKERS"):
+        load(tmp_path, "-w", "2", environ={"SERVO_WORKERS": "many"})
+
+
+def test_a_bad_value_of_a_flag_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"loglevel: 'loud' is not valid \(flag --log-level\)"):
+        load(tmp_path, "--log-level", "loud")
+    with pytest.raises(UsageError, match=r"there is no setting wrokers; did you mean workers\?"):
+        load_settings({"wrokers": 2}, {}, tmp_path)
+
+
+def test_gunicorn_settings_without_counterpart_are_reported(tmp_path: Path) -> None:
+    told: list[str] = []
+    flags = parse_flags(["--certfile", "c.pem", "-R"])
+    settings = load_settings(flags, {"SERVO_PRELOAD_APP": "1"}, tmp_path, told.append)
+    assert [level for level, _ in settings.notes] == ["warning"] * 3
+    assert told == [text for _, text in settings.notes]
+    assert "gunicorn's preload_app (environment SERVO_PRELOAD_APP)" in told[0]
+    assert "gunicorn's certfile (flag --certfile)" in told[1]
+    assert "gunicorn's enable_stdio_inheritance (flag --enable-stdio-inheritance)" in told[2]
+
+
+def test_chdir(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "servo.toml").write_text("workers = 3\nlogconfig = 'log.ini'\n")
+    (inner / "log.ini").touch()
+    settings = load(tmp_path, "--chdir", "inner")
+    assert settings.chdir == str(inner.resolve())
+    assert settings.workers == 3  # its file is found there, as there is none at the start
+    assert load(tmp_path, "--chdir", "inner", servo__toml="").workers == 1
+
+
+def test_settings_do_not_change(tmp_path: Path) -> None:
+    settings = load(tmp_path)
+    with pytest.raises(AttributeError, match="don't change"):
+        settings.workers = 3
+    with pytest.raises(AttributeError, match="don't change"):
+        del settings.workers
+    with pytest.raises(AttributeError, match="don't change"):
+        settings.hooks.on_exit = print  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="no setting 'wrokers'"):
+        _ = settings.wrokers
+    with pytest.raises(AttributeError, match="no hook 'on_start'"):
+        _ = settings.hooks.on_start
+
+
+def test_repr_shows_what_was_given(tmp_path: Path) -> None:
+    assert repr(load(tmp_path, "-w", "2")) == "Settings(workers=2)"
+
+
+def made(**values: Any) -> Settings:
+    sources = dict.fromkeys(values, "the test")
+    return Settings(values, sources, cpus=lambda: 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "interface", "expected"),
+    [
+        ({}, "wsgi", "sync"),
+        ({}, "asgi", "async"),
+        ({"threads": 2}, "wsgi", "thread"),
+        ({"threads": 2}, "asgi", "async"),
+        ({"worker_class": "sync"}, "asgi", "sync"),
+        ({"worker_class": "sync", "threads": 2}, "wsgi", "thread"),
+        ({"worker_class": "thread"}, "wsgi", "thread"),
+        ({"worker_class": "async"}, "wsgi", "async"),
+        ({"worker_class": "async", "threads": 8}, "wsgi", "async"),
+        ({"worker_class": "my.Worker"}, "wsgi", "my.Worker"),
+    ],
+)
+def test_worker_class_follows_the_interface(
+    values: dict[str, Any], interface: str, expected: str
+) -> None:
+    assert made(**values).worker_class_for(interface) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [
+        ({"workers": 3}, 3),
+        ({"workers": "auto"}, 4),  # nobody knows the app yet
+        ({"workers": "auto", "interface": "asgi"}, 4),
+        ({"workers": "auto", "interface": "wsgi"}, 9),
+        ({"workers": "auto", "interface": "wsgi", "threads": 2}, 4),
+        ({"workers": "auto", "worker_class": "sync"}, 9),
+        ({"workers": "auto", "worker_class": "thread"}, 4),
+        ({"workers": "auto", "worker_class": "my.Worker"}, 4),
+    ],
+)
+def test_worker_count(values: dict[str, Any], count: int) -> None:
+    assert made(**values).worker_count == count
+
+
+def test_worker_count_of_a_class_that_is_known_later() -> None:
+    settings = made(workers="auto")
+    assert settings.worker_count_for("sync") == 9
+    assert settings.worker_count_for("async") == 4
+    assert made(workers=3).worker_count_for("sync") == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "seconds"),
+    [
+        ({}, "sync", 75),
+        ({"workers": 2}, "sync", 0),
+        ({"workers": "auto"}, "sync", 0),
+        ({"workers": 2}, "thread", 75),
+        ({"workers": 2}, "async", 75),
+        ({"workers": 2, "keepalive": 5.0}, "sync", 5),
+        ({"keepalive": 0.0}, "async", 0),
+    ],
+)
+def test_keepalive(values: dict[str, Any], kind: str, seconds: float) -> None:
+    assert made(**values).keepalive_for(kind) == seconds
+
+
+def test_thread_count() -> None:
+    assert made().thread_count == 4
+    assert made(threads=1).thread_count == 1
+    assert made(threads=16).thread_count == 16
+
+
+def test_limits(tmp_path: Path) -> None:
+    limits = load(tmp_path, "--limit-request-line", "0", "--limit-request-body", "1m").limits
+    assert limits.request_line > 1 << 30
+    assert limits.body == 1 << 20
+
+
+def test_what_a_reload_does_not_apply(tmp_path: Path) -> None:
+    old, new = load(tmp_path), load(tmp_path, "-b", ":1", "-w", "2", "-D")
+    assert old.needs_restart(new) == ["bind", "daemon"]
+    assert old.needs_restart(old) == []
+
+
+def test_modules_of_the_configuration_file_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "__init__.py").touch()
+    (tmp_path / "shop" / "numbers_.py").write_text("WORKERS = 2\n")
+    (tmp_path / "installed" / "site-packages").mkdir(parents=True)
+    (tmp_path / "installed" / "site-packages" / "library.py").touch()
+    sys.path.insert(0, str(tmp_path / "installed" / "site-packages"))
+    config = "import library\nfrom shop.numbers_ import WORKERS\nworkers = WORKERS\n"
+    settings = load(tmp_path, servo__conf__py=config)
+    assert settings.workers == 2
+    assert set(settings.config_modules) == {"shop", "shop.numbers_", "library"}
+    (tmp_path / "shop" / "numbers_.py").write_text("WORKERS = 2 + 1\n")
+    drop_config_modules(settings)
+    assert "shop.numbers_" not in sys.modules
+    assert "library" in sys.modules
+    drop_config_modules(settings)  # a second time there is nothing to do
+    assert load(tmp_path).workers == 3

@@ -1,0 +1,180 @@
+"""Values as text and as objects: both ways, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from servo.settings import types
+from servo.settings.gunicorn_compat import WorkerClass
+from servo.settings.schema import SETTINGS
+from servo.settings.setting import Setting
+
+word = st.text(min_size=1).map(str.strip).filter(bool)
+seconds = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
+
+
+def values_of(setting: Setting) -> st.SearchStrategy[Any]:
+    """Any value that the setting may have."""
+    kind = setting.type
+    if isinstance(kind, types.Whole):
+        return st.integers(min_value=kind.minimum) | st.sampled_from(kind.words or (kind.minimum,))
+    if isinstance(kind, types.Choice):
+        return st.sampled_from(kind.options)
+    if isinstance(kind, types.TextList):
+        if kind.item is types.network:
+            return st.lists(st.ip_addresses().map(str) | st.sampled_from(["*", "10.0.0.0/8"]))
+        items = word.map("NAME={}".format) if kind.item is types.assignment else word
+        return st.lists(items)
+    if isinstance(kind, types.Table):
+        return st.dictionaries(word, word)
+    if isinstance(kind, WorkerClass):
+        return st.sampled_from(["auto", "sync", "thread", "async", "my.workers.Special"])
+    for cls, strategy in {
+        types.Switch: st.booleans(),
+        types.Seconds: seconds,
+        types.Size: st.integers(min_value=0),
+        types.Mode: st.integers(0, 0o7777),
+        types.Account: st.integers(min_value=0),
+    }.items():
+        if isinstance(kind, cls):
+            return strategy
+    return word
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_a_value_survives_being_written_as_text(setting: Setting, data: st.DataObject) -> None:
+    value = data.draw(values_of(setting))
+    text = setting.type.to_text(value)
+    assert setting.read(text, "the test", is_text=True) == value
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_the_default_is_a_valid_value(setting: Setting) -> None:
+    if setting.default is None:
+        assert setting.nullable
+    else:
+        text = setting.type.to_text(setting.default)
+        assert setting.read(text, "the test", is_text=True) == setting.default
+        assert setting.read(setting.default, "the test") == setting.default
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        (types.Whole(), "0x10", 16),
+        (types.Whole(), " 010 ", 10),
+        (types.Whole(words=("auto",)), "AUTO", "auto"),
+        (types.Seconds(), "1.5", 1.5),
+        (types.Seconds(), "-0", 0.0),
+        (types.Size(), "10m", 10 << 20),
+        (types.Size(), "64 KiB", 64 << 10),
+        (types.Size(), "2gb", 2 << 30),
+        (types.Switch(), "Yes", True),
+        (types.Switch(), "0", False),
+        (types.Mode(), "0022", 0o22),
+        (types.Mode(), "0o22", 0o22),
+        (types.Mode(), "18", 18),
+        (types.Mode(), "0", 0),
+        (types.TextList(), "a, b,,c ", ["a", "b", "c"]),
+        (types.TextList(), '["a,b", "c"]', ["a,b", "c"]),
+        (types.TextList(), "[::1]:80,[::1]:81", ["[::1]:80", "[::1]:81"]),
+        (types.TextList(), "", []),
+        (types.Table(), '{"a": {"b": 1}}', {"a": {"b": 1}}),
+        (types.user(), "12", 12),
+        (types.user(), "root", 0),
+        (types.group(), "root", 0),
+    ],
+)
+def test_text_is_read(kind: types.ValueType, text: str, value: object) -> None:
+    read = kind.from_text(text)
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "read"),
+    [
+        (types.Whole(), 3, 3),
+        (types.Whole(), "3", 3),
+        (types.Seconds(), 3, 3.0),
+        (types.Size(), "1k", 1024),
+        (types.Size(), 7, 7),
+        (types.Switch(), True, True),
+        (types.Switch(), "off", False),
+        (types.TextList(), "a,b", ["a,b"]),
+        (types.TextList(), "", []),
+        (types.TextList(), ("a", "b"), ["a", "b"]),
+        (types.TextList(commas=True), "a,b", ["a", "b"]),
+        (types.TextList(commas=True), ["a,b", "c"], ["a", "b", "c"]),
+        (types.Choice(("on",), {"true": "on"}), True, "on"),
+        (types.Directory(), Path("/tmp"), "/tmp"),
+        (types.user(), os.geteuid(), os.geteuid()),
+        (types.user(), pwd.getpwuid(0).pw_name, 0),
+    ],
+)
+def test_objects_of_files_are_read(kind: types.ValueType, value: object, read: object) -> None:
+    assert kind.from_value(value) == read
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (types.Text(), 3),
+        (types.Whole(), "many"),
+        (types.Whole(), ""),
+        (types.Whole(), True),
+        (types.Whole(), 1.0),
+        (types.Whole(), -1),
+        (types.Whole(1), "0"),
+        (types.Seconds(), "nan"),
+        (types.Seconds(), "inf"),
+        (types.Seconds(), -0.1),
+        (types.Seconds(), True),
+        (types.Seconds(), []),
+        (types.Size(), "-1"),
+        (types.Size(), "1t"),
+        (types.Size(), -1),
+        (types.Size(), 1.5),
+        (types.Switch(), "maybe"),
+        (types.Switch(), 1),
+        (types.Choice(("on", "off")), "maybe"),
+        (types.Choice(("on", "off")), True),
+        (types.TextList(), 3),
+        (types.TextList(), ["a", 3]),
+        (types.TextList(item=types.network), ["10.0.0.1/8"]),
+        (types.TextList(item=types.network), ["somewhere"]),
+        (types.TextList(item=types.assignment), ["NAME"]),
+        (types.TextList(item=types.assignment), ["=value"]),
+        (types.Table(), "[1]"),
+        (types.Table(), "{"),
+        (types.Table(), 3),
+        (types.Table(of_text=True), {"a": 1}),
+        (types.Mode(), "0888"),
+        (types.Mode(), 0o10000),
+        (types.user(), "nobody has this name"),
+        (types.user(), -1),
+        (types.user(), True),
+    ],
+)
+def test_nonsense_is_refused(kind: types.ValueType, value: object) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        kind.from_value(value)
+
+
+def test_what_a_value_names_must_exist(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    types.Directory().check(".", tmp_path)
+    types.File().check("file", tmp_path)
+    types.Output().check("not there yet", tmp_path)
+    with pytest.raises(ValueError, match="no such directory"):
+        types.Directory().check("file", tmp_path)
+    with pytest.raises(ValueError, match="no such file"):
+        types.File().check("other", tmp_path)
