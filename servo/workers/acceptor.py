@@ -53,8 +53,9 @@ class Acceptor:
         self._driver = driver
         self._most = worker.settings.worker_connections
         self._row = worker.row
-        alone = worker.alone or worker.settings.reuse_port
-        self._gate = Gate(worker.context.scoreboard, worker.row, alone)
+        # With a listener of its own nobody else could take a connection that it leaves.
+        own = worker.settings.reuse_port
+        self._gate = Gate(worker.context.scoreboard, worker.row, own)
         self._shared = worker.context.listeners
         self._listeners = [listener.socket for listener in self._shared]
         self._watching = False

@@ -60,7 +60,7 @@ class AsyncWorker(Worker):
             app.app,
             log=log,
             multithread=True,
-            multiprocess=not self.alone,
+            multiprocess=self.multiprocess,
             root_path=settings.root_path,
             header_map=settings.header_map,
             sendfile=False,
@@ -162,7 +162,7 @@ class AsyncWorker(Worker):
     def begin_request(self) -> int:
         """Count a request in; returns its start in nanoseconds."""
         started = self.meter.begin()
-        if not self.beating and not self.alone:
+        if not self.beating:
             self.beating = True
             self.loop.call_later(BEAT_S, self._beat)
         return started
@@ -202,6 +202,7 @@ class AsyncWorker(Worker):
         if quick:
             if not self.draining:
                 self.note_draining()
+            self.interrupted()
             self._end()
             return
         self._drain(STOP_IDLE_S, FRESH_GRACE_S)

@@ -36,6 +36,7 @@ from servo.observe import log as log_module
 from servo.observe import scoreboard as board
 from servo.observe.access import AccessLog
 from servo.settings.sources import drop_config_modules
+from servo.workers.hooks import RequestHooks
 from servo.workers.meter import Meter
 from servo.workers.registry import worker_class
 
@@ -71,7 +72,8 @@ class Worker:
         self.row = context.scoreboard.row(context.row_index)
         access = AccessLog(self.settings)
         self.access = access if access.enabled else None
-        self.alone = self.settings.worker_count == 1
+        self.multiprocess = self.settings.worker_count_for(self.kind) > 1
+        self.request_hooks = RequestHooks(self.settings.hooks, self)
         schemes = {
             name.lower().encode("latin-1"): value.encode("latin-1")
             for name, value in self.settings.secure_scheme_headers.items()
@@ -102,13 +104,19 @@ class Worker:
         """Tell the arbiter, and the siblings' gates, that this worker accepts."""
         self.row[board.BEAT_NS] = board.now_ns()
         self.row[board.STATE] = board.STATE_READY
-        self.context.channel.send(Ready())
+        self.context.channel.send(Ready(self.kind))
 
     def note_draining(self) -> None:
         """Tell that this worker accepts no more."""
         self.draining = True
         self.row[board.STATE] = board.STATE_DRAINING
         self.tell(Draining())
+
+    def interrupted(self) -> None:
+        """Told to stop quickly: gunicorn's `worker_int`."""
+        hook = self.settings.hooks.worker_int
+        if hook is not None:
+            hook(self)
 
     def tell(self, message: Message) -> None:
         """Send a message to the arbiter; without one it is dropped, as nobody is left to know."""

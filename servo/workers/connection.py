@@ -14,6 +14,7 @@ from servo.apps.wsgi import FileRegion, WSGIAdapter, WSGIResponder
 from servo.http.errors import ClientDisconnected
 from servo.http.forwarded import resolve_client
 from servo.http.h1 import H1Connection
+from servo.workers.hooks import HookResponse
 
 if TYPE_CHECKING:
     import socket
@@ -48,7 +49,7 @@ class ConnectionFactory:
             app.app,
             log=logging.getLogger("servo.error"),
             multithread=multithread,
-            multiprocess=not worker.alone,
+            multiprocess=worker.multiprocess,
             root_path=settings.root_path,
             header_map=settings.header_map,
             sendfile=settings.sendfile,
@@ -186,6 +187,11 @@ class Connection:
 
     def run(self) -> None:
         """Call the application; leave what is yet to be sent in `out` and `region`."""
+        hooks = self._factory.worker.request_hooks
+        facade = None
+        if hooks:
+            assert self.request is not None
+            facade = hooks.before(self.request, self.environ["REMOTE_ADDR"])
         rest = self.responder.run(self.environ)
         if isinstance(rest, FileRegion):
             self.region = rest
@@ -194,6 +200,11 @@ class Connection:
             self.out = self.send_some(rest) if rest else b""
         except ClientDisconnected:
             self.broken = True
+        if facade is not None:
+            http = self.http
+            status = self.responder.status or http.status
+            response = HookResponse(status, self.responder.headers, http.body_sent)
+            hooks.after(facade, self.environ, response)
 
     def finish_request(self, meter: Meter) -> None:
         """Account for the request, and let its parts go."""

@@ -20,7 +20,7 @@ TRIES = 3
 
 
 class Gate:
-    """One worker's side of the gate. A worker alone needs none, and is always let through."""
+    """One worker's side of the gate. `alone`: it shares its listeners with nobody."""
 
     __slots__ = ("_alone", "_board", "_row", "_tries")
 

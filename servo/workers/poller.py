@@ -478,6 +478,7 @@ class PollerWorker(Worker):
         if quick:
             if not self.draining:
                 self.note_draining()
+            self.interrupted()
             self.finished = True
             return
         self._drain(0.0)

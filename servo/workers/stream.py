@@ -14,12 +14,14 @@ from servo.http.events import Data, Refused, Request
 from servo.http.forwarded import resolve_client
 from servo.http.h1 import H1Connection
 from servo.observe import scoreboard as board
+from servo.workers.hooks import HookResponse
 
 if TYPE_CHECKING:
     from servo._types import Scope
     from servo.apps.asgi import ASGIAdapter
     from servo.http.events import Event
     from servo.workers.aio import AsyncWorker
+    from servo.workers.hooks import HookRequest
 
 log = logging.getLogger("servo.error")
 
@@ -80,6 +82,7 @@ class StreamProtocol(asyncio.Protocol):
     __slots__ = (
         "_drain_waiter",
         "_eof",
+        "_facade",
         "_http",
         "_lingering",
         "_paused",
@@ -115,6 +118,7 @@ class StreamProtocol(asyncio.Protocol):
         self._reading_head = False
         self._lingering = False
         self._eof = False
+        self._facade: HookRequest | None = None
         self._unsent = 0
         self._drain_waiter: asyncio.Future[None] | None = None
         self.writable = True
@@ -245,6 +249,9 @@ class StreamProtocol(asyncio.Protocol):
         )
         self.call = call
         self.deadline_ns = 0
+        hooks = server.worker.request_hooks
+        if hooks:
+            self._facade = hooks.before(request, self.peer_name)
         if self._trusted and not server.trusted.names.isdisjoint(request.named):
             try:
                 self._apply_forwarded(call)
@@ -391,6 +398,10 @@ class StreamProtocol(asyncio.Protocol):
             self._remote(call),
             call.response_headers,
         )
+        if self._facade is not None:
+            response = HookResponse(http.status, call.response_headers, http.body_sent)
+            server.worker.request_hooks.after(self._facade, call.scope, response)
+            self._facade = None
         if http.close_after:
             self._hang_up(linger=call.more_body)
             return

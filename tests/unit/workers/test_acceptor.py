@@ -48,7 +48,6 @@ def world():
     shared = SimpleNamespace(socket=listener, close=listener.close)
     worker = SimpleNamespace(
         settings=SimpleNamespace(worker_connections=2, reuse_port=False),
-        alone=False,
         row=row,
         context=SimpleNamespace(listeners=[shared], scoreboard=board),
     )
