@@ -26,7 +26,7 @@ _SIZE_LINE = re.compile(
     % (_TOKEN, _TOKEN, _QUOTED)
 )
 # A line still without its end; anything else can be refused at once.
-_SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}(?:[ \t]*(?:;[\t -~\x80-\xff]*)?\r?)?")
+_SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}([ \t]*(?:;[\t -~\x80-\xff]*)?)\r?")
 _MAX_SIZE = 2**63 - 1
 
 # Extensions of a whole message, in multiples of what one chunk may have. Go bounds the excess
@@ -90,10 +90,7 @@ class ChunkedReader:
             limit = _DIGITS + self._limits.chunk_extension
             line_end = buffer.find(b"\r\n", pos, pos + limit + 2)
             if line_end < 0:
-                if len(buffer) - pos > limit + 1:
-                    raise ProtocolError(400, "chunk line too long")
-                if not _SIZE_BEGUN.fullmatch(buffer, pos):
-                    raise ProtocolError(400, "malformed chunk size")
+                self._check_partial_size(buffer[pos : pos + limit + 2])
                 return pos
             match = _SIZE_LINE.fullmatch(buffer, pos, line_end)
             if match is None:
@@ -109,6 +106,13 @@ class ChunkedReader:
         self._left = size
         self._state = _DATA if size else _TRAILERS
         return after
+
+    def _check_partial_size(self, part: bytes) -> None:
+        match = _SIZE_BEGUN.fullmatch(part)
+        if match is None:
+            raise ProtocolError(400, "malformed chunk size")
+        if len(match[1]) > self._limits.chunk_extension:
+            raise ProtocolError(400, "chunk extensions too long")
 
     def _count_extension(self, length: int) -> None:
         self._extensions += length

@@ -281,7 +281,8 @@ def check_lines(part: bytes, new: int, limits: Limits) -> None:
 
 def check_field_lines(part: bytes, section: int, new: int, count: int, limits: Limits) -> None:
     """The same for field lines, which begin at `section` and may be `count`."""
-    start = max(part.rfind(b"\r\n", 0, new) + 2, section)
+    before = part.rfind(b"\r\n", section, new)
+    start = section if before < 0 else before + 2
     lines = -1
     while True:
         end = part.find(b"\r\n", start)
@@ -295,7 +296,9 @@ def check_field_lines(part: bytes, section: int, new: int, count: int, limits: L
             limits.header_field - 2,
             ProtocolError(431, "field line too long"),
         )
-        if stop - section > limits.header_total:
+        if stop == start:
+            return  # it may be the empty line that is coming
+        if stop + 2 - section > limits.header_total:
             raise ProtocolError(431, "field lines too long in total")
         if end < 0:
             return

@@ -256,7 +256,7 @@ def _is_key(item: HeaderItem) -> bool:
 
 
 def _declared_length(value: bytes, before: int | None) -> int:
-    text = value.strip()
+    text = value.strip(b" \t")
     if not text.isdigit() or len(text) > 19:
         raise LocalProtocolError(f"invalid Content-Length: {value!r:.80}")
     length = int(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import os
 from time import monotonic_ns
@@ -56,11 +57,16 @@ class StreamServer:
         self.connections: set[StreamProtocol] = set()
         self.calls: set[ASGICall] = set()
         self.draining = False
+        self._context = contextvars.copy_context()
 
     def spawn(self, call: ASGICall) -> None:
-        """Run a call in a task of its own."""
+        """Run a call in a task of its own.
+
+        In the worker's context, not the current one: that may be of another request, whose
+        application has just sent its last byte, or has let the reading go on.
+        """
         self.calls.add(call)
-        call.task = self.loop.create_task(call.run())
+        call.task = self._context.run(self.loop.create_task, call.run())
 
     def sweep(self, now_ns: int) -> None:
         """Once a second: end what has lasted too long."""

@@ -187,3 +187,31 @@ def test_limit_concurrency_answers_503(serve: Serve) -> None:
         return requests.get(f"{server.url}/", timeout=30).status_code == 200
 
     wait_for(served, "a request served after the busy one")
+
+
+def test_requests_do_not_share_a_context(serve: Callable[..., Server], tmp_path: Path) -> None:
+    """A response whose client has it all before the app's last `send`: the next request comes in
+    while that `send` runs, and must not see the first one's context variables."""
+    (tmp_path / "contexts.py").write_text(
+        """
+import asyncio, contextvars
+seen = contextvars.ContextVar("seen", default="")
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        raise NotImplementedError
+    body = f"{seen.get()!r}".encode()
+    seen.set(scope["path"])
+    length = (b"content-length", b"%d" % len(body))
+    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    await asyncio.sleep(0.3)
+    await send({"type": "http.response.body"})
+"""
+    )
+    for loop in ("asyncio", "auto"):
+        server = serve("contexts:app", "--loop", loop)
+        with requests.Session() as session:
+            for path in ("/a", "/b", "/c"):
+                assert session.get(f"{server.url}{path}", timeout=30).text == "''"
+        server.stop()
