@@ -6,6 +6,8 @@ BIND   ?= 127.0.0.1:8000
 # What `make run` serves; `make run APP=examples/flask_app.py:app` serves one example by itself.
 APP    ?= examples/all.py:app
 ARGS   ?=
+# Tests mostly wait for processes: more of them at once than cores is fine.
+JOBS   ?= 0
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -44,7 +46,7 @@ run: $(VENV)/.run
 	$(BIN)/servo $(APP) --bind $(BIND) $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -64,7 +66,7 @@ soak: $(VENV)/.dev
 	$(BIN)/python tests/soak/run.py $(ARGS)
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/fuzz tests/unit/http tests/simulation --hypothesis-profile=fuzz $(ARGS)
+	$(BIN)/python -m pytest $(wildcard tests/fuzz) tests/unit/http tests/simulation --hypothesis-profile=fuzz $(ARGS)
 
 conformance: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/conformance $(ARGS)

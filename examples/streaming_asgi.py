@@ -17,7 +17,8 @@ CHUNK = 64 * 1024
 async def app(scope, receive, send):
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])
-    if scope["path"] == "/events":
+    # Wherever it is mounted: ASGI's path begins with the root path.
+    if scope["path"].removeprefix(scope["root_path"]) == "/events":
         await events(receive, send)
     else:
         await generated(scope, send)

@@ -39,7 +39,7 @@ _SIZE, _DATA, _DATA_END, _TRAILERS = range(4)
 class ChunkedReader:
     """Reads one chunked body. `trailers` is filled when it is complete."""
 
-    __slots__ = ("_extensions", "_left", "_limits", "_received", "_state", "trailers")
+    __slots__ = ("_checked", "_extensions", "_left", "_limits", "_received", "_state", "trailers")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -47,6 +47,8 @@ class ChunkedReader:
         self._left = 0
         self._received = 0
         self._extensions = 0
+        # Bytes of an unfinished trailer section that were found in order.
+        self._checked = 0
         self.trailers: Headers = []
 
     def read(self, buffer: bytes, start: int) -> tuple[bytes, int, bool]:
@@ -125,7 +127,10 @@ class ChunkedReader:
             return pos + 2
         section_end = buffer.find(b"\r\n\r\n", pos)
         if section_end < 0:
-            check_field_lines(buffer[pos:], 0, 0, self._limits.trailer_count, self._limits)
+            part = buffer[pos:]
+            limits = self._limits
+            check_field_lines(part, 0, self._checked, limits.trailer_count, limits)
+            self._checked = len(part)
             return pos
         self.trailers = read_trailers(buffer[pos : section_end + 4], self._limits)
         return section_end + 4

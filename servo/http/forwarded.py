@@ -45,9 +45,9 @@ _PORT = re.compile(rb".*(?:\]|^[0-9.]+):([0-9]{1,5})")
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 # A colon is not allowed outside quotes, but "for=192.0.2.1:80" is seen too often to refuse.
 _PAIR = re.compile(
-    rb'[ \t]*(%b)=(?:([-!#$%%&\'*+.^_`|~0-9A-Za-z:]+)|"((?:[\t !#-\[\]-~]|\\[\t -~])*)")[ \t]*'
-    % _TOKEN
+    rb'(%b)=(?:([-!#$%%&\'*+.^_`|~0-9A-Za-z:]+)|"((?:[\t !#-\[\]-~]|\\[\t -~])*)")' % _TOKEN
 )
+_SPACE = re.compile(rb"[ \t]*")
 _ESCAPE = re.compile(rb"\\(.)")
 
 
@@ -265,6 +265,7 @@ def _split_forwarded(value: bytes) -> list[dict[bytes, bytes]]:
     elements: list[dict[bytes, bytes]] = [{}]
     pos = 0
     while pos < len(value):
+        pos = _skip_space(value, pos)
         match = _PAIR.match(value, pos)
         if match is not None:
             name = match[1].lower()
@@ -272,16 +273,21 @@ def _split_forwarded(value: bytes) -> list[dict[bytes, bytes]]:
                 raise ProtocolError(400, "repeated parameter in Forwarded")
             quoted = match[3]
             elements[-1][name] = match[2] if quoted is None else _ESCAPE.sub(rb"\1", quoted)
-            pos = match.end()
+            pos = _skip_space(value, match.end())
         separator = value[pos : pos + 1]
         if separator == b",":
             elements.append({})
-        elif separator not in (b";", b"") and (match is not None or separator not in b" \t"):
+        elif separator not in (b";", b""):
             raise ProtocolError(400, "malformed Forwarded")
         pos += 1
         if len(elements) > _MAX_HOPS:
             raise ProtocolError(400, "too many hops in a forwarding header")
     return [element for element in elements if element]
+
+
+def _skip_space(value: bytes, pos: int) -> int:
+    match = _SPACE.match(value, pos)
+    return pos if match is None else match.end()
 
 
 def _agreed(one: _Said, other: _Said, what: str) -> _Said:

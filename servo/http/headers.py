@@ -84,9 +84,11 @@ def read_request(head: bytes, parse_fields: Callable[[bytes], Headers]) -> Reque
     # Tabs are rare enough to take the long way; one pass of memchr finds them.
     if 9 in head or head.find(b" \r\n") >= 0:
         head = _TRAILING_SPACE.sub(b"\r\n", head)
-    if line[0] not in _KNOWN_METHODS:
-        # llhttp has a fixed list of methods. The stand-in changes nothing about the fields.
-        head = b"POST" + head[len(line[0]) :]
+    if line[0] not in _KNOWN_METHODS or not line[1].startswith(b"/"):
+        # llhttp has a fixed list of methods, and views of its own about URLs. The request line was
+        # judged; a stand-in changes nothing about the fields.
+        stand_in = b"POST / HTTP/%b" % line[4].encode("ascii")
+        head = stand_in + head[head.find(b"\r\n") :]
     try:
         headers = parse_fields(head)
     except ProtocolError:
@@ -269,9 +271,8 @@ def check_lines(part: bytes, new: int, limits: Limits) -> None:
     """
     end = part.find(b"\r\n")
     if new <= end + 1 or end < 0:
-        _check_line(
-            part, 0, end, new, limits.request_line, ProtocolError(414, "request line too long")
-        )
+        if _check_line(part, 0, end, new, limits.request_line) > limits.request_line:
+            raise ProtocolError(414, "request line too long")
         if end < 0:
             return
         read_request_line(part[: end + 2])
@@ -288,14 +289,9 @@ def check_field_lines(part: bytes, section: int, new: int, count: int, limits: L
         end = part.find(b"\r\n", start)
         if end == start:
             return
-        stop = _check_line(
-            part,
-            start,
-            end,
-            new,
-            limits.header_field - 2,
-            ProtocolError(431, "field line too long"),
-        )
+        stop = _check_line(part, start, end, new, limits.header_field - 2)
+        if stop - start > limits.header_field - 2:
+            raise ProtocolError(431, "field line too long")
         if stop == start:
             return  # it may be the empty line that is coming
         if stop + 2 - section > limits.header_total:
@@ -310,21 +306,15 @@ def check_field_lines(part: bytes, section: int, new: int, count: int, limits: L
         start = end + 2
 
 
-def _check_line(
-    part: bytes, start: int, end: int, new: int, limit: int, too_long: ProtocolError
-) -> int:
-    """Refuse a line that is too long, or holds control characters before it is. Where it stops.
+def _check_line(part: bytes, start: int, end: int, new: int, limit: int) -> int:
+    """Refuse control characters in a line, as far as it keeps within its limit. Where it stops.
 
     end  where its CRLF is, or -1 while that has not come
     """
-    stop = end
-    if end < 0:
-        # A CR at the very end may be half of the CRLF.
-        stop = len(part) - part.endswith(b"\r")
+    # A CR at the very end may be half of the CRLF.
+    stop = end if end >= 0 else len(part) - part.endswith(b"\r")
     if _CONTROL.search(part, max(start, new - 1), min(stop, start + limit)):
         raise ProtocolError(400, "control character, bare CR or bare LF")
-    if stop - start > limit:
-        raise too_long
     return stop
 
 
@@ -365,7 +355,8 @@ def _unusual_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | N
     if match is None:
         raise ProtocolError(400, "invalid request target")
     # User information is of no use to an origin server, and of much to a phisher (RFC 9110 4.2.4).
-    authority = match[1].rpartition(b"@")[2]
+    userinfo, at, host = match[1].partition(b"@")
+    authority: bytes = host if at else userinfo
     if not authority:
         raise ProtocolError(400, "absolute target without a host")
     check_host(authority)

@@ -53,6 +53,8 @@ REFUSED = {
         line(b"GET h:80 HTTP/1.1"),
         line(b"GET http:///p HTTP/1.1"),
         line(b"GET http://a@/p HTTP/1.1"),
+        line(b"GET http://a@@b/p HTTP/1.1"),
+        line(b"GET http://a@b@c/p HTTP/1.1"),
         line(b"GET http://a b/p HTTP/1.1"),
         line(b"GET http://a:x/p HTTP/1.1"),
         line(b"GET http://[::1/p HTTP/1.1"),
@@ -135,11 +137,14 @@ def test_refused(status: int, data: bytes, parser: str) -> None:
     assert receive(data, parser) == status
 
 
+TARGET_CHARS = [bytes([c]) for c in range(0x21, 0x7F) if c not in b'"#<>']
+
 ACCEPTED = [
     line(b"GET / HTTP/1.1"),
     line(b"GET //a//b HTTP/1.1"),
     line(b"GET /?a=[1]&b={2}|3^4`5\\6 HTTP/1.1"),
     line(b"GET /%zz?%00 HTTP/1.1"),
+    *(line(b"GET /%b?%b HTTP/1.1" % (c, c)) for c in TARGET_CHARS),
     line(b"OPTIONS * HTTP/1.1"),
     line(b"-BLARGH /p HTTP/1.1"),
     line(b"SETUP /p HTTP/1.1"),
