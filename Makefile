@@ -6,7 +6,7 @@ BIND   ?= 127.0.0.1:8000
 # What `make run` serves; `make run APP=examples/flask_app.py:app` serves one example by itself.
 APP    ?= examples/all.py:app
 ARGS   ?=
-# Tests mostly wait for processes: more of them at once than cores is fine.
+# How many tests run at once (pytest-xdist); most wait for processes, so more than cores is fine.
 JOBS   ?= 0
 
 BIN = $(VENV)/bin

@@ -175,6 +175,7 @@ class ASGICall:
         "_http",
         "_phase",
         "_received",
+        "_told",
         "_trailers",
         "_transport",
         "_waiter",
@@ -205,6 +206,7 @@ class ASGICall:
         self.more_body = request.more_body
         self._received = False
         self._ended = False
+        self._told = False
         self._waiter: asyncio.Future[None] | None = None
         self._phase = _EXPECT_START
         self.response_headers: Any = ()
@@ -226,7 +228,12 @@ class ASGICall:
             self._failed(error)
         else:
             if self._phase != _COMPLETE and not self.disconnected:
-                self._failed(AppError("the application returned before its response was complete"))
+                if self._told:
+                    self._give_up()
+                else:
+                    self._failed(
+                        AppError("the application returned before its response was complete")
+                    )
         finally:
             self._transport.call_done(self)
 
@@ -275,7 +282,7 @@ class ASGICall:
                 transport.write(interim)
         while True:
             if self.disconnected:
-                return _DISCONNECT
+                return self._disconnect()
             if not self._received and (self._body or not self.more_body):
                 body, self._body = self._body, b""
                 self._received = not self.more_body
@@ -283,13 +290,17 @@ class ASGICall:
                 return {"type": "http.request", "body": body, "more_body": self.more_body}
             if self._phase == _COMPLETE or self._ended:
                 # Nothing more will come of this request.
-                return _DISCONNECT
+                return self._disconnect()
             transport.resume_reading()
             self._waiter = transport.loop.create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+
+    def _disconnect(self) -> Message:
+        self._told = True
+        return _DISCONNECT
 
     def send(self, message: Message) -> Awaitable[None]:
         """ASGI's `send`."""
@@ -375,8 +386,8 @@ class ASGICall:
                 self._log(error)
             return
         self._log(error)
-        self._http.close_after = True
         if self._phase == _COMPLETE:
+            self._http.close_after = True
             return
         if not self._http.response_started:
             self.status = 500
@@ -385,6 +396,11 @@ class ASGICall:
                     500, [(b"content-type", b"text/plain; charset=utf-8")], _ERROR_BODY
                 )
             )
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """End a response that is not whole, by closing the connection."""
+        self._http.close_after = True
         self._phase = _COMPLETE
         self._transport.response_complete()
 

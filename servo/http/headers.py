@@ -141,22 +141,14 @@ def _judge(line: _RequestLine, headers: Headers) -> Request:
         _override_host(headers, named, authority)
 
     length = None
-    has_body = False
-    if b"content-length" in named:
-        if b"transfer-encoding" in named:
-            raise ProtocolError(400, "both Content-Length and Transfer-Encoding")
-        length = _content_length(named[b"content-length"])
+    has_body = expects = False
+    if b"content-length" in named or b"transfer-encoding" in named:
+        length = _body_length(named, version)
         has_body = length != 0
-    elif b"transfer-encoding" in named:
-        _check_transfer_encoding(named[b"transfer-encoding"], version)
-        has_body = True
-
-    expects = False
     if b"expect" in named and version == "1.1":
         if named[b"expect"].lower() != b"100-continue":
             raise ProtocolError(417, "unknown expectation")
         expects = has_body
-
     upgrade = None
     connection = named.get(b"connection")
     if connection is None:
@@ -166,14 +158,8 @@ def _judge(line: _RequestLine, headers: Headers) -> Request:
     else:
         options = tokens(connection)
         keep_alive = b"close" not in options and (version == "1.1" or b"keep-alive" in options)
-        if (
-            b"upgrade" in options
-            and method == "GET"
-            and version == "1.1"
-            and not has_body
-            and b"websocket" in tokens(named.get(b"upgrade", b""))
-        ):
-            upgrade = b"websocket"
+        if b"upgrade" in options and method == "GET" and version == "1.1" and not has_body:
+            upgrade = _upgrade(named)
     return Request(
         method,
         target,
@@ -388,6 +374,21 @@ def _content_length(value: bytes) -> int:
     if len(value) > _LENGTH_DIGITS:
         raise ProtocolError(413, "Content-Length beyond reason")
     return int(value)
+
+
+def _body_length(named: dict[bytes, bytes], version: str) -> int | None:
+    """The length that a head declares; None: the body is chunked (RFC 9112 section 6.3)."""
+    if b"transfer-encoding" not in named:
+        return _content_length(named[b"content-length"])
+    if b"content-length" in named:
+        raise ProtocolError(400, "both Content-Length and Transfer-Encoding")
+    _check_transfer_encoding(named[b"transfer-encoding"], version)
+    return None
+
+
+def _upgrade(named: dict[bytes, bytes]) -> bytes | None:
+    """The protocol asked for, if it is one that can be had; another is ignored (RFC 9110 7.8)."""
+    return b"websocket" if b"websocket" in tokens(named.get(b"upgrade", b"")) else None
 
 
 def _check_transfer_encoding(value: bytes, version: str) -> None:

@@ -93,6 +93,11 @@ def _options(setting: Setting) -> list[click.Parameter]:
     if setting.is_switch:
         pairs = [f"{flag}/--no-{flag[2:]}" if flag.startswith("--") else flag for flag in flags]
         return [click.Option([*pairs, setting.name], is_flag=True, default=None)]
+    if setting.bare is not None:
+        option = click.Option(
+            [*flags, setting.name], is_flag=False, flag_value=setting.bare, type=click.UNPROCESSED
+        )
+        return [option]
     options: list[click.Parameter] = [
         click.Option(
             [*flags, setting.name],

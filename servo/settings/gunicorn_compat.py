@@ -42,7 +42,6 @@ _HARMLESS = {
     "logger_class": ("gunicorn.glogging.logger", "simple"),
     "preload_app": ("false",),
     "protocol": ("http",),
-    "proxy_protocol": ("off", "false", "none", "0"),
     "reload_engine": ("auto",),
     "spew": ("false",),
 }
@@ -53,7 +52,6 @@ def _foreign(advice: str, *rows: tuple[str, str, bool | None]) -> list[Foreign]:
 
 
 _TLS = "there is no TLS yet; let a proxy in front do it"
-_PROXY = "the PROXY protocol is not spoken yet; let the proxy send X-Forwarded-For"
 _DIRTY = "there are no dirty arbiters; run a task queue beside Servo"
 _STRICT = "such requests are always refused"
 _CONTROL = "there is no control socket yet; use signals"
@@ -93,11 +91,6 @@ FOREIGN: dict[str, Foreign] = {
             "only HTTP is spoken",
             ("protocol", "--protocol", True),
             ("uwsgi_allow_ips", "--uwsgi-allow-from", True),
-        ),
-        *_foreign(
-            _PROXY,
-            ("proxy_protocol", "--proxy-protocol", None),
-            ("proxy_allow_ips", "--proxy-allow-from", True),
         ),
         *_foreign(
             "a trusted proxy's Forwarded and X-Forwarded fields are what counts",
@@ -195,7 +188,7 @@ SHARED = frozenset(
     reuse_port chdir daemon raw_env pidfile worker_tmp_dir user group umask initgroups
     tmp_upload_dir secure_scheme_headers forwarded_allow_ips accesslog access_log_format errorlog
     loglevel capture_output logconfig logconfig_dict logconfig_json proc_name pythonpath
-    header_map root_path asgi_loop asgi_lifespan
+    header_map root_path asgi_loop asgi_lifespan proxy_protocol proxy_allow_ips
     http_parser
     """.split()  # noqa: SIM905 (fifty names read better in lines)
 )

@@ -41,6 +41,7 @@ class Setting:
     section     the heading that it stands under
     flags       besides `--<name>` (underscores as dashes), which always works
     no_flag     (flag, value): a flag without argument, for a setting that is not a switch
+    bare        what the flag means when its argument is left out
     unit        of a number
     nullable    None is a value; empty text means it
     alias       gunicorn's name for it, where that differs
@@ -57,6 +58,7 @@ class Setting:
     section: str = ""
     flags: tuple[str, ...] = ()
     no_flag: tuple[str, Any] | None = None
+    bare: str | None = None
     unit: str = ""
     nullable: bool = False
     alias: str = ""

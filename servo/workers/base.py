@@ -38,6 +38,7 @@ from servo.observe.access import AccessLog
 from servo.settings.sources import drop_config_modules
 from servo.workers.hooks import RequestHooks
 from servo.workers.meter import Meter
+from servo.workers.proxied import ProxyProtocol
 from servo.workers.registry import worker_class
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Worker:
             name.lower().encode("latin-1"): value.encode("latin-1")
             for name, value in self.settings.secure_scheme_headers.items()
         }
+        self.proxy_protocol = ProxyProtocol(self.settings)
         self.trusted_proxies = TrustedPeers(self.settings.forwarded_allow_ips, schemes)
         self.meter = Meter(self.row, self.access, self._max_requests(), self._recycle)
 

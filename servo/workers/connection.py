@@ -15,6 +15,7 @@ from servo.http.errors import ClientDisconnected
 from servo.http.forwarded import resolve_client
 from servo.http.h1 import H1Connection
 from servo.workers.hooks import HookResponse
+from servo.workers.pace import BodyPace
 
 if TYPE_CHECKING:
     import socket
@@ -85,8 +86,10 @@ class Connection:
         "keep_alive_s",
         "linger",
         "out",
+        "pace",
         "peer_name",
         "phase",
+        "preface",
         "region",
         "request",
         "requests",
@@ -111,15 +114,12 @@ class Connection:
         )
         self.responder = WSGIResponder(factory.adapter, self.http, self)
         self.client: tuple[str, int] | None = peer[:2] if isinstance(peer, tuple) else None
-        client = self.client
+        self.preface = factory.worker.proxy_protocol.preface(self.client)
+        self.pace: BodyPace | None = None
         server = sock.getsockname()
         if isinstance(server, bytes):
             server = server.decode("utf-8", "backslashreplace")
-        self._template = factory.adapter.template(
-            server if isinstance(server, str) else server[:2], client, "http"
-        )
-        self.peer_name = client[0] if client else ""
-        self.trusted = (client[0] if client else None) in factory.trusted
+        self._describe(server if isinstance(server, str) else server[:2])
         self.keep_alive_s = factory.keep_alive_s
         self.phase = IDLE
         self.watched = 0
@@ -137,6 +137,39 @@ class Connection:
         self.thread = 0
         self.deadline_ns = 0
         self.expires_in(settings.header_timeout)
+
+    def _describe(self, server: tuple[str, int] | str) -> None:
+        """What the environs say of the two ends."""
+        client = self.client
+        self._template = self._factory.adapter.template(server, client, "http")
+        self.peer_name = client[0] if client else ""
+        self.trusted = (client[0] if client else None) in self._factory.trusted
+
+    def read_preface(self, data: bytes) -> bytes:
+        """Take the PROXY protocol's header off the first bytes. Raises ProtocolError."""
+        assert self.preface is not None
+        found = self.preface.feed(data)
+        if found is None:
+            return b""
+        self.preface = None
+        header, rest = found
+        if header.source is not None:
+            self.client = header.source
+            self._describe(header.destination or ("", 0))
+        return rest
+
+    def begin_body(self) -> None:
+        """A body begins that has not all come with its head."""
+        self.phase = BODY
+        self.body = self._factory.spool()
+        settings = self._factory.settings
+        self.pace = BodyPace(settings.body_timeout, settings.body_min_rate, monotonic_ns())
+
+    def store(self, data: bytes) -> None:
+        """Keep a part of the body. Raises OSError."""
+        assert self.pace is not None
+        self.body.write(data)
+        self.deadline_ns = self.pace.deadline_ns(monotonic_ns(), len(data))
 
     def expires_in(self, seconds: float) -> None:
         """The poller's sweep ends this phase after that time; 0 seconds: never."""

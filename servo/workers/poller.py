@@ -219,6 +219,15 @@ class PollerWorker(Worker):
             self.drop(connection)
             return
         http = connection.http
+        if connection.preface is not None and data:
+            try:
+                data = connection.read_preface(data)
+            except ProtocolError as error:
+                self._refuse(connection, Refused(error))
+                return
+            if not data:
+                self.watch(connection, _READ)
+                return
         if data:
             event = http.receive_data(data)
         else:
@@ -237,8 +246,6 @@ class PollerWorker(Worker):
         if connection.phase == IDLE and not connection.http.idle:
             connection.phase = HEAD
             connection.expires_in(self.settings.header_timeout)
-        elif connection.phase == BODY:
-            connection.expires_in(self.settings.body_timeout)
         self.watch(connection, _READ)
 
     def _on_event(self, connection: Connection, event: Event | None) -> None:
@@ -266,8 +273,7 @@ class PollerWorker(Worker):
         self._await_more(connection)
 
     def _begin_body(self, connection: Connection, request: Request) -> bool:
-        connection.phase = BODY
-        connection.body = self.factory.spool()
+        connection.begin_body()
         if request.expect_continue:
             interim = connection.http.send_continue()
             try:
@@ -279,7 +285,7 @@ class PollerWorker(Worker):
 
     def _store(self, connection: Connection, data: bytes) -> bool:
         try:
-            connection.body.write(data)
+            connection.store(data)
         except OSError as error:
             log.error("Can't spool a request body: %s", error)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -16,6 +16,7 @@ from servo.http.forwarded import resolve_client
 from servo.http.h1 import H1Connection
 from servo.observe import scoreboard as board
 from servo.workers.hooks import HookResponse
+from servo.workers.pace import BodyPace
 
 if TYPE_CHECKING:
     from servo._types import Scope
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from servo.http.events import Event
     from servo.workers.aio import AsyncWorker
     from servo.workers.hooks import HookRequest
+    from servo.workers.proxied import Preface
 
 log = logging.getLogger("servo.error")
 
@@ -91,7 +93,10 @@ class StreamProtocol(asyncio.Protocol):
         "_facade",
         "_http",
         "_lingering",
+        "_pace",
         "_paused",
+        "_paused_ns",
+        "_preface",
         "_reading_head",
         "_requests",
         "_server",
@@ -121,6 +126,9 @@ class StreamProtocol(asyncio.Protocol):
         self._trusted = False
         self._requests = 0
         self._paused = False
+        self._paused_ns = 0
+        self._pace: BodyPace | None = None
+        self._preface: Preface | None = None
         self._reading_head = False
         self._lingering = False
         self._eof = False
@@ -142,18 +150,45 @@ class StreamProtocol(asyncio.Protocol):
         client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
         own = transport.get_extra_info("sockname")
         address = (own[0], own[1]) if isinstance(own, tuple) else (own or "", None)
-        self._template = server.adapter.template(address, client, "http")
-        self.peer_name = client[0] if client else ""
-        self._trusted = (client[0] if client else None) in server.trusted
+        self._preface = server.worker.proxy_protocol.preface(client)
+        self._describe(address, client)
         server.connections.add(self)
         self._expires_in(server.settings.header_timeout)
         if server.draining:
             self.drain(FRESH_GRACE_S, FRESH_GRACE_S)
 
+    def _describe(
+        self, server: tuple[str, int] | tuple[str, None], client: tuple[str, int] | None
+    ) -> None:
+        """What the scopes say of the two ends."""
+        self._template = self._server.adapter.template(server, client, "http")
+        self.peer_name = client[0] if client else ""
+        self._trusted = (client[0] if client else None) in self._server.trusted
+
+    def _read_preface(self, data: bytes) -> bytes:
+        """Take the PROXY protocol's header off the first bytes."""
+        assert self._preface is not None
+        try:
+            found = self._preface.feed(data)
+        except ProtocolError as error:
+            self._refuse(Refused(error))
+            return b""
+        if found is None:
+            return b""
+        self._preface = None
+        header, rest = found
+        if header.source is not None:
+            self._describe(header.destination or ("", None), header.source)
+        return rest
+
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         if self._lingering:
             return
+        if self._preface is not None:
+            data = self._read_preface(data)
+            if not data:
+                return
         event = self._http.receive_data(data)
         if event is not None:
             self._on_event(event)
@@ -163,6 +198,8 @@ class StreamProtocol(asyncio.Protocol):
     def eof_received(self) -> bool:
         """See asyncio.Protocol. A half-closed client still gets its answers."""
         self._eof = True
+        if self._lingering:
+            return False  # it has our answer, and has closed too
         event = self._http.receive_eof()
         if event is not None:
             self._on_event(event)
@@ -215,6 +252,7 @@ class StreamProtocol(asyncio.Protocol):
                 call = self.call
                 if call is not None:
                     call.feed(event)
+                    self._expect_body(len(event.data))
                     if call.buffered > BODY_HIGH_WATER:
                         self._pause_reading()
             else:
@@ -226,17 +264,27 @@ class StreamProtocol(asyncio.Protocol):
     def _await_more(self) -> None:
         """Wait for the client, under the time limit of what it is sending."""
         http = self._http
+        if self._lingering:
+            return
         if not http.want_read:
             self._pause_reading()
-        call = self.call
-        if call is not None:
-            if self.writable:
-                reading_body = call.more_body and not self._paused
-                self._expires_in(self._server.settings.body_timeout if reading_body else 0)
-        elif http.in_head and not self._reading_head:
+        if self.call is None and http.in_head and not self._reading_head:
             # Once: the limit is for the whole head, however slowly it trickles in.
             self._reading_head = True
             self._expires_in(self._server.settings.header_timeout)
+
+    def _expect_body(self, received: int) -> None:
+        """Bound the wait for more of the body, unless it is we who don't read, or don't write."""
+        if not self.writable or self.call is None:
+            return
+        if self._paused or not self.call.more_body:
+            self.deadline_ns = 0
+            return
+        now = monotonic_ns()
+        if self._pace is None:
+            settings = self._server.settings
+            self._pace = BodyPace(settings.body_timeout, settings.body_min_rate, now)
+        self.deadline_ns = self._pace.deadline_ns(now, received)
 
     def _start(self, request: Request) -> None:
         server = self._server
@@ -254,7 +302,10 @@ class StreamProtocol(asyncio.Protocol):
             server.adapter, self._template, request, http, self, server.worker.begin_request()
         )
         self.call = call
+        self._pace = None
         self.deadline_ns = 0
+        if request.more_body:
+            self._expect_body(len(request.body))
         hooks = server.worker.request_hooks
         if hooks:
             self._facade = hooks.before(request, self.peer_name)
@@ -319,6 +370,8 @@ class StreamProtocol(asyncio.Protocol):
     def _pause_reading(self) -> None:
         if not self._paused and not self._transport.is_closing():
             self._paused = True
+            self._paused_ns = monotonic_ns()
+            self.deadline_ns = 0
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
@@ -326,6 +379,9 @@ class StreamProtocol(asyncio.Protocol):
         if self._paused and self._http.want_read and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
+            if self._pace is not None:
+                self._pace.pause(monotonic_ns() - self._paused_ns)
+                self._expect_body(0)
 
     # --- writing --------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ class Case:
     half_close  the client shuts its writing side after the bytes
     rules       the rest of the expectation, as framing.json has it
     note        why the expectation differs from the corpus's own
+    rfc, level  the section that the expectation is from, and how strongly it is put there
     """
 
     name: str
@@ -42,6 +43,8 @@ class Case:
     half_close: bool = False
     rules: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    rfc: str = ""
+    level: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -82,6 +85,8 @@ def framing_cases() -> list[Case]:
                 kind=expect["type"],
                 requests=expect.get("requests", raw.get("alt_accept", [])),
                 half_close=raw.get("half_close", False),
+                rfc=raw["rfc"],
+                level=raw["level"],
                 rules={k: v for k, v in {**raw, **expect}.items() if k in _RULES},
             )
         )

@@ -165,6 +165,30 @@ In an environ they can't be told from dashes: `drop` the field, `refuse` the req
 A Unix socket's peer counts as long as the default stands, or `unix` or `*` is listed.""",
     ),
     Setting(
+        name="proxy_protocol",
+        type=Choice(
+            ("off", "auto", "v1", "v2"),
+            {"true": "auto", "false": "off", "none": "off", "0": "off", "1": "auto"},
+        ),
+        default="off",
+        bare="auto",
+        section=_PROXIES,
+        help="Expect the PROXY protocol at the start of each connection: v1, v2, or either.",
+        details="""\
+Once it is on, each connection must begin with the header, and come from `proxy_allow_ips`: others
+are refused. The client that it names takes the peer's place, also for `forwarded_allow_ips`.""",
+    ),
+    Setting(
+        name="proxy_allow_ips",
+        type=TextList(metavar="NETWORK,…", valid=_NETWORKS, commas=True, item=network),
+        default=["127.0.0.1", "::1"],
+        flags=("--proxy-allow-from",),
+        section=_PROXIES,
+        help="Who may speak the PROXY protocol; *: everybody.",
+        details="""\
+A Unix socket's peer counts as long as the default stands, or `unix` or `*` is listed.""",
+    ),
+    Setting(
         name="secure_scheme_headers",
         type=Table(of_text=True),
         default={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from servo.settings.gunicorn_compat import WorkerClass
 from servo.settings.setting import DefaultFrom, Setting
-from servo.settings.types import Directory, Seconds, Switch, TextList, Whole
+from servo.settings.types import Directory, Seconds, Size, Switch, TextList, Whole
 
 _SOCKETS = "Sockets"
 _WORKERS = "Workers"
@@ -216,6 +216,17 @@ a kept connection would wait for its busy worker while others idle.""",
         unit="seconds",
         section=_TIMES,
         help="How long a request's body may pause; 0: no limit.",
+    ),
+    Setting(
+        name="body_min_rate",
+        type=Size(),
+        default=240,
+        unit="bytes a second",
+        section=_TIMES,
+        help="What a request's body must bring on average; 0: no matter how little.",
+        details="""\
+Asked for once `body_timeout` has passed, and not while the application is the one that is slow.
+240 is what Kestrel asks for.""",
     ),
     Setting(
         name="send_timeout",

@@ -1,0 +1,191 @@
+"""Every case over every parser and worker class, with real servers; and the table of what came.
+
+    python tests/conformance/combinations.py      play everything, write docs/reference/conformance.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conformance.cases import GUNICORN_ABSENT, GUNICORN_FILE, Case, framing_cases, gunicorn_cases
+from conformance.player import Play, Player, ways
+from integration.server import REPOSITORY, Server, wait_for
+
+APPS = Path(__file__).parent / "apps"
+PAGE = REPOSITORY / "docs" / "reference" / "conformance.md"
+CLASSES = {
+    "sync": ("echo_wsgi", ("-k", "sync")),
+    "thread": ("echo_wsgi", ("-k", "thread", "--threads", "4")),
+    "async": ("echo_asgi", ("-k", "async")),
+}
+COMBINATIONS = [(parser, kind) for parser in ("httptools", "h11") for kind in CLASSES]
+
+# Every so many of the short cases are split at each position.
+SPLIT_BOUND = 200
+SPLIT_EVERY = 5
+
+
+@dataclass
+class Result:
+    """What one combination made of all cases: plays with faults, and each case's outcome."""
+
+    faults: list[str]
+    outcomes: dict[str, str]
+    plays: int
+
+
+def play_all(parser: str, kind: str, directory: Path) -> Result:
+    """Every case over one combination: a server for each set of settings that cases need."""
+    groups: dict[str, list[Case]] = {}
+    for case in framing_cases() + gunicorn_cases():
+        groups.setdefault(json.dumps(case.settings, sort_keys=True), []).append(case)
+    servers = [_start(parser, kind, json.loads(key), directory) for key in groups]
+    plays: list[Play] = []
+    faults: list[str] = []
+    try:
+        for server, cases in zip(servers, groups.values(), strict=True):
+            server.wait_ready(1)
+            player = Player(server.port, environ_headers=CLASSES[kind][0] == "echo_wsgi")
+            played = player.run(_plays(cases))
+            faults += [str(play) for play in played if play.fault]
+            faults += _calls(server, played)
+            plays += played
+        for server in servers:
+            server.stop()
+            faults += ["a traceback is in the log"] * ("Traceback" in server.log())
+    finally:
+        for server in servers:
+            server.kill_all()
+    outcomes: dict[str, str] = {}
+    for play in sorted(plays, key=lambda play: play.way != "whole"):
+        text = _outcome(play)
+        if outcomes.setdefault(play.case.name, text) != text:
+            faults.append(f"{play.case} ({play.way}): {text}, but {outcomes[play.case.name]}")
+    return Result(faults, outcomes, len(plays))
+
+
+def _start(parser: str, kind: str, settings: dict[str, Any], directory: Path) -> Server:
+    module, flags = CLASSES[kind]
+    config = directory / f"{len(list(directory.iterdir()))}.py"
+    config.write_text("".join(f"{name} = {value!r}\n" for name, value in settings.items()))
+    return Server(
+        f"{APPS / module}.py:app",
+        *flags,
+        *("-w", "1", "--http-parser", parser, "-c", str(config)),
+        cwd=directory,
+        env={"SEEN": str(config.with_suffix(".seen"))},
+    ).start()
+
+
+def _plays(cases: list[Case]) -> list[Play]:
+    short = [case.name for case in cases if len(case.data) <= SPLIT_BOUND]
+    chosen = set(short[::SPLIT_EVERY])
+    return [play for case in cases for play in ways(case, case.name in chosen)]
+
+
+def _calls(server: Server, plays: list[Play]) -> list[str]:
+    """Each call of the app has been answered: it has seen no request that its client has not."""
+    path = Path(server.env["SEEN"])
+    answered = Counter(seen.path for play in plays for seen in play.seen)
+
+    def calls() -> Counter[str]:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return Counter(path for path, error in lines if error is None)
+
+    wait_for(lambda: calls().total() >= answered.total(), "calls of the app")
+    return [f"the app was called for {path}: {n}" for path, n in (calls() - answered).items()]
+
+
+def _outcome(play: Play) -> str:
+    codes = " ".join(map(str, play.codes)) or "nothing"
+    return f"{codes}, closed" if play.closed else codes
+
+
+def page(results: dict[tuple[str, str], Result]) -> str:
+    """The documentation page of these results."""
+    names = [f"{parser}, {kind}" for parser, kind in results]
+    framing = {case.name: case for case in framing_cases()}
+    first, *others = (result.outcomes for result in results.values())
+    assert all(other == first for other in others), "the combinations differ"
+    lines = [
+        "# Conformance",
+        "",
+        "What Servo makes of raw HTTP/1.1 requests, over real sockets, by parser and worker class. `make conformance` plays"
+        " them and writes this page; `make test` fails if anything differs from it. Each case is sent whole and byte by byte,"
+        " every fifth of the shorter ones also split at each position, and comes out the same every time.",
+        "",
+        f"| as expected | {' | '.join(names)} |",
+        f"|---|{'--:|' * len(names)}",
+        *(
+            f"| {corpus} | " + " | ".join(_score(result, own) for result in results.values()) + " |"
+            for corpus, own in (
+                ("the cases below", framing.keys()),
+                ("gunicorn's own", first.keys() - framing.keys()),
+            )
+        ),
+        "| connections | " + " | ".join(f"{result.plays:,}" for result in results.values()) + " |",
+        "",
+        "gunicorn's cases are its own test suite's, with the differences that `tests/conformance/cases.py` gives reasons for. They are"
+        " not part of this repository.",
+        "",
+        "## Case by case",
+        "",
+        "`200` stands for a request that reached the app as the case demands; \"closed\" for a connection that the server has ended.",
+        "",
+        "| case | RFC | level | outcome |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {case.rfc} | {case.level} | {first[name]} |" for name, case in framing.items()
+    ]
+    lines += ["", "gunicorn's:", "", "| case | outcome | remark |", "|---|---|---|"]
+    lines += [
+        f"| {case.name} | {first[case.name]} | {case.note} |" for case in gunicorn_cases()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _score(result: Result, names: Any) -> str:
+    bad = {name for name in names if any(fault.startswith(f"{name} (") for fault in result.faults)}
+    return f"{len(names) - len(bad)} of {len(names)}"
+
+
+def documented() -> dict[str, str]:
+    """Case to outcome, as the page has it."""
+    rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    known = {case.name for case in framing_cases()}
+    return {
+        row[0][2:]: row[3].removesuffix(" |") if row[0][2:] in known else row[1]
+        for row in rows
+        if row[0][2:] in known or row[0][2:].startswith(("valid/", "invalid/"))
+    }
+
+
+def main() -> int:
+    if not GUNICORN_FILE.exists():
+        print(GUNICORN_ABSENT, file=sys.stderr)
+        return 1
+    results = {}
+    for parser, kind in COMBINATIONS:
+        with tempfile.TemporaryDirectory(prefix="servo-conformance-") as directory:
+            result = results[parser, kind] = play_all(parser, kind, Path(directory))
+        print(f"{parser}, {kind}: {result.plays} connections, {len(result.faults)} faults")
+        for fault in result.faults:
+            print(f"  {fault}")
+    if any(result.faults for result in results.values()):
+        return 1
+    PAGE.write_text(page(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Plays cases over real sockets, hundreds at once: one thread, non-blocking sockets, epoll.
+
+Pieces go out in turns, one of each connection, so that the server has usually read one before the
+next comes, without anybody waiting.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from conformance.cases import Case, Outcome, Seen, judge, statuses
+
+AT_ONCE = 200
+# An answer that is as it should be is given this long to grow into one that is not.
+QUIET_S = 0.15
+DEADLINE_S = 15.0
+
+
+@dataclass
+class Play:
+    """One case on one connection.
+
+    way     how the bytes are cut, for messages
+    fault   what was wrong with the outcome, None if nothing was
+    codes   the statuses that came back
+    """
+
+    case: Case
+    way: str
+    pieces: Sequence[bytes]
+    fault: str | None = None
+    codes: tuple[int, ...] = ()
+    seen: tuple[Seen, ...] = ()
+    closed: bool = False
+    reset: bool = False
+    _sock: socket.socket | None = None
+    _sent: int = 0
+    _response: bytes = b""
+    _late: bytes = b""
+    _since: float = 0.0
+    _probing: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.case} ({self.way}): {self.fault}"
+
+
+@dataclass
+class Player:
+    """`environ_headers`: the app saw headers as an environ has them, repeats joined."""
+
+    port: int
+    environ_headers: bool
+    _open: dict[int, Play] = field(default_factory=dict)
+    _epoll: select.epoll = field(default_factory=select.epoll)
+
+    def run(self, plays: Iterable[Play]) -> list[Play]:
+        """Play all; returns them, judged."""
+        waiting: Iterator[Play] = iter(plays)
+        done: list[Play] = []
+        while True:
+            for play in islice(waiting, AT_ONCE - len(self._open)):
+                self._begin(play)
+            if not self._open:
+                break
+            busy = self._send_pieces()
+            self._receive(0.0 if busy else 0.02)
+            done += self._sort_out()
+        self._epoll.close()
+        return done
+
+    def _begin(self, play: Play) -> None:
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setblocking(False)
+        play._sock = sock
+        play._since = time.monotonic()
+        self._open[sock.fileno()] = play
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _send_pieces(self) -> bool:
+        """One piece of each connection that has any left; whether there was one."""
+        busy = False
+        for play in self._open.values():
+            if play._sent >= len(play.pieces) or play.closed:
+                continue
+            busy = True
+            assert play._sock is not None
+            try:
+                piece = play.pieces[play._sent]
+                sent = play._sock.send(piece)
+                assert sent == len(piece), "no case is that long"
+                play._sent += 1
+                if play._sent == len(play.pieces) and play.case.half_close:
+                    play._sock.shutdown(socket.SHUT_WR)
+            except (BrokenPipeError, ConnectionResetError):
+                play._sent = len(play.pieces)  # refused already, as the answer will say
+            play._since = time.monotonic()
+        return busy
+
+    def _receive(self, timeout: float) -> None:
+        for fd, _ in self._epoll.poll(timeout, AT_ONCE):
+            play = self._open[fd]
+            assert play._sock is not None
+            try:
+                data = play._sock.recv(1 << 20)
+            except ConnectionResetError:
+                data = b""
+                play.reset = True
+            except BlockingIOError:
+                continue
+            play._since = time.monotonic()
+            if data and play._probing:
+                play._late += data
+            elif data:
+                play._response += data
+            else:
+                play.closed = True
+                self._epoll.unregister(fd)
+
+    def _sort_out(self) -> list[Play]:
+        """Take out the plays that are over."""
+        now = time.monotonic()
+        over = []
+        for fd, play in list(self._open.items()):
+            if not play.closed:
+                if play._sent < len(play.pieces) or now - play._since < QUIET_S:
+                    continue
+                late = now - play._since > DEADLINE_S
+                if not late and (play._probing or self._judge(play) is not None):
+                    continue
+                if not late:
+                    self._probe(play)
+                    continue
+            self._finish(fd, play)
+            over.append(play)
+        return over
+
+    def _probe(self, play: Play) -> None:
+        """All is well so far. What the server makes of the client's end is its last word."""
+        assert play._sock is not None
+        play._probing = True
+        play._since = time.monotonic()
+        try:
+            play._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            play.reset = True
+
+    def _finish(self, fd: int, play: Play) -> None:
+        assert play._sock is not None
+        if not play.closed:
+            self._epoll.unregister(fd)
+        del self._open[fd]
+        play._sock.close()
+        if play._probing and not play.closed:
+            play.fault = "the connection outlived its client"
+        elif b"HTTP/1.1 2" in play._late:
+            play.fault = f"answered late: {play._late[:200]!r}"
+        else:
+            play.closed = play.closed and not play._probing
+            play.fault = self._judge(play)
+
+    def _judge(self, play: Play) -> str | None:
+        case = play.case
+        if self.environ_headers:
+            case = _as_environ(case)
+        try:
+            play.codes = tuple(statuses(play._response))
+            play.seen = tuple(_seen(play._response))
+        except ValueError:
+            play.codes = play.seen = ()
+        return judge(case, Outcome(play.seen, play._response, play.closed))
+
+
+def ways(case: Case, every_split: bool) -> Iterator[Play]:
+    """The case whole and byte by byte; split at every position if asked for."""
+    data = case.data
+    yield Play(case, "whole", [data])
+    yield Play(case, "byte by byte", [data[i : i + 1] for i in range(len(data))])
+    if every_split:
+        for i in range(1, len(data)):
+            yield Play(case, f"split at {i}", [data[:i], data[i:]])
+
+
+def _seen(response: bytes) -> Iterator[Seen]:
+    """The requests that the echo app has answered."""
+    while response:
+        head, _, rest = response.partition(b"\r\n\r\n")
+        code = int(head.split(b" ", 2)[1])
+        if code < 200:
+            response = rest
+            continue
+        lines = head.lower().split(b"\r\n")
+        (length,) = [int(line[15:]) for line in lines if line.startswith(b"content-length:")]
+        if code == 200:
+            answer = json.loads(rest[:length])
+            headers = [(name, value) for name, value in answer["headers"]]
+            # An environ has repeats joined: one by one, then as they are.
+            parts = [(n, p.strip()) for n, v in headers for p in v.split(",")]
+            yield Seen(
+                answer["method"],
+                answer["path"],
+                answer["body"].encode("latin-1"),
+                answer["query"],
+                (*parts, *headers),
+            )
+        response = rest[length:]
+
+
+def _as_environ(case: Case) -> Case:
+    """WSGI apps get bodies with the transfer coding removed, its field with it, and names of
+    headers in which "_" and "-" are one."""
+    requests = [
+        {
+            **request,
+            "headers": [
+                (name.replace("_", "-"), value)
+                for name, value in request.get("headers", ())
+                if name.lower() != "transfer-encoding"
+            ],
+        }
+        for request in case.requests
+    ]
+    return replace(case, requests=requests)
