@@ -7,7 +7,7 @@ BIND   ?= 127.0.0.1:8000
 APP    ?= examples/all.py:app
 ARGS   ?=
 # How many tests run at once (pytest-xdist); most wait for processes, so more than cores is fine.
-JOBS   ?= 0
+JOBS   ?= 3
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -22,7 +22,7 @@ help:
 	@echo "make bench        measure Servo beside its peers (docs/benchmarks/)"
 	@echo "make soak         the long tests (docs/soak.md)"
 	@echo "make fuzz         the fuzz targets"
-	@echo "make conformance  the protocol conformance suite"
+	@echo "make conformance  the protocol conformance suite, and its page (docs/reference/conformance.md)"
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make clean        remove what these made, the environments too"
 
@@ -69,6 +69,8 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest $(wildcard tests/fuzz) tests/unit/http tests/simulation --hypothesis-profile=fuzz $(ARGS)
 
 conformance: $(VENV)/.dev
+	$(BIN)/python tests/conformance/combinations.py
+	$(BIN)/python tests/conformance/autobahn.py
 	$(BIN)/python -m pytest tests/conformance $(ARGS)
 
 docs: $(VENV)/.docs

@@ -20,9 +20,26 @@ async def asgi(scope, receive, send):
         await send(ASGI_START)
         await send(ASGI_BODY)
         return
+    if scope["type"] == "websocket":
+        await echo(receive, send)
+        return
     # lifespan: said to be supported, as a framework's app would
     while True:
         message = await receive()
         await send({"type": message["type"] + ".complete"})
         if message["type"] == "lifespan.shutdown":
             return
+
+
+async def echo(receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        text = message.get("text")
+        if text is not None:
+            await send({"type": "websocket.send", "text": text})
+        else:
+            await send({"type": "websocket.send", "bytes": message["bytes"]})

@@ -41,6 +41,10 @@ BIND = f"127.0.0.1:{PORT}"
 SERVO = ["-m", "servo", "--bind", BIND, "--workers", "1", "--log-level", "warning"]
 GUNICORN = ["-m", "gunicorn", "--bind", BIND, "--workers", "1", "--log-level", "warning"]
 GRANIAN = ["-m", "granian", "--port", str(PORT), "--workers", "1", "--no-access-log"]
+UVICORN = [
+    *("-m", "uvicorn", "--port", str(PORT), "--http", "httptools", "--loop", "uvloop"),
+    *("--no-access-log", "--log-level", "warning"),
+]
 FAST = (
     "import fastpysgi, apps; fastpysgi.server.log_level = 1;"
     f"fastpysgi.run(apps.{{}}, '127.0.0.1', {PORT})"
@@ -58,16 +62,19 @@ SERVERS: dict[str, tuple[str, list[str]]] = {
     "waitress": ("wsgi", ["-m", "waitress", f"--listen={BIND}", "--threads=4", "apps:wsgi"]),
     "fastpysgi-wsgi": ("wsgi", ["-c", FAST.format("wsgi")]),
     "servo-async": ("asgi", [*SERVO, "-k", "async", "apps:asgi"]),
-    "uvicorn": (
-        "asgi",
-        [
-            *("-m", "uvicorn", "--port", str(PORT), "--http", "httptools", "--loop", "uvloop"),
-            *("--no-access-log", "--log-level", "warning", "apps:asgi"),
-        ],
-    ),
+    "uvicorn": ("asgi", [*UVICORN, "apps:asgi"]),
     "granian-asgi": ("asgi", [*GRANIAN, "--interface", "asgi", "apps:asgi"]),
     "hypercorn": ("asgi", ["-m", "hypercorn", "--bind", BIND, "-k", "uvloop", "apps:asgi"]),
     "fastpysgi-asgi": ("asgi", ["-c", FAST.format("asgi")]),
+    "servo-websocket": ("websocket", [*SERVO, "-k", "async", "apps:asgi"]),
+    "uvicorn-websockets": ("websocket", [*UVICORN, "--ws", "websockets", "apps:asgi"]),
+    "uvicorn-sansio": ("websocket", [*UVICORN, "--ws", "websockets-sansio", "apps:asgi"]),
+    "uvicorn-wsproto": ("websocket", [*UVICORN, "--ws", "wsproto", "apps:asgi"]),
+    "hypercorn-websocket": (
+        "websocket",
+        ["-m", "hypercorn", "--bind", BIND, "-k", "uvloop", "apps:asgi"],
+    ),
+    "granian-websocket": ("websocket", [*GRANIAN, "--interface", "asgi", "apps:asgi"]),
 }
 
 # What a browser sends, 12 header fields with Host.
@@ -85,6 +92,9 @@ BROWSER = [
     ("Sec-Fetch-Mode", "navigate"),
 ]
 WORKLOADS: dict[str, list[tuple[str, str]]] = {"hello": [], "browser": BROWSER}
+
+# Echoes over WebSocket: bytes of a message, and connections. Nothing is compressed.
+ECHOES = {"echo-32": (32, CONNECTIONS), "echo-1M": (1 << 20, 4)}
 
 
 def main() -> None:
@@ -122,13 +132,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--duration", type=float, default=4.0, help="seconds of each measurement")
     parser.add_argument("--servers", default=",".join(SERVERS), help="names, comma-separated")
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="hello,browser")
+    parser.add_argument(
+        "--workloads", default=",".join([*WORKLOADS, *ECHOES]), help="hello,browser,echo-32,echo-1M"
+    )
     parser.add_argument("--python", default=default_python(), help="the interpreter to measure on")
     parser.add_argument("--save", default="latest", help="name of the result; empty: don't save")
     parser.add_argument("--list", action="store_true", help="list the servers")
     options = parser.parse_args()
     options.servers = chosen(parser, options.servers, SERVERS)
-    options.workloads = chosen(parser, options.workloads, WORKLOADS)
+    options.workloads = chosen(parser, options.workloads, {**WORKLOADS, **ECHOES})
     # Bounded, whatever is asked for.
     options.rounds = max(1, min(options.rounds, 20))
     options.duration = max(0.5, min(options.duration, 30.0))
@@ -181,7 +193,10 @@ def describe_machine(python: str) -> dict[str, object]:
     version, packages = json.loads(subprocess.check_output([python, "-c", ask], text=True))
     real = os.path.realpath(python)
     build = "the distribution's build" if real.startswith("/usr/bin/") else "a build of its own"
-    names = "fastpysgi granian gunicorn httptools hypercorn servo-server uvicorn uvloop waitress"
+    names = (
+        "fastpysgi granian gunicorn httptools hypercorn servo-server uvicorn uvloop waitress"
+        " websockets wsproto"
+    )
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -197,13 +212,17 @@ def describe_machine(python: str) -> dict[str, object]:
 
 
 def measure(python: str, name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Start the server, run every workload against it, end it."""
+    """Start the server, run every workload that suits it, end it."""
+    echoes = SERVERS[name][0] == "websocket"
+    workloads = [workload for workload in options.workloads if (workload in ECHOES) == echoes]
+    if not workloads:
+        return {}
     with running(python, name) as session:
         found = {}
-        for workload in options.workloads:
-            generate(WORKLOADS[workload], WARM_UP_S)
+        for workload in workloads:
+            generate(workload, WARM_UP_S)
             before = cpu_seconds(session)
-            load = generate(WORKLOADS[workload], options.duration)
+            load = generate(workload, options.duration)
             used = cpu_seconds(session) - before
             if load["errors"] or not load["requests"]:
                 raise SystemExit(f"{name}, {workload}: {load}\n{LOG.read_text()[-2000:]}")
@@ -314,8 +333,13 @@ def memory_mb(session: int) -> float:
 # --- the load -------------------------------------------------------------------------------------
 
 
-def generate(headers: list[tuple[str, str]], seconds: float) -> dict[str, float]:
+def generate(workload: str, seconds: float) -> dict[str, float]:
     """Run the load generator for that long; requests, seconds, p50_ms, p99_ms, errors."""
+    if workload in ECHOES:
+        size, connections = ECHOES[workload]
+        echo = [sys.executable, str(HERE / "websocket_client.py"), str(PORT), str(seconds)]
+        return dict(json.loads(run_pinned([*echo, str(connections), str(size)], seconds)))
+    headers = WORKLOADS[workload]
     wrk = shutil.which("wrk")
     if wrk:
         command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency"]
@@ -396,10 +420,11 @@ def markdown(record: dict) -> str:
         f"{versions}.",
     ]
     for workload, servers in record["results"].items():
-        for interface in ("wsgi", "asgi"):
+        for interface in ("wsgi", "asgi", "websocket"):
             rows = {n: row for n, row in servers.items() if SERVERS[n][0] == interface}
             if rows:
-                lines += ["", f"## {interface.upper()}, {workload}", "", *table(rows)]
+                title = "WebSocket" if interface == "websocket" else interface.upper()
+                lines += ["", f"## {title}, {workload}", "", *table(rows)]
     return "\n".join(lines) + "\n"
 
 

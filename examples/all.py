@@ -14,19 +14,23 @@ from starlette.routing import Mount, Route
 # The examples are files beside this one, not a package; `servo path/to/file.py:app` needs none.
 sys.path.insert(0, str(Path(__file__).parent))
 
+import chat
 import django_app
 import fastapi_app
 import flask_app
 import starlette_app
 import streaming_asgi
 import upload
+import websocket
 
 MOUNTS = {
     "/flask": (WsgiToAsgi(flask_app.app), "Flask (WSGI, in threads)", "/"),
     "/django": (django_app.asgi_app, "Django (ASGI)", "/"),
     "/starlette": (starlette_app.app, "Starlette", "/"),
     "/fastapi": (fastapi_app.app, "FastAPI", "/docs"),
+    "/cluster-chat": (chat.app, "A chat across all workers", "/"),
     "/streaming": (streaming_asgi.app, "Streaming: a feed of events", "/events"),
+    "/chat": (websocket.app, "WebSocket: a chat", "/"),
     "/upload": (WsgiToAsgi(upload.app), "Upload: curl -T FILE", "/"),
 }
 

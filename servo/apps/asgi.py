@@ -6,6 +6,7 @@ data and disconnects, and is a `Transport` to it. No timer, no lock and no queue
 
 from __future__ import annotations
 
+import os
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
@@ -16,11 +17,11 @@ from servo.http.errors import ClientDisconnected, LocalProtocolError
 if TYPE_CHECKING:
     import asyncio
     import logging
-    from collections.abc import Awaitable, Generator
+    from collections.abc import Awaitable, Generator, Iterable
 
     from servo._types import ASGIApp, Scope
     from servo.http.events import Data, Request
-    from servo.http.h1 import H1Connection
+    from servo.http.serialise import HeaderItem
 
     Message = dict[str, Any]
 
@@ -29,11 +30,18 @@ class AppError(ServoError):
     """The application broke the ASGI specification."""
 
 
+class ResponseCut(ServoError):
+    """Raised by an application of ours that had to give up in the middle, and has said why."""
+
+
 class Transport(Protocol):
     """What a call needs of the connection's driver."""
 
     loop: asyncio.AbstractEventLoop
-    writable: bool
+
+    @property
+    def writable(self) -> bool:
+        """Little of what was written waits for the client."""
 
     def write(self, data: bytes) -> None:
         """Send, buffering what the socket doesn't take; `writable` tells of the buffer."""
@@ -44,17 +52,46 @@ class Transport(Protocol):
     def resume_reading(self) -> None:
         """The application wants more of the body."""
 
-    async def send_file(self, path: str) -> None:
-        """Send a whole file as the body (its length is in the response's Content-Length)."""
+    async def send_file(self, fd: int, offset: int, count: int) -> None:
+        """Send a part of an open file as a part of the body, after what was written before.
+
+        Raises ClientDisconnected; LocalProtocolError where Content-Length says less.
+        """
 
     def response_complete(self) -> None:
         """The last byte of the response was written."""
 
-    def call_done(self, call: ASGICall) -> None:
+    def call_done(self, call: Any) -> None:
         """The application has returned."""
 
 
-class _Ready(Coroutine[Any, Any, Any]):
+class Exchange(Protocol):
+    """Where a response goes: an HTTP/1 connection, or a stream of an HTTP/2 one.
+
+    Its methods return what is to be written; see `servo.http.h1_response.ResponseSide`.
+    """
+
+    response_started: bool
+    close_after: bool
+
+    def send_response(
+        self, status: int | str, headers: Iterable[HeaderItem], body: bytes
+    ) -> bytes: ...
+
+    def start_response(
+        self, status: int | str, headers: Iterable[HeaderItem], first: int = 0
+    ) -> bytes: ...
+
+    def send_data(self, data: bytes) -> bytes: ...
+
+    def end_response(self, trailers: Iterable[HeaderItem] = ()) -> bytes: ...
+
+    def send_informational(self, status: int, headers: Iterable[HeaderItem]) -> bytes: ...
+
+    def send_continue(self) -> bytes: ...
+
+
+class Ready(Coroutine[Any, Any, Any]):
     """An awaitable that is ready, with its value: no frame, no trip through the event loop.
 
     A Coroutine in every respect, since applications hand `send(…)` to `create_task` and the like.
@@ -68,7 +105,7 @@ class _Ready(Coroutine[Any, Any, Any]):
     def __await__(self) -> Generator[Any, Any, Any]:
         return self
 
-    def __iter__(self) -> _Ready:
+    def __iter__(self) -> Ready:
         return self
 
     def __next__(self) -> Any:
@@ -86,7 +123,7 @@ class _Ready(Coroutine[Any, Any, Any]):
         pass
 
 
-_DONE = _Ready()
+READY = Ready()
 _DISCONNECT: Message = {"type": "http.disconnect"}
 
 
@@ -129,6 +166,8 @@ class ASGIAdapter:
                 "http.response.trailers": {},
                 "http.response.early_hint": {},
                 "http.response.pathsend": {},
+                "http.response.zerocopysend": {},
+                "http.response.debug": {},
             },
         }
 
@@ -195,7 +234,7 @@ class ASGICall:
         adapter: ASGIAdapter,
         template: Scope,
         request: Request,
-        http: H1Connection,
+        http: Exchange,
         transport: Transport,
         started_ns: int,
     ) -> None:
@@ -271,7 +310,7 @@ class ASGICall:
         """ASGI's `receive`."""
         if not self._received and not self.more_body and not self.disconnected:
             self._received = True
-            return _Ready({"type": "http.request", "body": self._body, "more_body": False})
+            return Ready({"type": "http.request", "body": self._body, "more_body": False})
         return self._receive()
 
     async def _receive(self) -> Message:
@@ -319,7 +358,7 @@ class ASGICall:
                 )
                 self._phase = _COMPLETE
                 transport.response_complete()
-                return _DONE if transport.writable else transport.drained()
+                return READY if transport.writable else transport.drained()
             return self._send_body(message)
         if kind == "http.response.start":
             if self._phase != _EXPECT_START:
@@ -328,14 +367,17 @@ class ASGICall:
             self.status = message["status"]
             self.response_headers = message.get("headers", ())
             self._trailers = message.get("trailers", False)
-            return _DONE
+            return READY
         return self._send_other(message)
 
     def _send_body(self, message: Message) -> Awaitable[None]:
         transport = self._transport
         if self._phase not in (_EXPECT_BODY, _STREAMING):
             raise AppError(f"http.response.body was sent {_WHEN[self._phase]}")
-        data = self._head() + self._http.send_data(message.get("body", b""))
+        body: Any = message.get("body", b"")
+        if not isinstance(body, (bytes, bytearray, memoryview)):
+            raise AppError(f"a response body is made of bytes, not {type(body).__name__}")
+        data = self._head(len(body)) + self._http.send_data(body)
         self._phase = _STREAMING
         if message.get("more_body"):
             transport.write(data)
@@ -346,12 +388,12 @@ class ASGICall:
             self._phase = _COMPLETE
             transport.write(data + self._http.end_response())
             transport.response_complete()
-        return _DONE if transport.writable else transport.drained()
+        return READY if transport.writable else transport.drained()
 
-    def _head(self) -> bytes:
+    def _head(self, first: int = 0) -> bytes:
         if self._phase != _EXPECT_BODY:
             return b""
-        return self._http.start_response(self.status, self.response_headers)
+        return self._http.start_response(self.status, self.response_headers, first)
 
     def _send_other(self, message: Message) -> Awaitable[None]:
         kind = message["type"]
@@ -360,40 +402,84 @@ class ASGICall:
             self._phase = _COMPLETE
             transport.write(self._http.end_response(message.get("headers", ())))
             transport.response_complete()
-            return _DONE
+            return READY
         if kind == "http.response.early_hint" and self._phase == _EXPECT_START:
             links = [(b"link", link) for link in message.get("links", ())]
             transport.write(self._http.send_informational(103, links))
-            return _DONE
+            return READY
         if kind == "http.response.pathsend" and self._phase == _EXPECT_BODY:
             return self._send_path(message["path"])
+        if kind == "http.response.zerocopysend" and self._phase in (_EXPECT_BODY, _STREAMING):
+            return self._send_zero_copy(message)
+        if kind == "http.response.debug" and self._phase == _EXPECT_START:
+            self._adapter.log.debug(
+                "%s %a: %r",
+                self.request.method,
+                self.request.target.decode("latin-1"),
+                message["info"],
+            )
+            return READY
         raise AppError(f"{kind!r} was sent {_WHEN[self._phase]}")
 
     async def _send_path(self, path: str) -> None:
+        # Before the head, so that a file that is not there is a 500.
+        fd = await self._transport.loop.run_in_executor(None, os.open, path, os.O_RDONLY)
+        try:
+            await self._send_file(fd, 0, os.fstat(fd).st_size, more_body=False)
+        finally:
+            os.close(fd)
+
+    async def _send_zero_copy(self, message: Message) -> None:
+        file, offset = message["file"], message.get("offset")
+        fd = file if isinstance(file, int) else file.fileno()
+        start = offset
+        if start is None:
+            start = os.lseek(fd, 0, os.SEEK_CUR) if isinstance(file, int) else file.tell()
+        count = message.get("count")
+        left = max(os.fstat(fd).st_size - start, 0)
+        count = left if count is None else min(count, left)
+        await self._send_file(fd, start, count, message.get("more_body", False))
+        if offset is None:
+            os.lseek(fd, start + count, os.SEEK_SET)
+
+    async def _send_file(self, fd: int, offset: int, count: int, more_body: bool) -> None:
         transport = self._transport
-        transport.write(self._head())
+        self._check_connected()
+        transport.write(self._head(count))
         self._phase = _STREAMING
-        await transport.send_file(path)
+        if count and self.request.method != "HEAD":
+            await transport.send_file(fd, offset, count)
+            self._check_connected()
+        if more_body:
+            return
+        if self._trailers:
+            self._phase = _TRAILERS
+            return
         self._phase = _COMPLETE
         transport.write(self._http.end_response())
         transport.response_complete()
 
     # --- errors --------------------------------------------------------------------------------
 
+    def _check_connected(self) -> None:
+        """To be called after an `await`: much may have happened since `send` looked."""
+        if self.disconnected:
+            raise ClientDisconnected("the client has closed the connection")
+
     def _failed(self, error: BaseException) -> None:
+        gone = is_consequence(error)
+        if not gone and not isinstance(error, ResponseCut):
+            self._log(error)
         if self.disconnected or self.timed_out:
-            if not _is_consequence(error):
-                self._log(error)
             return
-        self._log(error)
         if self._phase == _COMPLETE:
             self._http.close_after = True
             return
-        if not self._http.response_started:
+        if not gone and not self._http.response_started:
             self.status = 500
             self._transport.write(
                 self._http.send_response(
-                    500, [(b"content-type", b"text/plain; charset=utf-8")], _ERROR_BODY
+                    500, [(b"content-type", b"text/plain; charset=utf-8")], ERROR_BODY
                 )
             )
         self._give_up()
@@ -412,7 +498,7 @@ class ASGICall:
             self._adapter.log.error("Error in the application for %s", what, exc_info=error)
 
 
-_ERROR_BODY = b"Internal Server Error\n"
+ERROR_BODY = b"Internal Server Error\n"
 _WHEN = {
     _EXPECT_START: "before http.response.start",
     _EXPECT_BODY: "before the body",
@@ -422,7 +508,7 @@ _WHEN = {
 }
 
 
-def _is_consequence(error: BaseException | None) -> bool:
+def is_consequence(error: BaseException | None) -> bool:
     """Whether the error only says that the client is gone (frameworks wrap ours in their own)."""
     seen = 0
     while error is not None and seen < 20:

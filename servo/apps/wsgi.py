@@ -101,6 +101,8 @@ class EmptyInput:
         """Nothing to close."""
 
 
+# With a minor version, which CGI wants (RFC 3875 section 4.1.16).
+_PROTOCOLS = {"1.1": "HTTP/1.1", "1.0": "HTTP/1.0", "2": "HTTP/2.0"}
 _EMPTY_INPUT = EmptyInput()
 _KEYS_KEPT = 1024
 
@@ -129,13 +131,8 @@ class WSGIAdapter:
         self.sendfile = sendfile
         self._root_path = root_path.rstrip("/")
         self._header_map = header_map
-        # Header name (lower case) -> environ key; None: left out. Bounded: clients choose names.
-        self._keys: dict[bytes, str | None] = {
-            b"content-type": "CONTENT_TYPE",
-            b"content-length": "CONTENT_LENGTH",
-            # RFC 9112 section 7.1.3: decoding removes the coding and gives a length instead.
-            b"transfer-encoding": None,
-        }
+        # Header name (lower case) -> environ key. Bounded: clients choose names.
+        self._keys = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
         self._base: Environ = {
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "http",
@@ -172,7 +169,26 @@ class WSGIAdapter:
 
         Raises ProtocolError for a name that `header_map` refuses.
         """
+        return self.fill(self.with_headers(template, request), request, body, length)
+
+    def with_headers(self, template: Environ, request: Request) -> Environ:
+        """The template with a request's header fields, which the next request may share."""
         environ = template.copy()
+        named = request.named
+        if len(named) == len(request.headers):
+            # The ordinary case: no name comes twice, each has been seen before.
+            keys = self._keys
+            try:
+                for name, value in request.headers:
+                    environ[keys[name]] = value.decode("latin-1")
+            except KeyError:
+                self._add_headers(environ, request)
+        else:
+            self._add_headers(environ, request)
+        return environ
+
+    def fill(self, environ: Environ, request: Request, body: Any, length: int) -> Environ:
+        """What is left of an environ that has the header fields."""
         environ["REQUEST_METHOD"] = request.method
         path = request.path
         text = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
@@ -181,31 +197,35 @@ class WSGIAdapter:
         environ["PATH_INFO"] = text
         environ["QUERY_STRING"] = request.query.decode("latin-1")
         environ["RAW_URI"] = environ["REQUEST_URI"] = request.target.decode("latin-1")
-        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if request.version == "1.1" else "HTTP/1.0"
+        environ["SERVER_PROTOCOL"] = _PROTOCOLS[request.version]
         environ["wsgi.input"] = _EMPTY_INPUT if body is None else body
-        keys = self._keys
-        for name, value in request.headers:
-            try:
-                key = keys[name]
-            except KeyError:
-                key = self._learn(name)
-            if key is None:
-                continue
-            if key in environ:
-                glue = "; " if key == "HTTP_COOKIE" else ","
-                environ[key] += glue + value.decode("latin-1")
-            else:
-                environ[key] = value.decode("latin-1")
         if request.content_length is None and body is not None:
             environ["CONTENT_LENGTH"] = str(length)
         return environ
 
+    def _add_headers(self, environ: Environ, request: Request) -> None:
+        """Any headers, one by one: new names, repeated ones, ones that are left out."""
+        seen: Environ = {}
+        for name, value in request.headers:
+            key = self._keys.get(name) or self._learn(name)
+            if key is None:
+                continue
+            if key in seen:
+                glue = "; " if key == "HTTP_COOKIE" else ","
+                seen[key] += glue + value.decode("latin-1")
+            else:
+                seen[key] = value.decode("latin-1")
+        environ.update(seen)
+
     def _learn(self, name: bytes) -> str | None:
-        key: str | None = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
+        if name == b"transfer-encoding":
+            # RFC 9112 section 7.1.3: decoding removes the coding and gives a length instead.
+            return None
         if b"_" in name and self._header_map != "dangerous":
             if self._header_map == "refuse":
                 raise ProtocolError(400, "a header name has an underscore")
-            key = None
+            return None
+        key = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
         if len(self._keys) < _KEYS_KEPT:
             self._keys[name] = key
         return key
@@ -288,12 +308,26 @@ class WSGIResponder:
         """PEP 3333's imperative `write`."""
         self._transport.send_all(self._frame(data))
 
+    def early_hints(self, headers: list[tuple[str, str]]) -> None:
+        """`wsgi.early_hints`: send 103 Early Hints (RFC 8297) before the response.
+
+        headers  usually `("Link", "</style.css>; rel=preload; as=style")` and the like
+
+        An HTTP/1.0 client gets nothing. Raises AppError once the response has begun, and
+        ClientDisconnected.
+        """
+        if self._started:
+            raise AppError("wsgi.early_hints was called after the response had begun")
+        data = self._http.send_informational(103, headers)
+        if data:
+            self._transport.send_all(data)
+
     def _frame(self, data: bytes) -> bytes:
         if not isinstance(data, bytes):
             raise AppError(f"a response body is made of bytes, not {type(data).__name__}")
         if self._started:
             return self._http.send_data(data)
-        head = self._http.start_response(self._status_given(), self.headers)
+        head = self._http.start_response(self._status_given(), self.headers, len(data))
         self._started = True
         return head + self._http.send_data(data)
 
@@ -302,7 +336,7 @@ class WSGIResponder:
             region = self._file_region(result)
             if region is not None:
                 return region
-        blocks = iter(result)
+        blocks = _bounded(result, self.headers) if type(result) is FileWrapper else iter(result)
         rest: bytes | memoryview = b""
         for block in blocks:
             if not block:
@@ -367,6 +401,22 @@ class WSGIResponder:
         return self._http.send_response(
             500, [("Content-Type", "text/plain; charset=utf-8")], b"Internal Server Error\n"
         )
+
+
+def _bounded(wrapper: FileWrapper, headers: list[tuple[str, str]]) -> Iterator[bytes]:
+    """A file up to its end or to Content-Length, whichever comes first (PEP 3333)."""
+    left = None
+    for name, value in headers:
+        if name.lower() == "content-length" and value.isdecimal():
+            left = int(value)
+    for block in wrapper:
+        if left is None:
+            yield block
+            continue
+        yield block[:left]
+        left -= min(len(block), left)
+        if not left:
+            return
 
 
 # More than this of a finished block is not left with the driver while the application goes on.

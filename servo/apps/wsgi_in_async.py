@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Any
 
+from servo.apps.asgi import ResponseCut
+from servo.apps.spool import discard, refusal
 from servo.apps.wsgi import WSGIResponder
 from servo.http.events import Request
 
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
     from servo._types import Receive, Scope, Send
     from servo.apps.wsgi import WSGIAdapter
+    from servo.http.errors import ProtocolError
+
+
+# The extension in which a worker tells this module (no application sees it) the TLS variables.
+TLS_ENVIRON = "servo.tls.environ"
 
 
 class WSGIInAsync:
@@ -46,33 +53,38 @@ class WSGIInAsync:
             scope["headers"],
             True,
         )
-        with SpooledTemporaryFile(max_size=self._body_buffer_size, dir=self._directory) as body:
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return
-                body.write(message["body"])
-                if not message["more_body"]:
-                    break
-            length = body.tell()
-            body.seek(0)
+        body = SpooledTemporaryFile(max_size=self._body_buffer_size, dir=self._directory)  # noqa: SIM115  discarded below
+        try:
+            try:
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    body.write(message["body"])
+                    if not message["more_body"]:
+                        break
+                length = body.tell()
+                body.seek(0)
+            except OSError as error:
+                await _refuse(refusal(error), send)
+                return
             server = scope["server"] or ("", 0)
             template = self._adapter.template(
                 server[0] if server[1] is None else server, scope["client"], scope["scheme"]
             )
+            template.update(scope["extensions"].get(TLS_ENVIRON, {}))
             environ = self._adapter.environ(template, request, body if length else None, length)
             loop = asyncio.get_running_loop()
             bridge = _Bridge(loop, send)
             responder = WSGIResponder(self._adapter, bridge, bridge)  # type: ignore[arg-type]
+            environ["wsgi.early_hints"] = responder.early_hints
             await loop.run_in_executor(self._pool, responder.run, environ)
             for message in bridge.whole:
                 await send(message)
             if bridge.close_after and not bridge.complete:
                 raise ResponseCut("the WSGI application failed in the middle of its response")
-
-
-class ResponseCut(Exception):  # noqa: N818  it says what happened
-    """Ends the ASGI call, so that the connection is closed before its response looks whole."""
+        finally:
+            discard(body)
 
 
 class _Bridge:
@@ -103,10 +115,18 @@ class _Bridge:
         self.response_started = self.complete = True
         return b""
 
-    def start_response(self, status: int | str, headers: Sequence[tuple[str, str]]) -> bytes:
+    def start_response(
+        self, status: int | str, headers: Sequence[tuple[str, str]], first: int = 0
+    ) -> bytes:
         """The head alone."""
         self._post(_start(status, headers))
         self.response_started = True
+        return b""
+
+    def send_informational(self, status: int, headers: Sequence[tuple[str, str]]) -> bytes:
+        """An early hint. ASGI has no other fields in it than Link."""
+        links = [value.encode("latin-1") for name, value in headers if name.lower() == "link"]
+        self._post({"type": "http.response.early_hint", "links": links})
         return b""
 
     def send_data(self, data: bytes) -> bytes:
@@ -132,6 +152,12 @@ class _Bridge:
 
     async def _deliver(self, message: dict[str, Any]) -> None:
         await self._send(message)
+
+
+async def _refuse(error: ProtocolError, send: Send) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": f"{error.reason}\n".encode()})
 
 
 def _start(status: int | str, headers: Sequence[tuple[str, str]]) -> dict[str, Any]:

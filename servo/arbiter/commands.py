@@ -1,16 +1,18 @@
-"""What an operator can ask for, whatever the way: a signal now, the control socket in time."""
+"""What an operator can ask for, by a signal or over the control socket."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from servo.arbiter.events import CommandReceived
     from servo.arbiter.supervisor import Supervisor
 
-from servo.arbiter.events import ReopenLogFiles, SendMessage
-from servo.ipc.messages import ReopenLogs
+from servo.arbiter.events import CommandAnswered, ReopenLogFiles, SendMessage
+from servo.ipc.messages import ReopenLogs, ReplaceMe
 
 
 def stop_gracefully(supervisor: Supervisor, now: float) -> None:
@@ -91,4 +93,92 @@ SIGNALS: dict[str, Callable[[Supervisor, float], None]] = {
     "SIGUSR1": reopen_logs,
     "SIGUSR2": upgrade,
     "SIGWINCH": drain_all,
+}
+
+
+# --- over the control socket ------------------------------------------------------------------
+
+
+class Refusal(Exception):  # noqa: N818
+    """A command is understood and can't be followed now; the text says why."""
+
+
+def on_command(supervisor: Supervisor, event: CommandReceived, now: float) -> None:
+    """Follow a command, and answer what was done or why nothing was."""
+    try:
+        result = COMMANDS[event.command](supervisor, now, event.argument)
+    except Refusal as refusal:
+        supervisor.crew.do(CommandAnswered(event.ticket, str(refusal)))
+    else:
+        supervisor.crew.do(CommandAnswered(event.ticket, "", result))
+
+
+def asked_to_reload(supervisor: Supervisor, now: float, _argument: object) -> dict[str, Any]:
+    """Reload; the answer is the generation that this reload brings."""
+    _refuse_if_stopping(supervisor)
+    waits = supervisor.reload is not None
+    supervisor.ask_reload(OPERATOR, now)
+    assert supervisor.reload is not None
+    generation = supervisor.reload.generation + waits
+    return {"generation": generation, "workers": supervisor.target}
+
+
+def asked_to_scale(supervisor: Supervisor, _now: float, to: str) -> dict[str, Any]:
+    """Scale to "4", or by "+1" or "-2"."""
+    _refuse_if_stopping(supervisor)
+    match = _COUNT.fullmatch(to.strip())
+    if match is None:
+        raise Refusal(f"{to!r} is no number of workers: N, +N or -N")
+    before = supervisor.target
+    number = int(match[2])
+    target = {"": number, "+": before + number, "-": before - number}[match[1]]
+    most = supervisor.policy.most_workers
+    if target < 1:
+        raise Refusal("at least one worker stays; `servoctl stop` ends the server")
+    if target > most:
+        raise Refusal(f"there is no room for more than {most} workers (scoreboard_size)")
+    supervisor.paused = False
+    supervisor.scale(target, OPERATOR)
+    return {"workers": target, "before": before}
+
+
+def asked_to_restart(supervisor: Supervisor, now: float, slot: int) -> dict[str, Any]:
+    """Replace the worker of a slot: its successor first."""
+    _refuse_if_stopping(supervisor)
+    live = [handle for handle in supervisor.pool.live() if handle.slot == slot]
+    if not live:
+        there = sorted({handle.slot for handle in supervisor.pool.live()})
+        known = ", ".join(map(str, there)) or "none"
+        raise Refusal(f"no worker serves in slot {slot}; there is {known}")
+    for handle in live:
+        if handle.wish is not None:
+            raise Refusal(f"{handle} is being replaced already")
+    # During a reload two carry the slot: the newer one is there to stay.
+    handle = max(live, key=lambda each: each.serial)
+    supervisor.crew.wishes(handle, ReplaceMe("restarted"), now)
+    return {"slot": slot, "serial": handle.serial, "pid": handle.pid}
+
+
+def asked_to_stop(supervisor: Supervisor, now: float, quick: bool) -> dict[str, Any]:
+    """End the server."""
+    stopping = supervisor.stopping
+    if stopping is None or (quick and not stopping.quick):
+        supervisor.stop(now, quick=quick, why=OPERATOR)
+    return {"workers": len(supervisor.pool)}
+
+
+def _refuse_if_stopping(supervisor: Supervisor) -> None:
+    if supervisor.ending:
+        raise Refusal("the server is stopping")
+
+
+OPERATOR = "servoctl"
+# The bound keeps `int` from a number of a thousand digits.
+_COUNT = re.compile(r"([+-]?)(\d{1,6})", re.ASCII)
+
+COMMANDS: dict[str, Callable[[Supervisor, float, Any], dict[str, Any]]] = {
+    "reload": asked_to_reload,
+    "scale": asked_to_scale,
+    "restart-worker": asked_to_restart,
+    "stop": asked_to_stop,
 }

@@ -6,9 +6,18 @@ The supervisor decides about all of them; this keeps each one's life in order an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from servo.arbiter.events import Action, ChildExited, Fork, KillWorker, Log, Release, SendMessage
+from servo.arbiter.events import (
+    Action,
+    ChildExited,
+    Fork,
+    Happened,
+    KillWorker,
+    Log,
+    Release,
+    SendMessage,
+)
 from servo.arbiter.policy import ABORT_S, BOOT_EXIT_S, BOOT_STOP_S, QUICK_STOP_S, Policy
 from servo.arbiter.pool import Pool, WorkerHandle, WorkerState
 from servo.arbiter.reasons import Ending, ExitReason, conclude, reason_named
@@ -27,6 +36,7 @@ _QUIET = frozenset(
         ExitReason.ASKED,
         ExitReason.RECYCLED,
         ExitReason.TERMINATED,
+        ExitReason.RESTARTED,
         ExitReason.SCALED_DOWN,
         ExitReason.REPLACED,
         ExitReason.NOT_NEEDED,
@@ -62,6 +72,32 @@ class Crew:
     def log(self, level: str, text: str) -> None:
         self.actions.append(Log(level, text))
 
+    def announce(self, name: str, level: str, text: str, **values: Any) -> None:
+        """One log line that is an event, too; `values` are `Happened`'s."""
+        self.do(Happened(level, text, name=name, **values))
+
+    def tell(
+        self,
+        handle: WorkerHandle,
+        name: str,
+        level: str,
+        text: str,
+        reason: ExitReason | None = None,
+        details: str = "",
+    ) -> None:
+        """A worker's transition."""
+        self.announce(
+            name,
+            level,
+            text,
+            slot=handle.slot,
+            serial=handle.serial,
+            pid=handle.pid,
+            generation=handle.generation,
+            reason=reason.name.lower() if reason is not None else "",
+            details=details,
+        )
+
     # --- getting up -----------------------------------------------------------------------------
 
     def fork(self, slot: int, generation: int, now: float) -> WorkerHandle:
@@ -75,7 +111,8 @@ class Crew:
         handle = self.pool.get(serial)
         assert handle is not None
         handle.pid = pid
-        self.log("debug", f"{handle} is forked, serial {serial}, generation {handle.generation}")
+        text = f"{handle} is forked, serial {serial}, generation {handle.generation}"
+        self.tell(handle, "spawned", "debug", text)
 
     def not_forked(self, serial: int, text: str) -> WorkerHandle:
         """The fork failed: there is no such worker."""
@@ -90,7 +127,7 @@ class Crew:
         """It says that it boots."""
         if handle.state is WorkerState.SPAWNED:
             handle.move(WorkerState.BOOTING)
-            self.log("info", f"{handle} is booting")
+            self.tell(handle, "booting", "info", f"{handle} is booting")
 
     def ready(self, handle: WorkerHandle, now: float) -> bool:
         """It says that it accepts connections. False when that no longer counts."""
@@ -98,7 +135,8 @@ class Crew:
         if handle.state is WorkerState.BOOTING:
             handle.move(WorkerState.READY)
             handle.ready_at = handle.alive_at = now
-            self.log("info", f"{handle} is ready after {now - handle.spawned_at:.2f} s")
+            text = f"{handle} is ready after {now - handle.spawned_at:.2f} s"
+            self.tell(handle, "ready", "info", text)
             return True
         if handle.state is WorkerState.DRAINING and handle.ready_at is None:
             # It got up before it read that it is to end, so it may have taken requests by now.
@@ -111,9 +149,10 @@ class Crew:
         """It says that it can't boot, and exits. False when that is no news."""
         if not handle.live or handle.ready:
             return False
-        self.log("error", f"{handle} could not boot: {message.text}")
         handle.ending = Ending(ExitReason.BOOT_FAILED)
         handle.move(WorkerState.DRAINING)
+        text = f"{handle} could not boot: {message.text}"
+        self.tell(handle, "draining", "error", text, ExitReason.BOOT_FAILED, message.text)
         handle.kill_at = now + BOOT_EXIT_S
         return True
 
@@ -168,7 +207,9 @@ class Crew:
         handle.kill_at = now + (
             grace_s if handle.ready_at is not None else min(grace_s, BOOT_STOP_S)
         )
-        self.log("info", f"{handle} is draining: {handle.ending}")
+        assert handle.ending is not None
+        text = f"{handle} is draining: {handle.ending}"
+        self.tell(handle, "draining", "info", text, handle.ending.reason)
 
     def _tell(self, handle: WorkerHandle, message: Message) -> None:
         if not handle.deaf:
@@ -190,12 +231,15 @@ class Crew:
 
     def abort(self, handle: WorkerHandle, ending: Ending, now: float) -> None:
         """Make it print its stacks and die; SIGKILL follows."""
-        self.log("error", f"{handle}: {ending}; aborting it, its stacks follow")
+        text = f"{handle}: {ending}; aborting it, its stacks follow"
         handle.ending = ending
         handle.killed_by = "SIGABRT"
         handle.kill_at = now + ABORT_S
         if handle.live:
             handle.move(WorkerState.DRAINING)
+            self.tell(handle, "draining", "error", text, ending.reason)
+        else:
+            self.log("error", text)
         self.do(KillWorker(handle.serial, "SIGABRT", str(ending)))
 
     def kill(self, handle: WorkerHandle, now: float) -> None:
@@ -223,8 +267,9 @@ class Crew:
         )
         quiet = reason in _QUIET and not handle.killed_by
         lived = f" after {_span(now - handle.spawned_at)}"
-        self.log("info" if quiet else "error", f"{handle} ended{lived}: {text}")
         handle.move(WorkerState.EXITED)
+        level = "info" if quiet else "error"
+        self.tell(handle, "exited", level, f"{handle} ended{lived}: {text}", reason)
         self.do(Release(handle.serial))
         self.pool.remove(handle)
         return Departure(handle, reason, text, _unasked(handle))

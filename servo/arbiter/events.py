@@ -6,7 +6,7 @@ Times are seconds of one monotonic clock; the supervisor only ever sees them as 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,6 +118,20 @@ class FileChanged:
     paths: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class CommandReceived:
+    """An operator asks for something, through the control socket; answered by `CommandAnswered`.
+
+    ticket    given back with the answer
+    command   a name in `commands.COMMANDS`
+    argument  what that command takes
+    """
+
+    ticket: int
+    command: str
+    argument: Any = None
+
+
 Event = (
     Started
     | SignalReceived
@@ -131,6 +145,7 @@ Event = (
     | ConfigLoaded
     | ConfigFailed
     | FileChanged
+    | CommandReceived
 )
 
 # --- actions ----------------------------------------------------------------------------------
@@ -236,6 +251,37 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Happened(Log):
+    """An entry of the log that is also a lifecycle event, for hooks and operators.
+
+    name     spawned, booting, ready, draining, exited (of a worker); reload_started,
+             reload_finished, reload_rolled_back, scaled, stopping
+    slot, serial, pid, generation   of the worker; a reload has only its generation
+    reason   an ExitReason's name in lower case (draining, exited), or why (the others)
+    details  a traceback, or ""
+    data     what else there is: numbers by name
+    """
+
+    name: str = ""
+    slot: int | None = None
+    serial: int | None = None
+    pid: int | None = None
+    generation: int | None = None
+    reason: str = ""
+    details: str = ""
+    data: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandAnswered:
+    """What became of a command. `refused`: why nothing was done, or ""."""
+
+    ticket: int
+    refused: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """No child is left: end the arbiter with this code."""
 
@@ -257,5 +303,7 @@ Action = (
     | ReopenLogFiles
     | WorkerCountChanged
     | Log
+    | Happened
+    | CommandAnswered
     | Exit
 )

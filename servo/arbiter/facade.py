@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from servo.cluster import ClusterError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from servo.arbiter.loop import Arbiter
     from servo.settings.sources import Settings
 
@@ -25,9 +29,20 @@ class WorkerFacade:
         self.cfg = cfg
         self.pid: int | None = None
         self.log = logging.getLogger("servo.error")
+        self.post: Callable[[int, Any, str], bool] | None = None
 
     def __repr__(self) -> str:
         return f"<Worker {self.slot} pid={self.pid}>"
+
+    def send(self, message: Any, topic: str = "") -> bool:
+        """Send it a message, for its `cluster.on_message` handlers. In the arbiter only.
+
+        False: it has ended, or too many messages wait for it. Raises TypeError for what is no JSON
+        value, ValueError when it is too long.
+        """
+        if self.post is None:
+            raise ClusterError("this worker is not forked yet")
+        return self.post(self.age, message, topic)
 
 
 class ServerFacade:
@@ -60,3 +75,12 @@ class ServerFacade:
     def WORKERS(self) -> dict[int, WorkerFacade]:  # noqa: N802  gunicorn's name
         """The workers that were forked and not yet reaped, by pid."""
         return self._arbiter.children.facades()
+
+    @property
+    def workers(self) -> dict[int, WorkerFacade]:
+        """The workers that messages go to, by slot: of two, the one that is ready."""
+        return self._arbiter.post.by_slot()
+
+    def broadcast(self, message: Any, topic: str = "") -> int:
+        """Send a message to all workers; to how many. As `WorkerFacade.send`."""
+        return self._arbiter.post.broadcast(message, topic=topic)

@@ -12,21 +12,27 @@ import signal
 import time
 import traceback
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from servo import __version__
 from servo.arbiter import events as ev
-from servo.arbiter import process
+from servo.arbiter import lifecycle, process
 from servo.arbiter.check import ConfigCheck, configuration_error
 from servo.arbiter.children import Children
+from servo.arbiter.control import Control
 from servo.arbiter.facade import ServerFacade
+from servo.arbiter.metrics import Metrics
 from servo.arbiter.pidfile import PidFile
 from servo.arbiter.policy import TICK_S, Policy
+from servo.arbiter.post import Post
 from servo.arbiter.signals import SignalInbox, at_foreground_of_terminal
 from servo.arbiter.sockets import Sockets
 from servo.arbiter.supervisor import Supervisor
 from servo.arbiter.watch import Watcher
 from servo.errors import ConfigError, ServoError
+from servo.ipc.messages import LogRecords, Report
+from servo.net.tls import check_switch, make_tls
 from servo.observe import log as log_module
 from servo.observe.scoreboard import Scoreboard
 
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from servo.arbiter.events import Action, Event
+    from servo.net.tls import TLS
     from servo.settings.sources import Settings
 
 log = logging.getLogger("servo.error")
@@ -49,19 +56,32 @@ class Arbiter:
     supervisor: Supervisor
     sockets: Sockets
     children: Children
+    post: Post
     scoreboard: Scoreboard
 
     def __init__(self, settings: Settings, reload_settings: Callable[[], Settings]) -> None:
         self.settings = settings
         self._reload_settings = reload_settings
         self._generations: dict[int, Settings] = {1: settings}
+        self._tls: dict[int, TLS | None] = {}
         self._inbox: deque[Event] = deque()
         self._answers: list[Event] = []
         self._exit_code: int | None = None
         self._check: ConfigCheck | None = None
         self._watcher: Watcher | None = None
         self._pidfile = PidFile(settings.pidfile) if settings.pidfile else None
+        self._metrics = Metrics()
         self._facade = ServerFacade(self)
+        self._control = Control(self)
+
+    def tell(self, event: Event) -> None:
+        """Put an event into the inbox; what a worker has for operators goes straight to them."""
+        if isinstance(event, ev.MessageReceived) and isinstance(
+            event.message, (LogRecords, Report)
+        ):
+            self._control.on_message(event.serial, event.message)
+        else:
+            self._inbox.append(event)
 
     def run(self) -> int:
         """Serve until asked to stop; the exit code.
@@ -97,9 +117,12 @@ class Arbiter:
             except Exception as error:
                 text = traceback.format_exc()
                 raise ConfigError(f"the on_starting hook failed: {error}\n{text}") from error
+        self._tls[1] = tls = make_tls(settings)
         if self._pidfile is not None:
             self._pidfile.acquire()
-        self.sockets = Sockets(settings)
+        self._control.prepare(settings)
+        self.sockets = Sockets(settings, tls is not None)
+        self._metrics.prepare(settings)
         if settings.daemon:
             process.daemonize()
             self.sockets.take_ownership()
@@ -114,8 +137,10 @@ class Arbiter:
         self._epoll = select.epoll()
         self._signals = SignalInbox()
         self.children = Children(
-            self.scoreboard, self._epoll, self._inbox.append, self._close_inherited
+            self.scoreboard, self._epoll, self.tell, self._close_inherited
         )
+        self.post = Post(self.children, self._message_hook)
+        self._control.start(settings, self._epoll)
         self._signals.install()
         self._epoll.register(self._signals.fileno(), select.EPOLLIN)
 
@@ -126,6 +151,9 @@ class Arbiter:
             self._end_check()
             self._end_watcher()
             self.children.close()
+        self._metrics.close()
+        self._control.close()
+        if hasattr(self, "_signals"):
             self._epoll.close()
             self._signals.close()
         if hasattr(self, "scoreboard"):
@@ -140,6 +168,8 @@ class Arbiter:
         self._epoll.close()
         self._signals.close_in_child()
         self.children.close_in_child()
+        self._control.close_in_child()
+        self._metrics.close_in_child()
         if self._check is not None:
             self._check.close()
         if self._watcher is not None:
@@ -153,12 +183,13 @@ class Arbiter:
         settings = self.settings
         process.set_title(f"servo: arbiter [{settings.proc_name or settings.app}]")
         log.info("Servo %s starts, its arbiter has pid %d", __version__, os.getpid())
-        self._tell_notes(settings)
+        self._tell_notes(settings, self._tls[1])
         for listener in self.sockets.listeners:
             log.info("Listening on %s", listener.name)
         if settings.reload:
             self._watcher = Watcher(settings, self._close_inherited)
             self._epoll.register(self._watcher.fileno(), select.EPOLLIN)
+        self._metrics.start(settings, self.scoreboard, self.sockets, self._close_inherited)
         self._run_hook("when_ready", self._facade)
         self._inbox.append(ev.Started())
         next_tick = time.monotonic() + TICK_S
@@ -167,11 +198,16 @@ class Arbiter:
             if self._exit_code is not None:
                 return
             due = min(next_tick, self.supervisor.wake_at())
-            for fd, mask in self._epoll.poll(max(0.0, due - time.monotonic())):
+            wake_at = 0.0 if self.post.waiting else min(due, self._control.wake_at())
+            for fd, mask in self._epoll.poll(max(0.0, wake_at - time.monotonic())):
                 self._on_descriptor(fd, mask)
+            self.post.deliver()
+            self._control.tick(time.monotonic())
             if time.monotonic() >= due:
                 next_tick = time.monotonic() + TICK_S
                 self._reap()
+                self.post.report()
+                self._metrics.tick(time.monotonic())
                 self._inbox.append(ev.Tick(*self.children.heartbeats()))
 
     def _empty_inbox(self) -> None:
@@ -181,6 +217,8 @@ class Arbiter:
             # Before anything else, the supervisor is to know which pids there are.
             self._inbox.extendleft(reversed(self._answers))
             self._answers.clear()
+        self._control.settle()
+        self._metrics.settle(self.supervisor)
 
     def _on_descriptor(self, fd: int, mask: int) -> None:
         if fd == self._signals.fileno():
@@ -191,6 +229,8 @@ class Arbiter:
                 self._epoll.unregister(fd)  # its end is told by waitpid
         elif self._watcher is not None and fd == self._watcher.fileno():
             self._on_watcher(self._watcher)
+        elif self._control.owns(fd):
+            self._control.on_ready(fd, mask)
         else:
             self.children.on_channel(fd, mask)
 
@@ -218,6 +258,8 @@ class Arbiter:
                 self._watcher.pid = 0
                 self._end_watcher()
                 log.warning("The watcher of source files has ended; changes go unnoticed now")
+            elif self._metrics.reaped(pid, code):
+                continue
             elif not self.children.read_last_words(pid):
                 log.debug("Reaped process %d, which is no worker", pid)
             else:
@@ -229,7 +271,7 @@ class Arbiter:
 
     def _check_config(self, action: ev.CheckConfig) -> None:
         try:
-            check = ConfigCheck(action.generation, self._reload_settings, self._close_inherited)
+            check = ConfigCheck(action.generation, self._read_config, self._close_inherited)
         except OSError as error:
             self._inbox.append(ev.ConfigChecked(action.generation, f"can't fork: {error}"))
             return
@@ -250,26 +292,33 @@ class Arbiter:
             self._check.close()
             self._check = None
 
+    def _read_config(self) -> tuple[Settings, TLS | None]:
+        """Read every source of settings anew, and the certificates that they name."""
+        settings = self._reload_settings()
+        check_switch(self.settings, settings)
+        return settings, make_tls(settings)
+
     def _load_config(self, action: ev.LoadConfig) -> None:
         generation = action.generation
-        loaded: list[Settings] = []
+        loaded: list[tuple[Settings, TLS | None]] = []
 
         def load() -> None:
-            loaded.append(self._reload_settings())
-            log_module.setup_logging(loaded[0])
+            loaded.append(self._read_config())
+            log_module.setup_logging(loaded[0][0])
 
         error = configuration_error(load)
         if error is not None:
             self._apply_logging()
             self._inbox.append(ev.ConfigFailed(generation, error))
             return
-        (settings,) = loaded
-        self._tell_notes(settings)
+        ((settings, tls),) = loaded
+        self._tell_notes(settings, tls)
         for name in self.settings.needs_restart(settings):
             log.warning("%s has changed: that takes a restart, not a reload", name)
         self._apply_environment(settings)
         self._hand_over_logs(settings)
         self._generations[generation] = settings
+        self._tls[generation] = tls
         self._run_hook("on_reload", self._facade, settings=settings)
         policy = policy_of(settings, self.scoreboard.capacity)
         self._inbox.append(ev.ConfigLoaded(generation, policy))
@@ -279,6 +328,7 @@ class Arbiter:
 
     def _drop(self, action: ev.DropGeneration) -> None:
         self._generations.pop(action.generation, None)
+        self._tls.pop(action.generation, None)
         # The logs follow the newest settings that were read; a roll-back returns them.
         self._apply_logging()
 
@@ -288,9 +338,11 @@ class Arbiter:
         except ServoError as error:
             log.error("The log can't be set up: %s", error)
 
-    def _tell_notes(self, settings: Settings) -> None:
+    def _tell_notes(self, settings: Settings, tls: TLS | None) -> None:
         for level, text in settings.notes:
             log.log(log_module.LEVELS[level], "%s", text)
+        for text in tls.warnings if tls is not None else ():
+            log.warning("%s", text)
 
     def _apply_environment(self, settings: Settings) -> None:
         os.environ.update(settings.env)
@@ -305,7 +357,8 @@ class Arbiter:
 
     def _fork(self, action: ev.Fork) -> None:
         settings = self._generations[action.generation]
-        child = self.children.prepare(action, settings)
+        child = self.children.prepare(action, settings, self._tls[action.generation])
+        child.facade.post = self.post.send_to
         self._run_hook("pre_fork", self._facade, child.facade, settings=settings)
         try:
             listeners = self.sockets.for_slot(action.slot)
@@ -337,12 +390,24 @@ class Arbiter:
 
     def _reopen_logs(self, _action: ev.ReopenLogFiles) -> None:
         log_module.reopen_logs()
+        self._metrics.reopen_logs()
 
     def _count_changed(self, action: ev.WorkerCountChanged) -> None:
         self._run_hook("nworkers_changed", self._facade, action.new, action.old)
 
     def _log(self, action: ev.Log) -> None:
         log.log(log_module.LEVELS[action.level], "%s", action.text)
+
+    def _happened(self, action: ev.Happened) -> None:
+        event = lifecycle.event_of(action, time.time())
+        level = log_module.LEVELS[action.level]
+        log.log(level, "%s", action.text, extra={"event": event.as_log_values()})
+        self._run_hook("on_event", self._facade, event)
+        self._control.on_event(event)
+        self._metrics.happened(action)
+
+    def _answered(self, action: ev.CommandAnswered) -> None:
+        self._control.answered(action)
 
     def _exit(self, action: ev.Exit) -> None:
         self._exit_code = action.code
@@ -357,6 +422,10 @@ class Arbiter:
             hook(*args)
         except Exception:
             log.exception("The %s hook failed", name)
+
+    def _message_hook(self) -> Callable[[Any, Any, str], Any] | None:
+        hook = self.settings.hooks.on_message
+        return None if hook is None else partial(hook, self._facade)
 
     def _on_watcher(self, watcher: Watcher) -> None:
         changes = watcher.read()
@@ -378,6 +447,7 @@ def policy_of(settings: Settings, capacity: int) -> Policy:
         timeout_s=settings.timeout,
         boot_timeout_s=settings.boot_timeout,
         graceful_timeout_s=settings.graceful_timeout,
+        pre_stop_delay_s=settings.pre_stop_delay,
         max_lifetime_s=settings.max_lifetime,
         request_timeout_s=settings.request_timeout,
         reload_batch=settings.reload_batch,
@@ -411,5 +481,7 @@ _PERFORM: dict[type[Action], Callable[[Arbiter, Any], None]] = {
     ev.ReopenLogFiles: Arbiter._reopen_logs,
     ev.WorkerCountChanged: Arbiter._count_changed,
     ev.Log: Arbiter._log,
+    ev.Happened: Arbiter._happened,
+    ev.CommandAnswered: Arbiter._answered,
     ev.Exit: Arbiter._exit,
 }

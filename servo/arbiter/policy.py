@@ -46,6 +46,7 @@ class Policy:
     timeout_s           the oldest heartbeat that passes for life (gunicorn: 30)
     boot_timeout_s      from fork to Ready
     graceful_timeout_s  from Retire or Stop to SIGKILL
+    pre_stop_delay_s    from the wish for a stop to the stop: readiness has failed meanwhile
     max_lifetime_s      from Ready to the wish for a successor
     request_timeout_s   for one request; enforced here only for a worker that can't do it itself,
                         as its one thread, or its loop, is busy
@@ -59,6 +60,7 @@ class Policy:
     timeout_s: float = 30.0
     boot_timeout_s: float = 60.0
     graceful_timeout_s: float = 30.0
+    pre_stop_delay_s: float = 0.0
     max_lifetime_s: float = 0.0
     request_timeout_s: float = 0.0
     reload_batch: int = 1

@@ -12,6 +12,7 @@ class ExitReason(Enum):
     ASKED = "the server stops"
     RECYCLED = "recycled"
     TERMINATED = "it was sent SIGTERM"
+    RESTARTED = "an operator asked for its restart"
     SCALED_DOWN = "scaled down"
     REPLACED = "replaced by a newer one"
     NOT_NEEDED = "no longer needed"

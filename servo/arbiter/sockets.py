@@ -17,9 +17,12 @@ class Sockets:
     """All listeners. With reuse_port each slot has TCP ones of its own, which its workers inherit
     from one another, as what waits in their queues would be lost with them."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Bind everything. Raises BindError or ConfigError."""
+    def __init__(self, settings: Settings, secure: bool = False) -> None:
+        """Bind everything. `secure`: for TLS, as their names then say. Raises BindError or
+        ConfigError."""
         self.listeners: list[Listener] = bind_all(settings)
+        for listener in self.listeners if secure else ():
+            listener.name = listener.name.replace("http://", "https://", 1)
         self._own_queues: bool = settings.reuse_port
         self._backlog: int = settings.backlog
         # Slot 1 has the ones that were bound first.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from servo.arbiter import events as ev
-from servo.arbiter.commands import SIGNALS
+from servo.arbiter.commands import SIGNALS, on_command
 from servo.arbiter.crew import Crew
 from servo.arbiter.plan import balance
 from servo.arbiter.policy import (
@@ -49,6 +49,15 @@ class Stopping:
     code: int
 
 
+@dataclass(slots=True)
+class Leaving:
+    """The server is to end for the reason `why`, and serves on until then: balancers that probe its
+    readiness are to send their requests elsewhere first."""
+
+    until: float
+    why: str
+
+
 class Supervisor:
     """Keeps `target` workers of the current generation serving.
 
@@ -67,6 +76,7 @@ class Supervisor:
         self.held = False
         self.reload: Reload | None = None
         self.stopping: Stopping | None = None
+        self.leaving: Leaving | None = None
         self.exited = False
         self._started = False
         self._backoff = Backoff()
@@ -80,6 +90,11 @@ class Supervisor:
     def policy(self) -> Policy:
         """The current generation's."""
         return self.crew.policies[self.generation]
+
+    @property
+    def ending(self) -> bool:
+        """A stop was asked for; it may not have begun (`pre_stop_delay`)."""
+        return self.stopping is not None or self.leaving is not None
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event; return what is to be done, in this order.
@@ -99,6 +114,8 @@ class Supervisor:
         times = self.crew.due_times()
         if self.stopping is None:
             times.append(self._backoff.not_before)
+            if self.leaving is not None:
+                times.append(self.leaving.until)
             if self.reload is not None and self.reload.phase is Phase.CHECKING:
                 times.append(self.reload.deadline)
         return min((time for time in times if time > now), default=math.inf)
@@ -152,8 +169,9 @@ class Supervisor:
         elif isinstance(message, msg.BootFailed):
             if self.crew.boot_failed(handle, message, now):
                 code = EXIT_APP if message.kind == "app" else EXIT_BOOT
-                text = message.text.strip().partition("\n")[0]
-                self._boot_failure(handle, code, text, now)
+                text = message.text.strip()
+                short = text.partition("\n")[0]
+                self._boot_failure(handle, code, short, now, details=text)
         elif isinstance(message, msg.Draining):
             self.crew.drains(handle, now)
         elif isinstance(message, msg.ReplaceMe):
@@ -174,6 +192,8 @@ class Supervisor:
         if reload is not None and reload.phase is Phase.CHECKING and now >= reload.deadline:
             limit = self.policy.boot_timeout_s
             self._roll_back(f"reading the configuration takes over {limit:g} s (boot_timeout)", now)
+        if self.leaving is not None and now >= self.leaving.until:
+            self.stop(now, quick=False, why=self.leaving.why)
 
     def _on_config_checked(self, event: ev.ConfigChecked, now: float) -> None:
         reload = self.reload
@@ -215,11 +235,23 @@ class Supervisor:
         """Ask for another number of workers."""
         old, self.target = self.target, target
         if target != old:
-            self.crew.log("info", f"{why}: {target} workers instead of {old}")
+            text = f"{why}: {target} workers instead of {old}"
+            data = {"workers": target, "before": old}
+            self.crew.announce("scaled", "info", text, reason=why, data=data)
             self.crew.do(ev.WorkerCountChanged(target, old))
 
     def stop(self, now: float, *, quick: bool, why: str, code: int = 0) -> None:
-        """End the server; `quick` cuts requests, also those of a slower stop under way."""
+        """End the server; `quick` cuts requests, also those of a slower stop under way.
+
+        An orderly one waits for `pre_stop_delay` first, unless it is asked for once more.
+        """
+        delay_s = self.policy.pre_stop_delay_s
+        if delay_s and self.served and not (quick or code or self.ending):
+            self.leaving = Leaving(now + delay_s, why)
+            text = f"{why}: not ready any more; stopping in {delay_s:g} s (pre_stop_delay)"
+            self.crew.log("info", text)
+            return
+        self.leaving = None
         if self.stopping is not None:
             self.stopping.quick = self.stopping.quick or quick
         else:
@@ -229,10 +261,13 @@ class Supervisor:
             self.stopping = Stopping(quick, code)
             self.crew.do(ev.CloseListeners())
         way = "open requests are cut" if quick else "what is under way is finished"
+        data = {"quick": quick, "code": code}
         if code:
-            self.crew.log("error", f"{why}: the server ends with exit code {code}")
+            text = f"{why}: the server ends with exit code {code}"
+            self.crew.announce("stopping", "error", text, reason=why, data=data)
         else:
-            self.crew.log("info", f"{why}: stopping; {way}")
+            text = f"{why}: stopping; {way}"
+            self.crew.announce("stopping", "info", text, reason=why, data=data)
         for handle in self.pool:
             self.crew.stop(handle, quick, now)
 
@@ -251,7 +286,7 @@ class Supervisor:
 
     def ask_reload(self, cause: str, now: float) -> None:
         """Reload now, or once more after the reload that is under way."""
-        if self.stopping is not None:
+        if self.ending:
             self.crew.log("info", f"no reload ({cause}): the server is stopping")
             return
         if self.reload is not None:
@@ -267,7 +302,10 @@ class Supervisor:
             old_generation=self.generation,
             old_target=self.target,
         )
-        self.crew.log("info", f"reload ({cause}): reading the configuration")
+        text = f"reload ({cause}): reading the configuration"
+        self.crew.announce(
+            "reload_started", "info", text, reason=cause, generation=self._last_generation
+        )
         self.crew.do(ev.CheckConfig(self._last_generation))
 
     # --- boot, and its failure --------------------------------------------------------------------
@@ -296,14 +334,21 @@ class Supervisor:
             self.scale(workers, f"workers = auto, of the class {worker_class}")
 
     def _boot_failure(
-        self, handle: WorkerHandle, code: int, text: str, now: float, *, final: bool = True
+        self,
+        handle: WorkerHandle,
+        code: int,
+        text: str,
+        now: float,
+        *,
+        final: bool = True,
+        details: str = "",
     ) -> None:
         """A worker could not boot. `final`: it said why, so trying again would not help."""
         if self.stopping is not None or handle.failure_counted:
             return
         handle.failure_counted = True
         if self._is_canary(handle):
-            self._roll_back(f"its first worker failed: {text}", now)
+            self._roll_back(f"its first worker failed: {text}", now, details)
             return
         self._note_failure(handle, now)
         if self.served or self.reload is not None or handle.generation != self.generation:
@@ -353,7 +398,7 @@ class Supervisor:
         elif self.target > self.policy.most_workers:
             self.scale(self.policy.most_workers, "reload")
 
-    def _roll_back(self, text: str, now: float) -> None:
+    def _roll_back(self, text: str, now: float, details: str = "") -> None:
         """Give the reload up: the old generation is, or becomes again, the current one."""
         reload, self.reload = self.reload, None
         assert reload is not None
@@ -371,7 +416,16 @@ class Supervisor:
         if not self.served and self.policy.wait_for_change:
             self.held = True
             keeps = "waiting for the next change of a file"
-        self.crew.log("error", f"reload ({reload.cause}) rolled back: {text}; {keeps}")
+        short, _, rest = text.partition("\n")
+        self.crew.announce(
+            "reload_rolled_back",
+            "error",
+            f"reload ({reload.cause}) rolled back: {text}; {keeps}",
+            reason=short,
+            details=details or rest,
+            generation=reload.generation,
+            data={"seconds": now - reload.started_at},
+        )
         if reload.again:
             self.ask_reload(reload.again, now)
 
@@ -391,7 +445,14 @@ class Supervisor:
         ):
             self.reload = None
             took = now - reload.started_at
-            self.crew.log("info", f"reload ({reload.cause}) finished after {took:.2f} s")
+            self.crew.announce(
+                "reload_finished",
+                "info",
+                f"reload ({reload.cause}) finished after {took:.2f} s",
+                reason=reload.cause,
+                generation=reload.generation,
+                data={"seconds": took},
+            )
             if reload.again:
                 self.ask_reload(reload.again, now)
 
@@ -485,6 +546,8 @@ class Supervisor:
         for handle in self.pool:
             handle.shift(gap)
         self._backoff.shift(gap)
+        if self.leaving is not None:
+            self.leaving.until += gap
         if self.reload is not None:
             self.reload.shift(gap)
 
@@ -502,4 +565,5 @@ _HANDLERS: dict[type, Callable[..., None]] = {
     ev.ConfigLoaded: Supervisor._on_config_loaded,
     ev.ConfigFailed: Supervisor._on_config_failed,
     ev.FileChanged: Supervisor._on_file_changed,
+    ev.CommandReceived: on_command,
 }

@@ -96,6 +96,7 @@ def _require_app(settings: Settings) -> None:
 def _check(settings: Settings) -> None:
     """Do what a start would do short of binding and forking. Raises what it would raise."""
     from servo.apps.loader import load_app, prepare_import_path
+    from servo.net.tls import make_tls
     from servo.workers.registry import worker_class
 
     _require_app(settings)
@@ -103,6 +104,9 @@ def _check(settings: Settings) -> None:
         if level != "info":
             click.echo(f"servo: {level}: {text}", err=True)
     _check_addresses(settings)
+    tls = make_tls(settings)
+    for text in tls.warnings if tls is not None else ():
+        click.echo(f"servo: warning: {text}", err=True)
     os.chdir(settings.chdir)
     os.environ.update(settings.env)
     drop_config_modules(settings)

@@ -42,7 +42,9 @@ class GroupedCommand(click.Command):
         sections = itertools.groupby(SETTINGS.values(), lambda setting: setting.section)
         for section, settings in sections:
             rows = [
-                (_flags(setting), _help(setting)) for setting in settings if setting.name != "app"
+                (_flags(setting), _help(setting))
+                for setting in settings
+                if setting.name != "app" and not setting.secret
             ]
             with formatter.section(section):
                 formatter.write_dl(rows, col_max=34, col_spacing=2)
@@ -56,7 +58,8 @@ def _flags(setting: Setting) -> str:
     short = [flag for flag in setting.shown_flags if not flag.startswith("--")]
     long = setting.main_flag
     if setting.is_switch:
-        negatable = setting.in_files  # the others are commands
+        # The others are commands, or say no by themselves.
+        negatable = setting.in_files and not long.startswith("--no-")
         return ", ".join([*short, f"--[no-]{long[2:]}" if negatable else long])
     text = f"{', '.join([*short, long])} {setting.type.metavar}"
     return text + (f", {setting.no_flag[0]}" if setting.no_flag else "")

@@ -20,7 +20,7 @@ from servo.http.events import Data, Refused, Request
 from servo.http.h1_h11 import H11Fields
 from servo.http.h1_httptools import HttptoolsFields
 from servo.http.h1_response import BODY, CLOSED, DONE, HEAD, IDLE, ResponseSide
-from servo.http.headers import check_lines, glimpse, read_request
+from servo.http.headers import KnownFields, check_lines, glimpse, read_request
 from servo.http.serialise import date_line, set_clock
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ PARSERS = ("httptools", "h11")
 
 # Bytes that may wait behind the request being answered before reading pauses: one ordinary read.
 _WAITING_BYTES = 65536
+# Longer field sections than this are not remembered.
+_REMEMBERED_BYTES = 4096
 # Empty lines before a request line: RFC 9112 section 2.2 wants one ignored, old clients send two.
 _EMPTY_LINES = 8
 
@@ -63,7 +65,9 @@ class H1Connection(ResponseSide):
         "_chunks",
         "_eof",
         "_fields",
+        "_known",
         "_limits",
+        "_previous",
         "_scanned",
         "_small_head",
     )
@@ -81,6 +85,9 @@ class H1Connection(ResponseSide):
         self._fields = _backend(parser)
         # A head no longer than each limit keeps all of them but the count of its fields.
         self._small_head = min(limits.request_line, limits.header_field, limits.header_total) - 4
+        # The fields of the last request, from its version on; what two in a row had in common.
+        self._previous = b""
+        self._known: KnownFields | None = None
         # How far the buffer was searched for the end of a head; empty lines before that head.
         self._scanned = 0
         self._blank = 0
@@ -97,10 +104,13 @@ class H1Connection(ResponseSide):
             end = data.find(b"\r\n\r\n")
             # The ordinary read: a head that nothing follows, and that starts with no empty line.
             if 0 < end == len(data) - 4 < self._small_head and data[0] > 32:
-                try:
-                    request = read_request(data, self._fields)
-                except ProtocolError as error:
-                    return self._refuse_head(error, data)
+                request = None if self._known is None else self._known.recall(data)
+                if request is None:
+                    try:
+                        request = read_request(data, self._fields)
+                    except ProtocolError as error:
+                        return self._refuse_head(error, data)
+                    self._get_to_know(data, request)
                 if not request.more_body and len(request.headers) <= self._limits.header_count:
                     self._request = request
                     self._state = DONE
@@ -108,6 +118,20 @@ class H1Connection(ResponseSide):
                     return request
                 return self._admit(request, data)
         return self._receive_more(data)
+
+    def _get_to_know(self, head: bytes, request: Request) -> None:
+        """Remember the fields once two requests have had the same."""
+        rest = head[len(request.method) + len(request.target) + 2 :]
+        if rest == self._previous and KnownFields.fit(request):
+            self._known = KnownFields(rest, request)
+        else:
+            self._known = None
+            self._previous = rest if len(rest) <= _REMEMBERED_BYTES else b""
+
+    def forget(self) -> None:
+        """Let go what is remembered of earlier requests, as the connection has become idle."""
+        self._known = None
+        self._previous = b""
 
     def receive_eof(self) -> Event | None:
         """The client has shut its side. What it sent whole is still answered, the rest refused."""

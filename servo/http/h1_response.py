@@ -37,6 +37,8 @@ CLOSED = 4  # nothing is parsed any more
 # How a response body is delimited.
 _UNDECIDED, _NO_BODY, _LENGTH, _CHUNKED, _UNTIL_CLOSE = range(5)
 
+_WEBSOCKET_VERSION = b"Sec-WebSocket-Version: 13\r\n"
+
 _line_of = LINES.__getitem__
 
 
@@ -116,9 +118,15 @@ class ResponseSide:
             return self._sent(code, parts, body)
         return self._send_unusual(status, collect(headers), body)
 
-    def start_response(self, status: int | str, headers: Iterable[HeaderItem]) -> bytes:
-        """The head of a response whose body follows. Raises `LocalProtocolError`."""
-        return self._start(status, collect(headers), None)
+    def start_response(
+        self, status: int | str, headers: Iterable[HeaderItem], first: int = 0
+    ) -> bytes:
+        """The head of a response whose body follows. Raises `LocalProtocolError`.
+
+        first   bytes of the body that are known to follow: where they already are too many, nothing
+                has begun, and another response can be sent
+        """
+        return self._start(status, collect(headers), None, first)
 
     def send_data(self, data: bytes) -> bytes:
         """A part of the body, framed. Raises `LocalProtocolError` past the Content-Length."""
@@ -161,6 +169,16 @@ class ResponseSide:
         parts = [informational_line(status), *collect(headers).lines, b"\r\n"]
         return b"" if request.version == "1.0" else b"".join(parts)
 
+    def upgrade(self, protocol: bytes, headers: Iterable[HeaderItem]) -> bytes:
+        """101: what follows is of another protocol, and `take_over` has what it sent already."""
+        request = self._owed()
+        given = collect(headers)
+        switch = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: %b\r\nConnection: Upgrade\r\n"
+        self.status = 101
+        self.body_sent = 0
+        self.response_started = True
+        return b"".join((switch % protocol, *given.lines, self._tail_of(given, False, request)))
+
     def send_continue(self) -> bytes:
         """100 Continue, if the client waits for it. To be called when the body is wanted."""
         if not self._waits_for_continue or self.response_started or self._state != BODY:
@@ -185,6 +203,9 @@ class ResponseSide:
         self.status, line = status_line(event.error.status)
         text = b"%b: %b\n" % (line[9:-2], event.error.reason.encode("ascii", "backslashreplace"))
         fields = collect(headers).lines
+        if self.status == 426:
+            # RFC 9110 section 15.5.22 and RFC 6455 section 4.4: it has to say what would be taken.
+            fields += (b"Upgrade: websocket\r\nConnection: Upgrade\r\n", _WEBSOCKET_VERSION)
         fields += (b"Content-Type: text/plain; charset=utf-8\r\n", length_line(len(text)))
         return b"".join((line, *fields, self._tail.close, b"" if method == "HEAD" else text))
 
@@ -199,14 +220,17 @@ class ResponseSide:
     def _sent(self, code: int, parts: list[bytes], body: bytes) -> bytes:
         parts.append(self._tail.keep)
         parts.append(body)
+        data = b"".join(parts)  # raises TypeError for what is no bytes: before anything has changed
         self.status = code
         self.body_sent = len(body)
         self.response_started = self.response_complete = True
         self._request = None
         self._state = HEAD if self._buffer else IDLE
-        return b"".join(parts)
+        return data
 
     def _send_unusual(self, status: int | str, given: Collected, body: bytes) -> bytes:
+        if not isinstance(body, (bytes, bytearray, memoryview)):
+            raise LocalProtocolError(f"a response body is made of bytes, not {type(body).__name__}")
         head = self._start(status, given, len(body))
         if self._framing == _NO_BODY:
             body = b""
@@ -215,7 +239,9 @@ class ResponseSide:
             self.body_sent = len(body)
         return head + body + self.end_response()
 
-    def _start(self, status: int | str, given: Collected, whole: int | None) -> bytes:
+    def _start(
+        self, status: int | str, given: Collected, whole: int | None, first: int = 0
+    ) -> bytes:
         """Decide on the framing, produce the head.
 
         whole  the length of the body where it is known (and the response complete with it)
@@ -240,6 +266,8 @@ class ResponseSide:
                     raise LocalProtocolError("more body than Content-Length says")
                 close = close or whole < length
             left = length or 0
+            if first > left:
+                raise LocalProtocolError("more body than Content-Length says")
         elif request.version == "1.1":
             framing = _CHUNKED
             parts.append(b"Transfer-Encoding: chunked\r\n")

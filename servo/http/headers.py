@@ -93,9 +93,9 @@ def read_request(head: bytes, parse_fields: Callable[[bytes], Headers]) -> Reque
         headers = parse_fields(head)
     except ProtocolError:
         # Parsers differ in what they notice first. The rules say which error this is, if they know.
-        _judge(line, split_fields(head))
+        judge(line, split_fields(head))
         raise
-    return _judge(line, headers)
+    return judge(line, headers)
 
 
 def read_request_line(head: bytes) -> _RequestLine:
@@ -125,8 +125,11 @@ def read_request_line(head: bytes) -> _RequestLine:
     return name, target, path, query, version, authority
 
 
-def _judge(line: _RequestLine, headers: Headers) -> Request:
-    """The request that these parts make. One dict of them answers nearly every question."""
+def judge(line: _RequestLine, headers: Headers) -> Request:
+    """The request that these parts make. One dict of them answers nearly every question.
+
+    line  what `read_request_line` returns; a head of HTTP/2 is judged as one of HTTP/1.1
+    """
     method, target, path, query, version, authority = line
     named = dict(headers)
     if len(named) != len(headers):
@@ -178,6 +181,61 @@ def _judge(line: _RequestLine, headers: Headers) -> Request:
     )
 
 
+class KnownFields:
+    """A field section that a connection's last requests had in common, and how it was judged.
+
+    A client repeats most of its fields to the byte, request after request; HTTP/2's compression is
+    built on that. Where version and fields are those of the request before, only the request line
+    is read. `rest` is a head from its version on; `request` is the one that was read from it.
+    """
+
+    __slots__ = ("_cut", "_headers", "_keep_alive", "_named", "_rest", "_version")
+
+    def __init__(self, rest: bytes, request: Request) -> None:
+        self._rest = rest
+        self._cut = -len(rest)
+        self._version = request.version
+        # A copy: an app may change the list that it is given.
+        self._headers = tuple(request.headers)
+        self._named = request.named
+        self._keep_alive = request.keep_alive
+
+    @staticmethod
+    def fit(request: Request) -> bool:
+        """Whether how the fields were judged depends on nothing but themselves."""
+        return (
+            request.content_length is None
+            and not request.more_body
+            and request.upgrade is None
+            and request.target.startswith(b"/")
+        )
+
+    def recall(self, head: bytes) -> Request | None:
+        """The request of a head that ends with these very fields; None for any other."""
+        if not head.endswith(self._rest):
+            return None
+        line = head[: self._cut].split(b" ")
+        if len(line) != 3:
+            return None
+        target = line[1]
+        name = METHODS.get(line[0])
+        if name is None or name == "CONNECT" or target.translate(None, _TARGET_CHARS):
+            return None
+        if not target.startswith(b"/"):
+            return None
+        path, _, query = target.partition(b"?")
+        return Request(
+            name,
+            target,
+            path,
+            query,
+            self._version,
+            [*self._headers],
+            self._keep_alive,
+            named=self._named,
+        )
+
+
 def tokens(value: bytes) -> list[bytes]:
     """The members of a comma-separated list, in lower case, without white space."""
     return [member.strip(b" \t") for member in value.lower().split(b",")]
@@ -227,6 +285,11 @@ def read_trailers(section: bytes, limits: Limits) -> Headers:
     """
     check_field_lines(section, 0, 0, limits.trailer_count, limits)
     fields = split_fields(b"\r\n" + section)
+    return keep_trailers(fields)
+
+
+def keep_trailers(fields: Headers) -> Headers:
+    """The fields that may stand in a trailer section, whatever brought it."""
     for name, _ in fields:
         if name in _TRAILERS_REFUSED:
             raise ProtocolError(400, "forbidden field in the trailer section")
@@ -388,7 +451,10 @@ def _body_length(named: dict[bytes, bytes], version: str) -> int | None:
 
 def _upgrade(named: dict[bytes, bytes]) -> bytes | None:
     """The protocol asked for, if it is one that can be had; another is ignored (RFC 9110 7.8)."""
-    return b"websocket" if b"websocket" in tokens(named.get(b"upgrade", b"")) else None
+    protocols = tokens(named.get(b"upgrade", b""))
+    if b"websocket" in protocols:
+        return b"websocket"
+    return b"h2c" if b"h2c" in protocols and b"http2-settings" in named else None
 
 
 def _check_transfer_encoding(value: bytes, version: str) -> None:

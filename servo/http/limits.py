@@ -27,3 +27,28 @@ class Limits:
     trailer_count: int = 32
     chunk_extension: int = 1024
     pipeline_depth: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class H2Limits:
+    """What an HTTP/2 connection allows beside `Limits`; the first four are told to the client.
+
+    An allowance is a number that may be spent at once, and what comes back of it each second.
+
+    streams       requests at a time (gunicorn, hypercorn, curl: 100; RFC 9113 wants no fewer)
+    window        bytes of a body that a client may send ahead of the application, each stream
+                  (gunicorn, and the protocol's own default: 65535)
+    frame         bytes of a frame (the protocol's default, and least: 16384)
+    header_list   bytes of a decoded head, with 32 for each field (gunicorn: 65536)
+    control       frames that move no request on: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty or
+                  unknown ones (nghttp2's "glitches": 1000 at once, 33 a second)
+    resets        requests that the client made and took back, or made us take back (nghttp2: 1000
+                  at once, 33 a second); each that is served gives one back
+    """
+
+    streams: int = 100
+    window: int = 65535
+    frame: int = 16384
+    header_list: int = 65536
+    control: tuple[int, int] = (1000, 100)
+    resets: tuple[int, int] = (200, 33)

@@ -3,7 +3,7 @@
 A frame is a length (four bytes, big-endian) and that many bytes of one encoded message. Both ends
 are non-blocking: `send` queues what the socket does not take, and the owner calls `flush` when the
 socket is writable again. A peer that sends something else than frames of ours is cut off, because
-nothing after it can be understood. A channel belongs to one thread.
+nothing after it can be understood. A channel belongs to one thread; any may send on a shared one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import threading
 
 from servo.errors import ServoError
 from servo.ipc.messages import Message, MessageError, decode, encode
@@ -19,6 +20,8 @@ from servo.ipc.messages import Message, MessageError, decode, encode
 MAX_FRAME_BYTES = 1 << 20
 # What may wait for a peer that does not read: more means that it hangs, and memory is not for that.
 MAX_QUEUED_BYTES = 4 << 20
+# The part of it that applications may fill with messages: an order to stop always finds room.
+MAX_QUEUED_APP_BYTES = 2 << 20
 # One `receive` reads at most this often, so that a talkative peer can't hold its reader's loop. It
 # is more than a socket buffer holds: after a peer's death one call gets all it left behind.
 _READS_PER_CALL = 16
@@ -90,6 +93,18 @@ class Channel:
         self._outgoing += _LENGTH.pack(len(payload)) + payload
         self.flush()
 
+    def queue(self, data: bytes) -> bool:
+        """Queue an encoded message of an application's, to go out with the next `flush`.
+
+        Many messages leave by one system call so. False, with nothing queued, when as much as
+        applications may queue waits already. `data` is no longer than MAX_FRAME_BYTES.
+        """
+        if len(self._outgoing) + _LENGTH.size + len(data) > MAX_QUEUED_APP_BYTES:
+            return False
+        self._outgoing += _LENGTH.pack(len(data))
+        self._outgoing += data
+        return True
+
     def flush(self) -> bool:
         """Write what is queued, as far as the socket takes it. True when nothing is left.
 
@@ -112,14 +127,16 @@ class Channel:
         poller.register(self._socket, select.POLLOUT)
         return bool(poller.poll(timeout_s * 1000))
 
-    def receive(self) -> list[Message]:
+    def receive(self, reads: int = _READS_PER_CALL) -> list[Message]:
         """Every complete message that can be read now, in the order they were sent.
+
+        reads   the system calls, of 64 KiB each, that it may take at most
 
         Raises ChannelClosed at the end of the stream; what came before it is returned first, by
         calls of their own, and the socket stays readable until the end has been raised.
         """
         if self._closed is None:
-            self._read()
+            self._read(reads)
         messages = self._take_messages()
         if not messages and self._closed is not None:
             raise ChannelClosed(self._closed)
@@ -132,8 +149,8 @@ class Channel:
         self._outgoing.clear()
         self._socket.close()
 
-    def _read(self) -> None:
-        for _ in range(_READS_PER_CALL):
+    def _read(self, reads: int) -> None:
+        for _ in range(reads):
             try:
                 data = self._socket.recv(_READ_BYTES)
             except BlockingIOError:
@@ -182,3 +199,32 @@ class Channel:
             self._socket.shutdown(socket.SHUT_RD)
         except OSError as error:
             self._closed += f" ({error})"
+
+
+class SharedChannel(Channel):
+    """A channel on which any thread may send, while one thread, or whoever has a lock, receives.
+
+    Takes over a channel that nothing was sent on or received from yet. What a full socket has not
+    taken is flushed by the thread that watches it; the others look at `wants_write` and wake it.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel._socket)
+        self._lock = threading.RLock()
+
+    def send(self, message: Message) -> None:
+        """See Channel.send."""
+        with self._lock:
+            super().send(message)
+
+    def queue(self, data: bytes) -> bool:
+        """See Channel.queue."""
+        with self._lock:
+            return super().queue(data)
+
+    def flush(self) -> bool:
+        """See Channel.flush."""
+        with self._lock:
+            return super().flush()

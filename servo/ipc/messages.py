@@ -1,13 +1,16 @@
-"""The messages between the arbiter and a worker, and their encoding: one JSON object each.
+"""The messages between the arbiter and its workers, and their encoding.
 
-A message is a frozen dataclass; on the wire it is `{"type": "Ready", ...fields}`.
+Servo's own are frozen dataclasses; on the wire each is a JSON object: `{"type": "Ready", …fields}`.
+Those between applications (`servo.cluster`) are `AppMessage`s: a fixed header that the arbiter
+routes by, a topic, and a JSON value that it passes on as it is. No header begins with a brace.
 """
 
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 from servo.errors import ServoError
 
@@ -58,6 +61,22 @@ class ReplaceMe:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class LogRecords:
+    """What the worker has written to the error log: [time, level, text] each. `lost`: not sent."""
+
+    records: list[list[Any]]
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The answer to an `Inquiry` of that number."""
+
+    number: int
+    values: dict[str, Any]
+
+
 # --- arbiter -> worker ------------------------------------------------------------------------
 
 
@@ -80,26 +99,150 @@ class ReopenLogs:
     """Close and reopen the log files (USR1)."""
 
 
-Message = Booting | Ready | BootFailed | Draining | ReplaceMe | Retire | Stop | ReopenLogs
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """An operator asks what this worker does; `what` is "stack" or "requests"."""
 
-_TYPES: dict[str, type[Message]] = {
-    kind.__name__: kind
-    for kind in (Booting, Ready, BootFailed, Draining, ReplaceMe, Retire, Stop, ReopenLogs)
+    number: int
+    what: str
+
+
+# --- between applications ---------------------------------------------------------------------
+
+# The kinds of an AppMessage. A failure is the reply to a request that nobody could answer.
+PLAIN = 1
+REQUEST = 2
+REPLY = 3
+FAILURE = 4
+# Targets that are no worker's slot.
+ARBITER = 0
+EVERYONE = 0xFFFF_FFFF
+
+MAX_TOPIC_BYTES = 255
+
+_HEADER = struct.Struct("!BIIIIB")  # as the fields of AppMessage go
+
+
+class AppMessage(NamedTuple):
+    """A message of an application's, as it travels.
+
+    kind          PLAIN, REQUEST, REPLY or FAILURE
+    slot, serial  the sender's; 0 when it is the arbiter
+    target        a slot, ARBITER or EVERYONE; a reply's is the asking worker's serial, since its
+                  successor in the slot did not ask
+    number        ties a reply to its request; of a plain message to EVERYONE, the serial of a
+                  worker that is to be left out, or 0
+    topic_length  in bytes
+    data          the whole of it, encoded
+    """
+
+    kind: int
+    slot: int
+    serial: int
+    target: int
+    number: int
+    topic_length: int
+    data: bytes
+
+    @classmethod
+    def make(
+        cls,
+        kind: int,
+        sender: tuple[int, int],
+        target: int,
+        topic: bytes,
+        payload: bytes,
+        number: int = 0,
+    ) -> AppMessage:
+        """A message to be sent. `sender` is its slot and serial, `payload` a value in JSON."""
+        head = _HEADER.pack(kind, *sender, target, number, len(topic))
+        return cls(kind, *sender, target, number, len(topic), b"".join((head, topic, payload)))
+
+    @property
+    def topic(self) -> str:
+        """What it is about. Raises MessageError if a sender has encoded it wrongly."""
+        return _text(self.data[_HEADER.size : _HEADER.size + self.topic_length])
+
+    @property
+    def payload(self) -> bytes:
+        """The value in JSON."""
+        return self.data[_HEADER.size + self.topic_length :]
+
+    def value(self) -> Any:
+        """The value that was sent. Raises MessageError if a sender has encoded it wrongly."""
+        try:
+            return from_json(_text(self.payload))
+        except (ValueError, RecursionError) as error:
+            raise MessageError(f"not JSON: {self.payload[:80]!r}") from error
+
+
+def to_json(value: object) -> bytes:
+    """A value in JSON. Raises TypeError for what has no place there: NaN, a set, a cycle, …"""
+    try:
+        return _to_json(value).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"a message consists of JSON values: {error}") from error
+
+
+_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+# What `to_json` made, as text, back into a value. Raises ValueError or RecursionError.
+from_json = json.JSONDecoder().decode
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise MessageError(f"not UTF-8: {data[:80]!r}") from error
+
+
+# --- encoding ---------------------------------------------------------------------------------
+
+Message = (
+    AppMessage
+    | Booting
+    | Ready
+    | BootFailed
+    | Draining
+    | ReplaceMe
+    | LogRecords
+    | Report
+    | Retire
+    | Stop
+    | ReopenLogs
+    | Inquiry
+)
+
+_TYPES: dict[str, Any] = {
+    kind.__name__: kind for kind in get_args(Message) if kind is not AppMessage
 }
 
 
 def encode(message: Message) -> bytes:
-    """The message as one JSON object in UTF-8."""
+    """The message's bytes."""
+    if isinstance(message, AppMessage):
+        return message.data
     return json.dumps({"type": type(message).__name__, **asdict(message)}).encode()
 
 
 def decode(data: bytes) -> Message:
     """The message in these bytes. Raises MessageError for anything else."""
+    if data[:1] != b"{":
+        return _decode_app_message(data)
     try:
         values: dict[str, Any] = json.loads(data)
         kind = _TYPES[values.pop("type")]
         if set(values) - {field.name for field in fields(kind)}:
             raise MessageError(f"unknown fields in {kind.__name__}: {sorted(values)}")
-        return kind(**values)
+        message: Message = kind(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MessageError(f"not a message: {data[:80]!r}") from error
+    return message
+
+
+def _decode_app_message(data: bytes) -> AppMessage:
+    if len(data) >= _HEADER.size and PLAIN <= data[0] <= FAILURE:
+        message = AppMessage._make((*_HEADER.unpack_from(data), data))
+        if _HEADER.size + message.topic_length <= len(data):
+            return message
+    raise MessageError(f"not a message: {data[:80]!r}")

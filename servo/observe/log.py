@@ -23,7 +23,7 @@ from servo.observe.logconfig import apply_user_config
 from servo.observe.logfile import LogFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 ERROR_LOGGER = "servo.error"
 ACCESS_LOGGER = "servo.access"
@@ -155,6 +155,27 @@ def chown_logs(uid: int | None, gid: int | None) -> None:
                 )
 
 
+def set_tap(see: Callable[[logging.LogRecord], None] | None) -> None:
+    """Have every record of the error log shown to this function, too; None: to nobody.
+
+    It sits on the logger, not beside its handlers, which a user's configuration may replace.
+    """
+    logger = logging.getLogger(ERROR_LOGGER)
+    logger.filters = [each for each in logger.filters if not isinstance(each, _Tap)]
+    if see is not None:
+        logger.addFilter(_Tap(see))
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """A record's text with its traceback, but without time and level."""
+    try:
+        text = record.getMessage()
+    except Exception:  # noqa: BLE001  its handlers report a bad record; here its words will do
+        text = str(record.msg)
+    details = _details(_PLAIN_FORMATTER, record)
+    return f"{text}\n{details}" if details else text
+
+
 def crash_fd() -> int:
     """The error log's descriptor: for faulthandler. It keeps its number when logs are reopened."""
     return _logs.error.fd
@@ -203,6 +224,18 @@ def _open_files(settings: LogSettings) -> None:
     _logs.error, _logs.access = error, access
 
 
+class _Tap(logging.Filter):
+    """Lets every record pass, and shows it."""
+
+    def __init__(self, see: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__()
+        self._see = see
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self._see(record)
+        return True
+
+
 class _FileHandler(logging.Handler):
     """A record is one line (or a traceback's lines) in one write to a LogFile."""
 
@@ -241,7 +274,8 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object a line: time (ISO 8601), level, pid, logger, message and, if any, exc."""
+    """One JSON object a line: time (ISO 8601), level, pid, logger, message and, if any, exc (a
+    traceback) and event (a lifecycle event)."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created).astimezone()
@@ -255,7 +289,13 @@ class JSONFormatter(logging.Formatter):
         details = _details(self, record)
         if details:
             values["exc"] = details
+        event = getattr(record, "event", None)
+        if event is not None:
+            values["event"] = event
         return json.dumps(values)
+
+
+_PLAIN_FORMATTER = logging.Formatter()
 
 
 def _details(formatter: logging.Formatter, record: logging.LogRecord) -> str:

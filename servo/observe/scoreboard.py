@@ -33,24 +33,40 @@ SLOT = 6
 GENERATION = 7
 
 PID = 8
-REQUESTS = 9  # answered, refused ones included
-STATUS_1XX = 10  # final responses by class; 1xx counts upgrades (101)
-STATUS_2XX = 11
-STATUS_3XX = 12
-STATUS_4XX = 13
-STATUS_5XX = 14
-BYTES_IN = 15
-BYTES_OUT = 16
-ACCEPTED = 17  # connections ever accepted
-SHED = 18  # requests refused with 503 because of limit_concurrency
-LATENCY_SUM_US = 19  # of all requests in the histogram
-LAG_US = 20  # how late the event loop or poller woke up last
-RSS_KIB = 21
-STARTED_NS = 22  # when the row was allocated, monotonic
+BYTES_IN = 9  # of request bodies
+BYTES_OUT = 10  # of response bodies
+ACCEPTED = 11  # connections ever accepted
+SHED = 12  # requests refused with 503 because of limit_concurrency
+LATENCY_SUM_NS = 13  # of all requests in the histogram
+LOG_WARNING = 14  # entries of the error log; LOG_EXCEPTION counts those with a traceback
+LOG_ERROR = 15
+LOG_CRITICAL = 16
+LOG_EXCEPTION = 17
+LAG_US = 18  # how late the event loop or poller woke up last
+RSS_KIB = 19
+STARTED_NS = 20  # when the row was allocated, monotonic
 
 LATENCY_0 = 24  # the histogram's first bucket; the others follow
 LATENCY_BUCKETS = 20
-ROW_WORDS = 48  # a whole number of cache lines (8 words each); the rest is spare
+
+# Final responses by method and class of status: five words (1xx to 5xx) for each method. A request
+# is counted here once, so that the sum is how many there were; 1xx means upgrades (101).
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other")
+CLASSES = 5
+METHOD_0 = 44
+
+# And by status, unless it is 200, which is what is left of the 2xx: the usual ones have words of
+# their own, then comes one for the rest of each class.
+STATUS_CODES = (
+    *(101, 200, 201, 202, 203, 204, 205, 206, 207, 301, 302, 303, 304, 307, 308),
+    *(400, 401, 402, 403, 404, 405, 406, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417),
+    *(418, 421, 422, 423, 424, 426, 428, 429, 431, 451, 499),
+    *(500, 501, 502, 503, 504, 505, 507, 508, 511),
+)
+STATUS_0 = METHOD_0 + len(METHODS) * CLASSES
+STATUS_REST = STATUS_0 + len(STATUS_CODES)
+
+ROW_WORDS = 144  # a whole number of cache lines (8 words each); the rest is spare
 
 STATE_FREE = 0
 STATE_SPAWNED = 1
@@ -61,17 +77,23 @@ STATE_EXITED = 5
 STATE_NAMES = ("free", "spawned", "booting", "ready", "draining", "exited")
 
 # The words that only ever grow, and are summed over all workers that ever lived.
-_COUNTERS = (*range(REQUESTS, LATENCY_SUM_US + 1), *range(LATENCY_0, LATENCY_0 + LATENCY_BUCKETS))
+_FIRST_COUNTER = BYTES_IN
+_COUNTERS = (
+    *range(BYTES_IN, LOG_EXCEPTION + 1),
+    *range(LATENCY_0, LATENCY_0 + LATENCY_BUCKETS),
+    *range(METHOD_0, STATUS_REST + CLASSES),
+)
 
-# --- the words of the header (one row's size; row 0 follows it) ---------------------------------
+# --- the words of the header (two rows' size; row 0 follows it) ---------------------------------
 
 _MAGIC = 0
 _CAPACITY = 1
 _HIGH = 2  # rows below this index have been used; a reader need not look further
 _FOLDING = 3  # odd while a row is being folded into the base
-_BASE = 8  # the counters' base, at _BASE + (word - REQUESTS): it fits up to the end of the row
+_BASE = 8  # the counters' base, at _BASE + (word - _FIRST_COUNTER): it fits up to the row's end
+_HEADER_ROWS = 2  # the second one is the arbiter's (see `servo.observe.facts`)
 
-_MAGIC_VALUE = 0x5365_7276_6F_30_31_00 | ROW_WORDS
+_MAGIC_VALUE = 0x5365_7276_6F_30_32_00 | ROW_WORDS
 # A fold takes microseconds; one whose process was killed in it never ends, and isn't waited for.
 _READ_ATTEMPTS = 1000
 _WORD = 8
@@ -101,6 +123,28 @@ LATENCY_BOUNDS_S = (
 # call of `latency_bucket` writes `row[LATENCY_WORD[ns.bit_length()]] += 1`.
 LATENCY_WORD = tuple(
     LATENCY_0 + min(max(bits - _FIRST_BUCKET_BITS, 0), LATENCY_BUCKETS - 1) for bits in range(65)
+)
+
+
+class _MethodWords(dict[str, int]):
+    """Method -> the word before its five. What clients make up is counted as "other"."""
+
+    def __missing__(self, _method: str) -> int:
+        return METHOD_0 + (len(METHODS) - 1) * CLASSES - 1
+
+
+# Where `count_response` counts; a driver may spare the call.
+METHOD_WORD = _MethodWords(
+    {method: METHOD_0 + i * CLASSES - 1 for i, method in enumerate(METHODS[:-1])}
+)
+# By status, up to the 999 that three digits can say; what is none (0: nothing was sent) counts
+# as an error of ours.
+STATUS_CLASS = tuple(status // 100 if 100 <= status < 600 else 5 for status in range(1000))
+STATUS_WORD = tuple(
+    STATUS_0 + STATUS_CODES.index(status)
+    if status in STATUS_CODES
+    else STATUS_REST + STATUS_CLASS[status] - 1
+    for status in range(1000)
 )
 
 
@@ -139,7 +183,14 @@ class RowSnapshot(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """The counters of all workers that ever lived, and the gauges of those that live now."""
+    """The counters of all workers that ever lived, and the gauges of those that live now.
+
+    statuses   by class, 1xx to 5xx
+    methods    of each of METHODS: by class of status
+    codes      of each of STATUS_CODES, then the rest of each class; the count of 200 may be one too
+               small or too great for an instant, for each worker
+    log        entries of the error log: warnings, errors, critical ones, tracebacks
+    """
 
     requests: int
     statuses: tuple[int, ...]
@@ -149,6 +200,9 @@ class Totals(NamedTuple):
     shed: int
     latency_sum_us: int
     latency: tuple[int, ...]
+    methods: tuple[tuple[int, ...], ...]
+    codes: tuple[int, ...]
+    log: tuple[int, ...]
     workers: int
     in_flight: int
     connections: int
@@ -164,7 +218,7 @@ class Scoreboard:
     def __init__(self, capacity: int, directory: str | None = None) -> None:
         if capacity < 1:
             raise ScoreboardError(f"a scoreboard of {capacity} rows is too small")
-        size = (capacity + 1) * _ROW_BYTES
+        size = (capacity + _HEADER_ROWS) * _ROW_BYTES
         self.fd = _allocate_file(size, directory)
         self._map(size)
         self._words[_MAGIC] = _MAGIC_VALUE
@@ -178,7 +232,7 @@ class Scoreboard:
         descriptor stays open then.
         """
         size = os.fstat(fd).st_size
-        if size < 2 * _ROW_BYTES or size % _ROW_BYTES:
+        if size <= _HEADER_ROWS * _ROW_BYTES or size % _ROW_BYTES:
             raise ScoreboardError(f"file descriptor {fd} is no scoreboard: it has {size} bytes")
         if os.pread(fd, _WORD, 0) != _MAGIC_VALUE.to_bytes(_WORD, sys.byteorder):
             raise ScoreboardError(f"file descriptor {fd} is no scoreboard of this version")
@@ -191,7 +245,7 @@ class Scoreboard:
         self._mmap = mmap.mmap(self.fd, size)
         self._bytes = memoryview(self._mmap)
         self._words = self._bytes.cast("Q")
-        self._rows = self._bytes[_ROW_BYTES:]
+        self._rows = self._bytes[_HEADER_ROWS * _ROW_BYTES :]
 
     @property
     def capacity(self) -> int:
@@ -205,7 +259,7 @@ class Scoreboard:
         """
         words = self._words
         for index in range(words[_CAPACITY]):
-            start = (index + 1) * ROW_WORDS
+            start = (index + _HEADER_ROWS) * ROW_WORDS
             if words[start + STATE] == STATE_FREE:
                 break
         else:
@@ -223,7 +277,13 @@ class Scoreboard:
         """The row's words, to be written by its worker (the state and pid also by the arbiter)."""
         if not 0 <= index < self.capacity:
             raise IndexError(index)
-        return self._words[(index + 1) * ROW_WORDS : (index + 2) * ROW_WORDS]
+        start = (index + _HEADER_ROWS) * ROW_WORDS
+        return self._words[start : start + ROW_WORDS]
+
+    @property
+    def arbiter_words(self) -> memoryview:
+        """ROW_WORDS words that the arbiter alone writes; see `servo.observe.facts`."""
+        return self._words[ROW_WORDS : _HEADER_ROWS * ROW_WORDS]
 
     def release(self, index: int) -> None:
         """Fold the row's counters into the base and free it. Its worker must be dead (waited for).
@@ -236,7 +296,7 @@ class Scoreboard:
         words = self._words
         words[_FOLDING] += 1
         for word in _COUNTERS:
-            words[_BASE - REQUESTS + word] += row[word]
+            words[_BASE - _FIRST_COUNTER + word] += row[word]
             row[word] = 0
         row[STATE] = STATE_FREE
         words[_FOLDING] += 1
@@ -249,24 +309,28 @@ class Scoreboard:
         """The base and all rows in use, summed."""
         for _ in range(_READ_ATTEMPTS):
             before = self._words[_FOLDING]
-            sums = self._words[_BASE : _BASE + ROW_WORDS - REQUESTS].tolist()
+            sums = self._words[_BASE : _BASE + ROW_WORDS - _FIRST_COUNTER].tolist()
             rows = [row for _, row in self._rows_in_use()]
             # A row that another process folds meanwhile would be counted twice or not at all.
             if before % 2 == 0 and self._words[_FOLDING] == before:
                 break
         for row in rows:
             for word in _COUNTERS:
-                sums[word - REQUESTS] += row[word]
-        sums = [0] * REQUESTS + sums
+                sums[word - _FIRST_COUNTER] += row[word]
+        sums = [0] * _FIRST_COUNTER + sums
+        methods = _methods(sums)
         return Totals(
-            requests=sums[REQUESTS],
-            statuses=tuple(sums[STATUS_1XX : STATUS_5XX + 1]),
+            requests=sum(map(sum, methods)),
+            statuses=tuple(map(sum, zip(*methods, strict=True))),
             bytes_in=sums[BYTES_IN],
             bytes_out=sums[BYTES_OUT],
             accepted=sums[ACCEPTED],
             shed=sums[SHED],
-            latency_sum_us=sums[LATENCY_SUM_US],
+            latency_sum_us=sums[LATENCY_SUM_NS] // 1000,
             latency=tuple(sums[LATENCY_0 : LATENCY_0 + LATENCY_BUCKETS]),
+            methods=methods,
+            codes=_codes(sums, methods),
+            log=tuple(sums[LOG_WARNING : LOG_EXCEPTION + 1]),
             workers=len(rows),
             in_flight=sum(row[IN_FLIGHT] for row in rows),
             connections=sum(row[CONNECTIONS] for row in rows),
@@ -305,7 +369,7 @@ class Scoreboard:
         found = []
         words = self._words
         for index in range(words[_HIGH]):
-            start = (index + 1) * ROW_WORDS
+            start = (index + _HEADER_ROWS) * ROW_WORDS
             row = words[start : start + ROW_WORDS].tolist()
             if row[STATE] != STATE_FREE:
                 found.append((index, row))
@@ -320,6 +384,13 @@ def latency_bucket(ns: int) -> int:
     return bucket if bucket < LATENCY_BUCKETS else LATENCY_BUCKETS - 1
 
 
+def count_response(row: memoryview, method: str, status: int) -> None:
+    """Count a finished request in its worker's own row."""
+    row[METHOD_WORD[method] + STATUS_CLASS[status]] += 1
+    if status != 200:
+        row[STATUS_WORD[status]] += 1
+
+
 def load_of(row: memoryview) -> int:
     """The load of one's own row, to be compared with `least_load`."""
     load: int = row[IN_FLIGHT] << 32 | row[CONNECTIONS]
@@ -328,6 +399,7 @@ def load_of(row: memoryview) -> int:
 
 def _snapshot(index: int, row: list[int]) -> RowSnapshot:
     state = row[STATE]
+    methods = _methods(row)
     return RowSnapshot(
         row_index=index,
         serial=row[SERIAL],
@@ -339,18 +411,36 @@ def _snapshot(index: int, row: list[int]) -> RowSnapshot:
         in_flight=row[IN_FLIGHT],
         oldest_start_ns=row[OLDEST_START_NS],
         connections=row[CONNECTIONS],
-        requests=row[REQUESTS],
-        statuses=tuple(row[STATUS_1XX : STATUS_5XX + 1]),
+        requests=sum(map(sum, methods)),
+        statuses=tuple(map(sum, zip(*methods, strict=True))),
         bytes_in=row[BYTES_IN],
         bytes_out=row[BYTES_OUT],
         accepted=row[ACCEPTED],
         shed=row[SHED],
-        latency_sum_us=row[LATENCY_SUM_US],
+        latency_sum_us=row[LATENCY_SUM_NS] // 1000,
         lag_us=row[LAG_US],
         rss_kib=row[RSS_KIB],
         started_ns=row[STARTED_NS],
         latency=tuple(row[LATENCY_0 : LATENCY_0 + LATENCY_BUCKETS]),
     )
+
+
+def _methods(row: list[int]) -> tuple[tuple[int, ...], ...]:
+    """Of each method: its responses by class."""
+    starts = range(METHOD_0, STATUS_0, CLASSES)
+    return tuple(tuple(row[start : start + CLASSES]) for start in starts)
+
+
+def _codes(row: list[int], methods: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """Responses by STATUS_CODES, and by class for the rest."""
+    codes = row[STATUS_0 : STATUS_REST + CLASSES]
+    others = sum(
+        count for code, count in zip(STATUS_CODES, codes, strict=False) if 200 < code < 300
+    )
+    successes = sum(counts[1] for counts in methods)
+    # A worker may be between its two words for a response that is no 200.
+    codes[STATUS_CODES.index(200)] = max(successes - others - codes[-CLASSES + 1], 0)
+    return tuple(codes)
 
 
 def _allocate_file(size: int, directory: str | None) -> int:

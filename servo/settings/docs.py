@@ -85,7 +85,9 @@ def _entry(setting: Setting) -> Iterator[str]:
     yield f"{setting.help}\n"
     if setting.details:
         yield f"{setting.details}\n"
-    flags = ", ".join(f"`{flag}`" for flag in all_flags(setting)) or "the argument `APP`"
+    flags = ", ".join(f"`{flag}`" for flag in all_flags(setting)) or (
+        "none, as `ps` would show it" if setting.secret else "the argument `APP`"
+    )
     yield f"- Flags: {flags}"
     yield f"- Environment: `{setting.variable}`"
     if setting.alias:

@@ -60,7 +60,7 @@ def flag_parameters() -> list[click.Parameter]:
         click.Argument(["app"], required=False, metavar="[APP]", type=click.UNPROCESSED)
     ]
     for setting in SETTINGS.values():
-        if setting.name != "app":
+        if setting.name != "app" and not setting.secret:
             parameters += _options(setting)
     parameters += [_foreign_option(foreign) for foreign in FOREIGN.values() if foreign.flags]
     return parameters
@@ -73,11 +73,11 @@ def flag_names() -> list[str]:
 
 def all_flags(setting: Setting) -> list[str]:
     """The flags of one setting: gunicorn's, `--<name>`, and those that turn it off."""
-    if setting.name == "app":
+    if setting.name == "app" or setting.secret:
         return []
     flags = list(dict.fromkeys([*setting.flags, setting.plain_flag]))
     if setting.is_switch:
-        flags += ["--no-" + flag[2:] for flag in flags if flag.startswith("--")]
+        flags += ["--no-" + flag[2:] for flag in flags if _is_negatable(flag)]
     if setting.no_flag:
         flags.append(setting.no_flag[0])
     return flags
@@ -91,7 +91,7 @@ def _bare_command() -> click.Command:
 def _options(setting: Setting) -> list[click.Parameter]:
     flags = list(dict.fromkeys([*setting.flags, setting.plain_flag]))
     if setting.is_switch:
-        pairs = [f"{flag}/--no-{flag[2:]}" if flag.startswith("--") else flag for flag in flags]
+        pairs = [f"{flag}/--no-{flag[2:]}" if _is_negatable(flag) else flag for flag in flags]
         return [click.Option([*pairs, setting.name], is_flag=True, default=None)]
     if setting.bare is not None:
         option = click.Option(
@@ -111,6 +111,10 @@ def _options(setting: Setting) -> list[click.Parameter]:
             click.Option([setting.no_flag[0], setting.name + _OFF], is_flag=True, default=None)
         )
     return options
+
+
+def _is_negatable(flag: str) -> bool:
+    return flag.startswith("--") and not flag.startswith("--no-")
 
 
 def _foreign_option(foreign: Foreign) -> click.Option:

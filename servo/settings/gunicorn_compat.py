@@ -37,8 +37,6 @@ class Foreign:
 
 
 _HARMLESS = {
-    "http2_cleartext": ("off",),
-    "http_protocols": ("h1",),
     "logger_class": ("gunicorn.glogging.logger", "simple"),
     "preload_app": ("false",),
     "protocol": ("http",),
@@ -51,13 +49,9 @@ def _foreign(advice: str, *rows: tuple[str, str, bool | None]) -> list[Foreign]:
     return [Foreign(name, tuple(flags.split()), arg, advice) for name, flags, arg in rows]
 
 
-_TLS = "there is no TLS yet; let a proxy in front do it"
 _DIRTY = "there are no dirty arbiters; run a task queue beside Servo"
 _STRICT = "such requests are always refused"
-_CONTROL = "there is no control socket yet; use signals"
-_HTTP2 = "there is no HTTP/2 yet; let a proxy in front speak it"
 _SYSLOG = "log to stderr under systemd, or give a syslog handler in logconfig_dict"
-_STATSD = "there is no statsd client yet; send from the app's own hooks"
 _PASTE = "write a module that calls paste.deploy's loadapp, and serve that"
 
 FOREIGN: dict[str, Foreign] = {
@@ -84,10 +78,6 @@ FOREIGN: dict[str, Foreign] = {
             ("asgi_disconnect_grace_period", "--asgi-disconnect-grace-period", True),
         ),
         *_foreign(
-            "there are no WebSockets yet",
-            ("websocket_max_message_size", "--websocket-max-message-size", True),
-        ),
-        *_foreign(
             "only HTTP is spoken",
             ("protocol", "--protocol", True),
             ("uwsgi_allow_ips", "--uwsgi-allow-from", True),
@@ -97,31 +87,16 @@ FOREIGN: dict[str, Foreign] = {
             ("forwarder_headers", "--forwarder-headers", True),
         ),
         *_foreign(
-            _CONTROL,
-            ("control_socket", "--control-socket", True),
-            ("control_socket_mode", "--control-socket-mode", True),
-            ("control_socket_disable", "--no-control-socket", False),
-        ),
-        *_foreign(
-            _TLS,
-            ("keyfile", "--keyfile", True),
-            ("certfile", "--certfile", True),
+            "set tls_minimum_version (gunicorn ignores it, too)",
             ("ssl_version", "--ssl-version", True),
-            ("cert_reqs", "--cert-reqs", True),
-            ("ca_certs", "--ca-certs", True),
-            ("suppress_ragged_eofs", "--suppress-ragged-eofs", False),
-            ("do_handshake_on_connect", "--do-handshake-on-connect", False),
-            ("ciphers", "--ciphers", True),
-            ("ssl_context", "", True),
         ),
         *_foreign(
-            _HTTP2,
-            ("http_protocols", "--http-protocols", True),
-            ("http2_cleartext", "--http2-cleartext", True),
-            ("http2_max_concurrent_streams", "--http2-max-concurrent-streams", True),
-            ("http2_initial_window_size", "--http2-initial-window-size", True),
-            ("http2_max_frame_size", "--http2-max-frame-size", True),
-            ("http2_max_header_list_size", "--http2-max-header-list-size", True),
+            "a client that closes without TLS's goodbye is always let go",
+            ("suppress_ragged_eofs", "--suppress-ragged-eofs", False),
+        ),
+        *_foreign(
+            "a handshake never blocks a worker",
+            ("do_handshake_on_connect", "--do-handshake-on-connect", False),
         ),
         *_foreign(
             _SYSLOG,
@@ -134,13 +109,6 @@ FOREIGN: dict[str, Foreign] = {
                 "--disable-redirect-access-to-syslog",
                 False,
             ),
-        ),
-        *_foreign(
-            _STATSD,
-            ("statsd_host", "--statsd-host", True),
-            ("statsd_prefix", "--statsd-prefix", True),
-            ("dogstatsd_tags", "--dogstatsd-tags", True),
-            ("enable_backlog_metric", "--enable-backlog-metric", False),
         ),
         *_foreign(
             _PASTE,
@@ -189,7 +157,10 @@ SHARED = frozenset(
     tmp_upload_dir secure_scheme_headers forwarded_allow_ips accesslog access_log_format errorlog
     loglevel capture_output logconfig logconfig_dict logconfig_json proc_name pythonpath
     header_map root_path asgi_loop asgi_lifespan proxy_protocol proxy_allow_ips
-    http_parser
+    http_protocols http2_cleartext
+    http2_max_concurrent_streams http2_initial_window_size http2_max_frame_size
+    http2_max_header_list_size websocket_max_message_size http_parser certfile keyfile ca_certs cert_reqs ciphers
+    statsd_host statsd_prefix dogstatsd_tags enable_backlog_metric
     """.split()  # noqa: SIM905 (fifty names read better in lines)
 )
 
@@ -203,7 +174,12 @@ OTHER_FLAGS = {
     "--app-dir": "--pythonpath DIR, or --chdir DIR",
     "--env-file": "--env NAME=value",
     "--http": "--http-parser",
-    "--ws": "nothing (there are no WebSockets yet)",
+    "--ws": "nothing (WebSockets are on; --no-websocket turns them off)",
+    "--ws-max-size": "--websocket-max-message-size",
+    "--ws-max-queue": "--websocket-max-queue",
+    "--ws-ping-interval": "--websocket-ping-interval",
+    "--ws-ping-timeout": "--websocket-ping-timeout",
+    "--ws-per-message-deflate": "--websocket-per-message-deflate",
     "--access-log": "--access-logfile -",
     "--no-access-log": "nothing (the access log is off unless asked for)",
     "--use-colors": "nothing (colours are for terminals; NO_COLOR=1 turns them off)",
@@ -215,8 +191,12 @@ OTHER_FLAGS = {
     "--timeout-keep-alive": "--keep-alive",
     "--timeout-graceful-shutdown": "--graceful-timeout",
     "--timeout-worker-healthcheck": "--timeout",
-    "--ssl-keyfile": f"nothing ({_TLS})",
-    "--ssl-certfile": f"nothing ({_TLS})",
+    "--ssl-keyfile": "--keyfile",
+    "--ssl-certfile": "--certfile",
+    "--ssl-keyfile-password": "--keyfile-password-file, or SERVO_KEYFILE_PASSWORD",
+    "--ssl-ca-certs": "--ca-certs",
+    "--ssl-cert-reqs": "--cert-reqs",
+    "--ssl-ciphers": "--ciphers",
 }
 
 WORKER_CLASSES = ("auto", "sync", "thread", "async")

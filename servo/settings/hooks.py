@@ -22,16 +22,30 @@ HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
     "worker_int": (("worker",), "in the worker, when it is told to stop quickly"),
     "worker_abort": (("worker",), "in the worker, on SIGABRT: it has outlasted `timeout`"),
     "pre_exec": (("server",), "in the arbiter, before it executes its successor"),
+    "ssl_context": (
+        ("config", "default_ssl_context_factory"),
+        "in the arbiter, at the start and at each reload; returns the `ssl.SSLContext` to use",
+    ),
     "pre_request": (("worker", "request"), "in the worker, before each request"),
     "post_request": (
         ("worker", "request", "environ", "response"),
         "in the worker, after each request; the last one or two arguments may be left out",
+    ),
+    "on_message": (
+        ("server", "worker", "msg", "topic"),
+        "in the arbiter, for each message that a worker sends to slot 0 (`servo.cluster`); what it "
+        "returns answers a request; it must not block; the last argument may be left out",
     ),
     "child_exit": (("server", "worker"), "in the arbiter, when a worker has ended"),
     "worker_exit": (("server", "worker"), "in the worker, just before it ends"),
     "nworkers_changed": (
         ("server", "new_value", "old_value"),
         "in the arbiter, when the number of workers has changed; the first old value is None",
+    ),
+    "on_event": (
+        ("server", "event"),
+        "in the arbiter, at each lifecycle event: `event.name` is spawned, booting, ready, draining, "
+        "exited, reload_started, reload_finished, reload_rolled_back, scaled or stopping",
     ),
     "on_exit": (("server",), "in the arbiter, just before it ends"),
 }
@@ -69,6 +83,8 @@ def read_hook(name: str, value: object, source: str) -> Callable[..., Any]:
     arguments = HOOKS[name][0]
     if name == "post_request":
         return _post_request(hook, source)
+    if name == "on_message":
+        return _on_message(hook, source)
     if not _takes(hook, len(arguments)):
         raise _arity_error(name, hook, source, f"({', '.join(arguments)})")
     return hook
@@ -91,6 +107,14 @@ def _post_request(hook: Callable[..., Any], source: str) -> Callable[..., Any]:
         return lambda worker, request, _environ, _response: hook(worker, request)
     forms = "(worker, request[, environ[, response]])"
     raise _arity_error("post_request", hook, source, forms)
+
+
+def _on_message(hook: Callable[..., Any], source: str) -> Callable[..., Any]:
+    if _takes(hook, 4):
+        return hook
+    if _takes(hook, 3):
+        return lambda server, worker, message, _topic: hook(server, worker, message)
+    raise _arity_error("on_message", hook, source, "(server, worker, msg[, topic])")
 
 
 def _takes(hook: Callable[..., Any], count: int) -> bool:

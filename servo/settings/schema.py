@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from servo.settings.gunicorn_compat import FOREIGN
 from servo.settings.names import nearest
-from servo.settings.sections import application, http, process, workers
+from servo.settings.sections import (
+    application,
+    control,
+    http,
+    http2,
+    observe,
+    process,
+    tls,
+    websocket,
+    workers,
+)
 from servo.settings.setting import Setting
 
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
-    for module in (application, workers, http, process)
+    for module in (application, workers, http, http2, websocket, tls, process, control, observe)
     for setting in module.SETTINGS
 }
 _ALIASES = {setting.alias: setting.name for setting in SETTINGS.values() if setting.alias}

@@ -48,6 +48,7 @@ class Setting:
     reloadable  a reload applies a change; otherwise it takes a restart
     in_files    a configuration file may hold it
     default_from  a variable that changes the default
+    secret      its value is never shown, and has no flag, which `ps` would show
     """
 
     name: str
@@ -65,6 +66,7 @@ class Setting:
     reloadable: bool = True
     in_files: bool = True
     default_from: DefaultFrom | None = None
+    secret: bool = False
 
     @property
     def variable(self) -> str:
@@ -119,10 +121,11 @@ class Setting:
     def refusal(self, value: object, source: str, error: ValueError) -> ConfigError:
         """The error for a bad value."""
         advice = getattr(error, "advice", "") or f"expected {self.type.valid}"
-        return ConfigError(f"{self.name}: {value!r} is not valid ({source}); {advice}")
+        shown = "the value" if self.secret else repr(value)
+        return ConfigError(f"{self.name}: {shown} is not valid ({source}); {advice}")
 
     def show(self, value: Any) -> str:
         """The value for people."""
         if value is None:
             return "none"
-        return self.type.to_text(value)
+        return "(secret)" if self.secret else self.type.to_text(value)

@@ -48,8 +48,6 @@ class Settings:
     notes            (level, text) that the log is to say at start
     """
 
-    __slots__ = ("_cpus", "_sources", "_values", "config_modules", "hooks", "notes")
-
     hooks: Hooks
     config_modules: tuple[str, ...]
     notes: tuple[Note, ...]
@@ -65,7 +63,8 @@ class Settings:
         cpus: Callable[[], int] = count_cpus,
     ) -> None:
         keep = super().__setattr__
-        keep("_values", {name: values.get(name, s.default) for name, s in SETTINGS.items()})
+        # Attributes of their own: workers read some of them with each request.
+        vars(self).update({name: values.get(name, s.default) for name, s in SETTINGS.items()})
         keep("_sources", dict(sources))
         keep("_cpus", cpus() if values.get("workers") == "auto" else 0)
         keep("hooks", hooks or Hooks({}))
@@ -73,10 +72,7 @@ class Settings:
         keep("notes", tuple(notes))
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self._values[name]
-        except KeyError:
-            raise AttributeError(f"there is no setting {name!r}") from None
+        raise AttributeError(f"there is no setting {name!r}")
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("settings don't change; a reload makes new ones")
@@ -86,7 +82,11 @@ class Settings:
 
     def __repr__(self) -> str:
         given = [name for name in SETTINGS if self.source(name) != "default"]
-        return f"Settings({', '.join(f'{name}={self._values[name]!r}' for name in given)})"
+        shown = (
+            f"{name}=…" if SETTINGS[name].secret else f"{name}={getattr(self, name)!r}"
+            for name in given
+        )
+        return f"Settings({', '.join(shown)})"
 
     def source(self, name: str) -> str:
         """Where a value came from: "default", "servo.toml:3", "flag --workers", …."""

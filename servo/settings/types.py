@@ -55,11 +55,14 @@ class Whole(ValueType):
 
     minimum: int = 0
     words: tuple[str, ...] = ()
+    maximum: int | None = None
     metavar = "N"
 
     @property
     def valid(self) -> str:  # type: ignore[override]
         words = "".join(f' or "{word}"' for word in self.words)
+        if self.maximum is not None:
+            return f"a whole number from {self.minimum} to {self.maximum}{words}"
         return f"a whole number, {self.minimum} or more{words}"
 
     def from_text(self, text: str) -> int | str:
@@ -77,8 +80,8 @@ class Whole(ValueType):
             return self.from_text(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError("not a whole number")
-        if value < self.minimum:
-            raise ValueError("too small")
+        if value < self.minimum or (self.maximum is not None and value > self.maximum):
+            raise ValueError("out of range")
         return value
 
 
@@ -280,6 +283,16 @@ class File(Directory):
     def check(self, value: str, base: Path) -> None:
         if not (base / value).is_file():
             raise ValueError("no such file")
+
+
+class Input(Directory):
+    """A file that whoever opens it looks for, and says what is wrong with."""
+
+    metavar = "FILE"
+    valid = "the path of a file"
+
+    def check(self, value: str, base: Path) -> None:
+        """Not here."""
 
 
 class Output(Directory):

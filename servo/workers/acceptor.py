@@ -23,6 +23,7 @@ log = logging.getLogger("servo.error")
 
 # With no descriptor or buffer left, accepting again at once would spin.
 BACKOFF_S = 0.1
+COMPLAINT_NS = 10_000_000_000
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -61,6 +62,7 @@ class Acceptor:
         self._watching = False
         self._pausing = False
         self._stopped = False
+        self._next_complaint_ns = 0
 
     def start(self) -> None:
         """Begin to accept."""
@@ -114,9 +116,16 @@ class Acceptor:
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
-            log.error("Can't accept a connection: %s; trying again", error)
+            self._complain(error)
             self._pause(BACKOFF_S)
             return None
+
+    def _complain(self, error: OSError) -> None:
+        """In the log, but not ten times a second."""
+        now = monotonic_ns()
+        if now >= self._next_complaint_ns:
+            self._next_complaint_ns = now + COMPLAINT_NS
+            log.error("Can't accept a connection: %s; trying again", error)
 
     def _open(self, sock: socket.socket, peer: Any) -> None:
         sock.setblocking(False)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import ssl
 import time
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -16,17 +17,24 @@ from servo.apps.wsgi import WSGIAdapter
 from servo.apps.wsgi_in_async import WSGIInAsync
 from servo.errors import ConfigError
 from servo.http import h1
+from servo.http.errors import ProtocolError
+from servo.http.negotiate import ALPN, protocols
+from servo.net.certificates import words
 from servo.observe import scoreboard as board
 from servo.workers.acceptor import Acceptor
 from servo.workers.base import Worker
-from servo.workers.stream import FRESH_GRACE_S, StreamProtocol, StreamServer
+from servo.workers.handlers import LoopRunner, Runner
+from servo.workers.stream import FRESH_GRACE_S, LINGER_S, StreamProtocol
+from servo.workers.stream_server import StreamServer
+from servo.workers.tls_stream import loop_options, read_preface
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from servo._types import ASGIApp
+    from servo._types import ASGIApp, Scope
     from servo.apps.loader import LoadedApp
+    from servo.http.proxy_protocol import ProxyHeader
     from servo.workers.context import WorkerContext
 
 log = logging.getLogger("servo.error")
@@ -51,6 +59,13 @@ class AsyncWorker(Worker):
         self.server: StreamServer = None  # type: ignore[assignment]  # made in `serve`
         self.drained: asyncio.Future[None] | None = None
         self._connecting: set[asyncio.Task[None]] = set()
+        self.tls_options: dict[str, Any] = {}
+        if context.tls is not None:
+            versions = protocols(self.settings.http_protocols)
+            context.tls.offer(*[ALPN[version] for version in versions])
+            self.tls_options = loop_options(
+                context.tls.context, self.loop, self.settings.header_timeout, LINGER_S
+            )
 
     def _prepare(self, app: LoadedApp) -> tuple[ASGIApp, Lifespan]:
         settings = self.settings
@@ -111,6 +126,7 @@ class AsyncWorker(Worker):
         loop.add_signal_handler(signal.SIGTERM, self.on_terminate)
         loop.add_signal_handler(signal.SIGUSR1, self.reopen_logs)
         loop.add_reader(self.context.channel.fileno(), self.on_channel)
+        self.mailbox.attach(self, soon=loop.call_soon)
         self._pidfd = os.pidfd_open(self.context.arbiter_pid)
         loop.add_reader(self._pidfd, self._on_arbiter_gone)
 
@@ -121,7 +137,31 @@ class AsyncWorker(Worker):
     def on_orphaned(self) -> None:
         """See Worker.on_orphaned; the dead channel would be readable for ever."""
         self.loop.remove_reader(self.context.channel.fileno())
+        self.loop.remove_writer(self.context.channel.fileno())
         super().on_orphaned()
+
+    # --- messages (a mailbox.Owner) -------------------------------------------------------------
+
+    def wake(self) -> None:
+        """See mailbox.Owner."""
+        try:
+            self.loop.call_soon_threadsafe(self.on_wake)
+        except RuntimeError:
+            log.debug("Nothing to wake: the worker's event loop has ended")
+
+    def watch_channel(self, writable: bool) -> None:
+        """See mailbox.Owner."""
+        fd = self.context.channel.fileno()
+        if writable:
+            self.loop.add_writer(fd, self.on_channel)
+        else:
+            self.loop.remove_writer(fd)
+
+    def message_runner(self) -> Runner:
+        """See Worker.message_runner. A WSGI application runs in threads here, too."""
+        if self.app.interface == "asgi":
+            return LoopRunner(self.mailbox, self.loop)
+        return super().message_runner()
 
     # --- accepting (an acceptor.Driver) ---------------------------------------------------------
 
@@ -139,17 +179,30 @@ class AsyncWorker(Worker):
 
     def opened(self, sock: socket.socket, peer: Any) -> None:
         """See acceptor.Driver."""
-        task = self.loop.create_task(self._connect(sock))
+        task = self.loop.create_task(self._connect(sock, peer))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
-    async def _connect(self, sock: socket.socket) -> None:
+    async def _connect(self, sock: socket.socket, peer: Any) -> None:
+        protocol: StreamProtocol | None = None
         try:
-            await self.loop.connect_accepted_socket(lambda: StreamProtocol(self.server), sock)
-        except OSError as error:
-            log.debug("A client was gone before it was served: %s", error)
-            sock.close()
-            self.connection_closed()
+            header = await self._read_preface(sock, peer) if self.tls_options else None
+            protocol = made = StreamProtocol(self.server, header)
+            await self.loop.connect_accepted_socket(lambda: made, sock, **self.tls_options)
+        except (OSError, ProtocolError, asyncio.TimeoutError) as error:
+            name = peer[0] if isinstance(peer, tuple) else "A client"
+            what = words(error) if isinstance(error, ssl.SSLError) else str(error)
+            log.debug("%s was gone before it was served: %s", name, what or type(error).__name__)
+        finally:
+            if protocol is None or not protocol.connected:
+                sock.close()
+                self.connection_closed()
+
+    async def _read_preface(self, sock: socket.socket, peer: Any) -> ProxyHeader | None:
+        preface = self.proxy_protocol.preface(peer[:2] if isinstance(peer, tuple) else None)
+        if preface is None:
+            return None
+        return await read_preface(self.loop, sock, preface, self.settings.header_timeout)
 
     def connection_closed(self) -> None:
         """A connection is gone."""
@@ -182,7 +235,23 @@ class AsyncWorker(Worker):
         self.server.sweep(now)
         if self.access is not None:
             self.access.flush()
+        self.every_second()
         self.loop.call_later(1.0, self._sweep, now + 1_000_000_000)
+
+    # --- for operators --------------------------------------------------------------------------
+
+    def event_loop(self) -> asyncio.AbstractEventLoop:
+        """See Worker.event_loop."""
+        return self.loop
+
+    def open_requests(self) -> list[tuple[int, str, bytes, str]]:
+        """See Worker.open_requests. Background work after the response is no request."""
+        calls = (each.call for each in list(self.server.connections))
+        return [
+            (call.started_ns, call.request.method, call.request.target, _client_of(call.scope))
+            for call in calls
+            if call is not None
+        ]
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -217,8 +286,11 @@ class AsyncWorker(Worker):
         if not self.draining:
             self.note_draining()
         self.server.draining = True
+        self.server.idle_ns = int(self.settings.drain_idle * 1e9)
         for connection in list(self.server.connections):
             connection.drain(idle_s, fresh_s)
+        for handshake in list(self._connecting):
+            self.loop.call_later(max(fresh_s, FRESH_GRACE_S), handshake.cancel)
         self.check_drained()
 
     def check_drained(self) -> None:
@@ -229,6 +301,11 @@ class AsyncWorker(Worker):
     def _end(self) -> None:
         if self.drained is not None and not self.drained.done():
             self.drained.set_result(None)
+
+
+def _client_of(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 def new_event_loop(name: str) -> asyncio.AbstractEventLoop:

@@ -6,7 +6,6 @@ signals, the channel to the arbiter, the end of the arbiter, the crash log, hook
 
 from __future__ import annotations
 
-import asyncio
 import faulthandler
 import logging
 import os
@@ -16,18 +15,21 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any, Protocol
 
+from servo import cluster
 from servo.apps.loader import load_app, prepare_import_path
 from servo.errors import AppImportError, ServoError
 from servo.http.forwarded import TrustedPeers
-from servo.ipc.channel import ChannelClosed
+from servo.ipc.channel import ChannelClosed, SharedChannel
 from servo.ipc.messages import (
     BootFailed,
     Booting,
     Draining,
+    Inquiry,
     Message,
     Ready,
     ReopenLogs,
     ReplaceMe,
+    Report,
     Retire,
     Stop,
 )
@@ -35,13 +37,18 @@ from servo.net.privileges import become
 from servo.observe import log as log_module
 from servo.observe import scoreboard as board
 from servo.observe.access import AccessLog
+from servo.observe.logcount import count_log
 from servo.settings.sources import drop_config_modules
+from servo.workers import insight
+from servo.workers.handlers import Runner, ThreadRunner
 from servo.workers.hooks import RequestHooks
+from servo.workers.mailbox import Mailbox
 from servo.workers.meter import Meter
 from servo.workers.proxied import ProxyProtocol
 from servo.workers.registry import worker_class
 
 if TYPE_CHECKING:
+    import asyncio
     from types import FrameType
 
     from servo.apps.loader import LoadedApp
@@ -70,6 +77,7 @@ class Worker:
         self.log = log
         self.app = app
         self.draining = False
+        self.mailbox = context.mailbox
         self.row = context.scoreboard.row(context.row_index)
         access = AccessLog(self.settings)
         self.access = access if access.enabled else None
@@ -84,6 +92,7 @@ class Worker:
         self.meter = Meter(self.row, self.access, self._max_requests(), self._recycle)
 
     kind = ""  # the name that settings know it by
+    tap: insight.LogTap | None = None
 
     def progress(self) -> None:
         """A part of a response went out, in the thread that runs the application."""
@@ -107,12 +116,32 @@ class Worker:
         self.row[board.BEAT_NS] = board.now_ns()
         self.row[board.STATE] = board.STATE_READY
         self.context.channel.send(Ready(self.kind))
+        self.mailbox.open(self.message_runner())
 
     def note_draining(self) -> None:
         """Tell that this worker accepts no more."""
         self.draining = True
         self.row[board.STATE] = board.STATE_DRAINING
+        self.every_second()
         self.tell(Draining())
+
+    def every_second(self) -> None:
+        """To be called about once a second: send the log lines that operators may ask for."""
+        self.mailbox.report()
+        if self.tap is not None:
+            self.tap.send_last(self.context.channel)
+
+    def event_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that the application's tasks run in, if any."""
+        return None
+
+    def open_requests(self) -> list[tuple[int, str, bytes, str]]:
+        """What the application has now: (start in monotonic ns, method, target, client)."""
+        return []
+
+    def requests_report(self) -> dict[str, Any]:
+        """What the application has now, for an operator."""
+        return insight.running(self.open_requests(), board.now_ns())
 
     def interrupted(self) -> None:
         """Told to stop quickly: gunicorn's `worker_int`."""
@@ -130,10 +159,17 @@ class Worker:
     def on_channel(self) -> None:
         """The channel is readable: do what the arbiter says."""
         try:
-            messages = self.context.channel.receive()
+            messages = self.mailbox.on_channel()
         except ChannelClosed:
             self.on_orphaned()
             return
+        self._obey(messages)
+
+    def on_wake(self) -> None:
+        """After `mailbox.Owner.wake`: do what the arbiter said while another thread was reading."""
+        self._obey(self.mailbox.on_wake())
+
+    def _obey(self, messages: list[Message]) -> None:
         for message in messages:
             if isinstance(message, Retire):
                 self.retire()
@@ -141,6 +177,20 @@ class Worker:
                 self.stop(message.quick)
             elif isinstance(message, ReopenLogs):
                 self.reopen_logs()
+            elif isinstance(message, Inquiry):
+                self._report(message)
+        self.mailbox.run()
+
+    def message_runner(self) -> Runner:
+        """What calls the application's message handlers."""
+        return ThreadRunner(self.mailbox)
+
+    def _report(self, inquiry: Inquiry) -> None:
+        if inquiry.what == "stack":
+            values = insight.stacks(self.event_loop())
+        else:
+            values = self.requests_report()
+        self.tell(Report(inquiry.number, values))
 
     def on_orphaned(self) -> None:
         """The arbiter is dead: nobody would restart, count or stop this worker, so it ends."""
@@ -165,7 +215,7 @@ class Worker:
 
     def _recycle(self) -> None:
         if not self.draining:
-            self.tell(ReplaceMe("recycled", f"served {self.row[board.REQUESTS]} requests"))
+            self.tell(ReplaceMe("recycled", f"served {self.meter.most_requests} requests"))
 
     def _max_requests(self) -> int:
         limit: int = self.settings.max_requests
@@ -203,10 +253,16 @@ def run_worker(context: WorkerContext) -> int:
     row[board.PID] = os.getpid()
     row[board.STATE] = board.STATE_BOOTING
     row[board.BEAT_NS] = board.now_ns()
+    tap = _watch_log(row)
     _install_abort(context)
+    insight.answer_signals(context.dump_fd)
     _keep_from_children(context)
     _set_title(f"servo: worker {context.slot} [{settings.app}]")
     random.seed()
+    context.channel = SharedChannel(context.channel)
+    mailbox = Mailbox(context.channel, context.slot, context.serial, context.scoreboard)
+    context.mailbox = mailbox
+    cluster.install(mailbox)
     hooks = settings.hooks
     try:
         context.channel.send(Booting())
@@ -215,10 +271,13 @@ def run_worker(context: WorkerContext) -> int:
         become(settings.user, settings.group, settings.initgroups)
         os.chdir(settings.chdir)
         drop_config_modules(settings)
+        cluster.forget_handlers()
         prepare_import_path(settings)
         app = load_app(settings.app, settings.interface)
         kind = worker_class(settings.worker_class_for(app.interface))
         worker = kind(context, app)
+        worker.tap = tap
+        insight.answer_requests_signal(worker, context.dump_fd)
         if hooks.post_worker_init is not None:
             hooks.post_worker_init(worker)
     except AppImportError as error:
@@ -237,9 +296,19 @@ def run_worker(context: WorkerContext) -> int:
     finally:
         if worker.access is not None:
             worker.access.close()
+        tap.send_last(context.channel)
+        mailbox.close()
     if hooks.worker_exit is not None:
         hooks.worker_exit(context.server, worker)
     return 0
+
+
+def _watch_log(row: memoryview) -> insight.LogTap:
+    """Keep what this worker logs for operators, and count it."""
+    tap = insight.LogTap()
+    log_module.set_tap(tap)
+    count_log(row)
+    return tap
 
 
 def _boot_failed(context: WorkerContext, kind: str, text: str, code: int) -> int:
@@ -261,7 +330,7 @@ def _install_abort(context: WorkerContext) -> None:
     """
 
     def on_abort(_signum: int, _frame: FrameType | None) -> None:
-        _print_tasks(log_module.crash_fd())
+        insight.print_tasks(log_module.crash_fd())
         hook = context.settings.hooks.worker_abort
         if hook is not None:
             hook(HookWorker(context))
@@ -278,35 +347,12 @@ def _keep_from_children(context: WorkerContext) -> None:
     def forget() -> None:
         for listener in context.listeners:
             listener.close(unlink=False)
+        context.mailbox.detach()
         context.channel.close()
+        log_module.set_tap(None)
+        count_log(None)
 
     os.register_at_fork(after_in_child=forget)
-
-
-def _print_tasks(fd: int) -> None:
-    """The stacks of asyncio's tasks: what each coroutine waits for, which no thread shows."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    tasks = asyncio.all_tasks(loop)
-    with os.fdopen(os.dup(fd), "w", encoding="utf-8", errors="backslashreplace") as file:
-        print(f"{len(tasks)} asyncio tasks:", file=file)
-        for task in tasks:
-            print(f"{task!r}:", file=file)
-            traceback.print_list(_task_frames(task), file=file)
-
-
-def _task_frames(task: asyncio.Task[Any]) -> list[traceback.FrameSummary]:
-    """Where a task waits, outermost first: `Task.get_stack` shows only the first coroutine."""
-    frames: list[traceback.FrameSummary] = []
-    awaiting: Any = task.get_coro()
-    while awaiting is not None:
-        frame = getattr(awaiting, "cr_frame", None) or getattr(awaiting, "ag_frame", None)
-        if frame is not None:
-            frames += traceback.StackSummary.extract([(frame, frame.f_lineno)])
-        awaiting = getattr(awaiting, "cr_await", None) or getattr(awaiting, "ag_await", None)
-    return frames
 
 
 def _set_title(title: str) -> None:

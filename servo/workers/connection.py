@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import io
 import logging
 import os
 import select
@@ -10,18 +10,22 @@ from tempfile import SpooledTemporaryFile
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
+from servo.apps.spool import discard, refusal
 from servo.apps.wsgi import FileRegion, WSGIAdapter, WSGIResponder
 from servo.http.errors import ClientDisconnected
 from servo.http.forwarded import resolve_client
 from servo.http.h1 import H1Connection
+from servo.net.sockets import has_unread
 from servo.workers.hooks import HookResponse
 from servo.workers.pace import BodyPace
+from servo.workers.tls_socket import TLSSocket
 
 if TYPE_CHECKING:
     import socket
 
     from servo.apps.loader import LoadedApp
     from servo.http.events import Request
+    from servo.net.tls_facts import TLSFacts
     from servo.workers.base import Worker
     from servo.workers.meter import Meter
 
@@ -32,8 +36,7 @@ BODY = 2  # a part of a body has come
 APP = 3  # the application has the request; only the thread that runs it may touch the connection
 SEND = 4  # a finished response is being sent
 LINGER = 5  # the response is out, our side is closed; what still comes in is thrown away
-
-_SIOCINQ = 0x541B
+_NO_ENVIRON: dict[str, Any] = {}
 
 
 class ConnectionFactory:
@@ -55,7 +58,10 @@ class ConnectionFactory:
             header_map=settings.header_map,
             sendfile=settings.sendfile,
         )
-        self.keep_alive_s = settings.keepalive_for(worker.kind)
+        self.hooks = worker.request_hooks or None
+        self.tls = worker.context.tls
+        if self.tls is not None:
+            self.tls.offer("http/1.1")
 
     def make(self, sock: socket.socket, peer: Any) -> Connection:
         """A connection for a freshly accepted socket."""
@@ -73,6 +79,8 @@ class Connection:
 
     __slots__ = (
         "_factory",
+        "_headed",
+        "_named",
         "_template",
         "body",
         "broken",
@@ -83,7 +91,6 @@ class Connection:
         "eof",
         "fd",
         "http",
-        "keep_alive_s",
         "linger",
         "out",
         "pace",
@@ -104,7 +111,9 @@ class Connection:
     def __init__(self, factory: ConnectionFactory, sock: socket.socket, peer: Any) -> None:
         settings = factory.settings
         self._factory = factory
-        self.sock = sock
+        self._named: dict[bytes, bytes] | None = None
+        self._headed: dict[str, Any] | None = None
+        self.sock = sock if factory.tls is None else TLSSocket(sock, factory.tls, self)
         self.fd = sock.fileno()
         self.http = H1Connection(
             factory.limits,
@@ -120,7 +129,6 @@ class Connection:
         if isinstance(server, bytes):
             server = server.decode("utf-8", "backslashreplace")
         self._describe(server if isinstance(server, str) else server[:2])
-        self.keep_alive_s = factory.keep_alive_s
         self.phase = IDLE
         self.watched = 0
         self.requests = 0
@@ -129,7 +137,7 @@ class Connection:
         self.linger = False
         self.request: Request | None = None
         self.body: Any = None
-        self.environ: dict[str, Any] = {}
+        self.environ: dict[str, Any] = _NO_ENVIRON
         self.started_ns = 0
         self.out: bytes | memoryview = b""
         self.region: FileRegion | None = None
@@ -141,7 +149,9 @@ class Connection:
     def _describe(self, server: tuple[str, int] | str) -> None:
         """What the environs say of the two ends."""
         client = self.client
-        self._template = self._factory.adapter.template(server, client, "http")
+        scheme = "http" if self._factory.tls is None else "https"
+        self._template = self._factory.adapter.template(server, client, scheme)
+        self._template["wsgi.early_hints"] = self.responder.early_hints
         self.peer_name = client[0] if client else ""
         self.trusted = (client[0] if client else None) in self._factory.trusted
 
@@ -157,6 +167,10 @@ class Connection:
             self.client = header.source
             self._describe(header.destination or ("", 0))
         return rest
+
+    def secured(self, facts: TLSFacts) -> None:
+        """The TLS handshake is done."""
+        self._template.update(facts.environ)
 
     def begin_body(self) -> None:
         """A body begins that has not all come with its head."""
@@ -185,21 +199,33 @@ class Connection:
         body = self.body
         length = 0
         if body.__class__ is bytes:
-            if body:
-                length = len(body)
-                spool = self._factory.spool()
-                spool.write(body)
-                spool.seek(0)
-                self.body = body = spool
-            else:
-                body = self.body = None
+            length = len(body)
+            self.body = body = io.BytesIO(body) if body else None
         else:
             length = body.tell()
-            body.seek(0)
-        environ = self._factory.adapter.environ(self._template, request, body, length)
+            try:
+                body.seek(0)
+            except OSError as error:  # what it had in its buffer doesn't fit any more
+                raise refusal(error) from error
+        adapter = self._factory.adapter
+        named = request.named
+        if named is not self._named:
+            self._named = named
+            self._headed = None
+            environ = adapter.environ(self._template, request, body, length)
+        else:
+            # The very fields of the request before: see http.headers.KnownFields.
+            if self._headed is None:
+                self._headed = adapter.with_headers(self._template, request)
+            environ = adapter.fill(self._headed.copy(), request, body, length)
         if self.trusted and not self._factory.trusted.names.isdisjoint(request.named):
             self._apply_forwarded(environ, request)
         self.environ = environ
+
+    def forget(self) -> None:
+        """The connection has become idle: keep nothing of its last request."""
+        self.http.forget()
+        self._named = self._headed = None
 
     def _apply_forwarded(self, environ: dict[str, Any], request: Request) -> None:
         """Put what a trusted proxy says of the client in place of what the socket says."""
@@ -220,20 +246,20 @@ class Connection:
 
     def run(self) -> None:
         """Call the application; leave what is yet to be sent in `out` and `region`."""
-        hooks = self._factory.worker.request_hooks
-        facade = None
-        if hooks:
+        hooks = self._factory.hooks
+        if hooks is not None:
             assert self.request is not None
             facade = hooks.before(self.request, self.environ["REMOTE_ADDR"])
         rest = self.responder.run(self.environ)
-        if isinstance(rest, FileRegion):
+        if rest.__class__ is FileRegion:
             self.region = rest
             rest = rest.head
         try:
-            self.out = self.send_some(rest) if rest else b""
+            self.out = self.send_some(rest) if rest else b""  # type: ignore[arg-type]
         except ClientDisconnected:
             self.broken = True
-        if facade is not None:
+
+        if hooks is not None:
             http = self.http
             status = self.responder.status or http.status
             response = HookResponse(status, self.responder.headers, http.body_sent)
@@ -253,14 +279,15 @@ class Connection:
             responder.headers,
             self.environ,
         )
-        self.close_body()
+        if self.body is not None:
+            self.close_body()
         self.request = None
-        self.environ = {}
+        self.environ = _NO_ENVIRON
 
     def close_body(self) -> None:
         """Let the stored body go."""
         if self.body is not None and self.body.__class__ is not bytes:
-            self.body.close()
+            discard(self.body)
         self.body = None
 
     # --- sending --------------------------------------------------------------------------------
@@ -306,7 +333,7 @@ class Connection:
         progress = before > 0
         try:
             while region is not None and region.count:
-                sent = os.sendfile(self.fd, region.fd, region.offset, min(region.count, 1 << 30))
+                sent = self._send_region(region)
                 if not sent:
                     raise ClientDisconnected("the file became shorter while it was sent")
                 region.offset += sent
@@ -321,13 +348,15 @@ class Connection:
             self.region = None
         return True, progress
 
+    def _send_region(self, region: FileRegion) -> int:
+        count = min(region.count, 1 << 30)
+        if isinstance(self.sock, TLSSocket):
+            return self.sock.sendfile(region.fd, region.offset, count)
+        return os.sendfile(self.fd, region.fd, region.offset, count)
+
     def unread(self) -> bool:
         """Whether the kernel holds bytes of the client that nobody has read."""
-        try:
-            count = fcntl.ioctl(self.fd, _SIOCINQ, b"\0\0\0\0")
-        except OSError:
-            return False
-        return count != bytes(4)
+        return has_unread(self.fd)
 
     def close(self) -> None:
         """Close the socket and everything that hangs on it."""

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import signal
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from servo.ipc.channel import Channel
     from servo.net.listeners import Listener
+    from servo.net.tls import TLS
     from servo.observe.scoreboard import Scoreboard
     from servo.settings.sources import Settings
+    from servo.workers.mailbox import Mailbox
+
+
+# What the arbiter sends to a worker that does not read its channel, where there are such signals.
+# Unhandled they end a process: a worker gets them only when it has said that it boots (STACK) or is
+# ready (REQUESTS).
+_FIRST_SPARE = getattr(signal, "SIGRTMIN", None)
+STACK_SIGNAL: int = 0 if _FIRST_SPARE is None else _FIRST_SPARE + 6
+REQUESTS_SIGNAL: int = 0 if _FIRST_SPARE is None else _FIRST_SPARE + 7
 
 
 @dataclass
@@ -21,6 +32,9 @@ class WorkerContext:
     generation   counts the releases (reloads) of this arbiter
     row_index    the worker's row of the scoreboard
     server       what gunicorn's hooks get as their `server` argument
+    dump_fd      the file in which it answers those signals; -1: there is none
+    tls          the generation's contexts; None where plain HTTP is served
+    mailbox      what `servo.cluster` goes through; made in the worker, once it is forked
     """
 
     slot: int
@@ -33,3 +47,6 @@ class WorkerContext:
     row_index: int
     arbiter_pid: int
     server: object
+    dump_fd: int = -1
+    tls: TLS | None = None
+    mailbox: Mailbox = field(init=False)

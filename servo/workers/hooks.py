@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("servo.error")
 
 
+_VERSIONS = {"1.0": (1, 0), "1.1": (1, 1), "2": (2, 0)}
+
+
 class HookRequest:
     """The `req` of the hooks, with the names that gunicorn's has. Headers are (NAME, value)."""
 
@@ -23,7 +26,7 @@ class HookRequest:
         self.path = request.path.decode("latin-1")
         self.query = request.query.decode("latin-1")
         self.fragment = ""
-        self.version = (1, 0) if request.version == "1.0" else (1, 1)
+        self.version = _VERSIONS[request.version]
         self.headers = [
             (name.decode("latin-1").upper(), value.decode("latin-1"))
             for name, value in request.headers

@@ -6,7 +6,17 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from servo.observe import scoreboard as board
-from servo.observe.scoreboard import LATENCY_WORD
+from servo.observe.scoreboard import (
+    BYTES_IN,
+    BYTES_OUT,
+    IN_FLIGHT,
+    LATENCY_SUM_NS,
+    LATENCY_WORD,
+    METHOD_WORD,
+    STATUS_CLASS,
+    STATUS_WORD,
+    count_response,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,31 +28,41 @@ if TYPE_CHECKING:
 class Meter:
     """Counts for one worker. Only the thread that owns the row (poller or loop) may call it.
 
-    on_recycle  is called once, when the worker has served `max_requests`; 0 for never
+    most_requests  `on_recycle` is called once, when the worker has served so many; 0 for never
     """
 
-    __slots__ = ("_access", "_left", "_on_recycle", "row")
+    __slots__ = (
+        "_access",
+        "_bytes_out",
+        "_latency_ns",
+        "_left",
+        "_on_recycle",
+        "most_requests",
+        "row",
+    )
 
     def __init__(
         self,
         row: memoryview,
         access: AccessLog | None,
-        max_requests: int,
+        most_requests: int,
         on_recycle: Callable[[], None],
     ) -> None:
         self.row = row
         self._access = access
-        self._left = max_requests or -1
+        self.most_requests = most_requests
+        self._left = most_requests or -1
         self._on_recycle = on_recycle
+        self._latency_ns = self._bytes_out = 0
 
     def begin(self) -> int:
         """A request goes to the application. Returns its start, monotonic nanoseconds."""
         row = self.row
         now = monotonic_ns()
-        if row[board.IN_FLIGHT] == 0:
+        if row[IN_FLIGHT] == 0:
             # While something is in flight the beat tells a live loop from a blocked one.
             row[board.BEAT_NS] = now
-        row[board.IN_FLIGHT] += 1
+        row[IN_FLIGHT] += 1
         return now
 
     def end(
@@ -54,17 +74,25 @@ class Meter:
         remote: str,
         response_headers: Any = (),
         environ: dict[str, Any] | None = None,
-    ) -> None:
-        """Its response is complete, or given up. `sent` counts bytes of the body."""
+    ) -> int:
+        """Its response is complete, or given up. `sent` counts bytes of the body.
+
+        Returns the time, monotonic nanoseconds.
+        """
         row = self.row
         now = monotonic_ns()
         elapsed = now - started_ns
-        row[board.IN_FLIGHT] -= 1
-        row[board.REQUESTS] += 1
-        row[board.STATUS_1XX + status // 100 - 1 if 100 <= status < 600 else board.STATUS_5XX] += 1
+        row[IN_FLIGHT] -= 1
+        row[METHOD_WORD[request.method] + STATUS_CLASS[status]] += 1
+        if status != 200:
+            row[STATUS_WORD[status]] += 1
         row[LATENCY_WORD[elapsed.bit_length()]] += 1
-        row[board.LATENCY_SUM_US] += elapsed // 1000
-        row[board.BYTES_OUT] += sent
+        # Writing a word costs a third of reading and writing it.
+        row[LATENCY_SUM_NS] = self._latency_ns = self._latency_ns + elapsed
+        row[BYTES_OUT] = self._bytes_out = self._bytes_out + sent
+        if request.body:
+            # What of the body came with the head; `received` counts the rest.
+            row[BYTES_IN] += len(request.body)
         if self._access is not None:
             self._access.record(
                 remote=remote,
@@ -82,11 +110,20 @@ class Meter:
             self._left -= 1
             if self._left == 0:
                 self._on_recycle()
+        return now
+
+    def received(self, count: int) -> None:
+        """So many bytes of a request's body came after its head."""
+        self.row[BYTES_IN] += count
+
+    def shed(self, request: Request, remote: str) -> None:
+        """A request was refused with 503, as too many are in flight (limit_concurrency)."""
+        self.row[board.SHED] += 1
+        self.refused(503, request.method, request.target, remote)
 
     def refused(self, status: int, method: str, target: bytes, remote: str) -> None:
         """The parser refused a request: no application has seen it."""
-        self.row[board.REQUESTS] += 1
-        self.row[board.STATUS_1XX + status // 100 - 1] += 1
+        count_response(self.row, method, status)
         if self._access is not None:
             self._access.record(
                 remote=remote,

@@ -7,17 +7,18 @@ hundred bytes of memory here, and never a thread.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
+from servo.apps.spool import refusal
 from servo.http import h1
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Data, Refused, Request
@@ -34,6 +35,8 @@ from servo.workers.connection import (
     Connection,
     ConnectionFactory,
 )
+from servo.workers.handlers import InlineRunner, Runner
+from servo.workers.tls_socket import WantsWrite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +75,10 @@ class PollerWorker(Worker):
         self.finished = False
         self.deadline_ns = 0
         self.acceptor = Acceptor(self, self)
+        self.most_in_flight: int = self.settings.limit_concurrency
+        self.most_requests: int = self.settings.keepalive_requests or sys.maxsize
+        self.keep_alive_s = self.settings.keepalive_for(self.kind)
+        self.closes_each = not self.keep_alive_s
         self.factory = ConnectionFactory(self, app, type(self).multithread)
 
     def dispatch(self, connection: Connection) -> None:
@@ -142,13 +149,36 @@ class PollerWorker(Worker):
             signal.signal(signum, lambda number, _frame: self._signals.add(number))
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
         self._handle(wake_read.fileno(), self._on_signal)
+        self._mail_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._handle(self._mail_fd, self._on_mail)
         self._handle(self.context.channel.fileno(), self.on_channel)
+        self.mailbox.attach(self, anyone_reads=not self.multithread)
         self.pidfd = os.pidfd_open(self.context.arbiter_pid)
         self._handle(self.pidfd, self._on_arbiter_gone)
 
     def _handle(self, fd: int, handler: Callable[[], None]) -> None:
         self.handlers[fd] = handler
         self.epoll.register(fd, select.EPOLLIN)
+
+    def wake(self) -> None:
+        """See mailbox.Owner."""
+        os.eventfd_write(self._mail_fd, 1)
+
+    def _on_mail(self) -> None:
+        os.eventfd_read(self._mail_fd)
+        self.on_wake()
+
+    def watch_channel(self, writable: bool) -> None:
+        """See mailbox.Owner."""
+        fd = self.context.channel.fileno()
+        if fd in self.handlers:
+            self.epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if writable else 0))
+
+    def message_runner(self) -> Runner:
+        """See Worker.message_runner."""
+        if self.multithread:
+            return super().message_runner()
+        return InlineRunner(self.mailbox, self.wake)
 
     def _on_signal(self) -> None:
         self._wake[0].recv(4096)
@@ -196,22 +226,26 @@ class PollerWorker(Worker):
 
     def _on_connection(self, connection: Connection, mask: int) -> None:
         phase = connection.phase
-        if phase == APP:
+        if phase < APP:
+            if mask & _GONE and not mask & select.EPOLLIN:
+                self.drop(connection)
+            else:
+                self._on_readable(connection)
+        elif phase == APP:
             # More bytes, or the client's end, while the application runs: neither may be read
             # now, and a level-triggered event left registered would spin.
             self.watch(connection, 0)
         elif phase == SEND:
             self._flush(connection)
-        elif phase == LINGER:
-            self._discard(connection)
-        elif mask & _GONE and not mask & select.EPOLLIN:
-            self.drop(connection)
         else:
-            self._on_readable(connection)
+            self._discard(connection)
 
     def _on_readable(self, connection: Connection) -> None:
         try:
             data = connection.sock.recv(READ_SIZE)
+        except WantsWrite:
+            self.watch(connection, _READ | select.EPOLLOUT)
+            return
         except BlockingIOError:
             self.watch(connection, _READ)
             return
@@ -236,8 +270,11 @@ class PollerWorker(Worker):
             if event is None:
                 self.drop(connection)
                 return
-        if event is None:
-            self._await_more(connection)
+        if event.__class__ is Request and not event.more_body:
+            # The ordinary request, all of it in one read.
+            connection.request = event
+            connection.body = event.body
+            self._start(connection)
         else:
             self._on_event(connection, event)
 
@@ -261,6 +298,7 @@ class PollerWorker(Worker):
                 if not self._begin_body(connection, event):
                     return
             elif isinstance(event, Data):
+                self.meter.received(len(event.data))
                 if not self._store(connection, event.data):
                     return
                 if not event.more_body:
@@ -287,10 +325,7 @@ class PollerWorker(Worker):
         try:
             connection.store(data)
         except OSError as error:
-            log.error("Can't spool a request body: %s", error)
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            refusal = ProtocolError(507 if full else 500, "the body can't be stored")
-            self._refuse(connection, Refused(refusal, in_body=True))
+            self._refuse(connection, Refused(refusal(error), in_body=True))
             return False
         return True
 
@@ -305,10 +340,14 @@ class PollerWorker(Worker):
 
     def _start(self, connection: Connection) -> None:
         """A request is complete: hand it to the application."""
-        if self.draining or self._requests_used_up(connection):
+        connection.requests += 1
+        if self.closes_each or self.draining:
             connection.http.close_next()
-        limit = self.settings.limit_concurrency
-        if limit and self.row[board.IN_FLIGHT] >= limit:
+        if connection.requests >= self.most_requests:
+            assert connection.request is not None
+            # Even where more is pipelined, or the limit would be the client's to break.
+            connection.request.keep_alive = False
+        if self.most_in_flight and self.row[board.IN_FLIGHT] >= self.most_in_flight:
             self._overloaded(connection)
             return
         try:
@@ -320,16 +359,11 @@ class PollerWorker(Worker):
         connection.phase = APP
         self.dispatch(connection)
 
-    def _requests_used_up(self, connection: Connection) -> bool:
-        connection.requests += 1
-        limit = self.settings.keepalive_requests
-        return bool(limit and connection.requests >= limit) or not connection.keep_alive_s
-
     def _overloaded(self, connection: Connection) -> None:
         request = connection.request
         assert request is not None
         connection.close_body()
-        self.meter.refused(503, request.method, request.target, connection.peer_name)
+        self.meter.shed(request, connection.peer_name)
         connection.http.close_next()
         headers = [("Retry-After", "1"), ("Content-Type", "text/plain; charset=utf-8")]
         self._send(connection, connection.http.send_response(503, headers, b"Overloaded\n"))
@@ -352,10 +386,10 @@ class PollerWorker(Worker):
             self._hang_up(connection)
             return
         connection.phase = IDLE
-        idle_s = self.settings.drain_idle if self.draining else connection.keep_alive_s
-        connection.expires_in(idle_s)
+        connection.expires_in(self.settings.drain_idle if self.draining else self.keep_alive_s)
         if http.idle:
-            self.watch(connection, _READ)
+            if connection.watched != _READ:
+                self.watch(connection, _READ)
         else:
             # More was pipelined behind it: others have their turn first.
             connection.phase = HEAD
@@ -448,6 +482,7 @@ class PollerWorker(Worker):
     def sweep(self, now_ns: int) -> None:
         """Set the clock of responses, and end what has lasted too long."""
         h1.set_clock(time.time())
+        self.every_second()
         oldest = 0
         for connection in list(self.connections.values()):
             if connection.phase == APP:
@@ -455,7 +490,17 @@ class PollerWorker(Worker):
                 self.check_running(connection, now_ns)
             elif connection.deadline_ns and now_ns >= connection.deadline_ns:
                 self._on_timeout(connection)
+            elif connection.phase == IDLE:
+                connection.forget()
         self.row[board.OLDEST_START_NS] = oldest
+
+    def open_requests(self) -> list[tuple[int, str, bytes, str]]:
+        """See Worker.open_requests."""
+        return [
+            (connection.started_ns, request.method, request.target, connection.peer_name)
+            for connection in list(self.connections.values())
+            if connection.phase == APP and (request := connection.request) is not None
+        ]
 
     def check_running(self, connection: Connection, now_ns: int) -> None:
         """A request is with the application; subclasses bound its time."""

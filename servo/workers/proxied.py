@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from servo.http.errors import ProtocolError
 from servo.http.forwarded import TrustedPeers
+from servo.http.negotiate import Sniffer
 from servo.http.proxy_protocol import ProxyProtocolReader
 
 if TYPE_CHECKING:
@@ -18,6 +19,38 @@ class Preface(Protocol):
 
     def feed(self, data: bytes) -> tuple[ProxyHeader, bytes] | None:
         """See ProxyProtocolReader.feed."""
+
+
+class Beginning:
+    """What comes before a connection's first request: a PROXY protocol header, and the first bytes
+    of HTTP as far as they tell its version.
+
+    preface  reads the header; None where none is expected
+    sniffs   whether the connection may begin as HTTP/2
+    """
+
+    __slots__ = ("_header", "_preface", "_sniffer")
+
+    def __init__(self, preface: Preface | None, sniffs: bool) -> None:
+        self._preface = preface
+        self._sniffer = Sniffer() if sniffs else None
+        self._header: ProxyHeader | None = None
+
+    def feed(self, data: bytes) -> tuple[ProxyHeader | None, bool, bytes] | None:
+        """The header, whether HTTP/2 follows, and what was received of it; None: too early.
+
+        Raises ProtocolError.
+        """
+        if self._preface is not None:
+            found = self._preface.feed(data)
+            if found is None:
+                return None
+            self._preface = None
+            self._header, data = found
+        if self._sniffer is None:
+            return self._header, False, data
+        sniffed = self._sniffer.feed(data)
+        return None if sniffed is None else (self._header, *sniffed)
 
 
 class _Forbidden:

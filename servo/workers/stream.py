@@ -3,100 +3,63 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
-import os
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from servo.apps.asgi import ASGICall
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Data, Refused, Request
-from servo.http.forwarded import resolve_client
 from servo.http.h1 import H1Connection
+from servo.http.headers import map_names
+from servo.http.negotiate import upgrade_settings
+from servo.net.sockets import has_unread
+from servo.net.tls_facts import TLSFacts
 from servo.observe import scoreboard as board
+from servo.workers.file_send import send_region
 from servo.workers.hooks import HookResponse
 from servo.workers.pace import BodyPace
+from servo.workers.proxied import Beginning
+from servo.workers.stream_upgrade import WebSocketUpgrade
+from servo.workers.tls_stream import send_blocks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from servo._types import Scope
-    from servo.apps.asgi import ASGIAdapter
+    from servo.apps.asgi_websocket import WebSocketCall
     from servo.http.events import Event
-    from servo.workers.aio import AsyncWorker
+    from servo.http.proxy_protocol import ProxyHeader
     from servo.workers.hooks import HookRequest
-    from servo.workers.proxied import Preface
+    from servo.workers.stream_h2 import HTTP2, H2Protocol
+    from servo.workers.stream_server import StreamServer
 
 log = logging.getLogger("servo.error")
 
 # Body bytes that wait for an application that doesn't ask for them; past it reading pauses.
 BODY_HIGH_WATER = 65536
 LINGER_S = 2.0
-_SENDFILE_MAX = 1 << 30
 # A stopping worker waits this long for the first request of a connection that it took just now.
 FRESH_GRACE_S = 1.0
 # In the access log, of a client that went before it was answered; nginx's code for it.
 CLIENT_CLOSED = 499
 
 
-class StreamServer:
-    """What the connections of one worker have in common."""
-
-    def __init__(
-        self, worker: AsyncWorker, adapter: ASGIAdapter, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        settings = worker.settings
-        self.worker = worker
-        self.settings = settings
-        self.adapter = adapter
-        self.loop = loop
-        self.row = worker.row
-        self.meter = worker.meter
-        self.limits = settings.limits
-        self.server_header = settings.server_header.encode() or None
-        self.trusted = worker.trusted_proxies
-        self.keep_alive_s = settings.keepalive_for("async")
-        self.request_timeout_ns = int(settings.request_timeout * 1e9)
-        self.connections: set[StreamProtocol] = set()
-        self.calls: set[ASGICall] = set()
-        self.draining = False
-        self._context = contextvars.copy_context()
-
-    def spawn(self, call: ASGICall) -> None:
-        """Run a call in a task of its own.
-
-        In the worker's context, not the current one: that may be of another request, whose
-        application has just sent its last byte, or has let the reading go on.
-        """
-        self.calls.add(call)
-        call.task = self._context.run(self.loop.create_task, call.run())
-
-    def sweep(self, now_ns: int) -> None:
-        """Once a second: end what has lasted too long."""
-        oldest = 0
-        for connection in list(self.connections):
-            call = connection.call
-            if call is not None:
-                oldest = min(oldest or call.started_ns, call.started_ns)
-                if self.request_timeout_ns and now_ns - call.started_ns > self.request_timeout_ns:
-                    connection.on_request_timeout(call)
-            if connection.deadline_ns and now_ns >= connection.deadline_ns:
-                connection.on_timeout()
-        self.row[board.OLDEST_START_NS] = oldest
-
-
-class StreamProtocol(asyncio.Protocol):
+class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
     """One HTTP/1.1 connection. An `asgi.Transport` to its calls."""
 
     __slots__ = (
+        "_beginning",
         "_drain_waiter",
         "_eof",
         "_facade",
+        "_facts",
+        "_header",
         "_http",
         "_lingering",
         "_pace",
         "_paused",
         "_paused_ns",
-        "_preface",
         "_reading_head",
         "_requests",
         "_server",
@@ -109,10 +72,14 @@ class StreamProtocol(asyncio.Protocol):
         "loop",
         "peer_name",
         "writable",
+        "write",
     )
 
-    def __init__(self, server: StreamServer) -> None:
+    def __init__(self, server: StreamServer, header: ProxyHeader | None = None) -> None:
+        """`header`: the PROXY protocol's, where it was read before the TLS handshake."""
         settings = server.settings
+        self._header = header
+        self._facts: TLSFacts | None = None
         self._server = server
         self.loop = server.loop
         self._http = H1Connection(
@@ -122,13 +89,15 @@ class StreamProtocol(asyncio.Protocol):
             date=settings.date_header,
         )
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made
+        # asgi.Transport's, without a call in between.
+        self.write: Callable[[bytes], None] = _not_connected
         self._template: Scope = {}
         self._trusted = False
         self._requests = 0
         self._paused = False
         self._paused_ns = 0
         self._pace: BodyPace | None = None
-        self._preface: Preface | None = None
+        self._beginning: Beginning | None = None
         self._reading_head = False
         self._lingering = False
         self._eof = False
@@ -136,7 +105,7 @@ class StreamProtocol(asyncio.Protocol):
         self._unsent = 0
         self._drain_waiter: asyncio.Future[None] | None = None
         self.writable = True
-        self.call: ASGICall | None = None
+        self.call: ASGICall | WebSocketCall | None = None
         self.peer_name = ""
         self.deadline_ns = 0
 
@@ -146,12 +115,30 @@ class StreamProtocol(asyncio.Protocol):
         """See asyncio.Protocol."""
         server = self._server
         self._transport = transport  # type: ignore[assignment]
+        self.write = self._transport.write
         peer = transport.get_extra_info("peername")
         client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
         own = transport.get_extra_info("sockname")
         address = (own[0], own[1]) if isinstance(own, tuple) else (own or "", None)
-        self._preface = server.worker.proxy_protocol.preface(client)
+        preface = None
+        if server.tls is None:
+            preface = server.worker.proxy_protocol.preface(client)
+        else:
+            self._facts = TLSFacts(server.tls, transport.get_extra_info("ssl_object"))
+            if self._header is not None and self._header.source is not None:
+                address = self._header.destination or ("", None)
+                client = self._header.source
         self._describe(address, client)
+        sniffs = False
+        if server.http2 is not None:
+            if self._facts is not None and server.http2.agreed(transport):
+                self._make_h2(server.http2).start(b"")
+                return
+            # A proxy that may speak for others is trusted as far as this goes.
+            sniffs = server.http2.prior_knowledge and self._facts is None
+            sniffs = sniffs and (self._trusted or preface is not None)
+        if preface is not None or sniffs:
+            self._beginning = Beginning(preface, sniffs)
         server.connections.add(self)
         self._expires_in(server.settings.header_timeout)
         if server.draining:
@@ -161,42 +148,83 @@ class StreamProtocol(asyncio.Protocol):
         self, server: tuple[str, int] | tuple[str, None], client: tuple[str, int] | None
     ) -> None:
         """What the scopes say of the two ends."""
-        self._template = self._server.adapter.template(server, client, "http")
+        self._template = self._server.template(server, client, self._facts)
         self.peer_name = client[0] if client else ""
         self._trusted = (client[0] if client else None) in self._server.trusted
 
-    def _read_preface(self, data: bytes) -> bytes:
-        """Take the PROXY protocol's header off the first bytes."""
-        assert self._preface is not None
+    def _read_beginning(self, beginning: Beginning, data: bytes) -> bytes:
+        """Take off what comes before HTTP, and see which version of it this is."""
         try:
-            found = self._preface.feed(data)
+            found = beginning.feed(data)
         except ProtocolError as error:
             self._refuse(Refused(error))
             return b""
         if found is None:
             return b""
-        self._preface = None
-        header, rest = found
-        if header.source is not None:
-            self._describe(header.destination or ("", None), header.source)
+        self._beginning = None
+        self._header, is_h2, rest = found
+        if self._header is not None and self._header.source is not None:
+            self._describe(self._header.destination or ("", None), self._header.source)
+        if is_h2 and self._server.http2 is not None:
+            self._make_h2(self._server.http2).start(rest)
+            return b""
         return rest
+
+    def _make_h2(self, common: HTTP2) -> H2Protocol:
+        """The protocol object that takes this one's place."""
+        server = self._server
+        server.connections.discard(self)
+        return common.protocol(
+            server, common, self._transport, self._template, self._trusted, self.peer_name
+        )
+
+    def _upgrades_to_h2(self, request: Request) -> bool:
+        """Go over to HTTP/2, if the request asks for it (RFC 7540 section 3.2), and may."""
+        common = self._server.http2
+        if request.upgrade != b"h2c" or common is None or not common.upgrade:
+            return False
+        settings = upgrade_settings(request)
+        if settings is None or self._facts is not None:
+            return False
+        if not (self._trusted or self._header is not None):
+            return False
+        http = self._http
+        self._transport.write(http.upgrade(b"h2c", []))
+        self._lingering = True  # this object is done
+        self._make_h2(common).start_upgraded(request, settings, http.take_over())
+        return True
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         if self._lingering:
             return
-        if self._preface is not None:
-            data = self._read_preface(data)
+        if self._beginning is not None:
+            data = self._read_beginning(self._beginning, data)
             if not data:
                 return
-        event = self._http.receive_data(data)
-        if event is not None:
+        http = self._http
+        event = http.receive_data(data)
+        if event.__class__ is Request and not event.more_body:
+            # The ordinary request, all of it in one read.
+            self._start(event)
+            if not http.want_read:
+                self._await_more()
+        elif event is not None:
             self._on_event(event)
         else:
             self._await_more()
 
+    @property
+    def connected(self) -> bool:
+        """Whether `connection_made` was called; it is not when a TLS handshake fails."""
+        return self._transport is not None
+
     def eof_received(self) -> bool:
-        """See asyncio.Protocol. A half-closed client still gets its answers."""
+        """See asyncio.Protocol. A half-closed client still gets its answers, but not over TLS,
+        where the loop ends the connection now whatever it is told."""
+        return self._on_eof() and self._facts is None
+
+    def _on_eof(self) -> bool:
         self._eof = True
         if self._lingering:
             return False  # it has our answer, and has closed too
@@ -233,6 +261,9 @@ class StreamProtocol(asyncio.Protocol):
         self.writable = True
         if self.call is not None:
             self.deadline_ns = 0
+        elif not self._lingering and not self._transport.is_closing():
+            self.deadline_ns = monotonic_ns() + self._server.idle_ns
+            self._go_on()
         self._wake_drained()
 
     def _wake_drained(self) -> None:
@@ -252,6 +283,7 @@ class StreamProtocol(asyncio.Protocol):
                 call = self.call
                 if call is not None:
                     call.feed(event)
+                    self._server.meter.received(len(event.data))
                     self._expect_body(len(event.data))
                     if call.buffered > BODY_HIGH_WATER:
                         self._pause_reading()
@@ -291,48 +323,48 @@ class StreamProtocol(asyncio.Protocol):
         http = self._http
         self._reading_head = False
         self._requests += 1
-        limit = server.settings.keepalive_requests
-        if server.draining or (limit and self._requests >= limit) or not server.keep_alive_s:
+        if self._requests >= server.most_requests:
+            # Even where more is pipelined, or the limit would be the client's to break.
+            request.keep_alive = False
+        if server.closes_each or server.draining:
             http.close_next()
-        most = server.settings.limit_concurrency
-        if most and server.row[board.IN_FLIGHT] >= most:
+        if server.most_in_flight and server.row[board.IN_FLIGHT] >= server.most_in_flight:
             self._overloaded(request)
             return
-        call = ASGICall(
-            server.adapter, self._template, request, http, self, server.worker.begin_request()
-        )
+        if server.refuses_underscores:
+            try:
+                map_names(request.headers, "refuse")
+            except ProtocolError as error:
+                self._refuse(Refused(error, True, request.method, request.target))
+                return
+        call: ASGICall | WebSocketCall | None = None
+        if request.upgrade is not None:
+            if self._upgrades_to_h2(request):
+                return
+            if request.upgrade == b"websocket" and server.websockets is not None:
+                call = self._start_websocket(request, server.websockets)
+                if call is None:
+                    return
+        if call is None:
+            call = ASGICall(
+                server.adapter, self._template, request, http, self, server.worker.begin_request()
+            )
         self.call = call
         self._pace = None
         self.deadline_ns = 0
         if request.more_body:
             self._expect_body(len(request.body))
-        hooks = server.worker.request_hooks
-        if hooks:
-            self._facade = hooks.before(request, self.peer_name)
+        if server.hooks is not None:
+            self._facade = server.hooks.before(request, self.peer_name)
         if self._trusted and not server.trusted.names.isdisjoint(request.named):
             try:
-                self._apply_forwarded(call)
+                server.apply_forwarded(call)
             except ProtocolError as error:
                 server.row[board.IN_FLIGHT] -= 1
                 self.call = None
                 self._refuse(Refused(error, True, request.method, request.target))
                 return
         server.spawn(call)
-
-    def _apply_forwarded(self, call: ASGICall) -> None:
-        """Put what a trusted proxy says of the client in place of what the socket says."""
-        scope = call.scope
-        request = call.request
-        info = resolve_client(
-            request.headers, scope["client"], self._server.trusted, scope["scheme"], request.named
-        )
-        scope["client"] = info.address
-        scope["scheme"] = info.scheme
-        if info.host is not None:
-            others = [item for item in request.headers if item[0] != b"host"]
-            scope["headers"] = [(b"host", info.host), *others]
-        if info.prefix:
-            self._server.adapter.mount(scope, info.prefix)
 
     def _refuse(self, event: Refused) -> None:
         log.debug("Refused a request of %s: %s", self.peer_name, event.error)
@@ -347,7 +379,11 @@ class StreamProtocol(asyncio.Protocol):
         self._transport.write(self._http.refuse(event))
         self._hang_up(linger=True)
 
-    def _give_up(self, call: ASGICall, status: int) -> None:
+    def _give_up(self, call: ASGICall | WebSocketCall, status: int) -> None:
+        self._count(call, status)
+        call.disconnect()
+
+    def _count(self, call: ASGICall | WebSocketCall, status: int) -> None:
         http = self._http
         self._server.meter.end(
             call.started_ns,
@@ -357,14 +393,13 @@ class StreamProtocol(asyncio.Protocol):
             self._remote(call),
             call.response_headers,
         )
-        call.disconnect()
 
     def _overloaded(self, request: Request) -> None:
         http = self._http
         http.close_next()
         headers = [(b"retry-after", b"1"), (b"content-type", b"text/plain; charset=utf-8")]
         self._transport.write(http.send_response(503, headers, b"Overloaded\n"))
-        self._server.meter.refused(503, request.method, request.target, self.peer_name)
+        self._server.meter.shed(request, self.peer_name)
         self._hang_up(linger=True)
 
     def _pause_reading(self) -> None:
@@ -385,10 +420,6 @@ class StreamProtocol(asyncio.Protocol):
 
     # --- writing --------------------------------------------------------------------------------
 
-    def write(self, data: bytes) -> None:
-        """See asgi.Transport."""
-        self._transport.write(data)
-
     async def drained(self) -> None:
         """See asgi.Transport."""
         while not self.writable:
@@ -398,51 +429,24 @@ class StreamProtocol(asyncio.Protocol):
             if self._transport.is_closing():
                 raise ClientDisconnected("the client has closed the connection")
 
-    async def send_file(self, path: str) -> None:
-        """See asgi.Transport. By sendfile, on a copy of the socket's descriptor: uvloop has no
-        `loop.sendfile`, and lets nobody else watch a descriptor of its transports."""
-        await self._flush()
-        sock = self._transport.get_extra_info("socket")
-        out = os.dup(sock.fileno())
-        source = await self.loop.run_in_executor(None, os.open, path, os.O_RDONLY)
-        offset, left = 0, os.fstat(source).st_size
-        if self._http.raw_body:
-            self._http.account(left)
-        else:
-            left = 0
-        try:
-            while left:
-                try:
-                    sent = os.sendfile(out, source, offset, min(left, _SENDFILE_MAX))
-                except BlockingIOError:
-                    await self._writable(out)
-                    continue
-                except OSError as error:
-                    raise ClientDisconnected(str(error)) from error
-                if not sent:
-                    raise ClientDisconnected("the file became shorter while it was sent")
-                offset += sent
-                left -= sent
-        finally:
-            os.close(source)
-            os.close(out)
+    async def send_file(self, fd: int, offset: int, count: int) -> None:
+        """See asgi.Transport. By sendfile, if nothing has to be done to the bytes."""
+        if self._facts is not None or not self._http.raw_body:
+            await send_blocks(self.loop, fd, offset, count, self._write_body, self.drained)
+            return
+        self._http.account(count)
+        transport = self._transport
+        if not transport.is_closing():
+            # Past zero bytes the buffer counts as full: `drained` waits until all of it is out.
+            transport.set_write_buffer_limits(high=0)
+            await self.drained()
+        if transport.is_closing():
+            raise ClientDisconnected("the client has closed the connection")
+        transport.set_write_buffer_limits()
+        await send_region(self._fd(), fd, offset, count, self._server.settings.send_timeout)
 
-    async def _flush(self) -> None:
-        """Wait until asyncio has nothing of ours left."""
-        while self._transport.get_write_buffer_size():
-            if self._transport.is_closing():
-                raise ClientDisconnected("the client has closed the connection")
-            await asyncio.sleep(0.001)
-
-    async def _writable(self, fd: int) -> None:
-        ready = self.loop.create_future()
-        self.loop.add_writer(fd, _settle, ready)
-        try:
-            await asyncio.wait_for(ready, self._server.settings.send_timeout or None)
-        except asyncio.TimeoutError as error:
-            raise ClientDisconnected("the client has stopped reading") from error
-        finally:
-            self.loop.remove_writer(fd)
+    def _write_body(self, data: bytes) -> None:
+        self.write(self._http.send_data(data))
 
     def response_complete(self) -> None:
         """See asgi.Transport."""
@@ -452,7 +456,7 @@ class StreamProtocol(asyncio.Protocol):
         self.call = None
         http = self._http
         server = self._server
-        server.meter.end(
+        now = server.meter.end(
             call.started_ns,
             call.request,
             http.status,
@@ -460,14 +464,19 @@ class StreamProtocol(asyncio.Protocol):
             self._remote(call),
             call.response_headers,
         )
-        if self._facade is not None:
+        if server.hooks is not None and self._facade is not None:
             response = HookResponse(http.status, call.response_headers, http.body_sent)
-            server.worker.request_hooks.after(self._facade, call.scope, response)
+            server.hooks.after(self._facade, call.scope, response)
             self._facade = None
         if http.close_after:
             self._hang_up(linger=call.more_body)
             return
-        self._expires_in(server.settings.drain_idle if server.draining else server.keep_alive_s)
+        if not self.writable:
+            # Who asks on and reads nothing: its next request waits until it does.
+            self._pause_reading()
+            self._expires_in(server.settings.send_timeout)
+            return
+        self.deadline_ns = now + server.idle_ns
         if not http.idle:
             # Not from here: this is the application's own `send`.
             self.loop.call_soon(self._go_on)
@@ -478,7 +487,7 @@ class StreamProtocol(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """More was pipelined behind the last request."""
-        if self.call is not None or self._transport.is_closing():
+        if self.call is not None or not self.writable or self._transport.is_closing():
             return
         event = self._http.next_event()
         if event is not None:
@@ -489,13 +498,13 @@ class StreamProtocol(asyncio.Protocol):
             self.resume_reading()
             self._await_more()
 
-    def call_done(self, call: ASGICall) -> None:
+    def call_done(self, call: ASGICall | WebSocketCall) -> None:
         """See asgi.Transport."""
         self._server.calls.discard(call)
         if self._server.draining:
             self._server.worker.check_drained()
 
-    def _remote(self, call: ASGICall) -> str:
+    def _remote(self, call: ASGICall | WebSocketCall) -> str:
         client = call.scope["client"]
         return client[0] if client else ""
 
@@ -506,6 +515,7 @@ class StreamProtocol(asyncio.Protocol):
         transport = self._transport
         if transport.is_closing():
             return
+        linger = linger or self._paused or has_unread(self._fd())
         if linger and transport.can_write_eof() and not self._eof:
             self._lingering = True
             transport.write_eof()
@@ -514,7 +524,19 @@ class StreamProtocol(asyncio.Protocol):
                 self._paused = False
                 transport.resume_reading()
         else:
-            transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Close what needs no lingering. Over TLS the loop waits for the client's goodbye; Python
+        3.10's would for ever."""
+        self._transport.close()
+        if self._facts is not None:
+            self._lingering = True
+            self._expires_in(LINGER_S)
+
+    def _fd(self) -> int:
+        fd: int = self._transport.get_extra_info("socket").fileno()
+        return fd
 
     def drain(self, idle_s: float, fresh_s: float) -> None:
         """Answer what has come; a silent client is cut after `idle_s`, one that has not asked for
@@ -525,8 +547,12 @@ class StreamProtocol(asyncio.Protocol):
             self.loop.call_later(idle_s if self._requests else fresh_s, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
-        if self.call is None and self._http.idle:
-            self._transport.close()
+        if self.call is None and self._http.idle and not self._lingering:
+            self._close()
+
+    def forget(self) -> None:
+        """The connection has become idle: keep nothing of its last request."""
+        self._http.forget()
 
     def abort(self) -> None:
         """Cut the connection."""
@@ -546,7 +572,7 @@ class StreamProtocol(asyncio.Protocol):
         elif self._http.in_head:
             self._refuse(Refused(ProtocolError(408, "the head did not come in time")))
         else:
-            self._transport.close()
+            self._close()
 
     def _on_stalled(self) -> None:
         """The client is not reading: cut it, unless some of the buffer has gone since."""
@@ -557,7 +583,7 @@ class StreamProtocol(asyncio.Protocol):
         else:
             self._transport.abort()
 
-    def on_request_timeout(self, call: ASGICall) -> None:
+    def on_request_timeout(self, call: ASGICall | WebSocketCall) -> None:
         """`request_timeout` has passed: 504 when nothing was sent yet, else close."""
         log.error(
             "%s %a has run for more than %g s (request_timeout): cancelled",
@@ -569,6 +595,10 @@ class StreamProtocol(asyncio.Protocol):
         if call.task is not None:
             call.task.cancel()
         self._refuse(Refused(ProtocolError(504, "the application took too long"), in_body=True))
+
+
+def _not_connected(_data: bytes) -> None:
+    raise ClientDisconnected("no connection yet")
 
 
 def _settle(waiter: asyncio.Future[None]) -> None:

@@ -1,6 +1,6 @@
 """Every case over every parser and worker class, with real servers; and the table of what came.
 
-    python tests/conformance/combinations.py      play everything, write docs/reference/conformance.md
+python tests/conformance/combinations.py      play everything, write docs/reference/conformance.md
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from conformance.cases import GUNICORN_ABSENT, GUNICORN_FILE, Case, framing_cases, gunicorn_cases
 from conformance.player import Play, Player, ways
+
 from integration.server import REPOSITORY, Server, wait_for
 
 APPS = Path(__file__).parent / "apps"
@@ -119,9 +120,10 @@ def page(results: dict[tuple[str, str], Result]) -> str:
     lines = [
         "# Conformance",
         "",
-        "What Servo makes of raw HTTP/1.1 requests, over real sockets, by parser and worker class. `make conformance` plays"
-        " them and writes this page; `make test` fails if anything differs from it. Each case is sent whole and byte by byte,"
-        " every fifth of the shorter ones also split at each position, and comes out the same every time.",
+        "What Servo makes of raw HTTP/1.1 requests, over real sockets, by parser and worker class.",
+        "`make conformance` plays them and writes this page; `make test` fails if anything differs",
+        "from it. Each case is sent whole and byte by byte, every fifth of the shorter ones also",
+        "split at each position, and comes out the same every time.",
         "",
         f"| as expected | {' | '.join(names)} |",
         f"|---|{'--:|' * len(names)}",
@@ -134,12 +136,13 @@ def page(results: dict[tuple[str, str], Result]) -> str:
         ),
         "| connections | " + " | ".join(f"{result.plays:,}" for result in results.values()) + " |",
         "",
-        "gunicorn's cases are its own test suite's, with the differences that `tests/conformance/cases.py` gives reasons for. They are"
-        " not part of this repository.",
+        "gunicorn's cases are its own test suite's, with the differences that",
+        "`tests/conformance/cases.py` gives reasons for. They are not part of this repository.",
         "",
         "## Case by case",
         "",
-        "`200` stands for a request that reached the app as the case demands; \"closed\" for a connection that the server has ended.",
+        '`200` stands for a request that reached the app as the case demands; "closed" for a',
+        "connection that the server has ended.",
         "",
         "| case | RFC | level | outcome |",
         "|---|---|---|---|",
@@ -148,9 +151,7 @@ def page(results: dict[tuple[str, str], Result]) -> str:
         f"| {name} | {case.rfc} | {case.level} | {first[name]} |" for name, case in framing.items()
     ]
     lines += ["", "gunicorn's:", "", "| case | outcome | remark |", "|---|---|---|"]
-    lines += [
-        f"| {case.name} | {first[case.name]} | {case.note} |" for case in gunicorn_cases()
-    ]
+    lines += [f"| {case.name} | {first[case.name]} | {case.note} |" for case in gunicorn_cases()]
     return "\n".join(lines) + "\n"
 
 

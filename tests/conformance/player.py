@@ -56,6 +56,7 @@ class Player:
 
     port: int
     environ_headers: bool
+    deadline_s: float = DEADLINE_S
     _open: dict[int, Play] = field(default_factory=dict)
     _epoll: select.epoll = field(default_factory=select.epoll)
 
@@ -131,7 +132,7 @@ class Player:
             if not play.closed:
                 if play._sent < len(play.pieces) or now - play._since < QUIET_S:
                     continue
-                late = now - play._since > DEADLINE_S
+                late = now - play._since > self.deadline_s
                 if not late and (play._probing or self._judge(play) is not None):
                     continue
                 if not late:

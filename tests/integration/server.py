@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -276,12 +280,21 @@ NAMED = re.compile(r"worker \d+ \(pid (\d+)\)")
 READY = re.compile(r"\(pid (\d+)\) is ready")
 
 
+@functools.cache
+def runtime_directory() -> str:
+    """Where the servers of this test run put their control sockets: a short path, as it must be."""
+    directory = tempfile.mkdtemp(prefix="servo-run-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
 def environment(changes: dict[str, str | None] | None = None) -> dict[str, str]:
     """This process's environment without what would configure a server, and with `changes`."""
     drop = ("SERVO_", "GUNICORN_", "UVICORN_", "LISTEN_", "NOTIFY_")
     names = ("PORT", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "NO_COLOR")
     env = {k: v for k, v in os.environ.items() if not k.startswith(drop) and k not in names}
     env["PYTHONPATH"] = str(REPOSITORY)
+    env["XDG_RUNTIME_DIR"] = runtime_directory()
     env["PYTHONDONTWRITEBYTECODE"] = "1"
     for name, value in (changes or {}).items():
         env.pop(name, None)

@@ -8,6 +8,9 @@ from collections.abc import Callable
 import httpx
 import pytest
 import requests
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from integration.server import REPOSITORY, Server
 
@@ -70,6 +73,7 @@ def test_all_examples_behind_one_server(serve: Callable[..., Server]) -> None:
             ("/django/", "Django"),
             ("/starlette/", "Starlette"),
             ("/fastapi/", "FastAPI"),
+            ("/chat/", "Chat"),
         ]:
             page = client.get(path)
             assert (page.status_code, name in page.text) == (200, True), page.text
@@ -77,6 +81,14 @@ def test_all_examples_behind_one_server(serve: Callable[..., Server]) -> None:
         assert answer.json()["bytes"] == 1000
         with client.stream("GET", "/streaming/events") as response:
             assert next(response.iter_lines()).startswith("data: ")
+    room = f"ws://127.0.0.1:{server.port}/chat/room"
+    with connect(room) as one, connect(room, origin=Origin(server.url)) as two:
+        assert "You are in" in str(one.recv(30))
+        assert "You are in" in str(two.recv(30))
+        one.send("hello")
+        assert one.recv(30) == two.recv(30) == "hello"
+    with pytest.raises(InvalidStatus, match="403"):
+        connect(room, origin=Origin("https://example.org"))
 
 
 @pytest.mark.slow

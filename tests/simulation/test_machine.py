@@ -79,6 +79,17 @@ class SupervisorMachine(RuleBasedStateMachine):
         self.world.signal(name)
 
     @precondition(running)
+    @rule(
+        asked=st.one_of(
+            st.tuples(st.just("reload"), st.none()),
+            st.tuples(st.just("scale"), st.sampled_from(["1", "4", "+1", "-1", "+20", "x"])),
+            st.tuples(st.just("restart-worker"), st.integers(1, 5)),
+        )
+    )
+    def operator_asks(self, asked: tuple[str, object]) -> None:
+        self.world.asks(*asked)
+
+    @precondition(running)
     @rule(name=st.sampled_from(["SIGTERM", "SIGINT"]), sure=st.integers(0, 5))
     def operator_stops(self, name: str, sure: int) -> None:
         if sure == 0:

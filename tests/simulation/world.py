@@ -53,6 +53,9 @@ class World:
         self.last_serial = 0
         self.batch = policy.reload_batch
         self.killed_healthy: list[str] = []
+        self.answered: list[ev.CommandAnswered] = []
+        self.lives: dict[int, list[str]] = {}
+        self.reloads: list[str] = []
         self._ready_before = 0
         self._retired_ready = False
 
@@ -94,6 +97,15 @@ class World:
         if name in ("SIGTERM", "SIGINT", "SIGQUIT"):
             self.stop_asked = True
         self.tell(ev.SignalReceived(name))
+
+    def asks(self, command: str, argument: object) -> ev.CommandAnswered:
+        """An operator's command, over the control socket."""
+        if command == "stop":
+            self.stop_asked = True
+        self.answered.clear()
+        self.tell(ev.CommandReceived(1, command, argument))
+        (answer,) = self.answered
+        return answer
 
     def says(self, proc: Proc, message: Message) -> None:
         if proc.pid in self.procs and not proc.deaf:
@@ -170,8 +182,13 @@ class World:
         elif isinstance(action, ev.CloseListeners):
             assert self.listeners_open
             self.listeners_open = False
+        elif isinstance(action, ev.Happened):
+            self.log.append(f"{self.now - 1000:.2f} {action.text}")
+            self._note(action)
         elif isinstance(action, ev.Log):
             self.log.append(f"{self.now - 1000:.2f} {action.text}")
+        elif isinstance(action, ev.CommandAnswered):
+            self.answered.append(action)
         elif isinstance(action, ev.Exit):
             assert not self.procs, "an orphan"
             self.exit_code = action.code
@@ -189,6 +206,20 @@ class World:
         self.procs[proc.pid] = proc
         self.answers.append(ev.Forked(proc.serial, proc.pid))
         self.on_fork(proc)
+
+    def _note(self, event: ev.Happened) -> None:
+        """Lifecycle events tell each life once, in its order, and each reload's end."""
+        if event.serial is not None:
+            life = self.lives.setdefault(event.serial, [])
+            order = ["spawned", "booting", "ready", "draining", "exited"]
+            assert order.index(event.name) > max(map(order.index, life), default=-1), (life, event)
+            life.append(event.name)
+            assert life[0] == "spawned"
+        elif event.name.startswith("reload_"):
+            begun = self.reloads[-1:] == ["reload_started"]
+            # A stop ends a reload without a word of its own.
+            assert begun or event.name == "reload_started", (self.reloads, event)
+            self.reloads.append(event.name)
 
     def _load(self, action: ev.LoadConfig) -> None:
         config = self.new_config()
@@ -209,6 +240,10 @@ class World:
         if not self.inbox:
             known = {handle.pid for handle in pool}
             assert known == set(self.procs), f"orphans or ghosts after {event}"
+            told = {serial for serial, life in self.lives.items() if life[-1] != "exited"}
+            assert told == {handle.serial for handle in pool}, f"events miss a worker after {event}"
+            under_way = self.reloads[-1:] == ["reload_started"]
+            assert under_way == (supervisor.reload is not None) or supervisor.stopping is not None
         live = pool.live()
         desired = 0 if supervisor.paused else supervisor.target
         if supervisor.stopping is None:

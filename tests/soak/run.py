@@ -25,6 +25,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from kept_websockets import kept_websockets
+
 from integration import releases
 from integration.load import EVERY_KIND, Load
 from integration.server import APPS, REPOSITORY, Server
@@ -55,6 +57,10 @@ def main() -> int:
             row = slow_clients(Path(directory), worker_class, problems)
             record["slow_clients"][worker_class] = row
             print(f"{worker_class}: {json.dumps(row)}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="servo-soak-") as directory:
+        row = kept_websockets(Path(directory), min(options.reloads, 5), problems)
+        record["websockets"] = {"async": row}
+        print(f"websockets: {json.dumps(row)}", flush=True)
     report = markdown(record, options)
     print("\n" + report)
     if options.save:
@@ -180,6 +186,13 @@ def markdown(record: dict[str, dict[str, dict[str, float]]], options: argparse.N
         " have sent half a head, half a body, or nothing.",
         "",
         *table(record["slow_clients"]),
+        "",
+        "## WebSockets through rolling reloads",
+        "",
+        "Each has just sent five messages when the reload is asked for, gets them answered, then"
+        " 1012, and connects again; the time is for all of them, the longest of the reloads.",
+        "",
+        *table(record["websockets"]),
     ]
     return "\n".join(lines) + "\n"
 

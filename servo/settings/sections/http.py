@@ -87,7 +87,7 @@ SETTINGS = [
         help="What becomes of underscores in header names under WSGI.",
         details="""\
 In an environ they can't be told from dashes: `drop` the field, `refuse` the request, or keep it
-(`dangerous`).""",
+(`dangerous`). `refuse` holds for ASGI apps too; else they get such fields as they are.""",
     ),
     Setting(
         name="limit_request_line",

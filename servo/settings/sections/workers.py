@@ -173,6 +173,17 @@ poller may stand still in the others.""",
         help="How long a worker that is to end may go on answering what it has.",
     ),
     Setting(
+        name="pre_stop_delay",
+        type=Seconds(),
+        default=0.0,
+        unit="seconds",
+        section=_TIMES,
+        help="How long a stop waits, serving on, after readiness (/-/ready) has failed.",
+        details="""\
+Time for load balancers to notice. It comes before `graceful_timeout`; a second `TERM` cuts it
+short, and `INT` or `QUIT` leave it out.""",
+    ),
+    Setting(
         name="drain_idle",
         type=Seconds(),
         default=5.0,

@@ -80,6 +80,39 @@ async def stream(scope, receive, send, query):
     await send({"type": "http.response.body", "body": b""})
 
 
+async def file(scope, receive, send, query):
+    """The file that $BIG_FILE names, sent by the server."""
+    path = os.environ["BIG_FILE"]
+    headers = [(b"content-length", b"%d" % os.path.getsize(path))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.pathsend", "path": path})
+
+
+async def bulk(scope, receive, send, query):
+    await answer(send, b"b" * int(query.get("bytes", 100_000)))
+
+
+async def endless(scope, receive, send, query):
+    """Until the client goes away, which `send` tells by raising."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    try:
+        while True:
+            await send({"type": "http.response.body", "body": b"e" * CHUNK, "more_body": True})
+    finally:
+        print("the endless body has ended", flush=True)
+
+
+async def ignore(scope, receive, send, query):
+    """Answer without a look at the body."""
+    await answer(send, b"ignored")
+
+
+async def fail_late(scope, receive, send, query):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+    raise RuntimeError("the app failed in the middle, on purpose")
+
+
 async def slow(scope, receive, send, query):
     await asyncio.sleep(float(query.get("s", 0.3)))
     await answer(send, b"slow")
@@ -106,6 +139,7 @@ async def describe(scope, receive, send, query):
         "client": scope["client"],
         "server": scope["server"],
         "root_path": scope["root_path"],
+        "host": dict(scope["headers"]).get(b"host", b"").decode(),
         "loop": type(asyncio.get_running_loop()).__module__,
     }
     await answer(send, json.dumps(values).encode(), content_type=b"application/json")
@@ -127,6 +161,11 @@ HANDLERS = {
     "/echo": echo,
     "/upload": upload,
     "/stream": stream,
+    "/file": file,
+    "/bulk": bulk,
+    "/endless": endless,
+    "/ignore": ignore,
+    "/fail-late": fail_late,
     "/slow": slow,
     "/block": block,
     "/wait": wait_forever,

@@ -53,6 +53,37 @@ def stream(environ, start_response, query):
     return (b"." * min(CHUNK, total - start) for start in range(0, total, CHUNK))
 
 
+def file(environ, start_response, query):
+    """The file that $BIG_FILE names, sent by the server."""
+    start_response("200 OK", [("Content-Type", "application/octet-stream")])
+    return environ["wsgi.file_wrapper"](open(os.environ["BIG_FILE"], "rb"))
+
+
+def bulk(environ, start_response, query):
+    return answer(start_response, b"b" * int(query.get("bytes", 100_000)))
+
+
+def endless(environ, start_response, query):
+    """Until the client goes away; says in the log that the iterator was closed."""
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    try:
+        while True:
+            yield b"e" * CHUNK
+    finally:
+        print("the endless body has ended", flush=True)
+
+
+def ignore(environ, start_response, query):
+    """Answer without a look at the body."""
+    return answer(start_response, b"ignored")
+
+
+def fail_late(environ, start_response, query):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    yield b"begun"
+    raise RuntimeError("the app failed in the middle, on purpose")
+
+
 def slow(environ, start_response, query):
     time.sleep(float(query.get("s", 0.3)))
     return answer(start_response, b"slow")
@@ -118,6 +149,11 @@ HANDLERS = {
     "/echo": echo,
     "/upload": upload,
     "/stream": stream,
+    "/file": file,
+    "/bulk": bulk,
+    "/endless": endless,
+    "/ignore": ignore,
+    "/fail-late": fail_late,
     "/slow": slow,
     "/describe": describe,
     "/umask": umask,

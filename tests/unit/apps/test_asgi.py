@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 
 import pytest
 
@@ -42,8 +43,8 @@ class Wire:
     def resume_reading(self):
         self.resumed += 1
 
-    async def send_file(self, path):
-        self.writes.append(b"<" + path.encode() + b">")
+    async def send_file(self, fd, offset, count):
+        self.writes.append(self.http.send_data(os.pread(fd, count, offset)))
 
     def response_complete(self):
         self.complete += 1
@@ -57,7 +58,7 @@ class Exchange:
 
     def __init__(self, app, raw=GET, **options):
         self.wire = Wire()
-        self.http = H1Connection(Limits())
+        self.http = self.wire.http = H1Connection(Limits())
         request = self.http.receive_data(raw)
         assert isinstance(request, Request)
         adapter = ASGIAdapter(app, log=log, **options)
@@ -334,11 +335,89 @@ def test_early_hints():
     assert b"HTTP/1.1 200 OK" in data
 
 
-def test_pathsend():
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    return path
+
+
+def pathsend(path):
+    return {"type": "http.response.pathsend", "path": str(path)}
+
+
+def zerocopysend(file, more=False, **place):
+    return {"type": "http.response.zerocopysend", "file": file, "more_body": more, **place}
+
+
+@pytest.mark.parametrize("headers", [[(b"content-length", b"10")], []])
+def test_pathsend(file, headers):
     async def app(scope, receive, send):
-        await send(start(headers=[(b"content-length", b"5")]))
-        await send({"type": "http.response.pathsend", "path": "/a/file"})
+        assert "http.response.pathsend" in scope["extensions"]
+        await send(start(headers=headers))
+        await send(pathsend(file))
 
     result = exchange(app)
-    assert b"</a/file>" in result.wire.data
+    assert b"0123456789" in result.body
+    assert result.body.endswith(b"0\r\n\r\n") == (not headers)
     assert result.wire.complete == 1
+
+
+def test_pathsend_to_head_and_of_nothing(file):
+    async def app(scope, receive, send):
+        await send(start(headers=[(b"content-length", b"%d" % file.stat().st_size)]))
+        await send(pathsend(file))
+
+    result = exchange(app, b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b"Content-Length: 10" in result.wire.data
+    assert result.body == b""
+    file.write_bytes(b"")
+    assert exchange(app).body == b""
+
+
+def test_pathsend_of_a_missing_file_is_a_500(tmp_path):
+    async def app(scope, receive, send):
+        await send(start())
+        await send(pathsend(tmp_path / "none"))
+
+    assert exchange(app).wire.data.startswith(b"HTTP/1.1 500 ")
+
+
+def test_zerocopysend(file):
+    """From its place where none is given, which then has moved; and between other parts."""
+
+    async def app(scope, receive, send):
+        assert "http.response.zerocopysend" in scope["extensions"]
+        await send(start(headers=[(b"content-length", b"17")]))
+        await send(body(b"a", True))
+        with file.open("rb") as opened:
+            await send(zerocopysend(opened, True, offset=7))
+            await send(zerocopysend(opened, True, count=4))
+            await send(zerocopysend(opened.fileno(), True, count=2))
+            await send(body(b"b", True))
+            assert os.lseek(opened.fileno(), 0, os.SEEK_CUR) == 6
+            await send(zerocopysend(opened, True, offset=9, count=5))
+            await send(zerocopysend(opened, offset=1, count=5))
+
+    assert exchange(app).body == b"a789012345b912345"
+
+
+def test_zerocopysend_before_trailers(file):
+    async def app(scope, receive, send):
+        await send(start(trailers=True))
+        with file.open("rb") as opened:
+            await send(zerocopysend(opened))
+        await send({"type": "http.response.trailers", "headers": [(b"a", b"b")]})
+
+    assert exchange(app).body == b"a\r\n0123456789\r\n0\r\na: b\r\n\r\n"
+
+
+def test_debug_information_goes_to_the_log(caplog):
+    async def app(scope, receive, send):
+        assert "http.response.debug" in scope["extensions"]
+        await send({"type": "http.response.debug", "info": {"template": "a.html"}})
+        await hello(scope, receive, send)
+
+    with caplog.at_level(logging.DEBUG, logger="test"):
+        assert exchange(app).body == b"hello"
+    assert "GET '/': {'template': 'a.html'}" in caplog.text

@@ -307,3 +307,37 @@ def test_names_of_clients_do_not_fill_memory():
     for number in range(3000):
         exchange.adapter._learn(b"x-%d" % number)
     assert len(exchange.adapter._keys) <= 1024
+
+
+@pytest.mark.parametrize(("version", "hinted"), [(b"1.1", True), (b"1.0", False)])
+def test_early_hints(version, hinted):
+    class Hinted(Exchange):
+        def run(self, raw):
+            self.template["wsgi.early_hints"] = self.responder.early_hints
+            super().run(raw)
+
+    def app(environ, start_response):
+        environ["wsgi.early_hints"]([("Link", "</a.css>; rel=preload")])
+        return hello(environ, start_response)
+
+    data = Hinted(app, b"GET / HTTP/%b\r\nHost: x\r\n\r\n" % version).wire.data
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
+    assert data.startswith(hints) == hinted
+    assert data.count(b"HTTP/1.1 ") == 1 + hinted
+
+
+def test_early_hints_come_too_late():
+    class Hinted(Exchange):
+        def run(self, raw):
+            self.template["wsgi.early_hints"] = self.responder.early_hints
+            super().run(raw)
+
+    def app(environ, start_response):
+        write = start_response("200 OK", [("Content-Type", "text/plain")])
+        write(b"begun")
+        environ["wsgi.early_hints"]([("Link", "</a.css>; rel=preload")])
+        return []
+
+    result = Hinted(app)
+    assert b"103" not in result.wire.data
+    assert result.http.close_after

@@ -670,3 +670,74 @@ def test_a_configuration_that_arrives_too_late_is_dropped() -> None:
     story.tell(ev.ConfigLoaded(2, Policy(workers=9)))
     assert ev.DropGeneration(2) in story.actions
     assert story.supervisor.target == 1
+
+
+# --- leaving ----------------------------------------------------------------------------------
+
+
+def test_a_stop_waits_for_balancers_and_serves_on() -> None:
+    story = Story(2, pre_stop_delay_s=5.0).serve()
+    story.signal("SIGTERM")
+    assert story.supervisor.leaving is not None
+    assert story.listeners_open
+    assert all(proc.asked is None for proc in story.alive())
+    assert story.said("SIGTERM: not ready any more; stopping in 5 s (pre_stop_delay)")
+    story.exits(story.alive()[0], -11, "SIGSEGV")  # it is replaced: requests still come
+    story.advance(4)
+    story.all_ready()
+    assert len(story.alive()) == 2
+    story.signal("SIGHUP")
+    assert story.said("no reload (SIGHUP): the server is stopping")
+    story.advance(1)
+    assert story.supervisor.leaving is None
+    assert story.listeners_open is False
+    for proc in story.alive():
+        assert proc.asked == msg.Stop(quick=False)
+        story.exits(proc)
+    assert story.exit_code == 0
+
+
+def test_a_second_term_begins_the_stop_and_a_third_cuts() -> None:
+    story = Story(1, pre_stop_delay_s=60.0).serve()
+    (proc,) = story.alive()
+    story.signal("SIGTERM")
+    assert proc.asked is None
+    story.signal("SIGTERM")
+    assert proc.asked == msg.Stop(quick=False)
+    story.signal("SIGTERM")
+    assert proc.asked == msg.Stop(quick=True)
+
+
+@pytest.mark.parametrize("before", [[], ["SIGTERM"]])
+def test_an_interrupt_waits_for_nobody(before: list[str]) -> None:
+    story = Story(1, pre_stop_delay_s=60.0).serve()
+    for name in [*before, "SIGINT"]:
+        story.signal(name)
+    assert story.newest().asked == msg.Stop(quick=True)
+    assert not story.listeners_open
+
+
+def test_a_server_that_never_served_does_not_wait() -> None:
+    story = Story(1, pre_stop_delay_s=60.0).start()
+    story.signal("SIGTERM")
+    assert story.newest().asked == msg.Stop(quick=False)
+
+
+def test_a_frozen_machine_prolongs_the_wait() -> None:
+    story = Story(1, pre_stop_delay_s=5.0).serve()
+    story.signal("SIGTERM")
+    story.now += 100
+    story.tick()
+    assert story.supervisor.leaving is not None
+    story.advance(5)
+    assert not story.listeners_open
+
+
+def test_a_reload_under_way_goes_on_while_leaving() -> None:
+    story = Story(1, pre_stop_delay_s=5.0).serve()
+    story.hup()
+    story.signal("SIGTERM")
+    story.ready(story.newest())
+    assert story.supervisor.generation == 2
+    story.advance(5)
+    assert all(proc.asked for proc in story.alive())

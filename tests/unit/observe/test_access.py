@@ -81,7 +81,7 @@ def test_the_default_format():
         ("%(B)s %(b)s", "1234 1234"),
         ("%(T)s %(M)s %(D)s %(L)s", "2 2034 2034567 2.034567"),
         ("%(D)d|%(s)5d|%(M)-6d|%(h)12s", "2034567|  200|2034  |   192.0.2.1"),
-        ("%(p)s", f"<{os.getpid()}>"),
+        ("%(p)s", "<PID>"),
         ("%({X-Request-Id}i)s %({absent}i)s", "abc -"),
         ("%({content-type}o)s %({x-cache}o)s %({absent}o)s", "text/plain HIT -"),
         ("%({REMOTE_USER}e)s %({remote_user}e)s %({wsgi.threads}e)s %({X}e)s", "bob bob 4 -"),
@@ -93,7 +93,7 @@ def test_the_default_format():
     ],
 )
 def test_atoms(form, text):
-    assert line_of(form) == text + "\n"
+    assert line_of(form) == text.replace("PID", str(os.getpid())) + "\n"
 
 
 def test_what_a_request_lacks_is_a_dash():

@@ -20,12 +20,14 @@ from servo.observe.scoreboard import (
     Scoreboard,
     ScoreboardError,
     ScoreboardFull,
+    count_response,
     latency_bucket,
     load_of,
 )
 
 NOW = 10**12
 MS = 1_000_000
+GET_2XX = board.METHOD_WORD["GET"] + 2
 
 
 @pytest.fixture
@@ -46,18 +48,28 @@ def ready(table: Scoreboard, in_flight: int = 0, connections: int = 0, beat: int
 
 
 def test_the_words_fit_in_whole_cache_lines_and_do_not_overlap():
+    named = {name: value for name, value in vars(board).items() if isinstance(value, int)}
+    single = [
+        named[name]
+        for name in named
+        if name.isupper()
+        and not name.startswith(("_", "STATE_"))
+        and name not in ("NO_LOAD", "BLOCKED_AFTER_NS", "ROW_WORDS", "CLASSES", "LATENCY_BUCKETS")
+        and not name.endswith("_0")
+        and name != "STATUS_REST"
+    ]
     words = [
-        value
-        for name, value in vars(board).items()
-        if isinstance(value, int)
-        and name.isupper()
-        and not name.startswith(("_", "STATE_", "LATENCY_B"))
-        and name not in ("NO_LOAD", "BLOCKED_AFTER_NS", "ROW_WORDS")
+        *single,
+        *range(board.LATENCY_0, board.LATENCY_0 + LATENCY_BUCKETS),
+        *range(board.METHOD_0, board.METHOD_0 + len(board.METHODS) * board.CLASSES),
+        *range(board.STATUS_0, board.STATUS_0 + len(board.STATUS_CODES)),
+        *range(board.STATUS_REST, board.STATUS_REST + board.CLASSES),
     ]
     assert len(words) == len(set(words))
-    assert max(words) < board.LATENCY_0 + LATENCY_BUCKETS <= ROW_WORDS
+    assert max(words) < ROW_WORDS
     assert ROW_WORDS % 8 == 0
     assert max(board.STATE, board.BEAT_NS, board.IN_FLIGHT, board.CONNECTIONS) < 8
+    assert board._BASE + ROW_WORDS - board._FIRST_COUNTER <= ROW_WORDS
 
 
 def test_a_fresh_row_is_spawned_and_otherwise_empty(table):
@@ -95,7 +107,7 @@ def test_a_full_table_refuses_and_a_released_row_is_free_again(table):
 def test_releasing_a_free_row_does_nothing(table):
     table.release(1)
     index = ready(table)
-    table.row(index)[board.REQUESTS] = 5
+    table.row(index)[GET_2XX] = 5
     table.release(index)
     table.release(index)
     assert table.totals().requests == 5
@@ -113,9 +125,8 @@ def test_totals_survive_the_worker_and_gauges_do_not(table):
     first, second = ready(table, 1, 2), ready(table, 3, 4)
     for index in (first, second):
         row = table.row(index)
-        row[board.REQUESTS] += 10
-        row[board.STATUS_2XX] += 9
-        row[board.STATUS_5XX] += 1
+        for status in [200] * 9 + [503]:
+            count_response(row, "GET", status)
         row[board.BYTES_OUT] += 1000
         row[LATENCY_WORD[(3 * MS).bit_length()]] += 10
     table.release(first)
@@ -125,6 +136,33 @@ def test_totals_survive_the_worker_and_gauges_do_not(table):
     assert totals.bytes_out == 2000
     assert totals.latency[latency_bucket(3 * MS)] == sum(totals.latency) == 20
     assert (totals.workers, totals.in_flight, totals.connections) == (1, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "shown_method", "shown_class", "shown_code"),
+    [
+        ("GET", 200, "GET", 2, 200),
+        ("PATCH", 404, "PATCH", 4, 404),
+        ("OPTIONS", 599, "OPTIONS", 5, None),
+        ("GET", 299, "GET", 2, None),
+        ("BREW", 418, "other", 4, 418),
+        ("get", 101, "other", 1, 101),
+        ("", 400, "other", 4, 400),
+        ("GET", 0, "GET", 5, None),
+        ("GET", 999, "GET", 5, None),
+    ],
+)
+def test_a_response_is_counted_by_method_class_and_code(
+    table, method, status, shown_method, shown_class, shown_code
+):
+    count_response(table.row(ready(table)), method, status)
+    totals = table.totals()
+    by_method = dict(zip(board.METHODS, totals.methods, strict=True))
+    assert by_method[shown_method][shown_class - 1] == totals.requests == sum(totals.codes) == 1
+    place = totals.codes.index(1)
+    rest = len(board.STATUS_CODES) + shown_class - 1
+    assert place == (rest if shown_code is None else board.STATUS_CODES.index(shown_code))
+    assert board.METHOD_WORD.keys() == set(board.METHODS) - {"other"}
 
 
 # --- the gate's view ----------------------------------------------------------------------------
@@ -185,8 +223,8 @@ def test_a_child_writes_what_the_parent_reads(table):
     pid = os.fork()
     if pid == 0:
         row = table.row(index)
-        row[board.REQUESTS] += 41
-        row[board.REQUESTS] += 1
+        row[GET_2XX] += 41
+        row[GET_2XX] += 1
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     assert table.totals().requests == 42
@@ -202,7 +240,7 @@ def test_a_process_that_mapped_it_earlier_sees_rows_allocated_later(table):
 
 def test_attach_refuses_what_is_no_scoreboard(tmp_path):
     path = tmp_path / "file"
-    for content, reason in ((b"x" * 10, "10 bytes"), (bytes(ROW_WORDS * 8 * 3), "version")):
+    for content, reason in ((b"x" * 10, "10 bytes"), (bytes(ROW_WORDS * 8 * 4), "version")):
         path.write_bytes(content)
         fd = os.open(path, os.O_RDWR)
         with pytest.raises(ScoreboardError, match=reason):
@@ -215,7 +253,7 @@ def test_a_directory_holds_an_unlinked_file_allocated_in_full(tmp_path):
     assert list(tmp_path.iterdir()) == []
     status = os.fstat(table.fd)
     assert status.st_nlink == 0
-    assert status.st_blocks * 512 >= status.st_size == 17 * ROW_WORDS * 8
+    assert status.st_blocks * 512 >= status.st_size == 18 * ROW_WORDS * 8
     assert not os.get_inheritable(table.fd)
     ready(table)
     table.close()
@@ -257,13 +295,13 @@ def test_without_memfd_and_fallocate_an_ordinary_file_does(monkeypatch, memfd):
 def test_a_row_stays_usable_after_close(table):
     row = table.row(table.allocate(1, 1, 1))
     table.close()
-    row[board.REQUESTS] += 1
-    assert row[board.REQUESTS] == 1
+    row[board.ACCEPTED] += 1
+    assert row[board.ACCEPTED] == 1
 
 
 def test_a_fold_that_never_ended_does_not_hold_readers(table):
     index = ready(table)
-    table.row(index)[board.REQUESTS] = 3
+    table.row(index)[GET_2XX] = 3
     table._words[board._FOLDING] += 1
     assert table.totals().requests == 3
 
@@ -301,8 +339,7 @@ class AnyHistory(RuleBasedStateMachine):
         if row is None or self.live.get(row[0]) != row[1]:
             return
         words = self.table.row(row[0])
-        words[board.REQUESTS] += count
-        words[board.STATUS_2XX] += count
+        words[GET_2XX] += count
         self.counted += count
 
     @rule(row=consumes(rows))

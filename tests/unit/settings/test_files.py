@@ -228,11 +228,11 @@ def test_near_misses_are_warned_of(tmp_path: Path, text: str, says: str) -> None
 
 
 def test_settings_without_counterpart_in_python(tmp_path: Path) -> None:
-    text = "preload_app = True\nspew = False\nkeyfile = None\nstatsd_host = 'h:1'\n"
+    text = "preload_app = True\nspew = False\nkeyfile = None\npaste = 'h'\n"
     notes = read(tmp_path, text, "gunicorn.conf.py").notes
     assert [text.split(" has")[0] for _, text in notes] == [
         "gunicorn's preload_app (gunicorn.conf.py:1)",
-        "gunicorn's statsd_host (gunicorn.conf.py:4)",
+        "gunicorn's paste (gunicorn.conf.py:4)",
     ]
 
 

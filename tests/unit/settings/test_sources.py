@@ -174,12 +174,12 @@ def test_a_bad_value_of_a_flag_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_gunicorn_settings_without_counterpart_are_reported(tmp_path: Path) -> None:
     told: list[str] = []
-    flags = parse_flags(["--certfile", "c.pem", "-R"])
+    flags = parse_flags(["--ssl-version", "TLSv1_2", "-R"])
     settings = load_settings(flags, {"SERVO_PRELOAD_APP": "1"}, tmp_path, told.append)
     assert [level for level, _ in settings.notes] == ["warning"] * 3
     assert told == [text for _, text in settings.notes]
     assert "gunicorn's preload_app (environment SERVO_PRELOAD_APP)" in told[0]
-    assert "gunicorn's certfile (flag --certfile)" in told[1]
+    assert "gunicorn's ssl_version (flag --ssl-version)" in told[1]
     assert "gunicorn's enable_stdio_inheritance (flag --enable-stdio-inheritance)" in told[2]
 
 

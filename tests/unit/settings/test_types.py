@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from servo.settings import types
 from servo.settings.gunicorn_compat import WorkerClass
 from servo.settings.schema import SETTINGS
+from servo.settings.sections.http2 import Versions
+from servo.settings.sections.tls import CertReqs, HostTable
 from servo.settings.setting import Setting
+from servo.settings.statsd import StatsdAddress
 
 word = st.text(min_size=1).map(str.strip).filter(bool)
 seconds = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
@@ -24,20 +27,28 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
     """Any value that the setting may have."""
     kind = setting.type
     if isinstance(kind, types.Whole):
-        return st.integers(min_value=kind.minimum) | st.sampled_from(kind.words or (kind.minimum,))
+        numbers = st.integers(min_value=kind.minimum, max_value=kind.maximum)
+        return numbers | st.sampled_from(kind.words or (kind.minimum,))
     if isinstance(kind, types.Choice):
         return st.sampled_from(kind.options)
     if isinstance(kind, types.TextList):
         if kind.item is types.network:
             return st.lists(st.ip_addresses().map(str) | st.sampled_from(["*", "10.0.0.0/8"]))
+        if isinstance(kind, Versions):
+            return st.lists(st.sampled_from(["h1", "h2"]), min_size=1)
         items = word.map("NAME={}".format) if kind.item is types.assignment else word
         return st.lists(items)
+    if isinstance(kind, HostTable):
+        hosts = st.sampled_from(["a.example", "*.example", "xn--bcher-kva.example"])
+        return st.dictionaries(hosts, st.builds(lambda path: {"certfile": path}, word))
     if isinstance(kind, types.Table):
         return st.dictionaries(word, word)
     if isinstance(kind, WorkerClass):
         return st.sampled_from(["auto", "sync", "thread", "async", "my.workers.Special"])
     for cls, strategy in {
         types.Switch: st.booleans(),
+        CertReqs: st.integers(0, 2),
+        StatsdAddress: st.sampled_from(["localhost", "10.0.0.1:8125", "[::1]:1", "unix:///run/s"]),
         types.Seconds: seconds,
         types.Size: st.integers(min_value=0),
         types.Mode: st.integers(0, 0o7777),
@@ -134,6 +145,7 @@ def test_objects_of_files_are_read(kind: types.ValueType, value: object, read: o
         (types.Whole(), 1.0),
         (types.Whole(), -1),
         (types.Whole(1), "0"),
+        (types.Whole(1, maximum=9), 10),
         (types.Seconds(), "nan"),
         (types.Seconds(), "inf"),
         (types.Seconds(), -0.1),

@@ -1,0 +1,193 @@
+"""The other end of the control socket: a blocking client that never waits for ever."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from servo.control import protocol
+from servo.control.server import peer_of
+from servo.errors import ServoError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_READ_BYTES = 65_536
+# More than the longest line that a server sends; something else is at the other end then.
+_MAX_LINE_BYTES = 16 << 20
+_RETRY_S = 0.02
+
+
+class ControlError(ServoError):
+    """What was asked for was not done."""
+
+
+class NoSuchInstance(ControlError):  # noqa: N818
+    """There is no such server."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class NoAnswer(ControlError):  # noqa: N818
+    """The server is there, and doesn't answer."""
+
+
+class ConnectionEnded(ControlError):  # noqa: N818
+    """The server has closed the connection before its answer was complete."""
+
+
+class RequestFailed(ControlError):  # noqa: N818
+    """The server's own no.
+
+    kind     one of the protocol's: "refused", "rolled back", "usage", "denied"
+    details  a traceback, or ""
+    """
+
+    def __init__(self, kind: str, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.details = details
+
+
+class ControlClient:
+    """A connection to a server's control socket.
+
+    path       the socket's
+    timeout_s  how long to wait for a connection, and then for each sign of life
+
+    Raises NoSuchInstance when nobody is there, ControlError when this user may not, NoAnswer when
+    the server does not take the connection in time.
+    """
+
+    def __init__(self, path: str, timeout_s: float = 5.0) -> None:
+        self.path = path
+        self._timeout_s = timeout_s
+        self._buffer = bytearray()
+        self._send_error: OSError | None = None
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._connect()
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def server_pid(self) -> int:
+        """The server's pid as this process sees it: another one where it is in a container."""
+        return peer_of(self._sock)[1]
+
+    def request(
+        self,
+        command: str,
+        args: dict[str, Any] | None = None,
+        on_note: Callable[[dict[str, Any]], None] | None = None,
+        on_lost: Callable[[int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Send a request; its result.
+
+        on_note   gets each note of a long answer
+        on_lost   hears how many notes this client was too slow for
+
+        Raises RequestFailed, NoAnswer, ConnectionEnded.
+        """
+        try:
+            self._sock.sendall(protocol.request_line(command, args or {}))
+        except TimeoutError as error:
+            raise self._no_answer() from error
+        except OSError as error:
+            # It may have said why before it closed, which the reading below finds.
+            self._send_error = error
+        while True:
+            answer = self._answer()
+            if "note" in answer:
+                if on_note is not None:
+                    on_note(answer["note"])
+            elif "lost" in answer:
+                if on_lost is not None:
+                    on_lost(int(answer["lost"]))
+            elif answer["ok"]:
+                result: dict[str, Any] = answer.get("result", {})
+                return result
+            else:
+                raise RequestFailed(
+                    str(answer.get("kind", "")),
+                    str(answer.get("error", "it failed")),
+                    str(answer.get("details", "")),
+                )
+
+    def close(self) -> None:
+        """Hang up."""
+        self._sock.close()
+
+    def _connect(self) -> None:
+        end = time.monotonic() + self._timeout_s
+        self._sock.settimeout(self._timeout_s)
+        while not self._try_to_connect():
+            # Its queue of connections is full (unix(7): EAGAIN), since it accepts none.
+            if time.monotonic() >= end:
+                raise self._no_answer()
+            time.sleep(_RETRY_S)
+
+    def _try_to_connect(self) -> bool:
+        try:
+            self._sock.connect(self.path)
+        except BlockingIOError:
+            return False
+        except TimeoutError as error:
+            raise self._no_answer() from error
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
+            refused = isinstance(error, ConnectionRefusedError)
+            text = "is dead" if refused else "does not exist"
+            raise NoSuchInstance(f"there is no server: the socket {self.path} {text}") from error
+        except PermissionError as error:
+            raise ControlError(
+                f"{self.path} is not this user's to use: {error.strerror}"
+            ) from error
+        except OSError as error:  # too long a path, no socket, …
+            raise NoSuchInstance(f"there is no server at {self.path}: {error}") from error
+        return True
+
+    def _answer(self) -> dict[str, Any]:
+        while True:
+            line = self._line()
+            if line.strip():
+                try:
+                    return protocol.parse_answer(line)
+                except protocol.RequestError as error:
+                    text = f"{self.path} is no Servo's control socket: {error}"
+                    raise NoSuchInstance(text) from error
+
+    def _line(self) -> bytes:
+        searched = 0
+        while True:
+            end = self._buffer.find(b"\n", searched)
+            if end >= 0:
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
+                return line
+            searched = len(self._buffer)
+            if searched > _MAX_LINE_BYTES:
+                raise NoSuchInstance(f"{self.path} is no Servo's control socket: an endless line")
+            try:
+                data = self._sock.recv(_READ_BYTES)
+            except TimeoutError as error:
+                raise self._no_answer() from error
+            except OSError as error:
+                raise ConnectionEnded(f"the server has closed the connection: {error}") from error
+            if not data:
+                why = f": {self._send_error}" if self._send_error else ""
+                raise ConnectionEnded(f"the server has closed the connection{why}")
+            self._buffer += data
+
+    def _no_answer(self) -> NoAnswer:
+        return NoAnswer(
+            f"the server at {self.path} does not answer within {self._timeout_s:g} s: "
+            "it is stopped (SIGSTOP), or its machine is overloaded"
+        )

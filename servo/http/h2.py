@@ -1,0 +1,551 @@
+"""An HTTP/2 connection as a server sees it, without I/O (RFC 9113), on the `h2` library.
+
+Bytes go in through `receive_data` and come out as events, each with its stream; answers go in
+through the streams (see `h2_stream`) and come out of `output`. `h2` keeps the states, the windows
+and the compression. What a request must be is decided by the same rules as for HTTP/1.1 (`h2_head`,
+`headers`), and what a client may do in vain is bounded here and in `h2_frames`.
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64encode
+from typing import TYPE_CHECKING, Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+from h2.settings import SettingCodes, Settings
+
+from servo.http.errors import ProtocolError
+from servo.http.events import Data, Refused, Request
+from servo.http.h2_frames import (
+    CONTINUATION,
+    DATA,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    FRAME_SIZE_ERROR,
+    GOAWAY,
+    HEADERS,
+    NO_ERROR,
+    PREFACE,
+    PRIORITY,
+    PROTOCOL_ERROR,
+    REFUSED_STREAM,
+    RST_STREAM,
+    Allowance,
+    Frame,
+    FrameReader,
+    GoAwayError,
+    frame_bytes,
+)
+from servo.http.h2_head import MalformedError, read_head, read_trailers
+from servo.http.h2_hpack import FieldEncoder, FieldKeeper
+from servo.http.h2_stream import H2Stream
+from servo.http.serialise import tail_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from servo.http.limits import H2Limits, Limits
+
+    Event = tuple[H2Stream | None, Request | Data | Refused | "Reset"]
+
+# All streams' bodies together may be this far ahead. It is given back as bytes come, not as they
+# are read: a stream that nobody reads holds up no other, and each has a window of its own.
+CONNECTION_WINDOW = 1 << 20
+# A frame costs up to 100 us: after so many, other connections get their turn.
+FRAMES_A_TURN = 32
+# Response frames no larger than this, whatever a client takes: so streams take turns.
+_FRAME = 16384
+_LAST_ID = (1 << 31) - 1
+_DEFAULT_WINDOW = 65535
+_DRAIN_PING = b"\x00servo\x00\x01"
+_CONFIGURATION = h2.config.H2Configuration(
+    client_side=False,
+    header_encoding=None,
+    # Judged by `h2_head` and `serialise`.
+    validate_inbound_headers=False,
+    normalize_inbound_headers=False,
+    validate_outbound_headers=False,
+    normalize_outbound_headers=False,
+)
+
+
+class Reset:
+    """The client, or a fault of its own, has ended a stream: its application is to be told."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+class _Library(h2.connection.H2Connection):
+    # How many closed streams it remembers, to tell a late frame from a wrong one; 65536 otherwise.
+    MAX_CLOSED_STREAMS = 1024
+
+
+class H2Connection:
+    """One connection.
+
+    limits, h2_limits  what a client may do
+    server, date       as `H1Connection` has them
+    tunnels            whether to offer extended CONNECT (RFC 8441)
+    wake               called whenever there is something new to send
+
+    streams    by number: those that are not over
+    last_id    the highest number of a stream that was accepted
+    more       received frames wait for `receive_more`
+    blocked    set by the driver: the socket takes nothing, so let everything wait
+    announced  GOAWAY was sent, but requests are still taken
+    closing    the last GOAWAY was sent: what is open will be answered, and no more
+    leaving    the client has sent GOAWAY
+    fault      why the connection is over; None: it is not
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        h2_limits: H2Limits,
+        *,
+        server: bytes | None = b"servo",
+        date: bool = True,
+        tunnels: bool = False,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._limits = limits
+        self._h2_limits = h2_limits
+        self._tunnels = tunnels
+        self._reader = FrameReader(h2_limits)
+        self._resets = Allowance(*h2_limits.resets)
+        self._decoder = FieldKeeper(h2_limits.header_list)
+        self._h2 = _library(h2_limits, tunnels, self._decoder)
+        self._out: list[bytes] = []
+        self._queued: dict[H2Stream, None] = {}
+        # Bytes of bodies that came since the connection's window was last opened.
+        self._credit = 0
+        self._unended_trailers = False
+        self._now = 0.0
+        self.tail = tail_for(server, date)
+        self.wake = wake
+        self.streams: dict[int, H2Stream] = {}
+        self.last_id = 0
+        self.more = False
+        self.blocked = False
+        self.announced = False
+        self.closing = False
+        self.leaving = False
+        self.fault: GoAwayError | None = None
+
+    def start(self) -> None:
+        """Say what is on offer. The first bytes of a server."""
+        self._h2.initiate_connection()
+        self._started()
+
+    def start_upgraded(self, request: Request, settings: bytes) -> H2Stream:
+        """The same after `Upgrade: h2c` (RFC 7540 section 3.2): the request is stream 1.
+
+        settings  the payload of a SETTINGS frame that came along, as `known_settings` let it pass
+        """
+        self._h2.initiate_upgrade_connection(urlsafe_b64encode(settings))
+        self._started()
+        request.version = "2"
+        request.upgrade = None
+        request.headers = [field for field in request.headers if field[0] not in _UPGRADING]
+        return self._open(1, request)
+
+    def _started(self) -> None:
+        h2 = self._h2
+        settings = h2.local_settings
+        # Ours to enforce: `h2` would end the connection. A client that has not seen our SETTINGS
+        # yet may open more streams, or send more, than they say.
+        settings.max_concurrent_streams = _LAST_ID
+        settings.initial_window_size = max(self._h2_limits.window, _DEFAULT_WINDOW)
+        settings.acknowledge()
+        h2.receive_data(PREFACE)  # the reader has taken it off
+        h2.increment_flow_control_window(CONNECTION_WINDOW - _DEFAULT_WINDOW)
+
+    # --- receiving ------------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes, now: float) -> list[Event]:
+        """Take what was read at `now` (seconds of any clock); the events of its first frames.
+
+        While `more` is true there are further ones: `receive_more` has them. Once `fault` is set
+        the connection is over: send what `output` has, then close.
+        """
+        if self.fault is not None:
+            return []
+        try:
+            self._reader.feed(data)
+        except GoAwayError as fault:
+            self._fail(fault)
+            return []
+        return self.receive_more(now)
+
+    def receive_more(self, now: float) -> list[Event]:
+        """The events of the frames that wait."""
+        events: list[Event] = []
+        self._now = now
+        reader = self._reader
+        self.more = self.fault is None
+        try:
+            work = 0
+            while self.more and work < FRAMES_A_TURN:
+                frame = reader.next(now)
+                if frame is None:
+                    self.more = False
+                else:
+                    self._decoder.fields = []
+                    self._receive(frame, events)
+                    work += 1 + len(self._decoder.fields) // 8
+        except GoAwayError as fault:
+            self._fail(fault)
+        return events
+
+    @property
+    def in_part(self) -> bool:
+        """A frame or a head has begun to come, and is not whole."""
+        return self._reader.in_part
+
+    def _receive(self, frame: Frame, events: list[Event]) -> None:
+        kind, flags, number, data = frame
+        if kind > _LAST_KIND or kind in (PRIORITY, GOAWAY):
+            self._receive_ours(frame)
+            return
+        if kind == RST_STREAM and number > self._h2.highest_inbound_stream_id:
+            raise GoAwayError(PROTOCOL_ERROR, "RST_STREAM of an idle stream")
+        if kind == HEADERS and number in self.streams and not flags & END_STREAM:
+            # `h2` would end the connection for trailers that end nothing.
+            self._unended_trailers = True
+            data = data[:4] + bytes((flags | END_STREAM,)) + data[5:]
+        try:
+            found = self._h2.receive_data(data)
+        except h2.exceptions.ProtocolError as error:
+            # It has its GOAWAY ready.
+            self._end(GoAwayError(int(error.error_code), ascii(str(error))[1:-1]))
+            return
+        if not found and kind in _OF_STREAMS and not self._reader.in_head:
+            self._reader.charge(self._now, "for streams that are closed")
+        for event in found:
+            handler = _HANDLERS.get(type(event))
+            if handler is not None:
+                handler(self, event, events)
+        # An answer of `h2` itself, or a window that lets go what waits.
+        self.wake()
+
+    def _receive_ours(self, frame: Frame) -> None:
+        """Frames that `h2` need not see."""
+        kind, _, number, _ = frame
+        if kind == GOAWAY:
+            # `h2` would send no more then, though what is open is to be answered.
+            if number:
+                raise GoAwayError(PROTOCOL_ERROR, "GOAWAY on a stream")
+            if frame.length < 8:
+                raise GoAwayError(FRAME_SIZE_ERROR, "malformed GOAWAY")
+            self.leaving = True
+            self.wake()
+        elif kind == PRIORITY:
+            # Deprecated (RFC 9113 section 5.3.2), and never followed here.
+            if not number:
+                raise GoAwayError(PROTOCOL_ERROR, "PRIORITY of no stream")
+            if frame.length != 5:
+                raise GoAwayError(FRAME_SIZE_ERROR, "malformed PRIORITY")
+
+    def _on_request(self, event: h2.events.RequestReceived, events: list[Event]) -> None:
+        number: int = event.stream_id
+        ended = event.stream_ended is not None
+        fields = self._decoder.fields
+        if self.closing or len(self.streams) >= self._h2_limits.streams:
+            # It may be tried again, elsewhere or later (RFC 9113 section 8.7).
+            self._reset_number(number, REFUSED_STREAM)
+            self._spend_reset()
+            return
+        try:
+            request = read_head(fields, ended, self._limits, self._tunnels)
+        except MalformedError as error:
+            self._reset_number(number, PROTOCOL_ERROR)
+            self._spend_reset()
+            events.append((None, Refused(error, False, *_glimpse(fields))))
+            return
+        except ProtocolError as error:
+            refused = Refused(error, False, *_glimpse(fields))
+            stand_in = Request(refused.method, refused.target, b"", b"", "2", [], True)
+            stand_in.more_body = not ended
+            if error.status == 431:
+                self._spend_reset()
+            stream = self._open(number, stand_in)
+            stream.refuse(error)
+            events.append((stream, refused))
+            return
+        events.append((self._open(number, request), request))
+
+    def _open(self, number: int, request: Request) -> H2Stream:
+        self.last_id = number
+        stream = self.streams[number] = H2Stream(self, number, request)
+        return stream
+
+    def _on_data(self, event: h2.events.DataReceived, events: list[Event]) -> None:
+        size: int = event.flow_controlled_length or 0
+        self._credit += size
+        if self._credit >= CONNECTION_WINDOW // 2:
+            self._h2.increment_flow_control_window(self._credit)
+            self._credit = 0
+        stream = self.streams.get(event.stream_id)
+        if stream is None:
+            return
+        data = event.data or b""
+        ended = event.stream_ended is not None
+        if not data and not ended:
+            self._reader.charge(self._now, "DATA of nothing but padding")
+        stream.unread += size
+        self._on_body(stream, Data(data, not ended), events)
+
+    def _on_trailers(self, event: h2.events.TrailersReceived, events: list[Event]) -> None:
+        stream = self.streams.get(event.stream_id)
+        unended, self._unended_trailers = self._unended_trailers, False
+        if stream is None:
+            return
+        data = Data(b"", False)
+        try:
+            if unended:
+                raise MalformedError("trailers that do not end the stream")
+            data.trailers = read_trailers(self._decoder.fields, self._limits)
+        except ProtocolError as error:
+            self._refuse_body(stream, error, events)
+            return
+        self._on_body(stream, data, events)
+
+    def _on_body(self, stream: H2Stream, data: Data, events: list[Event]) -> None:
+        try:
+            stream.count_body(len(data.data), not data.more_body, self._limits.body)
+        except ProtocolError as error:
+            self._refuse_body(stream, error, events)
+            return
+        if data.data or not data.more_body:
+            events.append((stream, data))
+        out = stream.response_complete and not stream.waiting
+        if out and stream.tunnel and not stream.incoming:
+            self._forget(stream)
+
+    def _refuse_body(self, stream: H2Stream, error: ProtocolError, events: list[Event]) -> None:
+        request = stream.request
+        events.append((stream, Refused(error, True, request.method, request.target)))
+        if isinstance(error, MalformedError):
+            stream.reset(PROTOCOL_ERROR)
+            self._spend_reset()
+        else:
+            stream.refuse(error)
+
+    def _on_reset(self, event: h2.events.StreamReset, events: list[Event]) -> None:
+        stream = self.streams.pop(event.stream_id, None)
+        if stream is not None:
+            stream.close()
+            self._queued.pop(stream, None)
+            events.append((stream, Reset(int(event.error_code or 0))))
+            self._spend_reset()
+
+    def _on_ping_ack(self, event: h2.events.PingAckReceived, events: list[Event]) -> None:
+        if self.announced and event.ping_data == _DRAIN_PING:
+            # The client has seen the first GOAWAY: what it sent before is here.
+            self.finish()
+
+    def _spend_reset(self) -> None:
+        """CVE-2023-44487: a request that was taken back has cost us, but not the client's limit on
+        streams. Made to be taken back by us it is the same (CVE-2025-8671)."""
+        if not self._resets.spend(self._now):
+            raise GoAwayError(ENHANCE_YOUR_CALM, "too many requests taken back")
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def announce(self) -> None:
+        """Say that the connection will end, and ask whether that was heard (RFC 9113 6.8).
+
+        Requests that the client sent before it knew are still taken; `finish` comes by itself with
+        the client's answer, or is called when that takes too long.
+        """
+        if not self.announced and self.fault is None:
+            self.announced = True
+            self._emit(_goaway(_LAST_ID, NO_ERROR))
+            self._h2.ping(_DRAIN_PING)
+            self.wake()
+
+    def finish(self) -> None:
+        """Take no more requests. Those that come all the same may be sent again elsewhere."""
+        if not self.closing and self.fault is None:
+            self.announced = self.closing = True
+            self._emit(_goaway(self.last_id, NO_ERROR))
+            self.wake()
+
+    def fail(self, code: int, reason: str) -> None:
+        """End the connection for what the driver has seen: a time limit that passed."""
+        if self.fault is None:
+            self._fail(GoAwayError(code, reason))
+
+    @property
+    def over(self) -> bool:
+        """Nothing is left to do but to send what `output` has."""
+        return self.fault is not None or (
+            (self.closing or self.leaving) and not self.streams and not self.more
+        )
+
+    def _fail(self, fault: GoAwayError) -> None:
+        self._emit(_goaway(self.last_id, fault.code, fault.reason.encode("ascii", "replace")))
+        self._end(fault)
+
+    def _end(self, fault: GoAwayError) -> None:
+        self.fault = fault
+        self.more = False
+        self._queued.clear()
+        for stream in self.streams.values():
+            stream.close()
+        self.wake()
+
+    # --- sending: for the streams ---------------------------------------------------------------
+
+    def send_now(
+        self, stream: H2Stream, fields: Sequence[tuple[bytes, bytes]], body: bytes
+    ) -> bool:
+        """Send a whole response at once, if the windows and the socket allow it."""
+        if stream.closed:
+            return True
+        n = len(body)
+        if self.blocked or n > _FRAME or n > self.window(stream):
+            return False
+        self.put_head(stream, fields, not n)
+        if n:
+            self.put_data(stream, body, True)
+        self.wake()
+        return True
+
+    def on_queued(self, stream: H2Stream) -> None:
+        """The stream has something to send when it can."""
+        self._queued[stream] = None
+        self.wake()
+
+    def window(self, stream: H2Stream) -> int:
+        """Bytes of a body that may be sent now."""
+        return min(self._h2.local_flow_control_window(stream.id), _FRAME)
+
+    def put_head(
+        self, stream: H2Stream, fields: Sequence[tuple[bytes, bytes]], ended: bool
+    ) -> None:
+        """Send fields: a head, or trailers."""
+        self._h2.send_headers(stream.id, fields, ended)
+        if ended:
+            self._sent_all(stream)
+
+    def put_data(self, stream: H2Stream, data: bytes | memoryview, ended: bool) -> None:
+        """Send a part of a body."""
+        self._h2.send_data(stream.id, data, ended)
+        self._reader.earn(2)
+        if ended:
+            self._sent_all(stream)
+
+    def reset(self, stream: H2Stream, code: int) -> None:
+        """End a stream at once."""
+        if not stream.closed:
+            self._reset_number(stream.id, code)
+            self._forget(stream)
+
+    def give_window(self, stream: H2Stream, n: int) -> bool:
+        """The application took n bytes: let as many more come, once that is worth a frame."""
+        if stream.incoming:
+            if n < self._h2_limits.window // 2:
+                return False
+            self._h2.increment_flow_control_window(n, stream.id)
+            self.wake()
+        return True
+
+    def output(self, most: int = 65536) -> bytes:
+        """What is to be sent: all that is ready, and of what waits about `most` bytes, in turns."""
+        if self._queued and not self.blocked and self.fault is None:
+            self._flush(most)
+        self._out.append(self._h2.data_to_send())
+        data = b"".join(self._out)
+        self._out.clear()
+        return data
+
+    def _flush(self, left: int) -> None:
+        queued = self._queued
+        progress = True
+        while progress and queued and left > 0:
+            progress = False
+            for stream in list(queued):
+                if stream.waiting:
+                    sent = stream.send_some(min(left, _FRAME))
+                    left -= sent
+                    progress = progress or sent > 0
+                queued.pop(stream, None)
+                if stream.waiting:
+                    queued[stream] = None  # behind the others
+                if left <= 0:
+                    break
+
+    def _sent_all(self, stream: H2Stream) -> None:
+        """The response is out. What is left of the request's body is of no use (RFC 9113 8.1)."""
+        if stream.status < 400:
+            self._resets.earn()
+        if stream.incoming:
+            if stream.tunnel:
+                return
+            self._reset_number(stream.id, NO_ERROR)
+        self._forget(stream)
+
+    def _forget(self, stream: H2Stream) -> None:
+        stream.close()
+        self.streams.pop(stream.id, None)
+        self._queued.pop(stream, None)
+
+    def _reset_number(self, number: int, code: int) -> None:
+        try:
+            self._h2.reset_stream(number, code)
+        except h2.exceptions.StreamClosedError:
+            return  # both sides have ended it already
+        self.wake()
+
+    def _emit(self, frame: bytes) -> None:
+        """A frame of our own, behind those that `h2` has made."""
+        self._out += (self._h2.data_to_send(), frame)
+
+
+_UPGRADING = frozenset((b"connection", b"upgrade", b"http2-settings"))
+_OF_STREAMS = (DATA, HEADERS)
+_LAST_KIND = CONTINUATION
+_HANDLERS: dict[type, Callable[[H2Connection, Any, list[Any]], None]] = {
+    h2.events.RequestReceived: H2Connection._on_request,
+    h2.events.DataReceived: H2Connection._on_data,
+    h2.events.TrailersReceived: H2Connection._on_trailers,
+    h2.events.StreamReset: H2Connection._on_reset,
+    h2.events.PingAckReceived: H2Connection._on_ping_ack,
+}
+
+
+def _library(limits: H2Limits, tunnels: bool, decoder: FieldKeeper) -> _Library:
+    library = _Library(_CONFIGURATION)
+    library.encoder = FieldEncoder()  # type: ignore[assignment]
+    library.decoder = decoder
+    library.local_settings = Settings(
+        client=False,
+        initial_values={
+            SettingCodes.MAX_CONCURRENT_STREAMS: limits.streams,
+            SettingCodes.INITIAL_WINDOW_SIZE: limits.window,
+            SettingCodes.MAX_FRAME_SIZE: limits.frame,
+            SettingCodes.MAX_HEADER_LIST_SIZE: limits.header_list,
+            SettingCodes.ENABLE_CONNECT_PROTOCOL: int(tunnels),
+        },
+    )
+    library.max_inbound_frame_size = limits.frame
+    return library
+
+
+def _goaway(last: int, code: int, text: bytes = b"") -> bytes:
+    payload = last.to_bytes(4, "big") + code.to_bytes(4, "big") + text
+    return frame_bytes(GOAWAY, 0, 0, payload)
+
+
+def _glimpse(fields: Sequence[tuple[bytes, bytes]]) -> tuple[str, bytes]:
+    """Method and target of a refused head as far as they can be read, for the access log."""
+    named = dict(reversed(fields))
+    method = named.get(b":method", b"").decode("latin-1")[:32]
+    return (method if method.isalpha() else ""), named.get(b":path", b"")[:2048]

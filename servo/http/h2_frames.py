@@ -1,0 +1,241 @@
+"""The frames of an HTTP/2 connection as they come in: cut apart, counted, bounded (RFC 9113 4).
+
+The `h2` library reads frames too, but it holds a whole frame before it looks at its length, and
+answers each PING and SETTINGS, however many there are. So each frame is looked at here first; `h2`
+gets those that pass, one at a time. Nothing here knows what a stream is.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from servo.errors import ServoError
+
+if TYPE_CHECKING:
+    from servo.http.limits import H2Limits
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+# Frame types (RFC 9113 section 6).
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = range(8)
+WINDOW_UPDATE, CONTINUATION = 8, 9
+
+END_STREAM = ACK = 0x1
+END_HEADERS = 0x4
+
+# Error codes (RFC 9113 section 7).
+NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR = range(4)
+FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM = 6, 7, 8, 11
+
+_HEAD = Struct(">HBBBL")
+_SETTING = Struct(">HL")
+# Those that mean something to us (RFC 9113 section 6.5.2, RFC 8441). `h2` keeps each that it sees.
+_KNOWN_SETTINGS = frozenset((1, 2, 3, 4, 5, 6, 8))
+# A client sends one SETTINGS frame with a handful.
+_MOST_SETTINGS = 64
+# CONTINUATION frames of one head, beside one for each 16 KiB that it may have.
+_CONTINUATIONS = 8
+
+
+class GoAwayError(ServoError):
+    """The client broke a rule that ends the whole connection, or goes on beyond reason.
+
+    code    for GOAWAY (RFC 9113 section 7)
+    reason  one line for the log, and for GOAWAY's debug data
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"HTTP/2 error {code}: {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class Allowance:
+    """So much may be spent at once, so much comes back each second, and with `earn`."""
+
+    __slots__ = ("_at", "_left", "_most", "_rate")
+
+    def __init__(self, most: int, per_second: int) -> None:
+        self._most = self._left = float(most)
+        self._rate = per_second
+        self._at: float | None = None
+
+    def spend(self, now: float) -> bool:
+        """Take one; False when nothing is left. `now` in seconds, of any clock."""
+        if self._at is None:
+            self._at = now
+        self._left = min(self._most, self._left + (now - self._at) * self._rate) - 1
+        self._at = now
+        return self._left >= 0
+
+    def earn(self, n: int = 1) -> None:
+        """Something useful was done."""
+        self._left = min(self._most, self._left + n)
+
+
+class Frame(NamedTuple):
+    """One frame: its type, flags and stream, and all its bytes, head included."""
+
+    type: int
+    flags: int
+    stream: int
+    data: bytes
+
+    @property
+    def length(self) -> int:
+        """Bytes of the payload."""
+        return len(self.data) - 9
+
+
+class FrameReader:
+    """Cuts what was received into frames, and refuses floods. Raises `GoAwayError`.
+
+    in_part  something was received that is no whole frame, or no whole head, yet
+    """
+
+    __slots__ = (
+        "_block",
+        "_block_of",
+        "_buffer",
+        "_control",
+        "_limits",
+        "_parts",
+        "_pos",
+        "_started",
+        "_want",
+    )
+
+    def __init__(self, limits: H2Limits) -> None:
+        self._limits = limits
+        self._control = Allowance(*limits.control)
+        self._buffer = bytearray()
+        self._pos = 0
+        self._want = PREFACE
+        self._started = False
+        # Of the head that CONTINUATION frames go on with: its bytes and frames, or 0.
+        self._block = 0
+        self._block_of = 0
+        self._parts = 0
+
+    @property
+    def in_part(self) -> bool:
+        return bool(self._buffer) or bool(self._parts)
+
+    @property
+    def in_head(self) -> bool:
+        """A head goes on with the next frame."""
+        return bool(self._parts)
+
+    def feed(self, data: bytes) -> None:
+        """Take what was received."""
+        if self._want:
+            n = min(len(self._want), len(data))
+            if data[:n] != self._want[:n]:
+                raise GoAwayError(PROTOCOL_ERROR, "no HTTP/2 preface")
+            self._want = self._want[n:]
+            data = data[n:]
+        if self._pos:
+            del self._buffer[: self._pos]
+            self._pos = 0
+        self._buffer += data
+
+    def next(self, now: float) -> Frame | None:
+        """The next frame, if all of it is there."""
+        buffer = self._buffer
+        pos = self._pos
+        if len(buffer) - pos < 9:
+            self._compact()
+            return None
+        high, low, kind, flags, stream = _HEAD.unpack_from(buffer, pos)
+        length = high << 8 | low
+        if length > self._limits.frame:
+            raise GoAwayError(FRAME_SIZE_ERROR, "frame too large")
+        if not self._started and (kind != SETTINGS or flags & ACK):
+            raise GoAwayError(PROTOCOL_ERROR, "the first frame is no SETTINGS")
+        if len(buffer) - pos < 9 + length:
+            self._compact()
+            return None
+        self._started = True
+        self._pos = pos + 9 + length
+        frame = Frame(kind, flags, stream & 0x7FFFFFFF, bytes(buffer[pos : self._pos]))
+        self._judge(frame, length, now)
+        return _known_settings(frame) if kind == SETTINGS and length else frame
+
+    def earn(self, n: int) -> None:
+        """Data was sent: so many more WINDOW_UPDATE frames are to be expected."""
+        self._control.earn(n)
+
+    def charge(self, now: float, what: str) -> None:
+        """Count something that moves no request on."""
+        if not self._control.spend(now):
+            raise GoAwayError(ENHANCE_YOUR_CALM, f"too many frames of no use ({what})")
+
+    def _compact(self) -> None:
+        if self._pos:
+            del self._buffer[: self._pos]
+            self._pos = 0
+
+    def _judge(self, frame: Frame, length: int, now: float) -> None:
+        kind, flags, number, _ = frame
+        if self._parts and (kind != CONTINUATION or number != self._block_of):
+            raise GoAwayError(PROTOCOL_ERROR, "a frame within a head")
+        if kind == DATA:
+            if not length and not flags & END_STREAM:
+                self.charge(now, "empty DATA")
+        elif kind == HEADERS:
+            self._block = length
+            self._block_of = number
+            self._parts = 0 if flags & END_HEADERS else 1
+            self._check_block()
+        elif kind == CONTINUATION:
+            self.charge(now, "CONTINUATION")
+            self._block += length
+            self._parts += 1
+            self._check_block()
+            if flags & END_HEADERS:
+                self._parts = 0
+        else:
+            self.charge(now, _NAMES.get(kind, "of an unknown type"))
+
+    def _check_block(self) -> None:
+        """CVE-2024-27316 and its kin: a head that never ends. Compressed it is not larger."""
+        most = self._limits.header_list
+        if self._block > most or self._parts > _CONTINUATIONS + most // 16384:
+            raise GoAwayError(ENHANCE_YOUR_CALM, "header block too large")
+
+
+_NAMES = {
+    PRIORITY: "PRIORITY",
+    RST_STREAM: "RST_STREAM",
+    SETTINGS: "SETTINGS",
+    PING: "PING",
+    GOAWAY: "GOAWAY",
+    WINDOW_UPDATE: "WINDOW_UPDATE",
+}
+
+
+def frame_bytes(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """A frame for the wire."""
+    n = len(payload)
+    return _HEAD.pack(n >> 8, n & 0xFF, kind, flags, stream) + payload
+
+
+def known_settings(payload: bytes) -> bytes | None:
+    """A SETTINGS payload without what it is free to hold and we are free to ignore.
+
+    None when it is malformed, or too long.
+    """
+    if len(payload) % 6 or len(payload) > 6 * _MOST_SETTINGS:
+        return None
+    pairs = [(key, value) for key, value in _SETTING.iter_unpack(payload) if key in _KNOWN_SETTINGS]
+    return b"".join([_SETTING.pack(key, value) for key, value in pairs])
+
+
+def _known_settings(frame: Frame) -> Frame:
+    if frame.length > 6 * _MOST_SETTINGS:
+        raise GoAwayError(ENHANCE_YOUR_CALM, "too many settings at once")
+    payload = known_settings(frame.data[9:])
+    if payload is None or len(payload) == frame.length:
+        return frame  # `h2` says what is wrong with it, if anything is
+    return frame._replace(data=frame_bytes(SETTINGS, frame.flags, frame.stream, payload))

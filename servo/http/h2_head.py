@@ -1,0 +1,177 @@
+"""What the fields of an HTTP/2 head must obey (RFC 9113 section 8), beside the rules of `headers`.
+
+A head is turned into the parts that an HTTP/1.1 head has, and judged by the same functions. What is
+particular to HTTP/2 is here: pseudo-header fields, what names and values may hold where nothing
+else delimits them, and fields that speak of the connection.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from servo.http.errors import ProtocolError
+from servo.http.headers import judge, keep_trailers, read_request_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from servo.http.events import Headers, Request
+    from servo.http.limits import Limits
+
+    Fields = Sequence[tuple[bytes, bytes]]
+
+_PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path", b":protocol"))
+# RFC 9113 section 8.2.2.
+_CONNECTION_FIELDS = frozenset(
+    (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
+)
+# All names, or values, with a LF after each: one pass over them, in C. A LF within one shows in the
+# count. HTTP/2 delimits by length, so nothing else would stop a name or value from holding more.
+_NAMES = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9a-z]+\n)*")
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|^[ \t]|[ \t]$", re.MULTILINE)
+
+
+class MalformedError(ProtocolError):
+    """RFC 9113 section 8.1.1: not a request at all. The stream is reset, with PROTOCOL_ERROR."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(400, reason)
+
+
+def read_head(fields: Fields, ended: bool, limits: Limits, tunnels: bool) -> Request:
+    """Turn the fields of a request's head into a `Request`, or refuse it.
+
+    fields   as decoded, in order
+    ended    whether the head is all of the request
+    tunnels  whether CONNECT may ask for a protocol (RFC 8441)
+
+    Raises `MalformedError`, or `ProtocolError` for what is answered with its status. `more_body`
+    says whether a body is to come.
+    """
+    pseudo, headers = _split(fields)
+    _check_fields(headers)
+    method = pseudo.get(b":method")
+    if method is None:
+        raise MalformedError("no :method")
+    protocol = pseudo.get(b":protocol")
+    if protocol is not None and not (tunnels and method == b"CONNECT"):
+        raise MalformedError(":protocol where none can be")
+    authority = pseudo.get(b":authority")
+    path = pseudo.get(b":path")
+    if method == b"CONNECT" and protocol is None:
+        if path is not None or b":scheme" in pseudo or authority is None:
+            raise MalformedError("CONNECT needs :authority, and neither :scheme nor :path")
+        read_request_line(b"CONNECT %b HTTP/1.1\r\n" % authority)
+        raise ProtocolError(501, "CONNECT is for proxies")
+    if not path or b":scheme" not in pseudo:
+        raise MalformedError("no :path or no :scheme")
+    if pseudo[b":scheme"].lower() not in (b"http", b"https"):
+        raise ProtocolError(400, "unknown :scheme")
+    if not path.startswith(b"/") and not (path == b"*" and method == b"OPTIONS"):
+        raise ProtocolError(400, "invalid :path")
+    _check_sizes(method, path, headers, limits)
+    headers = _join_cookies(_with_host(headers, authority))
+    # A tunnel's :path obeys the rules that a GET's does.
+    line = read_request_line(
+        b"%b %b HTTP/1.1\r\n" % (b"GET" if protocol is not None else method, path)
+    )
+    request = judge(line, headers)
+    if not request.named[b"host"]:
+        raise MalformedError("empty :authority")
+    request.version = "2"
+    if protocol is not None:
+        request.method = "CONNECT"
+        request.upgrade = protocol
+    _set_body(request, ended, limits)
+    return request
+
+
+def read_trailers(fields: Fields, limits: Limits) -> Headers:
+    """The trailer fields of a request. Raises as `read_head`."""
+    if any(name.startswith(b":") for name, _ in fields):
+        raise MalformedError("pseudo-header field in a trailer section")
+    headers = list(fields)
+    _check_fields(headers)
+    if len(headers) > limits.trailer_count:
+        raise ProtocolError(431, "too many field lines")
+    return keep_trailers(headers)
+
+
+def _split(fields: Fields) -> tuple[dict[bytes, bytes], Headers]:
+    """The pseudo-header fields, and the others."""
+    pseudo: dict[bytes, bytes] = {}
+    for name, value in fields:
+        if not name.startswith(b":"):
+            break
+        if name in pseudo or name not in _PSEUDO:
+            raise MalformedError("repeated or unknown pseudo-header field")
+        pseudo[name] = value
+    # One that comes later is refused there for its colon.
+    headers = [(name, value) for name, value in fields[len(pseudo) :]]
+    for value in pseudo.values():
+        if _BAD_VALUE.search(value) or b"\n" in value:
+            raise MalformedError("invalid character in a pseudo-header field")
+    return pseudo, headers
+
+
+def _check_fields(headers: Headers) -> None:
+    n = len(headers)
+    names = b"".join([name + b"\n" for name, _ in headers])
+    if not _NAMES.fullmatch(names) or names.count(b"\n") != n:
+        raise MalformedError("invalid field name, or pseudo-header field behind others")
+    values = b"\n".join([value for _, value in headers])
+    if _BAD_VALUE.search(values) or values.count(b"\n") > max(n - 1, 0):
+        raise MalformedError("invalid character in a field value")
+    for name, value in headers:
+        if name in _CONNECTION_FIELDS or (name == b"te" and value.lower() != b"trailers"):
+            raise MalformedError("a field of the connection, which HTTP/2 has none of")
+
+
+def _check_sizes(method: bytes, path: bytes, headers: Headers, limits: Limits) -> None:
+    """The limits of an HTTP/1.1 head, for what the same head would be there."""
+    if len(method) + len(path) + 10 > limits.request_line:
+        raise ProtocolError(414, "request line too long")
+    if len(headers) > limits.header_count:
+        raise ProtocolError(431, "too many header fields")
+    total = 0
+    for name, value in headers:
+        size = len(name) + len(value) + 4
+        if size > limits.header_field:
+            raise ProtocolError(431, "field line too long")
+        total += size
+    if total > limits.header_total:
+        raise ProtocolError(431, "field lines too long in total")
+
+
+def _with_host(headers: Headers, authority: bytes | None) -> Headers:
+    """:authority as the Host field (RFC 9113 section 8.3.1), in front as ASGI wants it."""
+    if authority is None:
+        return headers
+    others = []
+    for field in headers:
+        if field[0] != b"host":
+            others.append(field)
+        elif field[1].lower() != authority.lower():
+            raise MalformedError("Host differs from :authority")
+    return [(b"host", authority), *others]
+
+
+def _join_cookies(headers: Headers) -> Headers:
+    """Cookies that were split for compression, as one field again (RFC 9113 section 8.2.3)."""
+    cookies = [value for name, value in headers if name == b"cookie"]
+    if len(cookies) < 2:
+        return headers
+    rest = [field for field in headers if field[0] != b"cookie"]
+    return [*rest, (b"cookie", b"; ".join(cookies))]
+
+
+def _set_body(request: Request, ended: bool, limits: Limits) -> None:
+    request.more_body = not ended
+    request.expect_continue = not ended and b"expect" in request.named
+    length = request.content_length
+    if length is not None:
+        if ended and length:
+            raise MalformedError("a body that was announced is missing")
+        if limits.body and length > limits.body:
+            raise ProtocolError(413, "request body too large")

@@ -1,0 +1,192 @@
+"""Certificate files: read, and judged in words that an operator can act on."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import ssl
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from servo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CERTIFICATE = re.compile(
+    r"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----", re.DOTALL | re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A certificate file (its issuers follow in it) and the file of its private key.
+
+    keyfile    None: the certificate file holds the key
+    password   called for an encrypted key; None as its result: none is known
+    source     the setting that names them, for messages
+    """
+
+    certfile: str
+    keyfile: str | None
+    password: Callable[[], bytes | None]
+    source: str
+
+    def load(self, context: ssl.SSLContext) -> list[str]:
+        """Make the context show this certificate; the PEM text of it and its issuers.
+
+        Raises ConfigError, which names the file and what is wrong with it.
+        """
+        chain = read_certificates(self.certfile, self.source)
+        keyfile = self.keyfile or self.certfile
+        text = _read(keyfile, f"the key of {self.source}")
+        if b"PRIVATE KEY-----" not in text:
+            raise ConfigError(
+                f"{self.source}: {keyfile} holds no private key (PEM)"
+                + ("" if self.keyfile else "; name the file that does as keyfile")
+            )
+        asked: list[bytes] = []
+
+        def password() -> bytes:
+            secret = self.password()
+            if secret is None:
+                raise ConfigError(
+                    f"{self.source}: the key in {keyfile} is encrypted; give its password by "
+                    "keyfile_password_file, or SERVO_KEYFILE_PASSWORD in the environment"
+                )
+            asked.append(secret)
+            return secret
+
+        try:
+            context.load_cert_chain(self.certfile, self.keyfile, password)
+        except ssl.SSLError as error:
+            raise ConfigError(self._explain(error, keyfile, bool(asked))) from error
+        except (OSError, ValueError) as error:  # a password of more than 1,023 bytes
+            raise ConfigError(f"{self.source}: {keyfile} can't be used: {error}") from error
+        return chain
+
+    def _explain(self, error: ssl.SSLError, keyfile: str, had_password: bool) -> str:
+        reason = getattr(error, "reason", None)
+        if reason == "KEY_VALUES_MISMATCH" or reason == "KEY_TYPE_MISMATCH":
+            return (
+                f"{self.source}: the key in {keyfile} is not that of the certificate in "
+                f"{self.certfile} (its first one; issuers come after it)"
+            )
+        if reason == "EE_KEY_TOO_SMALL":
+            return f"{self.source}: the key of {self.certfile} is too short to be safe"
+        if had_password:
+            return f"{self.source}: the key in {keyfile} can't be decrypted: wrong password?"
+        return f"{self.source}: {self.certfile} or {keyfile} can't be used: {words(error)}"
+
+
+def read_certificates(path: str, source: str) -> list[str]:
+    """The certificates (PEM) in a file, one at least. Raises ConfigError."""
+    text = _read(path, source).decode("latin-1")
+    found = _CERTIFICATE.findall(text)
+    if not found:
+        raise ConfigError(f"{source}: {path} holds no certificate (PEM)")
+    try:
+        for pem in found:
+            validity(ssl.PEM_cert_to_DER_cert(pem))
+    except (ValueError, IndexError) as error:
+        raise ConfigError(f"{source}: {path} holds a damaged certificate") from error
+    return [f"{pem}\n" for pem in found]
+
+
+def date_warning(pem: str, path: str, now: datetime) -> str | None:
+    """What to tell of a certificate that is out of its time, if it is."""
+    begin, end = validity(ssl.PEM_cert_to_DER_cert(pem))
+    if now > end:
+        return f"the certificate in {path} has expired: on {end:%Y-%m-%d %H:%M} UTC"
+    if now < begin:
+        return f"the certificate in {path} is not valid yet: from {begin:%Y-%m-%d %H:%M} UTC on"
+    return None
+
+
+def validity(der: bytes) -> tuple[datetime, datetime]:
+    """notBefore and notAfter of a certificate (RFC 5280 section 4.1).
+
+    The ssl module tells them only of a peer's. Raises ValueError or IndexError.
+    """
+    _, at, _ = _element(der, 0)  # Certificate
+    _, at, _ = _element(der, at)  # TBSCertificate
+    tag, _, end = _element(der, at)
+    if tag == 0xA0:  # version; serialNumber comes after it
+        _, _, end = _element(der, end)
+    for _ in ("signature", "issuer"):
+        _, _, end = _element(der, end)
+    _, at, _ = _element(der, end)
+    begin = _element(der, at)
+    finish = _element(der, begin[2])
+    return _time(der, begin), _time(der, finish)
+
+
+def _element(der: bytes, at: int) -> tuple[int, int, int]:
+    """Tag, start and end of the content of the element there (X.690 section 8.1)."""
+    tag, length = der[at], der[at + 1]
+    at += 2
+    if length & 0x80:
+        count = length & 0x7F
+        length = int.from_bytes(der[at : at + count], "big")
+        at += count
+    if at + length > len(der):
+        raise ValueError("cut short")
+    return tag, at, at + length
+
+
+def _time(der: bytes, element: tuple[int, int, int]) -> datetime:
+    tag, start, end = element
+    text = der[start:end].decode("ascii")
+    # UTCTime has two digits for the year, which RFC 5280 places in 1950 to 2049; GeneralizedTime
+    # has four.
+    if tag == 0x17:
+        text = ("20" if text < "50" else "19") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
+
+
+def _read(path: str, source: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"{source}: can't read {path}: {error.strerror}") from error
+
+
+def words(error: ssl.SSLError) -> str:
+    """OpenSSL's reason, for people."""
+    # Some of the ssl module's errors come without.
+    reason = getattr(error, "reason", None) or str(error)
+    return reason.replace("_", " ").lower()
+
+
+# --- for development ----------------------------------------------------------------------------
+
+
+@functools.cache
+def self_signed(hosts: tuple[str, ...]) -> bytes:
+    """A throw-away certificate for these names and its key (PEM), the same one in each call.
+
+    Raises ConfigError when trustme is not installed.
+    """
+    try:
+        import trustme
+    except ImportError as error:
+        raise ConfigError(
+            "self_signed needs the trustme library: pip install 'servo-server[dev-tls]'"
+        ) from error
+    issued = trustme.CA(organization_name="Servo, for development").issue_cert(*hosts)
+    return bytes(issued.private_key_and_cert_chain_pem.bytes())
+
+
+def load_pem(context: ssl.SSLContext, pem: bytes) -> None:
+    """Have a context use a certificate and its key that are no file yet (OpenSSL wants one)."""
+    descriptor, path = tempfile.mkstemp(prefix="servo-", suffix=".pem")  # mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(pem)
+        context.load_cert_chain(path)
+    finally:
+        os.unlink(path)

@@ -1,0 +1,251 @@
+"""TLS contexts from the settings: made by the arbiter, before it forks the workers that use them.
+
+So the keys are read with the arbiter's rights, workers need none, and all workers of a generation
+share what OpenSSL encrypts session tickets with: a session begun at one is resumed at any other.
+"""
+
+from __future__ import annotations
+
+import ssl
+import traceback
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from servo.errors import ConfigError
+from servo.net.address import TCPAddress, parse_address
+from servo.net.certificates import (
+    KeyPair,
+    date_warning,
+    load_pem,
+    read_certificates,
+    self_signed,
+    words,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from servo.settings.sources import Settings
+
+_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+class TLS:
+    """The TLS of one generation of workers.
+
+    context    for each connection; its SNI callback may choose another
+    warnings   about certificates that are out of their time, for the log
+    """
+
+    def __init__(self, context: ssl.SSLContext, warnings: tuple[str, ...] = ()) -> None:
+        self.context = context
+        self.warnings = warnings
+        self._own: dict[ssl.SSLContext, str | None] = {context: None}
+        self.cipher_ids = {
+            cipher["name"]: cipher["id"] & 0xFFFF for cipher in context.get_ciphers()
+        }
+
+    def add(self, context: ssl.SSLContext, certificate: str | None) -> None:
+        """Make a context known, with the certificate (PEM) that it shows."""
+        self._own[context] = certificate
+
+    def certificate(self, context: ssl.SSLContext) -> str | None:
+        """The certificate (PEM) that this context shows; None for one of a hook's making."""
+        return self._own.get(context)
+
+    def offer(self, *protocols: str) -> None:
+        """Agree with clients (ALPN, RFC 7301) on one of these, the best first."""
+        for context in self._own:
+            context.set_alpn_protocols(list(protocols))
+
+
+def wants_tls(settings: Settings) -> bool:
+    """Whether the settings ask for TLS, be it badly: then nothing is ever served without."""
+    return bool(
+        settings.certfile
+        or settings.keyfile
+        or settings.sni_certs
+        or settings.self_signed
+        or settings.hooks.ssl_context
+    )
+
+
+def make_tls(settings: Settings) -> TLS | None:
+    """The TLS that these settings ask for; None for none.
+
+    Reads every file anew. Raises ConfigError, which names the file and what is wrong with it.
+    """
+    if not wants_tls(settings):
+        return None
+    maker = _Maker(settings)
+    if settings.hooks.ssl_context is None:
+        tls = TLS(maker.default())
+    else:
+        tls = TLS(_from_hook(settings, maker))
+    tls.warnings = tuple(maker.warnings)
+    for context, certificate in maker.made.items():
+        tls.add(context, certificate)
+    return tls
+
+
+def check_switch(old: Settings, new: Settings) -> None:
+    """Refuse a reload that would turn TLS on or off. Raises ConfigError.
+
+    While workers are replaced, clients of one port would meet both; and who loses `certfile` from
+    a file by accident must not go on in plaintext.
+    """
+    if wants_tls(old) != wants_tls(new):
+        turn = "off" if wants_tls(old) else "on"
+        raise ConfigError(f"a reload can't turn TLS {turn} (certfile, …): that takes a restart")
+
+
+def _from_hook(settings: Settings, maker: _Maker) -> ssl.SSLContext:
+    hook = settings.hooks.ssl_context
+    assert hook is not None
+    try:
+        context = hook(settings, maker.default)
+    except ConfigError:
+        raise
+    except Exception as error:
+        text = traceback.format_exc()
+        raise ConfigError(f"the ssl_context hook failed: {error}\n{text}") from error
+    if not isinstance(context, ssl.SSLContext):
+        raise ConfigError(f"the ssl_context hook returned {context!r}, which is no ssl.SSLContext")
+    return context
+
+
+class _Maker:
+    """Makes the contexts of one configuration.
+
+    made      each with the certificate that it shows
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.made: dict[ssl.SSLContext, str | None] = {}
+        self.warnings: list[str] = []
+        if settings.self_signed and (settings.certfile or settings.sni_certs):
+            raise ConfigError("self_signed and certfile (or sni_certs) can't both be")
+        if settings.keyfile and not settings.certfile:
+            raise ConfigError("keyfile is set, but not the certfile that it belongs to")
+        if settings.cert_reqs and not settings.ca_certs and settings.hooks.ssl_context is None:
+            raise ConfigError("cert_reqs asks for client certificates: whose? Set ca_certs")
+        if settings.ca_certs and not settings.cert_reqs:
+            self.warnings.append("ca_certs has no effect: cert_reqs asks for no certificate")
+
+    def default(self) -> ssl.SSLContext:
+        """The context for clients that name no host, or none that there is a certificate for.
+
+        gunicorn's `default_ssl_context_factory`.
+        """
+        settings = self._settings
+        if settings.self_signed:
+            return self._self_signed()
+        if not settings.certfile:
+            if settings.sni_certs:
+                raise ConfigError("sni_certs needs a certfile too, for clients that name no host")
+            raise ConfigError("the ssl_context hook wants the default context: set certfile")
+        files = {"certfile": settings.certfile, "keyfile": settings.keyfile}
+        context = self._from_files(files, "certfile")
+        by_host = {
+            host: self._from_files(files, f"sni_certs[{host!r}]")
+            for host, files in settings.sni_certs.items()
+        }
+        if by_host:
+            context.sni_callback = _Chooser(by_host)
+        return context
+
+    def _from_files(self, files: Mapping[str, str | None], source: str) -> ssl.SSLContext:
+        certfile, keyfile = files["certfile"], files.get("keyfile")
+        assert certfile is not None
+        pair = KeyPair(
+            self._path(certfile),
+            self._path(keyfile) if keyfile else None,
+            lambda: self._password(files.get("keyfile_password_file")),
+            source,
+        )
+        context = self._bare()
+        leaf, *_ = pair.load(context)
+        warning = date_warning(leaf, pair.certfile, datetime.now(timezone.utc))
+        if warning:
+            self.warnings.append(warning)
+        self.made[context] = leaf
+        return context
+
+    def _self_signed(self) -> ssl.SSLContext:
+        hosts = dict.fromkeys(("localhost", "127.0.0.1", "::1"))
+        for text in self._settings.bind:
+            address = parse_address(text)
+            if isinstance(address, TCPAddress) and address.host not in ("0.0.0.0", "::"):  # noqa: S104
+                hosts[address.host] = None
+        pem = self_signed(tuple(hosts))
+        context = self._bare()
+        load_pem(context, pem)
+        _, _, rest = pem.decode("ascii").partition("-----BEGIN CERTIFICATE-----")
+        body, dashes, _ = rest.partition("-----END CERTIFICATE-----")
+        self.made[context] = f"-----BEGIN CERTIFICATE-----{body}{dashes}\n"
+        self.warnings.append(
+            "serving a throw-away certificate (self_signed), which no client can trust: "
+            "for development only"
+        )
+        return context
+
+    def _bare(self) -> ssl.SSLContext:
+        """A context without a certificate.
+
+        Python's defaults are what they should be: no compression, the server's order of ciphers,
+        only ciphers with forward secrecy.
+        """
+        settings = self._settings
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = _VERSIONS[settings.tls_minimum_version]
+        context.options |= ssl.OP_NO_RENEGOTIATION
+        if settings.ciphers:
+            try:
+                context.set_ciphers(settings.ciphers)
+            except ssl.SSLError as error:
+                raise ConfigError(f"ciphers: OpenSSL knows none of {settings.ciphers!r}") from error
+        if settings.ca_certs:
+            path = self._path(settings.ca_certs)
+            read_certificates(path, "ca_certs")
+            try:
+                context.load_verify_locations(path)
+            except ssl.SSLError as error:
+                raise ConfigError(f"ca_certs: {path} can't be used: {words(error)}") from error
+        context.verify_mode = ssl.VerifyMode(settings.cert_reqs)
+        return context
+
+    def _password(self, own_file: str | None) -> bytes | None:
+        settings = self._settings
+        name = "sni_certs" if own_file else "keyfile_password_file"
+        if own_file is None and settings.keyfile_password is not None:
+            return bytes(settings.keyfile_password, "utf-8")
+        file = own_file or settings.keyfile_password_file
+        if not file:
+            return None
+        path = self._path(file)
+        try:
+            return Path(path).read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
+        except OSError as error:
+            raise ConfigError(f"{name}: can't read {path}: {error.strerror}") from error
+
+    def _path(self, path: str) -> str:
+        return str(Path(self._settings.chdir) / path)
+
+
+class _Chooser:
+    """OpenSSL's servername callback (RFC 6066 section 3): the context for the host named."""
+
+    def __init__(self, by_host: Mapping[str, ssl.SSLContext]) -> None:
+        self._by_host = by_host
+
+    def __call__(self, connection: Any, host: str | None, _context: ssl.SSLContext) -> None:
+        if not host:
+            return
+        name = host.lower().rstrip(".")
+        found = self._by_host.get(name)
+        if found is None:
+            found = self._by_host.get("*." + name.partition(".")[2])
+        if found is not None:
+            connection.context = found

@@ -1,0 +1,141 @@
+"""The accept queues of listening sockets, asked of the kernel over sock_diag(7). Linux only.
+
+A copy of the listening socket would tell as well (TCP_INFO), but who holds one keeps the port open:
+during a stop, clients would queue there for nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_DUMP_REQUEST = 0x301
+_TCP_LISTEN = 10
+_INET_DIAG_SKMEMINFO = 7
+_UDIAG_SHOW_NAME, _UDIAG_SHOW_RQLEN = 1, 16
+_UNIX_DIAG_NAME, _UNIX_DIAG_RQLEN = 0, 4
+
+_HEADER = struct.Struct("=IHHII")
+_INET_REQUEST = struct.Struct("=BBBxI48x")
+_UNIX_REQUEST = struct.Struct("=BBHIII8x")
+_INET_ANSWER = struct.Struct("=BBBB2s2s16s16sI8sIIIII")
+_UNIX_ANSWER = struct.Struct("=BBBxI8s")
+_ATTRIBUTE = struct.Struct("=HH")
+_DROPS = 8  # SK_MEMINFO_DROPS, an index into 32-bit words
+
+# A bound for a kernel that would never end its answer.
+_MOST_READS = 1000
+
+
+class Queue(NamedTuple):
+    """One listener's: connections that wait to be accepted, how many may, how many were dropped
+    since the socket was made (None: not told, as of Unix sockets)."""
+
+    waiting: int
+    limit: int
+    drops: int | None
+
+
+def queues(addresses: Sequence[tuple[str, int] | str | bytes]) -> list[Queue | None]:
+    """The queues of what listens there (as `getsockname` says it), in the same order.
+
+    Sockets that share a port are summed up. None: nobody listens, or the kernel doesn't tell.
+    """
+    found: dict[object, Queue] = {}
+    with contextlib.suppress(OSError):
+        wants_tcp = any(isinstance(each, tuple) for each in addresses)
+        wants_unix = any(not isinstance(each, tuple) for each in addresses)
+        for key, queue in [
+            *(_inet(socket.AF_INET) if wants_tcp else ()),
+            *(_inet(socket.AF_INET6) if wants_tcp else ()),
+            *(_unix() if wants_unix else ()),
+        ]:
+            other = found.get(key)
+            if other is not None:
+                drops = (other.drops or 0) + (queue.drops or 0)
+                queue = Queue(other.waiting + queue.waiting, other.limit + queue.limit, drops)
+            found[key] = queue
+    return [found.get(_key(address)) for address in addresses]
+
+
+def overflows() -> int | None:
+    """How often any TCP accept queue of this network namespace was full, since it was made."""
+    try:
+        lines = Path("/proc/net/netstat").read_text().splitlines()
+    except OSError:
+        return None
+    for names, values in zip(lines[::2], lines[1::2], strict=False):
+        if names.startswith("TcpExt:"):
+            table = dict(zip(names.split()[1:], values.split()[1:], strict=False))
+            count = table.get("ListenOverflows")
+            return int(count) if count is not None else None
+    return None
+
+
+def _key(address: tuple[str, int] | str | bytes) -> object:
+    if isinstance(address, tuple):
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        return socket.inet_pton(family, address[0].partition("%")[0]), address[1]
+    return address.encode() if isinstance(address, str) else address
+
+
+def _inet(family: int) -> Iterator[tuple[object, Queue]]:
+    request = _INET_REQUEST.pack(
+        family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_SKMEMINFO - 1), 1 << _TCP_LISTEN
+    )
+    size = 4 if family == socket.AF_INET else 16
+    for payload in _dump(request):
+        answer = _INET_ANSWER.unpack_from(payload)
+        port, source, waiting, limit = answer[4], answer[6], answer[11], answer[12]
+        drops = None
+        for kind, data in _attributes(payload[_INET_ANSWER.size :]):
+            if kind == _INET_DIAG_SKMEMINFO and len(data) >= 4 * (_DROPS + 1):
+                (drops,) = struct.unpack_from("=I", data, 4 * _DROPS)
+        yield (source[:size], int.from_bytes(port, "big")), Queue(waiting, limit, drops)
+
+
+def _unix() -> Iterator[tuple[object, Queue]]:
+    request = _UNIX_REQUEST.pack(
+        socket.AF_UNIX, 0, 0, 1 << _TCP_LISTEN, 0, _UDIAG_SHOW_NAME | _UDIAG_SHOW_RQLEN
+    )
+    for payload in _dump(request):
+        attributes = dict(_attributes(payload[_UNIX_ANSWER.size :]))
+        name = attributes.get(_UNIX_DIAG_NAME, b"")
+        # A path ends with a NUL; an abstract name starts with one.
+        key = name if name.startswith(b"\0") else name.rstrip(b"\0")
+        waiting, limit = struct.unpack_from("=II", attributes.get(_UNIX_DIAG_RQLEN, bytes(8)))
+        yield key, Queue(waiting, limit, None)
+
+
+def _dump(request: bytes) -> Iterator[bytes]:
+    """The answers to a dump request. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.settimeout(1.0)
+        size = _HEADER.size + len(request)
+        netlink.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_DUMP_REQUEST, 1, 0) + request)
+        for _ in range(_MOST_READS):
+            data = netlink.recv(65536)
+            while len(data) >= _HEADER.size:
+                length, kind, *_ = _HEADER.unpack_from(data)
+                if kind in (_NLMSG_DONE, _NLMSG_ERROR) or length < _HEADER.size:
+                    return
+                yield data[_HEADER.size : length]
+                data = data[(length + 3) & ~3 :]
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(data) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind, data[_ATTRIBUTE.size : length]
+        data = data[(length + 3) & ~3 :]

@@ -1,0 +1,131 @@
+"""What only the arbiter knows, in shared memory for whoever reports it.
+
+The arbiter writes a few words of the scoreboard's header after each turn of its loop; the process
+that serves metrics reads them. They outlive both that process and a reload.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from servo.observe.logcount import LOG_LEVELS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# --- the words (of `Scoreboard.arbiter_words`) --------------------------------------------------
+
+_PID = 0
+_BEAT_NS = 1  # the arbiter's last turn, monotonic
+_STARTED_NS = 2  # since the epoch
+_GENERATION = 3
+_TARGET = 4
+_STATE = 5
+_RELOADING = 6
+_RELOADS_STARTED = 7
+_RELOADS_FINISHED = 8
+_RELOADS_ROLLED_BACK = 9
+_RELOADED_NS = 10  # when the last reload ended, since the epoch; 0: there was none
+_RELOADED_WELL = 11
+_SPAWNED = 12
+LOG_0 = 16  # entries of the arbiter's error log, one word for each of LOG_LEVELS
+_EXITS_0 = 32  # workers that ended, a word for each reason
+_MOST_REASONS = 96
+
+# What the server is doing. PAUSED: drained by SIGWINCH. LEAVING: told to stop, but it waits
+# (`pre_stop_delay`) until balancers have noticed that it isn't ready any more.
+STARTING, SERVING, PAUSED, LEAVING, STOPPING = range(5)
+SERVER_STATES = ("starting", "serving", "paused", "leaving", "stopping")
+
+
+class ServerFacts(NamedTuple):
+    """The words as they were read. Times are seconds, `beat_age_s` from then to now.
+
+    exits  reason -> how many workers ended for it
+    log    entries of the arbiter's own log, by level
+    """
+
+    pid: int
+    beat_age_s: float
+    started_at: float
+    generation: int
+    target: int
+    state: str
+    reloading: bool
+    reloads_started: int
+    reloads_finished: int
+    reloads_rolled_back: int
+    reloaded_at: float
+    reloaded_well: bool
+    spawned: int
+    exits: dict[str, int]
+    log: tuple[int, ...]
+
+
+class Facts:
+    """The words, for the one who writes and those who read.
+
+    words    `Scoreboard.arbiter_words`
+    reasons  the names of all exit reasons, in an order that stays
+    """
+
+    def __init__(self, words: memoryview, reasons: Sequence[str]) -> None:
+        assert len(reasons) <= _MOST_REASONS
+        self.words = words
+        self._reasons = {reason: _EXITS_0 + i for i, reason in enumerate(reasons)}
+
+    # --- the arbiter's --------------------------------------------------------------------------
+
+    def begin(self, pid: int) -> None:
+        """The server starts."""
+        self.words[_PID] = pid
+        self.words[_STARTED_NS] = time.time_ns()
+        self.words[_BEAT_NS] = time.monotonic_ns()
+
+    def publish(self, state: int, generation: int, target: int, reloading: bool) -> None:
+        """How things are after a turn of the arbiter's loop."""
+        words = self.words
+        words[_BEAT_NS] = time.monotonic_ns()
+        words[_STATE] = state
+        words[_GENERATION] = generation
+        words[_TARGET] = target
+        words[_RELOADING] = reloading
+
+    def happened(self, name: str, reason: str = "") -> None:
+        """Count a lifecycle event, by the name that all the world knows it by."""
+        words = self.words
+        if name == "spawned":
+            words[_SPAWNED] += 1
+        elif name == "exited":
+            words[self._reasons[reason]] += 1
+        elif name == "reload_started":
+            words[_RELOADS_STARTED] += 1
+        elif name in ("reload_finished", "reload_rolled_back"):
+            well = name == "reload_finished"
+            words[_RELOADS_FINISHED if well else _RELOADS_ROLLED_BACK] += 1
+            words[_RELOADED_NS] = time.time_ns()
+            words[_RELOADED_WELL] = well
+
+    # --- the readers' ---------------------------------------------------------------------------
+
+    def read(self) -> ServerFacts:
+        """All of it."""
+        words = self.words.tolist()
+        return ServerFacts(
+            pid=words[_PID],
+            beat_age_s=max(time.monotonic_ns() - words[_BEAT_NS], 0) / 1e9,
+            started_at=words[_STARTED_NS] / 1e9,
+            generation=words[_GENERATION],
+            target=words[_TARGET],
+            state=SERVER_STATES[words[_STATE]],
+            reloading=bool(words[_RELOADING]),
+            reloads_started=words[_RELOADS_STARTED],
+            reloads_finished=words[_RELOADS_FINISHED],
+            reloads_rolled_back=words[_RELOADS_ROLLED_BACK],
+            reloaded_at=words[_RELOADED_NS] / 1e9,
+            reloaded_well=bool(words[_RELOADED_WELL]),
+            spawned=words[_SPAWNED],
+            exits={reason: words[word] for reason, word in self._reasons.items()},
+            log=tuple(words[LOG_0 : LOG_0 + len(LOG_LEVELS)]),
+        )

@@ -1,0 +1,94 @@
+"""What the kernel tells of a process: CPU time and memory, from /proc. Linux; elsewhere nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+_TICKS_S = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_PSS = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
+# Children come and go while they are counted; after so many tries the last count is taken.
+_ATTEMPTS = 5
+
+
+class Memory(NamedTuple):
+    """Bytes. `proportional`: pages that processes share are divided among them; None where the
+    kernel does not tell, as of a process of another user."""
+
+    resident: int
+    proportional: int | None
+
+
+class CPU(NamedTuple):
+    """Seconds that a process has used, with those of its children that were waited for."""
+
+    user: float
+    system: float
+
+
+def children_of(pid: int) -> list[int]:
+    """The live children of a process's main thread, zombies included."""
+    try:
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    except OSError:
+        return []
+
+
+def memory_of(pid: int) -> Memory | None:
+    """The memory of a process; None when it is gone."""
+    try:
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    except (OSError, IndexError):
+        return None
+    try:
+        match = _PSS.search(Path(f"/proc/{pid}/smaps_rollup").read_bytes())
+    except OSError:
+        match = None
+    return Memory(resident, int(match[1]) * 1024 if match else None)
+
+
+def cpu_of(pid: int) -> CPU | None:
+    """The CPU time of a process; None when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    # proc_pid_stat(5): utime, stime, cutime, cstime, counted from the state.
+    user, system, user_below, system_below = map(int, fields[11:15])
+    return CPU((user + user_below) / _TICKS_S, (system + system_below) / _TICKS_S)
+
+
+def cpu_of_family(pid: int) -> CPU | None:
+    """The CPU time of a process and all its children, those included that have ended.
+
+    A child that is waited for while we count would be missed, or counted twice: its parent's own
+    time changes then, and we count again.
+    """
+    total = None
+    for _ in range(_ATTEMPTS):
+        before = _below(pid)
+        own = cpu_of(pid)
+        if own is None:
+            return total
+        user, system = own
+        for child in children_of(pid):
+            used = cpu_of(child)
+            if used is not None:
+                user += used.user
+                system += used.system
+        total = CPU(user, system)
+        if _below(pid) == before:
+            break
+    return total
+
+
+def _below(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]
+    except OSError:
+        return []

@@ -1,0 +1,399 @@
+"""The asyncio driver of HTTP/2: one protocol object a connection, one `H2Channel` a stream.
+
+The applications' calls are those of HTTP/1.1 (`servo.apps.asgi`); a channel is their transport, and
+the stream (`servo.http.h2_stream`) is where they put their responses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic, monotonic_ns
+from typing import TYPE_CHECKING
+
+from servo.http.errors import ProtocolError
+from servo.http.events import Data, Refused, Request
+from servo.http.h2 import H2Connection
+from servo.http.h2_frames import CANCEL, NO_ERROR, REFUSED_STREAM, known_settings
+from servo.http.headers import map_names
+from servo.http.limits import H2Limits
+from servo.http.negotiate import protocols
+from servo.observe import scoreboard as board
+from servo.workers.h2_channel import H2Channel
+
+if TYPE_CHECKING:
+    from servo._types import Scope
+    from servo.http.h2 import Event
+    from servo.http.h2_stream import H2Stream
+    from servo.settings.sources import Settings
+    from servo.workers.stream_server import StreamServer
+
+log = logging.getLogger("servo.error")
+
+# A connection's responses are written in parts of this size, and at most so many at a time.
+_PART = 65536
+_PARTS_A_TURN = 4
+LINGER_S = 2.0
+# As in `stream`: a stopping worker waits so long for the first request of a new connection.
+FRESH_GRACE_S = 1.0
+# In the access log, of a client that went before it was answered; nginx's code for it.
+CLIENT_CLOSED = 499
+
+
+class HTTP2:
+    """What the HTTP/2 connections of one worker have in common: the settings.
+
+    protocols        what ALPN offers, "h1" and "h2", the best first
+    prior_knowledge  whether a trusted peer's connection without TLS may begin as HTTP/2
+    upgrade          whether its HTTP/1.1 may go over to it
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.protocols = protocols(settings.http_protocols)
+        mode = settings.http2_cleartext
+        self.prior_knowledge = mode in ("prior-knowledge", "both")
+        self.upgrade = mode in ("upgrade", "both")
+        self.limits = H2Limits(
+            streams=settings.http2_max_concurrent_streams,
+            window=settings.http2_initial_window_size,
+            frame=settings.http2_max_frame_size,
+            header_list=settings.http2_max_header_list_size or (1 << 31) - 1,
+        )
+        self.date: bool = settings.date_header
+        self.protocol = H2Protocol
+
+    def agreed(self, transport: asyncio.BaseTransport) -> bool:
+        """Whether the TLS client has chosen HTTP/2."""
+        chosen: str | None = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        return chosen == "h2"
+
+
+class H2Protocol(asyncio.Protocol):
+    """One HTTP/2 connection. It is made by the protocol object that accepted the connection.
+
+    template, trusted, peer_name  what that one knows of the two ends
+    """
+
+    # For the sweep and for operators: each channel has its own.
+    call = None
+
+    __slots__ = (
+        "_begun",
+        "_eof",
+        "_http",
+        "_idle_ns",
+        "_lingering",
+        "_listening",
+        "_part_ns",
+        "_requests",
+        "_requests_seen",
+        "_stalled_ns",
+        "_transport",
+        "_unsent",
+        "_write_due",
+        "common",
+        "deadline_ns",
+        "peer_name",
+        "running",
+        "server",
+        "template",
+        "trusted",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        server: StreamServer,
+        common: HTTP2,
+        transport: asyncio.Transport,
+        template: Scope,
+        trusted: bool,
+        peer_name: str,
+    ) -> None:
+        self.server = server
+        self.common = common
+        self.template = template
+        self.trusted = trusted
+        self.peer_name = peer_name
+        self._transport = transport
+        self._http = H2Connection(
+            server.limits,
+            common.limits,
+            server=server.server_header,
+            date=common.date,
+            tunnels=server.websockets is not None,
+            wake=self.wake,
+        )
+        self._requests = 0
+        self._requests_seen = 0
+        self._listening = True
+        self._lingering = False
+        self._eof = False
+        self._write_due = False
+        self._unsent = 0
+        # Since when the socket takes nothing, a head or frame is in part, nothing is to be done.
+        self._stalled_ns = 0
+        self._part_ns = 0
+        self._idle_ns = monotonic_ns()
+        # Calls whose application has not returned: more than streams, where clients took requests
+        # back. And channels that wait for their responses to get out.
+        self.running = 0
+        self.waiting: set[H2Channel] = set()
+        # In every sweep: it looks after all streams then.
+        self.deadline_ns = 1
+
+    # --- the beginning --------------------------------------------------------------------------
+
+    def start(self, data: bytes) -> None:
+        """Begin, with what was received already (the client's preface, or less)."""
+        self._http.start()
+        self._take_over(data)
+
+    def start_upgraded(self, request: Request, settings: bytes, data: bytes) -> None:
+        """Begin after a 101: the request is answered as stream 1, under the client's `settings`."""
+        stream = self._http.start_upgraded(request, known_settings(settings) or b"")
+        self._take_over(b"")
+        self._begin(stream, request)
+        self.data_received(data)
+
+    def _take_over(self, data: bytes) -> None:
+        self._transport.set_protocol(self)
+        self.server.connections.add(self)
+        self.wake()
+        if self.server.draining:
+            self.drain(FRESH_GRACE_S, FRESH_GRACE_S)
+        if data:
+            self.data_received(data)
+
+    # --- asyncio --------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        if not self._lingering:
+            self._handle(self._http.receive_data(data, monotonic()))
+
+    def eof_received(self) -> bool:
+        """See asyncio.Protocol. What is open is answered, except where its body is missing."""
+        self._eof = True
+        for stream in list(self._http.streams.values()):
+            channel = stream.driver
+            if stream.incoming and isinstance(channel, H2Channel):
+                channel.give_up(CLIENT_CLOSED)
+                stream.reset(CANCEL)
+        self._http.leaving = True
+        # Over TLS, whose transports can't write an end alone, the loop ends the connection now.
+        return bool(self._http.streams) and not self._lingering and self._transport.can_write_eof()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        server = self.server
+        server.connections.discard(self)
+        self._http.fail(NO_ERROR, "the connection is lost")
+        self._give_up_all()
+        self._lingering = True
+        server.worker.connection_closed()
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._http.blocked = True
+        self._unsent = self._transport.get_write_buffer_size()
+        self._stalled_ns = monotonic_ns()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._http.blocked = False
+        self._stalled_ns = 0
+        self.wake()
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def _handle(self, events: list[Event]) -> None:
+        http = self._http
+        for stream, event in events:
+            if isinstance(event, Request):
+                assert stream is not None
+                self._begin(stream, event)
+                continue
+            channel = stream.driver if stream is not None else None
+            if isinstance(event, Refused):
+                self._on_refused(channel, event)
+            elif isinstance(channel, H2Channel):
+                if isinstance(event, Data):
+                    channel.feed(event)
+                else:
+                    channel.give_up(CLIENT_CLOSED)
+        if http.fault is not None:
+            log.debug("Ended the HTTP/2 connection of %s: %s", self.peer_name, http.fault)
+            self._give_up_all()
+        elif http.more:
+            # Let the others have their turn first.
+            if self._listening:
+                self._listening = False
+                self._transport.pause_reading()
+            self.server.loop.call_soon(self._go_on)
+        if not http.in_part:
+            self._part_ns = 0
+        elif not self._part_ns:
+            self._part_ns = monotonic_ns()
+
+    def _go_on(self) -> None:
+        if self._lingering or self._transport.is_closing():
+            return
+        self._handle(self._http.receive_more(monotonic()))
+        if not self._http.more and not self._listening and not self._lingering:
+            self._listening = True
+            self._transport.resume_reading()
+
+    def _on_refused(self, channel: object, event: Refused) -> None:
+        log.debug("Refused a request of %s: %s", self.peer_name, event.error)
+        if isinstance(channel, H2Channel):
+            channel.give_up(event.error.status)
+        else:
+            self._count_refused(event.error.status, event.method, event.target)
+
+    def _count_refused(self, status: int, method: str, target: bytes) -> None:
+        self.server.meter.refused(status, method, target, self.peer_name)
+
+    def _begin(self, stream: H2Stream, request: Request) -> None:
+        server = self.server
+        self._requests += 1
+        if server.closes_each or self._requests >= server.most_requests:
+            self._http.announce()
+        if server.most_in_flight and server.row[board.IN_FLIGHT] >= server.most_in_flight:
+            headers = [(b"retry-after", b"1"), (b"content-type", b"text/plain; charset=utf-8")]
+            stream.send_response(503, headers, b"Overloaded\n")
+            server.meter.shed(request, self.peer_name)
+            return
+        if self.running >= 2 * self.common.limits.streams:
+            # Their clients took the requests back, but the applications are at them still.
+            stream.reset(REFUSED_STREAM)
+            self._count_refused(503, request.method, request.target)
+            return
+        try:
+            if server.refuses_underscores:
+                map_names(request.headers, "refuse")
+            channel = H2Channel(self, stream, request)
+        except ProtocolError as error:
+            stream.refuse(error)
+            self._count_refused(error.status, request.method, request.target)
+            return
+        channel.start()
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There is something to send: in the next turn, together with what this one adds."""
+        if not self._write_due:
+            self._write_due = True
+            self.server.loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        self._write_due = False
+        http = self._http
+        transport = self._transport
+        if self._lingering or transport.is_closing():
+            return
+        for _ in range(_PARTS_A_TURN):
+            if http.blocked:
+                break
+            data = http.output(_PART)
+            if not data:
+                break
+            transport.write(data)
+        else:
+            self.wake()
+        for channel in list(self.waiting):
+            channel.wake_drained()
+        if http.over:
+            self._end()
+
+    # --- closing --------------------------------------------------------------------------------
+
+    def _give_up_all(self) -> None:
+        for stream in list(self._http.streams.values()):
+            if isinstance(stream.driver, H2Channel):
+                stream.driver.give_up(CLIENT_CLOSED)
+        self._http.streams.clear()
+        for channel in list(self.waiting):
+            channel.wake_drained()
+
+    def _end(self) -> None:
+        """Close, once all that was promised is out."""
+        transport = self._transport
+        rest = self._http.output()
+        if rest:
+            transport.write(rest)
+        self._lingering = True
+        self.deadline_ns = monotonic_ns() + int(LINGER_S * 1e9)
+        if transport.can_write_eof() and not self._eof and not self._http.leaving:
+            # Bytes that come after a close would reset the connection, and take our last with it.
+            transport.write_eof()
+            if not self._listening:
+                self._listening = True
+                transport.resume_reading()
+        else:
+            transport.close()
+
+    def drain(self, idle_s: float, fresh_s: float) -> None:
+        """Answer what has come, and what comes before the client knows; see StreamProtocol."""
+        if self._lingering or self._http.announced:
+            return
+        self._http.announce()
+        self.server.loop.call_later(idle_s if self._requests else fresh_s, self._http.finish)
+
+    def forget(self) -> None:
+        """Nothing is kept of the last request."""
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._transport.abort()
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def on_request_timeout(self, call: object) -> None:
+        """Never called: each channel has its own."""
+        raise AssertionError(call)
+
+    def on_timeout(self) -> None:
+        """Once a second: look after all that may last too long."""
+        now = monotonic_ns()
+        settings = self.server.settings
+        if self._lingering:
+            self._transport.abort()
+            return
+        http = self._http
+        if http.streams or self._requests != self._requests_seen:
+            self._requests_seen = self._requests
+            self._idle_ns = now
+        if self._stalled_ns and _passed(self._stalled_ns, settings.send_timeout, now):
+            self._on_stalled(now)
+        elif self._part_ns and _passed(self._part_ns, settings.header_timeout, now):
+            http.fail(CANCEL, "a frame did not come in time")
+            self._give_up_all()
+        elif http.streams:
+            for stream in list(http.streams.values()):
+                if isinstance(stream.driver, H2Channel):
+                    stream.driver.look_after(now)
+                elif stream.waiting and stream.queued:
+                    stream.reset(CANCEL)  # a refusal that nobody reads
+        elif now - self._idle_ns > self._most_idle_ns():
+            http.finish()
+
+    def _most_idle_ns(self) -> int:
+        if self._requests:
+            return self.server.idle_ns
+        timeout: float = self.server.settings.header_timeout
+        return int(timeout * 1e9) if timeout else 1 << 62
+
+    def _on_stalled(self, now: int) -> None:
+        """The client takes nothing: cut it, unless some of the buffer has gone since."""
+        left = self._transport.get_write_buffer_size()
+        if left < self._unsent:
+            self._unsent = left
+            self._stalled_ns = now
+        else:
+            self._transport.abort()
+
+
+def _passed(since_ns: int, timeout_s: float, now_ns: int) -> bool:
+    return bool(timeout_s) and now_ns - since_ns > timeout_s * 1e9

@@ -1,0 +1,151 @@
+"""What the connections of one `async` worker have in common, whatever they speak."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+from typing import TYPE_CHECKING
+
+from servo.apps.wsgi_in_async import TLS_ENVIRON
+from servo.http.forwarded import resolve_client
+from servo.http.negotiate import has_http2
+from servo.observe import scoreboard as board
+from servo.workers.stream_upgrade import WebSockets
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from servo._types import Scope
+    from servo.apps.asgi import ASGIAdapter, ASGICall
+    from servo.apps.asgi_websocket import WebSocketCall
+    from servo.net.tls_facts import TLSFacts
+    from servo.settings.sources import Settings
+    from servo.workers.aio import AsyncWorker
+    from servo.workers.h2_channel import H2Channel
+    from servo.workers.stream import StreamProtocol
+    from servo.workers.stream_h2 import HTTP2, H2Protocol
+    from servo.workers.stream_websocket import WebSocketSession
+
+
+class StreamServer:
+    """What the connections of one worker have in common."""
+
+    def __init__(
+        self, worker: AsyncWorker, adapter: ASGIAdapter, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        settings = worker.settings
+        self.worker = worker
+        self.tls = worker.context.tls
+        self._for_wsgi = worker.app.interface == "wsgi"
+        self.settings = settings
+        self.adapter = adapter
+        self.loop = loop
+        self.row = worker.row
+        self.meter = worker.meter
+        self.limits = settings.limits
+        self.server_header = settings.server_header.encode() or None
+        self.trusted = worker.trusted_proxies
+        self.keep_alive_s = settings.keepalive_for("async")
+        self.closes_each = not self.keep_alive_s
+        self.most_requests: int = settings.keepalive_requests or sys.maxsize
+        self.most_in_flight: int = settings.limit_concurrency
+        self.hooks = worker.request_hooks or None
+        self.request_timeout_ns = int(settings.request_timeout * 1e9)
+        # The other policies are about environs, where "_" and "-" can't be told apart.
+        self.refuses_underscores = settings.header_map == "refuse"
+        # Only an ASGI application can answer them; to others an upgrade is an ordinary request.
+        has_websockets = settings.websocket and worker.app.interface == "asgi"
+        self.websockets = WebSockets(settings) if has_websockets else None
+        self.http2 = _http2(settings)
+        self.connections: set[StreamProtocol | WebSocketSession | H2Protocol | H2Channel] = set()
+        self.calls: set[ASGICall | WebSocketCall] = set()
+        self.draining = False
+        self.idle_ns = int(self.keep_alive_s * 1e9)
+        self._context = contextvars.copy_context()
+
+    def template(
+        self,
+        address: tuple[str, int] | tuple[str, None],
+        client: tuple[str, int] | None,
+        facts: TLSFacts | None,
+    ) -> Scope:
+        """What the scopes of one connection have in common. `facts`: None without TLS."""
+        if facts is None:
+            return self.adapter.template(address, client, "http")
+        template = self.adapter.template(address, client, "https")
+        template["extensions"]["tls"] = facts.extension
+        if self._for_wsgi:
+            template["extensions"][TLS_ENVIRON] = facts.environ
+        return template
+
+    def apply_forwarded(self, call: ASGICall | WebSocketCall) -> None:
+        """Put what a trusted proxy says of the client in place of what the socket says.
+
+        Raises ProtocolError.
+        """
+        scope = call.scope
+        request = call.request
+        info = resolve_client(
+            request.headers, scope["client"], self.trusted, scope["scheme"], request.named
+        )
+        scope["client"] = info.address
+        scope["scheme"] = info.scheme
+        if info.host is not None:
+            others = [item for item in request.headers if item[0] != b"host"]
+            scope["headers"] = [(b"host", info.host), *others]
+        if info.prefix:
+            self.adapter.mount(scope, info.prefix)
+
+    def spawn(self, call: ASGICall | WebSocketCall) -> None:
+        """Run a call in a task of its own.
+
+        In the worker's context, not the current one: that may be of another request, whose
+        application has just sent its last byte, or has let the reading go on.
+        """
+        self.calls.add(call)
+        call.task = _start_task(self.loop, call.run(), self._context)
+
+    def sweep(self, now_ns: int) -> None:
+        """Once a second: end what has lasted too long."""
+        oldest = 0
+        for connection in list(self.connections):
+            call = connection.call
+            if call is not None:
+                oldest = min(oldest or call.started_ns, call.started_ns)
+                if self.request_timeout_ns and now_ns - call.started_ns > self.request_timeout_ns:
+                    connection.on_request_timeout(call)
+            else:
+                connection.forget()
+            if connection.deadline_ns and now_ns >= connection.deadline_ns:
+                connection.on_timeout()
+        self.row[board.OLDEST_START_NS] = oldest
+
+
+if sys.version_info >= (3, 12):
+
+    def _start_task(
+        loop: asyncio.AbstractEventLoop,
+        coroutine: Coroutine[Any, Any, None],
+        context: contextvars.Context,
+    ) -> asyncio.Task[None]:
+        # Eagerly: an application that never waits is done here, without a turn of the loop.
+        return asyncio.Task(coroutine, loop=loop, context=context.copy(), eager_start=True)
+else:
+
+    def _start_task(
+        loop: asyncio.AbstractEventLoop,
+        coroutine: Coroutine[Any, Any, None],
+        context: contextvars.Context,
+    ) -> asyncio.Task[None]:
+        return context.run(loop.create_task, coroutine)
+
+
+def _http2(settings: Settings) -> HTTP2 | None:
+    """HTTP/2, if its library is installed and the settings don't rule it out."""
+    if not has_http2() or "h2" not in (settings.http_protocols or ("h2",)):
+        return None
+    from servo.workers.stream_h2 import HTTP2
+
+    return HTTP2(settings)

@@ -1,0 +1,114 @@
+"""How an HTTP/1.1 connection becomes a WebSocket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from servo.apps.asgi_websocket import WebSocketCall
+from servo.http.errors import ProtocolError
+from servo.http.events import Refused
+from servo.http.websocket import read_handshake
+from servo.workers.hooks import HookResponse
+from servo.workers.stream_websocket import WebSocketProtocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from servo._types import Scope
+    from servo.apps.asgi import ASGICall, Exchange
+    from servo.apps.asgi_websocket import HandshakeTransport
+    from servo.http.events import Headers, Request
+    from servo.http.h1 import H1Connection
+    from servo.http.websocket import Handshake, WebSocketConnection
+    from servo.settings.sources import Settings
+    from servo.workers.hooks import HookRequest
+    from servo.workers.stream_server import StreamServer
+
+
+class WebSockets:
+    """What the WebSockets of one worker have in common: the settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.interval_ns = int(settings.websocket_ping_interval * 1e9)
+        self.timeout_ns = int(settings.websocket_ping_timeout * 1e9)
+        self.deflate: bool = settings.websocket_per_message_deflate
+        self.max_queue: int = settings.websocket_max_queue
+        self.max_message_size: int = settings.websocket_max_message_size
+
+    def handshake(self, request: Request, *, key: bool = True) -> Handshake:
+        """Judge a request for a WebSocket; see `read_handshake`. Raises ProtocolError."""
+        return read_handshake(request.headers, deflate=self.deflate, key=key)
+
+    def call(
+        self,
+        server: StreamServer,
+        template: Scope,
+        request: Request,
+        handshake: Handshake,
+        http: Exchange,
+        transport: HandshakeTransport,
+    ) -> WebSocketCall:
+        """The call of a valid handshake, which counts as a request from here on."""
+        return WebSocketCall(
+            server.adapter,
+            template,
+            request,
+            handshake,
+            http,
+            transport,
+            server.worker.begin_request(),
+            max_queue=self.max_queue,
+            max_message_size=self.max_message_size,
+        )
+
+
+class WebSocketUpgrade:
+    """The part of `StreamProtocol` that answers a handshake, and hands the connection over."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        loop: asyncio.AbstractEventLoop
+        writable: bool
+        call: ASGICall | WebSocketCall | None
+        _eof: bool
+        _facade: HookRequest | None
+        _http: H1Connection
+        _paused: bool
+        _server: StreamServer
+        _template: Scope
+        _transport: asyncio.Transport
+
+        def _refuse(self, event: Refused) -> None: ...
+        def _count(self, call: ASGICall | WebSocketCall, status: int) -> None: ...
+
+    def _start_websocket(self, request: Request, common: WebSockets) -> WebSocketCall | None:
+        """The call of a WebSocket's handshake, or None: it was refused."""
+        try:
+            handshake = common.handshake(request)
+        except ProtocolError as error:
+            self._refuse(Refused(error, False, request.method, request.target))
+            return None
+        transport = cast("HandshakeTransport", self)  # what StreamProtocol is
+        return common.call(self._server, self._template, request, handshake, self._http, transport)
+
+    def open_websocket(
+        self, call: WebSocketCall, headers: Headers, connection: WebSocketConnection
+    ) -> WebSocketProtocol:
+        """See asgi_websocket.HandshakeTransport. The connection is another protocol's then."""
+        server = self._server
+        http = self._http
+        assert server.websockets is not None
+        self._transport.write(http.upgrade(b"websocket", headers))
+        self._count(call, 101)
+        if self._facade is not None:
+            response = HookResponse(101, headers, 0)
+            server.worker.request_hooks.after(self._facade, call.scope, response)
+        self.call = None  # type: ignore[misc]  # a slot of StreamProtocol
+        server.connections.discard(self)
+        session = WebSocketProtocol(server, server.websockets, call, connection, self._transport)
+        self._transport.set_protocol(session)
+        session.start(http.take_over(), not self._paused, self.writable)
+        if self._eof:
+            session.eof()
+        return session

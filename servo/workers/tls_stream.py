@@ -1,0 +1,92 @@
+"""TLS in the `async` worker: the loop does it. Here is what comes before the handshake, and what
+can't be done as on a plain socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from servo.http.errors import ClientDisconnected
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable
+
+    from servo.http.proxy_protocol import ProxyHeader
+    from servo.workers.proxied import Preface
+
+_PEEKED = 8192
+_BLOCK = 262_144
+_NO_LIMIT_S = 86_400.0
+
+
+def loop_options(
+    context: ssl.SSLContext, loop: asyncio.AbstractEventLoop, handshake_s: float, closing_s: float
+) -> dict[str, Any]:
+    """Arguments of `connect_accepted_socket`.
+
+    handshake_s  how long a client may take for it; 0: no limit
+    closing_s    how long it may take to answer our close_notify
+    """
+    options = {"ssl": context, "ssl_handshake_timeout": handshake_s or _NO_LIMIT_S}
+    if sys.version_info >= (3, 11) or not isinstance(loop, asyncio.BaseEventLoop):
+        options["ssl_shutdown_timeout"] = closing_s
+    return options
+
+
+async def read_preface(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, preface: Preface, limit_s: float
+) -> ProxyHeader:
+    """Take the PROXY protocol's header, and no byte more, off the socket.
+
+    Raises OSError, or ProtocolError.
+    """
+    while True:
+        await asyncio.wait_for(_readable(loop, sock), limit_s or None)
+        data = sock.recv(_PEEKED, socket.MSG_PEEK)
+        if not data:
+            raise ConnectionResetError("closed before its PROXY protocol header")
+        found = preface.feed(data)
+        sock.recv(len(data) - len(found[1]) if found else len(data))
+        if found:
+            return found[0]
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    ready = loop.create_future()
+    loop.add_reader(sock, _settle, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)
+
+
+def _settle(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+async def send_blocks(
+    loop: asyncio.AbstractEventLoop,
+    source: int,
+    offset: int,
+    count: int,
+    write: Callable[[bytes], None],
+    drained: Callable[[], Awaitable[None]],
+) -> None:
+    """Send `count` bytes of an open file as sendfile can't: read, to be encrypted or framed.
+
+    Raises ClientDisconnected.
+    """
+    end = offset + count
+    while offset < end:
+        size = min(end - offset, _BLOCK)
+        block = await loop.run_in_executor(None, os.pread, source, size, offset)
+        if not block:
+            raise ClientDisconnected("the file became shorter while it was sent")
+        write(block)
+        offset += len(block)
+        await drained()

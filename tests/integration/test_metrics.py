@@ -1,0 +1,378 @@
+"""Metrics, probes and statsd of real servers, read as their users read them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from integration.conftest import class_args
+from integration.load import Load
+from integration.server import APPS, DEADLINE_S, Server, free_port, wait_for
+
+pytestmark = pytest.mark.slow
+
+Serve = Callable[..., Server]
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+WSGI = f"{APPS / 'wsgi_app.py'}:app"
+
+
+class Metrics:
+    """A scraper that notices when a counter goes back."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.last: Samples = {}
+
+    def scrape(self) -> Samples:
+        text = requests.get(f"{self.url}/metrics", timeout=DEADLINE_S).text
+        found = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        for key, value in self.last.items():
+            if key[0].endswith(("_total", "_bucket", "_count", "_sum")):
+                assert found[key] >= value, f"{key} went back"
+        self.last = found
+        return found
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.scrape().get((name, frozenset(labels.items())), 0.0)
+
+    def wait_value(self, expected: float, name: str, **labels: str) -> None:
+        wait_for(lambda: self.value(name, **labels) == expected, f"{name} {labels} {expected}")
+
+    def ready(self) -> int:
+        return requests.get(f"{self.url}/-/ready", timeout=DEADLINE_S).status_code
+
+
+def serve_with_metrics(serve: Serve, *args: str, **options: object) -> tuple[Server, Metrics]:
+    port = free_port()
+    server = serve(*args, "--metrics-bind", f"127.0.0.1:{port}", **options)
+    return server, Metrics(port)
+
+
+def metrics_pid(server: Server) -> int:
+    """The one child of the arbiter that is no worker."""
+    (pid,) = set(server.children()) - set(server.worker_pids())
+    return pid
+
+
+# --- totals -------------------------------------------------------------------------------------
+
+
+def test_totals_are_what_was_sent_across_reloads_and_kills(serve: Serve, worker_class: str) -> None:
+    server, metrics = serve_with_metrics(serve, *class_args(worker_class), "-w", "2", ready=2)
+    gets = posted = 0
+    for _ in range(5):
+        old = server.wait_workers(2)
+        with Load(server.port, {"raw-kept": 2, "raw-fresh": 1}) as load:
+            load.wait_answers(20)
+            server.signal(signal.SIGHUP)
+            while set(old) & set(server.worker_pids()):
+                metrics.scrape()
+            load.wait_answers(10)
+        assert load.failures == []
+        gets += load.answers
+    for _ in range(3):
+        for _ in range(10):
+            assert requests.post(f"{server.url}/echo", data=b"12345", timeout=30).ok
+        posted += 10
+        assert requests.get(f"{server.url}/nowhere", timeout=30).status_code == 404
+        victim = server.wait_workers(2)[0]
+        server.signal_worker(victim, signal.SIGKILL)
+        server.wait_replaced([victim], count=2)
+    metrics.wait_value(gets, "servo_requests_total", method="GET", status="2xx")
+    metrics.wait_value(posted, "servo_requests_total", method="POST", status="2xx")
+    metrics.wait_value(3, "servo_requests_total", method="GET", status="4xx")
+    found = metrics.scrape()
+
+    def total(name: str, **labels: str) -> float:
+        return found[name, frozenset(labels.items())]
+
+    assert total("servo_responses_total", code="200") == gets + posted
+    assert total("servo_responses_total", code="404") == 3
+    assert total("servo_request_duration_seconds_count") == gets + posted + 3
+    assert total("servo_request_body_bytes_total") == 5 * posted
+    assert total("servo_reloads_total", outcome="finished") == 5
+    assert total("servo_worker_exits_total", reason="replaced") == 10
+    assert total("servo_worker_exits_total", reason="crashed") == 3
+    assert total("servo_worker_spawns_total") == 2 + 10 + 3
+    assert total("servo_generation") == 6
+    assert total("servo_workers", state="ready") == total("servo_workers_target") == 2
+    assert total("servo_requests_in_flight") == 0
+    # Each of the killed is an error in the log, and so is nothing else.
+    assert total("servo_log_entries_total", level="error") == 3
+    assert total("servo_accept_queue_limit", listener=f"http://127.0.0.1:{server.port}") > 0
+
+
+def test_what_a_killed_worker_had_finished_is_counted_under_load(serve: Serve) -> None:
+    server, metrics = serve_with_metrics(serve, WSGI, "-k", "thread", "-w", "2", ready=2)
+    clients = 4
+    with Load(server.port, {"raw-kept": clients}) as load:
+        for _ in range(3):
+            load.wait_answers(100)
+            victim = server.wait_workers(2)[0]
+            server.signal_worker(victim, signal.SIGKILL)
+            server.wait_replaced([victim], count=2)
+            metrics.scrape()
+    counted = metrics.value("servo_requests_total", method="GET", status="2xx")
+    # A request may be answered and not counted, or counted and not answered, at the moment of a
+    # kill only: one for each client then.
+    assert load.answers - 3 * clients <= counted <= load.answers + len(load.failures)
+
+
+def test_gauges_show_a_request_in_flight_and_a_full_queue(serve: Serve) -> None:
+    server, metrics = serve_with_metrics(serve, WSGI, "-k", "sync", "-w", "1", "--backlog", "5")
+    request = b"GET /slow?s=3 HTTP/1.1\r\nHost: x\r\n\r\n"
+    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(3)]
+    for client in clients:
+        client.sendall(request)
+    listener = f"http://127.0.0.1:{server.port}"
+    wait_for(
+        lambda: (
+            metrics.value("servo_requests_in_flight") == 1
+            and metrics.value("servo_accept_queue_length", listener=listener) == 2
+        ),
+        "one request in flight and two in the queue",
+    )
+    assert metrics.value("servo_accept_queue_limit", listener=listener) == 5
+    assert metrics.value("servo_worker_requests_in_flight", slot="1") == 1
+    for client in clients:
+        client.close()
+
+
+# --- probes -------------------------------------------------------------------------------------
+
+
+def test_readiness_fails_before_the_drain_begins(serve: Serve) -> None:
+    server, metrics = serve_with_metrics(serve, WSGI, "-w", "1", "--pre-stop-delay", "30")
+    assert metrics.ready() == 200
+    with Load(server.port, {"raw-fresh": 1, "raw-kept": 1}) as load:
+        server.signal(signal.SIGTERM)
+        wait_for(lambda: metrics.ready() == 503, "a failing readiness probe")
+        load.wait_answers(20)
+    assert load.failures == []
+    assert requests.get(f"{metrics.url}/-/live", timeout=30).text == "live\n"
+    server.signal(signal.SIGTERM)  # the balancer has seen it
+    assert server.wait_exit() == 0
+
+
+def test_the_probe_answers_to_the_end_of_the_drain(serve: Serve) -> None:
+    server, metrics = serve_with_metrics(serve, WSGI, "-k", "sync", "-w", "1")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(b"GET /slow?s=5 HTTP/1.1\r\nHost: x\r\n\r\n")
+        metrics.wait_value(1, "servo_requests_in_flight")
+        server.signal(signal.SIGTERM)
+        wait_for(lambda: metrics.ready() == 503, "a failing readiness probe")
+        # The metrics process must not hold the port open for nobody.
+        with pytest.raises(ConnectionRefusedError):
+            wait_for(
+                lambda: socket.create_connection(("127.0.0.1", server.port), timeout=30).close()
+            )
+        status = requests.get(f"{metrics.url}/status.json", timeout=30).json()
+        assert (status["state"], status["ready"]) == ("stopping", False)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    assert server.wait_exit() == 0
+
+
+def test_readiness_follows_winch_and_hup(serve: Serve) -> None:
+    server, metrics = serve_with_metrics(serve, WSGI, "-w", "1")
+    server.signal(signal.SIGWINCH)
+    wait_for(lambda: metrics.ready() == 503, "a failing readiness probe")
+    server.signal(signal.SIGHUP)
+    wait_for(lambda: metrics.ready() == 200, "a readiness probe that succeeds again")
+
+
+# --- the process --------------------------------------------------------------------------------
+
+
+def test_the_metrics_process_is_replaced_and_keeps_the_totals(serve: Serve) -> None:
+    server, metrics = serve_with_metrics(serve, WSGI, "-w", "1")
+    for _ in range(5):
+        requests.get(server.url, timeout=30)
+    metrics.wait_value(5, "servo_requests_total", method="GET", status="2xx")
+    first, mark = metrics_pid(server), server.mark()
+    os.kill(first, signal.SIGKILL)
+    server.wait_log(rf"metrics process \(pid {first}\) ended by SIGKILL; another follows", mark)
+    # The listener waits meanwhile: no scraper is refused.
+    metrics.wait_value(5, "servo_requests_total", method="GET", status="2xx")
+    assert metrics_pid(server) != first
+
+
+def test_it_survives_what_is_meant_for_the_whole_group(serve: Serve) -> None:
+    server, metrics = serve_with_metrics(serve, WSGI, "-w", "1")
+    pid = metrics_pid(server)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        os.kill(pid, signum)
+    assert metrics.ready() == 200
+    server.signal(signal.SIGHUP)
+    metrics.wait_value(1, "servo_reloads_total", outcome="finished")
+    assert metrics_pid(server) == pid
+
+
+def test_it_ends_with_a_killed_arbiter(serve: Serve) -> None:
+    server, metrics = serve_with_metrics(serve, WSGI, "-w", "1")
+    assert metrics.ready() == 200
+    server.signal(signal.SIGKILL)
+    assert server.wait_exit() == -signal.SIGKILL
+    wait_for(lambda: not server.members(), "the end of the metrics process and the worker")
+
+
+def test_hostile_scrapers_hold_nobody_up(serve: Serve) -> None:
+    server, metrics = serve_with_metrics(serve, WSGI, "-w", "1")
+    port = int(metrics.url.rpartition(":")[2])
+    clients = []
+    for number in range(100):
+        client = socket.create_connection(("127.0.0.1", port), timeout=30)
+        clients.append(client)
+        client.setblocking(False)
+        try:
+            client.send((b"", b"GET /me", b"\0" * 70_000, b"GET /metrics HTTP/1.1\r\n")[number % 4])
+        except OSError:
+            continue  # it was pushed out already
+    with Load(server.port, {"raw-kept": 2}) as load:
+        for _ in range(10):
+            assert metrics.ready() == 200
+        load.wait_answers(20)
+    assert load.failures == []
+    status = Path(f"/proc/{metrics_pid(server)}/status").read_text()
+    resident_kib = int(status.partition("VmRSS:")[2].split()[0])
+    assert resident_kib < 100_000
+    descriptors = len(os.listdir(f"/proc/{metrics_pid(server)}/fd"))
+    assert descriptors < 80
+    for client in clients:
+        client.close()
+
+
+def test_a_unix_socket(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.sock"
+    server = serve(WSGI, "-w", "1", "--metrics-bind", f"unix:{path}")
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as client:
+        assert client.get("http://metrics/-/ready").status_code == 200
+        assert "servo_build_info" in client.get("http://metrics/metrics").text
+    server.stop()
+    assert not path.exists()
+
+
+def test_off_by_default(serve: Serve) -> None:
+    server = serve(WSGI, "-w", "1")
+    assert server.children() == server.worker_pids()
+
+
+def test_without_prometheus_client_it_says_what_to_install(serve: Serve) -> None:
+    without = (
+        "import sys; sys.modules['prometheus_client'] = None;"
+        "from servo.cli.main import main; sys.exit(main())"
+    )
+    command = (sys.executable, "-c", without)
+    server = serve(WSGI, "--metrics-bind", f"127.0.0.1:{free_port()}", command=command, ready=0)
+    assert server.wait_exit() == 1
+    assert "metrics_bind needs prometheus-client: pip install 'servo-server[standard]'" in (
+        server.log()
+    )
+
+
+def test_a_taken_port_ends_the_start(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = serve(WSGI, "--metrics-bind", f"127.0.0.1:{port}", ready=0)
+        assert server.wait_exit() == 1
+    assert f"127.0.0.1:{port} is already in use" in server.log()
+
+
+# --- the app's own ------------------------------------------------------------------------------
+
+
+def test_an_apps_own_metrics_stand_beside(serve: Serve, tmp_path: Path) -> None:
+    directory = tmp_path / "multiproc"
+    directory.mkdir()
+    server, metrics = serve_with_metrics(
+        serve,
+        f"{APPS / 'metered_app.py'}:app",
+        *("-w", "2"),
+        ready=2,
+        env={"PROMETHEUS_MULTIPROC_DIR": str(directory)},
+    )
+    for _ in range(7):
+        assert requests.get(server.url, timeout=30).ok
+    metrics.wait_value(7, "shop_orders_total")
+    metrics.wait_value(7, "servo_requests_total", method="GET", status="2xx")
+    assert metrics.value("shop_workers") == 2
+    old = server.wait_workers(2)
+    server.signal(signal.SIGHUP)
+    server.wait_replaced(old)
+    victim = server.wait_workers(2)[0]
+    server.signal_worker(victim, signal.SIGKILL)
+    server.wait_replaced([victim], count=2)
+    # The dead workers' orders stay; they themselves are gone.
+    metrics.wait_value(2, "shop_workers")
+    assert metrics.value("shop_orders_total") == 7
+    alive = {str(pid) for pid in server.worker_pids()}
+    live_files = [path.stem for path in directory.iterdir() if "live" in path.name]
+    assert {name.rpartition("_")[2] for name in live_files} == alive
+
+
+# --- statsd -------------------------------------------------------------------------------------
+
+
+def test_statsd_gets_gunicorns_metrics(serve: Serve) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(DEADLINE_S)
+        server = serve(
+            WSGI,
+            *("-w", "2", "--statsd-host", f"127.0.0.1:{statsd.getsockname()[1]}"),
+            *("--statsd-prefix", "shop", "--dogstatsd-tags", "env:test"),
+            ready=2,
+        )
+        assert statsd.recv(2000).startswith(b"shop.gunicorn.workers:")
+        for _ in range(5):
+            requests.get(server.url, timeout=30)
+        requests.get(f"{server.url}/nowhere", timeout=30)
+        requests.get(f"{server.url}/fail", timeout=30)
+        counters: dict[str, float] = {}
+        durations = workers = 0.0
+
+        def take() -> None:
+            nonlocal durations, workers
+            for line in statsd.recv(2000).decode().split("\n"):
+                body, _, tags = line.partition("|#")
+                assert tags == "env:test"
+                name, _, rest = body.removeprefix("shop.").partition(":")
+                value, kind, *rate = rest.split("|")
+                if kind == "c":
+                    counters[name] = counters.get(name, 0) + float(value)
+                elif kind == "ms":
+                    assert name == "gunicorn.request.duration"
+                    assert 0 < float(value) < 60_000
+                    durations += 1 / float(rate[0][1:]) if rate else 1
+                else:
+                    assert (name, kind) == ("gunicorn.workers", "g")
+                    workers = float(value)
+
+        while counters.get("gunicorn.requests", 0) < 7:
+            take()
+        # What is sent at the very end arrives, too.
+        requests.get(server.url, timeout=30)
+        server.stop()
+        statsd.settimeout(1)
+        try:
+            while True:
+                take()
+        except TimeoutError:
+            assert counters["gunicorn.requests"] == round(durations) == 8
+    assert counters["gunicorn.request.status.200"] == 6
+    assert counters["gunicorn.request.status.404"] == 1
+    assert counters["gunicorn.request.status.500"] == 1
+    assert counters["gunicorn.log.exception"] == 1
+    assert workers <= 2

@@ -1,0 +1,478 @@
+"""`servoctl` against a server that answers by the book: options, output, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servo.cli import ctl, target
+from servo.control import instances, protocol
+from servo.control.instances import Lock
+
+WORKER = {
+    "slot": 1,
+    "pid": 4711,
+    "serial": 1,
+    "generation": 2,
+    "state": "ready",
+    "age_s": 75.0,
+    "leaving": "",
+    "last_exit": "no_heartbeat",
+    "requests": 1234,
+    "in_flight": 2,
+    "oldest_s": 0.5,
+    "connections": 3,
+    "requests_per_s": 12.5,
+    "p50_s": 0.0012,
+    "p99_s": 0.25,
+    "lag_s": 0.0,
+    "heartbeat_s": 0.1,
+}
+STATUS = {
+    "name": "shop",
+    "pid": 7,
+    "app": "shop:app",
+    "state": "running",
+    "phase": "",
+    "generation": 2,
+    "version": "1.2",
+    "python": "3.11.9",
+    "started_at": 0.0,
+    "uptime_s": 7300.0,
+    "listeners": ["http://127.0.0.1:8000"],
+    "workers": {"target": 2, "ready": 2, "total": 2},
+    "requests": 1234,
+    "requests_per_s": 25.0,
+    "in_flight": 2,
+    "connections": 6,
+    "statuses": {"1xx": 0, "2xx": 1200, "3xx": 0, "4xx": 34, "5xx": 0},
+    "p50_s": 0.0012,
+    "p99_s": 0.25,
+    "last_reload": {"time": 0.0, "text": "reload (servoctl) finished after 1.00 s"},
+    "directory": "/srv/shop",
+}
+LOGS = [
+    {"time": 1.0, "level": "info", "pid": 7, "text": "the server starts"},
+    {"time": 2.0, "level": "error", "slot": 1, "pid": 11, "text": "it failed\nTraceback: x"},
+    {"time": 3.0, "level": "warning", "slot": 2, "pid": 12, "text": "a slow request"},
+]
+ANSWERS: dict[str, list[bytes]] = {
+    "status": [protocol.result_line(STATUS)],
+    "workers": [
+        protocol.result_line({"server_pid": -1, "target": 1, "workers": [WORKER]}),
+    ],
+    "config": [
+        protocol.result_line(
+            {
+                "settings": [
+                    {"name": "workers", "value": "2", "unit": "", "source": "flag --workers"},
+                    {"name": "errorlog", "value": "-", "unit": "", "source": "default"},
+                ]
+            }
+        )
+    ],
+    "requests": [
+        protocol.result_line(
+            {
+                "workers": [
+                    {
+                        "slot": 1,
+                        "pid": 11,
+                        "in_flight": 1,
+                        "oldest_s": 2.0,
+                        "answered": True,
+                        "requests": [
+                            {
+                                "method": "GET",
+                                "target": "/x\x1b[2J",
+                                "client": "192.0.2.1",
+                                "seconds": 2.0,
+                            }
+                        ],
+                    },
+                    {
+                        "slot": 2,
+                        "pid": 12,
+                        "in_flight": 3,
+                        "oldest_s": 65.0,
+                        "answered": False,
+                        "requests": [],
+                    },
+                ]
+            }
+        )
+    ],
+    "stack": [
+        protocol.result_line(
+            {
+                "slot": 1,
+                "pid": 11,
+                "state": "ready",
+                "answered": True,
+                "threads": [{"name": "MainThread", "stack": '  File "a.py", line 1, in f\n'}],
+                "tasks": [{"name": "Task-1", "stack": '  File "b.py", line 2, in g\n'}],
+                "left_out": 0,
+            }
+        )
+    ],
+    "logs": [*map(protocol.note_line, LOGS), protocol.result_line({})],
+    "events": [
+        protocol.note_line({"name": "ready", "time": 1.0, "slot": 1, "text": "worker 1 is ready"}),
+        protocol.result_line({}),
+    ],
+    "reload": [
+        protocol.note_line({"step": "accepted", "generation": 3, "workers": 1}),
+        protocol.note_line({"step": "replaced", "text": "worker 1 replaced: pid 1 -> 2 (1/1)"}),
+        protocol.result_line({"generation": 3, "replaced": 1, "seconds": 1.5}),
+    ],
+    "scale": [protocol.result_line({"workers": 4, "before": 2})],
+    "restart-worker": [
+        protocol.result_line({"slot": 1, "old_pid": 1, "pid": 2, "trouble": ""}),
+    ],
+    "stop": [protocol.note_line({"step": "exited", "text": "worker 1 ended"})],
+}
+
+
+class Server:
+    """Answers each request of each connection as `answers` says, and remembers them."""
+
+    def __init__(self, directory: Path, name: str, pid: int) -> None:
+        self.answers = dict(ANSWERS)
+        self.asked: list[dict[str, Any]] = []
+        self.lock = Lock(directory / f"{name}-{pid}.lock")
+        assert self.lock.acquire()
+        self.path = str(directory / f"{name}-{pid}.sock")
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.bind(self.path)
+        self.sock.listen()
+        self.lock.write({"name": name, "pid": pid, "socket": self.path}, 0o600)
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            peer, _ = self.sock.accept()
+            with peer, peer.makefile("rb") as lines:
+                for line in lines:
+                    if line == b"end\n":
+                        return
+                    request = json.loads(line)
+                    self.asked.append(request)
+                    peer.sendall(b"".join(self.answers[request["command"]]))
+                    if request["command"] == "stop":
+                        break  # as a server does that ends
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(self.path)
+            sock.sendall(b"end\n")
+        self.thread.join()
+        self.sock.close()
+        self.lock.release()
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Servers in a directory that is the only place where servoctl looks."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with tempfile.TemporaryDirectory(prefix="servo-") as directory:
+        place = Path(directory)
+        monkeypatch.setattr(instances, "directories", lambda _environ, _uid: [place])
+        servers: list[Server] = []
+
+        def start(name: str = "shop", pid: int = 7) -> Server:
+            servers.append(Server(place, name, pid))
+            return servers[-1]
+
+        yield start
+        for server in servers:
+            server.close()
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = ctl.main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+# --- which server -----------------------------------------------------------------------------
+
+
+def test_the_only_server_need_not_be_named(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start()
+    code, out, _ = run(capsys, "status")
+    assert code == 0
+    assert "shop:app" in out
+
+
+def test_no_server(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "status")
+    assert (code, out) == (3, "")
+    assert "no server of this user runs" in err
+    assert run(capsys, "list") == (0, "", "no server of this user runs\n")
+    assert run(capsys, "list", "--json")[:2] == (0, "[]\n")
+
+
+def test_several_servers(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    shop, blog = start("shop", 7), start("blog", 8)
+    code, _, err = run(capsys, "status")
+    assert code == 2
+    assert "several servers run" in err
+    assert re.search(r"blog +8 .*\n.*shop +7 ", err)
+    assert run(capsys, "--name", "blog", "scale", "4")[0] == 0
+    assert run(capsys, "scale", "4", "-n", "blog")[0] == 0
+    assert run(capsys, "scale", "4", "--pid", "8")[0] == 0
+    assert run(capsys, "scale", "4", "--socket", blog.path)[0] == 0
+    assert (len(blog.asked), len(shop.asked)) == (4, 0)
+
+
+def test_two_of_one_name(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    start("shop", 7), start("shop", 8)
+    code, _, err = run(capsys, "-n", "shop", "status")
+    assert code == 2
+    assert "several are called shop; say which" in err
+    assert run(capsys, "-n", "shop", "-p", "8", "status")[0] == 0
+
+
+def test_wrong_names(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start()
+    for arguments, says in [
+        (("-n", "shpo"), "there is no server called shpo; there are:"),
+        (("-p", "9"), "there is no server with pid 9; there are:"),
+        (("-s", server.path + "x"), "does not exist"),
+    ]:
+        code, out, err = run(capsys, *arguments, "status")
+        assert (code, out) == (3, "")
+        assert says in err
+        code, out, err = run(capsys, *arguments, "status", "--json")
+        assert (code, err) == (3, "")
+        answer = json.loads(out)
+        assert (answer["ok"], says in answer["error"]) == (False, True)
+
+
+# --- the command line -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bogus",),
+        ("status", "--bogus"),
+        ("scale",),
+        ("scale", "many"),
+        ("scale", "--", "--2"),
+        ("stack", "one"),
+        ("restart-worker",),
+        ("logs", "--level", "loud"),
+        ("logs", "--grep", "("),
+        ("status", "--timeout", "0"),
+        ("completion", "tcsh"),
+    ],
+)
+def test_usage(
+    start: Start, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    server = start()
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("servoctl: error: ")
+    assert server.asked == []
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for name in ("list", "status", "workers", "reload", "scale", "restart-worker", "stop", "logs"):
+        assert f"  {name} " in out
+    assert run(capsys, "--version")[0] == 0
+    assert "--now" in run(capsys, "stop", "--help")[1]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    code, out, _ = run(capsys, "completion", shell)
+    assert code == 0
+    assert "_SERVOCTL_COMPLETE" in out
+
+
+@pytest.mark.parametrize("command", ["rollback", "upgrade"])
+def test_what_is_not_there_yet_says_so(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, err = run(capsys, command)
+    assert (code, out) == (1, "")
+    assert "not available yet" in err
+
+
+def test_negative_numbers_are_no_options(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start()
+    for to in ("-1", "+2", "3"):
+        assert run(capsys, "scale", to)[0] == 0
+    assert [each["args"]["to"] for each in server.asked] == ["-1", "+2", "3"]
+
+
+# --- what is printed --------------------------------------------------------------------------
+
+
+def test_tables_are_plain_when_piped(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    start()
+    code, out, _ = run(capsys, "workers")
+    header, row = out.splitlines()
+    assert code == 0
+    assert header.split() == (
+        "slot pid gen state age requests busy req/s p50 p99 lag CPU RSS PSS last exit".split()
+    )
+    assert re.split(r"  +", row.strip()) == (
+        "1  4711  2  ready  75 s  1234  2  12  1.2 ms  250 ms  0  -  -  -  no heartbeat".split("  ")
+    )
+    _, out, _ = run(capsys, "list")
+    assert out.splitlines()[1].split()[:4] == ["shop", "7", "running", "2/2"]
+    for command in ("status", "config", "requests", "events", "logs", "workers", "list"):
+        code, out, _ = run(capsys, command)
+        assert code == 0
+        assert "\x1b" not in out
+
+
+def test_clients_can_not_write_to_the_terminal(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start()
+    _, out, _ = run(capsys, "requests")
+    assert r"/x\x1b[2J" in out
+    assert "3 in flight; the worker is blocked" in out
+
+
+def test_stacks(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start()
+    _, out, _ = run(capsys, "stack", "1")
+    assert 'thread MainThread, most recent call last:\n  File "a.py", line 1, in f' in out
+    assert 'task Task-1, where it waits last:\n  File "b.py", line 2, in g' in out
+    text = 'Thread 0x1 (most recent call first):\n  File "c.py", line 3 in h\n'
+    text += '  File "base.py", line 9 in run_worker\n  File "loop.py", line 1 in main\n'
+    result = {"slot": 1, "pid": 11, "state": "ready", "answered": False, "text": text}
+    server.answers["stack"] = [protocol.result_line(result)]
+    _, out, _ = run(capsys, "stack", "1")
+    assert "It is busy and does not answer" in out
+    assert "line 3 in h" in out
+    assert "loop.py" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ((), [0, 1, 2]),
+        (("--lines", "2"), [1, 2]),
+        (("--lines", "0"), []),
+        (("--worker", "1"), [1]),
+        (("--level", "warning"), [1, 2]),
+        (("--grep", "s[lt]"), [0, 2]),
+        (("--grep", "Traceback", "--level", "error"), [1]),
+        (("--worker", "9"), []),
+    ],
+)
+def test_log_lines_are_filtered(
+    start: Start,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    shown: list[int],
+) -> None:
+    start()
+    code, out, _ = run(capsys, "logs", "--json", *arguments)
+    assert code == 0
+    assert [json.loads(line) for line in out.splitlines()] == [LOGS[number] for number in shown]
+
+
+def test_following_shows_nothing_twice(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start()
+    more = {"time": 4.0, "level": "info", "pid": 7, "text": "more"}
+    lines = map(protocol.note_line, [*LOGS, more])
+    server.answers["logs"] = [*lines, protocol.lost_line(5), protocol.result_line({})]
+    code, out, err = run(capsys, "logs", "-f", "--lines", "1")
+    assert code == 0
+    assert [line.split(" ", 2)[2] for line in out.splitlines()] == [
+        "arbiter [7] INFO more",
+    ]
+    assert "5 lines were lost" in err
+
+
+def test_a_good_reload(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start()
+    code, out, err = run(capsys, "reload")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "reloading 1 worker: reading the configuration",
+        "worker 1 replaced: pid 1 -> 2 (1/1)",
+        "reloaded: 1 worker replaced in 1.50 s, generation 3",
+    ]
+    code, out, _ = run(capsys, "reload", "--json")
+    *steps, result = map(json.loads, out.splitlines())
+    assert [step["step"] for step in steps] == ["accepted", "replaced"]
+    assert result == {"ok": True, "result": {"generation": 3, "replaced": 1, "seconds": 1.5}}
+    server.answers["reload"] = [protocol.result_line({"generation": 3, "workers": 2})]
+    assert run(capsys, "reload", "--no-wait") == (0, "the reload is under way\n", "")
+    assert server.asked[-1]["args"] == {"wait": False}
+
+
+def test_a_reload_that_is_rolled_back(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    failure = protocol.failure_line(protocol.ROLLED_BACK, "it raised", "Traceback: …")
+    start().answers["reload"] = [failure]
+    code, out, err = run(capsys, "reload")
+    assert (code, out) == (1, "")
+    assert err == "Traceback: …\n\nservoctl: error: rolled back: it raised\n"
+    code, out, err = run(capsys, "reload", "--json")
+    assert (code, err) == (1, "")
+    assert json.loads(out) == {
+        "ok": False,
+        "kind": "rolled back",
+        "error": "it raised",
+        "details": "Traceback: …",
+    }
+
+
+def test_refusals(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    start().answers["scale"] = [protocol.failure_line(protocol.REFUSED, "there is no room")]
+    assert run(capsys, "scale", "999") == (1, "", "servoctl: error: there is no room\n")
+
+
+def test_a_stop_ends_with_the_connection(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start()
+    assert run(capsys, "stop", "--now") == (0, "worker 1 ended\nthe server has ended\n", "")
+    assert server.asked[-1]["args"] == {"now": True, "wait": True}
+
+
+def test_list_shows_a_server_that_does_not_answer(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start("shop", 7)
+    start("stuck", 8).answers["status"] = []
+    code, out, _ = run(capsys, "list", "--timeout", "0.2")
+    assert code == 0
+    _, shop, stuck = out.splitlines()
+    assert "running" in shop
+    assert "does not answer" in stuck
+    _, out, _ = run(capsys, "list", "--timeout", "0.2", "--json")
+    assert [row["state"] for row in json.loads(out)] == ["running", "does not answer"]
+    code, _, err = run(capsys, "-n", "stuck", "--timeout", "0.2", "status")
+    assert code == 1
+    assert "does not answer within 0.2 s" in err
+
+
+def test_the_users_own_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(
+        instances, "directories", lambda _environ, uid: asked.append(uid) or []
+    )
+    assert target.running() == []
+    assert asked == [os.geteuid()]

@@ -1,0 +1,199 @@
+"""The runtime directory: found by the lock, never by the pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from servo.control import instances
+from servo.control.client import ControlClient, ControlError, NoSuchInstance
+from servo.control.endpoint import Endpoint
+from servo.control.instances import Instance, InstanceError, Lock
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A short path, as a socket's must be."""
+    with tempfile.TemporaryDirectory(prefix="servo-") as directory:
+        yield Path(directory)
+
+
+def environ(place: Path) -> dict[str, str]:
+    return {"XDG_RUNTIME_DIR": str(place)}
+
+
+def serve(place: Path, name: str = "shop", path: str | None = None, mode: int = 0o600) -> Endpoint:
+    endpoint = Endpoint(path, mode, shared=False)
+    endpoint.announce(name, environ(place))
+    return endpoint
+
+
+def test_a_server_is_found_and_leaves_nothing(place: Path) -> None:
+    endpoint = serve(place)
+    directory = place / "servo"
+    found = instances.instances([directory])
+    assert found == [Instance("shop", os.getpid(), endpoint.path)]
+    assert Path(endpoint.path).name == f"shop-{os.getpid()}.sock"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(endpoint.path).st_mode) == 0o600
+    endpoint.close()
+    assert list(directory.iterdir()) == []
+    assert instances.instances([directory]) == []
+
+
+def test_two_of_one_name_and_pid_do_not_collide(place: Path) -> None:
+    first, second = serve(place), serve(place)
+    assert first.path != second.path
+    assert len(instances.instances([place / "servo"])) == 2
+    first.close()
+    assert [each.socket for each in instances.instances([place / "servo"])] == [second.path]
+    second.close()
+
+
+def test_what_a_killed_server_left_is_removed(place: Path) -> None:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            serve(place)
+            os.write(writer, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.read(reader, 1)
+    os.close(reader)
+    os.close(writer)
+    directory = place / "servo"
+    assert [each.pid for each in instances.instances([directory])] == [pid]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert len(list(directory.iterdir())) == 2
+    assert instances.instances([directory]) == []
+    assert list(directory.iterdir()) == []
+
+
+def test_a_living_pid_does_not_make_a_dead_server_live(place: Path) -> None:
+    """In containers every arbiter is PID 1: a file that names a living pid may be stale."""
+    directory = place / "servo"
+    directory.mkdir()
+    (directory / "shop-1.lock").write_text('{"name": "shop", "pid": 1, "socket": "/nowhere"}')
+    assert instances.instances([directory]) == []
+    assert list(directory.iterdir()) == []
+
+
+def test_a_server_that_just_starts_is_not_listed_nor_removed(place: Path) -> None:
+    lock = Lock(place / "shop-7.lock")
+    assert lock.acquire()
+    assert instances.instances([place]) == []
+    assert lock.path.exists()
+    lock.release()
+
+
+def test_files_that_are_no_locks_are_left_alone(place: Path) -> None:
+    (place / "notes.txt").write_text("keep")
+    (place / "dangling.lock").symlink_to(place / "nowhere")
+    assert instances.instances([place, place / "absent"]) == []
+    assert (place / "notes.txt").exists()
+
+
+def test_a_stale_lock_does_not_have_any_file_removed(place: Path) -> None:
+    precious = place / "precious"
+    precious.write_text("keep")
+    text = f'{{"name": "shop", "pid": 1, "socket": "{precious}"}}'
+    (place / "shop-1.lock").write_text(text)
+    assert instances.instances([place]) == []
+    assert precious.exists()
+
+
+def test_a_chosen_path(place: Path) -> None:
+    endpoint = serve(place, path=str(place / "my.sock"), mode=0o660)
+    assert endpoint.path == str(place / "my.sock")
+    assert stat.S_IMODE(os.stat(endpoint.path).st_mode) == 0o660
+    assert [each.socket for each in instances.instances([place / "servo"])] == [endpoint.path]
+    with pytest.raises(InstanceError, match="belongs to a server that runs"):
+        Endpoint(endpoint.path, 0o600, shared=False)
+    endpoint.close()
+    assert sorted(path.name for path in place.iterdir()) == ["servo"]
+    assert list((place / "servo").iterdir()) == []
+
+
+def test_a_stale_socket_at_a_chosen_path_is_taken_over(place: Path) -> None:
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(place / "my.sock"))
+    left.close()
+    endpoint = serve(place, path=str(place / "my.sock"))
+    ControlClient(endpoint.path).close()
+    endpoint.close()
+
+
+def test_another_file_at_a_chosen_path_stays(place: Path) -> None:
+    (place / "notes").write_text("keep")
+    with pytest.raises(InstanceError, match="in use"):
+        Endpoint(str(place / "notes"), 0o600, shared=False)
+    assert (place / "notes").read_text() == "keep"
+
+
+def test_a_path_too_long_for_a_socket() -> None:
+    with pytest.raises(InstanceError, match="longer than a socket's path"):
+        Endpoint("/tmp/" + "x" * 120, 0o600, shared=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("shop", "shop"),
+        ("myapp:app", "myapp-app"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("x" * 200, "x" * 48),
+        ("ünïcode app", "n-code-app"),
+        ("///", "servo"),
+    ],
+)
+def test_names_of_files(name: str, safe: str) -> None:
+    assert instances.safe_name(name) == safe
+
+
+def test_where_files_go() -> None:
+    places = instances.directories({"XDG_RUNTIME_DIR": "/run/user/7"}, 7)
+    assert list(map(str, places)) == ["/run/user/7/servo", "/run/servo", "/tmp/servo-7"]
+    assert instances.directories({"XDG_RUNTIME_DIR": "relative"}, 7)[0].is_absolute()
+
+
+def test_a_directory_that_somebody_else_made_is_not_used(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = place / "real"
+    real.mkdir()
+    link = place / "servo"
+    link.symlink_to(real)
+    monkeypatch.setattr(instances, "directories", lambda _environ, _uid: [link])
+    with pytest.raises(InstanceError, match="not a directory of user"):
+        instances.make_directory({}, os.getuid())
+
+
+def test_a_directory_that_others_can_write_to_is_closed(place: Path) -> None:
+    directory = place / "servo"
+    directory.mkdir()
+    directory.chmod(0o777)
+    assert instances.make_directory(environ(place), os.getuid()) == directory
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_nobody_is_there(place: Path) -> None:
+    with pytest.raises(NoSuchInstance, match="does not exist"):
+        ControlClient(str(place / "none"))
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(place / "dead"))
+    left.close()
+    with pytest.raises(NoSuchInstance, match="is dead"):
+        ControlClient(str(place / "dead"))
+    (place / "file").write_text("")
+    with pytest.raises((NoSuchInstance, ControlError)):
+        ControlClient(str(place / "file"))

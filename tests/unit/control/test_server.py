@@ -1,0 +1,320 @@
+"""The server over real sockets and an epoll of the test's own; the clock is the test's, too."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servo.control import protocol, server
+from servo.control.protocol import Request
+from servo.control.server import FULL, READ, Caller, ControlServer
+
+Handler = Callable[[Caller, Request], None]
+
+
+class House:
+    """A server, its loop, and what it was asked."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.now = 100.0
+        self.access: str | None = FULL
+        self.asked: list[tuple[Caller, Request]] = []
+        self.handle: Handler = lambda caller, request: caller.done({"was": request.command})
+        self.epoll = select.epoll()
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(path)
+        sock.listen(server.BACKLOG)
+        self.server = ControlServer(
+            sock, self.epoll, lambda _uid: self.access, self._on_request, lambda: self.now
+        )
+
+    def _on_request(self, caller: Caller, request: Request) -> None:
+        self.asked.append((caller, request))
+        self.handle(caller, request)
+
+    def turn(self) -> None:
+        """Everything that is ready now, until nothing is."""
+        while ready := self.epoll.poll(0):
+            for fd, mask in ready:
+                if self.server.owns(fd):
+                    self.server.on_ready(fd, mask)
+
+    def connect(self) -> Client:
+        client = Client(self.path, self)
+        self.turn()
+        return client
+
+
+class Client:
+    def __init__(self, path: str, house: House) -> None:
+        self.house = house
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(path)
+        self.sock.setblocking(False)
+
+    def send(self, data: bytes) -> None:
+        """All of it, as far as the server takes it."""
+        while data:
+            try:
+                data = data[self.sock.send(data) :]
+            except BlockingIOError:
+                self.house.turn()
+            except OSError:
+                break
+        self.house.turn()
+
+    def ask(self, command: str, **args: Any) -> None:
+        self.send(protocol.request_line(command, args))
+
+    def read(self) -> list[Any]:
+        """The lines that have come; None at the end stands for a closed connection."""
+        data, ended = b"", False
+        while True:
+            self.house.turn()
+            try:
+                piece = self.sock.recv(1 << 20)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                piece = b""
+            if not piece:
+                ended = True
+                break
+            data += piece
+        lines: list[Any] = [json.loads(line) for line in data.splitlines() if line]
+        return [*lines, None] if ended else lines
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    # A socket's path is short: relative to here.
+    before = os.getcwd()
+    os.chdir(tmp_path)
+    house = House("s")
+    clients: list[Client] = []
+    connect = house.connect
+
+    def remember() -> Client:
+        clients.append(connect())
+        return clients[-1]
+
+    house.connect = remember  # type: ignore[method-assign]
+    yield house
+    for client in clients:
+        client.sock.close()
+    house.server.close()
+    house.epoll.close()
+    os.chdir(before)
+
+
+def test_request_and_answer(house: House) -> None:
+    client = house.connect()
+    client.ask("status")
+    assert client.read() == [{"ok": True, "result": {"was": "status"}}]
+    client.ask("workers")
+    assert client.read() == [{"ok": True, "result": {"was": "workers"}}]
+
+
+def test_a_request_in_pieces_and_several_at_once(house: House) -> None:
+    client = house.connect()
+    for byte in protocol.request_line("status", {}):
+        client.send(bytes([byte]))
+    client.send(protocol.request_line("workers", {}) + protocol.request_line("config", {}))
+    assert [each["result"]["was"] for each in client.read()] == ["status", "workers", "config"]
+
+
+def test_requests_wait_for_the_long_answer_before_them(house: House) -> None:
+    house.handle = lambda caller, _request: None
+    client = house.connect()
+    client.ask("reload")
+    client.ask("status")
+    assert [request.command for _, request in house.asked] == ["reload"]
+    caller, _ = house.asked[0]
+    caller.note({"step": 1})
+    house.handle = lambda caller, request: caller.done({"was": request.command})
+    caller.done({"reloaded": True})
+    assert client.read() == [
+        {"note": {"step": 1}},
+        {"ok": True, "result": {"reloaded": True}},
+        {"ok": True, "result": {"was": "status"}},
+    ]
+
+
+def test_a_half_closed_client_gets_its_answer(house: House) -> None:
+    client = house.connect()
+    client.send(protocol.request_line("status", {}))
+    client.sock.shutdown(socket.SHUT_WR)
+    assert client.read() == [{"ok": True, "result": {"was": "status"}}, None]
+
+
+def test_fire_and_forget(house: House) -> None:
+    client = Client(house.path, house)
+    client.sock.sendall(protocol.request_line("stop", {}))
+    client.sock.close()
+    house.turn()
+    assert [request.command for _, request in house.asked] == ["stop"]
+    assert len(house.server) == 0
+
+
+def test_who_hangs_up_amid_a_long_answer_is_forgotten(house: House) -> None:
+    house.handle = lambda caller, _request: None
+    client = house.connect()
+    client.ask("reload")
+    client.sock.close()
+    house.turn()
+    caller, _ = house.asked[0]
+    assert caller.gone
+    assert len(house.server) == 0
+    caller.note({"to": "nobody"})
+    caller.done({})
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "not a line of JSON"),
+        (random.Random(5).randbytes(16) + b"\n", "not a line of JSON"),
+        (b'{"command": "halt"}\n', "no command"),
+        (b"\n" * 5_000, "more than 32 requests"),
+        (b"x" * 1_000_000, "longer than 65536 bytes"),
+    ],
+)
+def test_nonsense_is_told_so_and_dropped(house: House, data: bytes, says: str) -> None:
+    client = house.connect()
+    client.send(data)
+    (answer, end) = client.read()
+    assert answer["kind"] == "usage"
+    assert says in answer["error"]
+    assert end is None
+    assert len(house.server) == 0
+
+
+def test_read_access_looks_and_changes_nothing(house: House) -> None:
+    house.access = READ
+    client = house.connect()
+    client.ask("status")
+    client.ask("stop")
+    looked, refused = client.read()
+    assert looked["ok"]
+    assert refused["kind"] == "denied"
+    assert "read access" in refused["error"]
+    assert [request.command for _, request in house.asked] == ["status"]
+
+
+def test_strangers_are_refused(house: House) -> None:
+    house.access = None
+    client = house.connect()
+    client.ask("status")
+    answer, end = client.read()
+    assert (answer["kind"], end) == ("denied", None)
+    assert house.asked == []
+    assert len(house.server) == 0
+
+
+def test_the_kernel_tells_who_it_is(house: House) -> None:
+    house.connect().ask("status")
+    caller, _ = house.asked[0]
+    assert caller.uid == os.getuid()
+    assert server.peer_of(caller.sock) == (os.getuid(), os.getpid())
+
+
+def test_silence_ends_by_itself(house: House) -> None:
+    silent, half = house.connect(), house.connect()
+    half.send(b'{"command":')
+    house.now += server.IDLE_S - 1
+    house.server.tick()
+    assert len(house.server) == 2
+    half.send(b'"sta')  # a trickle is no life
+    house.now += 2
+    house.server.tick()
+    assert len(house.server) == 0
+    assert silent.read() == [None]
+
+
+def test_who_waits_long_hears_that_we_live(house: House) -> None:
+    house.handle = lambda caller, _request: None
+    client = house.connect()
+    client.ask("reload")
+    for _ in range(60):
+        house.now += 1
+        house.server.tick()
+    house.turn()
+    assert client.sock.recv(1000) == b"\n" * 60
+    assert len(house.server) == 1
+
+
+def test_a_follower_that_does_not_read_loses_and_is_told(house: House) -> None:
+    house.handle = lambda caller, _request: None
+    client = house.connect()
+    client.ask("events", follow=True)
+    caller, _ = house.asked[0]
+    caller.following = True
+    for number in range(20_000):
+        caller.note({"number": number, "text": "x" * 200})
+    assert len(caller.out) <= server.MAX_NOTES_BYTES + 1000
+    assert not caller.gone
+    first = client.read()
+    caller.note({"number": 20_000})
+    rest = client.read()
+    lost = sum(each["lost"] for each in first + rest if "lost" in each)
+    told = [each["note"]["number"] for each in first + rest if "note" in each]
+    assert lost > 0
+    assert len(told) + lost == 20_001
+    assert told == sorted(told)
+    assert told[-1] == 20_000
+
+
+def test_who_does_not_read_an_answer_is_dropped(house: House) -> None:
+    house.handle = lambda caller, _request: caller.done({"text": "x" * 1_000_000})
+    client = house.connect()
+    client.ask("config")
+    assert len(house.server) == 1
+    house.now += server.STALLED_S + 1
+    house.server.tick()
+    assert len(house.server) == 0
+
+
+def test_all_that_waits_is_bounded(house: House) -> None:
+    house.handle = lambda caller, _request: caller.done({"text": "x" * 1_500_000})
+    for _ in range(60):
+        house.connect().ask("config")
+    kept = sum(len(caller.out) for caller, _ in house.asked if not caller.gone)
+    assert 0 < kept <= server.MAX_TOTAL_BYTES
+    house.handle = lambda caller, request: caller.done({"was": request.command})
+    good = house.connect()
+    good.ask("status")
+    assert good.read() == [{"ok": True, "result": {"was": "status"}}]
+
+
+def test_silent_connections_make_room(house: House) -> None:
+    for _ in range(server.MAX_CALLERS + 20):
+        house.connect()
+    assert len(house.server) == server.MAX_CALLERS
+    client = house.connect()
+    client.ask("status")
+    assert client.read() == [{"ok": True, "result": {"was": "status"}}]
+
+
+def test_when_all_are_busy_the_next_is_told(house: House) -> None:
+    house.handle = lambda caller, _request: None
+    for _ in range(server.MAX_CALLERS):
+        house.connect().ask("reload")
+    answer, end = house.connect().read()
+    assert "open already" in answer["error"]
+    assert end is None
+
+
+def test_close_leaves_nothing_registered(house: House) -> None:
+    house.connect()
+    house.server.close()
+    assert len(house.server) == 0
+    assert house.epoll.poll(0) == []
