@@ -9,10 +9,11 @@ ARGS   ?=
 # How many tests run at once (pytest-xdist); most wait for processes, so more than cores is fine.
 JOBS   ?= 3
 
+FUZZ = .fuzz
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test check format bench soak fuzz conformance docs clean
+.PHONY: help run test check format bench bench-messages soak fuzz properties conformance docs clean
 
 help:
 	@echo "make run          serve the example apps on $(BIND)"
@@ -20,8 +21,10 @@ help:
 	@echo "make check        formatting, lint, types, import contracts, architecture"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make bench        measure Servo beside its peers (docs/benchmarks/)"
+	@echo "make bench-messages  messages between workers, a second"
 	@echo "make soak         the long tests (docs/soak.md)"
-	@echo "make fuzz         the fuzz targets"
+	@echo "make fuzz         the fuzz targets, a minute each (ARGS=\"--seconds 600\" for longer)"
+	@echo "make properties   the property tests with many more examples"
 	@echo "make conformance  the protocol conformance suite, and its page (docs/reference/conformance.md)"
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make clean        remove what these made, the environments too"
@@ -62,11 +65,23 @@ format: $(VENV)/.dev
 bench:
 	$(PYTHON) bench/run.py $(ARGS)
 
+bench-messages: $(VENV)/.run
+	$(BIN)/python bench/messages.py $(ARGS)
+
 soak: $(VENV)/.dev
 	$(BIN)/python tests/soak/run.py $(ARGS)
 
-fuzz: $(VENV)/.dev
-	$(BIN)/python -m pytest $(wildcard tests/fuzz) tests/unit/http tests/simulation --hypothesis-profile=fuzz $(ARGS)
+# In an environment of its own: atheris is not there for every Python.
+$(FUZZ)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check atheris httptools h11
+	@touch $@
+
+fuzz: $(FUZZ)/.ready
+	$(FUZZ)/bin/python tests/fuzz/run.py $(ARGS)
+
+properties: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/unit/http tests/simulation --hypothesis-profile=fuzz $(ARGS)
 
 conformance: $(VENV)/.dev
 	$(BIN)/python tests/conformance/combinations.py
@@ -78,5 +93,5 @@ docs: $(VENV)/.docs
 	@echo "open docs/_build/html/index.html"
 
 clean:
-	rm -rf $(VENV) .bench build *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(FUZZ) .bench build *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find servo tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -75,7 +75,35 @@ SERVERS: dict[str, tuple[str, list[str]]] = {
         ["-m", "hypercorn", "--bind", BIND, "-k", "uvloop", "apps:asgi"],
     ),
     "granian-websocket": ("websocket", [*GRANIAN, "--interface", "asgi", "apps:asgi"]),
+    "servo-http2": (
+        "http2",
+        [*SERVO, "-k", "async", "--http2-cleartext", "prior-knowledge", "apps:asgi"],
+    ),
+    "hypercorn-http2": (
+        "http2",
+        [
+            *("-m", "hypercorn", "--bind", BIND, "-k", "uvloop"),
+            *("--config", "hypercorn_http2.toml", "apps:asgi"),
+        ],
+    ),
+    "granian-http2": ("http2", [*GRANIAN, "--http", "2", "--interface", "asgi", "apps:asgi"]),
 }
+
+# The same servers, and their ways to say where certificate and key are (both are in one file).
+CERTIFICATE = ENVIRONMENT / "certificate.pem"
+_TLS_FLAGS = {
+    "servo": ("--certfile",),
+    "gunicorn": ("--certfile", "--keyfile"),
+    "uvicorn": ("--ssl-certfile", "--ssl-keyfile"),
+    "hypercorn": ("--certfile", "--keyfile"),
+    "granian": ("--ssl-certificate", "--ssl-keyfile"),
+}
+for _name in (
+    *("servo-sync", "servo-thread", "gunicorn-gthread", "granian-wsgi"),
+    *("servo-async", "uvicorn", "hypercorn", "granian-asgi"),
+):
+    _flags = [part for f in _TLS_FLAGS[_name.split("-")[0]] for part in (f, str(CERTIFICATE))]
+    SERVERS[f"{_name}-tls"] = (f"{SERVERS[_name][0]}-tls", [*SERVERS[_name][1], *_flags])
 
 # What a browser sends, 12 header fields with Host.
 BROWSER = [
@@ -93,6 +121,18 @@ BROWSER = [
 ]
 WORKLOADS: dict[str, list[tuple[str, str]]] = {"hello": [], "browser": BROWSER}
 
+# GET over TLS 1.3: on kept connections, and with a handshake for each request (none is resumed).
+SECURE: dict[str, list[tuple[str, str]]] = {
+    "tls": [],
+    "tls-browser": BROWSER,
+    "tls-fresh": [("Connection", "close")],
+}
+
+# GET over HTTP/2 (prior knowledge), by h2load: connections, and requests at a time on each. uvicorn
+# speaks it only with a parser of its own that has to be chosen by its path.
+HTTP2: dict[str, list[tuple[str, str]]] = {"http2": [], "http2-browser": BROWSER[1:]}
+HTTP2_CONNECTIONS, HTTP2_STREAMS = 8, 8
+
 # Echoes over WebSocket: bytes of a message, and connections. Nothing is compressed.
 ECHOES = {"echo-32": (32, CONNECTIONS), "echo-1M": (1 << 20, 4)}
 
@@ -104,6 +144,8 @@ def main() -> None:
         return
     python = prepare(options.python)
     record = describe_machine(python)
+    if set(options.workloads) & set(SECURE):
+        make_certificate()
     samples: dict[str, dict[str, list[dict[str, float]]]] = {}
     for number in range(options.rounds):
         # A server's place in the order changes: nobody is always the one after the heaviest.
@@ -133,14 +175,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--duration", type=float, default=4.0, help="seconds of each measurement")
     parser.add_argument("--servers", default=",".join(SERVERS), help="names, comma-separated")
     parser.add_argument(
-        "--workloads", default=",".join([*WORKLOADS, *ECHOES]), help="hello,browser,echo-32,echo-1M"
+        "--workloads",
+        default=",".join([*WORKLOADS, *SECURE, *HTTP2, *ECHOES]),
+        help="hello,browser,tls,tls-browser,tls-fresh,http2,http2-browser,echo-32,echo-1M",
     )
     parser.add_argument("--python", default=default_python(), help="the interpreter to measure on")
     parser.add_argument("--save", default="latest", help="name of the result; empty: don't save")
     parser.add_argument("--list", action="store_true", help="list the servers")
     options = parser.parse_args()
     options.servers = chosen(parser, options.servers, SERVERS)
-    options.workloads = chosen(parser, options.workloads, {**WORKLOADS, **ECHOES})
+    workloads = {**WORKLOADS, **SECURE, **HTTP2, **ECHOES}
+    options.workloads = chosen(parser, options.workloads, workloads)
     # Bounded, whatever is asked for.
     options.rounds = max(1, min(options.rounds, 20))
     options.duration = max(0.5, min(options.duration, 30.0))
@@ -185,6 +230,16 @@ def prepare(interpreter: str) -> str:
     return str(python)
 
 
+def make_certificate() -> None:
+    """A throw-away certificate (ECDSA, P-256) and its key, in one file."""
+    key, certificate = ENVIRONMENT / "key.pem", ENVIRONMENT / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "30", "-subj", "/CN=localhost", "-addext"]
+    command += ["subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    CERTIFICATE.write_bytes(key.read_bytes() + certificate.read_bytes())
+
+
 def describe_machine(python: str) -> dict[str, object]:
     ask = (
         "import json, platform, importlib.metadata as m; print(json.dumps([platform."
@@ -213,8 +268,11 @@ def describe_machine(python: str) -> dict[str, object]:
 
 def measure(python: str, name: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Start the server, run every workload that suits it, end it."""
-    echoes = SERVERS[name][0] == "websocket"
-    workloads = [workload for workload in options.workloads if (workload in ECHOES) == echoes]
+    interface = SERVERS[name][0]
+    suited = {"websocket": ECHOES, "http2": HTTP2}.get(interface, WORKLOADS)
+    if interface.endswith("-tls"):
+        suited = SECURE
+    workloads = [workload for workload in options.workloads if workload in suited]
     if not workloads:
         return {}
     with running(python, name) as session:
@@ -339,15 +397,44 @@ def generate(workload: str, seconds: float) -> dict[str, float]:
         size, connections = ECHOES[workload]
         echo = [sys.executable, str(HERE / "websocket_client.py"), str(PORT), str(seconds)]
         return dict(json.loads(run_pinned([*echo, str(connections), str(size)], seconds)))
-    headers = WORKLOADS[workload]
+    if workload in HTTP2:
+        return load_http2(HTTP2[workload], seconds)
+    secure = workload in SECURE
+    headers = SECURE[workload] if secure else WORKLOADS[workload]
     wrk = shutil.which("wrk")
     if wrk:
         command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency"]
         for name, value in headers:
             command += ["-H", f"{name}: {value}"]
-        return parse_wrk(run_pinned([*command, f"http://{BIND}/"], seconds))
+        return parse_wrk(run_pinned([*command, f"http{'s' * secure}://{BIND}/"], seconds))
+    if secure:
+        raise SystemExit("TLS is measured with wrk (Debian: apt-get install wrk)")
     client = [sys.executable, str(HERE / "client.py"), str(PORT), str(seconds), str(CONNECTIONS)]
     return dict(json.loads(run_pinned([*client, json.dumps(headers)], seconds)))
+
+
+def load_http2(headers: list[tuple[str, str]], seconds: float) -> dict[str, float]:
+    """GET over HTTP/2 by h2load (Debian: nghttp2-client)."""
+    program = shutil.which("h2load")
+    if program is None:
+        raise SystemExit("no h2load here (Debian: apt-get install nghttp2-client)")
+    command = [program, f"-c{HTTP2_CONNECTIONS}", f"-m{HTTP2_STREAMS}", f"-D{seconds:g}"]
+    for name, value in headers:
+        command += ["-H", f"{name.lower()}: {value}"]
+    log = ENVIRONMENT / "h2load.log"
+    log.unlink(missing_ok=True)
+    text = run_pinned([*command, f"--log-file={log}", f"http://{BIND}/"], seconds)
+    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", text)
+    if counts is None:
+        raise SystemExit(f"h2load said:\n{text}")
+    times = sorted(int(line.rsplit("\t", 1)[1]) for line in log.read_text().splitlines())
+    return {
+        "requests": float(counts[1]),
+        "seconds": seconds,
+        "p50_ms": times[len(times) // 2] / 1000 if times else 0.0,
+        "p99_ms": times[len(times) * 99 // 100] / 1000 if times else 0.0,
+        "errors": float(counts[2]) + float(counts[3]),
+    }
 
 
 def run_pinned(command: list[str], seconds: float) -> str:
@@ -420,10 +507,11 @@ def markdown(record: dict) -> str:
         f"{versions}.",
     ]
     for workload, servers in record["results"].items():
-        for interface in ("wsgi", "asgi", "websocket"):
+        for interface in ("wsgi", "asgi", "wsgi-tls", "asgi-tls", "http2", "websocket"):
             rows = {n: row for n, row in servers.items() if SERVERS[n][0] == interface}
             if rows:
-                title = "WebSocket" if interface == "websocket" else interface.upper()
+                titles = {"websocket": "WebSocket", "http2": "HTTP/2"}
+                title = titles.get(interface, interface.upper().replace("-TLS", " over TLS"))
                 lines += ["", f"## {title}, {workload}", "", *table(rows)]
     return "\n".join(lines) + "\n"
 

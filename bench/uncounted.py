@@ -24,7 +24,12 @@ def begin(self):
 
 def end(self, started_ns, request, status, sent, remote, response_headers=(), environ=None):
     self.row[IN_FLIGHT] -= 1
-    return monotonic_ns()  # the driver counts its time limits from it
+    now = monotonic_ns()  # the driver counts its time limits from it
+    if self._access is not None:
+        raise SystemExit("not for servers with an access log")
+    if self._left > 0:
+        raise SystemExit("not for servers with max_requests")
+    return now
 
 
 Meter.begin = begin

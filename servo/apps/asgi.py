@@ -30,7 +30,7 @@ class AppError(ServoError):
     """The application broke the ASGI specification."""
 
 
-class ResponseCut(ServoError):
+class ResponseCut(ServoError):  # noqa: N818  it says what happened
     """Raised by an application of ours that had to give up in the middle, and has said why."""
 
 
@@ -375,7 +375,7 @@ class ASGICall:
         if self._phase not in (_EXPECT_BODY, _STREAMING):
             raise AppError(f"http.response.body was sent {_WHEN[self._phase]}")
         body: Any = message.get("body", b"")
-        if not isinstance(body, (bytes, bytearray, memoryview)):
+        if not issubclass(type(body), _BYTES):
             raise AppError(f"a response body is made of bytes, not {type(body).__name__}")
         data = self._head(len(body)) + self._http.send_data(body)
         self._phase = _STREAMING
@@ -498,6 +498,7 @@ class ASGICall:
             self._adapter.log.error("Error in the application for %s", what, exc_info=error)
 
 
+_BYTES: tuple[type, ...] = (bytes, bytearray, memoryview)
 ERROR_BODY = b"Internal Server Error\n"
 _WHEN = {
     _EXPECT_START: "before http.response.start",

@@ -136,9 +136,7 @@ class Arbiter:
         self._oom = process.OutOfMemoryCounter()
         self._epoll = select.epoll()
         self._signals = SignalInbox()
-        self.children = Children(
-            self.scoreboard, self._epoll, self.tell, self._close_inherited
-        )
+        self.children = Children(self.scoreboard, self._epoll, self.tell, self._close_inherited)
         self.post = Post(self.children, self._message_hook)
         self._control.start(settings, self._epoll)
         self._signals.install()

@@ -277,7 +277,9 @@ def scale(target: Target, to: str) -> None:
     if not re.fullmatch(r"[+-]?\d{1,6}", to, re.ASCII):
         raise UsageError(f"{to!r} is no number of workers: N, +N or -N")
     result = _ask(target, "scale", {"to": to})
-    show.done(target, result, f"scaled: {show.plural(result['workers'])}, before {result['before']}")
+    show.done(
+        target, result, f"scaled: {show.plural(result['workers'])}, before {result['before']}"
+    )
 
 
 @command("restart-worker")

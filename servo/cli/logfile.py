@@ -65,9 +65,7 @@ def follow_file(path: str, wanted: LogFilter) -> Generator[dict[str, Any], None,
     return _follow(path, file, wanted)
 
 
-def _follow(
-    path: str, file: TextIO, wanted: LogFilter
-) -> Generator[dict[str, Any], None, None]:
+def _follow(path: str, file: TextIO, wanted: LogFilter) -> Generator[dict[str, Any], None, None]:
     while True:
         with file:
             while True:

@@ -54,8 +54,9 @@ if TYPE_CHECKING:
 # All streams' bodies together may be this far ahead. It is given back as bytes come, not as they
 # are read: a stream that nobody reads holds up no other, and each has a window of its own.
 CONNECTION_WINDOW = 1 << 20
-# A frame costs up to 100 us: after so many, other connections get their turn.
-FRAMES_A_TURN = 32
+# A frame costs up to 100 us, and more for what it starts: after so many, other connections get
+# their turn. More in one go would be seen in their latency while a client floods this one.
+FRAMES_A_TURN = 8
 # Response frames no larger than this, whatever a client takes: so streams take turns.
 _FRAME = 16384
 _LAST_ID = (1 << 31) - 1
@@ -181,7 +182,8 @@ class H2Connection:
         except GoAwayError as fault:
             self._fail(fault)
             return []
-        return self.receive_more(now)
+        # What waits already comes first, in its turns.
+        return [] if self.more else self.receive_more(now)
 
     def receive_more(self, now: float) -> list[Event]:
         """The events of the frames that wait."""
@@ -202,6 +204,11 @@ class H2Connection:
         except GoAwayError as fault:
             self._fail(fault)
         return events
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that were received, and wait for `receive_more`."""
+        return self._reader.backlog
 
     @property
     def in_part(self) -> bool:

@@ -123,6 +123,11 @@ class FrameReader:
         return bool(self._buffer) or bool(self._parts)
 
     @property
+    def backlog(self) -> int:
+        """Bytes that wait."""
+        return len(self._buffer) - self._pos
+
+    @property
     def in_head(self) -> bool:
         """A head goes on with the next frame."""
         return bool(self._parts)

@@ -142,8 +142,15 @@ class H2Stream:
     def start_response(
         self, status: int | str, headers: Iterable[HeaderItem], first: int = 0
     ) -> bytes:
-        """The head of a response whose body follows. Raises `LocalProtocolError`."""
-        self.status, fields = self._start(status, collect(headers), None)
+        """The head of a response whose body follows; `first` as `ResponseSide` has it.
+
+        Raises `LocalProtocolError`.
+        """
+        given = collect(headers)
+        bodiless = self.request.method == "HEAD"
+        if given.length is not None and first > given.length and not bodiless:
+            raise LocalProtocolError("more body than Content-Length says")
+        self.status, fields = self._start(status, given, None)
         self.body_sent = 0
         self.response_started = True
         self._put(fields)

@@ -338,12 +338,14 @@ def check_field_lines(part: bytes, section: int, new: int, count: int, limits: L
         end = part.find(b"\r\n", start)
         if end == start:
             return
-        stop = _check_line(part, start, end, new, limits.header_field - 2)
+        # What is wrong behind the end of a limit must not be seen: cut elsewhere, the limit is first.
+        room = section + limits.header_total - 2 - start
+        stop = _check_line(part, start, end, new, min(limits.header_field - 2, room))
         if stop - start > limits.header_field - 2:
             raise ProtocolError(431, "field line too long")
         if stop == start:
             return  # it may be the empty line that is coming
-        if stop + 2 - section > limits.header_total:
+        if stop - start > room:
             raise ProtocolError(431, "field lines too long in total")
         if end < 0:
             return

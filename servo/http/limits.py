@@ -42,8 +42,8 @@ class H2Limits:
     header_list   bytes of a decoded head, with 32 for each field (gunicorn: 65536)
     control       frames that move no request on: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty or
                   unknown ones (nghttp2's "glitches": 1000 at once, 33 a second)
-    resets        requests that the client made and took back, or made us take back (nghttp2: 1000
-                  at once, 33 a second); each that is served gives one back
+    resets        requests that the client made and took back, or made us take back: all of its
+                  streams at once (nghttp2: 1000, 33 a second); each that is served gives one back
     """
 
     streams: int = 100
@@ -51,4 +51,4 @@ class H2Limits:
     frame: int = 16384
     header_list: int = 65536
     control: tuple[int, int] = (1000, 100)
-    resets: tuple[int, int] = (200, 33)
+    resets: tuple[int, int] = (100, 33)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import struct
 from codecs import getincrementaldecoder
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,8 @@ _ONCE = {
 _WINDOW_BITS = 12
 _MEMORY_LEVEL = 5
 _TEXT, _BINARY = Opcode.TEXT, Opcode.BINARY
+# Bytes of a message from which its head is better sent apart than joined to a copy of it.
+_APART = 32768
 _decoder = getincrementaldecoder("utf-8")
 
 
@@ -196,10 +199,11 @@ class WebSocketConnection:
     over     nothing more comes in; close the transport when `data_to_send` is out
     """
 
-    __slots__ = ("_closed", "_parts", "_protocol", "_text", "_texts")
+    __slots__ = ("_closed", "_deflates", "_parts", "_protocol", "_text", "_texts")
 
     def __init__(self, max_message_size: int, deflate: Extension | None = None) -> None:
         self._protocol = Protocol(SERVER, max_size=max_message_size or None)
+        self._deflates = deflate is not None
         self._text = _TextCheck(self._protocol)
         # Incoming frames go through the list from its end: decompressed first, then checked.
         self._protocol.extensions = [self._text, *([deflate] if deflate else [])]
@@ -247,16 +251,22 @@ class WebSocketConnection:
             return self._end()
         return None
 
-    def send(self, message: str | bytes) -> bytes:
-        """The bytes of a message. Raises `LocalProtocolError` once a close frame was sent."""
+    def send(self, message: str | bytes) -> bytes | tuple[bytes, bytes]:
+        """The bytes of a message; in two pieces where to join them would cost more than to send
+        them apart. Raises `LocalProtocolError` once a close frame was sent.
+        """
         protocol = self._protocol
-        try:
-            if message.__class__ is str:
-                protocol.send_text(message.encode())
-            else:
-                protocol.send_binary(message)  # type: ignore[arg-type]
-        except InvalidState as error:
-            raise LocalProtocolError("a message after the close of the connection") from error
+        if protocol.state is not State.OPEN:
+            raise LocalProtocolError("a message after the close of the connection")
+        is_text = message.__class__ is str
+        data: bytes = message.encode() if is_text else message  # type: ignore[assignment,union-attr]
+        if not self._deflates:
+            head = _head(_TEXT if is_text else _BINARY, len(data))
+            return head + data if len(data) < _APART else (head, bytes(data))
+        if is_text:
+            protocol.send_text(data)
+        else:
+            protocol.send_binary(data)
         return b"".join(protocol.data_to_send())
 
     def ping(self) -> bytes:
@@ -298,6 +308,22 @@ class WebSocketConnection:
             return Closed(ABNORMAL, "", clean=False)
         clean = protocol.close_rcvd is not None and protocol.parser_exc is None
         return Closed(int(sent.code), sent.reason, clean)
+
+
+def _head(opcode: int, length: int) -> bytes:
+    """The head of a frame that is a whole message (RFC 6455 section 5.2).
+
+    The library's way takes three times as long, and copies the message once more.
+    """
+    if length < 126:
+        return bytes((0x80 | opcode, length))
+    if length < 65536:
+        return _HEAD_16(0x80 | opcode, 126, length)
+    return _HEAD_64(0x80 | opcode, 127, length)
+
+
+_HEAD_16 = struct.Struct("!BBH").pack
+_HEAD_64 = struct.Struct("!BBQ").pack
 
 
 class _TextCheck(Extension):

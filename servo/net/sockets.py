@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import sys
 
 _SIOCINQ = 0x541B
+_SIOCOUTQ = 0x5411
 
 
 def has_unread(fd: int) -> bool:
@@ -14,3 +16,12 @@ def has_unread(fd: int) -> bool:
     except OSError:
         return False
     return count != bytes(4)
+
+
+def unacknowledged(fd: int) -> int:
+    """How many bytes that were sent on a connection its peer has not taken."""
+    try:
+        count = fcntl.ioctl(fd, _SIOCOUTQ, b"\0\0\0\0")
+    except (OSError, ValueError):  # it is closed
+        return 0
+    return int.from_bytes(count, sys.byteorder)

@@ -62,7 +62,10 @@ _JSON_FIELDS = {
 _ATOMS = {
     "h": "known_text[remote]",
     "l": "'-'",
-    "u": "escape(user(received[b'authorization'])) if b'authorization' in received else '-'",
+    # The one field that a client chooses and that stands without quotes: its spaces would be read
+    # as the ends of fields.
+    "u": "escape(user(received[b'authorization'])).replace(' ', '\\\\x20')"
+    " if b'authorization' in received else '-'",
     "t": "apache()",
     "r": "f'{known_text[method]} {targets[target]} HTTP/{known_text[version]}'",
     "m": "escape(method)",

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from servo.observe.procfs import CPU, Memory
     from servo.observe.scoreboard import RowSnapshot, Scoreboard, Totals
 
-# The kernel walks a process's page tables to say its memory: not more often than this.
+# The kernel walks a process's page tables to say its memory, which takes milliseconds a gigabyte:
+# not more often than this, and not for more than a tenth of the time.
 PROCESS_AGE_S = 1.0
+_PROCESS_SHARE = 10
 # The arbiter writes a word each second; one that has not for so long does nothing any more.
 ARBITER_SILENT_S = 10.0
 
@@ -125,12 +127,12 @@ class Reader:
         self.listeners = listeners
         self._clock = clock
         self._processes = Processes(None, {})
-        self._looked_at = -PROCESS_AGE_S
+        self._look_again_at = 0.0
         self._drops = _Growing()
         self._successes = 0
 
-    def read(self) -> Snapshot:
-        """All there is to see."""
+    def read(self, *, look_at_processes: bool = True) -> Snapshot:
+        """All there is to see; memory and CPU time as they were last seen, if they are not wanted."""
         facts = self.facts.read()
         queues = backlog.queues([listener.address for listener in self.listeners])
         dropped = sum(queue.drops or 0 for queue in queues if queue is not None)
@@ -138,7 +140,7 @@ class Reader:
             facts=facts,
             totals=self._growing(self.scoreboard.totals()),
             rows=self.scoreboard.snapshot(),
-            processes=self._look_at_processes(facts.pid),
+            processes=self._look_at_processes(facts.pid) if look_at_processes else self._processes,
             listeners=self.listeners,
             queues=queues,
             drops=int(self._drops.see(dropped)),
@@ -154,8 +156,7 @@ class Reader:
 
     def _look_at_processes(self, arbiter: int) -> Processes:
         now = self._clock()
-        if now - self._looked_at >= PROCESS_AGE_S:
-            self._looked_at = now
+        if now >= self._look_again_at:
             before = self._processes.cpu
             cpu = procfs.cpu_of_family(arbiter)
             if cpu is not None and before is not None:
@@ -164,6 +165,8 @@ class Reader:
             found = ((pid, procfs.memory_of(pid)) for pid in _family(arbiter))
             memory = {pid: size for pid, size in found if size is not None}
             self._processes = Processes(cpu or before, memory)
+            took = self._clock() - now
+            self._look_again_at = now + max(PROCESS_AGE_S, _PROCESS_SHARE * took)
         return self._processes
 
 

@@ -159,7 +159,9 @@ SHARED = frozenset(
     header_map root_path asgi_loop asgi_lifespan proxy_protocol proxy_allow_ips
     http_protocols http2_cleartext
     http2_max_concurrent_streams http2_initial_window_size http2_max_frame_size
-    http2_max_header_list_size websocket_max_message_size http_parser certfile keyfile ca_certs cert_reqs ciphers
+    http2_max_header_list_size websocket_max_message_size http_parser
+    certfile keyfile ca_certs cert_reqs ciphers
+    control_socket control_socket_mode control_socket_disable
     statsd_host statsd_prefix dogstatsd_tags enable_backlog_metric
     """.split()  # noqa: SIM905 (fifty names read better in lines)
 )

@@ -44,8 +44,8 @@ HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "on_event": (
         ("server", "event"),
-        "in the arbiter, at each lifecycle event: `event.name` is spawned, booting, ready, draining, "
-        "exited, reload_started, reload_finished, reload_rolled_back, scaled or stopping",
+        "in the arbiter, at each lifecycle event: `event.name` is spawned, booting, ready, "
+        "draining, exited, reload_started, reload_finished, reload_rolled_back, scaled or stopping",
     ),
     "on_exit": (("server",), "in the arbiter, just before it ends"),
 }

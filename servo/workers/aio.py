@@ -24,7 +24,7 @@ from servo.observe import scoreboard as board
 from servo.workers.acceptor import Acceptor
 from servo.workers.base import Worker
 from servo.workers.handlers import LoopRunner, Runner
-from servo.workers.stream import FRESH_GRACE_S, LINGER_S, StreamProtocol
+from servo.workers.stream import FRESH_GRACE_S, StreamProtocol
 from servo.workers.stream_server import StreamServer
 from servo.workers.tls_stream import loop_options, read_preface
 
@@ -64,7 +64,7 @@ class AsyncWorker(Worker):
             versions = protocols(self.settings.http_protocols)
             context.tls.offer(*[ALPN[version] for version in versions])
             self.tls_options = loop_options(
-                context.tls.context, self.loop, self.settings.header_timeout, LINGER_S
+                context.tls.context, self.loop, self.settings.header_timeout
             )
 
     def _prepare(self, app: LoadedApp) -> tuple[ASGIApp, Lifespan]:

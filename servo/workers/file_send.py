@@ -43,7 +43,7 @@ async def send_region(sock: int, source: int, offset: int, count: int, limit_s: 
 async def _writable(fd: int, limit_s: float) -> None:
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
-    loop.add_writer(fd, _settle, ready)
+    loop.add_writer(fd, settle, ready)
     try:
         await asyncio.wait_for(ready, limit_s or None)
     except asyncio.TimeoutError as error:
@@ -52,6 +52,7 @@ async def _writable(fd: int, limit_s: float) -> None:
         loop.remove_writer(fd)
 
 
-def _settle(waiter: asyncio.Future[None]) -> None:
+def settle(waiter: asyncio.Future[None]) -> None:
+    """What is waited for has come."""
     if not waiter.done():
         waiter.set_result(None)

@@ -16,12 +16,13 @@ from servo.http.negotiate import upgrade_settings
 from servo.net.sockets import has_unread
 from servo.net.tls_facts import TLSFacts
 from servo.observe import scoreboard as board
-from servo.workers.file_send import send_region
+from servo.workers.file_send import send_region, settle
 from servo.workers.hooks import HookResponse
+from servo.workers.linger import LINGER_S, Linger
 from servo.workers.pace import BodyPace
 from servo.workers.proxied import Beginning
 from servo.workers.stream_upgrade import WebSocketUpgrade
-from servo.workers.tls_stream import send_blocks
+from servo.workers.tls_stream import ends, send_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,6 @@ log = logging.getLogger("servo.error")
 
 # Body bytes that wait for an application that doesn't ask for them; past it reading pauses.
 BODY_HIGH_WATER = 65536
-LINGER_S = 2.0
 # A stopping worker waits this long for the first request of a connection that it took just now.
 FRESH_GRACE_S = 1.0
 # In the access log, of a client that went before it was answered; nginx's code for it.
@@ -51,6 +51,7 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
     __slots__ = (
         "_beginning",
         "_drain_waiter",
+        "_ending",
         "_eof",
         "_facade",
         "_facts",
@@ -100,6 +101,7 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
         self._beginning: Beginning | None = None
         self._reading_head = False
         self._lingering = False
+        self._ending: Linger | None = None
         self._eof = False
         self._facade: HookRequest | None = None
         self._unsent = 0
@@ -116,18 +118,12 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
         server = self._server
         self._transport = transport  # type: ignore[assignment]
         self.write = self._transport.write
-        peer = transport.get_extra_info("peername")
-        client = (peer[0], peer[1]) if isinstance(peer, tuple) else None
-        own = transport.get_extra_info("sockname")
-        address = (own[0], own[1]) if isinstance(own, tuple) else (own or "", None)
+        address, client = ends(transport, self._header)
         preface = None
         if server.tls is None:
             preface = server.worker.proxy_protocol.preface(client)
         else:
             self._facts = TLSFacts(server.tls, transport.get_extra_info("ssl_object"))
-            if self._header is not None and self._header.source is not None:
-                address = self._header.destination or ("", None)
-                client = self._header.source
         self._describe(address, client)
         sniffs = False
         if server.http2 is not None:
@@ -220,8 +216,7 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
         return self._transport is not None
 
     def eof_received(self) -> bool:
-        """See asyncio.Protocol. A half-closed client still gets its answers, but not over TLS,
-        where the loop ends the connection now whatever it is told."""
+        """See asyncio.Protocol. A half-closed client still gets its answers, except over TLS."""
         return self._on_eof() and self._facts is None
 
     def _on_eof(self) -> bool:
@@ -268,7 +263,7 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
 
     def _wake_drained(self) -> None:
         if self._drain_waiter is not None:
-            _settle(self._drain_waiter)
+            settle(self._drain_waiter)
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -517,9 +512,8 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
             return
         linger = linger or self._paused or has_unread(self._fd())
         if linger and transport.can_write_eof() and not self._eof:
-            self._lingering = True
             transport.write_eof()
-            self.deadline_ns = monotonic_ns() + int(LINGER_S * 1e9)
+            self._linger()
             if self._paused:
                 self._paused = False
                 transport.resume_reading()
@@ -527,16 +521,18 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
             self._close()
 
     def _close(self) -> None:
-        """Close what needs no lingering. Over TLS the loop waits for the client's goodbye; Python
-        3.10's would for ever."""
+        """Close what needs no lingering. Over TLS the loop does that, and we limit it."""
         self._transport.close()
         if self._facts is not None:
-            self._lingering = True
-            self._expires_in(LINGER_S)
+            self._linger()
+
+    def _linger(self) -> None:
+        self._ending = Linger(self._fd(), self._server.settings.send_timeout, monotonic_ns())
+        self._lingering = True
+        self._expires_in(LINGER_S)
 
     def _fd(self) -> int:
-        fd: int = self._transport.get_extra_info("socket").fileno()
-        return fd
+        return int(self._transport.get_extra_info("socket").fileno())
 
     def drain(self, idle_s: float, fresh_s: float) -> None:
         """Answer what has come; a silent client is cut after `idle_s`, one that has not asked for
@@ -565,7 +561,10 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
 
     def on_timeout(self) -> None:
         """The sweep found the deadline passed."""
-        if not self.writable or self._lingering:
+        if self._ending is not None:
+            if self._ending.is_over(self._transport.get_write_buffer_size(), monotonic_ns()):
+                self._transport.abort()
+        elif not self.writable:
             self._on_stalled()
         elif self.call is not None:
             self._refuse(Refused(ProtocolError(408, "the body did not come in time"), True))
@@ -577,7 +576,7 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
     def _on_stalled(self) -> None:
         """The client is not reading: cut it, unless some of the buffer has gone since."""
         left = self._transport.get_write_buffer_size()
-        if left < self._unsent and not self._lingering:
+        if left < self._unsent:
             self._unsent = left
             self._expires_in(self._server.settings.send_timeout)
         else:
@@ -599,8 +598,3 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
 
 def _not_connected(_data: bytes) -> None:
     raise ClientDisconnected("no connection yet")
-
-
-def _settle(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

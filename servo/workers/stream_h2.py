@@ -20,6 +20,7 @@ from servo.http.limits import H2Limits
 from servo.http.negotiate import protocols
 from servo.observe import scoreboard as board
 from servo.workers.h2_channel import H2Channel
+from servo.workers.linger import LINGER_S, Linger
 
 if TYPE_CHECKING:
     from servo._types import Scope
@@ -33,7 +34,8 @@ log = logging.getLogger("servo.error")
 # A connection's responses are written in parts of this size, and at most so many at a time.
 _PART = 65536
 _PARTS_A_TURN = 4
-LINGER_S = 2.0
+# Bytes of frames that wait for their turn, past which no more are read.
+_BACKLOG = 65536
 # As in `stream`: a stopping worker waits so long for the first request of a new connection.
 FRESH_GRACE_S = 1.0
 # In the access log, of a client that went before it was answered; nginx's code for it.
@@ -78,8 +80,9 @@ class H2Protocol(asyncio.Protocol):
     call = None
 
     __slots__ = (
-        "_begun",
+        "_ending",
         "_eof",
+        "_has_turn",
         "_http",
         "_idle_ns",
         "_lingering",
@@ -127,7 +130,9 @@ class H2Protocol(asyncio.Protocol):
         self._requests = 0
         self._requests_seen = 0
         self._listening = True
+        self._has_turn = False
         self._lingering = False
+        self._ending: Linger | None = None
         self._eof = False
         self._write_due = False
         self._unsent = 0
@@ -173,16 +178,12 @@ class H2Protocol(asyncio.Protocol):
             self._handle(self._http.receive_data(data, monotonic()))
 
     def eof_received(self) -> bool:
-        """See asyncio.Protocol. What is open is answered, except where its body is missing."""
+        """See asyncio.Protocol. A client that sends nothing more opens no window either: it is
+        gone, whatever TCP says."""
         self._eof = True
-        for stream in list(self._http.streams.values()):
-            channel = stream.driver
-            if stream.incoming and isinstance(channel, H2Channel):
-                channel.give_up(CLIENT_CLOSED)
-                stream.reset(CANCEL)
-        self._http.leaving = True
-        # Over TLS, whose transports can't write an end alone, the loop ends the connection now.
-        return bool(self._http.streams) and not self._lingering and self._transport.can_write_eof()
+        self._http.fail(NO_ERROR, "the client has closed the connection")
+        self._give_up_all()
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -227,16 +228,19 @@ class H2Protocol(asyncio.Protocol):
             self._give_up_all()
         elif http.more:
             # Let the others have their turn first.
-            if self._listening:
+            if self._listening and http.backlog > _BACKLOG:
                 self._listening = False
                 self._transport.pause_reading()
-            self.server.loop.call_soon(self._go_on)
-        if not http.in_part:
+            if not self._has_turn:
+                self._has_turn = True
+                self.server.loop.call_soon(self._go_on)
+        if http.more or not http.in_part:
             self._part_ns = 0
         elif not self._part_ns:
             self._part_ns = monotonic_ns()
 
     def _go_on(self) -> None:
+        self._has_turn = False
         if self._lingering or self._transport.is_closing():
             return
         self._handle(self._http.receive_more(monotonic()))
@@ -324,7 +328,10 @@ class H2Protocol(asyncio.Protocol):
         if rest:
             transport.write(rest)
         self._lingering = True
-        self.deadline_ns = monotonic_ns() + int(LINGER_S * 1e9)
+        now = monotonic_ns()
+        fd = transport.get_extra_info("socket").fileno()
+        self._ending = Linger(fd, self.server.settings.send_timeout, now)
+        self.deadline_ns = now + int(LINGER_S * 1e9)
         if transport.can_write_eof() and not self._eof and not self._http.leaving:
             # Bytes that come after a close would reset the connection, and take our last with it.
             transport.write_eof()
@@ -358,8 +365,9 @@ class H2Protocol(asyncio.Protocol):
         """Once a second: look after all that may last too long."""
         now = monotonic_ns()
         settings = self.server.settings
-        if self._lingering:
-            self._transport.abort()
+        if self._ending is not None:
+            if self._ending.is_over(self._transport.get_write_buffer_size(), now):
+                self._transport.abort()
             return
         http = self._http
         if http.streams or self._requests != self._requests_seen:

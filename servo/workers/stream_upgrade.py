@@ -109,6 +109,9 @@ class WebSocketUpgrade:
         session = WebSocketProtocol(server, server.websockets, call, connection, self._transport)
         self._transport.set_protocol(session)
         session.start(http.take_over(), not self._paused, self.writable)
+        # This may be within `data_received`, where a task begins at once (Python 3.12): what is
+        # left of that must not pause a transport that is the session's.
+        self._paused = True  # type: ignore[misc]  # as `call`
         if self._eof:
             session.eof()
         return session

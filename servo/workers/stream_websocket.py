@@ -110,6 +110,10 @@ class WebSocketSession:
         """Send, buffering what the wire doesn't take; `buffer_full` and `buffer_empty` follow."""
         raise NotImplementedError
 
+    def write_both(self, head: bytes, data: bytes) -> None:
+        """Send two pieces that belong together."""
+        self.write(head + data)
+
     def unsent(self) -> int:
         """Bytes in the wire's buffer."""
         raise NotImplementedError
@@ -229,7 +233,11 @@ class WebSocketSession:
     def send(self, message: str | bytes) -> None:
         """See Channel."""
         if self._phase == _OPEN:
-            self.write(self._connection.send(message))
+            data = self._connection.send(message)
+            if data.__class__ is tuple:
+                self.write_both(*data)
+            else:
+                self.write(data)  # type: ignore[arg-type]
 
     async def drained(self) -> None:
         """See Channel."""
@@ -415,6 +423,10 @@ class WebSocketProtocol(WebSocketSession, asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """See WebSocketSession."""
         self._transport.write(data)
+
+    def write_both(self, head: bytes, data: bytes) -> None:
+        """See WebSocketSession."""
+        self._transport.writelines((head, data))
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from servo.http.errors import ClientDisconnected
+from servo.workers.file_send import settle
 
 if TYPE_CHECKING:
     import ssl
@@ -24,17 +25,29 @@ _NO_LIMIT_S = 86_400.0
 
 
 def loop_options(
-    context: ssl.SSLContext, loop: asyncio.AbstractEventLoop, handshake_s: float, closing_s: float
+    context: ssl.SSLContext, loop: asyncio.AbstractEventLoop, handshake_s: float
 ) -> dict[str, Any]:
     """Arguments of `connect_accepted_socket`.
 
     handshake_s  how long a client may take for it; 0: no limit
-    closing_s    how long it may take to answer our close_notify
     """
     options = {"ssl": context, "ssl_handshake_timeout": handshake_s or _NO_LIMIT_S}
     if sys.version_info >= (3, 11) or not isinstance(loop, asyncio.BaseEventLoop):
-        options["ssl_shutdown_timeout"] = closing_s
+        # It would also bound what a slow client may take for the rest of its response; see
+        # `linger` for our own limits.
+        options["ssl_shutdown_timeout"] = _NO_LIMIT_S
     return options
+
+
+def ends(
+    transport: asyncio.BaseTransport, header: ProxyHeader | None
+) -> tuple[tuple[str, int] | tuple[str, None], tuple[str, int] | None]:
+    """The addresses of our end and the client's, or what a PROXY protocol header says of them."""
+    if header is not None and header.source is not None:
+        return header.destination or ("", None), header.source
+    own, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+    address = (own[0], own[1]) if isinstance(own, tuple) else (own or "", None)
+    return address, (peer[0], peer[1]) if isinstance(peer, tuple) else None
 
 
 async def read_preface(
@@ -57,16 +70,11 @@ async def read_preface(
 
 async def _readable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
     ready = loop.create_future()
-    loop.add_reader(sock, _settle, ready)
+    loop.add_reader(sock, settle, ready)
     try:
         await ready
     finally:
         loop.remove_reader(sock)
-
-
-def _settle(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 async def send_blocks(

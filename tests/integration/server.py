@@ -102,6 +102,12 @@ def alive(pid: int) -> bool:
     return any(process.pid == pid and process.state != "Z" for process in processes())
 
 
+def memory(pid: int) -> int:
+    """Resident bytes of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 class Server:
     """`servo ARGS` in a session of its own, whose every process is ended, by pid, with `stop()`.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from integration.server import APPS, Server, wait_for
+from integration.server import APPS, DEADLINE_S, Server, alive, environment, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +65,10 @@ class Workers:
 
     def wait_blocked(self, slot: int) -> None:
         wait_for((self.directory / f"blocked-{slot}").exists, f"a blocked worker {slot}")
+
+    def wait_gone(self, pid: int) -> None:
+        """Until a dying worker is dead, and can't take a request of the test's with it."""
+        wait_for(lambda: not alive(pid), f"the end of process {pid}")
 
     def start_ask(self, slot: int, to: int, topic: str, timeout: float = 30) -> None:
         """Have a thread in one worker ask another, while both go on."""
@@ -205,6 +212,7 @@ def test_a_worker_that_dies_in_between(start: Callable[..., Workers]) -> None:
     workers.wait_blocked(2)
     assert workers.ask(1, "send", {"count": 100, "to": 2}) == 100
     os.kill(old, signal.SIGKILL)
+    workers.wait_gone(old)
     lost = {"error": "WorkerLost", "text": f"worker 2 (pid {old}) has ended"}
     assert workers.wait_result(1) == lost
     workers.server.wait_workers(3)
@@ -217,7 +225,9 @@ def test_a_worker_that_dies_in_between(start: Callable[..., Workers]) -> None:
 def test_the_last_words_of_a_worker_are_delivered(start: Callable[..., Workers]) -> None:
     workers = start(3)
     assert workers.ask(2, "send", {"count": 500, "to": 1}) == 500
+    old = workers.pid(2)
     workers.start_ask(3, 2, "die")
+    workers.wait_gone(old)
     assert workers.wait_result(3)["error"] == "WorkerLost"
     assert workers.wait_heard(1, 500) == [[2, number] for number in range(500)]
 
@@ -313,3 +323,48 @@ def test_the_hook_of_the_configuration(start: Callable[..., Workers], tmp_path: 
     assert failed["text"] == "the on_message hook: RuntimeError: the hook is broken"
     workers.server.wait_log("The on_message hook failed")
     workers.server.wait_log(r"post_fork: in a worker, messages are sent by servo\.cluster")
+
+
+def servoctl(server: Server, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "servo.cli.ctl", "--pid", str(server.pid), *args],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def test_an_operator_sends(start: Callable[..., Workers]) -> None:
+    workers = start(2)
+    server = workers.server
+    sent = servoctl(server, "send", "2", '{"a": [1, "ü"]}')
+    assert (sent.returncode, sent.stdout) == (0, "sent to 1 worker\n"), sent.stderr
+    assert workers.wait_heard(2, 1) == [["plain", {"a": [1, "ü"]}]]
+    sent = servoctl(server, "send", "--all", "--topic", "note", "7", "--json")
+    assert (sent.returncode, json.loads(sent.stdout)) == (0, {"ok": True, "result": {"workers": 2}})
+    assert workers.wait_heard(2, 2)[-1] == [0, 7]
+    assert workers.wait_heard(1, 1) == [[0, 7]]
+    for args, code, text in [
+        (("9", "1"), 1, "there is no worker 9; there is 1, 2"),
+        (("1", "{"), 2, "the message is no JSON"),
+        (("x", "1"), 2, "'x' is no worker's slot"),
+        (("1",), 2, "a slot and a message are needed"),
+        (("--all", "1", "2"), 2, "a slot and a message are needed"),
+        (("--topic", "x" * 300, "1", "1"), 1, "a topic has at most 255 bytes"),
+    ]:
+        refused = servoctl(server, "send", *args)
+        assert (refused.returncode, text in refused.stderr) == (code, True), refused.stderr
+
+
+def test_control_goes_on_in_a_flood(start: Callable[..., Workers]) -> None:
+    """Every worker floods every other; whoever controls the server is still answered."""
+    workers = start(3)
+    for slot in (1, 2, 3):
+        workers.ask(slot, "start flood", slot % 3 + 1)
+    for _ in range(3):
+        status = servoctl(workers.server, "status", "--json")
+        assert status.returncode == 0, status.stderr
+        assert json.loads(status.stdout)["workers"]["ready"] == 3
+    workers.release()

@@ -33,7 +33,8 @@ LINE = b'127.0.0.1 - - [01/Jan/2026:00:00:00 +0000] "GET /forged HTTP/1.1" 200 2
 # What might end a line, or a quoted field, to some reader: controls, separators, UTF-8, quotes.
 BREAKS = [
     b"\r\n", b"\n", b"\r", b"\0", b"\x0b", b"\x0c", b"\x1b[2K", b"\x1c", b"\x85", b"\x9b", b"\xa0",
-    b"\xe2\x80\xa8", b"\xe2\x80\xa9", b"\xc2\x85", b'"', b"\\", b'\\"', b'" 200 2 "', b"%0a", b"%0d%0a",
+    b"\xe2\x80\xa8", b"\xe2\x80\xa9", b"\xc2\x85", b'"', b"\\", b'\\"', b'" 200 2 "',
+    b"%0a", b"%0d%0a",
 ]  # fmt: skip
 PLACES = [
     b"GET /%b%b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -132,23 +133,28 @@ def test_what_a_killed_worker_had_finished_is_counted_under_load(serve: Serve) -
 
 
 def test_gauges_show_a_request_in_flight_and_a_full_queue(serve: Serve) -> None:
-    server, metrics = serve_with_metrics(serve, WSGI, "-k", "sync", "-w", "1", "--backlog", "5")
-    request = b"GET /slow?s=3 HTTP/1.1\r\nHost: x\r\n\r\n"
-    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(3)]
-    for client in clients:
-        client.sendall(request)
-    listener = f"http://127.0.0.1:{server.port}"
-    wait_for(
-        lambda: (
-            metrics.value("servo_requests_in_flight") == 1
-            and metrics.value("servo_accept_queue_length", listener=listener) == 2
-        ),
-        "one request in flight and two in the queue",
+    server, metrics = serve_with_metrics(
+        serve, WSGI, "-k", "sync", "-w", "1", "--backlog", "5", "--graceful-timeout", "1"
     )
-    assert metrics.value("servo_accept_queue_limit", listener=listener) == 5
-    assert metrics.value("servo_worker_requests_in_flight", slot="1") == 1
-    for client in clients:
-        client.close()
+    listener = f"http://127.0.0.1:{server.port}"
+    with contextlib.ExitStack() as stack:
+
+        def ask() -> None:
+            client = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+            stack.enter_context(client)
+            client.sendall(b"GET /hang HTTP/1.1\r\nHost: x\r\n\r\n")
+
+        ask()
+        metrics.wait_value(1, "servo_requests_in_flight")
+        ask()
+        ask()
+        metrics.wait_value(2, "servo_accept_queue_length", listener=listener)
+        assert metrics.value("servo_accept_queue_limit", listener=listener) == 5
+        assert metrics.value("servo_worker_requests_in_flight", slot="1") == 1
+        wait_for(
+            lambda: metrics.value("servo_worker_oldest_request_seconds", slot="1") > 0,
+            "the age of the oldest request",
+        )
 
 
 # --- probes -------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ notice nothing."""
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 from integration.conftest import class_args
 from integration.load import EVERY_KIND, Load, read_response
 from integration.raw import connect, many, read_all, request, reset, status, talk
-from integration.server import APPS, Server
+from integration.server import APPS, Server, memory
 
 pytestmark = pytest.mark.slow
 
@@ -30,12 +29,6 @@ BIG = 8_000_000
 def limited(limit: str) -> tuple[str, ...]:
     """Servo under a limit of the shell's `ulimit`."""
     return ("bash", "-c", f'ulimit {limit} && exec "$0" -m servo "$@"', sys.executable)
-
-
-def memory(pid: int) -> int:
-    """Resident bytes of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_healthy(server: Server, workers: list[int]) -> None:
@@ -287,6 +280,24 @@ def test_files_that_nobody_reads(serve: Serve, worker_class: str, big_file: Path
         assert load.failures == []
         assert memory(worker) - before < 16 << 20
         assert len(read_all(clients[0])) > BIG - 200
+    check_healthy(server, workers)
+
+
+def test_streams_that_nobody_reads(serve: Serve) -> None:
+    """An app that makes a body as it goes waits for its reader: two hundred of them, in `async`."""
+    server = serve(*class_args("async"), "-w", "1")
+    (worker,) = workers = server.wait_workers(1)
+    talk(server, request("/stream"))
+    before = memory(worker)
+    with many(server, 200, receive_buffer=4096) as clients:
+        for client in clients:
+            client.sendall(request("/stream?bytes=100000000"))
+        for client in clients:
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+        with Load(server.port, EVERY_KIND) as load:
+            load.wait_answers(50)
+        assert load.failures == []
+        assert memory(worker) - before < 64 << 20
     check_healthy(server, workers)
 
 

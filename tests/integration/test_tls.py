@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -347,6 +348,41 @@ def test_a_client_that_reads_slowly(
             assert data
             received += data
         assert received.endswith(body[-100_000:])
+
+
+def test_the_last_response_to_a_client_that_reads_slowly(
+    serve: Serve, authority: Authority, files: Files, kind: str
+) -> None:
+    """Whatever it takes: what bounds the goodbye at its end must not cut the response."""
+    server = serve(*kind_args(kind), *files.flags)
+    body = os.urandom(15_000_000)
+    with Connection(server.port, authority.client_context()) as slow:
+        slow.socket.sendall(
+            b"POST /echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body)
+        )
+        slow.socket.sendall(body)
+        received = [slow.socket.recv(1000)]
+        time.sleep(4)  # longer than any goodbye is waited for
+        while data := slow.socket.recv(1_000_000):
+            received.append(data)
+    assert b"".join(received).endswith(body)
+
+
+def test_a_client_that_does_not_say_goodbye(
+    serve: Serve, authority: Authority, files: Files, kind: str
+) -> None:
+    """It holds up no stop."""
+    server = serve(*kind_args(kind), *files.flags, "--graceful-timeout", "25")
+    with (
+        Connection(server.port, authority.client_context()) as idle,
+        Connection(server.port, authority.client_context()) as fresh,
+    ):
+        idle.get()
+        assert fresh.fingerprint
+        mark = server.mark()
+        assert server.stop() == 0
+        assert "killing" not in server.log()[mark:]
 
 
 def test_a_response_without_a_length_ends_with_a_goodbye(

@@ -2,8 +2,10 @@
 
     make soak                                   everything, about twenty minutes
     make soak ARGS="--reloads 5 --import-s 1"   smaller
+    make soak ARGS="--only slow_clients"        a part
 
-Fails on any lost request and on a gap without an answer of 100 ms or more. What it measured goes to
+Fails on any lost request, on a gap without an answer of 100 ms or more, and where slow clients more
+than double the 99th percentile of normal ones. What it measured goes to
 docs/soak.json and docs/soak.md.
 """
 
@@ -15,6 +17,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import signal
 import socket
 import statistics
@@ -25,11 +28,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+
+from http2_floods import PAUSE_S, http2_floods
 from kept_websockets import kept_websockets
 
 from integration import releases
-from integration.load import EVERY_KIND, Load
-from integration.server import APPS, REPOSITORY, Server
+from integration.load import EVERY_KIND, Load, read_response
+from integration.server import APPS, REPOSITORY, Server, memory
 
 CLASSES = {
     "sync": ("wsgi_app", ("-k", "sync")),
@@ -41,26 +46,39 @@ SLOW_CLIENTS = {
     "half a head": b"GET / HTTP/1.1\r\nHost: local",
     "half a body": b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc",
     "silence": b"",
+    "never reading": b"GET /file HTTP/1.1\r\nHost: localhost\r\n\r\n",
 }
+SLOWDOWN_LIMIT = 2.0
+# The latency beside slow clients and without them is measured in turns, and the median counts.
+ROUNDS = 3
+FILE_BYTES = 8_000_000
+PARTS = ("reloads", "slow_clients", "idle_connections", "websockets", "http2_floods")
 
 
 def main() -> int:
     options = arguments()
-    record: dict[str, dict[str, dict[str, float]]] = {"reloads": {}, "slow_clients": {}}
+    _raise_descriptor_limit()
+    record: dict[str, dict[str, dict[str, float]]] = {part: {} for part in PARTS}
+    saved = REPOSITORY / "docs" / "soak.json"
+    if options.only and saved.exists():
+        record.update(json.loads(saved.read_text()))
     problems: list[str] = []
     for worker_class in options.classes.split(","):
+        for part in RUN if options.only is None else RUN.keys() & {options.only}:
+            with tempfile.TemporaryDirectory(prefix="servo-soak-") as directory:
+                row = RUN[part](Path(directory), worker_class, options, problems)
+                record[part][worker_class] = row
+                print(f"{worker_class}: {json.dumps(row)}", flush=True)
+    if options.only in (None, "websockets"):
         with tempfile.TemporaryDirectory(prefix="servo-soak-") as directory:
-            row = reloads(Path(directory), worker_class, options, problems)
-            record["reloads"][worker_class] = row
-            print(f"{worker_class}: {json.dumps(row)}", flush=True)
+            row = kept_websockets(Path(directory), min(options.reloads, 5), problems)
+            record["websockets"] = {"async": row}
+            print(f"websockets: {json.dumps(row)}", flush=True)
+    if options.only in (None, "http2_floods"):
         with tempfile.TemporaryDirectory(prefix="servo-soak-") as directory:
-            row = slow_clients(Path(directory), worker_class, problems)
-            record["slow_clients"][worker_class] = row
-            print(f"{worker_class}: {json.dumps(row)}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="servo-soak-") as directory:
-        row = kept_websockets(Path(directory), min(options.reloads, 5), problems)
-        record["websockets"] = {"async": row}
-        print(f"websockets: {json.dumps(row)}", flush=True)
+            rows = http2_floods(Path(directory), _latency, ROUNDS, SLOWDOWN_LIMIT, problems)
+            record["http2_floods"] = rows
+            print(f"http2_floods: {json.dumps(rows)}", flush=True)
     report = markdown(record, options)
     print("\n" + report)
     if options.save:
@@ -76,6 +94,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--reloads", type=int, default=20)
     parser.add_argument("--import-s", type=float, default=2.0, help="what the app's import takes")
+    parser.add_argument("--slow", type=int, default=2000, help="slow clients of each kind")
+    parser.add_argument("--idle", type=int, default=10_000, help="idle connections")
+    parser.add_argument("--only", choices=PARTS, help="measure this part; keep the rest as it was")
     parser.add_argument("--classes", default=",".join(CLASSES))
     parser.add_argument("--save", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
@@ -131,29 +152,110 @@ def stop_under_load(server: Server) -> list[object]:
     return [f for f in load.failures if f.sent_at is not None and f.sent_at < asked_at]
 
 
-def slow_clients(directory: Path, worker_class: str, problems: list[str]) -> dict[str, float]:
-    """The latency of normal requests, alone and beside 200 clients of each slow kind."""
-    module, flags = CLASSES[worker_class]
-    server = Server(f"{APPS / module}.py:app", *flags, "-w", "1", cwd=directory).start()
+def slow_clients(
+    directory: Path, worker_class: str, options: argparse.Namespace, problems: list[str]
+) -> dict[str, float]:
+    """The latency of normal requests, alone and beside many clients of each slow kind."""
+    file = directory / "file"
+    file.write_bytes(b"f" * FILE_BYTES)
+    server = _start(directory, worker_class, options.slow + 100, {"BIG_FILE": str(file)})
     row: dict[str, float] = {}
     try:
         server.wait_ready(1)
-        for kind, beginning in {"idle server": None, **SLOW_CLIENTS}.items():
-            with contextlib.ExitStack() as stack:
-                for _ in range(200 if beginning is not None else 0):
-                    client = stack.enter_context(
-                        socket.create_connection(("127.0.0.1", server.port), timeout=30)
-                    )
-                    client.sendall(beginning or b"")
-                with Load(server.port, {"raw-kept": 1, "raw-fresh": 1}) as load:
-                    load.wait_answers(2000, deadline_s=120)
-            problems += [f"{worker_class}, {kind}: {failure}" for failure in load.failures]
-            for name, value in percentiles(load.latencies).items():
-                row[f"{kind} {name}"] = value
+        _latency(server, "warming up", [])
+        for kind, beginning in SLOW_CLIENTS.items():
+            rounds: dict[str, list[dict[str, float]]] = {"alone": [], kind: []}
+            for _ in range(ROUNDS):
+                rounds["alone"].append(_latency(server, f"{worker_class}, {kind}", problems))
+                with contextlib.ExitStack() as stack:
+                    for _ in range(options.slow):
+                        client = stack.enter_context(_connect(server, kind == "never reading"))
+                        client.sendall(beginning)
+                    rounds[kind].append(_latency(server, f"{worker_class}, {kind}", problems))
+                # What is left of them, it sees before the next round.
+                time.sleep(1.0)
+            for name in ("p50_ms", "p99_ms"):
+                alone, beside = (
+                    statistics.median(found[name] for found in results)
+                    for results in rounds.values()
+                )
+                row[f"{kind} {name}"] = beside
+                row[f"{kind} alone {name}"] = alone
+            if beside > alone * SLOWDOWN_LIMIT:
+                problems.append(f"{worker_class}, {kind}: p99 {beside} ms, alone {alone} ms")
         server.stop()
     finally:
         server.kill_all()
     return row
+
+
+def _latency(server: Server, what: str, problems: list[str]) -> dict[str, float]:
+    with Load(server.port, {"raw-kept": 1, "raw-fresh": 1}) as load:
+        load.wait_answers(1000, deadline_s=120)
+    problems += [f"{what}: {failure}" for failure in load.failures]
+    return percentiles(load.latencies)
+
+
+def idle_connections(
+    directory: Path, worker_class: str, options: argparse.Namespace, problems: list[str]
+) -> dict[str, float]:
+    """The memory of a worker with connections that have asked once and keep still."""
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    server = _start(directory, worker_class, options.idle + 100, {})
+    try:
+        server.wait_ready(1)
+        (worker,) = server.wait_workers(1)
+        _latency(server, f"{worker_class}, warming up", problems)
+        before = memory(worker)
+        with contextlib.ExitStack() as stack:
+            for _ in range(options.idle):
+                client = stack.enter_context(_connect(server, small=False))
+                client.sendall(request)
+                read_response(client)
+            held = memory(worker) - before
+            beside = _latency(server, f"{worker_class}, idle connections", problems)
+        server.stop()
+    finally:
+        server.kill_all()
+    return {
+        "connections": options.idle,
+        "bytes_each": round(held / options.idle),
+        "MB_together": round(held / 1e6, 1),
+        **beside,
+    }
+
+
+def _start(
+    directory: Path, worker_class: str, connections: int, env: dict[str, str | None]
+) -> Server:
+    module, flags = CLASSES[worker_class]
+    return Server(
+        f"{APPS / module}.py:app",
+        *flags,
+        *("-w", "1", "--worker-connections", str(connections)),
+        # Nothing of what is held may end meanwhile.
+        *("--header-timeout", "600", "--body-timeout", "600", "--send-timeout", "600"),
+        *("--keep-alive", "600"),
+        cwd=directory,
+        env=env,
+    ).start()
+
+
+def _connect(server: Server, small: bool) -> socket.socket:
+    client = socket.socket()
+    client.settimeout(30)
+    if small:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", server.port))
+    return client
+
+
+def _raise_descriptor_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+RUN = {"reloads": reloads, "slow_clients": slow_clients, "idle_connections": idle_connections}
 
 
 def percentiles(latencies: list[float]) -> dict[str, float]:
@@ -173,28 +275,42 @@ def markdown(record: dict[str, dict[str, dict[str, float]]], options: argparse.N
         f"`make soak` on {now}, CPython {platform.python_version()}, {os.cpu_count()} cores, the"
         " load generator on the same ones.",
         "",
-        f"## {options.reloads} reloads of an app that takes {options.import_s:g} s to import",
-        "",
-        "Then six changes of the number of workers, and a stop; kept-alive and fresh connections"
-        " all the time. A failure is a refused, reset or cut connection, or any status but 200.",
-        "",
-        *table(record["reloads"]),
-        "",
-        "## 200 slow clients",
-        "",
-        "The latency of normal requests to one worker, alone and beside 200 connections that"
-        " have sent half a head, half a body, or nothing.",
-        "",
-        *table(record["slow_clients"]),
-        "",
-        "## WebSockets through rolling reloads",
-        "",
-        "Each has just sent five messages when the reload is asked for, gets them answered, then"
-        " 1012, and connects again; the time is for all of them, the longest of the reloads.",
-        "",
-        *table(record["websockets"]),
     ]
-    return "\n".join(lines) + "\n"
+    sections = {
+        "reloads": (
+            f"{options.reloads} reloads of an app that takes {options.import_s:g} s to import",
+            "Then six changes of the number of workers, and a stop; kept-alive and fresh"
+            " connections all the time. A failure is a refused, reset or cut connection, or any"
+            " status but 200.",
+        ),
+        "slow_clients": (
+            f"{options.slow:,} slow clients",
+            "The latency of normal requests to one worker, beside so many connections that have"
+            " sent half a head, half a body or nothing, or have asked for a file of 8 MB and never"
+            f" read; and alone, in turns ({ROUNDS} each, the median counts).",
+        ),
+        "idle_connections": (
+            f"{options.idle:,} idle connections",
+            "What the resident memory of one worker grows by, for each connection that has been"
+            " answered once and keeps still; and the latency of normal requests beside them.",
+        ),
+        "websockets": (
+            "WebSockets through rolling reloads",
+            "Each has just sent five messages when the reload is asked for, gets them answered,"
+            " then 1012, and connects again; the time is for all of them, the longest of the"
+            " reloads.",
+        ),
+    }
+    sections["http2_floods"] = (
+        "Floods over HTTP/2",
+        "The latency of normal requests to one worker, beside a client that sends what does no"
+        " good as fast as it can until the connection is ended, and comes again after"
+        f" {PAUSE_S * 1000:g} ms; and alone, in turns ({ROUNDS} each, the median counts).",
+    )
+    for part, (title, text) in sections.items():
+        if record.get(part):
+            lines += [f"## {title}", "", text, "", *table(record[part]), ""]
+    return "\n".join(lines)
 
 
 def table(rows: dict[str, dict[str, float]]) -> list[str]:

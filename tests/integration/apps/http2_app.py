@@ -1,4 +1,4 @@
-"""What a browser is shown over HTTP/2: a page that looks at how it came, and at a hundred others."""
+"""What a browser is shown over HTTP/2: a page that looks at how it and a hundred others came."""
 
 import asyncio
 import json

@@ -332,10 +332,43 @@ def test_tables_are_plain_when_piped(start: Start, capsys: pytest.CaptureFixture
     header, row = out.splitlines()
     assert code == 0
     assert header.split() == (
-        "slot pid gen state age requests busy req/s p50 p99 lag CPU RSS PSS last exit".split()
+        [
+            "slot",
+            "pid",
+            "gen",
+            "state",
+            "age",
+            "requests",
+            "busy",
+            "req/s",
+            "p50",
+            "p99",
+            "lag",
+            "CPU",
+            "RSS",
+            "PSS",
+            "last",
+            "exit",
+        ]
     )
     assert re.split(r"  +", row.strip()) == (
-        "1  4711  2  ready  75 s  1234  2  12  1.2 ms  250 ms  0  -  -  -  no heartbeat".split("  ")
+        [
+            "1",
+            "4711",
+            "2",
+            "ready",
+            "75 s",
+            "1234",
+            "2",
+            "12",
+            "1.2 ms",
+            "250 ms",
+            "0",
+            "-",
+            "-",
+            "-",
+            "no heartbeat",
+        ]
     )
     _, out, _ = run(capsys, "list")
     assert out.splitlines()[1].split()[:4] == ["shop", "7", "running", "2/2"]
@@ -471,8 +504,6 @@ def test_list_shows_a_server_that_does_not_answer(
 
 def test_the_users_own_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(
-        instances, "directories", lambda _environ, uid: asked.append(uid) or []
-    )
+    monkeypatch.setattr(instances, "directories", lambda _environ, uid: asked.append(uid) or [])
     assert target.running() == []
     assert asked == [os.geteuid()]

@@ -95,7 +95,7 @@ def test_a_server_that_takes_no_connection(path: str) -> None:
         waiting = []
         with pytest.raises(NoAnswer):  # noqa: PT012  how many fit is the kernel's affair
             for _ in range(10):
-                waiting.append(ControlClient(path, 0.05))
+                waiting.append(ControlClient(path, 0.05))  # noqa: PERF401  kept one by one
         assert waiting
         for client in waiting:
             client.close()

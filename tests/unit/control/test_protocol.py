@@ -71,9 +71,10 @@ def test_what_changes_the_server(command: str, changes: bool) -> None:
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_request_or_an_error(data: bytes) -> None:
     try:
-        assert parse_request(data).command in protocol.COMMANDS
-    except RequestError as error:
-        assert str(error)
+        request = parse_request(data)
+    except RequestError:
+        return  # the only error that bytes may cause
+    assert request.command in protocol.COMMANDS
 
 
 @given(
@@ -84,7 +85,7 @@ def test_any_split_gives_the_same_lines(lines: list[bytes], cuts: list[int]) -> 
     data = b"".join(each + b"\n" for each in lines)
     bounds = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     reader, found = LineReader(), []
-    for start, end in zip(bounds, bounds[1:]):
+    for start, end in zip(bounds, bounds[1:], strict=False):
         reader.feed(data[start:end])
         while (taken := reader.take()) is not None:
             found.append(taken)
@@ -94,7 +95,7 @@ def test_any_split_gives_the_same_lines(lines: list[bytes], cuts: list[int]) -> 
 
 def test_a_line_without_end_is_cut_off() -> None:
     reader = LineReader()
-    with pytest.raises(LineTooLong):
+    with pytest.raises(LineTooLong):  # noqa: PT012  which of them is too much is its affair
         for _ in range(100):
             reader.feed(b"x" * 10_000)
     assert len(reader) < 2 * protocol.MAX_REQUEST_BYTES

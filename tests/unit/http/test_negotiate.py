@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from h2frames import PREFACE
+
 from servo.http.events import Request
 from servo.http.negotiate import Sniffer, protocols, upgrade_settings
 

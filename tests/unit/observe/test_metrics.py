@@ -19,7 +19,7 @@ from servo.observe import scoreboard as board
 from servo.observe.facts import Facts
 from servo.observe.metrics import ListenerInfo, Reader, families, status, why_not_ready
 from servo.observe.prometheus import OPENMETRICS, TEXT, Exposition, negotiate
-from servo.observe.scoreboard import LATENCY_WORD, Scoreboard, count_response
+from servo.observe.scoreboard import Scoreboard, count_request, count_response
 
 
 @pytest.fixture
@@ -66,8 +66,7 @@ def scrape(reader: Reader, content_type: str = TEXT) -> Samples:
 def test_requests_latency_and_bytes(table, reader, content_type):
     row = worker(table)
     for method, code, ms in [("GET", 200, 1), ("GET", 200, 1), ("POST", 404, 30), ("BREW", 599, 1)]:
-        count_response(row, method, code)
-        row[LATENCY_WORD[(ms * 1_000_000).bit_length()]] += 1
+        count_request(row, method, code, ms * 1_000_000)
         row[board.LATENCY_SUM_NS] += ms * 1_000_000
     row[board.BYTES_IN], row[board.BYTES_OUT], row[board.IN_FLIGHT] = 5, 6, 7
     row[board.CONNECTIONS], row[board.ACCEPTED], row[board.SHED] = 8, 9, 10
@@ -199,6 +198,24 @@ def test_cpu_time_never_goes_back(table, facts, monkeypatch):
         assert reader.read().processes.cpu == seen[-1]  # not looked at again so soon
         now[0] += metrics.PROCESS_AGE_S / 2
     assert seen == [(5, 1), (5, 2), (5, 2), (6, 2)]
+
+
+def test_processes_are_looked_at_for_a_tenth_of_the_time_at_most(table, facts, monkeypatch):
+    now = [0.0]
+    reader = Reader(table, facts, [], clock=lambda: now[0])
+    looks: list[float] = []
+
+    def slow(_pid: int) -> None:
+        looks.append(now[0])
+        now[0] += 2.0
+
+    monkeypatch.setattr(procfs, "cpu_of_family", slow)
+    monkeypatch.setattr(procfs, "children_of", lambda _pid: [])
+    for _ in range(50):
+        reader.read()
+        reader.read(look_at_processes=False)
+        now[0] += 1.0
+    assert looks == [0.0, 20.0, 40.0]
 
 
 def test_drops_go_on_when_a_listener_is_made_anew():

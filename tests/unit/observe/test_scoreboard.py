@@ -13,13 +13,14 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from servo.observe import scoreboard as board
 from servo.observe.scoreboard import (
     LATENCY_BOUNDS_S,
+    LATENCY_BUCKET,
     LATENCY_BUCKETS,
-    LATENCY_WORD,
     NO_LOAD,
     ROW_WORDS,
     Scoreboard,
     ScoreboardError,
     ScoreboardFull,
+    count_request,
     count_response,
     latency_bucket,
     load_of,
@@ -27,7 +28,7 @@ from servo.observe.scoreboard import (
 
 NOW = 10**12
 MS = 1_000_000
-GET_2XX = board.METHOD_WORD["GET"] + 2
+GET_2XX = board.METHOD_0 + 1
 
 
 @pytest.fixture
@@ -64,6 +65,7 @@ def test_the_words_fit_in_whole_cache_lines_and_do_not_overlap():
         *range(board.METHOD_0, board.METHOD_0 + len(board.METHODS) * board.CLASSES),
         *range(board.STATUS_0, board.STATUS_0 + len(board.STATUS_CODES)),
         *range(board.STATUS_REST, board.STATUS_REST + board.CLASSES),
+        *range(board.OK_0, board.OK_0 + len(board.OK_METHODS) * LATENCY_BUCKETS),
     ]
     assert len(words) == len(set(words))
     assert max(words) < ROW_WORDS
@@ -126,9 +128,8 @@ def test_totals_survive_the_worker_and_gauges_do_not(table):
     for index in (first, second):
         row = table.row(index)
         for status in [200] * 9 + [503]:
-            count_response(row, "GET", status)
+            count_request(row, "GET", status, 3 * MS)
         row[board.BYTES_OUT] += 1000
-        row[LATENCY_WORD[(3 * MS).bit_length()]] += 10
     table.release(first)
     totals = table.totals()
     assert totals.requests == 20
@@ -162,7 +163,35 @@ def test_a_response_is_counted_by_method_class_and_code(
     place = totals.codes.index(1)
     rest = len(board.STATUS_CODES) + shown_class - 1
     assert place == (rest if shown_code is None else board.STATUS_CODES.index(shown_code))
-    assert board.METHOD_WORD.keys() == set(board.METHODS) - {"other"}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["GET", "POST", "HEAD", "PUT", "BREW"]),
+            st.sampled_from([101, 200, 201, 204, 299, 304, 404, 500, 599]),
+            st.integers(0, 10**12),
+        )
+    )
+)
+def test_however_requests_are_counted_the_sums_agree(served):
+    table = Scoreboard(2)
+    row = table.row(table.allocate(1, 1, 1))
+    for method, status, elapsed in served:
+        count_request(row, method, status, elapsed)
+    for _ in range(2):
+        totals = table.totals()
+        assert totals.requests == len(served) == sum(totals.latency) == sum(totals.codes)
+        assert sum(totals.statuses) == len(served)
+        of_get = totals.methods[board.METHODS.index("GET")]
+        for number, count in enumerate(of_get, 1):
+            assert count == sum(m == "GET" and s // 100 == number for m, s, _ in served)
+        for code, count in zip(board.STATUS_CODES, totals.codes, strict=False):
+            assert count == sum(status == code for _, status, _ in served)
+        for bucket, count in enumerate(totals.latency):
+            assert count == sum(latency_bucket(elapsed) == bucket for _, _, elapsed in served)
+        table.release(0)  # and the same from the base
+    table.close()
 
 
 # --- the gate's view ----------------------------------------------------------------------------
@@ -203,7 +232,7 @@ def test_the_largest_counts_still_make_a_load(table):
 @given(st.integers(0, 2**63))
 def test_a_latency_falls_below_its_buckets_bound_and_not_below_the_one_before(ns):
     bucket = latency_bucket(ns)
-    assert LATENCY_WORD[ns.bit_length()] == board.LATENCY_0 + bucket
+    assert LATENCY_BUCKET[ns.bit_length()] == bucket
     assert ns / 1e9 <= LATENCY_BOUNDS_S[bucket]
     if bucket:
         assert ns / 1e9 >= LATENCY_BOUNDS_S[bucket - 1]

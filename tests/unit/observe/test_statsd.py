@@ -16,10 +16,9 @@ from servo.observe.scoreboard import (
     LATENCY_BOUNDS_S,
     LATENCY_BUCKETS,
     LATENCY_SUM_NS,
-    LATENCY_WORD,
     LOG_ERROR,
     Scoreboard,
-    count_response,
+    count_request,
 )
 from servo.observe.statsd import StatsdClient, datagrams, durations
 
@@ -45,8 +44,7 @@ def server():
 
 
 def serve(row: memoryview, status: int, microseconds: int) -> None:
-    count_response(row, "GET", status)
-    row[LATENCY_WORD[(microseconds * 1000).bit_length()]] += 1
+    count_request(row, "GET", status, microseconds * 1000)
     row[LATENCY_SUM_NS] += microseconds * 1000
 
 

@@ -34,6 +34,8 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
     if isinstance(kind, types.TextList):
         if kind.item is types.network:
             return st.lists(st.ip_addresses().map(str) | st.sampled_from(["*", "10.0.0.0/8"]))
+        if setting.name == "control_allow":
+            return st.lists(st.sampled_from(["root", "root:read", "0:full"]))
         if isinstance(kind, Versions):
             return st.lists(st.sampled_from(["h1", "h2"]), min_size=1)
         items = word.map("NAME={}".format) if kind.item is types.assignment else word

@@ -1,0 +1,92 @@
+"""The latency of normal requests beside each flood over HTTP/2."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from integration.h2_floods import FLOODS, Flood
+from integration.server import APPS, Server
+
+Latency = Callable[[Server, str, list[str]], dict[str, float]]
+
+# What a client that was cut off needs to come back, across a network.
+PAUSE_S = 0.05
+
+
+def http2_floods(
+    directory: Path, latency: Latency, rounds: int, limit: float, problems: list[str]
+) -> dict[str, dict[str, float]]:
+    """A row for each flood: medians of the rounds, with it and without it in turns.
+
+    latency   measures a server: p50_ms and p99_ms
+    limit     how many times the p99 alone the p99 beside a flood may be
+    """
+    server = Server(
+        f"{APPS / 'asgi_app.py'}:app",
+        *("-k", "async", "-w", "1", "--http2-cleartext", "prior-knowledge"),
+        cwd=directory,
+    ).start()
+    rows: dict[str, dict[str, float]] = {}
+    try:
+        server.wait_ready(1)
+        latency(server, "warming up", [])
+        for name in FLOODS:
+            alone, beside, ended = [], [], 0
+            for _ in range(rounds):
+                alone.append(latency(server, f"http2, {name}", problems)["p99_ms"])
+                flood = start(server.port, name)
+                beside.append(latency(server, f"http2, {name}", problems)["p99_ms"])
+                ended += stop(flood)
+            rows[name] = {
+                "p99_ms": statistics.median(beside),
+                "alone p99_ms": statistics.median(alone),
+                "connections ended": ended,
+            }
+            print(f"http2, {name}: {rows[name]}", flush=True)
+            if rows[name]["p99_ms"] > limit * rows[name]["alone p99_ms"]:
+                problems.append(f"http2, {name}: {rows[name]}")
+            if not ended:
+                problems.append(f"http2, {name}: no connection was ended")
+        server.stop()
+    finally:
+        server.kill_all()
+    return rows
+
+
+def start(port: int, name: str) -> subprocess.Popen[str]:
+    """The flood in a process of its own: it must not hold up who measures."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(port), name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "flooding\n"
+    return process
+
+
+def stop(process: subprocess.Popen[str]) -> int:
+    """How many of its connections were ended."""
+    return int(process.communicate(timeout=60)[0])
+
+
+def main() -> None:
+    """Flood until standard input ends."""
+    port, name = sys.argv[1:]
+    with Flood(int(port), *FLOODS[name], pause_s=PAUSE_S) as flood:
+        time.sleep(0.2)
+        print("flooding", flush=True)
+        sys.stdin.read()
+    print(len(flood.codes))
+
+
+if __name__ == "__main__":
+    main()
