@@ -1,23 +1,24 @@
 """What counting, and serving the counts, costs a request: CPU time with it and without, in one run.
 
-    python3 bench/metrics.py                       both worker classes, about four minutes
-    python3 bench/metrics.py --rounds 60 --servers async
+    python3 bench/metrics.py                          both worker classes, about two minutes
+    python3 bench/metrics.py --duration 30 --servers async
 
-Three servers of a class live side by side on the first core: one with nothing measured
-(`uncounted.py`), one as it comes, and one whose metrics are scraped and sent to statsd each second.
-They take turns under load, a second each, so that whatever else the machine does meets all of them.
-The result is each one's lower quartile. Environment and load are `run.py`'s.
+One worker counts and does not count by turns (`alternating.py`), while its metrics are scraped
+every 5 s and sent to statsd each second; what the process that serves them uses is measured beside it. The
+figures are the lowest deciles over blocks of 500 requests. Environment and load are `run.py`'s.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import socket
 import statistics
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.request
@@ -27,114 +28,115 @@ from pathlib import Path
 import run
 
 CLASSES = {"sync": "apps:wsgi", "async": "apps:asgi"}
-KINDS = ("uncounted", "counted", "served")
-FIRST_PORT = run.PORT + 1
-METRICS_PORT = FIRST_PORT + len(KINDS)
-SLICE_S = 1.0
+WORKLOADS = ("hello", "browser")
+# Not `run.py`'s own, which may be at work beside this.
+run.PORT = 18_865
+run.BIND = f"127.0.0.1:{run.PORT}"
+METRICS_PORT = run.PORT + 1
+SCRAPE_S = 5.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--duration", type=float, default=15.0, help="seconds of each measurement")
     parser.add_argument("--servers", default="sync,async")
-    parser.add_argument("--workloads", default="hello,browser")
     parser.add_argument("--python", default=run.default_python())
     options = parser.parse_args()
-    rounds = max(3, min(options.rounds, 200))
-    workloads = run.chosen(parser, options.workloads, {"hello": 0, "browser": 0})
+    seconds = max(2.0, min(options.duration, 120.0))
+    classes = run.chosen(parser, options.servers, CLASSES)
     python = run.prepare(options.python)
-    rows = []
-    for name in run.chosen(parser, options.servers, CLASSES):
-        with contextlib.ExitStack() as stack:
-            statsd = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            statsd.bind(("127.0.0.1", 0))
-            sessions = {
-                kind: stack.enter_context(
-                    running(python, name, kind, FIRST_PORT + i, statsd.getsockname()[1])
-                )
-                for i, kind in enumerate(KINDS)
-            }
-            stack.enter_context(scraping())
-            for workload in workloads:
-                rows.append(f"| {name} | {workload} | {compare(sessions, workload, rounds)} |")
-                print(rows[-1], flush=True)
-    print("\n| worker | load | nothing measured | counted | and served | counted | and served |")
-    print("\n".join(["|---|---|---|---|---|---|---|", *rows]))
+    print("| worker | load | nothing counted | counted | more | serving it | more |")
+    print("|---|---|---|---|---|---|---|")
+    for name in classes:
+        for workload in WORKLOADS:
+            bare, counted, served = measure(python, name, workload, seconds)
+            cells = [name, workload, f"{bare:.2f} µs", f"{counted:.2f} µs"]
+            cells += [f"{(counted / bare - 1) * 100:.1f} %", f"{served:.3f} µs"]
+            cells.append(f"{((counted + served) / bare - 1) * 100:.1f} %")
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def compare(sessions: dict[str, int], workload: str, rounds: int) -> str:
-    """The cells of a row: µs a request of each kind; what it is more than with nothing measured."""
-    samples: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for number in range(rounds + 1):
-        turn = number % len(KINDS)
-        for kind in KINDS[turn:] + KINDS[:turn]:
-            run.PORT = FIRST_PORT + KINDS.index(kind)
-            run.BIND = f"127.0.0.1:{run.PORT}"
-            before = cpu_ns(sessions[kind])
-            load = run.generate(workload, SLICE_S)
-            if load["errors"] or not load["requests"]:
-                raise SystemExit(f"{kind}, {workload}: {load}")
-            if number:  # the first round only warms up
-                samples[kind].append((cpu_ns(sessions[kind]) - before) / load["requests"] / 1e3)
-    # Whatever else the machine does only ever adds: the quietest quarter is nearest to the truth.
-    quiet = {kind: statistics.quantiles(taken, n=4)[0] for kind, taken in samples.items()}
-    cells = [f"{value:.2f}" for value in quiet.values()]
-    cells += [f"{quiet[kind] / quiet['uncounted'] * 100 - 100:+.1f} %" for kind in KINDS[1:]]
-    return " | ".join(cells)
+def measure(python: str, name: str, workload: str, seconds: float) -> tuple[float, float, float]:
+    """µs a request: in the worker without counting and with it, and in the metrics process."""
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd,
+    ):
+        statsd.bind(("127.0.0.1", 0))
+        result = Path(directory, "result")
+        with running(python, name, result, statsd.getsockname()[1]) as arbiter, scraping():
+            run.generate(workload, run.WARM_UP_S)
+            exporter = exporter_of(arbiter)
+            before = cpu_ns(exporter)
+            load = run.generate(workload, seconds)
+            used = cpu_ns(exporter) - before
+        if load["errors"] or not load["requests"]:
+            raise SystemExit(f"{name}, {workload}: {load}")
+        # What else the machine does only ever adds: its quietest moments are nearest to the truth.
+        blocks = json.loads(result.read_text())
+        bare, counted = (statistics.quantiles(each, n=10)[0] for each in blocks)
+        return bare / 1e3, counted / 1e3, used / load["requests"] / 1e3
 
 
 @contextlib.contextmanager
-def running(python: str, name: str, kind: str, port: int, statsd_port: int) -> Iterator[int]:
-    """A server in a session of its own on the first core; every process of it ends with this."""
-    command = [python, *(["uncounted.py"] if kind == "uncounted" else ["-m", "servo"])]
-    command += ["--bind", f"127.0.0.1:{port}", "--workers", "1", "--log-level", "warning"]
-    command += ["-k", name, "--no-control-socket"]
-    if kind == "served":
-        command += ["--metrics-bind", f"127.0.0.1:{METRICS_PORT}"]
-        command += ["--statsd-host", f"127.0.0.1:{statsd_port}"]
+def running(python: str, name: str, result: Path, statsd_port: int) -> Iterator[int]:
+    """The server in a session of its own, all of it on the first core; ends with this."""
+    command = [python, "alternating.py", "--bind", run.BIND, "--workers", "1", "-k", name]
+    command += ["--metrics-bind", f"127.0.0.1:{METRICS_PORT}"]
+    command += ["--statsd-host", f"127.0.0.1:{statsd_port}", "--log-level", "warning"]
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SERVO_", "GUNICORN_"))}
     process = subprocess.Popen(
         [*command, CLASSES[name]],
         cwd=run.HERE,
-        env=env,
+        env={**env, "ALTERNATING_RESULT": str(result)},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
     run.pin(process.pid, first=True)
     try:
         end = time.monotonic() + 20
-        while socket.socket().connect_ex(("127.0.0.1", port)):
+        while not answers(run.PORT):
             if process.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"the {kind} server did not open its port")
+                raise SystemExit("the server did not open its port")
             time.sleep(0.05)
         yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
+            process.wait(10)
         for pid in run.members(process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def cpu_ns(session: int) -> int:
-    """CPU time of every thread of a session's processes, as the scheduler counts it: to the ns."""
-    total = 0
-    for pid in run.members(session):
-        for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-            with contextlib.suppress(OSError):
-                total += int(stat.read_text().split()[0])
-    return total
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def exporter_of(arbiter: int) -> int:
+    """The pid of the metrics process: the one that listens on its port."""
+    url = f"http://127.0.0.1:{METRICS_PORT}/status.json"
+    with urllib.request.urlopen(url, timeout=10) as response:
+        workers = {worker["pid"] for worker in json.load(response)["workers"]}
+    children = Path(f"/proc/{arbiter}/task/{arbiter}/children").read_text().split()
+    (pid,) = set(map(int, children)) - workers
+    return pid
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of a process with one thread, as the scheduler counts it: to the ns."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
 
 
 @contextlib.contextmanager
 def scraping() -> Iterator[None]:
-    """Ask for /metrics once a second meanwhile, sixty times as often as is usual."""
+    """Ask for /metrics every SCRAPE_S meanwhile, more often than is usual."""
     done = threading.Event()
 
     def scrape() -> None:
         url = f"http://127.0.0.1:{METRICS_PORT}/metrics"
-        while not done.wait(1.0):
+        while not done.wait(SCRAPE_S):
             with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
                 response.read()
 

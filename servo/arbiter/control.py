@@ -141,12 +141,15 @@ class Control:
 
     def wake_at(self) -> float:
         """When `tick` has something to do before the next second; infinity for nothing."""
-        return self._inquiries.wake_at() if self._inquiries is not None else float("inf")
+        if self._server is None or self._inquiries is None:
+            return float("inf")
+        return min(self._inquiries.wake_at(), self._server.wake_at())
 
     def tick(self, now: float) -> None:
         """Time has passed, or something has happened."""
         if self._server is None or self._inquiries is None:
             return
+        self._server.turn()
         self._inquiries.tick(now)
         if now >= self._next_second:
             self._next_second = now + _SECOND

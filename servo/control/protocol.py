@@ -96,6 +96,11 @@ class LineReader:
     def __len__(self) -> int:
         return len(self._buffer)
 
+    @property
+    def complete(self) -> bool:
+        """Whether there is a whole line to take."""
+        return b"\n" in self._buffer
+
     def feed(self, data: bytes) -> None:
         """Take in bytes. Raises LineTooLong when they can't be requests of a well-meaning peer."""
         self._buffer += data

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import struct
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from servo.control import protocol
@@ -41,6 +42,11 @@ _ACCEPTS_PER_TURN = 16
 _READ_BYTES = 16_384
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
+# Further requests of connections that have had an answer: so long at a time, then a pause of so
+# many times what they took.
+SLICE_S = 0.002
+SLICES_OFF = 4
+
 FULL = "full"
 READ = "read"
 
@@ -67,7 +73,9 @@ class Caller:
         self.gone = False
         self.following = False
         self.busy = False
+        self.queued = False
         self.serving = False
+        self.served = 0
         self.closing = False
         self.lines = LineReader()
         self.out = bytearray()
@@ -129,6 +137,9 @@ class ControlServer:
         self._clock = clock
         self._callers: dict[int, Caller] = {}
         self._accepting = True
+        self._first: deque[Caller] = deque()
+        self._more: deque[Caller] = deque()
+        self._more_at = 0.0
         epoll.register(sock.fileno(), select.EPOLLIN)
 
     def __len__(self) -> int:
@@ -146,7 +157,7 @@ class ControlServer:
             return
         if mask & select.EPOLLOUT:
             self._flush(caller)
-            self._serve(caller)
+            self._settle(caller)
         if caller.gone:
             return
         if caller.mask & select.EPOLLIN:
@@ -156,6 +167,26 @@ class ControlServer:
                 self._read(caller)
         elif mask & (select.EPOLLHUP | select.EPOLLERR):
             self._drop(caller)
+
+    def turn(self) -> None:
+        """To be called after `on_ready`, in each turn of the owner's loop: answer who waits.
+
+        The first request of each connection is answered at once; the others get a part of the time,
+        so that who asks without end keeps neither the owner nor other callers from their work.
+        """
+        while self._first:
+            self._answer(self._first.popleft())
+        if not self._more or self._clock() < self._more_at:
+            return
+        began = now = self._clock()
+        while self._more and now - began < SLICE_S:
+            self._answer(self._more.popleft())
+            now = self._clock()
+        self._more_at = now + SLICES_OFF * (now - began)
+
+    def wake_at(self) -> float:
+        """When the next `turn` has something to do; infinity for nothing."""
+        return self._more_at if self._more else float("inf")
 
     def tick(self) -> None:
         """To be called about once a second: silences are noticed, signs of life given."""
@@ -203,7 +234,7 @@ class ControlServer:
     def go_on(self, caller: Caller) -> None:
         """An answer has ended: the next request, if one waits."""
         caller.active_at = self._clock()
-        self._serve(caller)
+        self._settle(caller)
 
     # --- connections ------------------------------------------------------------------------------
 
@@ -245,7 +276,7 @@ class ControlServer:
     def _make_room(self) -> bool:
         idle = [caller for caller in self._callers.values() if not caller.busy]
         if idle:
-            self._drop(min(idle, key=lambda caller: caller.active_at))
+            self._drop(min(idle, key=lambda caller: (caller.queued, caller.active_at)))
         return bool(idle)
 
     def _drop(self, caller: Caller) -> None:
@@ -274,29 +305,36 @@ class ControlServer:
                 caller.lines.feed(data)
             except RequestError as error:
                 self._reject(caller, error)
-        self._serve(caller)
+        self._settle(caller)
 
-    def _serve(self, caller: Caller) -> None:
-        """Handle the requests that have come, one at a time."""
-        if caller.serving:
-            return  # one was answered at once: the loop below goes on
-        caller.serving = True
-        while not (caller.busy or caller.gone or caller.closing or caller.out):
-            try:
-                line = caller.lines.take()
-                if line is None:
-                    break
-                if line.strip():
-                    self._on_request(caller, protocol.parse_request(line))
-            except RequestError as error:
-                self._reject(caller, error)
-        caller.serving = False
+    def _settle(self, caller: Caller) -> None:
+        """Decide what comes next for this caller: its next request, more to read, or its end."""
+        if caller.gone or caller.serving:
+            return
+        free = not (caller.busy or caller.out or caller.closing or caller.queued)
+        if free and caller.lines.complete:
+            caller.queued = True
+            (self._more if caller.served else self._first).append(caller)
+        elif free and caller.eof:
+            self._drop(caller)
+            return
+        self._watch(caller)
+
+    def _answer(self, caller: Caller) -> None:
+        """Handle one request of a caller whose turn it is."""
+        caller.queued = False
         if caller.gone:
             return
-        if caller.eof and not caller.busy and not caller.out:
-            self._drop(caller)
-        else:
-            self._watch(caller)
+        caller.serving = True
+        caller.served += 1
+        try:
+            line = caller.lines.take()
+            if line is not None and line.strip():
+                self._on_request(caller, protocol.parse_request(line))
+        except RequestError as error:
+            self._reject(caller, error)
+        caller.serving = False
+        self._settle(caller)
 
     def _on_request(self, caller: Caller, request: protocol.Request) -> None:
         if request.changes and caller.access != FULL:
@@ -326,7 +364,7 @@ class ControlServer:
                 return
             del caller.out[:sent]
             caller.sent_at = self._clock()
-        if not caller.out and (caller.closing or (caller.eof and not caller.busy)):
+        if not caller.out and caller.closing:
             self._drop(caller)
             return
         self._watch(caller)
@@ -334,7 +372,7 @@ class ControlServer:
     def _watch(self, caller: Caller) -> None:
         mask = select.EPOLLOUT if caller.out else 0
         # While it is answered it is not read: so its requests wait in its own socket.
-        if not (caller.busy or caller.eof or caller.closing or caller.out):
+        if not (caller.busy or caller.queued or caller.eof or caller.closing or caller.out):
             mask |= select.EPOLLIN
         if mask != caller.mask:
             caller.mask = mask

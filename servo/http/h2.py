@@ -289,6 +289,7 @@ class H2Connection:
 
     def _open(self, number: int, request: Request) -> H2Stream:
         self.last_id = number
+        self._reader.earn(1)
         stream = self.streams[number] = H2Stream(self, number, request)
         return stream
 

@@ -338,7 +338,8 @@ def check_field_lines(part: bytes, section: int, new: int, count: int, limits: L
         end = part.find(b"\r\n", start)
         if end == start:
             return
-        # What is wrong behind the end of a limit must not be seen: cut elsewhere, the limit is first.
+        # What is wrong behind the end of a limit is not looked at: cut into other packets, the
+        # same bytes would meet the limit first.
         room = section + limits.header_total - 2 - start
         stop = _check_line(part, start, end, new, min(limits.header_field - 2, room))
         if stop - start > limits.header_field - 2:

@@ -41,7 +41,8 @@ class H2Limits:
     frame         bytes of a frame (the protocol's default, and least: 16384)
     header_list   bytes of a decoded head, with 32 for each field (gunicorn: 65536)
     control       frames that move no request on: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty or
-                  unknown ones (nghttp2's "glitches": 1000 at once, 33 a second)
+                  unknown ones; each frame of a response gives two back, for the windows that it
+                  makes needed, each request one (nghttp2's "glitches": 1000, 33 a second)
     resets        requests that the client made and took back, or made us take back: all of its
                   streams at once (nghttp2: 1000, 33 a second); each that is served gives one back
     """
@@ -50,5 +51,5 @@ class H2Limits:
     window: int = 65535
     frame: int = 16384
     header_list: int = 65536
-    control: tuple[int, int] = (1000, 100)
+    control: tuple[int, int] = (200, 100)
     resets: tuple[int, int] = (100, 33)

@@ -132,7 +132,7 @@ class Reader:
         self._successes = 0
 
     def read(self, *, look_at_processes: bool = True) -> Snapshot:
-        """All there is to see; memory and CPU time as they were last seen, if they are not wanted."""
+        """All there is to see; memory and CPU time as last seen, where they are not asked for."""
         facts = self.facts.read()
         queues = backlog.queues([listener.address for listener in self.listeners])
         dropped = sum(queue.drops or 0 for queue in queues if queue is not None)

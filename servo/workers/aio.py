@@ -126,7 +126,7 @@ class AsyncWorker(Worker):
         loop.add_signal_handler(signal.SIGTERM, self.on_terminate)
         loop.add_signal_handler(signal.SIGUSR1, self.reopen_logs)
         loop.add_reader(self.context.channel.fileno(), self.on_channel)
-        self.mailbox.attach(self, soon=loop.call_soon)
+        self.mailbox.attach(self, loop=loop)
         self._pidfd = os.pidfd_open(self.context.arbiter_pid)
         loop.add_reader(self._pidfd, self._on_arbiter_gone)
 

@@ -1,8 +1,8 @@
 """A worker's end of `servo.cluster`: messages go out from any thread, and come in by the channel.
 
-Any thread encodes its message, queues it on the shared channel and flushes that; the owner (the
-thread of the poller or the event loop) is woken only to watch a socket that is full. What an event
-loop's thread sends in one turn leaves by one system call.
+Any thread encodes its message, queues it on the shared channel and flushes that: when `send` has
+returned the message is on its way, before anything that its sender does next. The owner (the thread
+of the poller or the event loop) is woken only to watch a socket that is full.
 
 The owner reads: applications' messages go to the inbox, from which a `Runner` feeds the handlers;
 replies to whoever waits for them; the arbiter's own to the worker. A thread that waits for a reply
@@ -39,8 +39,6 @@ from servo.ipc.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from servo.ipc.channel import Channel
     from servo.observe.scoreboard import Scoreboard
     from servo.workers.handlers import Runner
@@ -89,13 +87,12 @@ class Mailbox:
         self._scoreboard = scoreboard
         self._owner: Owner | None = None
         self._owner_thread = threading.get_ident()
-        self._soon: Callable[[Callable[[], None]], object] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._anyone_reads = True  # until there is an owner
         self._runner: Runner | None = None
         self._turn = threading.Condition()  # to read the channel
         self._being_read = False
         self._deferred: deque[Message] = deque()
-        self._flush_due = False
         self._watching = False
         self._gone = ""
         self._forked = False
@@ -112,17 +109,17 @@ class Mailbox:
         self,
         owner: Owner,
         *,
-        soon: Callable[[Callable[[], None]], object] | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
         anyone_reads: bool = False,
     ) -> None:
         """The calling thread is the owner's, which reads the channel from now on.
 
-        soon          calls a function later in this turn of the owner's event loop
+        loop          the one that the owner runs, if any
         anyone_reads  the owner may be busy with a request while a thread waits for a reply
         """
         self._owner = owner
         self._owner_thread = threading.get_ident()
-        self._soon = soon
+        self._loop = loop
         self._anyone_reads = anyone_reads
         owner.wake()
 
@@ -189,7 +186,7 @@ class Mailbox:
         if self._anyone_reads:
             return await loop.run_in_executor(None, self.request, payload, topic, target, timeout)
         future: concurrent.futures.Future[str] | asyncio.Future[str]
-        if self._soon is not None and threading.get_ident() == self._owner_thread:
+        if loop is self._loop:
             answer = future = loop.create_future()
         else:
             future = concurrent.futures.Future()
@@ -249,16 +246,7 @@ class Mailbox:
             return False
         with self._counting:
             self._sent += 1
-        if self._soon is None or threading.get_ident() != self._owner_thread:
-            return self._flush()
-        if not self._flush_due:
-            self._flush_due = True
-            self._soon(self._flush_turn)
-        return True
-
-    def _flush_turn(self) -> None:
-        self._flush_due = False
-        self._flush()
+        return self._flush()
 
     def _flush(self) -> bool:
         """False: the arbiter is gone. Whoever reads finds out, too, and tells those who wait."""
@@ -274,9 +262,7 @@ class Mailbox:
 
     def on_wake(self) -> list[Message]:
         """To be called in the owner's thread after `Owner.wake`; what the arbiter has said."""
-        if self._channel.wants_write and not self._watching and self._owner is not None:
-            self._watching = True
-            self._owner.watch_channel(True)
+        self._watch()
         said = []
         while self._deferred:
             said.append(self._deferred.popleft())
@@ -289,9 +275,7 @@ class Mailbox:
         """
         if self._watching:
             self._flush()
-            if not self._channel.wants_write and self._owner is not None:
-                self._watching = False
-                self._owner.watch_channel(False)
+            self._watch()
         with self._turn:
             if self._being_read:
                 return []  # whoever reads leaves us what is ours, and wakes us
@@ -300,6 +284,13 @@ class Mailbox:
             return self._take()
         finally:
             self._end_turn()
+
+    def _watch(self) -> None:
+        """Watch for room in the socket just while something waits for it."""
+        # Again after a change: a thread that queued amid it has not woken us.
+        while self._owner is not None and self._watching != self._channel.wants_write:
+            self._watching = not self._watching
+            self._owner.watch_channel(self._watching)
 
     def _read_until(
         self, future: concurrent.futures.Future[str], deadline: float, *, to_self: bool

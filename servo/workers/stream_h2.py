@@ -213,7 +213,11 @@ class H2Protocol(asyncio.Protocol):
         for stream, event in events:
             if isinstance(event, Request):
                 assert stream is not None
-                self._begin(stream, event)
+                if stream.closed:
+                    # Taken back in the same breath: no application needs to hear of it.
+                    self._count_refused(CLIENT_CLOSED, event.method, event.target)
+                else:
+                    self._begin(stream, event)
                 continue
             channel = stream.driver if stream is not None else None
             if isinstance(event, Refused):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,11 @@ class StreamServer:
         # The other policies are about environs, where "_" and "-" can't be told apart.
         self.refuses_underscores = settings.header_map == "refuse"
         # Only an ASGI application can answer them; to others an upgrade is an ordinary request.
-        has_websockets = settings.websocket and worker.app.interface == "asgi"
+        has_websockets = (
+            settings.websocket
+            and worker.app.interface == "asgi"
+            and importlib.util.find_spec("websockets") is not None
+        )
         self.websockets = WebSockets(settings) if has_websockets else None
         self.http2 = _http2(settings)
         self.connections: set[StreamProtocol | WebSocketSession | H2Protocol | H2Channel] = set()

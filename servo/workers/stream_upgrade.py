@@ -1,28 +1,29 @@
-"""How an HTTP/1.1 connection becomes a WebSocket."""
+"""How an HTTP/1.1 connection becomes a WebSocket.
+
+The library that makes the frames is in an extra, so it is imported where a WebSocket is begun.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from servo.apps.asgi_websocket import WebSocketCall
 from servo.http.errors import ProtocolError
 from servo.http.events import Refused
-from servo.http.websocket import read_handshake
 from servo.workers.hooks import HookResponse
-from servo.workers.stream_websocket import WebSocketProtocol
 
 if TYPE_CHECKING:
     import asyncio
 
     from servo._types import Scope
     from servo.apps.asgi import ASGICall, Exchange
-    from servo.apps.asgi_websocket import HandshakeTransport
+    from servo.apps.asgi_websocket import HandshakeTransport, WebSocketCall
     from servo.http.events import Headers, Request
     from servo.http.h1 import H1Connection
     from servo.http.websocket import Handshake, WebSocketConnection
     from servo.settings.sources import Settings
     from servo.workers.hooks import HookRequest
     from servo.workers.stream_server import StreamServer
+    from servo.workers.stream_websocket import WebSocketProtocol
 
 
 class WebSockets:
@@ -37,6 +38,8 @@ class WebSockets:
 
     def handshake(self, request: Request, *, key: bool = True) -> Handshake:
         """Judge a request for a WebSocket; see `read_handshake`. Raises ProtocolError."""
+        from servo.http.websocket import read_handshake
+
         return read_handshake(request.headers, deflate=self.deflate, key=key)
 
     def call(
@@ -49,6 +52,8 @@ class WebSockets:
         transport: HandshakeTransport,
     ) -> WebSocketCall:
         """The call of a valid handshake, which counts as a request from here on."""
+        from servo.apps.asgi_websocket import WebSocketCall
+
         return WebSocketCall(
             server.adapter,
             template,
@@ -96,6 +101,8 @@ class WebSocketUpgrade:
         self, call: WebSocketCall, headers: Headers, connection: WebSocketConnection
     ) -> WebSocketProtocol:
         """See asgi_websocket.HandshakeTransport. The connection is another protocol's then."""
+        from servo.workers.stream_websocket import WebSocketProtocol
+
         server = self._server
         http = self._http
         assert server.websockets is not None

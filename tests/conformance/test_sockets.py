@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 from conformance.cases import GUNICORN_ABSENT, GUNICORN_FILE, Case, framing_cases
-from conformance.combinations import COMBINATIONS, PAGE, documented, play_all
+from conformance.combinations import (
+    COMBINATIONS,
+    PAGE,
+    as_documented,
+    documented,
+    play_all,
+)
 from conformance.player import Play, Player
 
 from integration.server import APPS, Server
@@ -21,12 +27,7 @@ pytestmark = pytest.mark.slow
 def test_every_case(parser: str, kind: str, tmp_path: Path) -> None:
     result = play_all(parser, kind, tmp_path)
     assert result.faults == []
-    written = documented()
-    different = {
-        name: (outcome, written.get(name))
-        for name, outcome in result.outcomes.items()
-        if outcome != written.get(name)
-    }
+    different = as_documented(kind, result.outcomes)
     assert different == {}, f"{PAGE.name} says otherwise: look why, then `make conformance`"
 
 

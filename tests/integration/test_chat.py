@@ -98,5 +98,7 @@ def test_a_chat_across_workers_and_through_reloads(serve: Callable[..., Server])
     for reader in readers:
         reader.join(DEADLINE_S)
         assert reader.failures == []
-        assert reader.lines[: len(said) - 1] == said[:-1]
+        # One order for all; it need not be that of the requests, which other workers took.
+        assert reader.lines[: len(said) - 1] == readers[0].lines[: len(said) - 1]
+        assert sorted(reader.lines[: len(said) - 1]) == sorted(said[:-1])
         assert len(reader.workers) >= 3  # one at least before, between and after the reloads

@@ -75,6 +75,9 @@ class Workers:
         self.ask(slot, "start ask", {"to": to, "topic": topic, "timeout": timeout})
         # Not before: the worker that is asked may be the one that has served this request.
         (self.directory / "go").touch()
+        if topic == "block":
+            # Nor the next request: a worker that has accepted it may be blocked before it is read.
+            self.wait_blocked(to)
 
     def wait_result(self, slot: int) -> Any:
         """What the first thread that was started in a worker has come to."""
@@ -165,7 +168,6 @@ def test_a_request_that_takes_too_long(start: Callable[..., Workers]) -> None:
     late = {"error": "RequestTimeout", "text": "no answer of worker 2 within 0.2 s"}
     assert workers.wait_result(1) == late
     assert workers.ask(3, "who")["slot"] == 3
-    workers.wait_blocked(2)
     workers.release()
     # The late reply is no other request's.
     assert workers.ask(2, "who")["slot"] == 2
@@ -177,7 +179,6 @@ def test_a_worker_that_does_not_handle_its_messages(start: Callable[..., Workers
     """It loses what does not fit; nobody waits for it, and the others lose nothing."""
     workers = start(3, "--timeout", "60")
     workers.start_ask(1, 2, "block", timeout=60)
-    workers.wait_blocked(2)
     rounds = 15
     for done in range(1, rounds + 1):
         # More at once than a queue holds would be dropped by the sender's own.
@@ -209,7 +210,6 @@ def test_a_worker_that_dies_in_between(start: Callable[..., Workers]) -> None:
     workers = start(3)
     old = workers.pid(2)
     workers.start_ask(1, 2, "block", timeout=60)
-    workers.wait_blocked(2)
     assert workers.ask(1, "send", {"count": 100, "to": 2}) == 100
     os.kill(old, signal.SIGKILL)
     workers.wait_gone(old)

@@ -29,6 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
+from control import hostile_callers, true_lists
 from http2_floods import PAUSE_S, http2_floods
 from kept_websockets import kept_websockets
 
@@ -52,7 +53,8 @@ SLOWDOWN_LIMIT = 2.0
 # The latency beside slow clients and without them is measured in turns, and the median counts.
 ROUNDS = 3
 FILE_BYTES = 8_000_000
-PARTS = ("reloads", "slow_clients", "idle_connections", "websockets", "http2_floods")
+PARTS = ("reloads", "slow_clients", "idle_connections", "websockets", "http2_floods", "control")
+CONTROL_S = 60.0
 
 
 def main() -> int:
@@ -79,6 +81,12 @@ def main() -> int:
             rows = http2_floods(Path(directory), _latency, ROUNDS, SLOWDOWN_LIMIT, problems)
             record["http2_floods"] = rows
             print(f"http2_floods: {json.dumps(rows)}", flush=True)
+    if options.only in (None, "control"):
+        record["control"] = {}
+        for name, measure in {"hostile callers": hostile_callers, "turmoil": true_lists}.items():
+            with tempfile.TemporaryDirectory(prefix="servo-soak-") as directory:
+                record["control"][name] = measure(Path(directory), CONTROL_S, problems)
+            print(f"control, {name}: {json.dumps(record['control'][name])}", flush=True)
     report = markdown(record, options)
     print("\n" + report)
     if options.save:
@@ -307,6 +315,13 @@ def markdown(record: dict[str, dict[str, dict[str, float]]], options: argparse.N
         " good as fast as it can until the connection is ended, and comes again after"
         f" {PAUSE_S * 1000:g} ms; and alone, in turns ({ROUNDS} each, the median counts).",
     )
+    sections["control"] = (
+        "The control socket",
+        "How long good commands take beside 100 connections that send garbage, half lines and"
+        " endless ones and never read, while the server serves, reloads and scales; and how often"
+        f" the list of workers was compared with the processes that there were, in {CONTROL_S:g} s"
+        " of random concurrent reloads, scalings, restarts and kills.",
+    )
     for part, (title, text) in sections.items():
         if record.get(part):
             lines += [f"## {title}", "", text, "", *table(record[part]), ""]
@@ -322,7 +337,7 @@ def table(rows: dict[str, dict[str, float]]) -> list[str]:
         f"|---|{'--:|' * len(names)}",
         *(
             f"| {measure.replace('_', ' ')} | "
-            + " | ".join(f"{rows[name][measure]:g}" for name in names)
+            + " | ".join(f"{row[measure]:g}" if measure in row else "" for row in rows.values())
             + " |"
             for measure in measures
         ),

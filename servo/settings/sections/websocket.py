@@ -14,7 +14,7 @@ SETTINGS = [
         default=True,
         section=_WEBSOCKET,
         help="Let ASGI apps accept WebSockets.",
-        details="Off: a request for one is an ordinary GET.",
+        details="Off, or without the package `websockets`: a request for one is an ordinary GET.",
     ),
     Setting(
         name="websocket_max_message_size",

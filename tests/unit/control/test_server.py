@@ -43,10 +43,11 @@ class House:
 
     def turn(self) -> None:
         """Everything that is ready now, until nothing is."""
-        while ready := self.epoll.poll(0):
+        while (ready := self.epoll.poll(0)) or self.server.wake_at() <= self.now:
             for fd, mask in ready:
                 if self.server.owns(fd):
                     self.server.on_ready(fd, mask)
+            self.server.turn()
 
     def connect(self) -> Client:
         client = Client(self.path, self)

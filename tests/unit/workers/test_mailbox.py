@@ -130,24 +130,6 @@ def test_a_message_leaves_at_once_with_its_sender(pair: Pair) -> None:
     assert (cluster.slot, cluster.pid) == (SLOT, os.getpid())
 
 
-def test_an_event_loop_sends_once_a_turn(pair: Pair) -> None:
-    turn: list[Any] = []
-    pair.attach(soon=turn.append)
-    for value in range(3):
-        cluster.send(value, to=1)
-    assert pair.said() == []
-    assert len(turn) == 1
-    turn.pop()()
-    assert pair.values() == [0, 1, 2]
-    # Another thread's does not wait for the loop.
-    thread = threading.Thread(target=lambda: cluster.send(3, to=1))
-    thread.start()
-    thread.join()
-    assert pair.values() == [3]
-    assert turn == []
-    assert pair.owner.wakes == 0
-
-
 def test_a_full_socket_is_left_to_the_owner(pair: Pair) -> None:
     pair.attach()
     long = "x" * 900_000
@@ -309,7 +291,7 @@ def test_coroutine_handlers_start_in_order(pair: Pair) -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        pair.attach(soon=loop.call_soon)
+        pair.attach(loop=loop)
         pair.mailbox.open(LoopRunner(pair.mailbox, loop))
         for value in range(3):
             pair.tell(value, kind=REQUEST, number=value)
@@ -338,7 +320,7 @@ def test_coroutines_under_way_are_bounded(pair: Pair, monkeypatch: pytest.Monkey
             await go_on.wait()
 
         loop = asyncio.get_running_loop()
-        pair.attach(soon=loop.call_soon)
+        pair.attach(loop=loop)
         pair.mailbox.open(LoopRunner(pair.mailbox, loop))
         for value in range(5):
             pair.tell(value)
@@ -468,7 +450,7 @@ def test_no_answer_and_a_late_one(pair: Pair) -> None:
 def test_asking_on_the_event_loop(pair: Pair) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        pair.attach(soon=loop.call_soon)
+        pair.attach(loop=loop)
         pair.mailbox.open(LoopRunner(pair.mailbox, loop))
         task = asyncio.ensure_future(cluster.arequest(0, to=1, timeout=30))
         while not pair.said():
