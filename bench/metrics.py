@@ -4,8 +4,8 @@
     python3 bench/metrics.py --duration 30 --servers async
 
 One worker counts and does not count by turns (`alternating.py`), while its metrics are scraped
-every 5 s and sent to statsd each second; what the process that serves them uses is measured beside it. The
-figures are the lowest deciles over blocks of 500 requests. Environment and load are `run.py`'s.
+every 5 s and sent to statsd each second; what the process that serves them uses is measured beside
+it. The figures are lowest deciles over blocks of 500 requests. Environment and load are `run.py`'s.
 """
 
 from __future__ import annotations

@@ -45,13 +45,19 @@ class Rates:
             self._looks.popleft()
 
     def of(self, serial: int) -> float:
-        """A worker's."""
-        if len(self._looks) < 2:
+        """A worker's; of one that is younger than the window, since it came."""
+        start, before = 0.0, 0
+        for time, rows, _ in self._looks:
+            if serial in rows:
+                start, before = start or time, before if start else rows[serial]
+                break
+            start = time
+        if not start or len(self._looks) < 2:
             return 0.0
-        (start, before, _), (end, after, _) = self._looks[0], self._looks[-1]
-        # One that is younger than the window has answered its first since then.
-        answered = after.get(serial, 0) - before.get(serial, 0)
-        return round(answered / (end - start), 1) if end > start else 0.0
+        end, after, _ = self._looks[-1]
+        return (
+            round((after.get(serial, before) - before) / (end - start), 1) if end > start else 0.0
+        )
 
     def total(self) -> float:
         """The server's."""

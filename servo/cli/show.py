@@ -226,7 +226,7 @@ def stack(result: dict[str, Any]) -> None:
         click.echo(f"\ntask {task['name']}, where it waits last:")
         click.echo(task["stack"].rstrip("\n") or "  (it runs right now, or has not begun)")
     if result["left_out"]:
-        click.echo(f"\n{result['left_out']} more tasks are left out")
+        click.echo(f"\n{result['left_out']} more stacks are left out")
 
 
 def config(result: dict[str, Any]) -> None:

@@ -82,10 +82,10 @@ def export(setup: ExporterSetup) -> int:
             if pages is not None:
                 pages.tick()
             if setup.statsd is not None:
-                setup.statsd.send(setup.reader.read(look_at_processes=False))
+                setup.statsd.look(setup.reader)
     if setup.statsd is not None:
         # What was counted since the last second.
-        setup.statsd.send(setup.reader.read(look_at_processes=False))
+        setup.statsd.look(setup.reader)
         setup.statsd.close()
     server.close()
     return 0

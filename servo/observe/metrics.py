@@ -131,20 +131,24 @@ class Reader:
         self._drops = _Growing()
         self._successes = 0
 
-    def read(self, *, look_at_processes: bool = True) -> Snapshot:
-        """All there is to see; memory and CPU time as last seen, where they are not asked for."""
+    def read(self, *, processes: bool = True, queues: bool = True) -> Snapshot:
+        """What there is to see; of what the kernel would have to be asked for, what is wanted."""
         facts = self.facts.read()
-        queues = backlog.queues([listener.address for listener in self.listeners])
-        dropped = sum(queue.drops or 0 for queue in queues if queue is not None)
+        found: list[Queue | None] = [None] * len(self.listeners)
+        if queues:
+            found = backlog.queues([listener.address for listener in self.listeners])
+            told = [queue.drops or 0 for queue in found if queue is not None]
+            if told:
+                self._drops.see(sum(told))
         return Snapshot(
             facts=facts,
             totals=self._growing(self.scoreboard.totals()),
             rows=self.scoreboard.snapshot(),
-            processes=self._look_at_processes(facts.pid) if look_at_processes else self._processes,
+            processes=self._look_at_processes(facts.pid) if processes else self._processes,
             listeners=self.listeners,
-            queues=queues,
-            drops=int(self._drops.see(dropped)),
-            overflows=backlog.overflows(),
+            queues=found,
+            drops=self._drops.total,
+            overflows=backlog.overflows() if queues else None,
             now_ns=now_ns(),
         )
 
@@ -446,17 +450,16 @@ def _queues(seen: Snapshot) -> Iterator[Family]:
 
 
 class _Growing:
-    """A count that starts anew now and then, as a counter that never goes back."""
+    """The increases of a count that goes back when a socket is closed: `total` never does."""
 
     def __init__(self) -> None:
-        self._base = self._last = 0.0
+        self.total = 0
+        self._last = 0
 
-    def see(self, value: float) -> float:
-        """The total, after the count was seen to be `value`."""
-        if value < self._last:
-            self._base += self._last
+    def see(self, value: int) -> None:
+        """The count is `value` now."""
+        self.total += max(value - self._last, 0)
         self._last = value
-        return self._base + value
 
 
 def _family(arbiter: int) -> list[int]:

@@ -27,7 +27,7 @@ from servo.settings.statsd import split_statsd_address
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from servo.observe.metrics import Snapshot
+    from servo.observe.metrics import Reader, Snapshot
 
 log = logging.getLogger("servo.error")
 
@@ -131,8 +131,10 @@ class StatsdClient:
         self._in_trouble = False
         self._before: Counts | None = None
 
-    def send(self, seen: Snapshot) -> None:
-        """Tell of what has changed since the last call; the first one only takes notice."""
+    def look(self, reader: Reader) -> None:
+        """Look at the server, and tell of what has changed since the last call; the first one only
+        takes notice."""
+        seen = reader.read(processes=False, queues=self._backlog)
         after = counts_of(seen)
         lines = [f"gunicorn.workers:{len(seen.rows)}|g"]
         if self._backlog:
@@ -156,7 +158,7 @@ class StatsdClient:
             self._in_trouble = False
 
     def close(self) -> None:
-        """Close the socket; `send` opens another."""
+        """Close the socket; `look` opens another."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -33,6 +33,7 @@ log = logging.getLogger("servo.error")
 
 # A report has to fit a frame of the channel (1 MiB) even if JSON writes each character as six.
 MAX_STACKS_CHARACTERS = 128 << 10
+MAX_STACK_CHARACTERS = 16 << 10
 MAX_REQUESTS = 200
 MAX_TARGET = 500
 
@@ -49,7 +50,8 @@ class LogTap:
         self._records: deque[list[Any]] = deque()
         self._characters = 0
         self._lost = 0
-        self._lock = threading.Lock()
+        # Reentrant: a signal's handler may log amid a line of its own thread.
+        self._lock = threading.RLock()
 
     def __call__(self, record: logging.LogRecord) -> None:
         """Take a record in, or count it where too many wait."""
@@ -92,17 +94,20 @@ def stacks(loop: asyncio.AbstractEventLoop | None) -> dict[str, Any]:
     budget = MAX_STACKS_CHARACTERS
     threads, tasks, left_out = [], [], 0
     for ident, frame in frames.items():
-        text = "".join(traceback.format_list(_telling(frame)))[-MAX_STACKS_CHARACTERS:]
+        text = "".join(traceback.format_list(_telling(frame)))[-MAX_STACK_CHARACTERS:]
         budget -= len(text)
-        threads.append({"name": names.get(ident, f"thread {ident}"), "stack": text})
+        if budget < 0:
+            left_out += 1
+        else:
+            threads.append({"name": names.get(ident, f"thread {ident}"), "stack": text})
     for task in asyncio.all_tasks(loop) if loop is not None else ():
-        text = "".join(traceback.format_list(task_frames(task)))
+        text = "".join(traceback.format_list(task_frames(task)))[-MAX_STACK_CHARACTERS:]
         budget -= len(text)
         if budget < 0:
             left_out += 1
         else:
             tasks.append({"name": task.get_name(), "stack": text})
-    return {"threads": threads[:100], "tasks": tasks, "left_out": left_out}
+    return {"threads": threads, "tasks": tasks, "left_out": left_out}
 
 
 def _telling(frame: FrameType) -> list[traceback.FrameSummary]:

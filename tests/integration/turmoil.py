@@ -191,7 +191,7 @@ def workers_of(server: Server) -> list[int]:
 def _channels(pid: int) -> bool:
     """A worker has a dump file; a check of the configuration, and one just forked, has none."""
     try:
-        links = [os.readlink(entry) for entry in os.scandir(f"/proc/{pid}/fd")]
+        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
         return False
     return any("servo-dump" in link for link in links)

@@ -414,3 +414,41 @@ def test_safe_text_is_one_printable_line_without_quotes(text):
 def test_stdout_is_not_needed(monkeypatch, path):
     monkeypatch.setattr(sys, "stdout", None)
     setup_logging(settings(errorlog=str(path)))
+
+
+# --- taps and events --------------------------------------------------------------------------
+
+
+def test_a_tap_sees_what_the_log_gets_whatever_the_users_configuration(tmp_path):
+    seen = []
+    log.set_tap(lambda record: seen.append(log.message_of(record)))
+    try:
+        user = {"version": 1, "loggers": {"gunicorn.error": {"handlers": ["console"]}}}
+        for configuration in ({}, user, {}):
+            setup_logging(settings(errorlog=str(tmp_path / "log"), logconfig_dict=configuration))
+            logging.getLogger("servo.error").info("one %s", "line")
+            logging.getLogger("servo.error").debug("not of this level")
+    finally:
+        log.set_tap(None)
+    logging.getLogger("servo.error").info("nobody hears this")
+    assert seen == ["one line"] * 3
+
+
+def test_the_text_of_a_record_has_its_traceback_and_survives_a_bad_one():
+    try:
+        raise RuntimeError("it broke")
+    except RuntimeError:
+        information = sys.exc_info()
+    record = logging.LogRecord("servo.error", 40, "a.py", 1, "no: %s", ("x",), information)
+    text = log.message_of(record)
+    assert text.startswith("no: x\nTraceback")
+    assert text.endswith("RuntimeError: it broke")
+    bad = logging.LogRecord("servo.error", 40, "a.py", 1, "%d of %d", ("x",), None)
+    assert log.message_of(bad) == "%d of %d"
+
+
+def test_an_event_is_a_field_of_its_own_in_json_only():
+    record = logging.LogRecord("servo.error", 20, "a.py", 1, "worker 1 is ready", (), None)
+    record.event = {"name": "ready", "slot": 1}
+    assert json.loads(JSONFormatter().format(record))["event"] == {"name": "ready", "slot": 1}
+    assert "slot" not in TextFormatter().format(record)

@@ -213,14 +213,16 @@ def test_processes_are_looked_at_for_a_tenth_of_the_time_at_most(table, facts, m
     monkeypatch.setattr(procfs, "children_of", lambda _pid: [])
     for _ in range(50):
         reader.read()
-        reader.read(look_at_processes=False)
+        reader.read(processes=False, queues=False)
         now[0] += 1.0
     assert looks == [0.0, 20.0, 40.0]
 
 
-def test_drops_go_on_when_a_listener_is_made_anew():
+def test_drops_never_go_back_when_a_listener_is_closed():
     growing = metrics._Growing()
-    assert [growing.see(value) for value in (3, 5, 1, 2)] == [3, 5, 6, 7]
+    for value, total in ((3, 3), (5, 5), (1, 5), (2, 6), (0, 6), (4, 10)):
+        growing.see(value)
+        assert growing.total == total
 
 
 def test_a_scrape_while_rows_are_folded_is_right(table, reader):

@@ -1,0 +1,169 @@
+"""What a worker tells of itself: its stacks, requests and log lines, all within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from servo.ipc.channel import MAX_FRAME_BYTES, ChannelClosed, channel_pair
+from servo.ipc.messages import LogRecords, encode
+from servo.workers import insight
+from servo.workers.base import Worker
+from servo.workers.context import REQUESTS_SIGNAL
+
+
+def record(text: str, level: int = logging.INFO) -> logging.LogRecord:
+    return logging.LogRecord("servo.error", level, "a.py", 1, text, (), None)
+
+
+def test_records_are_sent_once() -> None:
+    tap = insight.LogTap()
+    arbiter, worker = channel_pair()
+    tap(record("one"))
+    tap(record("two", logging.ERROR))
+    tap.send(worker)
+    tap.send(worker)
+    (message,) = arbiter.receive()
+    assert isinstance(message, LogRecords)
+    assert [(level, text) for _, level, text in message.records] == [
+        ("info", "one"),
+        ("error", "two"),
+    ]
+    assert message.lost == 0
+    arbiter.close()
+    worker.close()
+
+
+def test_too_many_records_are_counted_and_any_fit_a_frame() -> None:
+    tap = insight.LogTap()
+    for _ in range(1000):
+        tap(record("\u2603" * 5000))
+    for _ in range(1000):
+        tap(record("short"))
+    arbiter, worker = channel_pair()
+    tap.send(worker)
+    received: list[Any] = []
+    while not received:
+        worker.flush()
+        received = arbiter.receive()
+    (message,) = received
+    assert isinstance(message, LogRecords)
+    assert message.lost == 2000 - len(message.records)
+    assert len(encode(message)) < MAX_FRAME_BYTES
+    # The next look begins afresh.
+    tap(record("later"))
+    tap.send(worker)
+    (message,) = arbiter.receive()
+    assert isinstance(message, LogRecords)
+    assert [text for _, _, text in message.records] == ["later"]
+    arbiter.close()
+    worker.close()
+
+
+def test_an_arbiter_that_does_not_read_gets_no_more() -> None:
+    tap = insight.LogTap()
+    arbiter, worker = channel_pair()
+    while not worker.wants_write:
+        tap(record("x" * 8000))
+        tap.send(worker)
+    tap(record("waits"))
+    tap.send(worker)
+    texts: list[str] = []
+    while "waits" not in texts:
+        for message in arbiter.receive():
+            assert isinstance(message, LogRecords)
+            texts += [text for _, _, text in message.records]
+        tap.send(worker)
+    arbiter.close()
+    with pytest.raises(ChannelClosed):  # noqa: PT012  which of them fails is its affair
+        while True:
+            tap(record("x"))
+            tap.send(worker)
+    tap(record("x"))
+    tap.send_last(worker)
+    worker.close()
+
+
+def test_stacks_of_threads() -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def waits_here() -> None:
+        inside.set()
+        leave.wait()
+
+    thread = threading.Thread(target=waits_here, name="a-thread")
+    thread.start()
+    inside.wait()
+    found = insight.stacks(None)
+    leave.set()
+    thread.join()
+    stacks = {each["name"]: each["stack"] for each in found["threads"]}
+    assert "in waits_here" in stacks["a-thread"]
+    assert "in test_stacks_of_threads" in stacks["MainThread"]
+    assert (found["tasks"], found["left_out"]) == ([], 0)
+
+
+def test_stacks_of_tasks_to_their_depth_and_within_bounds() -> None:
+    async def deep() -> None:
+        await asyncio.Event().wait()
+
+    async def outer() -> None:
+        await deep()
+
+    async def main() -> dict[str, Any]:
+        tasks = [asyncio.create_task(outer(), name=f"task {number}") for number in range(3000)]
+        await asyncio.sleep(0)
+        found = insight.stacks(asyncio.get_running_loop())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return found
+
+    found = asyncio.run(main())
+    waiting = [task["stack"] for task in found["tasks"] if "in outer" in task["stack"]]
+    assert all("in deep" in stack for stack in waiting)
+    assert 0 < len(found["tasks"]) < 3001
+    assert found["left_out"] == 3001 - len(found["tasks"])
+    assert len(json.dumps(found)) < MAX_FRAME_BYTES
+
+
+def test_requests_are_the_oldest_first_and_not_all() -> None:
+    now = 10**12
+    requests = [(now - n * 10**9, "GET", b"/%d" % n, "192.0.2.1") for n in range(500)]
+    found = insight.running(requests, now)
+    assert found["total"] == 500
+    assert len(found["requests"]) == insight.MAX_REQUESTS
+    assert found["requests"][0] == {
+        "method": "GET",
+        "target": "/499",
+        "client": "192.0.2.1",
+        "seconds": 499.0,
+    }
+    (long,) = insight.running([(now, "GET", b"/" * 9000, "")], now)["requests"]
+    assert len(long["target"]) == insight.MAX_TARGET
+
+
+@pytest.mark.skipif(not REQUESTS_SIGNAL, reason="there are no spare signals here")
+def test_a_busy_main_thread_answers_a_signal() -> None:
+    before = signal.getsignal(REQUESTS_SIGNAL)
+    reader, writer = os.pipe()
+    worker = SimpleNamespace(requests_report=lambda: {"requests": [], "total": 0})
+    insight.answer_requests_signal(cast("Worker", worker), writer)
+    try:
+        signal.raise_signal(REQUESTS_SIGNAL)
+        assert json.loads(os.read(reader, 1000)) == {"requests": [], "total": 0}
+        # The application must not get to see what goes wrong here.
+        worker.requests_report = lambda: 1 / 0
+        signal.raise_signal(REQUESTS_SIGNAL)
+    finally:
+        signal.signal(REQUESTS_SIGNAL, before)
+        os.close(reader)
+        os.close(writer)
