@@ -333,8 +333,11 @@ class H2Protocol(asyncio.Protocol):
             transport.write(rest)
         self._lingering = True
         now = monotonic_ns()
-        fd = transport.get_extra_info("socket").fileno()
-        self._ending = Linger(fd, self.server.settings.send_timeout, now)
+        sock = transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            transport.close()  # the loop was faster
+            return
+        self._ending = Linger(sock.fileno(), self.server.settings.send_timeout, now)
         self.deadline_ns = now + int(LINGER_S * 1e9)
         if transport.can_write_eof() and not self._eof and not self._http.leaving:
             # Bytes that come after a close would reset the connection, and take our last with it.
