@@ -260,8 +260,7 @@ class Control:
         self._show(caller, self._events, self._event_followers, args["follow"])
 
     def _show(self, caller: Caller, ring: Ring, followers: list[Caller], follow: bool) -> None:
-        for record in ring:
-            caller.note(record)
+        caller.notes(ring)
         if follow:
             caller.following = True
             followers.append(caller)

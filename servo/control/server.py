@@ -19,7 +19,7 @@ from servo.control import protocol
 from servo.control.protocol import LineReader, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 log = logging.getLogger("servo.error")
 
@@ -86,13 +86,21 @@ class Caller:
 
     def note(self, note: dict[str, Any]) -> None:
         """Send a part of a long answer; it is counted instead where the caller doesn't read."""
-        if len(self.out) > MAX_NOTES_BYTES:
-            self.lost += 1
-            return
-        if self.lost:
-            self.out += protocol.lost_line(self.lost)
-            self.lost = 0
-        self._server.send(self, protocol.note_line(note))
+        self.notes((note,))
+
+    def notes(self, notes: Iterable[dict[str, Any]]) -> None:
+        """Send several at once."""
+        data = bytearray()
+        for note in notes:
+            if len(self.out) + len(data) > MAX_NOTES_BYTES:
+                self.lost += 1
+                continue
+            if self.lost:
+                data += protocol.lost_line(self.lost)
+                self.lost = 0
+            data += protocol.note_line(note)
+        if data:
+            self._server.send(self, data)
 
     def done(self, result: dict[str, Any]) -> None:
         """End the answer well."""
@@ -218,7 +226,7 @@ class ControlServer:
 
     # --- what callers use -------------------------------------------------------------------------
 
-    def send(self, caller: Caller, data: bytes) -> None:
+    def send(self, caller: Caller, data: bytes | bytearray) -> None:
         """Send, or keep what the socket doesn't take now, within the bounds."""
         if caller.gone:
             return

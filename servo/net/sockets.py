@@ -13,7 +13,7 @@ def has_unread(fd: int) -> bool:
     """Whether the kernel holds bytes of a TCP or Unix connection that nobody has read."""
     try:
         count = fcntl.ioctl(fd, _SIOCINQ, b"\0\0\0\0")
-    except OSError:
+    except (OSError, ValueError):  # it is closed
         return False
     return count != bytes(4)
 

@@ -10,9 +10,8 @@ from servo.observe.scoreboard import (
     BYTES_IN,
     BYTES_OUT,
     IN_FLIGHT,
-    LATENCY_BUCKET,
     LATENCY_SUM_NS,
-    OK_WORD,
+    OK_WORDS,
     count_request,
     count_response,
 )
@@ -82,9 +81,12 @@ class Meter:
         now = monotonic_ns()
         elapsed = now - started_ns
         row[IN_FLIGHT] -= 1
-        if status == 200 and request.method in OK_WORD:
+        if status == 200:
             # As `count_request` does, without the call.
-            row[OK_WORD[request.method] + LATENCY_BUCKET[elapsed.bit_length()]] += 1
+            try:
+                row[OK_WORDS[request.method][elapsed.bit_length()]] += 1
+            except KeyError:
+                count_request(row, request.method, status, elapsed)
         else:
             count_request(row, request.method, status, elapsed)
         # Writing a word costs a third of reading and writing it.

@@ -241,8 +241,7 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
         if call is not None:
             self.call = None
             self._give_up(call, CLIENT_CLOSED)
-        if self._drain_waiter is not None:
-            self._wake_drained()
+        self._wake_drained()
         server.worker.connection_closed()
 
     def pause_writing(self) -> None:
@@ -364,13 +363,12 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
     def _refuse(self, event: Refused) -> None:
         log.debug("Refused a request of %s: %s", self.peer_name, event.error)
         call = self.call
+        status = event.error.status
         if call is not None:
             self.call = None
-            self._give_up(call, event.error.status)
+            self._give_up(call, status)
         else:
-            self._server.meter.refused(
-                event.error.status, event.method, event.target, self.peer_name
-            )
+            self._server.meter.refused(status, event.method, event.target, self.peer_name)
         self._transport.write(self._http.refuse(event))
         self._hang_up(linger=True)
 
@@ -532,7 +530,9 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
         self._expires_in(LINGER_S)
 
     def _fd(self) -> int:
-        return int(self._transport.get_extra_info("socket").fileno())
+        """-1 once the loop has closed the socket, which it may do at once over TLS."""
+        sock = self._transport.get_extra_info("socket")
+        return int(sock.fileno()) if sock else -1
 
     def drain(self, idle_s: float, fresh_s: float) -> None:
         """Answer what has come; a silent client is cut after `idle_s`, one that has not asked for

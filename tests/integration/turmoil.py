@@ -16,6 +16,7 @@ from integration.server import (
     DEADLINE_S,
     REPOSITORY,
     Server,
+    command_line,
     environment,
     processes,
     wait_for,
@@ -180,21 +181,15 @@ def kill_one(server: Server, chance: random.Random) -> None:
 
 
 def workers_of(server: Server) -> list[int]:
-    """The arbiter's children that are workers: not those that read a configuration."""
+    """The arbiter's children that are workers, by their own word: the title that each gives itself.
+
+    Not those that read a configuration, and none of either kind that was forked just now.
+    """
     return [
         process.pid
         for process in processes()
-        if process.parent == server.pid and _channels(process.pid)
+        if process.parent == server.pid and command_line(process.pid).startswith("servo: worker")
     ]
-
-
-def _channels(pid: int) -> bool:
-    """A worker has a dump file; a check of the configuration, and one just forked, has none."""
-    try:
-        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    except OSError:
-        return False
-    return any("servo-dump" in link for link in links)
 
 
 def compare(server: Server, client: ControlClient) -> None:
