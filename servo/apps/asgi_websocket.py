@@ -7,15 +7,23 @@ has a `Channel`, which is the open connection.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from servo.apps.asgi import ERROR_BODY, READY, AppError, Ready, Transport, is_consequence
+from servo.apps.asgi import (
+    ERROR_BODY,
+    PIECES_A_TURN,
+    READY,
+    AppError,
+    Ready,
+    Transport,
+    is_consequence,
+)
 from servo.http.errors import ClientDisconnected, LocalProtocolError
 from servo.http.websocket import ABNORMAL, INTERNAL_ERROR, NORMAL
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Coroutine
 
     from servo._types import Scope
@@ -85,6 +93,7 @@ class WebSocketCall:
         "_max_message_size",
         "_max_queue",
         "_phase",
+        "_pieces",
         "_transport",
         "_waiter",
         "_waiting_bytes",
@@ -118,6 +127,7 @@ class WebSocketCall:
         self._max_queue = max_queue
         self._max_message_size = max_message_size
         self._phase = _CONNECTING
+        self._pieces = 0
         self._channel: Channel | None = None
         self._inbox: deque[Message] = deque([{"type": "websocket.connect"}])
         self._waiting_bytes = 0
@@ -237,7 +247,10 @@ class WebSocketCall:
             if not isinstance(data, str):
                 raise AppError("websocket.send with neither bytes nor text")
         channel.send(data)
-        return READY if channel.writable else channel.drained()
+        if not channel.writable:
+            return channel.drained()
+        self._pieces += 1
+        return READY if self._pieces % PIECES_A_TURN else asyncio.sleep(0)
 
     def _send_other(self, message: Message) -> Awaitable[None]:
         kind = message["type"]

@@ -106,7 +106,7 @@ class Pages:
         self._reader = reader
         self._clock = clock
         self._exposition: Exposition = Exposition(reader, directory)
-        self._pids = _pids_of_files(directory)
+        self._directory = directory
         self._cached: dict[str, tuple[float, Answer]] = {}
         self._pages: dict[bytes, Callable[[Request], Answer]] = {
             b"/metrics": self._metrics,
@@ -131,12 +131,14 @@ class Pages:
             return Answer(500, _TEXT, b"See the server's log\n")
 
     def tick(self) -> None:
-        """Once a second: remove what workers that are gone have left of themselves."""
-        rows = self._reader.scoreboard.snapshot()
-        pids = {row.pid for row in rows}
-        for pid in self._pids - pids:
-            self._exposition.forget(pid)
-        self._pids = pids
+        """Once a second: remove what workers that are gone have left of themselves.
+
+        By their files: a worker may come and go between two looks at the scoreboard.
+        """
+        left = _pids_of_files(self._directory)
+        for pid in left.difference(row.pid for row in self._reader.scoreboard.snapshot()):
+            if not os.path.exists(f"/proc/{pid}"):  # else it is a worker's child, say
+                self._exposition.forget(pid)
 
     def _metrics(self, request: Request) -> Answer:
         # Several Accept fields mean one list (RFC 9110 section 5.3).
@@ -176,7 +178,7 @@ class Pages:
 
 
 def _pids_of_files(directory: str | None) -> set[int]:
-    """Whose living-process metrics lie there: of workers that ended while nobody looked, too."""
+    """Whose living-process metrics lie there."""
     if directory is None or not os.path.isdir(directory):
         return set()
     return {

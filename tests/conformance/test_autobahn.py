@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,11 +13,18 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def test_the_quick_cases(tmp_path: Path) -> None:
-    pytest.importorskip("kosoku", reason="kosoku, which plays the cases, is not installed")
-    from conformance.autobahn import QUICK, play
-
-    results = play(tmp_path, (), QUICK)
-    assert len(results) > 200
-    failed = [f"{r!r}: {r.result} {r.result_close}" for r in results if not r.passed]
-    assert failed == []
+def test_the_quick_cases() -> None:
+    if importlib.util.find_spec("kosoku") is None:
+        pytest.skip("kosoku, which plays the cases, is not installed")
+    # In a process of its own: kosoku brings a stand-in for pkg_resources along.
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("autobahn.py")), "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    played = re.search(r"^quick: (\d+) cases", done.stdout, re.MULTILINE)
+    assert played is not None
+    assert int(played[1]) > 200

@@ -174,7 +174,8 @@ def test_readiness_fails_before_the_drain_begins(serve: Serve) -> None:
 
 
 def test_the_probe_answers_to_the_end_of_the_drain(serve: Serve) -> None:
-    server, metrics = serve_with_metrics(serve, WSGI, "-k", "sync", "-w", "1")
+    # A busy `sync` worker would close its listener when it is done, and be gone.
+    server, metrics = serve_with_metrics(serve, WSGI, "-k", "thread", "-w", "1")
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
         client.sendall(b"GET /slow?s=5 HTTP/1.1\r\nHost: x\r\n\r\n")
         metrics.wait_value(1, "servo_requests_in_flight")

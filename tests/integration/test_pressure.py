@@ -3,6 +3,7 @@ notice nothing."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import select
 import socket
@@ -123,6 +124,9 @@ def check_storing(server: Server, refusal: int, size: int) -> None:
 # --- memory ---------------------------------------------------------------------------------------
 
 
+CHUNKED = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 def test_header_bombs(serve: Serve, worker_class: str) -> None:
     server = serve(*class_args(worker_class), "-w", "1")
     (worker,) = workers = server.wait_workers(1)
@@ -135,11 +139,9 @@ def test_header_bombs(serve: Serve, worker_class: str) -> None:
         (b"GET / HTTP/1.1\r\nHost: a\r\n", b"A: b\r\n" * 8192),
         (b"GET / HTTP/1.1\r\nHost: a\r\n", (b"A: " + b"b" * 8000 + b"\r\n") * 8),
         (b"\r\n", b"\r\n" * 32768),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"e" * 65536),
-        (
-            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
-            b"A: b\r\n" * 8192,
-        ),
+        # To where the application waits for the body: else it may have answered by then.
+        (CHUNKED + b"1;", b"e" * 65536),
+        (CHUNKED + b"0\r\n", b"A: b\r\n" * 8192),
     ]:
         with many(server, 20) as clients:
             for client in clients:
@@ -262,6 +264,32 @@ def test_disconnect_ends_a_stream(serve: Serve, worker_class: str) -> None:
         assert len(client.recv(100_000)) > 100
     server.wait_log("the endless body has ended")
     check_healthy(server, workers)
+
+
+@pytest.mark.parametrize("worker_class", ["thread", "async"])
+def test_a_stream_to_a_fast_client_leaves_others_their_turn(
+    serve: Serve, worker_class: str
+) -> None:
+    """One that takes all there is, as fast as the application makes it, and one that goes."""
+    server = serve(*class_args(worker_class), "-w", "1")
+    workers = server.wait_workers(1)
+    with connect(server) as greedy, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        greedy.sendall(request("/endless"))
+        taken = pool.submit(read_bytes, greedy, 200_000_000)
+        for _ in range(20):
+            with connect(server) as hasty:
+                hasty.sendall(request("/endless"))
+                assert len(hasty.recv(100_000)) > 100
+            assert status(talk(server, request())) == 200
+        taken.result()
+    check_healthy(server, workers)
+
+
+def read_bytes(client: socket.socket, count: int) -> None:
+    while count > 0:
+        got = len(client.recv(1 << 20))
+        assert got, "the stream has ended"
+        count -= got
 
 
 def test_files_that_nobody_reads(serve: Serve, worker_class: str, big_file: Path) -> None:

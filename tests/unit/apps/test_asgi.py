@@ -232,6 +232,25 @@ def test_back_pressure_holds_the_application():
     assert asyncio.run(main()).wire.complete == 1
 
 
+def test_who_sends_on_and_on_lets_the_loop_have_its_turn():
+    """The client is gone, and only the loop can say so: `connection_lost`."""
+
+    async def app(scope, receive, send):
+        await send(start())
+        asyncio.get_running_loop().call_soon(result.call.disconnect)
+        for _ in range(10_000):
+            await send(body(b"x", True))
+
+    async def main():
+        nonlocal result
+        result = Exchange(app)
+        await result.run()
+
+    result = None
+    asyncio.run(main())
+    assert 0 < len(result.wire.writes) < 100
+
+
 def test_a_disconnect_ends_receive_and_send(caplog):
     seen = []
 

@@ -131,6 +131,22 @@ async def opened(wire):
     wire.waits_now.clear()
 
 
+def test_who_sends_on_and_on_lets_the_loop_have_its_turn():
+    """The client is gone, and only the loop can say so."""
+
+    async def app(scope, receive, send):
+        await send(ACCEPT)
+        for _ in range(10_000):
+            await send(text("x"))
+
+    async def script(call, wire):
+        while not wire.sent:
+            await asyncio.sleep(0)
+        call.end(1006, "")
+
+    assert 0 < len(exchange(app, script).wire.sent) < 100
+
+
 def test_the_scope():
     seen = {}
 

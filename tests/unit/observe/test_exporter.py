@@ -20,6 +20,9 @@ from servo.observe.metrics import Reader
 from servo.observe.scoreboard import Scoreboard, count_response
 from servo.observe.small_http import MAX_CLIENTS, Answer, SmallServer
 
+# Linux gives no process a number past this.
+NO_PID = 1 << 22
+
 
 @pytest.fixture
 def table():
@@ -99,22 +102,28 @@ def test_a_bug_in_a_page_ends_no_probe(reader, monkeypatch):
 
 
 def test_what_only_the_living_have_goes_with_a_worker(table, reader, tmp_path):
-    for pid in (11, 12, 13):
-        for kind in ("gauge_livesum", "gauge_all", "counter"):
-            (tmp_path / f"{kind}_{pid}.db").touch()
-    for serial, pid in ((1, 11), (2, 12)):
-        table.row(table.allocate(serial, serial, 1))[board.PID] = pid
+    first, second, unseen, own = NO_PID + 1, NO_PID + 2, NO_PID + 3, os.getpid()
+
+    def begin(*pids: int) -> None:
+        for pid in pids:
+            for kind in ("gauge_livesum", "gauge_all", "counter"):
+                (tmp_path / f"{kind}_{pid}.db").touch()
+
+    def left() -> set[int]:
+        names = [path.stem for path in tmp_path.iterdir() if "live" in path.name]
+        return {int(name.rpartition("_")[2]) for name in names}
+
     pages = Pages(reader, str(tmp_path))
-
-    def left() -> set[str]:
-        return {path.name for path in tmp_path.iterdir() if "live" in path.name}
-
-    pages.tick()  # 13 ended while nobody looked
-    assert left() == {"gauge_livesum_11.db", "gauge_livesum_12.db"}
+    begin(first, second, own)
+    for serial, pid in ((1, first), (2, second)):
+        table.row(table.allocate(serial, serial, 1))[board.PID] = pid
+    begin(unseen)  # it has come and gone between two looks
+    pages.tick()
+    assert left() == {first, second, own}  # `own` is no worker, but alive
     table.release(0)
     pages.tick()
-    assert left() == {"gauge_livesum_12.db"}
-    assert len([*tmp_path.iterdir()]) == 7  # counters and the rest stay
+    assert left() == {second, own}
+    assert len([*tmp_path.iterdir()]) == 10  # counters and the rest stay
 
 
 def test_an_apps_broken_file_costs_only_the_apps_metrics(reader, tmp_path):
