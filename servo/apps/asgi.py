@@ -208,7 +208,10 @@ _EXPECT_START, _EXPECT_BODY, _STREAMING, _TRAILERS, _COMPLETE = range(5)
 
 
 class ASGICall:
-    """One request on its way through the application."""
+    """One request on its way through the application.
+
+    cancelled  we have cancelled its task: `request_timeout`, or the worker ends
+    """
 
     __slots__ = (
         "_adapter",
@@ -222,6 +225,7 @@ class ASGICall:
         "_trailers",
         "_transport",
         "_waiter",
+        "cancelled",
         "disconnected",
         "more_body",
         "request",
@@ -230,7 +234,6 @@ class ASGICall:
         "started_ns",
         "status",
         "task",
-        "timed_out",
     )
 
     def __init__(
@@ -259,7 +262,7 @@ class ASGICall:
         self.request = request
         self.started_ns = started_ns
         self.disconnected = False
-        self.timed_out = False
+        self.cancelled = False
         self.task: asyncio.Task[None] | None = None
         self.scope = adapter.scope(template, request)
 
@@ -267,8 +270,9 @@ class ASGICall:
         """Call the application and see its response through to an end, whatever it does."""
         try:
             await self._adapter.app(self.scope, self.receive, self.send)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  logged, with its traceback
-            # SystemExit too: a worker is not the application's to end.
+        except BaseException as error:  # noqa: BLE001  logged, with its traceback
+            # SystemExit, CancelledError, …: no worker, and no connection, is the application's to
+            # end in its own way.
             self._failed(error)
         else:
             if self._phase != _COMPLETE and not self.disconnected:
@@ -475,10 +479,10 @@ class ASGICall:
             raise ClientDisconnected("the client has closed the connection")
 
     def _failed(self, error: BaseException) -> None:
-        gone = is_consequence(error)
+        gone = is_consequence(error) or self._is_ours(error)
         if not gone and not isinstance(error, ResponseCut):
             self._log(error)
-        if self.disconnected or self.timed_out:
+        if self.disconnected or self.cancelled:
             return
         if self._phase == _COMPLETE:
             self._http.close_after = True
@@ -491,6 +495,9 @@ class ASGICall:
                 )
             )
         self._give_up()
+
+    def _is_ours(self, error: BaseException) -> bool:
+        return isinstance(error, asyncio.CancelledError) and (self.cancelled or self.disconnected)
 
     def _give_up(self) -> None:
         """End a response that is not whole, by closing the connection."""

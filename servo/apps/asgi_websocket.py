@@ -97,6 +97,7 @@ class WebSocketCall:
         "_transport",
         "_waiter",
         "_waiting_bytes",
+        "cancelled",
         "disconnected",
         "request",
         "response_headers",
@@ -104,7 +105,6 @@ class WebSocketCall:
         "started_ns",
         "status",
         "task",
-        "timed_out",
     )
 
     def __init__(
@@ -138,7 +138,7 @@ class WebSocketCall:
         self.started_ns = started_ns
         self.status = 0
         self.disconnected = False
-        self.timed_out = False
+        self.cancelled = False
         self.task: asyncio.Task[None] | None = None
         self.scope = _scope(adapter.scope(template, request), handshake)
 
@@ -150,9 +150,8 @@ class WebSocketCall:
         try:
             await self._adapter.app(self.scope, self.receive, self.send)
             code = NORMAL
-        except (Exception, SystemExit) as error:  # noqa: BLE001  logged, with its traceback
-            # SystemExit too: a worker is not the application's to end.
-            self._failed(error)
+        except BaseException as error:  # noqa: BLE001  logged, with its traceback
+            self._failed(error)  # see ASGICall.run
         else:
             self._returned()
         finally:
@@ -335,8 +334,8 @@ class WebSocketCall:
             self._failed(AppError("the application returned before it answered the handshake"))
 
     def _failed(self, error: BaseException) -> None:
-        if self.disconnected or self.timed_out or self._end is not None:
-            if not is_consequence(error):
+        if self.disconnected or self.cancelled or self._end is not None:
+            if not is_consequence(error) and not isinstance(error, asyncio.CancelledError):
                 self._log(error)
             return
         self._log(error)

@@ -148,7 +148,11 @@ def _import_module(name: str) -> ModuleType:
 def _import_file(target: str) -> ModuleType:
     """Import a file under the name that it would have as a module of its topmost package."""
     path = Path(target).expanduser().resolve()
-    if not path.is_file():
+    try:
+        exists = path.is_file()
+    except OSError as error:  # a directory on the way to it can't be searched
+        raise AppImportError(f"{path} can't be looked for: {error.strerror}") from error
+    if not exists:
         raise _file_not_found(target, path)
     root = path.parent
     while (root / "__init__.py").is_file():

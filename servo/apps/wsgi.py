@@ -283,8 +283,9 @@ class WSGIResponder:
         except ClientDisconnected:
             self._http.close_after = True
             return b""
-        except (Exception, SystemExit):  # noqa: BLE001  logged, with its traceback
-            # SystemExit too: a worker is not the application's to end.
+        except BaseException:  # noqa: BLE001  logged, with its traceback
+            # SystemExit, CancelledError, …: neither a worker nor a thread is the application's to
+            # end.
             return self._failed(environ)
 
     def _start_response(

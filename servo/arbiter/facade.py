@@ -64,22 +64,26 @@ class ServerFacade:
     @property
     def address(self) -> list[str]:
         """What the server listens on."""
+        if not hasattr(self._arbiter, "sockets"):
+            return list(self.cfg.bind)  # the on_starting hook asks before there is anything
         return [str(listener.address) for listener in self._arbiter.sockets.listeners]
 
     @property
     def num_workers(self) -> int:
         """How many workers are asked for."""
+        if not hasattr(self._arbiter, "supervisor"):
+            return self.cfg.worker_count
         return self._arbiter.supervisor.target
 
     @property
     def WORKERS(self) -> dict[int, WorkerFacade]:  # noqa: N802  gunicorn's name
         """The workers that were forked and not yet reaped, by pid."""
-        return self._arbiter.children.facades()
+        return self._arbiter.children.facades() if hasattr(self._arbiter, "children") else {}
 
     @property
     def workers(self) -> dict[int, WorkerFacade]:
         """The workers that messages go to, by slot: of two, the one that is ready."""
-        return self._arbiter.post.by_slot()
+        return self._arbiter.post.by_slot() if hasattr(self._arbiter, "post") else {}
 
     def broadcast(self, message: Any, topic: str = "") -> int:
         """Send a message to all workers; to how many. As `WorkerFacade.send`."""

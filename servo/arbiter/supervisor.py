@@ -235,7 +235,7 @@ class Supervisor:
         """Ask for another number of workers."""
         old, self.target = self.target, target
         if target != old:
-            text = f"{why}: {target} workers instead of {old}"
+            text = f"{why}: {target} worker{'s' * (target != 1)} instead of {old}"
             data = {"workers": target, "before": old}
             self.crew.announce("scaled", "info", text, reason=why, data=data)
             self.crew.do(ev.WorkerCountChanged(target, old))

@@ -55,6 +55,7 @@ def _run(arguments: Sequence[str]) -> int:
     except FileNotFoundError as error:
         raise ConfigError("the current directory no longer exists") from error
     settings, reload_settings = _remember(flags, dict(os.environ), start)
+    _check_addresses(settings)
     if settings.print_config:
         click.echo(render.config_table(settings))
     if settings.check_config:
@@ -97,13 +98,12 @@ def _check(settings: Settings) -> None:
     """Do what a start would do short of binding and forking. Raises what it would raise."""
     from servo.apps.loader import load_app, prepare_import_path
     from servo.net.tls import make_tls
-    from servo.workers.registry import worker_class
+    from servo.workers.registry import worker_for
 
     _require_app(settings)
     for level, text in settings.notes:
         if level != "info":
             click.echo(f"servo: {level}: {text}", err=True)
-    _check_addresses(settings)
     tls = make_tls(settings)
     for text in tls.warnings if tls is not None else ():
         click.echo(f"servo: warning: {text}", err=True)
@@ -112,17 +112,23 @@ def _check(settings: Settings) -> None:
     drop_config_modules(settings)
     prepare_import_path(settings)
     app = load_app(settings.app, settings.interface)
-    worker_class(settings.worker_class_for(app.interface))
+    worker_for(settings, app)
 
 
 def _check_addresses(settings: Settings) -> None:
     from servo.net.address import parse_address
 
+    name = "bind"
     try:
         for address in settings.bind:
             parse_address(address)
+        name = "metrics_bind"
+        if settings.metrics_bind is not None:
+            parse_address(settings.metrics_bind)
     except ServoError as error:
-        raise ConfigError(f"{error} ({settings.source('bind')})") from error
+        source = settings.source(name)
+        kind = UsageError if source.startswith("flag ") else ConfigError
+        raise kind(f"{error} ({source})") from error
 
 
 def command() -> click.Command:

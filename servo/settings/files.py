@@ -81,7 +81,7 @@ def _read_given(given: str, directory: Path) -> FileContent:
     if given.startswith("python:"):
         return _read_module(given.removeprefix("python:"), directory)
     path = directory / Path(given.removeprefix("file:")).expanduser()
-    if not path.is_file():
+    if not _is_file(path):
         raise ConfigError(f"there is no configuration file {given}")
     shown = _shown(path, directory)
     if path.name == "pyproject.toml":
@@ -91,20 +91,27 @@ def _read_given(given: str, directory: Path) -> FileContent:
     return _read_python(path, shown, directory)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a directory on the way to it can't be searched
+        raise ConfigError(f"{path} can't be looked for: {error.strerror}") from error
+
+
 def _read_found(directory: Path) -> FileContent | None:
     path = directory / "servo.toml"
-    if path.is_file():
+    if _is_file(path):
         return _from_toml(_parse_toml(path, path.name), path, path.name)
     path = directory / "pyproject.toml"
-    if path.is_file():
+    if _is_file(path):
         table = _pyproject_table(path, path.name)
         if table is not None:
             return _from_toml(table, path, path.name)
     path = directory / "servo.conf.py"
-    if path.is_file():
+    if _is_file(path):
         return _read_python(path, path.name, directory)
     path = directory / "gunicorn.conf.py"
-    if path.is_file():
+    if _is_file(path):
         content = _read_python(path, path.name, directory)
         content.notes.insert(0, ("info", "reading ./gunicorn.conf.py: there is no servo.toml"))
         return content
@@ -157,6 +164,8 @@ def _from_toml(table: Mapping[str, Any], path: Path, shown: str) -> FileContent:
         else:
             found = suggest(name)
             suggestion = f"; did you mean {found}?" if found else ""
+            if isinstance(value, dict) and not found:
+                suggestion = "; in this file settings stand at the top, in no table"
             raise ConfigError(f"there is no setting {name} ({source}){suggestion}")
     return content
 

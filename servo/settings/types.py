@@ -10,6 +10,7 @@ import grp
 import ipaddress
 import json
 import math
+import os
 import pwd
 import re
 from dataclasses import dataclass, field
@@ -187,13 +188,20 @@ class TextList(ValueType):
 
     commas   whether commas split what one flag, or one text in a file, holds
     item     reads one of them; raises ValueError
+    each     what each of them is, as far as `check` goes
     """
 
     metavar: str = "TEXT"
     valid: str = "a list of texts"
     commas: bool = False
     item: Callable[[str], str] = str.strip
+    each: ValueType | None = None
     many = True
+
+    def check(self, value: list[str], base: Path) -> None:
+        if self.each is not None:
+            for text in value:
+                self.each.check(text, base)
 
     def from_text(self, text: str) -> list[str]:
         if text.lstrip().startswith("["):
@@ -270,8 +278,8 @@ class Directory(ValueType):
         return str(super().from_value(str(value) if isinstance(value, Path) else value))
 
     def check(self, value: str, base: Path) -> None:
-        if not (base / value).is_dir():
-            raise ValueError("no such directory")
+        if not os.path.isdir(base / value):
+            raise ValueError("no such directory, or none that may be looked into")
 
 
 class File(Directory):
@@ -281,8 +289,8 @@ class File(Directory):
     valid = "an existing file"
 
     def check(self, value: str, base: Path) -> None:
-        if not (base / value).is_file():
-            raise ValueError("no such file")
+        if not os.path.isfile(base / value):
+            raise ValueError("no such file, or none that may be looked at")
 
 
 class Input(Directory):
@@ -346,6 +354,8 @@ class Mode(ValueType):
 
     def from_text(self, text: str) -> int:
         word = text.strip().lower()
+        if word.isdecimal() and word[0] != "0":
+            raise ValueError("meant as octal digits? Then they begin with 0")
         octal = len(word) > 1 and word[0] == "0" and word[1].isdecimal()
         return self.from_value(int(word, 8 if octal else 0))
 

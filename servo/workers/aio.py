@@ -120,6 +120,8 @@ class AsyncWorker(Worker):
         for connection in list(self.server.connections):
             connection.abort()
         await self.lifespan.shutdown()
+        for call in self.server.calls:
+            call.cancelled = True  # that of the tasks follows
 
     def _watch_process(self) -> None:
         loop = self.loop

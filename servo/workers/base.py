@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from servo import cluster
 from servo.apps.loader import load_app, prepare_import_path
@@ -45,7 +45,7 @@ from servo.workers.hooks import RequestHooks
 from servo.workers.mailbox import Mailbox
 from servo.workers.meter import Meter
 from servo.workers.proxied import ProxyProtocol
-from servo.workers.registry import worker_class
+from servo.workers.registry import worker_for
 
 if TYPE_CHECKING:
     import asyncio
@@ -92,6 +92,7 @@ class Worker:
         self.meter = Meter(self.row, self.access, self._max_requests(), self._recycle)
 
     kind = ""  # the name that settings know it by
+    interfaces: ClassVar[tuple[str, ...]] = ("wsgi", "asgi")
     tap: insight.LogTap | None = None
 
     def progress(self) -> None:
@@ -274,7 +275,7 @@ def run_worker(context: WorkerContext) -> int:
         cluster.forget_handlers()
         prepare_import_path(settings)
         app = load_app(settings.app, settings.interface)
-        kind = worker_class(settings.worker_class_for(app.interface))
+        kind = worker_for(settings, app)
         worker = kind(context, app)
         worker.tap = tap
         insight.answer_requests_signal(worker, context.dump_fd)

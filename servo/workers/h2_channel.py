@@ -296,7 +296,7 @@ class H2Channel:
             call.request.target.decode("latin-1"),
             self._protocol.server.settings.request_timeout,
         )
-        call.timed_out = True
+        call.cancelled = True
         if call.task is not None:
             call.task.cancel()
         self._stream.refuse(ProtocolError(504, "the application took too long"))

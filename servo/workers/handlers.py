@@ -59,7 +59,7 @@ class Runner:
     def _call(self, handler: cluster.Handler, message: AppMessage, value: Any) -> None:
         try:
             result = handler(value, cluster.Sender(message.slot, message.serial))
-        except Exception as error:  # noqa: BLE001  `_failed` logs it
+        except (Exception, SystemExit) as error:  # noqa: BLE001  `_failed` logs it
             self._failed(message, error)
             return
         if hasattr(result, "__await__"):
@@ -70,13 +70,13 @@ class Runner:
     async def _finish(self, message: AppMessage, result: Awaitable[Any]) -> None:
         try:
             value = await result
-        except Exception as error:  # noqa: BLE001  `_failed` logs it
+        except (Exception, SystemExit) as error:  # noqa: BLE001  `_failed` logs it
             self._failed(message, error)
             return
         if message.kind == REQUEST:
             self.mailbox.answer(message, value)
 
-    def _failed(self, message: AppMessage, error: Exception) -> None:
+    def _failed(self, message: AppMessage, error: BaseException) -> None:
         log.error("The handler of a message on %r failed", message.topic, exc_info=error)
         if message.kind == REQUEST:
             text = f"worker {self.mailbox.slot}: {type(error).__name__}: {error}"

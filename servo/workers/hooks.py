@@ -61,7 +61,7 @@ class RequestHooks:
         if self._before is not None:
             try:
                 self._before(self._worker, facade)
-            except Exception:
+            except (Exception, SystemExit):
                 log.exception("Error in the pre_request hook")
         return facade
 
@@ -70,5 +70,5 @@ class RequestHooks:
         if self._after is not None:
             try:
                 self._after(self._worker, facade, environ, response)
-            except Exception:
+            except (Exception, SystemExit):
                 log.exception("Error in the post_request hook")

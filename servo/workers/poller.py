@@ -63,6 +63,7 @@ class PollerWorker(Worker):
     """A worker whose main thread is the poller."""
 
     multithread = False
+    interfaces = ("wsgi",)
 
     def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
         super().__init__(context, app)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from servo.errors import ConfigError
 
 if TYPE_CHECKING:
+    from servo.apps.loader import LoadedApp
+    from servo.settings.sources import Settings
     from servo.workers.base import Worker
 
 BUILT_IN = {
@@ -15,6 +17,19 @@ BUILT_IN = {
     "thread": "servo.workers.thread.ThreadWorker",
     "async": "servo.workers.aio.AsyncWorker",
 }
+
+
+def worker_for(settings: Settings, app: LoadedApp) -> type[Worker]:
+    """The class that is to run this application. Raises ConfigError, also where it can't."""
+    name = settings.worker_class_for(app.interface)
+    found = worker_class(name)
+    if app.interface not in found.interfaces:
+        runs, is_one = found.interfaces[0].upper(), app.interface.upper()
+        raise ConfigError(
+            f"{settings.app} is an {is_one} application, and worker class {name!r} runs {runs} "
+            f"ones; say --worker-class async, or --interface {found.interfaces[0]} if it is one"
+        )
+    return found
 
 
 def worker_class(name: str) -> type[Worker]:

@@ -590,7 +590,7 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
             call.request.target.decode("latin-1"),
             self._server.settings.request_timeout,
         )
-        call.timed_out = True
+        call.cancelled = True
         if call.task is not None:
             call.task.cancel()
         self._refuse(Refused(ProtocolError(504, "the application took too long"), in_body=True))

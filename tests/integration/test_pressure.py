@@ -342,6 +342,14 @@ def test_app_raises(serve: Serve, worker_class: str) -> None:
     response = talk(server, request("/fail-late", close=False))
     assert response.endswith(b"5\r\nbegun\r\n")  # and no last chunk: it can't be taken for whole
     server.wait_log("RuntimeError: the app failed in the middle, on purpose")
+    for kind, name in [
+        ("cancelled", "CancelledError"),
+        ("exit", "SystemExit"),
+        ("generator", "GeneratorExit"),
+    ]:
+        for _ in range(10):  # more than there are threads
+            assert status(talk(server, request(f"/fail?kind={kind}"))) == 500
+        server.wait_log(f"{name}: the app failed on purpose")
     assert status(talk(server, request())) == 200
     assert server.worker_pids() == workers
 

@@ -122,7 +122,7 @@ Unset: the first of `servo.toml`, a `pyproject.toml` that has `[tool.servo]`, `s
     ),
     Setting(
         name="reload_dirs",
-        type=TextList(metavar="DIR", valid="a list of directories"),
+        type=TextList(metavar="DIR", valid="existing directories", each=Directory()),
         default=[],
         flags=("--reload-dir",),
         section="Development",

@@ -129,7 +129,8 @@ async def wait_forever(scope, receive, send, query):
 
 
 async def fail(scope, receive, send, query):
-    raise RuntimeError("the app failed on purpose")
+    kinds = {"cancelled": asyncio.CancelledError, "exit": SystemExit, "generator": GeneratorExit}
+    raise kinds.get(query.get("kind"), RuntimeError)("the app failed on purpose")
 
 
 async def describe(scope, receive, send, query):

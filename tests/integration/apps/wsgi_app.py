@@ -1,5 +1,6 @@
 """The WSGI app that the integration tests talk to: each path does one thing."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -122,7 +123,8 @@ def deadlock(environ, start_response, query):
 
 
 def fail(environ, start_response, query):
-    raise RuntimeError("the app failed on purpose")
+    kinds = {"cancelled": asyncio.CancelledError, "exit": SystemExit, "generator": GeneratorExit}
+    raise kinds.get(query.get("kind"), RuntimeError)("the app failed on purpose")
 
 
 def orphan(environ, start_response, query):

@@ -289,7 +289,16 @@ def test_receive_after_the_response_says_disconnect():
     assert seen == [{"type": "http.disconnect"}]
 
 
-@pytest.mark.parametrize("error", [ValueError("secret"), SystemExit(3)])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("secret"),
+        SystemExit(3),
+        asyncio.CancelledError(),
+        GeneratorExit(),
+        KeyboardInterrupt(),
+    ],
+)
 def test_an_error_before_the_head_is_a_500_without_details(caplog, error):
     async def app(scope, receive, send):
         raise error

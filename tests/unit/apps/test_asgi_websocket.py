@@ -327,10 +327,7 @@ def test_a_cancelled_application_closes():
         raise asyncio.CancelledError
 
     async def main():
-        one = Exchange(app)
-        with pytest.raises(asyncio.CancelledError):
-            await one.run()
-        return one
+        return await Exchange(app).run()
 
     assert asyncio.run(main()).wire.closed == (1011, "")
 

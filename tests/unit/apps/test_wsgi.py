@@ -153,7 +153,10 @@ def test_close_is_called_even_after_an_error(caplog):
     assert "in the middle" in caplog.text
 
 
-@pytest.mark.parametrize("error", [ValueError("secret detail"), SystemExit(1)])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("secret detail"), SystemExit(1), GeneratorExit(), KeyboardInterrupt()],
+)
 def test_an_error_before_the_head_is_a_500_without_details(caplog, error):
     def app(environ, start_response):
         raise error

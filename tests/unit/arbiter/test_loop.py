@@ -114,6 +114,7 @@ def test_hooks_and_what_they_see(tmp_path: Path) -> None:
 
     def on_starting(server: Any) -> None:
         notes.append(["on_starting", server.cfg.app, server.pid == os.getpid()])
+        notes.append([server.address, server.num_workers, server.WORKERS])
 
     def pre_fork(server: Any, worker: Any) -> None:
         notes.append(["pre_fork", worker.slot, worker.pid, server.num_workers, len(server.WORKERS)])
@@ -136,15 +137,16 @@ def test_hooks_and_what_they_see(tmp_path: Path) -> None:
         tmp_path, asks_to_stop, hooks=hooks, note=notes, workers=2, pidfile=str(pidfile)
     )
     assert outcome.code == 0
-    assert outcome.notes[:5] == [
+    assert outcome.notes[:6] == [
         ["on_starting", "x:app", True],
+        [[f"unix:{tmp_path}/s"], 2, {}],
         ["when_ready", [f"unix:{tmp_path}/s"]],
         ["nworkers_changed", 2, None],
         ["pre_fork", 1, None, 2, 0],
         ["pre_fork", 2, None, 2, 1],
     ]
-    assert sorted(outcome.notes[5:7]) == [["child_exit", 1, 1, True], ["child_exit", 2, 2, True]]
-    assert outcome.notes[7:] == [["on_exit", 0]]
+    assert sorted(outcome.notes[6:8]) == [["child_exit", 1, 1, True], ["child_exit", 2, 2, True]]
+    assert outcome.notes[8:] == [["on_exit", 0]]
     assert not pidfile.exists()
     assert not (tmp_path / "s").exists()
 

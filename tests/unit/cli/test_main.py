@@ -199,13 +199,20 @@ def test_check_config(
         (("shop:ap",), 4, "did you mean app?"),
         (("broken:app",), 4, "importing broken failed: OSError: no database"),
         (("shop:app", "-k", "my.Worker"), 1, "my.Worker"),
-        (("shop:app", "-b", "host:port:x"), 1, "(flag --bind)"),
+        (("shop:app", "-b", "host:port:x"), 2, "(flag --bind)"),
+        (("shop:app", "--metrics-bind", "no where"), 2, "(flag --metrics-bind)"),
+        (("shop:app", "-c", "python:nosuch"), 1, "nosuch"),
+        (("shop:app", "-c", "x" * 300), 1, "can't be looked for: File name too long"),
+        (("x" * 300 + ".py",), 4, "can't be looked for: File name too long"),
+        (("shop:app", "--reload-dir", "nosuch"), 2, "existing directories"),
+        (("asgi:app", "-k", "sync"), 1, "asgi:app is an ASGI application, and worker class 'sync'"),
     ],
 )
 def test_check_config_finds(
     capsys: pytest.CaptureFixture[str], home: Path, arguments: tuple[str, ...], code: int, says: str
 ) -> None:
     (home / "broken.py").write_text("raise OSError('no database')\n")
+    (home / "asgi.py").write_text("async def app(scope, receive, send):\n    pass\n")
     found, out, err = run(capsys, *arguments, "--check-config")
     assert (found, out) == (code, "")
     assert "servo: error: " in err

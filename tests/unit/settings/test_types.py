@@ -95,7 +95,6 @@ def test_the_default_is_a_valid_value(setting: Setting) -> None:
         (types.Switch(), "0", False),
         (types.Mode(), "0022", 0o22),
         (types.Mode(), "0o22", 0o22),
-        (types.Mode(), "18", 18),
         (types.Mode(), "0", 0),
         (types.TextList(), "a, b,,c ", ["a", "b", "c"]),
         (types.TextList(), '["a,b", "c"]', ["a,b", "c"]),
