@@ -20,7 +20,7 @@ from servo import __version__
 from servo.cli import show
 from servo.cli.logfile import LogFilter, follow_file, tail_file
 from servo.cli.target import Target, running, say_json, target_of, target_options
-from servo.control.client import ConnectionEnded, ControlClient, ControlError, RequestFailed
+from servo.control.client import ConnectionEnded, ControlClient, RequestFailed
 from servo.errors import ServoError, UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as exit_:  # --help and --version
         return exit_.exit_code
     except click.UsageError as error:
-        click.echo(f"servoctl: error: {error.format_message()}\nTry 'servoctl --help'.", err=True)
+        path = error.ctx.command_path if error.ctx is not None else "servoctl"
+        click.echo(f"servoctl: error: {error.format_message()}\nTry '{path} --help'.", err=True)
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
         return 128 + signal.SIGINT  # as a shell says it
@@ -58,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else EXIT_DONE
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+)
 @click.version_option(__version__, "-v", "--version", message="servoctl %(version)s")
 @target_options
 @click.pass_context
@@ -68,6 +72,9 @@ def servoctl(context: click.Context, /, **options: Any) -> None:
     With one server running, it need not be named; else say which by --name, --pid or --socket.
     """
     context.obj = target_of(options)
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(EXIT_USAGE)
 
 
 def command(
@@ -329,20 +336,6 @@ def stop(target: Target, now: bool, no_wait: bool) -> None:
     except ConnectionEnded:
         result = {}  # which is what was asked for
     show.done(target, result, "the server is stopping" if no_wait else "the server has ended")
-
-
-@command("rollback")
-def rollback(_target: Target) -> None:
-    """Go back to the release before. Not available yet."""
-    raise ControlError(
-        "rollback is not available yet; put the old release's files back, and reload"
-    )
-
-
-@command("upgrade")
-def upgrade(_target: Target) -> None:
-    """Run a new Servo under the same pid. Not available yet."""
-    raise ControlError("upgrade is not available yet; install the new Servo, and restart")
 
 
 @servoctl.command("completion")

@@ -57,11 +57,11 @@ def servers(rows: list[dict[str, Any]]) -> None:
         Column("pid", True),
         Column("state"),
         Column("workers", True),
-        Column("req/s", True),
-        Column("requests", True),
-        Column("uptime", True),
-        Column("version"),
-        Column("listening on", keep=False),
+        Column("req/s", True, spare=2),
+        Column("requests", True, spare=3),
+        Column("uptime", True, spare=1),
+        Column("version", spare=4),
+        Column("listening on"),
     ]
     show_table(columns, [_server(row) for row in rows])
 
@@ -146,18 +146,18 @@ def workers(result: dict[str, Any]) -> None:
     columns = [
         Column("slot", True),
         Column("pid", True),
-        Column("gen", True),
+        Column("gen", True, spare=4),
         Column("state"),
         Column("age", True),
-        Column("requests", True),
+        Column("requests", True, spare=2),
         Column("busy", True),
         Column("req/s", True),
-        Column("p50", True),
+        Column("p50", True, spare=3),
         Column("p99", True),
-        Column("lag", True),
-        Column("CPU", True),
-        Column("RSS", True),
-        Column("PSS", True),
+        Column("lag", True, spare=5),
+        Column("CPU", True, spare=1),
+        Column("RSS", True, spare=7),
+        Column("PSS", True, spare=6),
         Column("last exit", keep=False),
     ]
     show_table(columns, [_worker(row) for row in result["workers"]])

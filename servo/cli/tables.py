@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _MIB = 1 << 20
+_GAP = 2
 # https://no-color.org is rich's business, too; this is what has colours at all.
 _STYLES = {
     "ready": "green",
@@ -31,11 +32,15 @@ _STYLES = {
 
 
 class Column(NamedTuple):
-    """A table's column. `number`: its values stand at the right; `keep`: it is never shortened."""
+    """A table's column. `number`: its values stand at the right; `keep`: it is never shortened.
+
+    spare   left out at a terminal that is too narrow, the highest number first; 0: never
+    """
 
     title: str
     number: bool = False
     keep: bool = True
+    spare: int = 0
 
 
 def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
@@ -79,19 +84,41 @@ def _show_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
+    console = Console(highlight=False, soft_wrap=False)
+    shown = fitting(columns, rows, console.width)
+    rows = [[row[i] for i in shown] for row in rows]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    for i, width in shown.items():
+        column = columns[i]
         table.add_column(
             column.title,
             justify="right" if column.number else "left",
             no_wrap=True,
             overflow="ellipsis",
-            min_width=len(column.title) if column.keep else None,
+            min_width=width if column.keep else None,
         )
     for row in rows:
         table.add_row(*(Text(cell or "-", style=_STYLES.get(cell, "")) for cell in row))
-    console = Console(highlight=False, soft_wrap=False)
     console.print(table)
+    left_out = ", ".join(columns[i].title for i in range(len(columns)) if i not in shown)
+    if left_out:
+        console.print(f"A wider terminal shows {left_out}, too.", style="dim")
+
+
+def fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> dict[int, int]:
+    """Which columns have room in so many characters, by index, and how wide each of them is."""
+    widths = {
+        i: max(len(column.title), *(len(row[i]) for row in rows), 1) if rows else len(column.title)
+        for i, column in enumerate(columns)
+    }
+    for i in sorted(widths, key=lambda i: -columns[i].spare):
+        needed = sum(
+            w if columns[j].keep else len(columns[j].title) for j, w in widths.items()
+        ) + _GAP * (len(widths) - 1)
+        if needed <= width or not columns[i].spare:
+            break
+        del widths[i]
+    return widths
 
 
 def span(seconds: float | None) -> str:

@@ -55,8 +55,10 @@ class Target:
         if len(fits) == 1:
             return fits[0]
         if fits:
-            what = "several servers run" if self.name is None else f"several are called {self.name}"
-            raise UsageError(f"{what}; say which by --name, --pid or --socket:\n{listed(fits)}")
+            what, how = "several servers run", "--name, --pid or --socket"
+            if self.name is not None:
+                what, how = f"several are called {self.name}", "--pid or --socket"
+            raise UsageError(f"{what}; say which by {how}:\n{listed(fits)}")
         raise NoSuchInstance(self._no_such(every))
 
     def connect(self) -> ControlClient:

@@ -309,18 +309,20 @@ def test_completion(capsys: pytest.CaptureFixture[str], shell: str) -> None:
     assert "_SERVOCTL_COMPLETE" in out
 
 
-@pytest.mark.parametrize("command", ["rollback", "upgrade"])
-def test_what_is_not_there_yet_says_so(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    code, out, err = run(capsys, command)
-    assert (code, out) == (1, "")
-    assert "not available yet" in err
-
-
 def test_negative_numbers_are_no_options(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     server = start()
     for to in ("-1", "+2", "3"):
         assert run(capsys, "scale", to)[0] == 0
     assert [each["args"]["to"] for each in server.asked] == ["-1", "+2", "3"]
+
+
+def test_without_a_command_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys)
+    assert (code, out) == (2, "")
+    assert "restart-worker" in err
+    code, out, err = run(capsys, "scale")
+    assert (code, out) == (2, "")
+    assert "Try 'servoctl scale --help'." in err
 
 
 # --- what is printed --------------------------------------------------------------------------
