@@ -20,7 +20,7 @@ help:
 	@echo "make test         run the tests"
 	@echo "make check        formatting, lint, types, import contracts, architecture"
 	@echo "make format       let ruff rewrite what it can"
-	@echo "make bench        measure Servo beside its peers (docs/benchmarks/)"
+	@echo "make bench        measure Servo beside its peers (docs/benchmarks/; ARGS=\"--list\" for its parts)"
 	@echo "make bench-messages  messages between workers, a second"
 	@echo "make soak         the long tests (docs/soak.md)"
 	@echo "make fuzz         the fuzz targets, a minute each (ARGS=\"--seconds 600\" for longer)"

@@ -1,81 +1,160 @@
-"""A load generator for machines without wrk: one process, one thread, kept-alive connections.
+"""A load generator in Python: one process, one thread. What it is told and what it prints is JSON
+(see `load.py`).
 
-It prints what `run.py` needs as JSON. It takes more CPU than wrk, so that requests a second say
-less about the server; the server's CPU time per request stays true.
+Without a rate it sends the next request as soon as the last one is answered, for machines without
+wrk. With one, requests are due at fixed times, whatever the server does, and a latency counts from
+the time a request was due: a server that stalls makes all those late that were due meanwhile.
 """
 
+import collections
+import gc
 import json
 import selectors
 import socket
 import sys
 import time
 
+# How long the last answers may take after the end, s.
+GRACE_S = 5.0
+
 
 class Connection:
-    def __init__(self, port, request):
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.request = request
-        self.data = b""
-        self.length = 0
+    """A place for one request at a time; it connects anew where the server closes."""
 
-    def ask(self):
-        self.data, self.length = b"", 0
-        self.begun = time.perf_counter()
-        self.socket.sendall(self.request)
+    def __init__(self, port):
+        self.port = port
+        self.socket = None
+
+    def ask(self, request, due, slow):
+        """Send; `due` is what its latency counts from. Raises OSError."""
+        if self.socket is None:
+            self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.due, self.slow = due, slow
+        self.head, self.left, self.tail = b"", None, b""
+        self.close_after = False
+        self.socket.sendall(request)
 
     def answered(self):
-        """Read what is there; whether the answer is complete. Raises on a failure."""
-        data = self.socket.recv(65536)
+        """Read what is there; whether the answer is complete. Raises OSError on a failure."""
+        data = self.socket.recv(1 << 18)
         if not data:
             raise ConnectionError("closed by the server")
-        self.data += data
-        if not self.length:
-            head, end, _ = self.data.partition(b"\r\n\r\n")
+        if self.left is None:
+            self.head += data
+            head, end, data = self.head.partition(b"\r\n\r\n")
             if not end:
                 return False
-            if b" 200 " not in head[:16]:
-                raise ConnectionError(f"answered {head[:40]!r}")
-            length = head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]
-            self.length = len(head) + 4 + int(length)
-        return len(self.data) >= self.length
+            self.read_head(head.lower())
+        if self.left < 0:  # chunked: its end is enough
+            self.tail = (self.tail + data)[-5:]
+            return self.tail == b"0\r\n\r\n"
+        self.left -= len(data)
+        return self.left == 0
+
+    def read_head(self, head):
+        if b" 200 " not in head[:16]:
+            raise ConnectionError(f"answered {head[:40]!r}")
+        self.close_after = b"\r\nconnection: close" in head
+        length = head.partition(b"\r\ncontent-length:")[2].split(b"\r\n")[0]
+        self.left = int(length) if length else -1
+
+    def forget(self):
+        self.socket.close()
+        self.socket = None
 
 
-def main(port, seconds, connections, headers):
-    lines = [f"{name}: {value}\r\n" for name, value in headers]
-    request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{''.join(lines)}\r\n".encode()
-    selector = selectors.DefaultSelector()
-    latencies, errors = [], 0
-    for _ in range(connections):
-        connection = Connection(port, request)
-        selector.register(connection.socket, selectors.EVENT_READ, connection)
-        connection.ask()
-    begun = time.perf_counter()
-    while (now := time.perf_counter()) - begun < seconds and selector.get_map():
-        for key, _ in selector.select(timeout=1):
+class Client:
+    def __init__(self, spec):
+        self.spec = spec
+        self.selector = selectors.SelectSelector()  # its timeouts are not rounded to milliseconds
+        self.free = collections.deque(Connection(spec["port"]) for _ in range(spec["connections"]))
+        self.fast, self.slow, self.errors = [], [], 0
+        self.request = make_request(spec, spec["path"])
+        self.slow_request = make_request(spec, spec["slow_path"])
+        self.asked = 0
+
+    def run(self):
+        begun = time.perf_counter()
+        end = begun + self.spec["seconds"]
+        rate = self.spec["rate"]
+        while (now := time.perf_counter()) < end:
+            due = begun + self.asked / rate if rate else now
+            if due <= now and self.free:
+                self.ask(due)
+            else:
+                # With nobody free the next answer is what is waited for.
+                wait = due - now if self.free else end - now
+                self.read(max(0.0, min(wait, end - now)))
+        taken = time.perf_counter() - begun
+        answered = len(self.fast) + len(self.slow)
+        limit = time.perf_counter() + GRACE_S
+        while self.selector.get_map() and time.perf_counter() < limit:
+            self.read(0.1)
+        if rate:
+            # Whatever was asked counts, the late answers too.
+            answered = len(self.fast) + len(self.slow)
+            self.errors += len(self.selector.get_map())
+        return self.result(answered, taken)
+
+    def ask(self, due):
+        connection = self.free.popleft()
+        self.asked += 1
+        every = self.spec["slow_every"]
+        slow = bool(every) and self.asked % every == 0
+        try:
+            connection.ask(self.slow_request if slow else self.request, due, slow)
+        except OSError:
+            self.fail(connection)
+            return
+        self.selector.register(connection.socket, selectors.EVENT_READ, connection)
+
+    def read(self, timeout):
+        for key, _ in self.selector.select(timeout):
+            connection = key.data
             try:
-                if key.data.answered():
-                    latencies.append(now - key.data.begun)
-                    key.data.ask()
+                done = connection.answered()
             except OSError:
-                errors += 1
-                selector.unregister(key.data.socket)
-                key.data.socket.close()
-    taken = time.perf_counter() - begun
-    latencies.sort()
-    at = {p: latencies[int(len(latencies) * p)] * 1e3 if latencies else 0 for p in (0.5, 0.99)}
-    print(
-        json.dumps(
-            {
-                "requests": len(latencies),
-                "seconds": taken,
-                "p50_ms": at[0.5],
-                "p99_ms": at[0.99],
-                "errors": errors,
-            }
-        )
-    )
+                self.selector.unregister(key.fileobj)
+                self.fail(connection)
+                continue
+            if done:
+                taken = time.perf_counter() - connection.due
+                (self.slow if connection.slow else self.fast).append(taken)
+                self.selector.unregister(key.fileobj)
+                if connection.close_after:
+                    connection.forget()
+                self.free.append(connection)
+
+    def fail(self, connection):
+        self.errors += 1
+        if connection.socket is not None:
+            connection.forget()
+        self.free.append(connection)
+
+    def result(self, answered, seconds):
+        times = sorted(self.fast) or [0.0]
+        at = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99, "p999_ms": 0.999}
+        return {
+            "requests": answered,
+            "seconds": seconds,
+            "errors": self.errors,
+            **{n: times[min(len(times) - 1, int(len(times) * p))] * 1e3 for n, p in at.items()},
+        }
+
+
+def make_request(spec, path):
+    lines = [f"{name}: {value}\r\n" for name, value in spec["fields"]]
+    body = b""
+    if spec["body_bytes"]:
+        with open(spec["body_file"], "rb") as file:
+            body = file.read()
+        lines.append(f"Content-Length: {len(body)}\r\n")
+    method = "POST" if body else "GET"
+    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{spec['port']}\r\n{''.join(lines)}\r\n"
+    return head.encode() + body
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))
+    gc.disable()  # or its own pauses would be the server's
+    print(json.dumps(Client(json.loads(sys.argv[1])).run()))

@@ -26,9 +26,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PORT = 18_766
 CLASSES = {
-    "sync": ("messages_app:wsgi", "-k", "sync"),
-    "thread": ("messages_app:wsgi", "-k", "thread", "--threads", "4"),
-    "async": ("messages_app:app", "-k", "async", "--lifespan", "off"),
+    "sync": ("apps.messages:wsgi", "-k", "sync"),
+    "thread": ("apps.messages:wsgi", "-k", "thread", "--threads", "4"),
+    "async": ("apps.messages:app", "-k", "async", "--lifespan", "off"),
 }
 
 

@@ -5,7 +5,8 @@
 
 One worker counts and does not count by turns (`alternating.py`), while its metrics are scraped
 every 5 s and sent to statsd each second; what the process that serves them uses is measured beside
-it. The figures are lowest deciles over blocks of 500 requests. Environment and load are `run.py`'s.
+it. The figures are lowest deciles over blocks of 500 requests. Environment and load are those
+of `run.py`, whose port it takes, too.
 """
 
 from __future__ import annotations
@@ -14,25 +15,26 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import socket
 import statistics
 import subprocess
 import tempfile
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import environment
+import load
+import process
 import run
+from servers import BIND, HERE, PORT
+from workloads import WORKLOADS
 
-CLASSES = {"sync": "apps:wsgi", "async": "apps:asgi"}
-WORKLOADS = ("hello", "browser")
-# Not `run.py`'s own, which may be at work beside this.
-run.PORT = 18_865
-run.BIND = f"127.0.0.1:{run.PORT}"
-METRICS_PORT = run.PORT + 1
+CLASSES = {"sync": "apps.hello:wsgi", "async": "apps.hello:asgi"}
+LOADS = ("hello", "browser")
+METRICS_PORT = PORT + 1
+WARM_UP_S = 1.0
 SCRAPE_S = 5.0
 
 
@@ -40,15 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--duration", type=float, default=15.0, help="seconds of each measurement")
     parser.add_argument("--servers", default="sync,async")
-    parser.add_argument("--python", default=run.default_python())
+    parser.add_argument("--python", default=environment.default_python())
     options = parser.parse_args()
     seconds = max(2.0, min(options.duration, 120.0))
     classes = run.chosen(parser, options.servers, CLASSES)
-    python = run.prepare(options.python)
+    python = environment.prepare(options.python)
     print("| worker | load | nothing counted | counted | more | serving it | more |")
     print("|---|---|---|---|---|---|---|")
     for name in classes:
-        for workload in WORKLOADS:
+        for workload in LOADS:
             bare, counted, served = measure(python, name, workload, seconds)
             cells = [name, workload, f"{bare:.2f} µs", f"{counted:.2f} µs"]
             cells += [f"{(counted / bare - 1) * 100:.1f} %", f"{served:.3f} µs"]
@@ -65,53 +67,37 @@ def measure(python: str, name: str, workload: str, seconds: float) -> tuple[floa
         statsd.bind(("127.0.0.1", 0))
         result = Path(directory, "result")
         with running(python, name, result, statsd.getsockname()[1]) as arbiter, scraping():
-            run.generate(workload, run.WARM_UP_S)
+            load.closed(WORKLOADS[workload], WARM_UP_S)
             exporter = exporter_of(arbiter)
             before = cpu_ns(exporter)
-            load = run.generate(workload, seconds)
+            answered = load.closed(WORKLOADS[workload], seconds)["requests"]
             used = cpu_ns(exporter) - before
-        if load["errors"] or not load["requests"]:
-            raise SystemExit(f"{name}, {workload}: {load}")
         # What else the machine does only ever adds: its quietest moments are nearest to the truth.
         blocks = json.loads(result.read_text())
         bare, counted = (statistics.quantiles(each, n=10)[0] for each in blocks)
-        return bare / 1e3, counted / 1e3, used / load["requests"] / 1e3
+        return bare / 1e3, counted / 1e3, used / answered / 1e3
 
 
 @contextlib.contextmanager
 def running(python: str, name: str, result: Path, statsd_port: int) -> Iterator[int]:
     """The server in a session of its own, all of it on the first core; ends with this."""
-    command = [python, "alternating.py", "--bind", run.BIND, "--workers", "1", "-k", name]
+    command = [python, "alternating.py", "--bind", BIND, "--workers", "1", "-k", name]
     command += ["--metrics-bind", f"127.0.0.1:{METRICS_PORT}"]
     command += ["--statsd-host", f"127.0.0.1:{statsd_port}", "--log-level", "warning"]
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SERVO_", "GUNICORN_"))}
-    process = subprocess.Popen(
+    server = subprocess.Popen(
         [*command, CLASSES[name]],
-        cwd=run.HERE,
+        cwd=HERE,
         env={**env, "ALTERNATING_RESULT": str(result)},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
-    run.pin(process.pid, first=True)
+    process.pin(server.pid, first=True)
     try:
-        end = time.monotonic() + 20
-        while not answers(run.PORT):
-            if process.poll() is not None or time.monotonic() > end:
-                raise SystemExit("the server did not open its port")
-            time.sleep(0.05)
-        yield process.pid
+        process.wait_open(server)
+        yield server.pid
     finally:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        for pid in run.members(process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        process.end(server)
 
 
 def exporter_of(arbiter: int) -> int:

@@ -1,5 +1,5 @@
 """A load generator for WebSocket echoes: one process, one thread, one message under way on each
-connection. It prints what `run.py` needs as JSON.
+connection. It prints what `load.py` needs as JSON.
 
 It masks with zeros, so that a frame is made once and sent again and again; to the server that is a
 mask like any other.
@@ -17,6 +17,7 @@ HANDSHAKE = (
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 TEXT, BINARY = 1, 2
+CRLF = b"\r\n"
 
 
 def frame(opcode, payload, mask):
@@ -37,13 +38,13 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.sendall(HANDSHAKE.format(port=port).encode())
         head = b""
-        while b"\r\n\r\n" not in head:
+        while CRLF * 2 not in head:
             data = self.socket.recv(4096)
             if not data:
                 raise ConnectionError(f"no handshake: {head!r}")
             head += data
         if b" 101 " not in head[:16]:
-            raise ConnectionError(f"no handshake: {head[:80]!r}")
+            raise ConnectionError(f"no handshake: {head.partition(CRLF)[0].decode()}")
         self.socket.setblocking(False)
         self.message = memoryview(message)
         self.size = size
@@ -111,15 +112,17 @@ def main(port, seconds, connections, size):
                 connection.socket.close()
     taken = time.perf_counter() - begun
     latencies.sort()
-    at = {p: latencies[int(len(latencies) * p)] * 1e3 if latencies else 0 for p in (0.5, 0.99)}
+    at = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
     print(
         json.dumps(
             {
                 "requests": len(latencies),
                 "seconds": taken,
-                "p50_ms": at[0.5],
-                "p99_ms": at[0.99],
                 "errors": errors,
+                **{
+                    n: latencies[int(len(latencies) * p)] * 1e3 if latencies else 0
+                    for n, p in at.items()
+                },
             }
         )
     )

@@ -55,8 +55,10 @@ if TYPE_CHECKING:
 # are read: a stream that nobody reads holds up no other, and each has a window of its own.
 CONNECTION_WINDOW = 1 << 20
 # A frame costs up to 100 us, and more for what it starts: after so many, other connections get
-# their turn. More in one go would be seen in their latency while a client floods this one.
+# their turn. More in one go would be seen in their latency while a client floods this one; and of
+# a client that has begun to spend its allowances, still less.
 FRAMES_A_TURN = 8
+_STRAINED_FRAMES = 2
 # Response frames no larger than this, whatever a client takes: so streams take turns.
 _FRAME = 16384
 _LAST_ID = (1 << 31) - 1
@@ -193,7 +195,8 @@ class H2Connection:
         self.more = self.fault is None
         try:
             work = 0
-            while self.more and work < FRAMES_A_TURN:
+            most = _STRAINED_FRAMES if self.is_strained else FRAMES_A_TURN
+            while self.more and work < most:
                 frame = reader.next(now)
                 if frame is None:
                     self.more = False
@@ -204,6 +207,11 @@ class H2Connection:
         except GoAwayError as fault:
             self._fail(fault)
         return events
+
+    @property
+    def is_strained(self) -> bool:
+        """The client has begun to spend its allowances: it is to wait between its turns."""
+        return self._resets.is_touched or self._reader.is_strained
 
     @property
     def backlog(self) -> int:

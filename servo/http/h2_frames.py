@@ -73,6 +73,11 @@ class Allowance:
         """Something useful was done."""
         self._left = min(self._most, self._left + n)
 
+    @property
+    def is_touched(self) -> bool:
+        """More was taken than comes of ordinary use."""
+        return self._left < self._most * 0.9
+
 
 class Frame(NamedTuple):
     """One frame: its type, flags and stream, and all its bytes, head included."""
@@ -166,6 +171,11 @@ class FrameReader:
         frame = Frame(kind, flags, stream & 0x7FFFFFFF, bytes(buffer[pos : self._pos]))
         self._judge(frame, length, now)
         return _known_settings(frame) if kind == SETTINGS and length else frame
+
+    @property
+    def is_strained(self) -> bool:
+        """More frames of no use came than an ordinary client sends."""
+        return self._control.is_touched
 
     def earn(self, n: int) -> None:
         """Data was sent: so many more WINDOW_UPDATE frames are to be expected."""

@@ -36,6 +36,8 @@ _PART = 65536
 _PARTS_A_TURN = 4
 # Bytes of frames that wait for their turn, past which no more are read.
 _BACKLOG = 65536
+# Between the turns of a client that is spending its allowances: several times what a turn takes.
+_STRAINED_PAUSE_S = 0.002
 # As in `stream`: a stopping worker waits so long for the first request of a new connection.
 FRESH_GRACE_S = 1.0
 # In the access log, of a client that went before it was answered; nginx's code for it.
@@ -237,7 +239,10 @@ class H2Protocol(asyncio.Protocol):
                 self._transport.pause_reading()
             if not self._has_turn:
                 self._has_turn = True
-                self.server.loop.call_soon(self._go_on)
+                if http.is_strained:
+                    self.server.loop.call_later(_STRAINED_PAUSE_S, self._go_on)
+                else:
+                    self.server.loop.call_soon(self._go_on)
         if http.more or not http.in_part:
             self._part_ns = 0
         elif not self._part_ns:

@@ -1,4 +1,4 @@
-"""What every server serves: 13 bytes, so that what is measured is the server."""
+"""13 bytes for every request, and echoes over WebSocket: what is measured is the server."""
 
 BODY = b"Hello, world!"
 WSGI_HEADERS = [("Content-Type", "text/plain"), ("Content-Length", "13")]

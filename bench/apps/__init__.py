@@ -1,0 +1,1 @@
+"""What the servers serve while they are measured; none does more than it must."""

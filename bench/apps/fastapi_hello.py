@@ -1,0 +1,10 @@
+"""FastAPI's hello."""
+
+from fastapi import FastAPI
+
+asgi = FastAPI()
+
+
+@asgi.get("/")
+async def index():
+    return "Hello, world!"

@@ -1,0 +1,82 @@
+"""The environment `.bench/` with Servo and its pinned peers, and what the machine is."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from servers import CERTIFICATE, ENVIRONMENT, HERE
+
+REPOSITORY = HERE.parent
+REQUIREMENTS = HERE / "requirements.txt"
+TOLD = (
+    "fastpysgi granian gunicorn httptools hypercorn servo-server uvicorn uvloop waitress"
+    " websockets wsproto django fastapi flask starlette"
+)
+
+
+def default_python() -> str:
+    """A distribution's interpreter is built with PGO and LTO; a self-built one often is not."""
+    system = "/usr/bin/python3"
+    if os.access(system, os.X_OK):
+        check = [system, "-c", "import sys, venv; sys.exit(sys.version_info < (3, 10))"]
+        if subprocess.run(check, capture_output=True, check=False).returncode == 0:
+            return system
+    return sys.executable
+
+
+def prepare(interpreter: str) -> str:
+    """Make or complete the environment; the path of its interpreter."""
+    python = ENVIRONMENT / "bin" / "python"
+    stamp = ENVIRONMENT / ".installed"
+    wanted = f"{interpreter}\n{REQUIREMENTS.read_text()}"
+    found = stamp.read_text() if stamp.exists() else ""
+    if found == wanted:
+        return str(python)
+    print(f"installing the peers into {ENVIRONMENT.name}/ …", flush=True)
+    if not found.startswith(f"{interpreter}\n"):
+        shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+        # Debian's interpreter may come without ensurepip: any pip can install into any environment.
+        subprocess.run([interpreter, "-m", "venv", "--without-pip", str(ENVIRONMENT)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    pip += ["--disable-pip-version-check", "-r", str(REQUIREMENTS)]
+    subprocess.run([*pip, "-e", f"{REPOSITORY}[standard]"], check=True)
+    stamp.write_text(wanted)
+    return str(python)
+
+
+def make_certificate() -> None:
+    """A throw-away certificate (ECDSA, P-256) and its key, in one file."""
+    key, certificate = ENVIRONMENT / "key.pem", ENVIRONMENT / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "30", "-subj", "/CN=localhost", "-addext"]
+    command += ["subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    CERTIFICATE.write_bytes(key.read_bytes() + certificate.read_bytes())
+
+
+def describe(python: str) -> dict[str, object]:
+    """When, on what, and with which versions it was measured."""
+    ask = (
+        "import json, platform, importlib.metadata as m; print(json.dumps([platform."
+        "python_version(), {d.name.lower(): d.version for d in m.distributions()}]))"
+    )
+    version, packages = json.loads(subprocess.check_output([python, "-c", ask], text=True))
+    real = os.path.realpath(python)
+    build = "the distribution's build" if real.startswith("/usr/bin/") else "a build of its own"
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "python": f"CPython {version} ({real}, {build})",
+        "cpu": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
+        "kernel": platform.release(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "versions": {name: packages.get(name, "-") for name in TOLD.split()},
+    }

@@ -1,0 +1,30 @@
+"""How much CPU time a request may take Servo, as a ratio to each peer: the aims, in one place."""
+
+from __future__ import annotations
+
+_WSGI = (("hello",), ("browser",), ("post-1k",), ("flask", "django"))
+_ASGI = (("hello",), ("browser",), ("post-1k",), ("starlette", "fastapi"))
+_LOGGED = (("hello-log",), ("browser-log",), ("post-1k-log",), ("starlette-log", "fastapi-log"))
+
+# (Servo, peer, workloads of each column, (hello, browser, 1 KB POST, framework))
+GOALS = [
+    ("servo-sync", "granian-wsgi", _WSGI, (0.85, 0.85, 0.9, 1)),
+    ("servo-thread", "granian-wsgi", _WSGI, (1, 1, 1, 1)),
+    ("servo-sync", "fastpysgi-wsgi", _WSGI, (1.4, 1.6, 1.7, 1.2)),
+    ("servo-sync", "gunicorn-sync", _WSGI, (0.12, 0.2, 0.25, 0.5)),
+    ("servo-thread", "gunicorn-gthread", _WSGI, (0.2, 0.2, 0.25, 0.5)),
+    ("servo-async", "granian-asgi", _ASGI, (0.75, 0.8, 0.85, 1)),
+    ("servo-async", "uvicorn", _ASGI, (0.6, 0.6, 0.7, 0.9)),
+    ("servo-async", "uvicorn", _LOGGED, (0.4, 0.45, 0.5, 0.75)),
+    ("servo-async", "fastpysgi-asgi", _ASGI, (1, 1, 1, 1)),
+]
+
+
+def goals() -> dict[tuple[str, str, str], float]:
+    """(workload, Servo's name, the peer's name) -> the greatest ratio that meets the aim."""
+    return {
+        (workload, servo, peer): aim
+        for servo, peer, columns, aims in GOALS
+        for names, aim in zip(columns, aims, strict=True)
+        for workload in names
+    }

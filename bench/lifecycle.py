@@ -1,0 +1,142 @@
+"""What a server's life costs beside requests: starting, reloading, waiting."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import statistics
+import subprocess
+import threading
+import time
+
+from process import FailedError, Running, cpu_ns, memory_mb, stat_fields
+from servers import HERE, PORT
+
+FIRST_ANSWER_S = 10.0
+IMPORTS = 3
+
+ASKERS = 8
+PAUSE_S = 0.01
+FIND_S = 10.0
+RELOAD_S = 30.0
+
+SETTLE_S = 2.0
+IDLE_S = 5.0
+
+
+def start_up(python: str, session: Running, app: str) -> dict[str, float]:
+    """Milliseconds from the start to the first answer, and those of an interpreter that imports
+    the app and ends: the difference is the server's own."""
+    limit = time.monotonic() + FIRST_ANSWER_S
+    while get("/") is None:
+        if time.monotonic() > limit:
+            raise FailedError(f"did not answer within {FIRST_ANSWER_S:g} s")
+    total = time.monotonic() - session.started
+    imports = statistics.median(import_time(python, app) for _ in range(IMPORTS))
+    return {
+        "start_ms": (total - imports) * 1e3,
+        "total_ms": total * 1e3,
+        "import_ms": imports * 1e3,
+        "pss_mb": memory_mb(session.pid),
+    }
+
+
+def import_time(python: str, app: str) -> float:
+    """Seconds. On the load generator's core: a server may be busy though nobody asks anything."""
+    begun = time.monotonic()
+    process = subprocess.Popen([python, "-c", f"import {app}"], cwd=HERE)
+    if process.wait(60):
+        raise FailedError(f"{app} cannot be imported")
+    return time.monotonic() - begun
+
+
+def reload(session: Running, workers: int) -> dict[str, float]:
+    """Seconds from HUP until every old worker has ended and as many new ones have answered, and
+    the requests that got no answer meanwhile."""
+    with Askers() as askers:
+        limit = time.monotonic() + FIND_S
+        while len(askers.seen) < workers:
+            if time.monotonic() > limit:
+                raise FailedError(
+                    f"{len(askers.seen)} of {workers} workers answered before the reload"
+                )
+            time.sleep(0.01)
+        old = set(askers.seen)
+        asked, lost = askers.asked, askers.lost
+        begun = time.monotonic()
+        os.kill(session.pid, signal.SIGHUP)
+        while len(askers.seen - old) < workers or any(map(alive, old)):
+            if time.monotonic() - begun > RELOAD_S:
+                new = len(askers.seen - old)
+                raise FailedError(f"{new} of {workers} workers were new {RELOAD_S:g} s after HUP")
+            time.sleep(0.01)
+        taken = time.monotonic() - begun
+        return {
+            "reload_s": taken,
+            "lost": askers.lost - lost,
+            "asked": askers.asked - asked,
+        }
+
+
+def idle(session: Running) -> dict[str, float]:
+    """Milliseconds of CPU time a second, of the whole server, without requests."""
+    time.sleep(SETTLE_S)
+    before, begun = cpu_ns(session.pid), time.monotonic()
+    time.sleep(IDLE_S)
+    used = (cpu_ns(session.pid) - before) / 1e6
+    return {
+        "idle_cpu_ms": used / (time.monotonic() - begun),
+        "pss_mb": memory_mb(session.pid),
+    }
+
+
+def get(path: str) -> str | None:
+    """The answer to one request on a connection of its own; None if there was none."""
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)
+    try:
+        connection.request("GET", path, headers={"Connection": "close"})
+        response = connection.getresponse()
+        body = response.read().decode()
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+    return body if response.status == 200 else None
+
+
+def alive(pid: int) -> bool:
+    fields = stat_fields(str(pid))
+    return bool(fields) and fields[0] != "Z"
+
+
+class Askers:
+    """Threads that ask for a worker's pid while this is entered, each on a fresh connection."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+        self.asked = 0
+        self.lost = 0
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(ASKERS)]
+
+    def __enter__(self) -> Askers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        while not self._done.wait(PAUSE_S):
+            answer = get("/pid")
+            with self._lock:
+                self.asked += 1
+                if answer is None:
+                    self.lost += 1
+                else:
+                    self.seen = self.seen | {int(answer)}

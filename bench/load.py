@@ -1,0 +1,186 @@
+"""The load generators: wrk and h2load, and Python clients for what those can't do.
+
+Each returns a Load, and raises FailedError when requests went wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from process import FailedError
+from servers import BIND, ENVIRONMENT, HERE, PORT
+from workloads import Request, Workload
+
+# {"requests": …, "seconds": …, "p50_ms": …, "p99_ms": …, "p999_ms": …, "errors": …}
+Load = dict[str, float]
+
+# More than this share of errors, and a server counts as unable to take the load.
+ERRORS = 0.01
+# How long wrk waits for a response, s: slow is not wrong.
+PATIENCE_S = 10
+
+
+def closed(workload: Workload, seconds: float) -> Load:
+    """A request on each connection, and the next one as soon as it is answered."""
+    if shutil.which("wrk"):
+        return checked(wrk(workload, seconds))
+    if workload.setup.tls:
+        raise FailedError(
+            "TLS is measured with wrk, which is not here (Debian: apt-get install wrk)"
+        )
+    return checked(client(workload, seconds))
+
+
+def wrk(workload: Workload, seconds: float) -> Load:
+    request = workload.request
+    scheme = "https" if workload.setup.tls else "http"
+    command = ["wrk", "-t1", f"-c{workload.connections}", f"-d{max(1, round(seconds))}s"]
+    command += ["--timeout", f"{PATIENCE_S}s", "-s", str(HERE / "wrk.lua")]
+    for name, value in request.fields:
+        command += ["-H", f"{name}: {value}"]
+    command.append(f"{scheme}://{BIND}{request.path}")
+    if request.body:
+        body = ENVIRONMENT / "body"
+        body.write_bytes(request.body)
+        command += ["--", str(body)]
+    return dict(json.loads(run(command, seconds).strip().rpartition("\n")[2]))
+
+
+def client(
+    workload: Workload, seconds: float, rate: float = 0, slow_every: int = 0, slow_path: str = ""
+) -> Load:
+    """`client.py`: like wrk; at a rate (requests/s), if one is given; some requests slow, too."""
+    request = workload.request
+    spec = {
+        "port": PORT,
+        "seconds": seconds,
+        "connections": workload.connections,
+        "rate": rate,
+        "path": request.path,
+        "fields": request.fields,
+        "body_bytes": len(request.body),
+        "slow_every": slow_every,
+        "slow_path": slow_path,
+    }
+    if request.body:
+        (ENVIRONMENT / "body").write_bytes(request.body)
+        spec["body_file"] = str(ENVIRONMENT / "body")
+    return dict(json.loads(run(python_client("client.py", json.dumps(spec)), seconds)))
+
+
+def paced(workload: Workload, seconds: float, rate: float) -> Load:
+    return checked(client(workload, seconds, rate))
+
+
+def mixed(workload: Workload, seconds: float, rate: float, slow_every: int) -> Load:
+    """The latencies are those of the fast requests; 0 for slow_every: there are no slow ones."""
+    return checked(client(workload, seconds, rate, slow_every, "/slow"))
+
+
+def echo(workload: Workload, seconds: float) -> Load:
+    arguments = (PORT, seconds, workload.connections, workload.size)
+    return checked(dict(json.loads(run(python_client("websocket_client.py", *arguments), seconds))))
+
+
+def http2(workload: Workload, seconds: float) -> Load:
+    """GET by h2load (Debian: nghttp2-client)."""
+    if shutil.which("h2load") is None:
+        raise FailedError("h2load is not here (Debian: apt-get install nghttp2-client)")
+    scheme = "https" if workload.setup.tls else "http"
+    command = ["h2load", f"-c{workload.connections}", f"-m{workload.streams}", f"-D{seconds:g}"]
+    for name, value in workload.request.fields:
+        command += ["-H", f"{name.lower()}: {value}"]
+    log = ENVIRONMENT / "h2load.log"
+    log.unlink(missing_ok=True)
+    text = run([*command, f"--log-file={log}", f"{scheme}://{BIND}/"], seconds)
+    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", text)
+    statuses = re.search(r"status codes: (\d+) 2xx", text)
+    if counts is None or statuses is None:
+        raise FailedError(f"h2load said: {text.strip()[-200:]}")
+    if "Application protocol: http/1.1" in text:
+        raise FailedError("spoke HTTP/1.1")
+    times = [int(line.rsplit("\t", 1)[1]) for line in log.read_text().splitlines()]
+    requests = float(statuses[1])
+    errors = float(counts[1]) - requests + float(counts[2]) + float(counts[3])
+    return checked(
+        {"requests": requests, "seconds": seconds, "errors": max(0.0, errors)}
+        | percentiles([us / 1000 for us in times])
+    )
+
+
+def percentiles(times_ms: list[float]) -> Load:
+    times = sorted(times_ms) or [0.0]
+    at = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99, "p999_ms": 0.999}
+    return {name: times[min(len(times) - 1, int(len(times) * p))] for name, p in at.items()}
+
+
+def checked(load: Load) -> Load:
+    if not load["requests"]:
+        raise FailedError(f"answered nothing ({load['errors']:.0f} errors)")
+    if load["errors"] > ERRORS * load["requests"]:
+        raise FailedError(f"{load['errors']:.0f} errors beside {load['requests']:.0f} answers")
+    return load
+
+
+def python_client(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(HERE / name), *map(str, arguments)]
+
+
+def run(command: list[str], seconds: float) -> str:
+    """The output of a load generator, which inherits the second core; raises FailedError."""
+    limit = seconds + 2 * PATIENCE_S + 10
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            raise FailedError(f"the load did not end within {limit:g} s") from None
+        finally:
+            if process.poll() is None:
+                process.kill()
+    if process.returncode:
+        raise FailedError(((errors or output).strip().splitlines() or ["the load failed"])[-1])
+    return output
+
+
+@contextlib.contextmanager
+def idle_connections(number: int, request: Request) -> Iterator[None]:
+    """So many connections that have had one answer each; raises FailedError unless they stay."""
+    head = f"GET {request.path} HTTP/1.1\r\nHost: {BIND}\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        sockets = []
+        for count in range(number):
+            try:
+                held = stack.enter_context(socket.create_connection(("127.0.0.1", PORT), 5))
+                held.sendall(head)
+                answer = held.recv(65536)
+                while answer and not answer.endswith(HELLO_END):
+                    answer += held.recv(65536)
+            except OSError as error:
+                raise FailedError(f"idle connection {count + 1} of {number}: {error}") from error
+            held.setblocking(False)
+            sockets.append(held)
+        yield
+        lost = sum(map(closed_by_peer, sockets))
+        if lost:
+            raise FailedError(f"closed {lost} of {number} idle connections")
+
+
+HELLO_END = b"Hello, world!"
+
+
+def closed_by_peer(held: socket.socket) -> bool:
+    try:
+        return not held.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

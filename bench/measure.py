@@ -1,0 +1,215 @@
+"""One server, one workload, one round: what `Workload.how` names is measured here.
+
+Each function returns a Sample. What a server could not do is the sample {"error": why}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ssl
+import time
+from collections.abc import Callable, Sequence
+
+import lifecycle
+import load
+from process import LOG, FailedError, PeakMemory, Running, cpu_seconds, loopback_bytes, running
+from servers import PORT, Server, UnableError
+from workloads import WORKLOADS, Workload
+
+# Figures by the names of report.py's columns, or one "error".
+Sample = dict[str, "float | str"]
+
+WARM_UP_S = 1.0
+IDLE_CONNECTIONS = 1000
+# What every server is offered alike: this share of what the slowest one could do, but no more than
+# the client in Python does with ease.
+OFFERED_SHARE = 0.4
+OFFERED_MOST = 2000.0
+# Requests/s, and each which of them is slow. Evenly spread, that blocks each of 4 workers for 12 %
+# of the time: a little more than the tenth that the p90 is about, or all servers would look alike.
+MIXED_RATE = 240.0
+SLOW_EVERY = 50
+# How long a server may keep lines back.
+LOG_FLUSH_S = 3.0
+
+
+def measure(
+    python: str, server: Server, workloads: Sequence[Workload], seconds: float, rate: float
+) -> dict[str, Sample]:
+    """All of these workloads on one server, started anew where one needs another setup.
+
+    seconds: of each measurement; rate: what a paced workload offers (requests/s).
+    """
+    found: dict[str, Sample] = {}
+    queue = list(workloads)
+    while queue:
+        workload, setup = queue[0], queue[0].setup
+        try:
+            with running(python, server, setup) as session:
+                while queue and queue[0].setup == setup:
+                    workload = queue[0]
+                    case = Case(python, server, session, workload, seconds, rate)
+                    found[workload.name] = rounded(METHODS[workload.how](case))
+                    queue.pop(0)
+        except (UnableError, FailedError) as error:
+            # One line, short, that breaks no table.
+            found[workload.name] = {"error": " ".join(str(error).replace("|", "/").split())[:200]}
+            queue.pop(0)
+    return found
+
+
+def rounded(sample: Sample) -> Sample:
+    """To what means something: a record is read by people, too."""
+    return {name: round(float(figure), 4) for name, figure in sample.items()}
+
+
+def offered_rate(python: str, servers: Sequence[Server]) -> float:
+    """The rate (requests/s) for paced workloads: none of these servers is pressed by it."""
+    hello = WORKLOADS["hello"]
+    capacities = []
+    for server in servers:
+        if server.kind in hello.kinds:
+            with contextlib.suppress(FailedError), running(python, server, hello.setup):
+                found = load.closed(hello, WARM_UP_S)
+                capacities.append(found["requests"] / found["seconds"])
+    return round(min([OFFERED_MOST, *(OFFERED_SHARE * c for c in capacities)]))
+
+
+class Case:
+    """What a method is given: a running server and the workload."""
+
+    def __init__(
+        self,
+        python: str,
+        server: Server,
+        session: Running,
+        workload: Workload,
+        seconds: float,
+        rate: float,
+    ) -> None:
+        self.python = python
+        self.server = server
+        self.session = session
+        self.workload = workload
+        self.seconds = seconds
+        self.rate = rate
+
+    def under(self, generate: Callable[[float], load.Load], seconds: float | None = None) -> Sample:
+        """Warm up, then the load and what it cost the server."""
+        generate(WARM_UP_S)
+        window = self.seconds if seconds is None else seconds
+        with PeakMemory(self.session.pid) as memory:
+            before = cpu_seconds(self.session.pid)
+            found = generate(window)
+            used = cpu_seconds(self.session.pid) - before
+        return {
+            "cpu_us": used / found["requests"] * 1e6,
+            "rps": found["requests"] / found["seconds"],
+            **{name: found[name] for name in found if name.endswith("_ms")},
+            "pss_mb": memory.peak_mb,
+            "errors": found["errors"],
+        }
+
+
+def closed(case: Case) -> Sample:
+    probe(case.workload)
+    return case.under(lambda seconds: complete(case.workload, seconds))
+
+
+def complete(workload: Workload, seconds: float) -> load.Load:
+    """The load; raises FailedError if fewer bytes went over the wire than its bodies have, or if
+    fewer lines were logged. The load generator does not look whether an upload was read to its end
+    before it was answered."""
+    request = workload.request
+    answer = request.answer if isinstance(request.answer, int) else len(request.answer)
+    before, log_end = loopback_bytes(), LOG.stat().st_size
+    found = load.closed(workload, seconds)
+    each = (loopback_bytes() - before) / found["requests"]
+    if each < len(request.body) + answer:
+        raise FailedError(f"only {each:.0f} bytes went over the wire for each request")
+    if workload.setup.access_log:
+        expect_lines(found["requests"], log_end)
+    return found
+
+
+def expect_lines(number: float, start: int) -> None:
+    """So many lines in the log past `start` (bytes); raises FailedError when they do not come."""
+    limit = time.monotonic() + LOG_FLUSH_S
+    while (lines := LOG.read_bytes()[start:].count(b"\n")) < number:
+        if time.monotonic() > limit:
+            raise FailedError(f"logged {lines} lines for {number:.0f} requests")
+        time.sleep(0.1)
+
+
+def beside_idle(case: Case) -> Sample:
+    with load.idle_connections(IDLE_CONNECTIONS, case.workload.request):
+        return closed(case)
+
+
+def echo(case: Case) -> Sample:
+    return case.under(lambda seconds: load.echo(case.workload, seconds))
+
+
+def http2(case: Case) -> Sample:
+    return case.under(lambda seconds: load.http2(case.workload, seconds))
+
+
+def paced(case: Case) -> Sample:
+    """For twice the time: the last of a thousand requests is a rare one."""
+    probe(case.workload)
+    sample = case.under(lambda s: load.paced(case.workload, s, case.rate), 2 * case.seconds)
+    return {**sample, "offered_rps": case.rate}
+
+
+def mixed(case: Case) -> Sample:
+    probe(case.workload)
+    alone = case.under(lambda s: load.mixed(case.workload, s, MIXED_RATE, 0))
+    sample = case.under(
+        lambda s: load.mixed(case.workload, s, MIXED_RATE, SLOW_EVERY), 2 * case.seconds
+    )
+    return {**sample, "p90_alone_ms": alone["p90_ms"], "p99_alone_ms": alone["p99_ms"]}
+
+
+def start_up(case: Case) -> Sample:
+    setup = case.workload.setup
+    return {**lifecycle.start_up(case.python, case.session, setup.app)}
+
+
+def reload(case: Case) -> Sample:
+    if not case.server.family.reloads:
+        raise UnableError("has no reload by a signal")
+    return {**lifecycle.reload(case.session, case.workload.setup.workers)}
+
+
+def idle(case: Case) -> Sample:
+    return {**lifecycle.idle(case.session)}
+
+
+METHODS: dict[str, Callable[[Case], Sample]] = {
+    f.__name__: f for f in (closed, beside_idle, echo, http2, paced, mixed, start_up, reload, idle)
+}
+
+
+def probe(workload: Workload) -> None:
+    """One request; raises FailedError unless it is answered in full. A load only counts."""
+    request = workload.request
+    connection: http.client.HTTPConnection
+    if workload.setup.tls:
+        context = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection("127.0.0.1", PORT, timeout=10, context=context)
+    else:
+        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=10)
+    with contextlib.closing(connection):
+        try:
+            method = "POST" if request.body else "GET"
+            connection.request(method, request.path, request.body or None, dict(request.fields))
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise FailedError(f"did not answer: {error!r}") from error
+    whole = (
+        len(body) == request.answer if isinstance(request.answer, int) else body == request.answer
+    )
+    if response.status != 200 or not whole:
+        raise FailedError(f"answered {response.status} with {len(body)} bytes: {body[:40]!r}")

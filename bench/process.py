@@ -1,0 +1,189 @@
+"""A server's processes: started on one core, watched by /proc, ended without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from servers import ENVIRONMENT, HERE, PORT, Server, Setup
+
+LOG = ENVIRONMENT / "server.log"
+# What an environment says about one server must not reach another.
+FOREIGN = ("SERVO_", "GUNICORN_", "UVICORN_", "GRANIAN_", "HYPERCORN_", "WEB_CONCURRENCY", "PORT")
+CORES = sorted(os.sched_getaffinity(0))
+BOOT_S = 20.0
+STOP_S = 3.0
+SAMPLE_S = 0.5
+
+
+class FailedError(Exception):
+    """A server did not do what was asked of it; the message says what happened."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that runs: its first process, which is its session's id, and when it was started
+    (time.monotonic())."""
+
+    pid: int
+    started: float
+
+
+@contextlib.contextmanager
+def running(python: str, server: Server, setup: Setup) -> Iterator[Running]:
+    """The server in a session of its own on the first core; every process of it ends with this.
+
+    Raises UnableError or FailedError before it yields.
+    """
+    command = [python, *server.command(setup)]
+    env = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
+    with LOG.open("wb") as log:
+        started = time.monotonic()
+        process = subprocess.Popen(
+            command,
+            cwd=HERE,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    pin(process.pid, first=True)
+    try:
+        wait_open(process)
+        yield Running(process.pid, started)
+    except FailedError as error:
+        if process.poll() is not None:
+            raise FailedError(f"the server ended with {process.returncode}; {error}") from error
+        raise
+    finally:
+        end(process)
+
+
+def pin(pid: int, first: bool) -> None:
+    """To the servers' core, or to the load generator's; nothing where there is one core."""
+    if len(CORES) > 1:
+        os.sched_setaffinity(pid, {CORES[0 if first else 1]})
+
+
+def answers(port: int = PORT) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_open(process: subprocess.Popen[bytes], port: int = PORT) -> None:
+    limit = time.monotonic() + BOOT_S
+    while not answers(port):
+        if process.poll() is not None:
+            raise FailedError(last_words())
+        if time.monotonic() > limit:
+            raise FailedError(f"did not open its port within {BOOT_S:g} s")
+        time.sleep(0.002)
+
+
+def end(process: subprocess.Popen[bytes], port: int = PORT) -> None:
+    """Ask the session to end, then make it; return when the port is free."""
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_S)
+    for pid in members(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait(10)
+    limit = time.monotonic() + 10
+    while answers(port):
+        if time.monotonic() > limit:
+            raise SystemExit(f"port {port} is still open: another program has it")
+        time.sleep(0.05)
+
+
+def last_words() -> str:
+    """The last line that the server wrote."""
+    lines = LOG.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it wrote nothing"
+
+
+def members(session: int) -> list[int]:
+    """The live processes of a session."""
+    found = []
+    for entry in os.listdir("/proc"):
+        fields = stat_fields(entry) if entry.isdigit() else []
+        if fields and int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(entry))
+    return found
+
+
+def stat_fields(pid: str) -> list[str]:
+    """The fields of /proc/PID/stat after the name: state, parent, group, session, …"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def cpu_seconds(session: int) -> float:
+    """User and system time of every process of the session, all threads, reaped children too."""
+    ticks = 0
+    for pid in members(session):
+        if fields := stat_fields(str(pid)):
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_ns(session: int) -> int:
+    """The same of the live threads only, to the nanosecond: for servers that do next to nothing."""
+    total = 0
+    for pid in members(session):
+        for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                total += int(task.read_text().split()[0])
+    return total
+
+
+def memory_mb(session: int) -> float:
+    """Proportional set size: shared pages are divided among those who share them."""
+    total = 0
+    for pid in members(session):
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += int((re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE) or [0, 0])[1])
+    return total / 1024
+
+
+def loopback_bytes() -> int:
+    """What has gone over the loopback interface."""
+    text = Path("/proc/net/dev").read_text()
+    return int((re.search(r"^\s*lo:\s*(\d+)", text, re.MULTILINE) or [0, 0])[1])
+
+
+class PeakMemory:
+    """Samples `memory_mb` twice a second while it is entered; `peak_mb` then."""
+
+    def __init__(self, session: int) -> None:
+        self.session = session
+        self.peak_mb = 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while True:
+            self.peak_mb = max(self.peak_mb, memory_mb(self.session))
+            if self._done.wait(SAMPLE_S):
+                return

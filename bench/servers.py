@@ -1,0 +1,194 @@
+"""The servers that are compared, and how each is told what a workload needs.
+
+Everything is at its defaults but for one worker, no access log, and what a `Setup` asks for. What a
+server cannot do is said here, as an `UnableError`, and ends up in the tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ENVIRONMENT = HERE.parent / ".bench"
+# Key and certificate in one file.
+CERTIFICATE = ENVIRONMENT / "certificate.pem"
+
+PORT = 18_765
+BIND = f"127.0.0.1:{PORT}"
+
+
+class UnableError(Exception):
+    """A server has no way to do what a workload asks; the message says what it lacks."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a server has to be started."""
+
+    app: str = "apps.hello"
+    workers: int = 1
+    tls: bool = False
+    access_log: bool = False
+    # Over 1,000 connections, past the default limit of some, that stay though they are idle.
+    many: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """Flags that a server's variants share; None where it has no such thing."""
+
+    command: tuple[str, ...]
+    workers: str | None
+    access_log: tuple[str, ...] | None = None
+    no_access_log: tuple[str, ...] = ()
+    tls: tuple[str, ...] | None = None
+    many: tuple[str, ...] = ()
+    reloads: bool = False  # HUP replaces the workers
+
+
+FAMILIES = {
+    "servo": Family(
+        command=("-m", "servo", "--bind", BIND, "--log-level", "warning"),
+        workers="--workers",
+        access_log=("--access-logfile", "-"),
+        tls=("--certfile",),
+        many=("--worker-connections", "2000"),
+        reloads=True,
+    ),
+    "gunicorn": Family(
+        command=("-m", "gunicorn", "--bind", BIND, "--log-level", "warning"),
+        workers="--workers",
+        access_log=("--access-logfile", "-"),
+        tls=("--certfile", "--keyfile"),
+        # It ends idle connections after 2 s.
+        many=("--worker-connections", "2000", "--keep-alive", "75"),
+        reloads=True,
+    ),
+    "uvicorn": Family(
+        command=("-m", "uvicorn", "--port", str(PORT), "--http", "httptools", "--loop", "uvloop"),
+        workers="--workers",
+        access_log=(),
+        no_access_log=("--no-access-log", "--log-level", "warning"),
+        tls=("--ssl-certfile", "--ssl-keyfile"),
+        many=("--timeout-keep-alive", "75"),
+        reloads=True,
+    ),
+    "hypercorn": Family(
+        command=("-m", "hypercorn", "--bind", BIND, "-k", "uvloop"),
+        workers="--workers",
+        access_log=("--access-logfile", "-"),
+        tls=("--certfile", "--keyfile"),
+        many=("--keep-alive", "75"),
+    ),
+    "granian": Family(
+        command=("-m", "granian", "--port", str(PORT)),
+        workers="--workers",
+        access_log=("--access-log",),
+        tls=("--ssl-certificate", "--ssl-keyfile"),
+        reloads=True,
+    ),
+    "waitress": Family(
+        command=("-m", "waitress", f"--listen={BIND}"),
+        workers=None,
+        many=("--connection-limit=2000", "--asyncore-use-poll"),
+    ),
+    "fastpysgi": Family(
+        command=("serve_fastpysgi.py",),
+        workers="",
+        tls=("",),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """One row of the tables; of a kind (wsgi, asgi, websocket, http2) that workloads name."""
+
+    name: str
+    kind: str
+    family: Family
+    flags: tuple[str, ...] = ()
+    # HTTP/2 without TLS, by prior knowledge.
+    cleartext: bool = True
+    # Sends `Connection: close` with each response.
+    keeps_alive: bool = True
+
+    @property
+    def is_servo(self) -> bool:
+        return self.family is FAMILIES["servo"]
+
+    def command(self, setup: Setup) -> list[str]:
+        """Arguments for the interpreter; raises UnableError."""
+        self.check(setup)
+        app = f"{setup.app}:{'wsgi' if self.kind == 'wsgi' else 'asgi'}"
+        certificate = str(CERTIFICATE)
+        if self.family is FAMILIES["fastpysgi"]:
+            tls = [certificate] if setup.tls else []
+            return [*self.family.command, app, str(PORT), str(setup.workers), *tls]
+        command = [*self.family.command, *self.flags]
+        if self.family.workers:
+            command += [self.family.workers, str(setup.workers)]
+        if setup.tls:
+            command += [part for flag in self.family.tls or () for part in (flag, certificate)]
+        command += (self.family.access_log or ()) if setup.access_log else self.family.no_access_log
+        if setup.many:
+            command += self.family.many
+        return [*command, app]
+
+    def check(self, setup: Setup) -> None:
+        if setup.workers > 1 and self.family.workers is None:
+            raise UnableError("has one process only")
+        if setup.access_log and self.family.access_log is None:
+            raise UnableError("has no access log")
+        if setup.tls and self.family.tls is None:
+            raise UnableError("has no TLS")
+        if self.kind == "http2" and not setup.tls and not self.cleartext:
+            raise UnableError("has no HTTP/2 without TLS")
+        if setup.many and not self.keeps_alive:
+            raise UnableError("closes after each response: no connection stays idle")
+
+
+def _servers() -> list[Server]:
+    servo, gunicorn, uvicorn, hypercorn, granian, waitress, fastpysgi = FAMILIES.values()
+    return [
+        Server("servo-sync", "wsgi", servo, ("-k", "sync")),
+        Server("servo-thread", "wsgi", servo, ("-k", "thread", "--threads", "4")),
+        Server("gunicorn-sync", "wsgi", gunicorn, ("-k", "sync"), keeps_alive=False),
+        Server("gunicorn-gthread", "wsgi", gunicorn, ("-k", "gthread", "--threads", "4")),
+        Server("granian-wsgi", "wsgi", granian, ("--interface", "wsgi")),
+        Server("waitress", "wsgi", waitress),
+        Server("fastpysgi-wsgi", "wsgi", fastpysgi),
+        Server("servo-async", "asgi", servo, ("-k", "async")),
+        Server("uvicorn", "asgi", uvicorn),
+        Server("gunicorn-asgi", "asgi", gunicorn, ("-k", "asgi")),
+        Server("hypercorn", "asgi", hypercorn),
+        Server("granian-asgi", "asgi", granian, ("--interface", "asgi")),
+        Server("fastpysgi-asgi", "asgi", fastpysgi),
+        Server("servo-websocket", "websocket", servo, ("-k", "async")),
+        Server("uvicorn-websockets", "websocket", uvicorn, ("--ws", "websockets")),
+        Server("uvicorn-sansio", "websocket", uvicorn, ("--ws", "websockets-sansio")),
+        Server("uvicorn-wsproto", "websocket", uvicorn, ("--ws", "wsproto")),
+        Server("gunicorn-websocket", "websocket", gunicorn, ("-k", "asgi")),
+        Server("hypercorn-websocket", "websocket", hypercorn),
+        Server("granian-websocket", "websocket", granian, ("--interface", "asgi")),
+        Server("fastpysgi-websocket", "websocket", fastpysgi),
+        Server(
+            "servo-http2",
+            "http2",
+            servo,
+            ("-k", "async", "--http2-cleartext", "prior-knowledge"),
+        ),
+        Server(
+            "gunicorn-http2",
+            "http2",
+            gunicorn,
+            ("-k", "asgi", "--http-protocols", "h2,h1"),
+            cleartext=False,
+        ),
+        Server("hypercorn-http2", "http2", hypercorn, ("--config", "hypercorn.toml")),
+        Server("granian-http2", "http2", granian, ("--http", "2", "--interface", "asgi")),
+    ]
+
+
+SERVERS = {server.name: server for server in _servers()}

@@ -1,0 +1,210 @@
+"""The workloads: what is asked of a server, and how it is started for that.
+
+They come in groups; each group is measured, and recorded, by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from servers import Setup
+
+CONNECTIONS = 64
+Fields = tuple[tuple[str, str], ...]
+
+# What a browser sends, 12 header fields with Host.
+BROWSER: Fields = (
+    ("Connection", "keep-alive"),
+    ("Cache-Control", "max-age=0"),
+    ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"),
+    ("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"),
+    ("Accept-Language", "en-GB,en;q=0.5"),
+    ("Accept-Encoding", "gzip, deflate, br"),
+    ("Referer", "https://example.com/some/page?with=a&query=string"),
+    ("Cookie", "session=0123456789abcdef0123456789abcdef; theme=dark; seen=1"),
+    ("Upgrade-Insecure-Requests", "1"),
+    ("Sec-Fetch-Dest", "document"),
+    ("Sec-Fetch-Mode", "navigate"),
+)
+CLOSE: Fields = (("Connection", "close"),)
+JSON: Fields = (("Content-Type", "application/json"),)
+
+HELLO = b"Hello, world!"
+MB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request, and what answers it: the body, or how many bytes of it."""
+
+    path: str = "/"
+    fields: Fields = ()
+    body: bytes = b""
+    answer: bytes | int = HELLO
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`how` names a function of measure.py, and with it the columns of report.py."""
+
+    name: str
+    title: str
+    kinds: tuple[str, ...] = ("wsgi", "asgi")
+    how: str = "closed"
+    setup: Setup = field(default_factory=Setup)
+    request: Request = field(default_factory=Request)
+    connections: int = CONNECTIONS
+    # Bytes of a WebSocket message; requests at a time on an HTTP/2 connection.
+    size: int = 0
+    streams: int = 0
+
+
+def _json(size: int) -> bytes:
+    head, tail = b'{"name": "Ada", "text": "', b'"}'
+    return head + b"x" * (size - len(head) - len(tail)) + tail
+
+
+POST = Request("/echo", JSON, _json(1024), _json(1024))
+FASTAPI = Request(answer=b'"Hello, world!"')  # JSON
+UPLOAD = Request("/upload", (), b"x" * 10_000_000, b"10000000")
+BODIES = Setup(app="apps.bodies")
+TLS = Setup(tls=True)
+WSGI, ASGI, WEBSOCKET, HTTP2 = ("wsgi",), ("asgi",), ("websocket",), ("http2",)
+
+
+def _logged(app: str) -> Setup:
+    return Setup(app=app, access_log=True)
+
+
+def _workers(number: int) -> Setup:
+    return Setup(workers=number)
+
+
+GROUPS: dict[str, list[Workload]] = {
+    "http": [
+        Workload("hello", "hello world: a request with `Host` only"),
+        Workload("browser", "a browser's request: 12 header fields", request=Request("/", BROWSER)),
+        Workload("post-1k", "POST of 1 KB of JSON, echoed", setup=BODIES, request=POST),
+    ],
+    "access-log": [
+        Workload("hello-log", "hello world, access log on", setup=_logged("apps.hello")),
+        Workload(
+            "browser-log",
+            "a browser's request, access log on",
+            setup=_logged("apps.hello"),
+            request=Request("/", BROWSER),
+        ),
+        Workload(
+            "post-1k-log", "POST of 1 KB, access log on", setup=_logged("apps.bodies"), request=POST
+        ),
+        Workload(
+            "starlette-log", "Starlette, access log on", ASGI, setup=_logged("apps.starlette_hello")
+        ),
+        Workload(
+            "fastapi-log",
+            "FastAPI, access log on",
+            ASGI,
+            setup=_logged("apps.fastapi_hello"),
+            request=FASTAPI,
+        ),
+    ],
+    "connections": [
+        Workload("fresh", "a fresh connection for each request", request=Request("/", CLOSE)),
+        Workload(
+            "idle-1000",
+            "hello world beside 1,000 idle connections",
+            how="beside_idle",
+            setup=Setup(many=True),
+        ),
+    ],
+    "frameworks": [
+        Workload("flask", "Flask", WSGI, setup=Setup("apps.flask_hello")),
+        Workload("django", "Django", WSGI, setup=Setup("apps.django_hello")),
+        Workload("starlette", "Starlette", ASGI, setup=Setup("apps.starlette_hello")),
+        Workload(
+            "fastapi",
+            "FastAPI",
+            ASGI,
+            setup=Setup("apps.fastapi_hello"),
+            request=FASTAPI,
+        ),
+    ],
+    "bodies": [
+        Workload(
+            "10k", "a response of 10 KB", setup=BODIES, request=Request("/10k", answer=10_240)
+        ),
+        Workload(
+            "1M",
+            "a response of 1 MB",
+            setup=BODIES,
+            request=Request("/1m", answer=MB),
+            connections=16,
+        ),
+        Workload(
+            "stream",
+            "a response of 1 MB in 16 pieces",
+            setup=BODIES,
+            request=Request("/stream", answer=MB),
+            connections=16,
+        ),
+        Workload("upload-10M", "an upload of 10 MB", setup=BODIES, request=UPLOAD, connections=4),
+    ],
+    "tls": [
+        Workload("tls-hello", "hello world over TLS 1.3", setup=TLS),
+        Workload(
+            "tls-browser",
+            "a browser's request over TLS 1.3",
+            setup=TLS,
+            request=Request("/", BROWSER),
+        ),
+        Workload(
+            "tls-fresh",
+            "a TLS handshake for each request, none resumed",
+            setup=TLS,
+            request=Request("/", CLOSE),
+        ),
+    ],
+    "websocket": [
+        Workload("echo-32", "echo of 32 bytes of text", WEBSOCKET, "echo", size=32),
+        Workload("echo-1M", "echo of 1 MB of bytes", WEBSOCKET, "echo", size=MB, connections=4),
+    ],
+    "http2": [
+        Workload("http2-hello", "GET", HTTP2, "http2", connections=8, streams=8),
+        Workload(
+            "http2-browser",
+            "a browser's GET",
+            HTTP2,
+            "http2",
+            connections=8,
+            streams=8,
+            request=Request("/", BROWSER[1:]),
+        ),
+        Workload("http2-tls", "GET over TLS", HTTP2, "http2", setup=TLS, connections=8, streams=8),
+    ],
+    "tail": [
+        Workload("paced", "hello world, every server offered the same rate", how="paced"),
+        Workload(
+            "mixed",
+            "4 workers; 2 % of the requests block for 0.1 s",
+            how="mixed",
+            setup=Setup(app="apps.bodies", workers=4),
+        ),
+    ],
+    "lifecycle": [
+        Workload("start", "from the start of the process to the first response", how="start_up"),
+        Workload(
+            "reload",
+            "HUP under load, until all of 4 workers are new",
+            how="reload",
+            setup=Setup(app="apps.bodies", workers=4),
+        ),
+        Workload("idle", "4 workers without requests", how="idle", setup=_workers(4)),
+    ],
+    "scaling": [
+        Workload("workers-1", "hello world, 1 worker", setup=_workers(1)),
+        Workload("workers-2", "hello world, 2 workers on the one core", setup=_workers(2)),
+        Workload("workers-4", "hello world, 4 workers on the one core", setup=_workers(4)),
+    ],
+}
+
+WORKLOADS = {workload.name: workload for group in GROUPS.values() for workload in group}

@@ -1,0 +1,180 @@
+"""The benchmark's arithmetic: ratios by rounds, aims, regressions, and what a table says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+BENCH = Path(__file__).parents[3] / "bench"
+# Beside each other, as `python bench/run.py` finds them.
+MODULES = ("check", "client", "goals", "measure", "report", "run", "servers", "workloads")
+# What those import, too.
+OWN = {path.stem for path in BENCH.glob("*.py")}
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """The modules of bench/, and nothing of them left behind."""
+    known = set(sys.modules)
+    sys.path.insert(0, str(BENCH))
+    try:
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+    finally:
+        sys.path.remove(str(BENCH))
+        for name in set(sys.modules) - known:
+            if name in OWN:
+                del sys.modules[name]
+
+
+def samples(*cpu_us):
+    rest = {"rps": 1000.0, "p50_ms": 1.0, "p99_ms": 2.0, "p999_ms": 3.0, "pss_mb": 30.0}
+    return [{"cpu_us": each, **rest} for each in cpu_us]
+
+
+MACHINE = {
+    "date": "2026-01-01 00:00 UTC",
+    "python": "CPython 3.11",
+    "cpu": "a CPU",
+    "kernel": "6",
+    "load_average": 0.1,
+    "versions": {"uvicorn": "1"},
+}
+RESULTS = {
+    "hello": {"servo-async": samples(10.0, 20.0, 30.0), "uvicorn": samples(20.0, 20.0, 100.0)}
+}
+PAIR = ("hello", "servo-async", "uvicorn")
+
+
+def test_a_ratio_is_taken_within_each_round(bench):
+    # The medians' ratio would be 20 / 20.
+    assert bench.report.ratios(RESULTS) == {PAIR: (0.5, 0.3, 1.0)}
+
+
+def test_a_round_that_failed_for_either_is_left_out(bench):
+    ours = [{"error": "fell over"}, *samples(20.0)]
+    results = {"hello": {"servo-async": ours, "uvicorn": samples(20.0, 40.0)}}
+    assert bench.report.ratios(results) == {PAIR: (0.5, 0.5, 0.5)}
+
+
+def test_servers_of_different_interfaces_are_not_compared(bench):
+    results = {"hello": {"servo-sync": samples(10.0), "uvicorn": samples(20.0)}}
+    assert bench.report.ratios(results) == {}
+
+
+def test_every_aim_names_what_there_is(bench):
+    for workload, servo, peer in bench.goals.goals():
+        for name in (servo, peer):
+            assert bench.servers.SERVERS[name].kind in bench.workloads.WORKLOADS[workload].kinds
+
+
+@pytest.mark.parametrize(("cpu_us", "verdict"), [(12.0, "met"), (12.1, "**not met**")])
+def test_an_aim_is_met_up_to_its_ratio(bench, cpu_us, verdict):
+    results = {"hello": {"servo-async": samples(cpu_us), "uvicorn": samples(20.0)}}
+    (row,) = bench.report.goal_rows(bench.report.ratios(results))[2:]
+    assert row.endswith(f"| {verdict} |")
+
+
+def test_a_report_keeps_a_server_that_failed(bench):
+    failed = {"hypercorn": [{"error": "has no way"}]}
+    results = {"hello": {"servo-async": samples(10.0), "uvicorn": samples(20.0), **failed}}
+    record = bench.report.record("http", MACHINE, results, 1, 1.0)
+    text = bench.report.markdown(json.loads(json.dumps(record)))
+    assert "| uvicorn | 20.0 | 20.0\N{EN DASH}20.0 | 0.50 (" in text
+    assert "| hypercorn | has no way |" in text
+
+
+def test_a_report_says_that_some_rounds_failed(bench):
+    theirs = [*samples(20.0), {"error": "fell over"}]
+    results = {"hello": {"servo-async": samples(10.0, 10.0), "uvicorn": theirs}}
+    text = bench.report.markdown(bench.report.record("http", MACHINE, results, 2, 1.0))
+    assert "uvicorn failed in 1 of 2 rounds: fell over." in text
+
+
+@pytest.mark.parametrize(("cpu_us", "found"), [(12.9, False), (13.1, True)])
+def test_worse_is_beyond_the_spread_and_a_tenth(bench, cpu_us, found):
+    before = {PAIR: (0.5, 0.45, 0.55)}
+    # 0.5 * 1.1 + 0.1
+    now = {"hello": {"servo-async": samples(cpu_us), "uvicorn": samples(20.0)}}
+    lines = bench.check.regressions(before, now)
+    assert bool(lines) is found
+    assert all("servo-async / uvicorn" in line for line in lines)
+
+
+def test_what_servo_can_no_longer_do_is_worse(bench):
+    now = {"hello": {"servo-async": [{"error": "fell over"}], "uvicorn": samples(20.0)}}
+    before = {PAIR: (0.5, 0.5, 0.5)}
+    assert bench.check.regressions(before, now) == ["hello: servo-async failed: fell over"]
+
+
+def test_a_record_of_another_format_is_not_compared_with(bench, tmp_path):
+    path = tmp_path / "http.json"
+    path.write_text(json.dumps({"results": {}}))
+    assert bench.check.recorded(path) is None
+    path.write_text(json.dumps(bench.report.record("http", MACHINE, RESULTS, 3, 1.0)))
+    assert bench.check.recorded(path) == {PAIR: (0.5, 0.3, 1.0)}
+
+
+def test_a_record_may_name_what_is_no_more(bench):
+    record = bench.report.record("http", MACHINE, RESULTS, 3, 1.0)
+    record["ratios"].append(["gone", "servo-old", "peer", 1.0, 1.0, 1.0])
+    assert "servo-async / uvicorn" in bench.report.all_goals([record])
+    before = bench.report.recorded_ratios(record)
+    assert bench.check.regressions(before, RESULTS) == []
+
+
+def test_groups_are_recorded_apart_and_parts_together(bench):
+    runs = bench.run.runs
+    assert list(runs(["http", "tls"], None, whole=True)) == ["http", "tls"]
+    assert list(runs(["http", "tls"], None, whole=False)) == ["latest"]
+    trial = runs(["hello", "http"], "trial", whole=True)
+    assert [w.name for w in trial["trial"]].count("hello") == 1
+
+
+def test_a_server_says_what_it_cannot_do(bench):
+    waitress = bench.servers.SERVERS["waitress"]
+    for setup in ({"tls": True}, {"workers": 2}, {"access_log": True}):
+        with pytest.raises(bench.servers.UnableError):
+            waitress.command(bench.servers.Setup(**setup))
+
+
+def test_a_name_is_a_group_or_a_workload(bench):
+    assert not set(bench.workloads.GROUPS) & set(bench.workloads.WORKLOADS)
+
+
+def test_every_workload_has_a_method_and_columns(bench):
+    for workload in bench.workloads.WORKLOADS.values():
+        assert workload.how in bench.measure.METHODS
+        assert workload.how in bench.report.COLUMNS
+
+
+ANSWERS = {
+    "length": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "empty": b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_the_client_sees_an_answer_end_wherever_it_is_split(bench, answer):
+    for split in range(1, len(answer)):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            connection = bench.client.Connection(0)
+            connection.socket = ours
+            connection.ask(b"GET", due=0.0, slow=False)
+            theirs.sendall(answer[:split])
+            assert not connection.answered()
+            theirs.sendall(answer[split:])
+            assert connection.answered()
+
+
+def test_the_client_takes_no_error_for_an_answer(bench):
+    connection = bench.client.Connection(0)
+    with pytest.raises(ConnectionError, match="503"):
+        connection.read_head(b"http/1.1 503 busy")
