@@ -61,13 +61,20 @@ class Metrics:
         self._forked_at = 0.0
         self._backoff = Backoff()
 
+    @staticmethod
+    def check(settings: Settings) -> None:
+        """Raise ConfigError where something is missing."""
+        if settings.metrics_bind is None:
+            return
+        if importlib.util.find_spec("prometheus_client") is None:
+            raise ConfigError(
+                "metrics_bind needs prometheus-client: pip install 'servo-server[standard]'"
+            )
+
     def prepare(self, settings: Settings) -> None:
         """Bind. Raises ConfigError and BindError: to be called while there is a terminal."""
+        self.check(settings)
         if settings.metrics_bind is not None:
-            if importlib.util.find_spec("prometheus_client") is None:
-                raise ConfigError(
-                    "metrics_bind needs prometheus-client: pip install 'servo-server[standard]'"
-                )
             self.listeners = bind_all(_Bind.of(settings), {})
         self._wanted = bool(self.listeners) or settings.statsd_host is not None
 

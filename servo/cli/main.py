@@ -58,12 +58,16 @@ def _run(arguments: Sequence[str]) -> int:
     _check_addresses(settings)
     if settings.print_config:
         click.echo(render.config_table(settings))
-    if settings.check_config:
-        _check(settings)
-        click.echo("configuration OK")
-    if settings.print_config or settings.check_config:
+    if settings.print_config and not settings.check_config:
         return 0
     _require_app(settings)
+    _enter(settings)
+    if settings.check_config:
+        from servo.cli.check import check
+
+        check(settings)
+        click.echo("configuration OK")
+        return 0
     # Imported late: --help and --check-config need none of it.
     from servo.arbiter.loop import Arbiter
 
@@ -94,25 +98,15 @@ def _require_app(settings: Settings) -> None:
         raise UsageError(f"which app? Name one: servo APP, where APP is {FORMS}")
 
 
-def _check(settings: Settings) -> None:
-    """Do what a start would do short of binding and forking. Raises what it would raise."""
-    from servo.apps.loader import load_app, prepare_import_path
-    from servo.net.tls import make_tls
-    from servo.workers.registry import worker_for
-
-    _require_app(settings)
-    for level, text in settings.notes:
-        if level != "info":
-            click.echo(f"servo: {level}: {text}", err=True)
-    tls = make_tls(settings)
-    for text in tls.warnings if tls is not None else ():
-        click.echo(f"servo: warning: {text}", err=True)
-    os.chdir(settings.chdir)
-    os.environ.update(settings.env)
-    drop_config_modules(settings)
-    prepare_import_path(settings)
-    app = load_app(settings.app, settings.interface)
-    worker_for(settings, app)
+def _enter(settings: Settings) -> None:
+    """Change the directory, as relative paths start at `chdir`. Raises ConfigError."""
+    try:
+        os.chdir(settings.chdir)
+    except OSError as error:
+        raise ConfigError(
+            f"can't change to the directory {settings.chdir}: {error.strerror} "
+            f"({settings.source('chdir')})"
+        ) from error
 
 
 def _check_addresses(settings: Settings) -> None:

@@ -19,8 +19,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servo.errors import ConfigError
-from servo.observe.logconfig import apply_user_config
-from servo.observe.logfile import LogFile
+from servo.observe.logconfig import apply_user_config, check_user_config
+from servo.observe.logfile import LogFile, check_log_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -44,6 +44,9 @@ _COLOURS = {
     logging.DEBUG: "\x1b[2m",
 }
 _PLAIN = "\x1b[0m"
+
+# What is no path. Their device files can't be opened when they are sockets, as under systemd.
+_STANDARD = {"-": -1, "/dev/stdout": 1, "/dev/stderr": 2}
 
 # A printable ASCII line is its own escape, but for the quote and the backslash.
 _ESCAPES = {byte: f"\\x{byte:02x}" for byte in range(256) if not 32 <= byte < 127 or byte in b'"\\'}
@@ -120,6 +123,14 @@ def setup_logging(settings: LogSettings) -> None:
     _logs.by_user = True
     _logs.by_user = apply_user_config(settings)
     _logs.access_by_user = bool(access_logger.handlers) or access_logger.propagate
+
+
+def check_logging(settings: LogSettings) -> None:
+    """Raise the ConfigError that `setup_logging` would raise; no file is made or changed."""
+    for setting in (settings.errorlog, settings.accesslog):
+        if setting and setting not in _STANDARD:
+            check_log_file(setting)
+    check_user_config(settings)
 
 
 def reopen_logs() -> None:
@@ -317,8 +328,7 @@ def _formatter(name: str, file: LogFile) -> logging.Formatter:
 
 def _destination(setting: str, standard: int, current: LogFile | None) -> LogFile:
     """The file for "-" or a path; the one in use already, if it is the same."""
-    # Their device files can't be opened when they are sockets, as under systemd.
-    fd = {"-": standard, "/dev/stdout": 1, "/dev/stderr": 2}.get(setting)
+    fd = standard if setting == "-" else _STANDARD.get(setting)
     path = os.path.abspath(setting) if fd is None else None
     if current is not None and current.path == path and (path or current.fd == fd):
         return current

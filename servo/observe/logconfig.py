@@ -13,12 +13,15 @@ import json
 import logging
 import logging.config
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servo.errors import ConfigError
+from servo.observe.trial import try_to_write
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from io import TextIOWrapper
 
 _OURS = ("servo.error", "servo.access")
 
@@ -96,6 +99,47 @@ def apply_user_config(settings: UserConfig) -> bool:
         # disable_existing_loggers means the app's loggers; a mute server helps nobody.
         logging.getLogger(name).disabled = False
     return True
+
+
+def check_user_config(settings: UserConfig) -> None:
+    """Raise the ConfigError that `apply_user_config` would raise; no file is made or changed.
+
+    The configuration is applied, but for its files: one must not be rotated by whoever checks.
+    """
+    before = {handler for _, handler in _file_handlers()}
+    with _no_file_opened():
+        apply_user_config(settings)
+    for logger, handler in _file_handlers():
+        if handler not in before:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def _file_handlers() -> list[tuple[logging.Logger, logging.FileHandler]]:
+    loggers = (logging.root, *logging.Logger.manager.loggerDict.values())
+    return [
+        (logger, handler)
+        for logger in loggers
+        if isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+        if isinstance(handler, logging.FileHandler)
+    ]
+
+
+@contextmanager
+def _no_file_opened() -> Iterator[None]:
+    """Handlers of files, of whatever class, find out whether they could, and open nothing."""
+
+    def open_nothing(self: logging.FileHandler) -> TextIOWrapper:
+        try_to_write(self.baseFilename)
+        return open(os.devnull, "w", encoding="utf-8")
+
+    opens = logging.FileHandler._open
+    logging.FileHandler._open = open_nothing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        logging.FileHandler._open = opens  # type: ignore[method-assign]
 
 
 def _apply_dict(given: Mapping[str, Any]) -> None:

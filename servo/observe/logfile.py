@@ -12,6 +12,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from servo.errors import ConfigError
+from servo.observe.trial import try_to_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ class LogFile:
     """
 
     def __init__(self, path: str | None, fd: int = -1) -> None:
-        # Relative paths mean the directory that Servo started in, also when reopened after chdir.
+        # The application may change the directory before the file is reopened.
         self.path = None if path is None else os.path.abspath(path)
         self.fd = fd if self.path is None else _open(self.path)
         self.lost = 0
@@ -147,12 +148,24 @@ class LogFile:
             self.on_trouble(sentence)
 
 
+def check_log_file(path: str) -> None:
+    """Raise the ConfigError that a LogFile of this path would raise; no file is made."""
+    try:
+        try_to_write(path)
+    except OSError as error:
+        raise _unopened(os.path.abspath(path), error) from error
+
+
 def _open(path: str) -> int:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
     try:
         return os.open(path, flags, 0o644)
     except OSError as error:
-        raise ConfigError(f"can't open the log file {path}: {error.strerror}") from error
+        raise _unopened(path, error) from error
+
+
+def _unopened(path: str, error: OSError) -> ConfigError:
+    return ConfigError(f"can't open the log file {path}: {error.strerror}")
 
 
 def _is_pipe(fd: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from servo.errors import ConfigError
+from servo.errors import BootError
 
 if TYPE_CHECKING:
     from servo.apps.loader import LoadedApp
@@ -20,12 +20,12 @@ BUILT_IN = {
 
 
 def worker_for(settings: Settings, app: LoadedApp) -> type[Worker]:
-    """The class that is to run this application. Raises ConfigError, also where it can't."""
+    """The class that is to run this application. Raises BootError, also where it can't."""
     name = settings.worker_class_for(app.interface)
     found = worker_class(name)
     if app.interface not in found.interfaces:
         runs, is_one = found.interfaces[0].upper(), app.interface.upper()
-        raise ConfigError(
+        raise BootError(
             f"{settings.app} is an {is_one} application, and worker class {name!r} runs {runs} "
             f"ones; say --worker-class async, or --interface {found.interfaces[0]} if it is one"
         )
@@ -33,7 +33,7 @@ def worker_for(settings: Settings, app: LoadedApp) -> type[Worker]:
 
 
 def worker_class(name: str) -> type[Worker]:
-    """The class of that name, or at that dotted path. Raises ConfigError."""
+    """The class of that name, or at that dotted path. Raises BootError."""
     from servo.workers.base import Worker
 
     path = BUILT_IN.get(name, name)
@@ -41,10 +41,10 @@ def worker_class(name: str) -> type[Worker]:
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
+        raise BootError(
             f"worker_class {name!r} can't be loaded: {error} "
             f"(built in: {', '.join(BUILT_IN)}; or the dotted path of a servo.workers.base.Worker)"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Worker)):
-        raise ConfigError(f"worker_class {name!r} is no subclass of servo.workers.base.Worker")
+        raise BootError(f"worker_class {name!r} is no subclass of servo.workers.base.Worker")
     return found

@@ -45,7 +45,7 @@ def http2_floods(
             print(f"http2, {name}: {rows[name]}", flush=True)
             if rows[name]["p99_ms"] > limit * rows[name]["alone p99_ms"]:
                 problems.append(f"http2, {name}: {rows[name]}")
-            if not ended:
+            if not rows[name]["connections ended"]:
                 problems.append(f"http2, {name}: no connection was ended")
         server.stop()
     finally:

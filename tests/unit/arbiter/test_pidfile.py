@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,18 @@ def test_a_child_keeps_no_lock(tmp_path: Path) -> None:
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file or directory"):
         PidFile(str(tmp_path / "none" / "servo.pid")).acquire()
+
+
+def test_a_disk_that_takes_no_pid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = PidFile("servo.pid")
+    file.acquire()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(ConfigError, match=r"^pidfile servo\.pid: File too large$"):
+            file.write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    file.release()
+    assert list(tmp_path.iterdir()) == []
