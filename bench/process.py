@@ -18,7 +18,10 @@ from servers import ENVIRONMENT, HERE, PORT, Server, Setup
 
 LOG = ENVIRONMENT / "server.log"
 # What an environment says about one server must not reach another.
-FOREIGN = ("SERVO_", "GUNICORN_", "UVICORN_", "GRANIAN_", "HYPERCORN_", "WEB_CONCURRENCY", "PORT")
+FOREIGN = (
+    *("SERVO_", "GUNICORN_", "UVICORN_", "GRANIAN_", "HYPERCORN_", "WEB_CONCURRENCY", "PORT"),
+    "PYTHONDONTWRITEBYTECODE",  # the installed peers are compiled; so is to be our checkout
+)
 CORES = sorted(os.sched_getaffinity(0))
 BOOT_S = 20.0
 STOP_S = 3.0

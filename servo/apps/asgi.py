@@ -124,6 +124,8 @@ class Ready(Coroutine[Any, Any, Any]):
 
 
 READY = Ready()
+# The extension in which a worker tells `wsgi_in_async` (no application sees it) the TLS variables.
+TLS_ENVIRON = "servo.tls.environ"
 _DISCONNECT: Message = {"type": "http.disconnect"}
 # Who sends on and on to a client that is fast, or gone, never has to wait: after so many pieces the
 # event loop has its turn all the same. In it others are served, and a lost connection is noticed.

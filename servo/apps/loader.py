@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from servo.settings.sources import Settings
 
 FORMS = "module:attribute, module, module:factory() or path/to/file.py:attribute"
-_DEFAULTS = ("app", "application", "create_app()")
+DEFAULTS = ("app", "application", "create_app()")
 _SERVO = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
@@ -96,7 +96,7 @@ def _parse(spec: str) -> tuple[str, list[_Call]]:
         raise AppImportError(f"{spec!r} names no app; the forms are {FORMS}")
     if not _is_path(target) and not all(part.isidentifier() for part in target.split(".")):
         raise AppImportError(f"{target!r} is no name of a module; the forms are {FORMS}")
-    expressions = (expression,) if colon else _DEFAULTS
+    expressions = (expression,) if colon else DEFAULTS
     return target, [_parse_call(text.strip(), spec) for text in expressions]
 
 

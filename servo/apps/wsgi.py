@@ -11,7 +11,8 @@ import io
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from urllib.parse import unquote_to_bytes
 
 from servo import __version__
@@ -129,6 +130,7 @@ class WSGIAdapter:
         self.app = app
         self.log = log
         self.sendfile = sendfile
+        self.forked = False
         self._root_path = root_path.rstrip("/")
         self._header_map = header_map
         # Header name (lower case) -> environ key. Bounded: clients choose names.
@@ -145,6 +147,16 @@ class WSGIAdapter:
             "SERVER_SOFTWARE": f"servo/{__version__}",
             "SCRIPT_NAME": self._root_path,
         }
+
+    def watch_forks(self) -> None:
+        """Have processes end that the application forks and lets run on into the worker's code.
+
+        For workers: it can't be undone.
+        """
+        os.register_at_fork(after_in_child=self._note_fork)
+
+    def _note_fork(self) -> None:
+        self.forked = True
 
     def template(
         self, server: tuple[str, int] | str, client: tuple[str, int] | None, scheme: str
@@ -267,6 +279,8 @@ class WSGIResponder:
         self._started = False
         try:
             result: Any = self._app(environ, self.start_response)
+            if self._adapter.forked:
+                _end_child(None)
             kind = type(result)
             if (kind is list or kind is tuple) and not self._started:
                 status = self._status_given()
@@ -391,6 +405,8 @@ class WSGIResponder:
 
     def _failed(self, environ: Environ) -> bytes:
         error = sys.exc_info()[1]
+        if self._adapter.forked:
+            _end_child(error)
         what = f"{environ['REQUEST_METHOD']} {environ['RAW_URI']!a}"
         if isinstance(error, (AppError, LocalProtocolError)):
             self._adapter.log.error("Invalid response to %s: %s", what, error)
@@ -402,6 +418,19 @@ class WSGIResponder:
         return self._http.send_response(
             500, [("Content-Type", "text/plain; charset=utf-8")], b"Internal Server Error\n"
         )
+
+
+def _end_child(error: BaseException | None) -> NoReturn:
+    """The application has forked, and the child has come back out of it: its work is done."""
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        traceback.print_exception(error)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _bounded(wrapper: FileWrapper, headers: list[tuple[str, str]]) -> Iterator[bytes]:

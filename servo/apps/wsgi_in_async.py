@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from servo.apps.asgi import ResponseCut
+from servo.apps.asgi import TLS_ENVIRON, ResponseCut
 from servo.apps.spool import discard, refusal
 from servo.apps.wsgi import WSGIResponder
 from servo.http.events import Request
+from servo.http.serialise import status_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from servo._types import Receive, Scope, Send
     from servo.apps.wsgi import WSGIAdapter
     from servo.http.errors import ProtocolError
-
-
-# The extension in which a worker tells this module (no application sees it) the TLS variables.
-TLS_ENVIRON = "servo.tls.environ"
 
 
 class WSGIInAsync:
@@ -161,6 +158,7 @@ async def _refuse(error: ProtocolError, send: Send) -> None:
 
 
 def _start(status: int | str, headers: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    code = status if isinstance(status, int) else int(status[:3])
+    # ASGI carries a number: what is wrong with the text is found here.
+    code, _ = status_line(status)
     encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     return {"type": "http.response.start", "status": code, "headers": encoded}

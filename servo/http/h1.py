@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from servo.http.chunked import ChunkedReader
 from servo.http.errors import ProtocolError
 from servo.http.events import Data, Refused, Request
-from servo.http.h1_h11 import H11Fields
 from servo.http.h1_httptools import HttptoolsFields
 from servo.http.h1_response import BODY, CLOSED, DONE, HEAD, IDLE, ResponseSide
 from servo.http.headers import KnownFields, check_lines, glimpse, read_request
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from servo.http.events import Event
+    from servo.http.h1_h11 import H11Fields
     from servo.http.limits import Limits
 
 __all__ = ["PARSERS", "H1Connection", "date_line", "set_clock"]
@@ -102,21 +102,27 @@ class H1Connection(ResponseSide):
             data = bytes(data)
         if not self._state:
             end = data.find(b"\r\n\r\n")
-            # The ordinary read: a head that nothing follows, and that starts with no empty line.
-            if 0 < end == len(data) - 4 < self._small_head and data[0] > 32:
-                request = None if self._known is None else self._known.recall(data)
+            # The ordinary read: a head that starts with no empty line, and what follows it.
+            if 0 < end < self._small_head and data[0] > 32:
+                end += 4
+                rest = len(data) - end
+                head = data[:end] if rest else data
+                request = None if self._known is None else self._known.recall(head)
                 if request is None:
                     try:
-                        request = read_request(data, self._fields)
+                        request = read_request(head, self._fields)
                     except ProtocolError as error:
-                        return self._refuse_head(error, data)
-                    self._get_to_know(data, request)
-                if not request.more_body and len(request.headers) <= self._limits.header_count:
-                    self._request = request
-                    self._state = DONE
-                    self.response_started = self.response_complete = False
-                    return request
-                return self._admit(request, data)
+                        return self._refuse_head(error, head)
+                    self._get_to_know(head, request)
+                if rest or request.more_body or len(request.headers) > self._limits.header_count:
+                    if rest:
+                        self._buffer = data
+                        self._pos = end
+                    return self._admit(request, head)
+                self._request = request
+                self._state = DONE
+                self.response_started = self.response_complete = False
+                return request
         return self._receive_more(data)
 
     def _get_to_know(self, head: bytes, request: Request) -> None:
@@ -358,5 +364,7 @@ def _backend(parser: str) -> HttptoolsFields | H11Fields:
     if parser == "httptools":
         return HttptoolsFields()
     if parser == "h11":
+        from servo.http.h1_h11 import H11Fields
+
         return H11Fields()
     raise ValueError(f"no such parser: {parser!r}")

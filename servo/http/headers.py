@@ -189,7 +189,16 @@ class KnownFields:
     is read. `rest` is a head from its version on; `request` is the one that was read from it.
     """
 
-    __slots__ = ("_cut", "_headers", "_keep_alive", "_named", "_rest", "_version")
+    __slots__ = (
+        "_content_length",
+        "_cut",
+        "_has_body",
+        "_headers",
+        "_keep_alive",
+        "_named",
+        "_rest",
+        "_version",
+    )
 
     def __init__(self, rest: bytes, request: Request) -> None:
         self._rest = rest
@@ -199,13 +208,15 @@ class KnownFields:
         self._headers = tuple(request.headers)
         self._named = request.named
         self._keep_alive = request.keep_alive
+        self._content_length = request.content_length
+        self._has_body = request.more_body
 
     @staticmethod
     def fit(request: Request) -> bool:
         """Whether how the fields were judged depends on nothing but themselves."""
         return (
-            request.content_length is None
-            and not request.more_body
+            (request.content_length is not None or not request.more_body)
+            and not request.expect_continue
             and request.upgrade is None
             and request.target.startswith(b"/")
         )
@@ -232,7 +243,13 @@ class KnownFields:
             self._version,
             [*self._headers],
             self._keep_alive,
-            named=self._named,
+            False,
+            None,
+            self._content_length,
+            b"",
+            self._has_body,
+            (),
+            self._named,
         )
 
 

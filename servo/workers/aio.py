@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from servo.apps.asgi import ASGIAdapter
 from servo.apps.lifespan import Lifespan
 from servo.apps.wsgi import WSGIAdapter
-from servo.apps.wsgi_in_async import WSGIInAsync
 from servo.errors import ConfigError
 from servo.http import h1
 from servo.http.errors import ProtocolError
@@ -24,6 +23,7 @@ from servo.observe import scoreboard as board
 from servo.workers.acceptor import Acceptor
 from servo.workers.base import Worker
 from servo.workers.handlers import LoopRunner, Runner
+from servo.workers.plain_http import is_plain_http, teller
 from servo.workers.stream import FRESH_GRACE_S, StreamProtocol
 from servo.workers.stream_server import StreamServer
 from servo.workers.tls_stream import loop_options, read_preface
@@ -43,6 +43,9 @@ BEAT_S = 0.005
 # A stopping worker gives idle connections this long: a request that the kernel already holds is
 # read within a turn of the loop.
 STOP_IDLE_S = 0.05
+# After a failed handshake the loop has closed the socket, but there may be something to say. While
+# more are under way than this, none has a second descriptor: an attack would use up all there are.
+SPARE_MOST = 64
 
 
 class AsyncWorker(Worker):
@@ -80,6 +83,9 @@ class AsyncWorker(Worker):
             header_map=settings.header_map,
             sendfile=False,
         )
+        adapter.watch_forks()
+        from servo.apps.wsgi_in_async import WSGIInAsync
+
         wrapped = WSGIInAsync(
             adapter, settings.thread_count, settings.body_buffer_size, settings.tmp_upload_dir
         )
@@ -187,15 +193,22 @@ class AsyncWorker(Worker):
 
     async def _connect(self, sock: socket.socket, peer: Any) -> None:
         protocol: StreamProtocol | None = None
+        spare = None
         try:
+            if self.tls_options and len(self._connecting) <= SPARE_MOST:
+                spare = sock.dup()
             header = await self._read_preface(sock, peer) if self.tls_options else None
             protocol = made = StreamProtocol(self.server, header)
             await self.loop.connect_accepted_socket(lambda: made, sock, **self.tls_options)
         except (OSError, ProtocolError, asyncio.TimeoutError) as error:
             name = peer[0] if isinstance(peer, tuple) else "A client"
+            if isinstance(error, ssl.SSLError) and is_plain_http(error) and spare is not None:
+                teller.answer(spare, name)
             what = words(error) if isinstance(error, ssl.SSLError) else str(error)
             log.debug("%s was gone before it was served: %s", name, what or type(error).__name__)
         finally:
+            if spare is not None:
+                spare.close()
             if protocol is None or not protocol.connected:
                 sock.close()
                 self.connection_closed()

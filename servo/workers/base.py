@@ -347,7 +347,8 @@ def _keep_from_children(context: WorkerContext) -> None:
 
     def forget() -> None:
         for listener in context.listeners:
-            listener.close(unlink=False)
+            # Not `close`: that would wait for a loop that watches the socket, for ever in here.
+            os.close(listener.socket.detach())
         context.mailbox.detach()
         context.channel.close()
         log_module.set_tap(None)

@@ -58,6 +58,7 @@ class ConnectionFactory:
             header_map=settings.header_map,
             sendfile=settings.sendfile,
         )
+        self.adapter.watch_forks()
         self.hooks = worker.request_hooks or None
         self.tls = worker.context.tls
         if self.tls is not None:

@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
-from servo.apps.wsgi_in_async import TLS_ENVIRON
+from servo.apps.asgi import TLS_ENVIRON
 from servo.http.forwarded import resolve_client
 from servo.http.negotiate import has_http2
 from servo.observe import scoreboard as board
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from servo._types import Scope
     from servo.apps.asgi import ASGIAdapter, ASGICall
     from servo.apps.asgi_websocket import WebSocketCall
+    from servo.net.tls import TLS
     from servo.net.tls_facts import TLSFacts
     from servo.settings.sources import Settings
     from servo.workers.aio import AsyncWorker
@@ -63,7 +64,7 @@ class StreamServer:
             and importlib.util.find_spec("websockets") is not None
         )
         self.websockets = WebSockets(settings) if has_websockets else None
-        self.http2 = _http2(settings)
+        self.http2 = _http2(settings, self.tls)
         self.connections: set[StreamProtocol | WebSocketSession | H2Protocol | H2Channel] = set()
         self.calls: set[ASGICall | WebSocketCall] = set()
         self.draining = False
@@ -147,10 +148,13 @@ else:
         return context.run(loop.create_task, coroutine)
 
 
-def _http2(settings: Settings) -> HTTP2 | None:
-    """HTTP/2, if its library is installed and the settings don't rule it out."""
+def _http2(settings: Settings, tls: TLS | None) -> HTTP2 | None:
+    """HTTP/2, if its library is installed and a connection can come to speak it."""
     if not has_http2() or "h2" not in (settings.http_protocols or ("h2",)):
         return None
+    if tls is None and settings.http2_cleartext == "off":
+        return None
+    # A third of what an `async` worker imports.
     from servo.workers.stream_h2 import HTTP2
 
     return HTTP2(settings)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from servo.http.errors import ProtocolError
 from servo.net.certificates import words
 from servo.net.tls_facts import TLSFacts
+from servo.workers.plain_http import is_plain_http, teller
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -121,7 +122,10 @@ class TLSSocket:
         except ssl.SSLWantReadError:
             raise (BlockingIOError if self._push() else WantsWrite) from None
         except ssl.SSLError as error:
-            self._push()  # the alert that tells the client why
+            if is_plain_http(error):
+                teller.answer(self._socket, owner.peer_name or "A client")
+            else:
+                self._push()  # the alert that tells the client why
             raise self._unopened(words(error)) from error
         self._opening = False
         owner.secured(TLSFacts(self._tls, self._wrapped))

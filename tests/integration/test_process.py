@@ -78,21 +78,32 @@ def test_daemon(serve: Serve, tmp_path: Path) -> None:
     server = serve(
         WSGI, "--daemon", "--pid", str(path), "--error-logfile", str(log), "-w", "1", ready=0
     )
-    assert server.wait_exit() == 0  # the command returns; the server runs on
-    pid = int(wait_for(lambda: path.exists() and path.read_text(), "a pidfile"))
+    assert server.wait_exit() == 0  # the command returns; the server runs on, and serves
+    pid = int(path.read_text())
     (daemon,) = [process for process in processes() if process.pid == pid]
     server.sessions.add(daemon.session)
     assert daemon.session != server.pid
 
-    def served() -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", server.port)) == 0
-
-    wait_for(served, "an open port")
     assert requests.get(f"{server.url}/", timeout=30).text == "ok"
     os.kill(pid, signal.SIGTERM)
     wait_for(lambda: not alive(pid), "end of the daemon")
     assert not path.exists()
+
+
+def test_a_daemon_that_can_not_serve(serve: Serve, tmp_path: Path) -> None:
+    """The command says so, as it does of a server in the foreground."""
+    server = serve(
+        "nothing:app", "--daemon", "--pid", "servo.pid", "--error-logfile", "log", ready=0
+    )
+    assert server.wait_exit() == 4
+    assert "there is no module 'nothing'" in server.log()
+    assert not (tmp_path / "servo.pid").exists()
+
+
+def test_a_daemon_whose_log_goes_nowhere(serve: Serve) -> None:
+    server = serve("nothing:app", "--daemon", ready=0)
+    assert server.wait_exit() == 4
+    assert "The log ends here" in server.log()
 
 
 @pytest.fixture
@@ -145,6 +156,20 @@ def test_unknown_user(serve: Serve) -> None:
     server = serve(WSGI, "--user", "no-such-user", ready=0)
     assert server.wait_exit() == 2
     server.wait_log("no-such-user")
+
+
+def test_relative_paths_start_at_chdir(serve: Serve, tmp_path: Path) -> None:
+    """Those of files that Servo makes too, as gunicorn's do."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    server = serve(
+        *(WSGI, "--chdir", "inner", "--bind", "unix:s", "--pid", "servo.pid"),
+        *("--access-logfile", "access.log", "--control-socket", "control"),
+    )
+    made = {"s", "servo.pid", "access.log", "control", "control.lock"}
+    assert {path.name for path in inner.iterdir()} == made
+    server.stop()
+    assert {path.name for path in inner.iterdir()} == {"access.log"}
 
 
 def test_chdir_raw_env_and_pythonpath(serve: Serve, tmp_path: Path) -> None:
@@ -215,28 +240,73 @@ def test_as_pid_1(tmp_path: Path) -> None:
     assert not server.members()
 
 
-def test_child_of_an_app_does_not_hold_the_port(serve: Serve, tmp_path: Path) -> None:
+FORKING = """
+import os, time
+
+def fork(how):
+    child = os.fork()
+    if child == 0 and how == "/sleep":
+        time.sleep(60)
+        os._exit(0)
+    if child == 0 and how == "/raise":
+        raise RuntimeError("in the child")
+    if child == 0 and how == "/exit":
+        raise SystemExit(3)
+    return child
+
+def wsgi(environ, start_response):
+    child = fork(environ["PATH_INFO"])
+    start_response("200 OK", [])
+    return [str(child).encode()]
+
+async def asgi(scope, receive, send):
+    child = fork(scope["path"])
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": str(child).encode()})
+"""
+
+
+@pytest.mark.parametrize(
+    ("app", "flags"),
+    [
+        ("wsgi", ("-k", "sync")),
+        ("wsgi", ("-k", "thread")),
+        ("wsgi", ("-k", "async")),
+        ("asgi", ("--lifespan", "off")),
+        ("asgi", ("--lifespan", "off", "--loop", "asyncio")),
+    ],
+)
+def test_child_of_an_app_does_not_hold_the_port(
+    serve: Serve, tmp_path: Path, app: str, flags: tuple[str, ...]
+) -> None:
     """A process that the app forks closes the listener: the port is free after a stop."""
-    pid_file = tmp_path / "child"
-    (tmp_path / "forking.py").write_text(
-        "import os, time\n"
-        "def app(environ, start_response):\n"
-        "    child = os.fork()\n"
-        "    if child == 0:\n"
-        "        time.sleep(60)\n"
-        "        os._exit(0)\n"
-        f"    open({str(pid_file)!r}, 'w').write(str(child))\n"
-        "    start_response('200 OK', [('Content-Length', '2')])\n"
-        "    return [b'ok']\n"
-    )
-    server = serve("forking:app", "-k", "sync", "-w", "1")
-    assert requests.get(f"{server.url}/", timeout=30).text == "ok"
-    child = int(pid_file.read_text())
-    server.signal(signal.SIGTERM)
-    assert server.wait_exit() == 0
+    (tmp_path / "forking.py").write_text(FORKING)
+    server = serve(f"forking:{app}", *flags, "-w", "1")
+    child = int(requests.get(f"{server.url}/sleep", timeout=30).text)
     try:
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit() == 0
         assert alive(child)
         with socket.create_server(("127.0.0.1", server.port)):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "thread", "async"])
+@pytest.mark.parametrize("how", ["return", "raise", "exit"])
+def test_a_child_that_comes_back_from_the_app_ends(
+    serve: Serve, tmp_path: Path, worker_class: str, how: str
+) -> None:
+    """Only the parent answers; what came back is no second worker."""
+    (tmp_path / "forking.py").write_text(FORKING)
+    server = serve("forking:wsgi", "-k", worker_class, "-w", "1")
+    workers = server.wait_workers(1)
+    for _ in range(3):
+        child = int(requests.get(f"{server.url}/{how}", timeout=30).text)
+        assert child > 0
+        # Nobody reaps it: that is the application's.
+        wait_for(lambda pid=child: not alive(pid), "the end of the child")
+    if how == "raise":
+        server.wait_log("RuntimeError: in the child")
+    assert server.wait_workers(1) == workers

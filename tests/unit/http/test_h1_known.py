@@ -109,7 +109,7 @@ def test_what_an_app_does_to_its_headers_stays_with_it() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        b"HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n",
         b"HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
     ],
 )
@@ -122,6 +122,62 @@ def test_fields_that_say_more_than_themselves_are_not_remembered(fields: bytes) 
             event = connection.receive_data(b"hi")
         connection.send_response(200, [], b"")
         assert connection._known is None
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"", b"{}", b"hello", b"0\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"]),
+            st.sampled_from([b"POST", b"PUT", b"GET"]),
+            st.integers(0, 200),
+        ),
+        min_size=1,
+        max_size=10,
+    ),
+    st.sampled_from(["httptools", "h11"]),
+)
+def test_bodies_behind_known_fields(requests: list[tuple[bytes, bytes, int]], parser: str) -> None:
+    """However a request is cut in two, it is what was sent; the next one is not touched."""
+    connection = H1Connection(Limits(), parser=parser)
+    for body, method, cut in requests:
+        raw = b"%b /p HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (
+            method,
+            len(body),
+            body,
+        )
+        found, seen, more = b"", None, True
+        for part in (raw[:cut], raw[cut:]):
+            event = connection.receive_data(part) if part else None
+            while event is not None:
+                assert not isinstance(event, Refused)
+                if isinstance(event, Request):
+                    seen = (event.method, event.target, event.content_length)
+                    found += event.body
+                else:
+                    found += event.data
+                more = event.more_body
+                event = connection.next_event()
+        assert seen == (method.decode(), b"/p", len(body))
+        assert (found, more) == (body, False)
+        connection.send_response(200, [], b"")
+        assert connection.idle
+
+
+def test_a_body_behind_known_fields_is_bounded_and_no_second_request() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n"
+    connection = H1Connection(Limits())
+    for _ in range(3):
+        event = connection.receive_data(head + b"hi" + head)
+        assert isinstance(event, Request)
+        assert (event.body, event.more_body) == (b"hi", False)
+        connection.send_response(200, [], b"")
+        event = connection.next_event()
+        assert isinstance(event, Request)
+        assert event.more_body
+        last = connection.receive_data(b"yo")
+        assert last is not None
+        connection.send_response(200, [], b"")
+        assert connection.idle
 
 
 def test_long_fields_are_not_remembered_and_an_idle_connection_forgets() -> None:
