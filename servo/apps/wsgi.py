@@ -184,8 +184,9 @@ class WSGIAdapter:
         return self.fill(self.with_headers(template, request), request, body, length)
 
     def with_headers(self, template: Environ, request: Request) -> Environ:
-        """The template with a request's header fields, which the next request may share."""
+        """The template with a request's header fields and version, which the next may share."""
         environ = template.copy()
+        environ["SERVER_PROTOCOL"] = _PROTOCOLS[request.version]
         named = request.named
         if len(named) == len(request.headers):
             # The ordinary case: no name comes twice, each has been seen before.
@@ -203,13 +204,19 @@ class WSGIAdapter:
         """What is left of an environ that has the header fields."""
         environ["REQUEST_METHOD"] = request.method
         path = request.path
-        text = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
+        target = request.target
+        if b"%" in path:
+            text = unquote_to_bytes(path).decode("latin-1")
+            uri = target.decode("latin-1")
+        else:
+            text = path.decode("latin-1")
+            # Of the same length: the target is the path, and nothing else.
+            uri = text if len(target) == len(path) else target.decode("latin-1")
         if self._root_path and (text + "/").startswith(self._root_path + "/"):
             text = text[len(self._root_path) :]
         environ["PATH_INFO"] = text
         environ["QUERY_STRING"] = request.query.decode("latin-1")
-        environ["RAW_URI"] = environ["REQUEST_URI"] = request.target.decode("latin-1")
-        environ["SERVER_PROTOCOL"] = _PROTOCOLS[request.version]
+        environ["RAW_URI"] = environ["REQUEST_URI"] = uri
         environ["wsgi.input"] = _EMPTY_INPUT if body is None else body
         if request.content_length is None and body is not None:
             environ["CONTENT_LENGTH"] = str(length)

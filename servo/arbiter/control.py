@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from servo.arbiter.progress import (
     StopProgress,
 )
 from servo.control import protocol
-from servo.control.endpoint import Endpoint
+from servo.control.endpoint import Endpoint, check_path
 from servo.control.instances import InstanceError
 from servo.control.server import FULL, READ, ControlServer
 from servo.errors import ConfigError
@@ -34,7 +35,7 @@ from servo.settings.sections.control import allowed_user
 
 if TYPE_CHECKING:
     import select
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from servo.arbiter.lifecycle import LifecycleEvent
     from servo.arbiter.loop import Arbiter
@@ -70,6 +71,7 @@ class Control:
         self._records = Ring(MAX_RECORDS, MAX_RECORDS_BYTES)
         self._rates = views.Rates()
         self._next_second = 0.0
+        self._is_lost = False
         self._started_at = time.time()
         self._last_exits: dict[int, LifecycleEvent] = {}
         self._last_reload: LifecycleEvent | None = None
@@ -88,12 +90,15 @@ class Control:
         mode = settings.control_socket_mode
         if self._allowed and settings.source("control_socket_mode") == "default":
             mode = _SHARED_MODE
-        path = settings.control_socket
-        try:
-            self._endpoint = Endpoint(path, mode, shared=bool(self._allowed))
-        except InstanceError as error:
-            source = settings.source("control_socket")
-            raise ConfigError(f"control_socket: {error} ({source})") from error
+        with _blamed(settings):
+            self._endpoint = Endpoint(settings.control_socket, mode, shared=bool(self._allowed))
+
+    @staticmethod
+    def check(settings: Settings) -> None:
+        """Raise the ConfigError of a path where no socket can be; nothing is made."""
+        if settings.control_socket and not settings.control_socket_disable:
+            with _blamed(settings):
+                check_path(settings.control_socket)
 
     def start(self, settings: Settings, epoll: select.epoll) -> None:
         """Listen. Where no socket was asked for and none can be had, the server goes without."""
@@ -147,7 +152,7 @@ class Control:
 
     def tick(self, now: float) -> None:
         """Time has passed, or something has happened."""
-        if self._server is None or self._inquiries is None:
+        if self._server is None or self._inquiries is None or self._endpoint is None:
             return
         self._server.turn()
         self._inquiries.tick(now)
@@ -155,6 +160,7 @@ class Control:
             self._next_second = now + _SECOND
             self._rates.look(now, *views.row_requests(self._arbiter.scoreboard))
             self._server.tick()
+            self._look_after(self._endpoint, self._server)
 
     def on_event(self, event: LifecycleEvent) -> None:
         """Something has happened to the server or a worker."""
@@ -208,6 +214,22 @@ class Control:
             progress = follow(dict(action.result))
             self._watches.append((caller, progress))
             caller.note({"step": "accepted", **action.result})
+
+    def _look_after(self, endpoint: Endpoint, server: ControlServer) -> None:
+        """A tidy-up of /tmp, say, takes the files of a socket that it finds old."""
+        if endpoint.is_whole:
+            return
+        server.unlisten()
+        try:
+            sock = endpoint.renew()
+        except InstanceError as error:
+            if not self._is_lost:
+                log.warning("The control socket was removed, and can't be made anew: %s", error)
+            self._is_lost = True
+            return
+        self._is_lost = False
+        server.listen(sock)
+        log.warning("The control socket was removed by somebody; it is back at %s", endpoint.path)
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -412,6 +434,15 @@ class Control:
         self._log_followers = _tell(self._log_followers, record)
 
 
+@contextmanager
+def _blamed(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except InstanceError as error:
+        source = settings.source("control_socket")
+        raise ConfigError(f"control_socket: {error} ({source})") from error
+
+
 def _tell(followers: list[Caller], values: dict[str, Any]) -> list[Caller]:
     """Tell everybody who is still there; those are returned."""
     if not followers:
@@ -424,7 +455,8 @@ def _tell(followers: list[Caller], values: dict[str, Any]) -> list[Caller]:
 
 def _shown(request: protocol.Request) -> str:
     words = (f"{name}={value}" for name, value in request.args.items())
-    return log_module.safe(" ".join([request.command, *words])[:200])
+    # The words are no quoted field, so a quote forges nothing: JSON stays readable.
+    return log_module.safe(" ".join([request.command, *words])[:200]).replace(r"\x22", '"')
 
 
 _HANDLERS: dict[str, Callable[[Control, Caller, dict[str, Any]], None]] = {

@@ -21,6 +21,7 @@ from servo.arbiter import lifecycle, process
 from servo.arbiter.check import ConfigCheck, configuration_error
 from servo.arbiter.children import Children
 from servo.arbiter.control import Control
+from servo.arbiter.daemon import Launch
 from servo.arbiter.facade import ServerFacade
 from servo.arbiter.metrics import Metrics
 from servo.arbiter.pidfile import PidFile
@@ -71,6 +72,7 @@ class Arbiter:
         self._watcher: Watcher | None = None
         self._pidfile = PidFile(settings.pidfile) if settings.pidfile else None
         self._metrics = Metrics()
+        self._launch = Launch()
         self._facade = ServerFacade(self)
         self._control = Control(self)
 
@@ -91,16 +93,19 @@ class Arbiter:
         try:
             self._open()
             self._serve()
-        except ServoError:
+        except ServoError as error:
             self._close()
+            self._launch.ended(error.exit_code, str(error))
             raise
         except Exception:
             # The terminal may be gone. The workers notice that the arbiter is, finish, and exit.
             log.critical("The arbiter ends by an error of its own", exc_info=True)
             self._close()
+            self._launch.ended(1, traceback.format_exc())
             raise
         self._close()
         assert self._exit_code is not None
+        self._launch.ended(self._exit_code)
         return self._exit_code
 
     # --- start and end ----------------------------------------------------------------------------
@@ -124,7 +129,9 @@ class Arbiter:
         self.sockets = Sockets(settings, tls is not None)
         self._metrics.prepare(settings)
         if settings.daemon:
-            process.daemonize()
+            if not log_module.outlives_terminal():
+                log.warning("The log ends here: a daemon has no terminal (see --error-logfile)")
+            self._launch.detach(settings.boot_timeout)
             self.sockets.take_ownership()
             self._facade.pid = os.getpid()
         if self._pidfile is not None:
@@ -168,6 +175,7 @@ class Arbiter:
         self.children.close_in_child()
         self._control.close_in_child()
         self._metrics.close_in_child()
+        self._launch.close_in_child()
         if self._check is not None:
             self._check.close()
         if self._watcher is not None:
@@ -206,6 +214,7 @@ class Arbiter:
                 self._reap()
                 self.post.report()
                 self._metrics.tick(time.monotonic())
+                self.sockets.look_after()
                 self._inbox.append(ev.Tick(*self.children.heartbeats()))
 
     def _empty_inbox(self) -> None:
@@ -394,9 +403,11 @@ class Arbiter:
         self._run_hook("nworkers_changed", self._facade, action.new, action.old)
 
     def _log(self, action: ev.Log) -> None:
+        self._launch.hear(action)
         log.log(log_module.LEVELS[action.level], "%s", action.text)
 
     def _happened(self, action: ev.Happened) -> None:
+        self._launch.hear(action)
         event = lifecycle.event_of(action, time.time())
         level = log_module.LEVELS[action.level]
         log.log(level, "%s", action.text, extra={"event": event.as_log_values()})

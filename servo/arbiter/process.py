@@ -1,29 +1,10 @@
-"""The arbiter as a process of its system: detached, named, and told when memory ran out."""
+"""The arbiter as a process of its system: named, and told when memory ran out."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 from pathlib import Path
-
-
-def daemonize() -> None:
-    """Detach from the terminal: a new session, no way back to a terminal, stdio on /dev/null.
-
-    The caller's process ends here, with exit code 0; its grandchild returns.
-    """
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-    # A session leader could still get a controlling terminal by opening one.
-    if os.fork():
-        os._exit(0)
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    if null > 2:
-        os.close(null)
 
 
 def set_title(title: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from servo.net.listeners import bind_all
 if TYPE_CHECKING:
     from servo.net.listeners import Listener
     from servo.settings.sources import Settings
+
+log = logging.getLogger("servo.error")
 
 
 class Sockets:
@@ -27,6 +30,7 @@ class Sockets:
         self._backlog: int = settings.backlog
         # Slot 1 has the ones that were bound first.
         self._siblings: dict[int, list[Listener]] = {}
+        self._lost: set[Listener] = set()
 
     def for_slot(self, slot: int) -> list[Listener]:
         """The listeners of a worker in this slot. Raises BindError."""
@@ -47,6 +51,18 @@ class Sockets:
         """Give up a slot's own listeners; its worker empties their queues."""
         for listener in self._siblings.pop(slot, []):
             listener.close()
+
+    def look_after(self) -> None:
+        """To be called about once a second: warn, once, of a socket file that is gone."""
+        lost = {each for each in self.listeners if each.is_lost}
+        for listener in lost - self._lost:
+            # Not made anew: it may have been removed on purpose, or another server's lies there.
+            log.warning(
+                "The socket file of %s was removed or replaced: no new client reaches this server "
+                "by it; restart the server to have it back",
+                listener.name,
+            )
+        self._lost = lost
 
     def take_ownership(self) -> None:
         """This process, not the one that bound, is to remove the socket files."""

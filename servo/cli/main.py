@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -93,9 +94,12 @@ def _remember(
 
 def _require_app(settings: Settings) -> None:
     if settings.app is None:
+        from servo.apps.guess import likely_app
         from servo.apps.loader import FORMS
 
-        raise UsageError(f"which app? Name one: servo APP, where APP is {FORMS}")
+        app = likely_app(Path(settings.chdir))
+        perhaps = f" (servo {shlex.quote(app)}?)" if app is not None else ""
+        raise UsageError(f"which app? Name one: servo APP{perhaps}, where APP is {FORMS}")
 
 
 def _enter(settings: Settings) -> None:

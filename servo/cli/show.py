@@ -239,7 +239,7 @@ def config(result: dict[str, Any]) -> None:
 def log_path(result: dict[str, Any]) -> str:
     """The file of the error log. Raises ControlError where there is none."""
     values = {row["name"]: row["value"] for row in result["settings"]}
-    path = os.path.join(str(values["chdir"]), str(values["errorlog"]))
+    path = os.path.join(str(values.get("chdir", "")), str(values["errorlog"]))
     if not os.path.isfile(path):
         raise ControlError(f"the log goes to {values['errorlog']!r}, which is no file (errorlog)")
     return path

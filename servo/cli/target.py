@@ -11,7 +11,7 @@ import click
 
 from servo.cli.tables import Column, plain_table
 from servo.control import instances
-from servo.control.client import ControlClient, NoSuchInstance
+from servo.control.client import ControlClient, NoAnswer, NoSuchInstance
 from servo.control.instances import Instance
 from servo.errors import UsageError
 
@@ -63,7 +63,17 @@ class Target:
 
     def connect(self) -> ControlClient:
         """A connection to that server. Raises ControlError, UsageError."""
-        return ControlClient(self.find().socket, self.timeout_s)
+        instance = self.find()
+        try:
+            return ControlClient(instance.socket, self.timeout_s)
+        except NoSuchInstance as error:
+            if instance not in running():
+                raise
+            # It holds its lock: the socket is gone, not the server.
+            raise NoAnswer(
+                f"{instance.name} (pid {instance.pid}) does not answer: nobody is at its socket "
+                f"{instance.socket}; a running server makes a removed one anew within a second"
+            ) from error
 
     def _no_such(self, every: list[Instance]) -> str:
         if not every:

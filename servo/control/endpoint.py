@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from servo.control import instances
 from servo.control.instances import InstanceError, Lock
 from servo.control.server import BACKLOG
+from servo.observe.trial import try_to_write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,36 +39,50 @@ class Endpoint:
         self._shared = shared
         self._locks: list[Lock] = []
         self._owner = os.getpid()
-        self._chosen = path is not None
-        if path is not None:
-            self._bind_at(Path(path).absolute())
+        self._identity: tuple[int, int] | None = None
+        self._chosen = Path(path).absolute() if path is not None else None
+        self._name = ""
+        self._environ: Mapping[str, str] = {}
+        if self._chosen is not None:
+            self._bind_at(self._chosen)
 
     def announce(self, name: str, environ: Mapping[str, str]) -> socket.socket:
         """Let `servoctl` find this server; the listening socket. Raises InstanceError."""
         self._owner = os.getpid()
-        uid = os.geteuid()
+        self._name, self._environ = name, environ
         try:
-            place = instances.make_directory(environ, uid, shared=self._shared)
-            instances.instances([place])  # removes what dead servers left
-            self._locks.append(instances.new_lock(place, name, self._owner))
+            self._list()
         except InstanceError:
-            if self.sock is None:
+            if self._chosen is None:
+                self.close()
                 raise
-            return self.sock  # its users know the path
-        lock = self._locks[-1]
-        if self.sock is None:
-            self._bind(lock.path.with_suffix(".sock"))
+            # Its users know the path.
         assert self.sock is not None
-        description: dict[str, Any] = {"name": name, "pid": self._owner, "socket": self.path}
-        lock.write(description, _READABLE if self._shared else _PRIVATE)
         return self.sock
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the socket's file, and those that say whose it is, are where they were made."""
+        return (
+            self.sock is not None
+            and _identity_of(self.path) == self._identity
+            and all(lock.is_there for lock in self._locks)
+        )
+
+    def renew(self) -> socket.socket:
+        """Make anew what somebody has removed; the new listening socket. Raises InstanceError."""
+        self.close()
+        if self._chosen is not None:
+            self._bind_at(self._chosen)
+        return self.announce(self._name, self._environ)
 
     def close(self) -> None:
         """Close the socket and remove the files; in another process than ours, only close."""
         if self.sock is not None:
             self.sock.close()
-        if os.getpid() == self._owner and self.sock is not None:
-            instances.remove_socket(self.path)
+            # Another server's may lie there, if somebody has removed ours.
+            if os.getpid() == self._owner and _identity_of(self.path) == self._identity:
+                instances.remove_socket(self.path)
         for lock in self._locks:
             lock.release()
         self.sock = None
@@ -80,8 +95,19 @@ class Endpoint:
         for lock in self._locks:
             lock.close_in_child()
 
+    def _list(self) -> None:
+        uid = os.geteuid()
+        place = instances.make_directory(self._environ, uid, shared=self._shared)
+        instances.instances([place])  # removes what dead servers left
+        lock = instances.new_lock(place, self._name, self._owner)
+        self._locks.append(lock)
+        if self.sock is None:
+            self._bind(lock.path.with_suffix(".sock"))
+        description: dict[str, Any] = {"name": self._name, "pid": self._owner, "socket": self.path}
+        lock.write(description, _READABLE if self._shared else _PRIVATE)
+
     def _bind_at(self, path: Path) -> None:
-        lock = Lock(path.with_name(path.name + ".lock"))
+        lock = Lock(_lock_path(path))
         if not lock.acquire():
             raise InstanceError(f"{path} belongs to a server that runs")
         self._locks.append(lock)
@@ -92,8 +118,7 @@ class Endpoint:
             raise
 
     def _bind(self, path: Path) -> None:
-        if len(os.fsencode(path)) > instances.MAX_SOCKET_PATH:
-            raise InstanceError(f"{path} is longer than a socket's path can be")
+        _check_length(path)
         # The lock is ours: what lies there is a dead server's.
         instances.remove_socket(str(path))
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -109,3 +134,31 @@ class Endpoint:
             os.umask(before)
         self.sock = sock
         self.path = str(path)
+        self._identity = _identity_of(self.path)
+
+
+def check_path(path: str) -> None:
+    """Raise the InstanceError of a path where no socket can be. No file is made."""
+    _check_length(Path(path).absolute())
+    lock = _lock_path(Path(path).absolute())
+    try:
+        try_to_write(str(lock))
+    except OSError as error:
+        raise InstanceError(f"{lock}: {error.strerror}") from error
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _check_length(path: Path) -> None:
+    if len(os.fsencode(path)) > instances.MAX_SOCKET_PATH:
+        raise InstanceError(f"{path} is longer than a socket's path can be")
+
+
+def _identity_of(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

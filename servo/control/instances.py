@@ -113,10 +113,18 @@ class Lock:
         return True
 
     def write(self, values: Mapping[str, Any], mode: int) -> None:
-        """Describe the server."""
-        os.fchmod(self._fd, mode)
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps(values).encode(), 0)
+        """Describe the server. Raises InstanceError."""
+        try:
+            os.fchmod(self._fd, mode)
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps(values).encode(), 0)
+        except OSError as error:
+            raise InstanceError(f"{self.path}: {error.strerror}") from error
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file is still the one at its path."""
+        return self._fd >= 0 and _is_at(self.path, self._fd)
 
     def release(self) -> None:
         """Remove the file, and give the lock up."""

@@ -137,21 +137,31 @@ class ControlServer:
         handle: Callable[[Caller, protocol.Request], None],
         clock: Callable[[], float],
     ) -> None:
-        sock.setblocking(False)
-        self._sock = sock
         self._epoll = epoll
         self._access = access
         self._handle = handle
         self._clock = clock
         self._callers: dict[int, Caller] = {}
-        self._accepting = True
         self._first: deque[Caller] = deque()
         self._more: deque[Caller] = deque()
         self._more_at = 0.0
-        epoll.register(sock.fileno(), select.EPOLLIN)
+        self.listen(sock)
 
     def __len__(self) -> int:
         return len(self._callers)
+
+    def listen(self, sock: socket.socket) -> None:
+        """Accept connections of this socket."""
+        sock.setblocking(False)
+        self._sock = sock
+        self._accepting = True
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def unlisten(self) -> None:
+        """Forget the listening socket, which is about to be closed."""
+        if self._sock.fileno() >= 0:
+            self._epoll.unregister(self._sock.fileno())
+        self._accepting = True  # there is none to take up again
 
     def owns(self, fd: int) -> bool:
         """Whether a descriptor that epoll has named is one of ours."""

@@ -211,7 +211,7 @@ class H2Connection:
     @property
     def is_strained(self) -> bool:
         """The client has begun to spend its allowances: it is to wait between its turns."""
-        return self._resets.is_touched or self._reader.is_strained
+        return self._resets.is_touched(self._now) or self._reader.is_strained(self._now)
 
     @property
     def backlog(self) -> int:

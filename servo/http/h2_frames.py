@@ -63,19 +63,22 @@ class Allowance:
 
     def spend(self, now: float) -> bool:
         """Take one; False when nothing is left. `now` in seconds, of any clock."""
-        if self._at is None:
-            self._at = now
-        self._left = min(self._most, self._left + (now - self._at) * self._rate) - 1
-        self._at = now
+        self._refill(now)
+        self._left -= 1
         return self._left >= 0
+
+    def _refill(self, now: float) -> None:
+        if self._at is not None:
+            self._left = min(self._most, self._left + (now - self._at) * self._rate)
+        self._at = now
 
     def earn(self, n: int = 1) -> None:
         """Something useful was done."""
         self._left = min(self._most, self._left + n)
 
-    @property
-    def is_touched(self) -> bool:
-        """More was taken than comes of ordinary use."""
+    def is_touched(self, now: float) -> bool:
+        """More is taken than comes of ordinary use."""
+        self._refill(now)
         return self._left < self._most * 0.9
 
 
@@ -172,10 +175,9 @@ class FrameReader:
         self._judge(frame, length, now)
         return _known_settings(frame) if kind == SETTINGS and length else frame
 
-    @property
-    def is_strained(self) -> bool:
+    def is_strained(self, now: float) -> bool:
         """More frames of no use came than an ordinary client sends."""
-        return self._control.is_touched
+        return self._control.is_touched(now)
 
     def earn(self, n: int) -> None:
         """Data was sent: so many more WINDOW_UPDATE frames are to be expected."""

@@ -99,6 +99,18 @@ class Listener:
                 os.unlink(address.path)
         self.identity = None
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether a socket file of our own making is no more where it was made."""
+        address = self.address
+        if self.identity is None or not isinstance(address, UnixAddress):
+            return False
+        try:
+            status = os.lstat(address.path)
+        except OSError:
+            return True
+        return (status.st_dev, status.st_ino) != self.identity
+
     def sibling(self, backlog: int) -> Listener:
         """Another socket on the same port, with a queue of its own (reuse_port).
 

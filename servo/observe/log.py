@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -117,6 +118,7 @@ def setup_logging(settings: LogSettings) -> None:
     if _logs.access is not None:
         _logs.access.on_trouble = logger.warning
 
+    _take_strays()
     _logs.captured = settings.capture_output and error.path is not None
     _capture_output()
     # One that fails half-way has left handlers too.
@@ -192,6 +194,11 @@ def crash_fd() -> int:
     return _logs.error.fd
 
 
+def outlives_terminal() -> bool:
+    """Whether the error log goes to a file, or where the user's own configuration says."""
+    return _logs.error.path is not None or _logs.by_user
+
+
 def access_file() -> LogFile | None:
     """Where the access log goes; None when there is none."""
     return _logs.access
@@ -233,6 +240,33 @@ def _open_files(settings: LogSettings) -> None:
     if _logs.access is not None and _logs.access is not access:
         _logs.access.close()
     _logs.error, _logs.access = error, access
+
+
+def _take_strays() -> None:
+    """Have the log told of exceptions that nobody else tells it of: lost tasks', and threads'."""
+    logger = logging.getLogger("asyncio")
+    if not any(isinstance(each, _StrayHandler) for each in logger.handlers):
+        logger.addHandler(_StrayHandler())
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _on_thread_failed
+
+
+class _StrayHandler(logging.Handler):
+    """Passes records on to the error log, unless the application, or the user's configuration, has
+    said where all logs go: they get there by themselves."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger = logging.getLogger(ERROR_LOGGER)
+        if not logging.root.handlers and logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+
+
+def _on_thread_failed(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is SystemExit:
+        return  # that is how a thread may end
+    name = args.thread.name if args.thread is not None else "unknown"
+    error = args.exc_value or args.exc_type()
+    logging.getLogger(ERROR_LOGGER).error("Uncaught exception in thread %s", name, exc_info=error)
 
 
 class _Tap(logging.Filter):

@@ -22,6 +22,7 @@ from servo.settings.gunicorn_compat import FOREIGN, SHARED
 from servo.settings.hooks import HOOKS, read_hook
 from servo.settings.names import nearest
 from servo.settings.schema import SETTINGS, canonical, suggest
+from servo.settings.types import Table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -162,12 +163,18 @@ def _from_toml(table: Mapping[str, Any], path: Path, shown: str) -> FileContent:
                 f"{name} is a hook ({source}); hooks need a Python file, such as servo.conf.py"
             )
         else:
-            found = suggest(name)
-            suggestion = f"; did you mean {found}?" if found else ""
-            if isinstance(value, dict) and not found:
-                suggestion = "; in this file settings stand at the top, in no table"
-            raise ConfigError(f"there is no setting {name} ({source}){suggestion}")
+            raise ConfigError(f"there is no setting {name} ({source}){_advice(name, value, path)}")
     return content
+
+
+def _advice(name: str, value: object, path: Path) -> str:
+    found = suggest(name)
+    is_table = found in SETTINGS and isinstance(SETTINGS[found].type, Table)
+    if isinstance(value, dict) and not is_table:
+        if path.name == "pyproject.toml":
+            return "; in this file settings stand in [tool.servo] itself"
+        return "; in this file settings stand at the top, in no table"
+    return f"; did you mean {found}?" if found else ""
 
 
 def _toml_line(lines: list[str], name: str) -> int:
@@ -198,8 +205,7 @@ def _read_python(path: Path, shown: str, directory: Path) -> FileContent:
         raise
     except BaseException as error:
         raise _config_raised(error, str(path), shown) from error
-    lines = _assignment_lines(source)
-    content = _from_namespace(vars(module), shown, lines, gunicorn="gunicorn" in path.name)
+    content = _from_namespace(vars(module), shown, source, gunicorn="gunicorn" in path.name)
     content.modules = tuple(sorted(set(sys.modules) - before - {PYTHON_MODULE}))
     return content
 
@@ -218,8 +224,8 @@ def _read_module(name: str, directory: Path) -> FileContent:
         raise
     except BaseException as error:
         raise _config_raised(error, origin or name, shown) from error
-    lines = _assignment_lines(Path(origin).read_bytes()) if origin and origin[-3:] == ".py" else {}
-    content = _from_namespace(vars(module), shown, lines, gunicorn="gunicorn" in name)
+    source = Path(origin).read_bytes() if origin and origin[-3:] == ".py" else b""
+    content = _from_namespace(vars(module), shown, source, gunicorn="gunicorn" in name)
     content.modules = tuple(sorted(set(sys.modules) - before))
     return content
 
@@ -245,9 +251,12 @@ def _config_raised(error: BaseException, filename: str, shown: str) -> ConfigErr
 
 
 def _from_namespace(
-    namespace: Mapping[str, object], shown: str, lines: Mapping[str, int], *, gunicorn: bool
+    namespace: Mapping[str, object], shown: str, text: bytes, *, gunicorn: bool
 ) -> FileContent:
     content = FileContent()
+    tree = ast.parse(text)
+    lines = _assignment_lines(tree)
+    helpers = _names_read(tree)
     for name, value in namespace.items():
         if name.startswith("_") or isinstance(value, ModuleType):
             continue
@@ -263,7 +272,7 @@ def _from_namespace(
                 content.hooks[name] = read_hook(name, value, source)
         elif name in FOREIGN:
             content.notes += _foreign_note(name, value, source)
-        else:
+        elif name not in helpers:
             content.notes += _near_miss(name, value, source, namespace)
     return content
 
@@ -279,15 +288,22 @@ def _near_miss(
     if isinstance(value, type):
         return []
     found = nearest(name, HOOKS, _NEAR_MISS) if callable(value) else suggest(name, _NEAR_MISS)
-    if found is None or found in namespace:
+    # A constant of another module's use may have a setting's name in capitals.
+    if found is None or (found in namespace and found == name.lower()):
         return []
     return [("warning", f"{name} ({source}) is no setting; did you mean {found}?")]
 
 
-def _assignment_lines(source: bytes) -> dict[str, int]:
+def _names_read(tree: ast.Module) -> set[str]:
+    """The names that the file makes use of itself: no slips of a setting's."""
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
+
+
+def _assignment_lines(tree: ast.Module) -> dict[str, int]:
     """The last line at which each global name is bound, by reading the text."""
     lines: dict[str, int] = {}
-    pending: list[ast.AST] = [ast.parse(source)]
+    pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):

@@ -25,6 +25,11 @@ class Foreign:
     argument: bool | None
     advice: str
 
+    @property
+    def main_flag(self) -> str:
+        """The flag to name in messages; its name where it has none."""
+        return next((flag for flag in self.flags if flag.startswith("--")), self.name)
+
     def matters(self, value: object) -> bool:
         """Whether this value asks for more than what happens here anyway."""
         if isinstance(value, str):

@@ -7,7 +7,7 @@ default, the help, and whether a reload applies a change (see `servo.settings.se
 from __future__ import annotations
 
 from servo.settings.gunicorn_compat import FOREIGN
-from servo.settings.names import nearest
+from servo.settings.names import ALIKE, nearest
 from servo.settings.sections import (
     application,
     control,
@@ -50,7 +50,7 @@ def canonical(name: str) -> str | None:
     return name if name in SETTINGS else _ALIASES.get(name)
 
 
-def suggest(name: str, cutoff: float = 0.6) -> str | None:
+def suggest(name: str, cutoff: float = ALIKE) -> str | None:
     """The setting (ours, or gunicorn's) that an unknown name of a file most likely means."""
     found = nearest(name, _WORDS, cutoff)
     return _WORDS[found] if found else None

@@ -278,7 +278,7 @@ def _flag_layer(flags: Mapping[str, object], origin: str, notes: list[Note]) -> 
             )
         elif name in FOREIGN:
             foreign = FOREIGN[name]
-            source = f"{origin} {(foreign.flags or (name,))[-1]}"
+            source = f"{origin} {foreign.main_flag}"
             notes += [("warning", foreign.note(source))] if foreign.matters(value) else []
         else:
             raise UsageError(f"there is no setting {name}{did_you_mean(name, list(SETTINGS))}")

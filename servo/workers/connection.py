@@ -266,16 +266,17 @@ class Connection:
             response = HookResponse(status, self.responder.headers, http.body_sent)
             hooks.after(facade, self.environ, response)
 
-    def finish_request(self, meter: Meter) -> None:
-        """Account for the request, and let its parts go."""
+    def finish_request(self, meter: Meter) -> int:
+        """Account for the request, and let its parts go. Returns the time, as `meter.end` does."""
         request = self.request
         assert request is not None
         responder = self.responder
-        meter.end(
+        http = self.http
+        now = meter.end(
             self.started_ns,
             request,
-            self.http.status,
-            self.http.body_sent,
+            http.status,
+            http.body_sent,
             self.environ["REMOTE_ADDR"],
             responder.headers,
             self.environ,
@@ -284,6 +285,7 @@ class Connection:
             self.close_body()
         self.request = None
         self.environ = _NO_ENVIRON
+        return now
 
     def close_body(self) -> None:
         """Let the stored body go."""

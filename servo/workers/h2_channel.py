@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from servo.apps.asgi import ASGICall
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.h2_frames import CANCEL
-from servo.observe import scoreboard as board
 from servo.workers.hooks import HookResponse
 from servo.workers.pace import BodyPace
 
@@ -89,7 +88,7 @@ class H2Channel:
             try:
                 server.apply_forwarded(call)
             except ProtocolError:
-                server.row[board.IN_FLIGHT] -= 1
+                server.meter.take_back()
                 raise
         self.call = call
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from servo.observe import scoreboard as board
 from servo.observe.scoreboard import (
+    BEAT_NS,
     BYTES_IN,
     BYTES_OUT,
     IN_FLIGHT,
@@ -32,6 +33,7 @@ class Meter:
     __slots__ = (
         "_access",
         "_bytes_out",
+        "_in_flight",
         "_latency_ns",
         "_left",
         "_on_recycle",
@@ -51,17 +53,22 @@ class Meter:
         self.most_requests = most_requests
         self._left = most_requests or -1
         self._on_recycle = on_recycle
-        self._latency_ns = self._bytes_out = 0
+        # Of words that nobody else writes a copy is kept: reading one costs as much as writing it.
+        self._in_flight = self._latency_ns = self._bytes_out = 0
 
     def begin(self) -> int:
         """A request goes to the application. Returns its start, monotonic nanoseconds."""
         row = self.row
         now = monotonic_ns()
-        if row[IN_FLIGHT] == 0:
+        if not self._in_flight:
             # While something is in flight the beat tells a live loop from a blocked one.
-            row[board.BEAT_NS] = now
-        row[IN_FLIGHT] += 1
+            row[BEAT_NS] = now
+        row[IN_FLIGHT] = self._in_flight = self._in_flight + 1
         return now
+
+    def take_back(self) -> None:
+        """The request that was begun last is refused after all: no application has seen it."""
+        self.row[IN_FLIGHT] = self._in_flight = self._in_flight - 1
 
     def end(
         self,
@@ -80,7 +87,7 @@ class Meter:
         row = self.row
         now = monotonic_ns()
         elapsed = now - started_ns
-        row[IN_FLIGHT] -= 1
+        row[IN_FLIGHT] = self._in_flight = self._in_flight - 1
         if status == 200:
             # As `count_request` does, without the call.
             try:
@@ -89,7 +96,6 @@ class Meter:
                 count_request(row, request.method, status, elapsed)
         else:
             count_request(row, request.method, status, elapsed)
-        # Writing a word costs a third of reading and writing it.
         row[LATENCY_SUM_NS] = self._latency_ns = self._latency_ns + elapsed
         row[BYTES_OUT] = self._bytes_out = self._bytes_out + sent
         if request.body:

@@ -80,6 +80,7 @@ class PollerWorker(Worker):
         self.most_requests: int = self.settings.keepalive_requests or sys.maxsize
         self.keep_alive_s = self.settings.keepalive_for(self.kind)
         self.closes_each = not self.keep_alive_s
+        self.idle_ns = int(self.keep_alive_s * 1e9)
         self.factory = ConnectionFactory(self, app, type(self).multithread)
 
     def dispatch(self, connection: Connection) -> None:
@@ -354,7 +355,7 @@ class PollerWorker(Worker):
         try:
             connection.prepare(self.meter.begin())
         except ProtocolError as error:
-            self.row[board.IN_FLIGHT] -= 1
+            self.meter.take_back()
             self._refuse(connection, Refused(error, in_body=True))
             return
         connection.phase = APP
@@ -371,7 +372,7 @@ class PollerWorker(Worker):
 
     def complete(self, connection: Connection) -> None:
         """The application is done with a request; what is left is in `connection.out`."""
-        connection.finish_request(self.meter)
+        now = connection.finish_request(self.meter)
         if connection.broken:
             self.drop(connection)
         elif connection.out or connection.region is not None:
@@ -379,15 +380,15 @@ class PollerWorker(Worker):
             connection.expires_in(self.settings.send_timeout)
             self._flush(connection)
         else:
-            self._after_response(connection)
+            self._after_response(connection, now)
 
-    def _after_response(self, connection: Connection) -> None:
+    def _after_response(self, connection: Connection, now_ns: int) -> None:
         http = connection.http
         if http.close_after:
             self._hang_up(connection)
             return
         connection.phase = IDLE
-        connection.expires_in(self.settings.drain_idle if self.draining else self.keep_alive_s)
+        connection.deadline_ns = now_ns + self.idle_ns
         if http.idle:
             if connection.watched != _READ:
                 self.watch(connection, _READ)
@@ -425,7 +426,7 @@ class PollerWorker(Worker):
         elif connection.linger:
             self._hang_up(connection)
         else:
-            self._after_response(connection)
+            self._after_response(connection, monotonic_ns())
 
     def _hang_up(self, connection: Connection) -> None:
         """Close after a response. Where bytes of the client may still come in, linger: closing
@@ -538,6 +539,7 @@ class PollerWorker(Worker):
     def _drain(self, idle_s: float) -> None:
         if not self.draining:
             self.note_draining()
+        self.idle_ns = int(self.settings.drain_idle * 1e9)
         for connection in list(self.connections.values()):
             connection.http.close_next()
             if connection.phase != IDLE:

@@ -354,7 +354,7 @@ class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
             try:
                 server.apply_forwarded(call)
             except ProtocolError as error:
-                server.row[board.IN_FLIGHT] -= 1
+                server.meter.take_back()
                 self.call = None
                 self._refuse(Refused(error, True, request.method, request.target))
                 return

@@ -129,6 +129,9 @@ class StreamServer:
         self.row[board.OLDEST_START_NS] = oldest
 
 
+# Named alike: a number for each costs as much as the rest of making a task.
+_TASK = "request"
+
 if sys.version_info >= (3, 12):
 
     def _start_task(
@@ -137,7 +140,17 @@ if sys.version_info >= (3, 12):
         context: contextvars.Context,
     ) -> asyncio.Task[None]:
         # Eagerly: an application that never waits is done here, without a turn of the loop.
-        return asyncio.Task(coroutine, loop=loop, context=context.copy(), eager_start=True)
+        return asyncio.Task(
+            coroutine, loop=loop, name=_TASK, context=context.copy(), eager_start=True
+        )
+elif sys.version_info >= (3, 11):
+
+    def _start_task(
+        loop: asyncio.AbstractEventLoop,
+        coroutine: Coroutine[Any, Any, None],
+        context: contextvars.Context,
+    ) -> asyncio.Task[None]:
+        return asyncio.Task(coroutine, loop=loop, name=_TASK, context=context.copy())
 else:
 
     def _start_task(

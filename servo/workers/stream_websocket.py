@@ -36,6 +36,8 @@ BUSY_S = 1.0
 # Bytes that are parsed in one go. A few bytes can be a message, and each is an object: this bounds
 # what one read can come to before the queue's limit is looked at.
 _SLICE = 32768
+# While a long message is coming, and nothing else: the parser's calls would cost more than its work.
+_LONG_SLICE = 131072
 
 _OPEN, _CLOSING, _LINGERING, _ENDED = range(4)
 
@@ -66,6 +68,7 @@ class WebSocketSession:
         "_rest",
         "_server",
         "_settings",
+        "_slice",
         "_unsent",
         "deadline_ns",
         "loop",
@@ -92,6 +95,7 @@ class WebSocketSession:
         self._reading = True
         # Bytes that were read before the queue was full, and are not parsed.
         self._rest = b""
+        self._slice = _SLICE
         # The application has closed: it wants no message any more.
         self._discards = False
         self._leaving = False
@@ -152,7 +156,7 @@ class WebSocketSession:
         self._heard = True
         if self._phase >= _LINGERING:
             return
-        if self._rest or len(data) > _SLICE:
+        if self._rest or len(data) > self._slice:
             self._rest += data
             self._parse_rest()
         else:
@@ -163,7 +167,9 @@ class WebSocketSession:
     def _parse(self, data: bytes | memoryview) -> None:
         connection = self._connection
         closed = None
-        for event in connection.receive_data(data):
+        events = connection.receive_data(data)
+        self._slice = _SLICE if events else min(2 * self._slice, _LONG_SLICE)
+        for event in events:
             if isinstance(event, Closed):
                 closed = event
             elif not self._discards:
@@ -178,8 +184,9 @@ class WebSocketSession:
         view = memoryview(self._rest)
         done = 0
         while done < len(view) and self._phase < _LINGERING and not self._is_full:
-            self._parse(view[done : done + _SLICE])
-            done += _SLICE
+            end = done + self._slice
+            self._parse(view[done:end])
+            done = end
         self._rest = bytes(view[done:])
 
     @property

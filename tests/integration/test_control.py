@@ -536,6 +536,13 @@ def test_wrong_names_and_two_of_one_name(serve: Serve) -> None:
         assert "there is no server" in wrong.stderr
 
 
+def test_a_control_socket_that_was_removed_comes_back(serve: Serve) -> None:
+    server = serve(WSGI, "-w", "1")
+    os.unlink(control_path(server))
+    server.wait_log("The control socket was removed by somebody; it is back at")
+    assert ctl(server, "status")["pid"] == server.pid
+
+
 def test_an_arbiter_that_is_stopped_by_a_signal(serve: Serve) -> None:
     server = serve(WSGI, "-w", "1")
     pid = str(server.pid)

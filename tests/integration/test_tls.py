@@ -500,6 +500,26 @@ def test_garbage(serve: Serve, authority: Authority, files: Files, worker: str) 
     assert_no_noise(server)
 
 
+def test_plain_http_is_told_that_this_is_https(serve: Serve, files: Files, worker: str) -> None:
+    server = serve(*kind_args(worker), *files.flags)
+    for _ in range(3):
+        answer = requests.get(f"http://localhost:{server.port}/", timeout=DEADLINE_S)
+        assert answer.status_code == 400
+        assert answer.text == "The plain HTTP request was sent to an HTTPS port\n"
+    server.wait_log("127.0.0.1 has sent a plain HTTP request to an HTTPS port: 400$")
+    server.stop()
+    assert server.log().count("plain HTTP") == 1
+    assert_no_noise(server)
+
+
+def test_plain_http_and_asyncios_own_loop(serve: Serve, files: Files) -> None:
+    server = serve(*kind_args("async"), *files.flags, "--loop", "asyncio")
+    answer = requests.get(f"http://localhost:{server.port}/", timeout=DEADLINE_S)
+    assert answer.status_code == 400
+    server.stop()
+    assert_no_noise(server)
+
+
 # --- the certificate's life -----------------------------------------------------------------------
 
 

@@ -109,7 +109,7 @@ In an environ they can't be told from dashes: `drop` the field, `refuse` the req
         name="limit_request_field_size",
         type=Size(),
         default=8190,
-        flags=("--limit-request-field_size",),
+        flags=("--limit-request-field-size", "--limit-request-field_size"),
         unit="bytes",
         section=_LIMITS,
         help="One header field; 0: no limit.",

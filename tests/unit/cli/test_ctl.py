@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from servo.cli import ctl, target
+from servo.cli import ctl, show, target
 from servo.control import instances, protocol
 from servo.control.instances import Lock
 
@@ -502,6 +502,25 @@ def test_list_shows_a_server_that_does_not_answer(
     code, _, err = run(capsys, "-n", "stuck", "--timeout", "0.2", "status")
     assert code == 1
     assert "does not answer within 0.2 s" in err
+
+
+def test_a_server_whose_socket_is_gone(
+    start: Start, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """`list` shows it, so no command may say that there is none."""
+    server = start("shop", 7)
+    os.rename(server.path, server.path + ".away")
+    code, out, err = run(capsys, "-n", "shop", "status")
+    assert (code, out) == (1, "")
+    assert "shop (pid 7) does not answer: nobody is at its socket" in err
+    assert "does not answer" in run(capsys, "list")[1]
+    os.rename(server.path + ".away", server.path)
+
+
+def test_the_log_file_lies_where_the_server_is(tmp_path: Path) -> None:
+    (tmp_path / "error.log").write_text("")
+    rows = [{"name": "errorlog", "value": "error.log"}, {"name": "chdir", "value": str(tmp_path)}]
+    assert show.log_path({"settings": rows}) == str(tmp_path / "error.log")
 
 
 def test_the_users_own_servers(monkeypatch: pytest.MonkeyPatch) -> None:

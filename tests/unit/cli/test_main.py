@@ -153,7 +153,8 @@ def test_notes_are_the_arbiters_to_log(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "which app? Name one: servo APP, where APP is module:attribute, module,"),
+        ((), "which app? Name one: servo APP (servo shop:app?), where APP is module:attribute,"),
+        (("shop:app", "--foo"), "there is no flag --foo\nTry"),
         (("shop:app", "--wrokers", "2"), "there is no flag --wrokers; did you mean --workers?"),
         (("shop:app", "-w", "many"), "workers: 'many' is not valid (flag --workers)"),
         (("shop:app", "other:app"), "one app can be served"),
@@ -198,14 +199,19 @@ def test_check_config(
         (("nope:app",), 4, "there is no module 'nope'"),
         (("shop:ap",), 4, "did you mean app?"),
         (("broken:app",), 4, "importing broken failed: OSError: no database"),
-        (("shop:app", "-k", "my.Worker"), 1, "my.Worker"),
+        (("shop:app", "-k", "my.Worker"), 3, "my.Worker"),
+        (("shop:app", "--error-logfile", "/no/x"), 1, "log file /no/x: No such file or directory"),
+        (("shop:app", "--access-logfile", "/no/x"), 1, "log file /no/x: No such file or directory"),
+        (("shop:app", "--logconfig-dict", '{"version":2}'), 1, "Unsupported version: 2"),
+        (("shop:app", "--pid", "/no/x"), 1, "pidfile /no/x: No such file or directory"),
+        (("shop:app", "--control-socket", "/no/x"), 1, "control_socket: /no/x.lock: No such file"),
         (("shop:app", "-b", "host:port:x"), 2, "(flag --bind)"),
         (("shop:app", "--metrics-bind", "no where"), 2, "(flag --metrics-bind)"),
         (("shop:app", "-c", "python:nosuch"), 1, "nosuch"),
         (("shop:app", "-c", "x" * 300), 1, "can't be looked for: File name too long"),
         (("x" * 300 + ".py",), 4, "can't be looked for: File name too long"),
         (("shop:app", "--reload-dir", "nosuch"), 2, "existing directories"),
-        (("asgi:app", "-k", "sync"), 1, "asgi:app is an ASGI application, and worker class 'sync'"),
+        (("asgi:app", "-k", "sync"), 3, "asgi:app is an ASGI application, and worker class 'sync'"),
     ],
 )
 def test_check_config_finds(
@@ -217,6 +223,36 @@ def test_check_config_finds(
     assert (found, out) == (code, "")
     assert "servo: error: " in err
     assert says in err
+
+
+def test_check_config_leaves_nothing(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    before = {*home.iterdir()}
+    files = {"--error-logfile": "e", "--access-logfile": "a", "--pid": "p", "--control-socket": "c"}
+    arguments = [word for pair in files.items() for word in pair]
+    assert run(capsys, "shop:app", *arguments, "--check-config")[0] == 0
+    assert {*home.iterdir()} == before
+
+
+def test_relative_paths_start_at_chdir(
+    capsys: pytest.CaptureFixture[str], home: Path, arbiter: Arbiter
+) -> None:
+    (home / "inner").mkdir()
+    assert run(capsys, "shop:app", "--chdir", "inner", "--pid", "x/pid")[0] == 0
+    assert Path.cwd() == (home / "inner").resolve()
+
+
+def test_a_directory_that_can_not_be_entered(
+    capsys: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (home / "inner").mkdir()
+    monkeypatch.setattr(os, "chdir", refuse)
+    code, _, err = run(capsys, "shop:app", "--chdir", "inner")
+    monkeypatch.undo()
+    assert code == 1
+    assert "inner: Permission denied (flag --chdir)" in err
 
 
 def test_the_traceback_of_an_app_comes_before_the_message(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import signal
 import socket
 import stat
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from servo.control import instances
 from servo.control.client import ControlClient, ControlError, NoSuchInstance
-from servo.control.endpoint import Endpoint
+from servo.control.endpoint import Endpoint, check_path
 from servo.control.instances import Instance, InstanceError, Lock
 
 
@@ -141,8 +144,53 @@ def test_another_file_at_a_chosen_path_stays(place: Path) -> None:
 
 
 def test_a_path_too_long_for_a_socket() -> None:
-    with pytest.raises(InstanceError, match="longer than a socket's path"):
-        Endpoint("/tmp/" + "x" * 120, 0o600, shared=False)
+    for use in (partial(Endpoint, mode=0o600, shared=False), check_path):
+        with pytest.raises(InstanceError, match="longer than a socket's path"):
+            use("/tmp/" + "x" * 120)
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+@pytest.mark.parametrize("gone", ["socket", "lock", "all"])
+def test_what_was_removed_is_made_anew(place: Path, chosen: bool, gone: str) -> None:
+    endpoint = serve(place, path=str(place / "my.sock") if chosen else None)
+    path, directory = Path(endpoint.path), place / "servo"
+    assert endpoint.is_whole
+    if gone != "lock":
+        path.unlink()
+    if gone != "socket":
+        shutil.rmtree(directory)
+    assert not endpoint.is_whole
+    endpoint.renew()
+    assert endpoint.is_whole
+    assert endpoint.path == str(path)
+    ControlClient(endpoint.path).close()
+    assert [each.socket for each in instances.instances([directory])] == [endpoint.path]
+    endpoint.close()
+    assert [each for each in place.rglob("*") if not each.is_dir()] == []
+
+
+def test_anothers_socket_in_our_place_stays(place: Path) -> None:
+    endpoint = serve(place)
+    os.unlink(endpoint.path)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(endpoint.path)
+        assert not endpoint.is_whole
+        endpoint.close()
+        assert os.path.exists(endpoint.path)
+
+
+def test_a_disk_that_takes_no_description(place: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(InstanceError, match="File too large"):
+            serve(place)
+        assert list((place / "servo").iterdir()) == []
+        chosen = serve(place, path=str(place / "my.sock"))  # its users know the path
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    ControlClient(chosen.path).close()
+    chosen.close()
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,24 @@ def test_request_and_answer(house: House) -> None:
     assert client.read() == [{"ok": True, "result": {"was": "workers"}}]
 
 
+def test_another_listening_socket(house: House) -> None:
+    """Connections that are open go on."""
+    old = house.connect()
+    before = house.server._sock
+    house.server.unlisten()
+    before.close()
+    os.unlink(house.path)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(house.path)
+    sock.listen(server.BACKLOG)
+    house.server.tick()
+    house.server.listen(sock)
+    new = house.connect()
+    for client in (old, new):
+        client.ask("status")
+        assert client.read() == [{"ok": True, "result": {"was": "status"}}]
+
+
 def test_a_request_in_pieces_and_several_at_once(house: House) -> None:
     client = house.connect()
     for byte in protocol.request_line("status", {}):

@@ -547,6 +547,26 @@ def test_a_turn_is_bounded() -> None:
     assert len(events) == 90
 
 
+def test_a_client_that_spends_its_allowances_gets_smaller_turns() -> None:
+    """And its old ones again, once it has behaved for a while."""
+    pair = Pair()
+    server = pair.server
+    pair.say(b"".join(head(n) + reset(n) for n in range(1, 11, 2)))
+    assert not server.is_strained  # who changes its mind now and then
+    pair.say(b"".join(head(n) + reset(n) for n in range(11, 41, 2)))
+    assert server.is_strained
+    turn = server.receive_data(b"".join(head(n) for n in range(41, 81, 2)), pair.now)
+    assert 0 < len(turn) <= 2
+    turns = [turn]
+    while server.more:
+        turns.append(server.receive_more(pair.now))
+    assert max(map(len, turns)) <= 2
+    assert sum(map(len, turns)) == 20
+    pair.now += 1.0  # what the allowances get back in a second
+    pair.say(ping())
+    assert not server.is_strained
+
+
 # --- flow control ---------------------------------------------------------------------------------
 
 

@@ -211,6 +211,18 @@ def test_the_owner_of_a_port_that_nobody_listens_on(bind):
 # --- Unix sockets -------------------------------------------------------------------------------
 
 
+def test_a_socket_file_that_somebody_removes_or_replaces_is_lost(bind, tmp_path):
+    path = tmp_path / "s"
+    tcp, unix = bind("127.0.0.1:0", f"unix:{path}")
+    assert (tcp.is_lost, unix.is_lost) == (False, False)
+    path.rename(tmp_path / "away")
+    assert (tcp.is_lost, unix.is_lost) == (False, True)
+    path.write_text("something else")
+    assert unix.is_lost
+    (tmp_path / "away").replace(path)
+    assert not unix.is_lost
+
+
 def test_a_unix_socket_is_made_with_the_umask_and_removed_at_the_end(bind, tmp_path):
     path = tmp_path / "app.sock"
     before = os.umask(0o022)

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from servo.errors import ConfigError
 from servo.observe import log
-from servo.observe.log import JSONFormatter, TextFormatter, safe, setup_logging
+from servo.observe.log import JSONFormatter, TextFormatter, check_logging, safe, setup_logging
 from servo.observe.logfile import LogFile
 
 STAMP = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\]"
@@ -39,9 +40,10 @@ def settings(**changes: object) -> SimpleNamespace:
 def untouched_logging(monkeypatch):
     """Everything global that `setup_logging` changes is put back."""
     monkeypatch.setattr(log, "_logs", log._Logs(LogFile(None, 2)))
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     loggers = logging.Logger.manager.loggerDict
     before = dict(loggers)
-    names = ["servo", "servo.error", "servo.access"]
+    names = ["servo", "servo.error", "servo.access", "asyncio"]
     kept = [(logging.getLogger(name), dict(vars(logging.getLogger(name)))) for name in names]
     root = logging.root.handlers[:], logging.root.level
     yield
@@ -382,6 +384,96 @@ def test_broken_files_are_named(tmp_path):
     ):
         with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
             setup_logging(settings(**changes))
+
+
+def test_what_asyncio_logs_is_in_the_error_log(path, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])  # without pytest's own, as in a server
+    seen = []
+    log.set_tap(seen.append)
+    setup_logging(settings(errorlog=str(path)))
+    setup_logging(settings(errorlog=str(path)))
+    logging.getLogger("asyncio").error("Task exception was never retrieved")
+    log.set_tap(None)
+    (line,) = path.read_text().splitlines()
+    assert line.endswith("[ERROR] Task exception was never retrieved")
+    assert len(seen) == 1
+    setup_logging(settings(errorlog=str(path), loglevel="critical"))
+    logging.getLogger("asyncio").error("not at this level")
+    assert path.read_text().count("\n") == 1
+
+
+def test_what_asyncio_logs_is_not_there_twice(path, tmp_path):
+    own = tmp_path / "own.log"
+    config = file_config(own)
+    config["root"] = {"handlers": ["own"]}
+    setup_logging(settings(errorlog=str(path), logconfig_dict=config))
+    logging.getLogger("asyncio").error("a lost task")
+    assert own.read_text() == "a lost task\n"
+    assert path.read_text() == ""
+
+
+def test_an_exception_of_a_thread_is_in_the_error_log(path):
+    setup_logging(settings(errorlog=str(path)))
+
+    def fail(error):
+        raise error
+
+    for error in (ValueError("broken"), SystemExit(1)):
+        thread = threading.Thread(target=fail, args=(error,), name="mail-sender")
+        thread.start()
+        thread.join()
+    lines = path.read_text().splitlines()
+    assert lines[0].endswith("[ERROR] Uncaught exception in thread mail-sender")
+    assert lines[-1] == "ValueError: broken"
+
+
+def test_a_hook_for_threads_that_is_there_stays(path, monkeypatch):
+    def own(args):
+        raise AssertionError
+
+    monkeypatch.setattr(threading, "excepthook", own)
+    setup_logging(settings(errorlog=str(path)))
+    assert threading.excepthook is own
+
+
+# --- a trial --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["errorlog", "accesslog"])
+def test_a_trial_finds_what_can_not_be_opened(which):
+    with pytest.raises(ConfigError, match=r"log file /nonexist/x: No such file or directory"):
+        check_logging(settings(**{which: "/nonexist/x"}))
+    check_logging(settings(**{which: "-"}))
+    check_logging(settings(**{which: "/dev/stderr"}))
+
+
+def test_a_trial_leaves_every_file_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "old.log").write_text("old lines\n")
+    (tmp_path / "link.log").symlink_to(tmp_path / "nowhere.log")
+    os.mkfifo(tmp_path / "pipe")
+    before = {entry.name: entry.lstat() for entry in tmp_path.iterdir()}
+    handler = {"class": "logging.handlers.WatchedFileHandler", "filename": str(tmp_path / "w")}
+    config = {
+        "handlers": {
+            "cut": {"class": "logging.FileHandler", "filename": str(tmp_path / "old.log"),
+                    "mode": "w"},
+            "late": {**handler, "delay": True},
+            "watched": handler,
+        },
+        "loggers": {"shop": {"handlers": ["cut", "late", "watched"]}},
+    }  # fmt: skip
+    for errorlog in ("old.log", "new.log", "link.log", "pipe"):
+        check_logging(settings(errorlog=str(tmp_path / errorlog), logconfig_dict=config))
+        logging.getLogger("shop").error("the application is imported")
+        error_log.error("not here either")
+    assert {entry.name: entry.lstat() for entry in tmp_path.iterdir()} == before
+
+
+def test_a_trial_of_a_configuration():
+    with pytest.raises(ConfigError, match="logconfig_dict: Unsupported version: 2"):
+        check_logging(settings(logconfig_dict={"version": 2}))
+    with pytest.raises(ConfigError, match=r"logconfig_dict: .*/nonexist/own"):
+        check_logging(settings(logconfig_dict=file_config("/nonexist/own")))
 
 
 # --- safe ---------------------------------------------------------------------------------------

@@ -134,7 +134,12 @@ def test_gunicorns_settings_without_counterpart(tmp_path: Path) -> None:
     [
         ("\nwrokers = 2\n", r"no setting wrokers \(servo\.toml:2\); did you mean workers\?"),
         ("worker-class = 'sync'\n", r"worker-class \(servo\.toml:1\); did you mean worker_class\?"),
-        ("[tool.servo]\nworkers = 1\n", r"no setting tool \(servo\.toml:1\)"),
+        ("[tool.servo]\nworkers = 1\n", r"no setting tool \(servo\.toml:1\); .* at the top, in no"),
+        (
+            "[servo]\nworkers = 1\n",
+            r"no setting servo \(servo\.toml:1\); .* at the top, in no table",
+        ),
+        ("[secure_scheme_header]\nX = '1'\n", r"did you mean secure_scheme_headers\?"),
         ("workers = = 2\n", r"servo\.toml can't be read: .*line 1"),
         ("on_exit = 'x.y'\n", r"on_exit is a hook \(servo\.toml:1\); hooks need a Python file"),
         ("config = 'other.toml'\n", r"config can't stand in a file \(servo\.toml:1\); use a flag"),
@@ -144,6 +149,11 @@ def test_gunicorns_settings_without_counterpart(tmp_path: Path) -> None:
 def test_mistakes_in_toml(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         read(tmp_path, text, "servo.toml")
+
+
+def test_a_table_too_deep_in_pyproject(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no setting workers_too .* in \[tool\.servo\] itself"):
+        read(tmp_path, "[tool.servo.workers_too]\nthreads = 1\n", "pyproject.toml")
 
 
 # --- Python -----------------------------------------------------------------------------------
@@ -225,6 +235,17 @@ def test_near_misses_are_warned_of(tmp_path: Path, text: str, says: str) -> None
     content = read(tmp_path, text)
     assert content.notes == [("warning", says)]
     assert content.values == {}
+
+
+def test_a_near_miss_beside_the_setting(tmp_path: Path) -> None:
+    content = read(tmp_path, "workers = 2\nworkrs = 3\nTIMEOUT = 5\ntimeout = 6\n")
+    says = "workrs (servo.conf.py:2) is no setting; did you mean workers?"
+    assert content.notes == [("warning", says)]
+
+
+def test_a_helper_that_the_file_uses_is_no_near_miss(tmp_path: Path) -> None:
+    text = "worker = 2\nworkers = worker * 2\ndef on_exi(): ...\ndef on_exit(s): on_exi()\n"
+    assert read(tmp_path, text).notes == []
 
 
 def test_settings_without_counterpart_in_python(tmp_path: Path) -> None:

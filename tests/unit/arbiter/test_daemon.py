@@ -1,0 +1,155 @@
+"""What the command that starts a daemon is told, and what it makes of that; with real forks."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from servo.arbiter import daemon
+from servo.arbiter import events as ev
+from servo.arbiter.daemon import Launch
+
+READY = ev.Happened("info", "worker 1 is ready", name="ready")
+FAILED = ev.Happened("error", "worker 1 could not boot: no module", name="draining")
+
+
+@dataclass
+class Command:
+    """The command that was started: its pid, and where its stderr goes."""
+
+    pid: int
+    stderr: Path
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code and its words."""
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status), self.stderr.read_text()
+
+
+Start = Callable[..., Command]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a command whose daemon does what it is given; a daemon may wait for the test's end."""
+    reader, writer = os.pipe()
+
+    def wait_for_the_end(_launch: Launch) -> None:
+        os.close(writer)
+        os.read(reader, 1)
+
+    def start(story: Callable[[Launch], None] = wait_for_the_end, limit_s: float = 0.0) -> Command:
+        path = tmp_path / "stderr"
+        pid = os.fork()
+        if pid == 0:
+            try:
+                sys.stderr = path.open("w")
+                launch = Launch()
+                launch.detach(limit_s)
+                story(launch)
+            finally:
+                os._exit(77)
+        return Command(pid, path)
+
+    yield start
+    os.close(writer)
+    os.close(reader)
+
+
+def test_a_worker_is_ready(start: Start, tmp_path: Path) -> None:
+    def story(launch: Launch) -> None:
+        assert os.getsid(0) != os.getpid(), "it could get a terminal"
+        assert os.readlink("/proc/self/fd/2") == "/dev/null"
+        launch.hear(ev.Log("info", "worker 1 is booting"))
+        launch.hear(READY)
+        launch.hear(FAILED)
+        launch.ended(3)
+
+    assert start(story).wait() == (0, "")
+
+
+def test_no_worker_can_boot(start: Start) -> None:
+    def story(launch: Launch) -> None:
+        launch.hear(ev.Log("info", "worker 1 is booting"))
+        launch.hear(FAILED)
+        launch.ended(4, "the last word")
+
+    code, said = start(story).wait()
+    assert code == 4
+    assert said == (
+        "servo: error: the server has ended:\nworker 1 could not boot: no module\nthe last word\n"
+    )
+
+
+def test_a_long_reason(start: Start) -> None:
+    code, said = start(lambda launch: launch.ended(1, "\u20ac" * 200_000 + "the end")).wait()
+    assert code == 1
+    assert said.endswith("the end\n")
+
+
+def test_the_daemon_is_killed(start: Start) -> None:
+    def story(_launch: Launch) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert start(story).wait() == (1, "servo: error: the server has ended:\nit was killed\n")
+
+
+def test_a_child_of_the_daemon_does_not_keep_the_command_waiting(start: Start) -> None:
+    reader, writer = os.pipe()
+
+    def story(launch: Launch) -> None:
+        if os.fork() == 0:
+            launch.close_in_child()
+            os.close(writer)
+            os.read(reader, 1)
+
+    try:
+        assert start(story).wait()[0] == 1
+    finally:
+        os.close(writer)
+        os.close(reader)
+
+
+def test_no_word_in_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "SLACK_S", 0.01)
+    code, said = start(limit_s=0.01).wait()
+    assert code == 3
+    assert "no worker is ready after 0.02 s; the server goes on in the background" in said
+
+
+def test_an_interrupt_ends_only_the_waiting(start: Start) -> None:
+    reader, writer = os.pipe()
+    orders, order = os.pipe()
+
+    def story(launch: Launch) -> None:
+        os.read(orders, 1)
+        launch.hear(READY)  # to nobody
+        os.write(writer, b"alive")
+
+    command = start(story)
+    while os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        os.kill(command.pid, signal.SIGINT)
+        select.select([], [], [], 0.01)
+    code, said = command.wait()
+    assert code == 130
+    assert "goes on starting in the background" in said
+    os.write(order, b"x")
+    assert os.read(reader, 5) == b"alive"
+    for fd in (reader, writer, orders, order):
+        os.close(fd)
+
+
+def test_who_is_no_daemon_tells_nobody() -> None:
+    launch = Launch()
+    launch.hear(READY)
+    launch.hear(FAILED)
+    launch.ended(1, "why")
+    launch.close_in_child()
+    assert launch._said == []
