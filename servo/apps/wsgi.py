@@ -347,11 +347,19 @@ class WSGIResponder:
     def _frame(self, data: bytes) -> bytes:
         if not isinstance(data, bytes):
             raise AppError(f"a response body is made of bytes, not {type(data).__name__}")
+        http = self._http
         if self._started:
-            return self._http.send_data(data)
-        head = self._http.start_response(self._status_given(), self.headers, len(data))
+            if http.response_complete:
+                raise LocalProtocolError("more body than Content-Length says")
+            return http.send_data(data)
+        status = self._status_given()
+        if ("Content-Length", str(len(data))) in self.headers:
+            # As most frameworks answer: an iterator of one block, which is all of the body.
+            framed = http.send_response(status, self.headers, data)
+        else:
+            framed = http.start_response(status, self.headers, len(data)) + http.send_data(data)
         self._started = True
-        return head + self._http.send_data(data)
+        return framed
 
     def _stream(self, result: Iterable[bytes]) -> bytes | memoryview | FileRegion:
         if type(result) is FileWrapper and not self._started:
@@ -376,6 +384,8 @@ class WSGIResponder:
                 self._transport.send_all(bytes(part))
         if not self._started:
             return self._http.send_response(self._status_given(), self.headers, b"")
+        if self._http.response_complete:
+            return rest
         end = self._http.end_response()
         return bytes(rest) + end if end and rest else (end or rest)
 

@@ -78,7 +78,7 @@ class WSGIInAsync:
             await loop.run_in_executor(self._pool, responder.run, environ)
             for message in bridge.whole:
                 await send(message)
-            if bridge.close_after and not bridge.complete:
+            if bridge.close_after and not bridge.response_complete:
                 raise ResponseCut("the WSGI application failed in the middle of its response")
         finally:
             discard(body)
@@ -97,7 +97,7 @@ class _Bridge:
         self._loop = loop
         self._send = send
         self.response_started = False
-        self.complete = False
+        self.response_complete = False
         self.close_after = False
         self.whole: tuple[dict[str, Any], ...] = ()
 
@@ -109,7 +109,7 @@ class _Bridge:
             _start(status, headers),
             {"type": "http.response.body", "body": body, "more_body": False},
         )
-        self.response_started = self.complete = True
+        self.response_started = self.response_complete = True
         return b""
 
     def start_response(
@@ -134,14 +134,18 @@ class _Bridge:
     def end_response(self) -> bytes:
         """The end of the body."""
         self._post({"type": "http.response.body", "body": b"", "more_body": False})
-        self.complete = True
+        self.response_complete = True
         return b""
 
     def send_all(self, data: bytes) -> None:
-        """Nothing is left to send: `send_data` has waited for it."""
+        """Nothing is left to send, `send_data` has waited for it; but for a whole response."""
+        whole, self.whole = self.whole, ()
+        for message in whole:
+            self._post(message)
 
     def send_some(self, data: bytes) -> bytes:
         """As `send_all`."""
+        self.send_all(data)
         return b""
 
     def _post(self, message: dict[str, Any]) -> None:

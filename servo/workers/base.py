@@ -7,6 +7,7 @@ signals, the channel to the arbiter, the end of the arbiter, the crash log, hook
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import os
 import random
@@ -58,6 +59,10 @@ log = logging.getLogger("servo.error")
 
 EXIT_BOOT = 3
 EXIT_APP = 4
+# Of the garbage collector: the interpreter's own, and in its place what suits a server. Some ten
+# thousand objects may wait in cycles, instead of 700 (2,000 from Python 3.13 on).
+_USUAL_THRESHOLD = gc.get_threshold()
+_THRESHOLD = (10_000, 20, 20)
 
 
 class Worker:
@@ -288,6 +293,7 @@ def run_worker(context: WorkerContext) -> int:
         return _boot_failed(context, "boot", str(error), EXIT_BOOT)
     except Exception:  # noqa: BLE001  the arbiter gets the traceback, and logs it
         return _boot_failed(context, "boot", traceback.format_exc(), EXIT_BOOT)
+    _tune_collector()
     try:
         worker.serve()
     except ServoError as error:
@@ -355,6 +361,15 @@ def _keep_from_children(context: WorkerContext) -> None:
         count_log(None)
 
     os.register_at_fork(after_in_child=forget)
+
+
+def _tune_collector() -> None:
+    """Spare requests the search for cyclic garbage where there is none: a tenth of their time in
+    frameworks that make many objects. What an application has set itself stays."""
+    gc.collect()
+    gc.freeze()  # modules, classes and the like are never garbage
+    if gc.get_threshold() == _USUAL_THRESHOLD:
+        gc.set_threshold(*_THRESHOLD)
 
 
 def _set_title(title: str) -> None:

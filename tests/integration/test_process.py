@@ -310,3 +310,20 @@ def test_a_child_that_comes_back_from_the_app_ends(
     if how == "raise":
         server.wait_log("RuntimeError: in the child")
     assert server.wait_workers(1) == workers
+
+
+@pytest.mark.parametrize("own", ["", "gc.set_threshold(900, 5, 5)"])
+def test_the_collector_is_tuned_unless_the_app_has_done_so(
+    serve: Serve, tmp_path: Path, own: str
+) -> None:
+    (tmp_path / "frozen.py").write_text(
+        f"import gc, json\n{own}\n"
+        "def app(environ, start_response):\n"
+        "    start_response('200 OK', [])\n"
+        "    facts = [gc.get_threshold(), gc.get_freeze_count()]\n"
+        "    return [json.dumps(facts).encode()]\n"
+    )
+    server = serve("frozen:app", "-w", "1")
+    threshold, frozen = requests.get(server.url, timeout=30).json()
+    assert threshold == ([900, 5, 5] if own else [10_000, 20, 20])
+    assert frozen > 1000

@@ -122,6 +122,35 @@ def test_what_the_socket_does_not_take_of_the_last_block_is_left_to_the_driver()
     assert exchange.body == b"x" * 1000
 
 
+def test_a_block_that_is_all_of_the_body_goes_out_before_the_application_goes_on():
+    seen = []
+
+    def app(environ, start_response):
+        start_response("200 OK", [("Content-Length", "5")])
+        yield b"whole"
+        seen.append((wire.sends, wire.data))
+
+    wire = Wire()
+    exchange = Exchange(app, wire=wire)
+    assert exchange.body == b"whole"
+    assert seen == [(1, wire.data)]
+    assert exchange.http.idle
+
+
+@pytest.mark.parametrize("more", ["write", "yield"])
+def test_more_than_all_of_the_body_closes_the_connection(more, caplog):
+    def app(environ, start_response):
+        write = start_response("200 OK", [("Content-Length", "5")])
+        if more == "write":
+            write(b"whole")
+        return iter([b"more"] if more == "write" else [b"whole", b"more"])
+
+    exchange = Exchange(app)
+    assert exchange.body == b"whole"
+    assert exchange.http.close_after
+    assert "more body than Content-Length says" in caplog.text
+
+
 def test_write_is_supported():
     def app(environ, start_response):
         write = start_response("200 OK", [("Content-Length", "4")])

@@ -25,11 +25,11 @@ SCOPE = {
 }
 
 
-def call(app: Any) -> list[dict[str, Any]]:
+def call(app: Any, sent: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
     """What the application's answer to a request is, in ASGI's messages."""
     log = logging.getLogger("servo.error")
     adapter = WSGIAdapter(app, log=log, multithread=True, multiprocess=False)
-    sent: list[dict[str, Any]] = []
+    sent = [] if sent is None else sent
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
@@ -71,3 +71,17 @@ def test_a_status_that_is_none(
     sent = call(app_with(status, *pieces))
     assert sent[0]["status"] == 500
     assert "invalid status" in caplog.text
+
+
+def test_a_block_that_is_all_of_the_body_does_not_wait_for_the_end_of_the_application() -> None:
+    seen = []
+
+    def app(_environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", "5")])
+        yield b"whole"
+        seen.extend(sent)
+
+    sent: list[dict[str, Any]] = []
+    call(app, sent)
+    assert [message.get("body") for message in seen] == [None, b"whole"]
+    assert sent == seen
