@@ -36,7 +36,8 @@ BUSY_S = 1.0
 # Bytes that are parsed in one go. A few bytes can be a message, and each is an object: this bounds
 # what one read can come to before the queue's limit is looked at.
 _SLICE = 32768
-# While a long message is coming, and nothing else: the parser's calls would cost more than its work.
+# While a long message is coming and nothing else: calls into the parser would cost more than its
+# work.
 _LONG_SLICE = 131072
 
 _OPEN, _CLOSING, _LINGERING, _ENDED = range(4)
