@@ -98,6 +98,7 @@ class H2Connection:
     wake               called whenever there is something new to send
 
     streams    by number: those that are not over
+    gone       those that have left `streams`, until the driver has taken its leave of them
     last_id    the highest number of a stream that was accepted
     more       received frames wait for `receive_more`
     blocked    set by the driver: the socket takes nothing, so let everything wait
@@ -133,6 +134,7 @@ class H2Connection:
         self.tail = tail_for(server, date)
         self.wake = wake
         self.streams: dict[int, H2Stream] = {}
+        self.gone: list[H2Stream] = []
         self.last_id = 0
         self.more = False
         self.blocked = False
@@ -358,6 +360,7 @@ class H2Connection:
         if stream is not None:
             stream.close()
             self._queued.pop(stream, None)
+            self.gone.append(stream)
             events.append((stream, Reset(int(event.error_code or 0))))
             self._spend_reset()
 
@@ -410,6 +413,8 @@ class H2Connection:
         self._end(fault)
 
     def _end(self, fault: GoAwayError) -> None:
+        # Its frames hold this connection, and what was read: a cycle.
+        fault.__traceback__ = fault.__cause__ = fault.__context__ = None
         self.fault = fault
         self.more = False
         self._queued.clear()
@@ -512,6 +517,7 @@ class H2Connection:
         stream.close()
         self.streams.pop(stream.id, None)
         self._queued.pop(stream, None)
+        self.gone.append(stream)
 
     def _reset_number(self, number: int, code: int) -> None:
         try:

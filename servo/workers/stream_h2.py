@@ -229,6 +229,7 @@ class H2Protocol(asyncio.Protocol):
                     channel.feed(event)
                 else:
                     channel.give_up(CLIENT_CLOSED)
+        self._part_ways()
         if http.fault is not None:
             log.debug("Ended the HTTP/2 connection of %s: %s", self.peer_name, http.fault)
             self._give_up_all()
@@ -317,15 +318,23 @@ class H2Protocol(asyncio.Protocol):
             self.wake()
         for channel in list(self.waiting):
             channel.wake_drained()
+        self._part_ways()
         if http.over:
             self._end()
 
     # --- closing --------------------------------------------------------------------------------
 
+    def _part_ways(self) -> None:
+        """Streams and channels hold each other, and would wait for the garbage collector."""
+        gone = self._http.gone
+        while gone:
+            gone.pop().driver = None
+
     def _give_up_all(self) -> None:
         for stream in list(self._http.streams.values()):
             if isinstance(stream.driver, H2Channel):
                 stream.driver.give_up(CLIENT_CLOSED)
+            stream.driver = None
         self._http.streams.clear()
         for channel in list(self.waiting):
             channel.wake_drained()

@@ -581,7 +581,6 @@ def test_an_arbiter_that_was_killed(serve: Serve) -> None:
         dead = servoctl("--socket", path, "status")
         assert dead.returncode == 3
         assert "is dead" in dead.stderr
-        assert os.path.exists(path)
         gone = servoctl("--name", "killed", "status")
         assert gone.returncode == 3
         assert not os.path.exists(path)
@@ -700,7 +699,8 @@ def test_tables_at_a_terminal(serve: Serve) -> None:
     assert "\x1b[" in shown
     header, *rows = re.sub(r"\x1b\[[\d;]*m", "", shown).strip().splitlines()
     assert header.split()[:4] == ["slot", "pid", "gen", "state"]
-    assert [row.split()[0] for row in rows] == ["1", "2"]
+    # What has no room is named below; how wide the terminal is, it may learn too late.
+    assert [row.split()[0] for row in rows if not row.startswith("A wider ")] == ["1", "2"]
     narrow = re.sub(r"\x1b\[[\d;]*m", "", at_terminal("--pid", pid, "list", width=80))
     assert all(len(line) <= 80 for line in narrow.splitlines())
     # https://no-color.org: no colours; bold and dim are none.

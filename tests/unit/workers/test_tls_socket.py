@@ -317,7 +317,7 @@ def test_closing_a_connection_that_the_client_has_cut(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", b"\0" * 9]
+    "garbage", [b"BREW / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", b"\0" * 9]
 )
 def test_garbage(pair: Pair, garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "servo.error")
