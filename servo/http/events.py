@@ -110,7 +110,7 @@ class Refused:
     def __init__(
         self, error: ProtocolError, in_body: bool = False, method: str = "", target: bytes = b""
     ) -> None:
-        # Nobody asks where it was raised, and its frames hold what was read and this event: a cycle.
+        # Nobody asks where it was raised; its frames hold what was read, and this event: a cycle.
         error.__traceback__ = error.__cause__ = error.__context__ = None
         self.error = error
         self.in_body = in_body
