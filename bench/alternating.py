@@ -15,7 +15,6 @@ import sys
 from time import monotonic_ns, thread_time_ns
 
 from servo.cli.main import main
-from servo.observe.scoreboard import IN_FLIGHT
 from servo.workers.meter import Meter
 
 BLOCK = 500
@@ -28,7 +27,7 @@ since = 0
 
 
 def uncounted(self, started_ns, request, status, sent, remote, response_headers, environ):
-    self.row[IN_FLIGHT] -= 1
+    self.take_back()
     now = monotonic_ns()  # the driver counts its time limits from it
     if self._access is not None:
         raise SystemExit("not for servers with an access log")

@@ -53,7 +53,9 @@ class WebSockets:
     ) -> WebSocketCall:
         """The call of a valid handshake, which counts as a request from here on."""
         from servo.apps.asgi_websocket import WebSocketCall
+        from servo.workers.allocator import keep_freed_memory
 
+        keep_freed_memory()
         return WebSocketCall(
             server.adapter,
             template,
