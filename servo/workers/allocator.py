@@ -1,8 +1,8 @@
 """The C library's allocator, told to keep what long messages take.
 
 glibc gives the top of its heap back to the kernel once 128 KiB of it are free (`man 3 mallopt`). A
-message of 1 MB passes through several buffers of its size, and each time the kernel has to make their
-pages anew: measured, 60 page faults a message and a third of its CPU time.
+message of 1 MB passes through several buffers of its size, and each time the kernel has to make
+their pages anew: measured, 60 page faults a message and a third of its CPU time.
 """
 
 from __future__ import annotations
