@@ -19,8 +19,6 @@ from servo.net.certificates import (
     validity,
 )
 
-NOW = datetime.now(timezone.utc)
-
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
@@ -105,21 +103,23 @@ def test_a_key_that_is_cut_short(files: Files, tmp_path: Path) -> None:
 
 
 def test_dates(authority: Authority) -> None:
+    now = datetime.now(timezone.utc)
     files = authority.issue("dated", days=10, age_days=5)
     (pem,) = read_certificates(str(files.cert), "certfile")
     begin, end = validity(ssl.PEM_cert_to_DER_cert(pem))
-    assert abs(begin - (NOW - timedelta(days=5))) < timedelta(minutes=5)
-    assert abs(end - (NOW + timedelta(days=10))) < timedelta(minutes=5)
-    assert date_warning(pem, "x.pem", NOW) is None
+    assert abs(begin - (now - timedelta(days=5))) < timedelta(minutes=5)
+    assert abs(end - (now + timedelta(days=10))) < timedelta(minutes=5)
+    assert date_warning(pem, "x.pem", now) is None
     assert "x.pem has expired" in str(date_warning(pem, "x.pem", end + timedelta(seconds=1)))
     assert "not valid yet" in str(date_warning(pem, "x.pem", begin - timedelta(seconds=1)))
 
 
 def test_dates_after_2049_have_another_form(authority: Authority) -> None:
+    now = datetime.now(timezone.utc)
     files = authority.issue("late", days=365 * 40)
     (pem,) = read_certificates(str(files.cert), "certfile")
     _, end = validity(ssl.PEM_cert_to_DER_cert(pem))
-    assert abs(end - (NOW + timedelta(days=365 * 40))) < timedelta(minutes=5)
+    assert abs(end - (now + timedelta(days=365 * 40))) < timedelta(minutes=5)
 
 
 def test_any_cut_of_a_certificate_is_refused(files: Files) -> None:
