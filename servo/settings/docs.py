@@ -40,7 +40,7 @@ only a near miss is warned of. In a Python file `None` means "not set"; in text,
 for every setting whose default is none. A list is, in text, separated by commas, or a JSON array.
 
 `servo --print-config` shows each value and its source; `servo --check-config APP` checks them all
-and loads the app.
+and loads the app: it does what a start would, but binds nothing and writes nothing.
 """
 
 _HOOKS = """\

@@ -35,8 +35,11 @@ One of `module:attribute`, `module` (its `app`, `application` or `create_app()`)
         nullable=True,
         section=_APP,
         reloadable=False,
-        help="Change to this directory before the app is loaded.",
-        details="Unset: the directory that the server is started in. Imports look here first.",
+        help="Change to this directory first.",
+        details="""\
+Unset: the directory that the server is started in. Imports look here first, and relative paths of
+all other settings start here, as gunicorn's do: sockets, logs, the pidfile, certificates. Only
+`config` is looked for where the server is started.""",
     ),
     Setting(
         name="pythonpath",

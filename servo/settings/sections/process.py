@@ -104,6 +104,10 @@ SETTINGS = [
         section=_PROCESS,
         reloadable=False,
         help="Detach from the terminal and run in the background.",
+        details="""\
+The command waits until a worker is ready, and ends with 0; or until the server has ended, and ends
+with its exit code, having said why. Ctrl-C ends only the waiting. Without `errorlog` the log goes
+nowhere from then on.""",
     ),
     Setting(
         name="pidfile",
