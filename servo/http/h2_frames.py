@@ -54,12 +54,13 @@ class GoAwayError(ServoError):
 class Allowance:
     """So much may be spent at once, so much comes back each second, and with `earn`."""
 
-    __slots__ = ("_at", "_left", "_most", "_rate")
+    __slots__ = ("_at", "_left", "_most", "_rate", "_touched_at")
 
     def __init__(self, most: int, per_second: int) -> None:
         self._most = self._left = float(most)
         self._rate = per_second
         self._at: float | None = None
+        self._touched_at: float | None = None
 
     def spend(self, now: float) -> bool:
         """Take one; False when nothing is left. `now` in seconds, of any clock."""
@@ -77,9 +78,15 @@ class Allowance:
         self._left = min(self._most, self._left + n)
 
     def is_touched(self, now: float) -> bool:
-        """More is taken than comes of ordinary use."""
+        """More was taken than comes of ordinary use, within the last second.
+
+        What was earned back since is no reason to trust the client as before: it could go to and
+        fro over the border.
+        """
         self._refill(now)
-        return self._left < self._most * 0.9
+        if self._left < self._most * 0.9:
+            self._touched_at = now
+        return self._touched_at is not None and now - self._touched_at < 1.0
 
 
 class Frame(NamedTuple):

@@ -562,7 +562,10 @@ def test_a_client_that_spends_its_allowances_gets_smaller_turns() -> None:
         turns.append(server.receive_more(pair.now))
     assert max(map(len, turns)) <= 2
     assert sum(map(len, turns)) == 20
-    pair.now += 1.0  # what the allowances get back in a second
+    pair.now += 0.9
+    pair.say(ping())
+    assert server.is_strained  # what the good requests have earned buys nothing
+    pair.now += 0.1
     pair.say(ping())
     assert not server.is_strained
 
