@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
 
+from servo.apps.awaitables import READY, Ready, see_through
 from servo.errors import ServoError
 from servo.http.errors import ClientDisconnected, LocalProtocolError
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Awaitable, Generator, Iterable
+    from collections.abc import Awaitable, Coroutine, Iterable
 
     from servo._types import ASGIApp, Scope
     from servo.http.events import Data, Request
@@ -91,45 +91,12 @@ class Exchange(Protocol):
     def send_continue(self) -> bytes: ...
 
 
-class Ready(Coroutine[Any, Any, Any]):
-    """An awaitable that is ready, with its value: no frame, no trip through the event loop.
-
-    A Coroutine in every respect, since applications hand `send(…)` to `create_task` and the like.
-    """
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: Any = None) -> None:
-        self._value = value
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self
-
-    def __iter__(self) -> Ready:
-        return self
-
-    def __next__(self) -> Any:
-        raise StopIteration(self._value)
-
-    def send(self, value: Any) -> Any:
-        raise StopIteration(self._value)
-
-    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
-        if val is None:
-            val = typ() if isinstance(typ, type) else typ
-        raise val.with_traceback(tb) if tb is not None else val
-
-    def close(self) -> None:
-        pass
-
-
-READY = Ready()
 # The extension in which a worker tells `wsgi_in_async` (no application sees it) the TLS variables.
 TLS_ENVIRON = "servo.tls.environ"
 _DISCONNECT: Message = {"type": "http.disconnect"}
 # Who sends on and on to a client that is fast, or gone, never has to wait: after so many pieces the
 # event loop has its turn all the same. In it others are served, and a lost connection is noticed.
-PIECES_A_TURN = 32
+PIECES_A_TURN: Final = 32
 
 
 class ASGIAdapter:
@@ -206,7 +173,12 @@ def _mounted(path: bytes, root: bytes) -> bytes:
     return path if (path + b"/").startswith(root + b"/") else root + path
 
 
-_EXPECT_START, _EXPECT_BODY, _STREAMING, _TRAILERS, _COMPLETE = range(5)
+# Where a call is.
+_EXPECT_START: Final = 0
+_EXPECT_BODY: Final = 1
+_STREAMING: Final = 2
+_TRAILERS: Final = 3
+_COMPLETE: Final = 4
 
 
 class ASGICall:
@@ -216,7 +188,6 @@ class ASGICall:
     """
 
     __slots__ = (
-        "_adapter",
         "_body",
         "_ended",
         "_http",
@@ -225,8 +196,8 @@ class ASGICall:
         "_received",
         "_told",
         "_trailers",
-        "_transport",
         "_waiter",
+        "adapter",
         "cancelled",
         "disconnected",
         "more_body",
@@ -236,6 +207,7 @@ class ASGICall:
         "started_ns",
         "status",
         "task",
+        "transport",
     )
 
     def __init__(
@@ -247,9 +219,9 @@ class ASGICall:
         transport: Transport,
         started_ns: int,
     ) -> None:
-        self._adapter = adapter
+        self.adapter = adapter
         self._http = http
-        self._transport = transport
+        self.transport = transport
         self._body = request.body
         self.more_body = request.more_body
         self._received = False
@@ -268,24 +240,17 @@ class ASGICall:
         self.task: asyncio.Task[None] | None = None
         self.scope = adapter.scope(template, request)
 
-    async def run(self) -> None:
+    def run(self) -> Coroutine[Any, Any, None]:
         """Call the application and see its response through to an end, whatever it does."""
-        try:
-            await self._adapter.app(self.scope, self.receive, self.send)
-        except BaseException as error:  # noqa: BLE001  logged, with its traceback
-            # SystemExit, CancelledError, …: no worker, and no connection, is the application's to
-            # end in its own way.
-            self._failed(error)
-        else:
-            if self._phase != _COMPLETE and not self.disconnected:
-                if self._told:
-                    self._give_up()
-                else:
-                    self._failed(
-                        AppError("the application returned before its response was complete")
-                    )
-        finally:
-            self._transport.call_done(self)
+        return see_through(self)
+
+    def returned(self) -> None:
+        """The application has returned."""
+        if self._phase != _COMPLETE and not self.disconnected:
+            if self._told:
+                self._give_up()
+            else:
+                self.failed(AppError("the application returned before its response was complete"))
 
     # --- fed by the driver ---------------------------------------------------------------------
 
@@ -325,7 +290,7 @@ class ASGICall:
         return self._receive()
 
     async def _receive(self) -> Message:
-        transport = self._transport
+        transport = self.transport
         if self.more_body and not self._http.response_started:
             interim = self._http.send_continue()
             if interim:
@@ -361,7 +326,7 @@ class ASGICall:
             if self._phase == _EXPECT_BODY and not message.get("more_body"):
                 if self._trailers:
                     return self._send_body(message)
-                transport = self._transport
+                transport = self.transport
                 transport.write(
                     self._http.send_response(
                         self.status, self.response_headers, message.get("body", b"")
@@ -382,7 +347,7 @@ class ASGICall:
         return self._send_other(message)
 
     def _send_body(self, message: Message) -> Awaitable[None]:
-        transport = self._transport
+        transport = self.transport
         if self._phase not in (_EXPECT_BODY, _STREAMING):
             raise AppError(f"http.response.body was sent {_WHEN[self._phase]}")
         body: Any = message.get("body", b"")
@@ -411,7 +376,7 @@ class ASGICall:
 
     def _send_other(self, message: Message) -> Awaitable[None]:
         kind = message["type"]
-        transport = self._transport
+        transport = self.transport
         if kind == "http.response.trailers" and self._phase == _TRAILERS:
             self._phase = _COMPLETE
             transport.write(self._http.end_response(message.get("headers", ())))
@@ -426,7 +391,7 @@ class ASGICall:
         if kind == "http.response.zerocopysend" and self._phase in (_EXPECT_BODY, _STREAMING):
             return self._send_zero_copy(message)
         if kind == "http.response.debug" and self._phase == _EXPECT_START:
-            self._adapter.log.debug(
+            self.adapter.log.debug(
                 "%s %a: %r",
                 self.request.method,
                 self.request.target.decode("latin-1"),
@@ -437,7 +402,7 @@ class ASGICall:
 
     async def _send_path(self, path: str) -> None:
         # Before the head, so that a file that is not there is a 500.
-        fd = await self._transport.loop.run_in_executor(None, os.open, path, os.O_RDONLY)
+        fd = await self.transport.loop.run_in_executor(None, os.open, path, os.O_RDONLY)
         try:
             await self._send_file(fd, 0, os.fstat(fd).st_size, more_body=False)
         finally:
@@ -457,7 +422,7 @@ class ASGICall:
             os.lseek(fd, start + count, os.SEEK_SET)
 
     async def _send_file(self, fd: int, offset: int, count: int, more_body: bool) -> None:
-        transport = self._transport
+        transport = self.transport
         self._check_connected()
         transport.write(self._head(count))
         self._phase = _STREAMING
@@ -480,7 +445,8 @@ class ASGICall:
         if self.disconnected:
             raise ClientDisconnected("the client has closed the connection")
 
-    def _failed(self, error: BaseException) -> None:
+    def failed(self, error: BaseException) -> None:
+        """The application has raised an error, or broken a rule."""
         gone = is_consequence(error) or self._is_ours(error)
         if not gone and not isinstance(error, ResponseCut):
             self._log(error)
@@ -491,7 +457,7 @@ class ASGICall:
             return
         if not gone and not self._http.response_started:
             self.status = 500
-            self._transport.write(
+            self.transport.write(
                 self._http.send_response(
                     500, [(b"content-type", b"text/plain; charset=utf-8")], ERROR_BODY
                 )
@@ -505,14 +471,14 @@ class ASGICall:
         """End a response that is not whole, by closing the connection."""
         self._http.close_after = True
         self._phase = _COMPLETE
-        self._transport.response_complete()
+        self.transport.response_complete()
 
     def _log(self, error: BaseException) -> None:
         what = f"{self.request.method} {self.request.target.decode('latin-1')!a}"
         if isinstance(error, (AppError, LocalProtocolError)):
-            self._adapter.log.error("Invalid response to %s: %s", what, error)
+            self.adapter.log.error("Invalid response to %s: %s", what, error)
         else:
-            self._adapter.log.error("Error in the application for %s", what, exc_info=error)
+            self.adapter.log.error("Error in the application for %s", what, exc_info=error)
 
 
 _BYTES: tuple[type, ...] = (bytes, bytearray, memoryview)

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from servo.apps.asgi import (
     ERROR_BODY,
     PIECES_A_TURN,
-    READY,
     AppError,
-    Ready,
     Transport,
     is_consequence,
 )
+from servo.apps.awaitables import READY, Ready
 from servo.http.errors import ClientDisconnected, LocalProtocolError
 from servo.http.websocket import ABNORMAL, INTERNAL_ERROR, NORMAL
 
@@ -151,7 +150,7 @@ class WebSocketCall:
             await self._adapter.app(self.scope, self.receive, self.send)
             code = NORMAL
         except BaseException as error:  # noqa: BLE001  logged, with its traceback
-            self._failed(error)  # see ASGICall.run
+            self._failed(error)  # see awaitables.see_through
         else:
             self._returned()
         finally:

@@ -93,7 +93,7 @@ class TrustedPeers:
         ]
         self._known: dict[str, bool] = {}
         self.scheme_headers = scheme_headers
-        self.names = _OTHER_NAMES | scheme_headers.keys()
+        self.names = _OTHER_NAMES.union(scheme_headers)
 
     def __contains__(self, host: str | None) -> bool:
         if not host:

@@ -5,7 +5,7 @@ Split from `h1` for the reader's sake only; the two halves are one object and sh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from servo.http.errors import LocalProtocolError
 from servo.http.serialise import (
@@ -28,14 +28,18 @@ if TYPE_CHECKING:
     from servo.http.serialise import Collected, HeaderItem
 
 # Where the incoming side is. IDLE, and only IDLE, is false: the ordinary request begins there.
-IDLE = 0  # nothing received since the last message
-HEAD = 1  # unparsed bytes wait; of a head, or of whole messages until `next_event` is called
-BODY = 2  # a request was handed out, its body is not complete
-DONE = 3  # a request is complete, its answer is not
-CLOSED = 4  # nothing is parsed any more
+IDLE: Final = 0  # nothing received since the last message
+HEAD: Final = 1  # unparsed bytes wait; of a head, or of whole messages until `next_event` is called
+BODY: Final = 2  # a request was handed out, its body is not complete
+DONE: Final = 3  # a request is complete, its answer is not
+CLOSED: Final = 4  # nothing is parsed any more
 
 # How a response body is delimited.
-_UNDECIDED, _NO_BODY, _LENGTH, _CHUNKED, _UNTIL_CLOSE = range(5)
+_UNDECIDED: Final = 0
+_NO_BODY: Final = 1
+_LENGTH: Final = 2
+_CHUNKED: Final = 3
+_UNTIL_CLOSE: Final = 4
 
 _WEBSOCKET_VERSION = b"Sec-WebSocket-Version: 13\r\n"
 

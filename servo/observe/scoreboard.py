@@ -17,32 +17,32 @@ import struct
 import sys
 import tempfile
 import time
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from servo.errors import ServoError
 
 # --- the words of a row -------------------------------------------------------------------------
 
-STATE = 0  # a STATE_* code
-BEAT_NS = 1  # the last heartbeat, on the monotonic clock
-IN_FLIGHT = 2  # requests being answered
-CONNECTIONS = 3  # open connections
-OLDEST_START_NS = 4  # when the oldest request in flight began, monotonic; 0 when none
-SERIAL = 5
-SLOT = 6
-GENERATION = 7
+STATE: Final = 0  # a STATE_* code
+BEAT_NS: Final = 1  # the last heartbeat, on the monotonic clock
+IN_FLIGHT: Final = 2  # requests being answered
+CONNECTIONS: Final = 3  # open connections
+OLDEST_START_NS: Final = 4  # when the oldest request in flight began, monotonic; 0 when none
+SERIAL: Final = 5
+SLOT: Final = 6
+GENERATION: Final = 7
 
-PID = 8
-BYTES_IN = 9  # of request bodies
-BYTES_OUT = 10  # of response bodies
-ACCEPTED = 11  # connections ever accepted
-SHED = 12  # requests refused with 503 because of limit_concurrency
-LATENCY_SUM_NS = 13  # of all requests in the histogram
+PID: Final = 8
+BYTES_IN: Final = 9  # of request bodies
+BYTES_OUT: Final = 10  # of response bodies
+ACCEPTED: Final = 11  # connections ever accepted
+SHED: Final = 12  # requests refused with 503 because of limit_concurrency
+LATENCY_SUM_NS: Final = 13  # of all requests in the histogram
 LOG_WARNING = 14  # entries of the error log; LOG_EXCEPTION counts those with a traceback
 LOG_ERROR = 15
 LOG_CRITICAL = 16
 LOG_EXCEPTION = 17
-LAG_US = 18  # how late the event loop or poller woke up last
+LAG_US: Final = 18  # how late the event loop or poller woke up last
 RSS_KIB = 19
 STARTED_NS = 20  # when the row was allocated, monotonic
 

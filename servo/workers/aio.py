@@ -9,7 +9,7 @@ import signal
 import ssl
 import time
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from servo.apps.asgi import ASGIAdapter
 from servo.apps.lifespan import Lifespan
@@ -51,7 +51,7 @@ SPARE_MOST = 64
 class AsyncWorker(Worker):
     """Serves ASGI applications, and WSGI ones in threads."""
 
-    kind = "async"
+    kind: ClassVar[str] = "async"
 
     def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
         super().__init__(context, app)
@@ -198,7 +198,8 @@ class AsyncWorker(Worker):
             if self.tls_options and len(self._connecting) <= SPARE_MOST:
                 spare = sock.dup()
             header = await self._read_preface(sock, peer) if self.tls_options else None
-            protocol = made = StreamProtocol(self.server, header)
+            protocol = StreamProtocol(self.server, header)
+            made = cast("asyncio.Protocol", protocol)  # but in name
             await self.loop.connect_accepted_socket(lambda: made, sock, **self.tls_options)
         except (OSError, ProtocolError, asyncio.TimeoutError) as error:
             name = peer[0] if isinstance(peer, tuple) else "A client"

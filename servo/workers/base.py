@@ -96,7 +96,7 @@ class Worker:
         self.trusted_proxies = TrustedPeers(self.settings.forwarded_allow_ips, schemes)
         self.meter = Meter(self.row, self.access, self._max_requests(), self._recycle)
 
-    kind = ""  # the name that settings know it by
+    kind: ClassVar[str] = ""  # the name that settings know it by
     interfaces: ClassVar[tuple[str, ...]] = ("wsgi", "asgi")
     tap: insight.LogTap | None = None
 

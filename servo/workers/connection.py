@@ -8,7 +8,7 @@ import os
 import select
 from tempfile import SpooledTemporaryFile
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from servo.apps.spool import discard, refusal
 from servo.apps.wsgi import FileRegion, WSGIAdapter, WSGIResponder
@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from servo.workers.meter import Meter
 
 # What a connection is doing.
-IDLE = 0  # nothing of a request has come
-HEAD = 1  # a part of a head has come
-BODY = 2  # a part of a body has come
-APP = 3  # the application has the request; only the thread that runs it may touch the connection
-SEND = 4  # a finished response is being sent
-LINGER = 5  # the response is out, our side is closed; what still comes in is thrown away
+IDLE: Final = 0  # nothing of a request has come
+HEAD: Final = 1  # a part of a head has come
+BODY: Final = 2  # a part of a body has come
+APP: Final = (
+    3  # the application has the request; only the thread that runs it may touch the connection
+)
+SEND: Final = 4  # a finished response is being sent
+LINGER: Final = 5  # the response is out, our side is closed; what still comes in is thrown away
 _NO_ENVIRON: dict[str, Any] = {}
 
 

@@ -164,6 +164,13 @@ def running(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> dict[st
     return {"requests": rows[:MAX_REQUESTS], "total": len(rows)}
 
 
+def let_handlers_run() -> None:
+    """Have the interpreter call the handlers of signals that have come.
+
+    It does so when it enters a function, but none of compiled code: so this module is not compiled.
+    """
+
+
 def answer_signals(dump_fd: int) -> None:
     """Have the C-level handler of faulthandler dump all stacks, even of a stuck interpreter."""
     if STACK_SIGNAL and dump_fd >= 0:

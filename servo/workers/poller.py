@@ -16,13 +16,14 @@ import sys
 import time
 from collections import deque
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from servo.apps.spool import refusal
 from servo.http import h1
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.observe import scoreboard as board
+from servo.workers import insight
 from servo.workers.acceptor import Acceptor
 from servo.workers.base import Worker
 from servo.workers.connection import (
@@ -47,13 +48,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-READ_SIZE = 65536
-BEAT_S = 0.005
-LINGER_S = 2.0
-SWEEP_NS = 1_000_000_000
-FLUSH_NS = 100_000_000
+READ_SIZE: Final = 65536
+BEAT_S: Final = 0.005
+LINGER_S: Final = 2.0
+SWEEP_NS: Final = 1_000_000_000
+FLUSH_NS: Final = 100_000_000
 # A stopping worker waits this long for the first request of a connection that it took just now.
-FRESH_GRACE_S = 1.0
+FRESH_GRACE_S: Final = 1.0
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLHUP | select.EPOLLERR
@@ -62,8 +63,8 @@ _GONE = select.EPOLLHUP | select.EPOLLERR
 class PollerWorker(Worker):
     """A worker whose main thread is the poller."""
 
-    multithread = False
-    interfaces = ("wsgi",)
+    multithread: ClassVar[bool] = False
+    interfaces: ClassVar[tuple[str, ...]] = ("wsgi",)
 
     def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
         super().__init__(context, app)
@@ -146,9 +147,8 @@ class PollerWorker(Worker):
         wake_read.setblocking(False)
         wake_write.setblocking(False)
         self._wake = (wake_read, wake_write)
-        self._signals: set[int] = set()
         for signum in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(signum, lambda number, _frame: self._signals.add(number))
+            signal.signal(signum, lambda _number, _frame: None)  # its byte in the pipe tells
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
         self._handle(wake_read.fileno(), self._on_signal)
         self._mail_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -183,11 +183,11 @@ class PollerWorker(Worker):
         return InlineRunner(self.mailbox, self.wake)
 
     def _on_signal(self) -> None:
-        self._wake[0].recv(4096)
-        while self._signals:
-            if self._signals.pop() == signal.SIGTERM:
+        insight.let_handlers_run()
+        for signum in set(self._wake[0].recv(4096)):
+            if signum == signal.SIGTERM:
                 self.on_terminate()
-            else:
+            elif signum == signal.SIGUSR1:
                 self.reopen_logs()
 
     def _on_arbiter_gone(self) -> None:

@@ -45,8 +45,8 @@ FRESH_GRACE_S = 1.0
 CLIENT_CLOSED = 499
 
 
-class StreamProtocol(WebSocketUpgrade, asyncio.Protocol):
-    """One HTTP/1.1 connection. An `asgi.Transport` to its calls."""
+class StreamProtocol(WebSocketUpgrade):
+    """One HTTP/1.1 connection: an asyncio.Protocol, and an `asgi.Transport` to its calls."""
 
     __slots__ = (
         "_beginning",

@@ -74,20 +74,22 @@ class WebSocketUpgrade:
 
     __slots__ = ()
 
-    if TYPE_CHECKING:
-        loop: asyncio.AbstractEventLoop
-        writable: bool
-        call: ASGICall | WebSocketCall | None
-        _eof: bool
-        _facade: HookRequest | None
-        _http: H1Connection
-        _paused: bool
-        _server: StreamServer
-        _template: Scope
-        _transport: asyncio.Transport
+    loop: asyncio.AbstractEventLoop
+    writable: bool
+    call: ASGICall | WebSocketCall | None
+    _eof: bool
+    _facade: HookRequest | None
+    _http: H1Connection
+    _paused: bool
+    _server: StreamServer
+    _template: Scope
+    _transport: asyncio.Transport
 
-        def _refuse(self, event: Refused) -> None: ...
-        def _count(self, call: ASGICall | WebSocketCall, status: int) -> None: ...
+    def _refuse(self, event: Refused) -> None:
+        raise NotImplementedError
+
+    def _count(self, call: ASGICall | WebSocketCall, status: int) -> None:
+        raise NotImplementedError
 
     def _start_websocket(self, request: Request, common: WebSockets) -> WebSocketCall | None:
         """The call of a WebSocket's handshake, or None: it was refused."""

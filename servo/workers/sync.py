@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from servo.observe import scoreboard as board
 from servo.workers.poller import PollerWorker
@@ -15,7 +15,7 @@ class SyncWorker(PollerWorker):
     """One request at a time. While it runs nothing beats, so a request that outlasts `timeout` (or
     `request_timeout`) makes the arbiter end this worker, with its stack in the log."""
 
-    kind = "sync"
+    kind: ClassVar[str] = "sync"
 
     def dispatch(self, connection: Connection) -> None:
         """See PollerWorker.dispatch."""

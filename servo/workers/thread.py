@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections import deque
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Refused
@@ -31,8 +31,8 @@ log = logging.getLogger("servo.error")
 class ThreadWorker(PollerWorker):
     """`threads` requests at a time; the poller's thread goes on reading, and beating."""
 
-    kind = "thread"
-    multithread = True
+    kind: ClassVar[str] = "thread"
+    multithread: ClassVar[bool] = True
 
     def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
         super().__init__(context, app)

@@ -1,0 +1,44 @@
+"""What an installation holds: plain Python, or, with SERVO_COMPILE=1, the hot modules compiled.
+
+mypyc makes C extensions of the very same source, which stays the reference: an installation without
+them behaves alike and is slower. `make wheel` builds one with them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from setuptools import setup
+
+if TYPE_CHECKING:
+    from setuptools import Extension
+
+# What a request passes through. One group: classes that know each other's attributes are compiled
+# together. What raises, awaits for the application, or runs once in a while stays as it is.
+COMPILED = [
+    *("servo/apps/asgi.py", "servo/apps/wsgi.py"),
+    *("servo/http/chunked.py", "servo/http/events.py", "servo/http/h1.py"),
+    *("servo/http/h1_httptools.py", "servo/http/h1_response.py", "servo/http/headers.py"),
+    *("servo/http/limits.py", "servo/http/serialise.py"),
+    *("servo/workers/acceptor.py", "servo/workers/aio.py", "servo/workers/base.py"),
+    *("servo/workers/connection.py", "servo/workers/linger.py", "servo/workers/meter.py"),
+    *("servo/workers/pace.py", "servo/workers/poller.py", "servo/workers/stream.py"),
+    *("servo/workers/stream_server.py", "servo/workers/stream_upgrade.py"),
+    *("servo/workers/sync.py", "servo/workers/thread.py"),
+]
+
+
+def extensions() -> list[Extension]:
+    """None, unless they are asked for."""
+    if not os.environ.get("SERVO_COMPILE"):
+        return []
+    from mypyc.build import mypycify
+
+    # Not pyproject.toml's version: what is compiled serves this interpreter alone.
+    version = f"--python-version={sys.version_info[0]}.{sys.version_info[1]}"
+    return mypycify([version, *COMPILED], opt_level="3", debug_level="0")
+
+
+setup(ext_modules=extensions())
