@@ -18,15 +18,28 @@ if TYPE_CHECKING:
 # What a request passes through. One group: classes that know each other's attributes are compiled
 # together. What raises, awaits for the application, or runs once in a while stays as it is.
 COMPILED = [
-    *("servo/apps/asgi.py", "servo/apps/wsgi.py"),
-    *("servo/http/chunked.py", "servo/http/events.py", "servo/http/h1.py"),
-    *("servo/http/h1_httptools.py", "servo/http/h1_response.py", "servo/http/headers.py"),
-    *("servo/http/limits.py", "servo/http/serialise.py"),
-    *("servo/workers/acceptor.py", "servo/workers/aio.py", "servo/workers/base.py"),
-    *("servo/workers/connection.py", "servo/workers/linger.py", "servo/workers/meter.py"),
-    *("servo/workers/pace.py", "servo/workers/poller.py", "servo/workers/stream.py"),
-    *("servo/workers/stream_server.py", "servo/workers/stream_upgrade.py"),
-    *("servo/workers/sync.py", "servo/workers/thread.py"),
+    "servo/apps/asgi.py",
+    "servo/apps/wsgi.py",
+    "servo/http/chunked.py",
+    "servo/http/events.py",
+    "servo/http/h1.py",
+    "servo/http/h1_httptools.py",
+    "servo/http/h1_response.py",
+    "servo/http/headers.py",
+    "servo/http/limits.py",
+    "servo/http/serialise.py",
+    "servo/workers/aio.py",
+    "servo/workers/base.py",
+    "servo/workers/connection.py",
+    "servo/workers/linger.py",
+    "servo/workers/meter.py",
+    "servo/workers/pace.py",
+    "servo/workers/poller.py",
+    "servo/workers/stream.py",
+    "servo/workers/stream_server.py",
+    "servo/workers/stream_upgrade.py",
+    "servo/workers/sync.py",
+    "servo/workers/thread.py",
 ]
 
 

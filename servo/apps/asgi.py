@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from servo._types import ASGIApp, Scope
     from servo.http.events import Data, Request
-    from servo.http.serialise import HeaderItem
+    from servo.http.serialise import HeaderItem, Status
 
     Message = dict[str, Any]
 
@@ -75,11 +75,11 @@ class Exchange(Protocol):
     close_after: bool
 
     def send_response(
-        self, status: int | str, headers: Iterable[HeaderItem], body: bytes
+        self, status: Status, headers: Iterable[HeaderItem], body: bytes
     ) -> bytes: ...
 
     def start_response(
-        self, status: int | str, headers: Iterable[HeaderItem], first: int = 0
+        self, status: Status, headers: Iterable[HeaderItem], first: int = 0
     ) -> bytes: ...
 
     def send_data(self, data: bytes) -> bytes: ...

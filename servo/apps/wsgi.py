@@ -22,14 +22,12 @@ from servo.http.errors import ClientDisconnected, LocalProtocolError, ProtocolEr
 if TYPE_CHECKING:
     import logging
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
 
     from servo._types import WSGIApp
     from servo.http.events import Request
     from servo.http.h1 import H1Connection
 
     Environ = dict[str, Any]
-    ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
 
 class Transport(Protocol):
@@ -83,15 +81,15 @@ class FileWrapper:
 class EmptyInput:
     """`wsgi.input` of a request without a body. It has no state, so all requests share one."""
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         """Nothing."""
         return b""
 
-    def readline(self, size: int = -1) -> bytes:
+    def readline(self, size: int | None = -1) -> bytes:
         """Nothing."""
         return b""
 
-    def readlines(self, hint: int = -1) -> list[bytes]:
+    def readlines(self, hint: int | None = -1) -> list[bytes]:
         """No lines."""
         return []
 
@@ -271,7 +269,7 @@ class WSGIResponder:
         self._transport = transport
         self._started = False
         self.status: str | None = None
-        self.headers: list[tuple[str, str]] = []
+        self.headers: Any = []
         # Bound once: a bound method a request would be an allocation a request.
         self.start_response = self._start_response
 
@@ -310,7 +308,7 @@ class WSGIResponder:
             return self._failed(environ)
 
     def _start_response(
-        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+        self, status: Any, headers: Any, exc_info: Any = None
     ) -> Callable[[bytes], None]:
         if exc_info is not None:
             try:
@@ -326,11 +324,11 @@ class WSGIResponder:
         self.headers = headers
         return self._write
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: Any) -> None:
         """PEP 3333's imperative `write`."""
         self._transport.send_all(self._frame(data))
 
-    def early_hints(self, headers: list[tuple[str, str]]) -> None:
+    def early_hints(self, headers: Any) -> None:
         """`wsgi.early_hints`: send 103 Early Hints (RFC 8297) before the response.
 
         headers  usually `("Link", "</style.css>; rel=preload; as=style")` and the like
@@ -344,14 +342,16 @@ class WSGIResponder:
         if data:
             self._transport.send_all(data)
 
-    def _frame(self, data: bytes) -> bytes:
+    def _frame(self, data: Any) -> bytes:
         if not isinstance(data, bytes):
             raise AppError(f"a response body is made of bytes, not {type(data).__name__}")
         http = self._http
+        framed: bytes
         if self._started:
             if http.response_complete:
                 raise LocalProtocolError("more body than Content-Length says")
-            return http.send_data(data)
+            framed = http.send_data(data)
+            return framed
         status = self._status_given()
         if ("Content-Length", str(len(data))) in self.headers:
             # As most frameworks answer: an iterator of one block, which is all of the body.
@@ -361,7 +361,7 @@ class WSGIResponder:
         self._started = True
         return framed
 
-    def _stream(self, result: Iterable[bytes]) -> bytes | memoryview | FileRegion:
+    def _stream(self, result: Iterable[Any]) -> bytes | memoryview | FileRegion:
         if type(result) is FileWrapper and not self._started:
             region = self._file_region(result)
             if region is not None:
@@ -450,7 +450,7 @@ def _end_child(error: BaseException | None) -> NoReturn:
     os._exit(code)
 
 
-def _bounded(wrapper: FileWrapper, headers: list[tuple[str, str]]) -> Iterator[bytes]:
+def _bounded(wrapper: FileWrapper, headers: Any) -> Iterator[bytes]:
     """A file up to its end or to Content-Length, whichever comes first (PEP 3333)."""
     left = None
     for name, value in headers:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from servo.http.events import Refused, Request
-    from servo.http.serialise import Collected, HeaderItem
+    from servo.http.serialise import Body, Collected, HeaderItem, Status
 
 # Where the incoming side is. IDLE, and only IDLE, is false: the ordinary request begins there.
 IDLE: Final = 0  # nothing received since the last message
@@ -88,7 +88,7 @@ class ResponseSide:
         self.status = 0
         self.body_sent = 0
 
-    def send_response(self, status: int | str, headers: Iterable[HeaderItem], body: bytes) -> bytes:
+    def send_response(self, status: Status, headers: Iterable[HeaderItem], body: Body) -> bytes:
         """A whole response as one bytes object. Raises `LocalProtocolError`, having sent nothing.
 
         status   an int, or as WSGI has it ("200 OK")
@@ -123,7 +123,7 @@ class ResponseSide:
         return self._send_unusual(status, collect(headers), body)
 
     def start_response(
-        self, status: int | str, headers: Iterable[HeaderItem], first: int = 0
+        self, status: Status, headers: Iterable[HeaderItem], first: int = 0
     ) -> bytes:
         """The head of a response whose body follows. Raises `LocalProtocolError`.
 
@@ -132,7 +132,7 @@ class ResponseSide:
         """
         return self._start(status, collect(headers), None, first)
 
-    def send_data(self, data: bytes) -> bytes:
+    def send_data(self, data: Body) -> Body:
         """A part of the body, framed. Raises `LocalProtocolError` past the Content-Length."""
         framing = self._framing
         if framing == _CHUNKED:
@@ -213,7 +213,7 @@ class ResponseSide:
         fields += (b"Content-Type: text/plain; charset=utf-8\r\n", length_line(len(text)))
         return b"".join((line, *fields, self._tail.close, b"" if method == "HEAD" else text))
 
-    def _send_new(self, status: int | str, given: Collected, body: bytes) -> bytes:
+    def _send_new(self, status: Status, given: Collected, body: Body) -> bytes:
         """An ordinary response with something in its head that was not seen before."""
         size = len(body)
         code, line = status_line(status)
@@ -221,7 +221,7 @@ class ResponseSide:
             return self._send_unusual(status, given, body)
         return self._sent(code, [line, *given.lines, length_line(size)], body)
 
-    def _sent(self, code: int, parts: list[bytes], body: bytes) -> bytes:
+    def _sent(self, code: int, parts: list[bytes], body: Body) -> bytes:
         parts.append(self._tail.keep)
         parts.append(body)
         data = b"".join(parts)  # raises TypeError for what is no bytes: before anything has changed
@@ -232,7 +232,7 @@ class ResponseSide:
         self._state = HEAD if self._buffer else IDLE
         return data
 
-    def _send_unusual(self, status: int | str, given: Collected, body: bytes) -> bytes:
+    def _send_unusual(self, status: Status, given: Collected, body: Body) -> bytes:
         if not isinstance(body, (bytes, bytearray, memoryview)):
             raise LocalProtocolError(f"a response body is made of bytes, not {type(body).__name__}")
         head = self._start(status, given, len(body))
@@ -241,11 +241,9 @@ class ResponseSide:
         else:
             self._response_left -= len(body)
             self.body_sent = len(body)
-        return head + body + self.end_response()
+        return b"".join((head, body, self.end_response()))
 
-    def _start(
-        self, status: int | str, given: Collected, whole: int | None, first: int = 0
-    ) -> bytes:
+    def _start(self, status: Status, given: Collected, whole: int | None, first: int = 0) -> bytes:
         """Decide on the framing, produce the head.
 
         whole  the length of the body where it is known (and the response complete with it)

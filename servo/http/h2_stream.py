@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from servo.http.events import Request
     from servo.http.h2 import H2Connection
-    from servo.http.serialise import Collected, HeaderItem
+    from servo.http.serialise import Collected, HeaderItem, Status
 
     Fields = list[tuple[bytes, bytes]]
 
@@ -121,7 +121,7 @@ class H2Stream:
 
     # --- the response ---------------------------------------------------------------------------
 
-    def send_response(self, status: int | str, headers: Iterable[HeaderItem], body: bytes) -> bytes:
+    def send_response(self, status: Status, headers: Iterable[HeaderItem], body: bytes) -> bytes:
         """A whole response. Raises `LocalProtocolError`, having sent nothing."""
         given = collect(headers)
         code, fields = self._start(status, given, len(body))
@@ -140,7 +140,7 @@ class H2Stream:
         return b""
 
     def start_response(
-        self, status: int | str, headers: Iterable[HeaderItem], first: int = 0
+        self, status: Status, headers: Iterable[HeaderItem], first: int = 0
     ) -> bytes:
         """The head of a response whose body follows; `first` as `ResponseSide` has it.
 
@@ -290,7 +290,7 @@ class H2Stream:
             self._connection.on_queued(self)
 
     def _start(
-        self, status: int | str, given: Collected, whole: int | None
+        self, status: Status, given: Collected, whole: int | None
     ) -> tuple[int, list[tuple[bytes, bytes]]]:
         """Decide on the framing; the code and the fields of the head.
 

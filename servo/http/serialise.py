@@ -14,9 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from servo.http.errors import LocalProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
+    from typing import Any
 
-    HeaderItem = tuple[bytes, bytes] | tuple[str, str] | Sequence[bytes] | Sequence[str]
+    # What applications give. A status should be an int or a str, a field a pair, both bytes or both
+    # str, a body bytes, bytearray or memoryview. What else comes is refused where it is used, not
+    # where it is passed on: compiled code checks what other annotations promise.
+    Status = Any
+    HeaderItem = Any
+    Body = Any
 
 _TOKEN = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 _FORBIDDEN_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -132,7 +138,7 @@ def date_line(now: float) -> bytes:
     return b"Date: %b\r\n" % formatdate(now, usegmt=True).encode("ascii")
 
 
-def status_line(status: int | str) -> tuple[int, bytes]:
+def status_line(status: Status) -> tuple[int, bytes]:
     """Code and status line of a final response. Raises `LocalProtocolError`."""
     known = STATUSES.get(status) or _BODILESS.get(status)
     if known is not None:

@@ -29,7 +29,8 @@ SMALL = Limits(
     pipeline_depth=2,
 )
 # A request's parts on which both parsers, and any cuts of the bytes, have to agree.
-SAME = sorted({*Request.__slots__} - {"body", "more_body", "trailers", "expect_continue"})
+_FIELDS = {name for name in vars(Request) if not name.startswith("_")}
+SAME = sorted(_FIELDS - {"body", "more_body", "trailers", "expect_continue"})
 # What a connection may ever refuse with by itself.
 REFUSALS = {400, 413, 414, 417, 426, 431, 501, 505}
 _CONTROLS = {*range(0x20)} - {9} | {0x7F}

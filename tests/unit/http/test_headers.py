@@ -171,13 +171,16 @@ ACCEPTED = [
 ]
 
 
+FIELDS = [name for name in vars(Request) if not name.startswith("_")]
+
+
 @pytest.mark.parametrize("data", ACCEPTED)
 def test_accepted_alike(data: bytes) -> None:
     first, second = (receive(data, parser) for parser in PARSERS)
     assert isinstance(first, Request)
     assert isinstance(second, Request)
-    for slot in Request.__slots__:
-        assert getattr(first, slot) == getattr(second, slot)
+    for name in FIELDS:
+        assert getattr(first, name) == getattr(second, name)
 
 
 @pytest.mark.parametrize("parser", PARSERS)
