@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from servo._types import WSGIApp
     from servo.http.events import Request
-    from servo.http.h1 import H1Connection
 
     Environ = dict[str, Any]
 
@@ -38,6 +37,36 @@ class Transport(Protocol):
 
     def send_some(self, data: bytes) -> bytes | memoryview:
         """Send what the socket takes at once; the rest is returned."""
+
+
+class Exchange(Protocol):
+    """Where a response goes: an `H1Connection`, or what stands for one.
+
+    Its methods return what is to be written; see `servo.http.h1_response.ResponseSide`.
+    """
+
+    close_after: bool
+
+    @property
+    def response_started(self) -> bool: ...
+
+    @property
+    def response_complete(self) -> bool: ...
+
+    @property
+    def raw_body(self) -> bool: ...
+
+    def send_response(self, status: Any, headers: Any, body: bytes) -> bytes: ...
+
+    def start_response(self, status: Any, headers: Any, first: int = 0) -> bytes: ...
+
+    def send_data(self, data: bytes) -> bytes: ...
+
+    def end_response(self) -> bytes: ...
+
+    def send_informational(self, status: int, headers: Any) -> bytes: ...
+
+    def account(self, n: int) -> None: ...
 
 
 class FileRegion:
@@ -262,7 +291,7 @@ class WSGIResponder:
         "status",
     )
 
-    def __init__(self, adapter: WSGIAdapter, http: H1Connection, transport: Transport) -> None:
+    def __init__(self, adapter: WSGIAdapter, http: Exchange, transport: Transport) -> None:
         self._adapter = adapter
         self._app = adapter.app
         self._http = http
@@ -346,12 +375,10 @@ class WSGIResponder:
         if not isinstance(data, bytes):
             raise AppError(f"a response body is made of bytes, not {type(data).__name__}")
         http = self._http
-        framed: bytes
         if self._started:
             if http.response_complete:
                 raise LocalProtocolError("more body than Content-Length says")
-            framed = http.send_data(data)
-            return framed
+            return http.send_data(data)
         status = self._status_given()
         if ("Content-Length", str(len(data))) in self.headers:
             # As most frameworks answer: an iterator of one block, which is all of the body.

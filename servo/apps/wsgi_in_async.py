@@ -73,7 +73,7 @@ class WSGIInAsync:
             environ = self._adapter.environ(template, request, body if length else None, length)
             loop = asyncio.get_running_loop()
             bridge = _Bridge(loop, send)
-            responder = WSGIResponder(self._adapter, bridge, bridge)  # type: ignore[arg-type]
+            responder = WSGIResponder(self._adapter, bridge, bridge)
             environ["wsgi.early_hints"] = responder.early_hints
             await loop.run_in_executor(self._pool, responder.run, environ)
             for message in bridge.whole:
@@ -130,6 +130,10 @@ class _Bridge:
         """A part of the body."""
         self._post({"type": "http.response.body", "body": data, "more_body": True})
         return b""
+
+    def account(self, n: int) -> None:
+        """Never called: no `raw_body`."""
+        raise NotImplementedError
 
     def end_response(self) -> bytes:
         """The end of the body."""

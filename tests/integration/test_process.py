@@ -118,7 +118,9 @@ def command_for_everybody(directory: Path) -> tuple[str, ...]:
     """Servo as any user may run it, with an interpreter whose library every user may read."""
     for package in ("servo", "click", "h11", "httptools"):
         source = Path(str(importlib.util.find_spec(package).origin)).parent  # type: ignore[union-attr]
-        shutil.copytree(source, directory / package)
+        # What a compiled Servo needs beside its own directory isn't known here.
+        ignored = shutil.ignore_patterns("*.so") if package == "servo" else None
+        shutil.copytree(source, directory / package, ignore=ignored)
     for python in (sys.executable, "/usr/bin/python3"):
         check = f"import sysconfig, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
         probe = subprocess.run(
