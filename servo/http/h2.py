@@ -56,9 +56,10 @@ if TYPE_CHECKING:
 CONNECTION_WINDOW = 1 << 20
 # A frame costs up to 100 us, and more for what it starts: after so many, other connections get
 # their turn. More in one go would be seen in their latency while a client floods this one; and of
-# a client that has begun to spend its allowances, still less.
+# a client that has begun to spend its allowances, still less: an odd number, which does not part
+# every request from the frame behind it that takes it back.
 FRAMES_A_TURN = 8
-_STRAINED_FRAMES = 2
+_STRAINED_FRAMES = 3
 # Response frames no larger than this, whatever a client takes: so streams take turns.
 _FRAME = 16384
 _LAST_ID = (1 << 31) - 1

@@ -37,7 +37,7 @@ _PARTS_A_TURN = 4
 # Bytes of frames that wait for their turn, past which no more are read.
 _BACKLOG = 65536
 # Between the turns of a client that is spending its allowances: several times what a turn takes.
-_STRAINED_PAUSE_S = 0.002
+_STRAINED_PAUSE_S = 0.003
 # As in `stream`: a stopping worker waits so long for the first request of a new connection.
 FRESH_GRACE_S = 1.0
 # In the access log, of a client that went before it was answered; nginx's code for it.

@@ -556,11 +556,11 @@ def test_a_client_that_spends_its_allowances_gets_smaller_turns() -> None:
     pair.say(b"".join(head(n) + reset(n) for n in range(11, 41, 2)))
     assert server.is_strained
     turn = server.receive_data(b"".join(head(n) for n in range(41, 81, 2)), pair.now)
-    assert 0 < len(turn) <= 2
+    assert 0 < len(turn) <= 3
     turns = [turn]
     while server.more:
         turns.append(server.receive_more(pair.now))
-    assert max(map(len, turns)) <= 2
+    assert max(map(len, turns)) <= 3
     assert sum(map(len, turns)) == 20
     pair.now += 0.9
     pair.say(ping())
@@ -568,6 +568,27 @@ def test_a_client_that_spends_its_allowances_gets_smaller_turns() -> None:
     pair.now += 0.1
     pair.say(ping())
     assert not server.is_strained
+
+
+@pytest.mark.parametrize("undo", [reset, lambda n: window(n, (1 << 31) - 1)])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_who_is_answered_between_turns_comes_to_an_end_too(
+    undo: Callable[[int], bytes], shift: int
+) -> None:
+    """A turn that ends between a request and what takes it back leaves time to answer it, so that
+    nothing was taken back. It must not be every turn."""
+    pair = Pair()
+    server = pair.server
+    flood = b"".join([ping()] * shift + [head(n) + undo(n) for n in range(1, 4001, 2)])
+    events = server.receive_data(flood, pair.now)
+    while server.more:
+        for stream, event in events:
+            if isinstance(event, Request) and stream is not None and not stream.closed:
+                stream.send_response(200, PLAIN, b"ok")
+        pair.listen()
+        pair.now += 0.003
+        events = server.receive_more(pair.now)
+    assert server.fault is not None
 
 
 # --- flow control ---------------------------------------------------------------------------------
