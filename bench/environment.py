@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -10,11 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from servers import CERTIFICATE, ENVIRONMENT, HERE
+from servers import CERTIFICATE, ENVIRONMENT, HERE, REPOSITORY
 
-REPOSITORY = HERE.parent
 REQUIREMENTS = HERE / "requirements.txt"
 TOLD = (
     "fastpysgi granian gunicorn httptools hypercorn servo-server uvicorn uvloop waitress"
@@ -38,18 +39,39 @@ def prepare(interpreter: str) -> str:
     stamp = ENVIRONMENT / ".installed"
     wanted = f"{interpreter}\n{REQUIREMENTS.read_text()}"
     found = stamp.read_text() if stamp.exists() else ""
-    if found == wanted:
-        return str(python)
-    print(f"installing the peers into {ENVIRONMENT.name}/ …", flush=True)
-    if not found.startswith(f"{interpreter}\n"):
-        shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-        # Debian's interpreter may come without ensurepip: any pip can install into any environment.
-        subprocess.run([interpreter, "-m", "venv", "--without-pip", str(ENVIRONMENT)], check=True)
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    pip += ["--disable-pip-version-check", "-r", str(REQUIREMENTS)]
-    subprocess.run([*pip, "-e", f"{REPOSITORY}[standard]"], check=True)
-    stamp.write_text(wanted)
+    pip += ["--disable-pip-version-check"]
+    if found != wanted:
+        print(f"installing the peers into {ENVIRONMENT.name}/ …", flush=True)
+        if not found.startswith(f"{interpreter}\n"):
+            shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+            # Debian's interpreter may come without ensurepip: any pip can install for any other.
+            venv = [interpreter, "-m", "venv", "--without-pip", str(ENVIRONMENT)]
+            subprocess.run(venv, check=True)
+        servo = f"{REPOSITORY}[standard]"  # for what it depends on
+        subprocess.run([*pip, "-r", str(REQUIREMENTS), servo], check=True)
+        stamp.write_text(wanted)
+    compile_servo(pip)
     return str(python)
+
+
+def compile_servo(pip: list[str]) -> None:
+    """Install this source with its compiled modules, unless it is there."""
+    sources = sorted((REPOSITORY / "servo").rglob("*.py"))
+    parts = [path.read_bytes() for path in (REPOSITORY / "setup.py", *sources)]
+    wanted = hashlib.sha256(b"\0".join(parts)).hexdigest()
+    stamp = ENVIRONMENT / ".compiled"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    print("compiling Servo …", flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        tree = Path(directory, "source")
+        shutil.copytree(REPOSITORY / "servo", tree / "servo")
+        for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md"):
+            shutil.copy(REPOSITORY / name, tree)
+        command = [*pip, "--no-build-isolation", "--no-deps", "--force-reinstall", str(tree)]
+        subprocess.run(command, check=True, env={**os.environ, "SERVO_COMPILE": "1"})
+    stamp.write_text(wanted)
 
 
 def make_certificate() -> None:

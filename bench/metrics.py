@@ -28,7 +28,7 @@ import environment
 import load
 import process
 import run
-from servers import BIND, HERE, PORT
+from servers import BIND, HERE, PORT, REPOSITORY
 from workloads import WORKLOADS
 
 CLASSES = {"sync": "apps.hello:wsgi", "async": "apps.hello:asgi"}
@@ -88,7 +88,8 @@ def running(python: str, name: str, result: Path, statsd_port: int) -> Iterator[
     server = subprocess.Popen(
         [*command, CLASSES[name]],
         cwd=HERE,
-        env={**env, "ALTERNATING_RESULT": str(result)},
+        # The plain source, into which `alternating.py` reaches; before what is installed.
+        env={**env, "ALTERNATING_RESULT": str(result), "PYTHONPATH": str(REPOSITORY)},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
