@@ -129,6 +129,7 @@ class EmptyInput:
         """Nothing to close."""
 
 
+_LIST_ITERATOR: type = type(iter([]))
 # With a minor version, which CGI wants (RFC 3875 section 4.1.16).
 _PROTOCOLS = {"1.1": "HTTP/1.1", "1.0": "HTTP/1.0", "2": "HTTP/2.0"}
 _EMPTY_INPUT = EmptyInput()
@@ -317,11 +318,7 @@ class WSGIResponder:
                 _end_child(None)
             kind = type(result)
             if (kind is list or kind is tuple) and not self._started:
-                status = self._status_given()
-                body = result[0] if len(result) == 1 else b"".join(result)
-                if type(body) is not bytes:
-                    raise AppError(f"a response body is made of bytes, not {type(body).__name__}")
-                return self._http.send_response(status, self.headers, body)
+                return self._whole(result)
             try:
                 return self._stream(result)
             finally:
@@ -388,12 +385,22 @@ class WSGIResponder:
         self._started = True
         return framed
 
+    def _whole(self, blocks: Any) -> bytes:
+        status = self._status_given()
+        body = blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        if type(body) is not bytes:
+            raise AppError(f"a response body is made of bytes, not {type(body).__name__}")
+        return self._http.send_response(status, self.headers, body)
+
     def _stream(self, result: Iterable[Any]) -> bytes | memoryview | FileRegion:
         if type(result) is FileWrapper and not self._started:
             region = self._file_region(result)
             if region is not None:
                 return region
         blocks = _bounded(result, self.headers) if type(result) is FileWrapper else iter(result)
+        if type(blocks) is _LIST_ITERATOR and not self._started:
+            # Django's responses: all blocks are there, the application has none to make meanwhile.
+            return self._whole(list(blocks))
         rest: bytes | memoryview = b""
         for block in blocks:
             if not block:

@@ -96,6 +96,45 @@ def test_several_blocks_of_a_list_are_joined():
     assert exchange.body == b"abc"
 
 
+class Listed:
+    """A response object over a list, as Django's are."""
+
+    def __init__(self, *blocks):
+        self.blocks = list(blocks)
+        self.closed = 0
+
+    def __iter__(self):
+        return iter(self.blocks)
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize("blocks", [(), (b"a",), (b"a", b"", b"bc")])
+def test_an_iterator_over_a_list_is_one_response(blocks):
+    response = Listed(*blocks)
+
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return response
+
+    exchange = Exchange(app)
+    body = b"".join(blocks)
+    assert b"content-length: %d" % len(body) in exchange.head.lower()
+    assert exchange.body == body
+    assert exchange.wire.sends == 0
+    assert response.closed == 1
+
+
+def test_an_iterator_over_a_list_behind_a_write():
+    def app(environ, start_response):
+        start_response("200 OK", [])(b"first")
+        return Listed(b"second")
+
+    exchange = Exchange(app)
+    assert exchange.body == b"5\r\nfirst\r\n6\r\nsecond\r\n0\r\n\r\n"
+
+
 def test_a_generator_is_chunked_and_each_block_goes_out_at_once():
     exchange = None
     seen = []
@@ -143,7 +182,8 @@ def test_more_than_all_of_the_body_closes_the_connection(more, caplog):
         write = start_response("200 OK", [("Content-Length", "5")])
         if more == "write":
             write(b"whole")
-        return iter([b"more"] if more == "write" else [b"whole", b"more"])
+        blocks = [b"more"] if more == "write" else [b"whole", b"more"]
+        return (block for block in blocks)
 
     exchange = Exchange(app)
     assert exchange.body == b"whole"
