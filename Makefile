@@ -10,14 +10,18 @@ ARGS   ?=
 JOBS   ?= 3
 
 FUZZ = .fuzz
+# A copy of the tree with the compiled modules in place.
+COMPILED = .compiled
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test check format bench bench-messages soak fuzz properties conformance docs clean
+.PHONY: help run test test-compiled wheel check format bench bench-messages soak fuzz properties conformance docs clean
 
 help:
 	@echo "make run          serve the example apps on $(BIND)"
 	@echo "make test         run the tests"
+	@echo "make test-compiled  run them with the hot modules compiled (ARGS=\"tests/unit/http\" for some)"
+	@echo "make wheel        build a wheel with the hot modules compiled into dist/"
 	@echo "make check        formatting, lint, types, import contracts, architecture"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make bench        measure Servo beside its peers (docs/benchmarks/; ARGS=\"--list\" for its parts)"
@@ -50,6 +54,17 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+test-compiled: $(VENV)/.dev
+	rm -rf $(COMPILED)
+	mkdir $(COMPILED)
+	cp -r $(wildcard *) $(COMPILED)
+	cd $(COMPILED) && SERVO_COMPILE=1 $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
+	cd $(COMPILED) && $(abspath $(BIN))/python -m pytest -n $(JOBS) $(ARGS)
+
+wheel: $(VENV)/.dev
+	rm -rf build
+	SERVO_COMPILE=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -93,5 +108,5 @@ docs: $(VENV)/.docs
 	@echo "open docs/_build/html/index.html"
 
 clean:
-	rm -rf $(VENV) $(FUZZ) .bench build *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(FUZZ) $(COMPILED) .bench build dist *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find servo tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
