@@ -26,7 +26,7 @@ def write_and_iterate(environ, start_response):
 
 def empty_parts(environ, start_response):
     start_response(OK, [TEXT])
-    return iter([b"", b"a", b"", b"b", b""])
+    return (block for block in [b"", b"a", b"", b"b", b""])
 
 
 def nothing(environ, start_response):
@@ -92,7 +92,7 @@ def not_modified(environ, start_response):
 
 def short(environ, start_response):
     start_response(OK, [TEXT, ("Content-Length", "10")])
-    return iter([b"short"])
+    return (block for block in [b"short"])
 
 
 def long(environ, start_response):
@@ -102,7 +102,7 @@ def long(environ, start_response):
 
 def long_later(environ, start_response):
     start_response(OK, [TEXT, ("Content-Length", "4")])
-    return iter([b"ok", b"much too long"])
+    return (block for block in [b"ok", b"much too long"])
 
 
 def long_list(environ, start_response):
