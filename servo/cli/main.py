@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import shlex
@@ -150,5 +151,8 @@ def command() -> click.Command:
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool | None) -> None:
     if value:
         python = f"{platform.python_implementation()} {platform.python_version()}"
-        click.echo(f"servo {__version__} ({python})")
+        # Found, not imported: for the version alone nothing else is loaded.
+        spec = importlib.util.find_spec("servo.http.h1")
+        plain = spec is None or str(spec.origin).endswith(".py")
+        click.echo(f"servo {__version__} ({python}{'' if plain else ', compiled'})")
         context.exit()

@@ -269,6 +269,13 @@ class AsyncWorker(Worker):
             if call is not None
         ]
 
+    def unfinished(self) -> list[tuple[int, str, bytes, str]]:
+        """See Worker.unfinished. Also what works on, though it has answered or its client left."""
+        return [
+            (call.started_ns, call.request.method, call.request.target, _client_of(call.scope))
+            for call in self.server.calls
+        ]
+
     # --- the end --------------------------------------------------------------------------------
 
     def retire(self) -> None:

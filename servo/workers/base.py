@@ -82,6 +82,8 @@ class Worker:
         self.log = log
         self.app = app
         self.draining = False
+        # When to say what a stop waits for, shortly before graceful_timeout; 0: not, or said.
+        self._tell_at_ns = 0
         self.mailbox = context.mailbox
         self.row = context.scoreboard.row(context.row_index)
         access = AccessLog(self.settings)
@@ -127,6 +129,8 @@ class Worker:
     def note_draining(self) -> None:
         """Tell that this worker accepts no more."""
         self.draining = True
+        limit: float = self.settings.graceful_timeout
+        self._tell_at_ns = board.now_ns() + int((limit - min(2.0, limit / 2)) * 1e9)
         self.row[board.STATE] = board.STATE_DRAINING
         self.every_second()
         self.tell(Draining())
@@ -136,6 +140,9 @@ class Worker:
         self.mailbox.report()
         if self.tap is not None:
             self.tap.send_last(self.context.channel)
+        if self._tell_at_ns and board.now_ns() >= self._tell_at_ns:
+            self._tell_at_ns = 0
+            insight.tell_unfinished(self.unfinished(), board.now_ns())
 
     def event_loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop that the application's tasks run in, if any."""
@@ -144,6 +151,10 @@ class Worker:
     def open_requests(self) -> list[tuple[int, str, bytes, str]]:
         """What the application has now: (start in monotonic ns, method, target, client)."""
         return []
+
+    def unfinished(self) -> list[tuple[int, str, bytes, str]]:
+        """What holds up a stop, as `open_requests` has it."""
+        return self.open_requests()
 
     def requests_report(self) -> dict[str, Any]:
         """What the application has now, for an operator."""

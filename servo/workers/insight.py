@@ -164,6 +164,18 @@ def running(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> dict[st
     return {"requests": rows[:MAX_REQUESTS], "total": len(rows)}
 
 
+def tell_unfinished(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> None:
+    """Log what a stop waits for, the oldest first, before it is cut off."""
+    if not requests:
+        return
+    rows = running(requests, now_ns)["requests"]
+    shown = ", ".join(
+        f"{row['method']} {row['target']!a} ({row['seconds']:.1f} s)" for row in rows[:5]
+    )
+    more = f" and {len(requests) - 5} more" if len(requests) > 5 else ""
+    log.warning("graceful_timeout is almost over, and these are unfinished: %s%s", shown, more)
+
+
 def let_handlers_run() -> None:
     """Have the interpreter call the handlers of signals that have come.
 

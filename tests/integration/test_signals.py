@@ -68,6 +68,17 @@ def test_graceful_timeout_ends_what_does_not_end(serve: Serve, worker_class: str
     server.wait_log(r"still there 1(\.\d+)? s after")
 
 
+@pytest.mark.parametrize("kind", ["thread", "async"])
+def test_what_holds_up_a_stop_is_named_before_it_is_cut(serve: Serve, kind: str) -> None:
+    """Also an application that goes on though its client has left."""
+    server = serve(*class_args(kind), "-w", "1", "--graceful-timeout", "3")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(b"GET /slow?s=3600 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wait_for(lambda: accepted(server), "the request in a worker")
+    assert server.stop(signal.SIGTERM) == 0
+    server.wait_log(r"almost over, and these are unfinished: GET '/slow\?s=3600' \(\d")
+
+
 def test_ttin_and_ttou_never_go_below_one(serve: Serve) -> None:
     server = serve(WSGI, "-w", "1")
     server.signal(signal.SIGTTOU)
