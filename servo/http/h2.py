@@ -56,10 +56,11 @@ if TYPE_CHECKING:
 CONNECTION_WINDOW = 1 << 20
 # A frame costs up to 100 us, and more for what it starts: after so many, other connections get
 # their turn. More in one go would be seen in their latency while a client floods this one; and of
-# a client that has begun to spend its allowances, still less: an odd number, which does not part
-# every request from the frame behind it that takes it back.
-FRAMES_A_TURN = 8
-_STRAINED_FRAMES = 3
+# a client that has begun to spend its allowances, still less. A few more may follow on the same
+# stream: a turn that ended between a request and what takes it back would leave time to answer it.
+FRAMES_A_TURN = 4
+_STRAINED_FRAMES = 1
+_MORE_OF_ONE = 2
 # Response frames no larger than this, whatever a client takes: so streams take turns.
 _FRAME = 16384
 _LAST_ID = (1 << 31) - 1
@@ -199,7 +200,7 @@ class H2Connection:
         try:
             work = 0
             most = _STRAINED_FRAMES if self.is_strained else FRAMES_A_TURN
-            while self.more and work < most:
+            while self.more and (work < most or (work < most + _MORE_OF_ONE and reader.goes_on)):
                 frame = reader.next(now)
                 if frame is None:
                     self.more = False

@@ -118,6 +118,7 @@ class FrameReader:
         "_parts",
         "_pos",
         "_started",
+        "_stream",
         "_want",
     )
 
@@ -128,6 +129,7 @@ class FrameReader:
         self._pos = 0
         self._want = PREFACE
         self._started = False
+        self._stream = 0  # the last frame's
         # Of the head that CONTINUATION frames go on with: its bytes and frames, or 0.
         self._block = 0
         self._block_of = 0
@@ -146,6 +148,14 @@ class FrameReader:
     def in_head(self) -> bool:
         """A head goes on with the next frame."""
         return bool(self._parts)
+
+    @property
+    def goes_on(self) -> bool:
+        """The next frame has begun to come, and is of the same stream as the last."""
+        if self.backlog < 9:
+            return False
+        stream: int = _HEAD.unpack_from(self._buffer, self._pos)[4]
+        return stream & 0x7FFFFFFF == self._stream
 
     def feed(self, data: bytes) -> None:
         """Take what was received."""
@@ -177,8 +187,9 @@ class FrameReader:
             self._compact()
             return None
         self._started = True
+        self._stream = stream & 0x7FFFFFFF
         self._pos = pos + 9 + length
-        frame = Frame(kind, flags, stream & 0x7FFFFFFF, bytes(buffer[pos : self._pos]))
+        frame = Frame(kind, flags, self._stream, bytes(buffer[pos : self._pos]))
         self._judge(frame, length, now)
         return _known_settings(frame) if kind == SETTINGS and length else frame
 
