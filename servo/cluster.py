@@ -21,10 +21,10 @@ talk to.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import os
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
 
@@ -32,6 +32,7 @@ from servo.errors import ServoError
 from servo.ipc.messages import ARBITER, EVERYONE, MAX_TOPIC_BYTES, from_json, to_json
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterator
 
     Function = TypeVar("Function", bound=Callable[..., Any])
@@ -161,7 +162,7 @@ def request(message: Any, *, to: int, topic: str = "", timeout: float = REQUEST_
     For code that may block. Raises RuntimeError on an event loop's thread (`arequest` is for that),
     NoSuchWorker, ClusterOverflow, WorkerLost, RequestFailed, RequestTimeout, and what `send` does.
     """
-    if asyncio._get_running_loop() is not None:
+    if _on_loop():
         raise RuntimeError("cluster.request would block the event loop: await cluster.arequest")
     return from_json(
         _backend.request(encode_message(message), encode_topic(topic), _target(to), timeout)
@@ -376,7 +377,9 @@ class Alone:
             result = handler(from_json(payload.decode()), Sender(self.slot, 1))
             if not hasattr(result, "__await__"):
                 continue
-            if asyncio._get_running_loop() is None:
+            import asyncio  # see _on_loop
+
+            if not _on_loop():
                 asyncio.run(_wait_for(result))
             else:
                 task = asyncio.ensure_future(_wait_for(result))
@@ -385,18 +388,20 @@ class Alone:
 
     def request(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
         """See Backend."""
-        with _answering(target, timeout):
+        with _answering(target):
             result = self._ask(payload, topic, target)
             if hasattr(result, "__await__"):
-                result = asyncio.run(asyncio.wait_for(_wait_for(result), timeout))
+                import asyncio  # see _on_loop
+
+                result = asyncio.run(_answer_within(timeout, result, target))
             return to_json(result).decode()
 
     async def arequest(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
         """See Backend."""
-        with _answering(target, timeout):
+        with _answering(target):
             result = self._ask(payload, topic, target)
             if hasattr(result, "__await__"):
-                result = await asyncio.wait_for(_wait_for(result), timeout)
+                result = await _answer_within(timeout, result, target)
             return to_json(result).decode()
 
     def _ask(self, payload: bytes, topic: bytes, target: int) -> Any:
@@ -423,19 +428,35 @@ class Alone:
         return Stats(sent, self._received, 0, 0, self._unheard)
 
 
+def _on_loop() -> bool:
+    """Whether this thread runs an event loop.
+
+    asyncio takes as long to import as half of a server, and 5 MB: who needs no loop goes without.
+    """
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
+
+
 async def _wait_for(awaitable: Any) -> Any:
     return await awaitable
 
 
+async def _answer_within(timeout: float, awaitable: Any, target: int) -> Any:
+    import asyncio  # see _on_loop
+
+    try:
+        return await asyncio.wait_for(_wait_for(awaitable), timeout)
+    except asyncio.TimeoutError as error:
+        raise RequestTimeout(f"no answer of worker {target} within {timeout:g} s") from error
+
+
 @contextlib.contextmanager
-def _answering(target: int, timeout: float) -> Iterator[None]:
+def _answering(target: int) -> Iterator[None]:
     """What goes wrong in a handler, as whoever asks from another process sees it."""
     try:
         yield
     except ClusterError:
         raise
-    except asyncio.TimeoutError as error:
-        raise RequestTimeout(f"no answer of worker {target} within {timeout:g} s") from error
     except Exception as error:
         raise RequestFailed(f"worker {target}: {type(error).__name__}: {error}") from error
 

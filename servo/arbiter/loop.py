@@ -33,7 +33,7 @@ from servo.arbiter.supervisor import Supervisor
 from servo.arbiter.watch import Watcher
 from servo.errors import ConfigError, ServoError
 from servo.ipc.messages import LogRecords, Report
-from servo.net.tls import check_switch, make_tls
+from servo.net.tls_switch import check_switch, wants_tls
 from servo.observe import log as log_module
 from servo.observe.scoreboard import Scoreboard
 
@@ -122,7 +122,7 @@ class Arbiter:
             except Exception as error:
                 text = traceback.format_exc()
                 raise ConfigError(f"the on_starting hook failed: {error}\n{text}") from error
-        self._tls[1] = tls = make_tls(settings)
+        self._tls[1] = tls = _make_tls(settings)
         if self._pidfile is not None:
             self._pidfile.acquire()
         self._control.prepare(settings)
@@ -303,7 +303,7 @@ class Arbiter:
         """Read every source of settings anew, and the certificates that they name."""
         settings = self._reload_settings()
         check_switch(self.settings, settings)
-        return settings, make_tls(settings)
+        return settings, _make_tls(settings)
 
     def _load_config(self, action: ev.LoadConfig) -> None:
         generation = action.generation
@@ -447,6 +447,15 @@ class Arbiter:
         if self._watcher is not None:
             self._watcher.close()
             self._watcher = None
+
+
+def _make_tls(settings: Settings) -> TLS | None:
+    """See servo.net.tls.make_tls."""
+    if not wants_tls(settings):
+        return None
+    from servo.net.tls import make_tls  # see servo.net.tls_switch
+
+    return make_tls(settings)
 
 
 def policy_of(settings: Settings, capacity: int) -> Policy:

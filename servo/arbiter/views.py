@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +93,8 @@ def status(
     totals = scoreboard.totals()
     reload = supervisor.reload
     live = supervisor.pool.live()
+    import platform  # not needed before somebody asks
+
     return {
         "name": name_of(settings),
         "pid": os.getpid(),

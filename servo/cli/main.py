@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import shlex
 import signal
 import sys
@@ -150,6 +149,8 @@ def command() -> click.Command:
 
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool | None) -> None:
     if value:
+        import platform  # not needed otherwise
+
         python = f"{platform.python_implementation()} {platform.python_version()}"
         # Found, not imported: for the version alone nothing else is loaded.
         spec = importlib.util.find_spec("servo.http.h1")

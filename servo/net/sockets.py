@@ -9,6 +9,10 @@ _SIOCINQ = 0x541B
 _SIOCOUTQ = 0x5411
 
 
+class WantsWrite(BlockingIOError):  # noqa: N818  no error, as little as its base
+    """`recv` can't go on before the socket takes more: TLS has something to say first."""
+
+
 def has_unread(fd: int) -> bool:
     """Whether the kernel holds bytes of a TCP or Unix connection that nobody has read."""
     try:

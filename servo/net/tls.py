@@ -22,6 +22,7 @@ from servo.net.certificates import (
     self_signed,
     words,
 )
+from servo.net.tls_switch import wants_tls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,17 +61,6 @@ class TLS:
             context.set_alpn_protocols(list(protocols))
 
 
-def wants_tls(settings: Settings) -> bool:
-    """Whether the settings ask for TLS, be it badly: then nothing is ever served without."""
-    return bool(
-        settings.certfile
-        or settings.keyfile
-        or settings.sni_certs
-        or settings.self_signed
-        or settings.hooks.ssl_context
-    )
-
-
 def make_tls(settings: Settings) -> TLS | None:
     """The TLS that these settings ask for; None for none.
 
@@ -87,17 +77,6 @@ def make_tls(settings: Settings) -> TLS | None:
     for context, certificate in maker.made.items():
         tls.add(context, certificate)
     return tls
-
-
-def check_switch(old: Settings, new: Settings) -> None:
-    """Refuse a reload that would turn TLS on or off. Raises ConfigError.
-
-    While workers are replaced, clients of one port would meet both; and who loses `certfile` from
-    a file by accident must not go on in plaintext.
-    """
-    if wants_tls(old) != wants_tls(new):
-        turn = "off" if wants_tls(old) else "on"
-        raise ConfigError(f"a reload can't turn TLS {turn} (certfile, …): that takes a restart")
 
 
 def _from_hook(settings: Settings, maker: _Maker) -> ssl.SSLContext:

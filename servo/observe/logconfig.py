@@ -8,10 +8,8 @@ keep Servo's handlers. When it configures `servo.access`, access-log records go 
 
 from __future__ import annotations
 
-import configparser
 import json
 import logging
-import logging.config
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,7 +44,7 @@ _DEFAULT_FORMATTERS = {
     }
 }
 
-# What logging.config raises for a configuration that it can't apply.
+# What logging.config raises for a configuration that it can't apply; and configparser.Error.
 _CONFIG_ERRORS = (
     ValueError,
     TypeError,
@@ -55,7 +53,6 @@ _CONFIG_ERRORS = (
     ImportError,
     OSError,
     RuntimeError,
-    configparser.Error,
 )
 
 
@@ -84,6 +81,8 @@ def apply_user_config(settings: UserConfig) -> bool:
         source = f"logconfig {settings.logconfig}"
     else:
         return False
+    import configparser  # not needed otherwise
+
     try:
         if settings.logconfig_dict:
             _apply_dict(settings.logconfig_dict)
@@ -92,7 +91,7 @@ def apply_user_config(settings: UserConfig) -> bool:
                 _apply_dict(json.load(file))
         elif settings.logconfig:
             _apply_ini(settings.logconfig)
-    except _CONFIG_ERRORS as error:
+    except (*_CONFIG_ERRORS, configparser.Error) as error:
         cause = error.__cause__ or error.__context__
         raise ConfigError(f"{source}: {error}{f' ({cause})' if cause else ''}") from error
     for name in _OURS:
@@ -152,10 +151,15 @@ def _apply_dict(given: Mapping[str, Any]) -> None:
     renamed = {_our_name(name): value for name, value in loggers.items()}
     # Where a file names both, ours is meant for us.
     config["loggers"] = {**renamed, **{n: v for n, v in loggers.items() if n in renamed}}
+    import logging.config  # not needed otherwise
+
     logging.config.dictConfig(config)
 
 
 def _apply_ini(path: str) -> None:
+    import configparser
+    import logging.config
+
     parser = configparser.ConfigParser(
         {"__file__": path, "here": os.path.dirname(os.path.abspath(path))}
     )

@@ -6,7 +6,6 @@ Prometheus names them, and `status` into one JSON object. Nothing here needs pro
 
 from __future__ import annotations
 
-import platform
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -248,6 +247,8 @@ def _worker_status(row: RowSnapshot, seen: Snapshot) -> dict[str, Any]:
 
 
 def _server(seen: Snapshot) -> Iterator[Family]:
+    import platform  # not needed before somebody asks
+
     facts = seen.facts
     yield Family(
         "servo_build",

@@ -15,7 +15,6 @@ import mmap
 import os
 import struct
 import sys
-import tempfile
 import time
 from typing import Final, NamedTuple
 
@@ -486,6 +485,8 @@ def _open_file(directory: str | None) -> int:
         except OSError:
             # Some sandboxes and old kernels have no memfd; an unlinked file does as well.
             directory = None
+    import tempfile  # not needed otherwise
+
     fd, path = tempfile.mkstemp(prefix="servo-scoreboard-", dir=directory)
     try:
         os.unlink(path)

@@ -24,11 +24,6 @@ from servo.settings.names import nearest
 from servo.settings.schema import SETTINGS, canonical, suggest
 from servo.settings.types import Table
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -130,6 +125,10 @@ def _shown(path: Path, directory: Path) -> str:
 
 
 def _parse_toml(path: Path, shown: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:

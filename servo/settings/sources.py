@@ -143,15 +143,19 @@ class Settings:
         """The threads that a `thread` or `async` worker runs a WSGI app in."""
         return _THREADS if self.source("threads") == "default" else int(self.threads)
 
-    def keepalive_for(self, worker_class: str) -> float:
-        """Seconds that an idle connection is kept by a worker of this class; 0: not at all.
+    @property
+    def keepalive_s(self) -> float:
+        """Seconds that an idle connection is kept; 0: not at all."""
+        return _KEEPALIVE if self.keepalive is None else float(self.keepalive)
 
-        With several `sync` workers a request on a kept connection waits for its busy worker while
-        others idle, so they keep none unless asked to.
+    @property
+    def keeps_while_quick(self) -> bool:
+        """Whether a `sync` worker keeps connections only while its requests are quick.
+
+        With several of them a request on a kept connection waits for its busy worker while others
+        idle: see `servo.workers.sync`.
         """
-        if self.keepalive is not None:
-            return float(self.keepalive)
-        return 0.0 if worker_class == "sync" and self.worker_count_for("sync") > 1 else _KEEPALIVE
+        return self.keepalive is None and self.worker_count_for("sync") > 1
 
     def needs_restart(self, new: Settings) -> list[str]:
         """The settings that differ in `new` and that a reload doesn't apply."""

@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import select
-from tempfile import SpooledTemporaryFile
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,10 +17,10 @@ from servo.http.h1 import H1Connection
 from servo.net.sockets import has_unread
 from servo.workers.hooks import HookResponse
 from servo.workers.pace import BodyPace
-from servo.workers.tls_socket import TLSSocket
 
 if TYPE_CHECKING:
     import socket
+    from tempfile import SpooledTemporaryFile
 
     from servo.apps.loader import LoadedApp
     from servo.http.events import Request
@@ -64,7 +63,10 @@ class ConnectionFactory:
         self.hooks = worker.request_hooks or None
         self.tls = worker.context.tls
         if self.tls is not None:
+            from servo.workers.tls_socket import TLSSocket  # see servo.net.tls_switch
+
             self.tls.offer("http/1.1")
+            self.secure = TLSSocket
 
     def make(self, sock: socket.socket, peer: Any) -> Connection:
         """A connection for a freshly accepted socket."""
@@ -72,6 +74,8 @@ class ConnectionFactory:
 
     def spool(self) -> SpooledTemporaryFile[bytes]:
         """A place for a request body: memory, and the disk past `body_buffer_size`."""
+        from tempfile import SpooledTemporaryFile  # not needed otherwise
+
         return SpooledTemporaryFile(
             max_size=self.settings.body_buffer_size, dir=self.settings.tmp_upload_dir
         )
@@ -116,7 +120,7 @@ class Connection:
         self._factory = factory
         self._named: dict[bytes, bytes] | None = None
         self._headed: dict[str, Any] | None = None
-        self.sock = sock if factory.tls is None else TLSSocket(sock, factory.tls, self)
+        self.sock: Any = sock if factory.tls is None else factory.secure(sock, factory.tls, self)
         self.fd = sock.fileno()
         self.http = H1Connection(
             factory.limits,
@@ -355,8 +359,8 @@ class Connection:
 
     def _send_region(self, region: FileRegion) -> int:
         count = min(region.count, 1 << 30)
-        if isinstance(self.sock, TLSSocket):
-            return self.sock.sendfile(region.fd, region.offset, count)
+        if self._factory.tls is not None:
+            return int(self.sock.sendfile(region.fd, region.offset, count))
         return os.sendfile(self.fd, region.fd, region.offset, count)
 
     def unread(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from time import monotonic_ns
@@ -12,6 +11,7 @@ from servo import cluster
 from servo.ipc.messages import REQUEST, MessageError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable
 
     from servo.ipc.messages import AppMessage
@@ -84,6 +84,8 @@ class Runner:
 
     def start(self, work: Any) -> None:
         """Run a coroutine. Here: to its end, as there is no loop that goes on."""
+        import asyncio  # not needed otherwise
+
         asyncio.run(work)
 
 

@@ -6,7 +6,6 @@ A worker that reads its channel answers there. One whose only thread is busy is 
 
 from __future__ import annotations
 
-import asyncio
 import faulthandler
 import json
 import logging
@@ -24,6 +23,7 @@ from servo.observe.log import message_of
 from servo.workers.context import REQUESTS_SIGNAL, STACK_SIGNAL
 
 if TYPE_CHECKING:
+    import asyncio
     from types import FrameType
 
     from servo.ipc.channel import Channel
@@ -100,7 +100,7 @@ def stacks(loop: asyncio.AbstractEventLoop | None) -> dict[str, Any]:
             left_out += 1
         else:
             threads.append({"name": names.get(ident, f"thread {ident}"), "stack": text})
-    for task in asyncio.all_tasks(loop) if loop is not None else ():
+    for task in _tasks_of(loop):
         text = "".join(traceback.format_list(task_frames(task)))[-MAX_STACK_CHARACTERS:]
         budget -= len(text)
         if budget < 0:
@@ -123,16 +123,24 @@ def _telling(frame: FrameType) -> list[traceback.FrameSummary]:
 
 def print_tasks(fd: int) -> None:
     """Write the stacks of asyncio's tasks: what each coroutine waits for, which no thread shows."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+    asyncio = sys.modules.get("asyncio")
+    loop = asyncio._get_running_loop() if asyncio is not None else None
+    if loop is None:
         return
-    tasks = asyncio.all_tasks(loop)
+    tasks = _tasks_of(loop)
     with os.fdopen(os.dup(fd), "w", encoding="utf-8", errors="backslashreplace") as file:
         print(f"{len(tasks)} asyncio tasks:", file=file)
         for task in tasks:
             print(f"{task!r}:", file=file)
             traceback.print_list(task_frames(task), file=file)
+
+
+def _tasks_of(loop: asyncio.AbstractEventLoop | None) -> set[asyncio.Task[Any]]:
+    if loop is None:
+        return set()
+    import asyncio  # the loop is one of its
+
+    return asyncio.all_tasks(loop)
 
 
 def task_frames(task: asyncio.Task[Any]) -> list[traceback.FrameSummary]:

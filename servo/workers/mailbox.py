@@ -11,7 +11,6 @@ reads in the owner's place where the owner can't: it is the same thread, or busy
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import contextlib
 import itertools
@@ -39,6 +38,8 @@ from servo.ipc.messages import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
+
     from servo.ipc.channel import Channel
     from servo.observe.scoreboard import Scoreboard
     from servo.workers.handlers import Runner
@@ -182,6 +183,8 @@ class Mailbox:
 
     async def arequest(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
         """See cluster.Backend."""
+        import asyncio  # whoever waits here has it already
+
         loop = asyncio.get_running_loop()
         if self._anyone_reads:
             return await loop.run_in_executor(None, self.request, payload, topic, target, timeout)
@@ -452,8 +455,10 @@ def _resolve(
     result: str = "",
     error: Exception | None = None,
 ) -> None:
-    # It may have been cancelled, or ended by time, meanwhile.
-    with contextlib.suppress(concurrent.futures.InvalidStateError, asyncio.InvalidStateError):
+    # It may have been cancelled, or ended by time, meanwhile; a thread's even after this look.
+    if future.done():
+        return
+    with contextlib.suppress(concurrent.futures.InvalidStateError):
         if error is not None:
             future.set_exception(error)
         else:

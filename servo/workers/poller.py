@@ -22,6 +22,7 @@ from servo.apps.spool import refusal
 from servo.http import h1
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Data, Refused, Request
+from servo.net.sockets import WantsWrite
 from servo.observe import scoreboard as board
 from servo.workers import insight
 from servo.workers.acceptor import Acceptor
@@ -37,7 +38,6 @@ from servo.workers.connection import (
     ConnectionFactory,
 )
 from servo.workers.handlers import InlineRunner, Runner
-from servo.workers.tls_socket import WantsWrite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +79,7 @@ class PollerWorker(Worker):
         self.acceptor = Acceptor(self, self)
         self.most_in_flight: int = self.settings.limit_concurrency
         self.most_requests: int = self.settings.keepalive_requests or sys.maxsize
-        self.keep_alive_s = self.settings.keepalive_for(self.kind)
+        self.keep_alive_s = self.settings.keepalive_s
         self.closes_each = not self.keep_alive_s
         self.idle_ns = int(self.keep_alive_s * 1e9)
         self.factory = ConnectionFactory(self, app, type(self).multithread)

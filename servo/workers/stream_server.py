@@ -49,7 +49,7 @@ class StreamServer:
         self.limits = settings.limits
         self.server_header = settings.server_header.encode() or None
         self.trusted = worker.trusted_proxies
-        self.keep_alive_s = settings.keepalive_for("async")
+        self.keep_alive_s = settings.keepalive_s
         self.closes_each = not self.keep_alive_s
         self.most_requests: int = settings.keepalive_requests or sys.maxsize
         self.most_in_flight: int = settings.limit_concurrency

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from servo.http.errors import ProtocolError
 from servo.net.certificates import words
+from servo.net.sockets import WantsWrite
 from servo.net.tls_facts import TLSFacts
 from servo.workers.plain_http import is_plain_http, teller
 
@@ -45,10 +46,6 @@ _RECORD = 16384
 _CHUNK = 65536
 # What a client may make us say (answers to its key updates) without reading any of it.
 _UNREAD_MOST = 65536
-
-
-class WantsWrite(BlockingIOError):  # noqa: N818  no error, as little as its base
-    """`recv` can't go on before the socket takes more."""
 
 
 class TLSSocket:

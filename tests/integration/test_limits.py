@@ -117,6 +117,21 @@ def test_keepalive_requests(serve: Serve, worker_class: str) -> None:
         assert client.recv(1) == b""
 
 
+def test_several_sync_workers_close_connections_while_requests_are_slow(serve: Serve) -> None:
+    """Or one would wait for its busy worker, while others idle."""
+    server = serve(*class_args("sync"), "-w", "2")
+
+    def kept(path: str) -> bool:
+        with connect(server) as client:
+            client.sendall(request(path, close=False))
+            head, _ = read_response(client)
+        return b"connection: close" not in head.lower()
+
+    # It may be slow for a moment, on a busy machine.
+    wait_for(lambda: kept("/"), "a connection that is kept")
+    wait_for(lambda: not kept("/slow?s=0.05"), "one that is closed")
+
+
 def test_worker_connections(serve: Serve, worker_class: str) -> None:
     """Past it nobody is refused: who comes next waits in the kernel's queue."""
     server = serve(*class_args(worker_class), "-w", "1", "--worker-connections", "3")

@@ -10,8 +10,9 @@ import pytest
 from authority import Authority, Files
 
 from servo.errors import ConfigError
-from servo.net.tls import TLS, check_switch, make_tls, wants_tls
+from servo.net.tls import TLS, make_tls
 from servo.net.tls_facts import TLSFacts, distinguished_name
+from servo.net.tls_switch import check_switch, wants_tls
 from servo.settings.hooks import Hooks, read_hook
 from servo.settings.schema import SETTINGS
 from servo.settings.sources import Settings

@@ -263,19 +263,18 @@ def test_worker_count_of_a_class_that_is_known_later() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "kind", "seconds"),
+    ("values", "seconds", "while_quick"),
     [
-        ({}, "sync", 75),
-        ({"workers": 2}, "sync", 0),
-        ({"workers": "auto"}, "sync", 0),
-        ({"workers": 2}, "thread", 75),
-        ({"workers": 2}, "async", 75),
-        ({"workers": 2, "keepalive": 5.0}, "sync", 5),
-        ({"keepalive": 0.0}, "async", 0),
+        ({}, 75, False),
+        ({"workers": 2}, 75, True),
+        ({"workers": 2, "keepalive": 5.0}, 5, False),
+        ({"workers": 2, "keepalive": 0.0}, 0, False),
     ],
 )
-def test_keepalive(values: dict[str, Any], kind: str, seconds: float) -> None:
-    assert made(**values).keepalive_for(kind) == seconds
+def test_keepalive(values: dict[str, Any], seconds: float, while_quick: bool) -> None:
+    settings = made(**values)
+    assert settings.keepalive_s == seconds
+    assert settings.keeps_while_quick is while_quick
 
 
 def test_thread_count() -> None:

@@ -12,9 +12,10 @@ import pytest
 from authority import Authority
 
 from servo.http.proxy_protocol import ProxyProtocolReader
+from servo.net.sockets import WantsWrite
 from servo.net.tls import TLS
 from servo.net.tls_facts import TLSFacts
-from servo.workers.tls_socket import TLSSocket, WantsWrite
+from servo.workers.tls_socket import TLSSocket
 
 
 class Owner:
