@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import signal
@@ -26,12 +27,16 @@ def fork(main: Callable[[], int], close: Callable[[], None]) -> int:
     """
     _flush_output()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    # The child's collector writes to all that it looks at. So it leaves alone what is ours, or each
+    # page of it would be copied.
+    gc.freeze()
     try:
         pid = os.fork()
         if pid == 0:
             _live(main, close, mask)
         return pid
     finally:
+        gc.unfreeze()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
