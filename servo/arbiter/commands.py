@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from servo.arbiter.supervisor import Supervisor
 
 from servo.arbiter.events import CommandAnswered, ReopenLogFiles, SendMessage
+from servo.arbiter.reload import ask_reload
 from servo.ipc.messages import ReopenLogs, ReplaceMe
 
 
@@ -34,7 +35,7 @@ def stop_quickly(supervisor: Supervisor, now: float) -> None:
 
 def reload(supervisor: Supervisor, now: float) -> None:
     """HUP: new configuration, new code, no request lost."""
-    supervisor.ask_reload("SIGHUP", now)
+    ask_reload(supervisor, "SIGHUP", now)
 
 
 def add_worker(supervisor: Supervisor, _now: float) -> None:
@@ -117,7 +118,7 @@ def asked_to_reload(supervisor: Supervisor, now: float, _argument: object) -> di
     """Reload; the answer is the generation that this reload brings."""
     _refuse_if_stopping(supervisor)
     waits = supervisor.reload is not None
-    supervisor.ask_reload(OPERATOR, now)
+    ask_reload(supervisor, OPERATOR, now)
     assert supervisor.reload is not None
     generation = supervisor.reload.generation + waits
     return {"generation": generation, "workers": supervisor.target}

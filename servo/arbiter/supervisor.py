@@ -4,7 +4,8 @@
 
 A stop, a reload and a scaling are states that every event meets, never waits: after each event
 `_settle` compares what is with what is wanted and does the next step. `plan.balance` says which
-workers to fork and to retire; `crew` knows how one is asked and ended.
+workers to fork and to retire; `crew` knows how one is asked and ended; `reload` brings in the next
+generation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from servo.arbiter.crew import Crew
 from servo.arbiter.plan import balance
 from servo.arbiter.policy import (
     FIRST_BOOT_ATTEMPTS,
-    ROLLING_ATTEMPTS,
     STANDSTILL_S,
     TICK_S,
     TICK_SLACK_S,
@@ -28,7 +28,20 @@ from servo.arbiter.policy import (
     Policy,
 )
 from servo.arbiter.reasons import ExitReason
-from servo.arbiter.reload import Phase, Reload
+from servo.arbiter.reload import (
+    Phase,
+    Reload,
+    ask_reload,
+    check_reload,
+    commit_reload,
+    count_failure,
+    is_canary,
+    on_config_checked,
+    on_config_failed,
+    on_config_loaded,
+    roll_back,
+    step_reload,
+)
 from servo.ipc import messages as msg
 
 if TYPE_CHECKING:
@@ -61,16 +74,20 @@ class Leaving:
 class Supervisor:
     """Keeps `target` workers of the current generation serving.
 
-    target   how many workers are asked for now
-    served   some worker has been ready: from then on no failed boot ends the server
-    paused   WINCH: no workers, the sockets stay
-    held     (--reload) the first generation is broken: nothing is forked until a file changes
+    target           how many workers are asked for now
+    generation       the current one
+    last_generation  the newest that a reload was to bring; no number is used again
+    served           some worker has been ready: from then on no failed boot ends the server
+    paused           WINCH: no workers, the sockets stay
+    held             (--reload) the first generation is broken: nothing is forked until a file
+                     changes
+    backoff          when the next worker may be forked
     """
 
     def __init__(self, policy: Policy) -> None:
         self.crew = Crew(policy)
         self.target = policy.workers
-        self.generation = self._last_generation = 1
+        self.generation = self.last_generation = 1
         self.served = False
         self.paused = False
         self.held = False
@@ -78,8 +95,8 @@ class Supervisor:
         self.stopping: Stopping | None = None
         self.leaving: Leaving | None = None
         self.exited = False
+        self.backoff = Backoff()
         self._started = False
-        self._backoff = Backoff()
         self._now: float | None = None
 
     @property
@@ -90,6 +107,11 @@ class Supervisor:
     def policy(self) -> Policy:
         """The current generation's."""
         return self.crew.policies[self.generation]
+
+    @property
+    def desired(self) -> int:
+        """How many workers there are to be."""
+        return 0 if self.paused else self.target
 
     @property
     def ending(self) -> bool:
@@ -113,7 +135,7 @@ class Supervisor:
         now = self._now or 0.0
         times = self.crew.due_times()
         if self.stopping is None:
-            times.append(self._backoff.not_before)
+            times.append(self.backoff.not_before)
             if self.leaving is not None:
                 times.append(self.leaving.until)
             if self.reload is not None and self.reload.phase is Phase.CHECKING:
@@ -152,8 +174,8 @@ class Supervisor:
             self._boot_failure(handle, code, departure.text, now, final=final)
         elif departure.unasked and now - (handle.ready_at or now) < YOUNG_S:
             self._note_failure(handle, now)
-        elif self._is_canary(handle):
-            self._roll_back(f"its first worker ended: {departure.text}", now)
+        elif is_canary(self, handle):
+            roll_back(self, f"its first worker ended: {departure.text}", now)
 
     def _on_message(self, event: ev.MessageReceived, now: float) -> None:
         handle = self.pool.get(event.serial)
@@ -187,47 +209,14 @@ class Supervisor:
             self._boot_failure(handle, EXIT_BOOT, str(handle.ending), now)
         for handle in self.pool:
             if handle.ready and now - (handle.ready_at or now) >= YOUNG_S:
-                self._backoff.proved(handle.spawned_at)
-        reload = self.reload
-        if reload is not None and reload.phase is Phase.CHECKING and now >= reload.deadline:
-            limit = self.policy.boot_timeout_s
-            self._roll_back(f"reading the configuration takes over {limit:g} s (boot_timeout)", now)
+                self.backoff.proved(handle.spawned_at)
+        check_reload(self, now)
         if self.leaving is not None and now >= self.leaving.until:
             self.stop(now, quick=False, why=self.leaving.why)
 
-    def _on_config_checked(self, event: ev.ConfigChecked, now: float) -> None:
-        reload = self.reload
-        if reload is None or reload.generation != event.generation:
-            return
-        if reload.phase is not Phase.CHECKING:
-            return
-        if event.error is not None:
-            reload.advance(Phase.LOADING)
-            self._roll_back(f"the configuration is bad: {event.error}", now)
-        else:
-            reload.advance(Phase.LOADING)
-            self.crew.do(ev.LoadConfig(reload.generation))
-
-    def _on_config_loaded(self, event: ev.ConfigLoaded, now: float) -> None:
-        self.crew.policies[event.generation] = event.policy
-        reload = self.reload
-        if reload is None or reload.generation != event.generation:
-            return  # given up meanwhile; `_settle` drops the generation
-        reload.advance(Phase.CANARY)
-        if event.policy.workers > event.policy.most_workers:
-            self._roll_back(
-                f"workers = {event.policy.workers} is more than the {event.policy.most_workers} "
-                "that the scoreboard has room for until a restart (scoreboard_size)",
-                now,
-            )
-
-    def _on_config_failed(self, event: ev.ConfigFailed, now: float) -> None:
-        if self.reload is not None and self.reload.generation == event.generation:
-            self._roll_back(f"the configuration can't be taken up: {event.error}", now)
-
     def _on_file_changed(self, event: ev.FileChanged, now: float) -> None:
         more = f" and {len(event.paths) - 1} more" if len(event.paths) > 1 else ""
-        self.ask_reload(f"{event.paths[0]}{more} changed", now)
+        ask_reload(self, f"{event.paths[0]}{more} changed", now)
 
     # --- what operators ask for (commands.py) -----------------------------------------------------
 
@@ -281,45 +270,15 @@ class Supervisor:
         """Drain all workers, and keep the sockets; a reload that is under way is given up."""
         if self.reload is not None:
             self.reload.again = ""
-            self._roll_back("all workers are to drain", now)
+            roll_back(self, "all workers are to drain", now)
         self.paused = True
-
-    def ask_reload(self, cause: str, now: float) -> None:
-        """Reload now, or once more after the reload that is under way."""
-        if self.ending:
-            self.crew.log("info", f"no reload ({cause}): the server is stopping")
-            return
-        if self.reload is not None:
-            self.reload.again = cause
-            self.crew.log("info", f"reload ({cause}): another follows the one that is under way")
-            return
-        self._last_generation += 1
-        self.reload = Reload(
-            cause=cause,
-            generation=self._last_generation,
-            started_at=now,
-            deadline=now + (self.policy.boot_timeout_s or math.inf),
-            old_generation=self.generation,
-            old_target=self.target,
-        )
-        text = f"reload ({cause}): reading the configuration"
-        self.crew.announce(
-            "reload_started", "info", text, reason=cause, generation=self._last_generation
-        )
-        self.crew.do(ev.CheckConfig(self._last_generation))
 
     # --- boot, and its failure --------------------------------------------------------------------
 
-    def _is_canary(self, handle: WorkerHandle) -> bool:
-        reload = self.reload
-        return (
-            reload is not None and reload.phase is Phase.CANARY and reload.canary == handle.serial
-        )
-
     def _on_ready(self, handle: WorkerHandle, now: float) -> None:
         self.served = True
-        if self._is_canary(handle):
-            self._commit(now)
+        if is_canary(self, handle):
+            commit_reload(self, now)
         elif handle.generation == self.generation:
             self.held = False
 
@@ -347,13 +306,13 @@ class Supervisor:
         if self.stopping is not None or handle.failure_counted:
             return
         handle.failure_counted = True
-        if self._is_canary(handle):
-            self._roll_back(f"its first worker failed: {text}", now, details)
+        if is_canary(self, handle):
+            roll_back(self, f"its first worker failed: {text}", now, details)
             return
         self._note_failure(handle, now)
         if self.served or self.reload is not None or handle.generation != self.generation:
             return
-        if not final and self._backoff.rounds < FIRST_BOOT_ATTEMPTS:
+        if not final and self.backoff.rounds < FIRST_BOOT_ATTEMPTS:
             return
         if self.policy.wait_for_change:
             if not self.held:
@@ -366,101 +325,12 @@ class Supervisor:
         """A worker died before or soon after it got ready: wait longer before the next fork."""
         if self.stopping is not None:
             return
-        if self._backoff.failed(handle.spawned_at, now) and self.served:
-            delay = self._backoff.not_before - now
+        if self.backoff.failed(handle.spawned_at, now) and self.served:
+            delay = self.backoff.not_before - now
             self.crew.log("warning", f"the next worker is forked in {delay:.3g} s at the earliest")
-        reload = self.reload
-        if reload is None or reload.phase is not Phase.ROLLING:
-            return
-        is_new = handle.generation == reload.generation
-        if is_new and reload.failed(handle.spawned_at, now) and reload.failures >= ROLLING_ATTEMPTS:
-            self._roll_back(f"its workers failed {reload.failures} times", now)
-
-    # --- reload -----------------------------------------------------------------------------------
-
-    def _commit(self, now: float) -> None:
-        """The canary is ready: its generation is the current one from now on."""
-        reload = self.reload
-        assert reload is not None
-        reload.advance(Phase.ROLLING)
-        before = self.policy.workers
-        self.generation = reload.generation
-        self.paused = self.held = False
-        self._backoff.reset()
-        self.crew.do(ev.AdoptGeneration(reload.generation))
-        took = now - reload.started_at
-        self.crew.log(
-            "info", f"reload: a new worker is ready after {took:.2f} s; the others follow"
-        )
-        # What TTIN and TTOU have done stays, unless the configuration asks for another number.
-        if self.policy.workers != before:
-            self.scale(self.policy.workers, "reload")
-        elif self.target > self.policy.most_workers:
-            self.scale(self.policy.most_workers, "reload")
-
-    def _roll_back(self, text: str, now: float, details: str = "") -> None:
-        """Give the reload up: the old generation is, or becomes again, the current one."""
-        reload, self.reload = self.reload, None
-        assert reload is not None
-        if reload.phase is Phase.CHECKING:
-            self.crew.do(ev.CancelCheck())
-        if reload.phase is Phase.ROLLING:
-            self.generation = reload.old_generation
-            self.crew.do(ev.AdoptGeneration(self.generation))
-            self.scale(reload.old_target, "rolled back")
-        for handle in self.pool.live():
-            if handle.generation == reload.generation and not handle.ready:
-                self.crew.retire(handle, ExitReason.ROLLED_BACK, now)
-        keeps = "the old workers keep serving" if self.pool.live() else "the old release returns"
-        self.paused = False
-        if not self.served and self.policy.wait_for_change:
-            self.held = True
-            keeps = "waiting for the next change of a file"
-        short, _, rest = text.partition("\n")
-        self.crew.announce(
-            "reload_rolled_back",
-            "error",
-            f"reload ({reload.cause}) rolled back: {text}; {keeps}",
-            reason=short,
-            details=details or rest,
-            generation=reload.generation,
-            data={"seconds": now - reload.started_at},
-        )
-        if reload.again:
-            self.ask_reload(reload.again, now)
-
-    def _step_reload(self, now: float) -> None:
-        reload = self.reload
-        if reload is None:
-            return
-        live = self.pool.live()
-        if reload.phase is Phase.CANARY and reload.canary is None:
-            # One at a time: a successor that boots already has the surge until it is dropped.
-            room = len(self.pool) < self.policy.capacity
-            if room and len(live) < self._desired + self.policy.reload_batch:
-                slot = min((handle.slot for handle in live), default=1)
-                reload.canary = self.crew.fork(slot, reload.generation, now).serial
-        elif reload.phase is Phase.ROLLING and all(
-            handle.generation == reload.generation for handle in live
-        ):
-            self.reload = None
-            took = now - reload.started_at
-            self.crew.announce(
-                "reload_finished",
-                "info",
-                f"reload ({reload.cause}) finished after {took:.2f} s",
-                reason=reload.cause,
-                generation=reload.generation,
-                data={"seconds": took},
-            )
-            if reload.again:
-                self.ask_reload(reload.again, now)
+        count_failure(self, handle, now)
 
     # --- what is wanted ---------------------------------------------------------------------------
-
-    @property
-    def _desired(self) -> int:
-        return 0 if self.paused else self.target
 
     def _settle(self, now: float) -> None:
         """Do the next step towards what is wanted."""
@@ -472,7 +342,7 @@ class Supervisor:
         if not self._started:
             return
         self._balance(now)
-        self._step_reload(now)
+        step_reload(self, now)
         self._drop_generations()
 
     def _balance(self, now: float) -> None:
@@ -483,10 +353,10 @@ class Supervisor:
             candidate, surge = reload.generation, 0
         elif reload is not None and reload.phase is Phase.ROLLING:
             surge = self.policy.reload_batch
-        waits = self.held or now < self._backoff.not_before
+        waits = self.held or now < self.backoff.not_before
         plan = balance(
             [handle for handle in self.pool.live() if handle.generation != candidate],
-            desired=self._desired,
+            desired=self.desired,
             generation=self.generation,
             surge=surge,
             room=0 if waits else self.policy.capacity - len(self.pool),
@@ -545,7 +415,7 @@ class Supervisor:
             )
         for handle in self.pool:
             handle.shift(gap)
-        self._backoff.shift(gap)
+        self.backoff.shift(gap)
         if self.leaving is not None:
             self.leaving.until += gap
         if self.reload is not None:
@@ -561,9 +431,9 @@ _HANDLERS: dict[type, Callable[..., None]] = {
     ev.MessageReceived: Supervisor._on_message,
     ev.ChannelLost: Supervisor._on_channel_lost,
     ev.Tick: Supervisor._on_tick,
-    ev.ConfigChecked: Supervisor._on_config_checked,
-    ev.ConfigLoaded: Supervisor._on_config_loaded,
-    ev.ConfigFailed: Supervisor._on_config_failed,
+    ev.ConfigChecked: on_config_checked,
+    ev.ConfigLoaded: on_config_loaded,
+    ev.ConfigFailed: on_config_failed,
     ev.FileChanged: Supervisor._on_file_changed,
     ev.CommandReceived: on_command,
 }
