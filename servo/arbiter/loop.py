@@ -18,14 +18,20 @@ from typing import TYPE_CHECKING, Any
 from servo import __version__
 from servo.arbiter import events as ev
 from servo.arbiter import lifecycle, process
-from servo.arbiter.check import ConfigCheck, configuration_error
+from servo.arbiter.check import ConfigCheck
 from servo.arbiter.children import Children
 from servo.arbiter.control import Control
 from servo.arbiter.daemon import Launch
 from servo.arbiter.facade import ServerFacade
+from servo.arbiter.generations import (
+    Generations,
+    apply_environment,
+    hand_over_logs,
+    tell_notes,
+)
 from servo.arbiter.metrics import Metrics
 from servo.arbiter.pidfile import PidFile
-from servo.arbiter.policy import TICK_S, Policy
+from servo.arbiter.policy import TICK_S, counts_by_class, policy_of
 from servo.arbiter.post import Post
 from servo.arbiter.signals import SignalInbox, at_foreground_of_terminal
 from servo.arbiter.sockets import Sockets
@@ -33,7 +39,6 @@ from servo.arbiter.supervisor import Supervisor
 from servo.arbiter.watch import Watcher
 from servo.errors import ConfigError, ServoError
 from servo.ipc.messages import LogRecords, Report
-from servo.net.tls_switch import check_switch, wants_tls
 from servo.observe import log as log_module
 from servo.observe.scoreboard import Scoreboard
 
@@ -41,7 +46,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from servo.arbiter.events import Action, Event
-    from servo.net.tls import TLS
     from servo.settings.sources import Settings
 
 log = logging.getLogger("servo.error")
@@ -61,10 +65,7 @@ class Arbiter:
     scoreboard: Scoreboard
 
     def __init__(self, settings: Settings, reload_settings: Callable[[], Settings]) -> None:
-        self.settings = settings
-        self._reload_settings = reload_settings
-        self._generations: dict[int, Settings] = {1: settings}
-        self._tls: dict[int, TLS | None] = {}
+        self._generations = Generations(settings, reload_settings)
         self._inbox: deque[Event] = deque()
         self._answers: list[Event] = []
         self._exit_code: int | None = None
@@ -75,6 +76,11 @@ class Arbiter:
         self._launch = Launch()
         self._facade = ServerFacade(self)
         self._control = Control(self)
+
+    @property
+    def settings(self) -> Settings:
+        """The current generation's."""
+        return self._generations.settings
 
     def tell(self, event: Event) -> None:
         """Put an event into the inbox; what a worker has for operators goes straight to them."""
@@ -113,16 +119,16 @@ class Arbiter:
     def _open(self) -> None:
         """All that may fail, while the terminal is there to tell it to."""
         settings = self.settings
-        self._apply_environment(settings)
+        apply_environment(settings)
         log_module.setup_logging(settings)
-        self._hand_over_logs(settings)
+        hand_over_logs(settings)
         if settings.hooks.on_starting is not None:
             try:
                 settings.hooks.on_starting(self._facade)
             except Exception as error:
                 text = traceback.format_exc()
                 raise ConfigError(f"the on_starting hook failed: {error}\n{text}") from error
-        self._tls[1] = tls = _make_tls(settings)
+        tls = self._generations.read_certificates()
         if self._pidfile is not None:
             self._pidfile.acquire()
         self._control.prepare(settings)
@@ -136,7 +142,7 @@ class Arbiter:
             self._facade.pid = os.getpid()
         if self._pidfile is not None:
             self._pidfile.write()
-        most = max([settings.worker_count, *_counts_by_class(settings).values()])
+        most = max([settings.worker_count, *counts_by_class(settings).values()])
         capacity = max(settings.scoreboard_size, 2 * most + settings.reload_batch)
         self.scoreboard = Scoreboard(capacity, settings.worker_tmp_dir)
         self.supervisor = Supervisor(policy_of(settings, capacity))
@@ -189,7 +195,7 @@ class Arbiter:
         settings = self.settings
         process.set_title(f"servo: arbiter [{settings.proc_name or settings.app}]")
         log.info("Servo %s starts, its arbiter has pid %d", __version__, os.getpid())
-        self._tell_notes(settings, self._tls[1])
+        tell_notes(*self._generations[1])
         for listener in self.sockets.listeners:
             log.info("Listening on %s", listener.name)
         if settings.reload:
@@ -278,7 +284,7 @@ class Arbiter:
 
     def _check_config(self, action: ev.CheckConfig) -> None:
         try:
-            check = ConfigCheck(action.generation, self._read_config, self._close_inherited)
+            check = ConfigCheck(action.generation, self._generations.read, self._close_inherited)
         except OSError as error:
             self._inbox.append(ev.ConfigChecked(action.generation, f"can't fork: {error}"))
             return
@@ -299,72 +305,28 @@ class Arbiter:
             self._check.close()
             self._check = None
 
-    def _read_config(self) -> tuple[Settings, TLS | None]:
-        """Read every source of settings anew, and the certificates that they name."""
-        settings = self._reload_settings()
-        check_switch(self.settings, settings)
-        return settings, _make_tls(settings)
-
     def _load_config(self, action: ev.LoadConfig) -> None:
         generation = action.generation
-        loaded: list[tuple[Settings, TLS | None]] = []
-
-        def load() -> None:
-            loaded.append(self._read_config())
-            log_module.setup_logging(loaded[0][0])
-
-        error = configuration_error(load)
+        error = self._generations.load(generation)
         if error is not None:
-            self._apply_logging()
             self._inbox.append(ev.ConfigFailed(generation, error))
             return
-        ((settings, tls),) = loaded
-        self._tell_notes(settings, tls)
-        for name in self.settings.needs_restart(settings):
-            log.warning("%s has changed: that takes a restart, not a reload", name)
-        self._apply_environment(settings)
-        self._hand_over_logs(settings)
-        self._generations[generation] = settings
-        self._tls[generation] = tls
+        settings, _ = self._generations[generation]
         self._run_hook("on_reload", self._facade, settings=settings)
         policy = policy_of(settings, self.scoreboard.capacity)
         self._inbox.append(ev.ConfigLoaded(generation, policy))
 
     def _adopt(self, action: ev.AdoptGeneration) -> None:
-        self.settings = self._generations[action.generation]
+        self._generations.adopt(action.generation)
 
     def _drop(self, action: ev.DropGeneration) -> None:
-        self._generations.pop(action.generation, None)
-        self._tls.pop(action.generation, None)
-        # The logs follow the newest settings that were read; a roll-back returns them.
-        self._apply_logging()
-
-    def _apply_logging(self) -> None:
-        try:
-            log_module.setup_logging(self.settings)
-        except ServoError as error:
-            log.error("The log can't be set up: %s", error)
-
-    def _tell_notes(self, settings: Settings, tls: TLS | None) -> None:
-        for level, text in settings.notes:
-            log.log(log_module.LEVELS[level], "%s", text)
-        for text in tls.warnings if tls is not None else ():
-            log.warning("%s", text)
-
-    def _apply_environment(self, settings: Settings) -> None:
-        os.environ.update(settings.env)
-        if settings.source("umask") != "default":
-            os.umask(settings.umask)
-
-    def _hand_over_logs(self, settings: Settings) -> None:
-        if os.geteuid() == 0 and (settings.user is not None or settings.group is not None):
-            log_module.chown_logs(settings.user, settings.group)
+        self._generations.drop(action.generation)
 
     # --- actions ----------------------------------------------------------------------------------
 
     def _fork(self, action: ev.Fork) -> None:
-        settings = self._generations[action.generation]
-        child = self.children.prepare(action, settings, self._tls[action.generation])
+        settings, tls = self._generations[action.generation]
+        child = self.children.prepare(action, settings, tls)
         child.facade.post = self.post.send_to
         self._run_hook("pre_fork", self._facade, child.facade, settings=settings)
         try:
@@ -447,41 +409,6 @@ class Arbiter:
         if self._watcher is not None:
             self._watcher.close()
             self._watcher = None
-
-
-def _make_tls(settings: Settings) -> TLS | None:
-    """See servo.net.tls.make_tls."""
-    if not wants_tls(settings):
-        return None
-    from servo.net.tls import make_tls  # see servo.net.tls_switch
-
-    return make_tls(settings)
-
-
-def policy_of(settings: Settings, capacity: int) -> Policy:
-    """The part of the settings that supervision goes by."""
-    return Policy(
-        workers=settings.worker_count,
-        timeout_s=settings.timeout,
-        boot_timeout_s=settings.boot_timeout,
-        graceful_timeout_s=settings.graceful_timeout,
-        pre_stop_delay_s=settings.pre_stop_delay,
-        max_lifetime_s=settings.max_lifetime,
-        request_timeout_s=settings.request_timeout,
-        reload_batch=settings.reload_batch,
-        capacity=capacity,
-        wait_for_change=settings.reload,
-        own_queues=settings.reuse_port,
-        workers_of=_counts_by_class(settings),
-    )
-
-
-def _counts_by_class(settings: Settings) -> dict[str, int]:
-    """How many workers of each class there would be, where the app decides on the class."""
-    if settings.workers != "auto" or settings.worker_class != "auto":
-        return {}
-    classes = {settings.worker_class_for(interface) for interface in ("wsgi", "asgi")}
-    return {name: settings.worker_count_for(name) for name in sorted(classes)}
 
 
 _PERFORM: dict[type[Action], Callable[[Arbiter, Any], None]] = {

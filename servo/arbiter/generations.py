@@ -1,0 +1,119 @@
+"""The settings that each generation of workers is run with, and the certificates they name.
+
+A reload reads every source anew: first in a throw-away child (`check`), then here, where what can't
+be taken up leaves the generation before it as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from servo.arbiter.check import configuration_error
+from servo.errors import ServoError
+from servo.net.tls_switch import check_switch, wants_tls
+from servo.observe import log as log_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from servo.net.tls import TLS
+    from servo.settings.sources import Settings
+
+log = logging.getLogger("servo.error")
+
+
+class Generations:
+    """What is known of each generation that has workers, or is to have some.
+
+    settings         of the current one; those that generation 1 starts with at first
+    reload_settings  reads them anew; raises ConfigError
+    """
+
+    def __init__(self, settings: Settings, reload_settings: Callable[[], Settings]) -> None:
+        self.settings = settings
+        self._reload_settings = reload_settings
+        self._known: dict[int, tuple[Settings, TLS | None]] = {1: (settings, None)}
+
+    def __getitem__(self, generation: int) -> tuple[Settings, TLS | None]:
+        return self._known[generation]
+
+    def read_certificates(self) -> TLS | None:
+        """Those of generation 1. Raises ConfigError."""
+        tls = _make_tls(self.settings)
+        self._known[1] = self.settings, tls
+        return tls
+
+    def read(self) -> tuple[Settings, TLS | None]:
+        """Read every source of settings anew, and the certificates that they name."""
+        settings = self._reload_settings()
+        check_switch(self.settings, settings)
+        return settings, _make_tls(settings)
+
+    def load(self, generation: int) -> str | None:
+        """Take up a configuration for the workers to come; None, or what is wrong with it."""
+        loaded: list[tuple[Settings, TLS | None]] = []
+
+        def load() -> None:
+            loaded.append(self.read())
+            log_module.setup_logging(loaded[0][0])
+
+        error = configuration_error(load)
+        if error is not None:
+            self._apply_logging()
+            return error
+        ((settings, tls),) = loaded
+        tell_notes(settings, tls)
+        for name in self.settings.needs_restart(settings):
+            log.warning("%s has changed: that takes a restart, not a reload", name)
+        apply_environment(settings)
+        hand_over_logs(settings)
+        self._known[generation] = settings, tls
+        return None
+
+    def adopt(self, generation: int) -> None:
+        """Make a generation the current one."""
+        self.settings, _ = self._known[generation]
+
+    def drop(self, generation: int) -> None:
+        """Forget a generation: it has no workers left, and will have none."""
+        self._known.pop(generation, None)
+        # The logs follow the newest settings that were read; a roll-back returns them.
+        self._apply_logging()
+
+    def _apply_logging(self) -> None:
+        try:
+            log_module.setup_logging(self.settings)
+        except ServoError as error:
+            log.error("The log can't be set up: %s", error)
+
+
+def tell_notes(settings: Settings, tls: TLS | None) -> None:
+    """Log what was odd about the settings when they were read."""
+    for level, text in settings.notes:
+        log.log(log_module.LEVELS[level], "%s", text)
+    for text in tls.warnings if tls is not None else ():
+        log.warning("%s", text)
+
+
+def apply_environment(settings: Settings) -> None:
+    """What workers inherit: environment variables, the umask."""
+    os.environ.update(settings.env)
+    if settings.source("umask") != "default":
+        os.umask(settings.umask)
+
+
+def hand_over_logs(settings: Settings) -> None:
+    """Workers that are to give up root go on writing, and reopening, the log files."""
+    if os.geteuid() == 0 and (settings.user is not None or settings.group is not None):
+        log_module.chown_logs(settings.user, settings.group)
+
+
+def _make_tls(settings: Settings) -> TLS | None:
+    """See servo.net.tls.make_tls."""
+    if not wants_tls(settings):
+        return None
+    from servo.net.tls import make_tls  # see servo.net.tls_switch
+
+    return make_tls(settings)
