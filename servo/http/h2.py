@@ -1,9 +1,9 @@
 """An HTTP/2 connection as a server sees it, without I/O (RFC 9113), on the `h2` library.
 
 Bytes go in through `receive_data` and come out as events, each with its stream; answers go in
-through the streams (see `h2_stream`) and come out of `output`. `h2` keeps the states, the windows
-and the compression. What a request must be is decided by the same rules as for HTTP/1.1 (`h2_head`,
-`headers`), and what a client may do in vain is bounded here and in `h2_frames`.
+through the streams (`h2_stream`) and come out of `output` (`h2_sending`). `h2` keeps the states,
+the windows and the compression. What a request must be is decided by the same rules as for HTTP/1.1
+(`h2_head`, `headers`), and what a client may do in vain is bounded here and in `h2_frames`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ from __future__ import annotations
 from base64 import urlsafe_b64encode
 from typing import TYPE_CHECKING, Any
 
-import h2.config
-import h2.connection
 import h2.events
 import h2.exceptions
-from h2.settings import SettingCodes, Settings
 
 from servo.http.errors import ProtocolError
 from servo.http.events import Data, Refused, Request
@@ -33,19 +30,19 @@ from servo.http.h2_frames import (
     PROTOCOL_ERROR,
     REFUSED_STREAM,
     RST_STREAM,
-    Allowance,
     Frame,
-    FrameReader,
     GoAwayError,
     frame_bytes,
 )
-from servo.http.h2_head import MalformedError, read_head, read_trailers
-from servo.http.h2_hpack import FieldEncoder, FieldKeeper
+from servo.http.h2_head import MalformedError, glimpse, read_head, read_trailers
+from servo.http.h2_hpack import FieldKeeper
+from servo.http.h2_library import Library
+from servo.http.h2_sending import SendingSide
 from servo.http.h2_stream import H2Stream
 from servo.http.serialise import tail_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from servo.http.limits import H2Limits, Limits
 
@@ -61,20 +58,9 @@ CONNECTION_WINDOW = 1 << 20
 FRAMES_A_TURN = 4
 _STRAINED_FRAMES = 1
 _MORE_OF_ONE = 2
-# Response frames no larger than this, whatever a client takes: so streams take turns.
-_FRAME = 16384
 _LAST_ID = (1 << 31) - 1
 _DEFAULT_WINDOW = 65535
 _DRAIN_PING = b"\x00servo\x00\x01"
-_CONFIGURATION = h2.config.H2Configuration(
-    client_side=False,
-    header_encoding=None,
-    # Judged by `h2_head` and `serialise`.
-    validate_inbound_headers=False,
-    normalize_inbound_headers=False,
-    validate_outbound_headers=False,
-    normalize_outbound_headers=False,
-)
 
 
 class Reset:
@@ -86,12 +72,7 @@ class Reset:
         self.code = code
 
 
-class _Library(h2.connection.H2Connection):
-    # How many closed streams it remembers, to tell a late frame from a wrong one; 65536 otherwise.
-    MAX_CLOSED_STREAMS = 1024
-
-
-class H2Connection:
+class H2Connection(SendingSide):
     """One connection.
 
     limits, h2_limits  what a client may do
@@ -121,29 +102,19 @@ class H2Connection:
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._limits = limits
-        self._h2_limits = h2_limits
         self._tunnels = tunnels
-        self._reader = FrameReader(h2_limits)
-        self._resets = Allowance(*h2_limits.resets)
         self._decoder = FieldKeeper(h2_limits.header_list)
-        self._h2 = _library(h2_limits, tunnels, self._decoder)
-        self._out: list[bytes] = []
-        self._queued: dict[H2Stream, None] = {}
+        library = Library(h2_limits, tunnels, self._decoder)
+        super().__init__(h2_limits, library, tail_for(server, date), wake)
         # Bytes of bodies that came since the connection's window was last opened.
         self._credit = 0
         self._unended_trailers = False
         self._now = 0.0
-        self.tail = tail_for(server, date)
-        self.wake = wake
-        self.streams: dict[int, H2Stream] = {}
-        self.gone: list[H2Stream] = []
         self.last_id = 0
         self.more = False
-        self.blocked = False
         self.announced = False
         self.closing = False
         self.leaving = False
-        self.fault: GoAwayError | None = None
 
     def start(self) -> None:
         """Say what is on offer. The first bytes of a server."""
@@ -285,10 +256,10 @@ class H2Connection:
         except MalformedError as error:
             self._reset_number(number, PROTOCOL_ERROR)
             self._spend_reset()
-            events.append((None, Refused(error, False, *_glimpse(fields))))
+            events.append((None, Refused(error, False, *glimpse(fields))))
             return
         except ProtocolError as error:
-            refused = Refused(error, False, *_glimpse(fields))
+            refused = Refused(error, False, *glimpse(fields))
             stand_in = Request(refused.method, refused.target, b"", b"", "2", [], True)
             stand_in.more_body = not ended
             if error.status == 431:
@@ -424,114 +395,6 @@ class H2Connection:
             stream.close()
         self.wake()
 
-    # --- sending: for the streams ---------------------------------------------------------------
-
-    def send_now(
-        self, stream: H2Stream, fields: Sequence[tuple[bytes, bytes]], body: bytes
-    ) -> bool:
-        """Send a whole response at once, if the windows and the socket allow it."""
-        if stream.closed:
-            return True
-        n = len(body)
-        if self.blocked or n > _FRAME or n > self.window(stream):
-            return False
-        self.put_head(stream, fields, not n)
-        if n:
-            self.put_data(stream, body, True)
-        self.wake()
-        return True
-
-    def on_queued(self, stream: H2Stream) -> None:
-        """The stream has something to send when it can."""
-        self._queued[stream] = None
-        self.wake()
-
-    def window(self, stream: H2Stream) -> int:
-        """Bytes of a body that may be sent now."""
-        return min(self._h2.local_flow_control_window(stream.id), _FRAME)
-
-    def put_head(
-        self, stream: H2Stream, fields: Sequence[tuple[bytes, bytes]], ended: bool
-    ) -> None:
-        """Send fields: a head, or trailers."""
-        self._h2.send_headers(stream.id, fields, ended)
-        if ended:
-            self._sent_all(stream)
-
-    def put_data(self, stream: H2Stream, data: bytes | memoryview, ended: bool) -> None:
-        """Send a part of a body."""
-        self._h2.send_data(stream.id, data, ended)
-        self._reader.earn(2)
-        if ended:
-            self._sent_all(stream)
-
-    def reset(self, stream: H2Stream, code: int) -> None:
-        """End a stream at once."""
-        if not stream.closed:
-            self._reset_number(stream.id, code)
-            self._forget(stream)
-
-    def give_window(self, stream: H2Stream, n: int) -> bool:
-        """The application took n bytes: let as many more come, once that is worth a frame."""
-        if stream.incoming:
-            if n < self._h2_limits.window // 2:
-                return False
-            self._h2.increment_flow_control_window(n, stream.id)
-            self.wake()
-        return True
-
-    def output(self, most: int = 65536) -> bytes:
-        """What is to be sent: all that is ready, and of what waits about `most` bytes, in turns."""
-        if self._queued and not self.blocked and self.fault is None:
-            self._flush(most)
-        self._out.append(self._h2.data_to_send())
-        data = b"".join(self._out)
-        self._out.clear()
-        return data
-
-    def _flush(self, left: int) -> None:
-        queued = self._queued
-        progress = True
-        while progress and queued and left > 0:
-            progress = False
-            for stream in list(queued):
-                if stream.waiting:
-                    sent = stream.send_some(min(left, _FRAME))
-                    left -= sent
-                    progress = progress or sent > 0
-                queued.pop(stream, None)
-                if stream.waiting:
-                    queued[stream] = None  # behind the others
-                if left <= 0:
-                    break
-
-    def _sent_all(self, stream: H2Stream) -> None:
-        """The response is out. What is left of the request's body is of no use (RFC 9113 8.1)."""
-        if stream.status < 400:
-            self._resets.earn()
-        if stream.incoming:
-            if stream.tunnel:
-                return
-            self._reset_number(stream.id, NO_ERROR)
-        self._forget(stream)
-
-    def _forget(self, stream: H2Stream) -> None:
-        stream.close()
-        self.streams.pop(stream.id, None)
-        self._queued.pop(stream, None)
-        self.gone.append(stream)
-
-    def _reset_number(self, number: int, code: int) -> None:
-        try:
-            self._h2.reset_stream(number, code)
-        except h2.exceptions.StreamClosedError:
-            return  # both sides have ended it already
-        self.wake()
-
-    def _emit(self, frame: bytes) -> None:
-        """A frame of our own, behind those that `h2` has made."""
-        self._out += (self._h2.data_to_send(), frame)
-
 
 _UPGRADING = frozenset((b"connection", b"upgrade", b"http2-settings"))
 _OF_STREAMS = (DATA, HEADERS)
@@ -545,31 +408,6 @@ _HANDLERS: dict[type, Callable[[H2Connection, Any, list[Any]], None]] = {
 }
 
 
-def _library(limits: H2Limits, tunnels: bool, decoder: FieldKeeper) -> _Library:
-    library = _Library(_CONFIGURATION)
-    library.encoder = FieldEncoder()  # type: ignore[assignment]
-    library.decoder = decoder
-    library.local_settings = Settings(
-        client=False,
-        initial_values={
-            SettingCodes.MAX_CONCURRENT_STREAMS: limits.streams,
-            SettingCodes.INITIAL_WINDOW_SIZE: limits.window,
-            SettingCodes.MAX_FRAME_SIZE: limits.frame,
-            SettingCodes.MAX_HEADER_LIST_SIZE: limits.header_list,
-            SettingCodes.ENABLE_CONNECT_PROTOCOL: int(tunnels),
-        },
-    )
-    library.max_inbound_frame_size = limits.frame
-    return library
-
-
 def _goaway(last: int, code: int, text: bytes = b"") -> bytes:
     payload = last.to_bytes(4, "big") + code.to_bytes(4, "big") + text
     return frame_bytes(GOAWAY, 0, 0, payload)
-
-
-def _glimpse(fields: Sequence[tuple[bytes, bytes]]) -> tuple[str, bytes]:
-    """Method and target of a refused head as far as they can be read, for the access log."""
-    named = dict(reversed(fields))
-    method = named.get(b":method", b"").decode("latin-1")[:32]
-    return (method if method.isalpha() else ""), named.get(b":path", b"")[:2048]

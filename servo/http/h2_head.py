@@ -98,6 +98,13 @@ def read_trailers(fields: Fields, limits: Limits) -> Headers:
     return keep_trailers(headers)
 
 
+def glimpse(fields: Fields) -> tuple[str, bytes]:
+    """Method and target of a refused head as far as they can be read, for the access log."""
+    named = dict(reversed(fields))
+    method = named.get(b":method", b"").decode("latin-1")[:32]
+    return (method if method.isalpha() else ""), named.get(b":path", b"")[:2048]
+
+
 def _split(fields: Fields) -> tuple[dict[bytes, bytes], Headers]:
     """The pseudo-header fields, and the others."""
     pseudo: dict[bytes, bytes] = {}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from servo.http.events import Request
-    from servo.http.h2 import H2Connection
+    from servo.http.h2_sending import SendingSide
     from servo.http.serialise import Collected, HeaderItem, Status
 
     Fields = list[tuple[bytes, bytes]]
@@ -74,7 +74,7 @@ class H2Stream:
 
     raw_body = False
 
-    def __init__(self, connection: H2Connection, stream_id: int, request: Request) -> None:
+    def __init__(self, connection: SendingSide, stream_id: int, request: Request) -> None:
         self._connection = connection
         self.id = stream_id
         self.request = request
