@@ -10,7 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 from servo.http.errors import ProtocolError
-from servo.http.headers import check_field_lines, read_trailers
+from servo.http.field_lines import check_field_lines
+from servo.http.headers import read_trailers
 
 if TYPE_CHECKING:
     from servo.http.events import Headers

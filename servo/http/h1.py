@@ -19,7 +19,8 @@ from servo.http.errors import ProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.http.h1_httptools import HttptoolsFields
 from servo.http.h1_response import BODY, CLOSED, DONE, HEAD, IDLE, ResponseSide
-from servo.http.headers import KnownFields, check_lines, glimpse, read_request
+from servo.http.headers import check_lines, glimpse, read_request
+from servo.http.known_fields import KnownFields
 from servo.http.serialise import date_line, set_clock
 
 if TYPE_CHECKING:

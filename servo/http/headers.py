@@ -1,9 +1,9 @@
 """What a request head must obey, whatever parsed it: RFC 9110, RFC 9112.
 
-The parsers behind `h1` split field lines and refuse what is malformed in them. Everything that
-decides what a message means is here, once: the request line, the forms of a target, Host, framing,
-the connection's persistence, and what a trailer may hold. A rule that is broken raises
-`ProtocolError` with the status it is answered with.
+The parsers behind `h1` split field lines and refuse what is malformed in them, as `field_lines`
+does. Everything that decides what a message means is here, once: the request line, the forms of a
+target, Host, framing, the connection's persistence, and what a trailer may hold. A rule that is
+broken raises `ProtocolError` with the status it is answered with.
 
 A head is bytes up to and including the empty line. It never starts with an empty line.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from servo.http.errors import ProtocolError
 from servo.http.events import Request
+from servo.http.field_lines import TOKEN, check_field_lines, check_line, split_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,19 +35,15 @@ METHODS = {
 # RFC 3986 allows fewer. Browsers send the brackets, "|", "^", "`", "{", "}" and "\" unescaped in
 # queries, so they pass; a quote, "<", ">" or "#" comes from no client that can be trusted to agree
 # with a proxy about where the target ends.
-_TARGET_CHARS = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>')
+TARGET_CHARS = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>')
 
-_TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
-_TOKEN_ONLY = re.compile(_TOKEN)
 _VERSION_LINE = re.compile(rb"HTTP/[0-9]\.[0-9]\r\n")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(?:\?(.*))?")
 _HOST = re.compile(rb"(?:[-A-Za-z0-9._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+(?::([0-9]{0,5}))?")
 _IP_LITERAL = re.compile(rb"\[([0-9A-Fa-f:.]{2,45})\](?::([0-9]{0,5}))?")
-_FIELD_LINE = re.compile(rb"(" + _TOKEN + rb"):([\t -~\x80-\xff]*)")
 # Optional white space after a value (RFC 9112 section 5). It must follow something on its line:
 # a line of white space alone is a fold, and must not become the empty line that ends the head.
 _TRAILING_SPACE = re.compile(rb"(?<=[^\r\n \t])[ \t]+\r\n")
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 STRAY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
 
 # More digits than any length in use has; llhttp stops at 2**64.
@@ -116,7 +113,7 @@ def read_request_line(head: bytes) -> _RequestLine:
     else:
         raise ProtocolError(400, "malformed request line")
     name = METHODS.get(method) or _unusual_method(method)
-    if target.translate(None, _TARGET_CHARS):
+    if target.translate(None, TARGET_CHARS):
         raise ProtocolError(400, "invalid character in the request target")
     if target.startswith(b"/") and name != "CONNECT":
         path, _, query = target.partition(b"?")
@@ -181,78 +178,6 @@ def judge(line: _RequestLine, headers: Headers) -> Request:
     )
 
 
-class KnownFields:
-    """A field section that a connection's last requests had in common, and how it was judged.
-
-    A client repeats most of its fields to the byte, request after request; HTTP/2's compression is
-    built on that. Where version and fields are those of the request before, only the request line
-    is read. `rest` is a head from its version on; `request` is the one that was read from it.
-    """
-
-    __slots__ = (
-        "_content_length",
-        "_cut",
-        "_has_body",
-        "_headers",
-        "_keep_alive",
-        "_named",
-        "_rest",
-        "_version",
-    )
-
-    def __init__(self, rest: bytes, request: Request) -> None:
-        self._rest = rest
-        self._cut = -len(rest)
-        self._version = request.version
-        # A copy: an app may change the list that it is given.
-        self._headers = tuple(request.headers)
-        self._named = request.named
-        self._keep_alive = request.keep_alive
-        self._content_length = request.content_length
-        self._has_body = request.more_body
-
-    @staticmethod
-    def fit(request: Request) -> bool:
-        """Whether how the fields were judged depends on nothing but themselves."""
-        return (
-            (request.content_length is not None or not request.more_body)
-            and not request.expect_continue
-            and request.upgrade is None
-            and request.target.startswith(b"/")
-        )
-
-    def recall(self, head: bytes) -> Request | None:
-        """The request of a head that ends with these very fields; None for any other."""
-        if not head.endswith(self._rest):
-            return None
-        line = head[: self._cut].split(b" ")
-        if len(line) != 3:
-            return None
-        target = line[1]
-        name = METHODS.get(line[0])
-        if name is None or name == "CONNECT" or target.translate(None, _TARGET_CHARS):
-            return None
-        if not target.startswith(b"/"):
-            return None
-        path, _, query = target.partition(b"?")
-        return Request(
-            name,
-            target,
-            path,
-            query,
-            self._version,
-            [*self._headers],
-            self._keep_alive,
-            False,
-            None,
-            self._content_length,
-            b"",
-            self._has_body,
-            (),
-            self._named,
-        )
-
-
 def tokens(value: bytes) -> list[bytes]:
     """The members of a comma-separated list, in lower case, without white space."""
     return [member.strip(b" \t") for member in value.lower().split(b",")]
@@ -279,20 +204,6 @@ def check_host(host: bytes) -> None:
         _VALID_HOSTS.clear()
     if len(host) <= 255:
         _VALID_HOSTS.add(host)
-
-
-def split_fields(head: bytes) -> Headers:
-    """The fields of a head, by the grammar of RFC 9112 section 5; the strictest reading there is.
-
-    head  bytes whose first line (of a request, or b"") is skipped and whose last is empty
-    """
-    headers = []
-    for line in head.split(b"\r\n")[1:-2]:
-        match = _FIELD_LINE.fullmatch(line)
-        if match is None:
-            raise ProtocolError(400, _field_fault(line))
-        headers.append((match[1].lower(), match[2].strip(b" \t")))
-    return headers
 
 
 def read_trailers(section: bytes, limits: Limits) -> Headers:
@@ -337,7 +248,7 @@ def check_lines(part: bytes, new: int, limits: Limits) -> None:
     """
     end = part.find(b"\r\n")
     if new <= end + 1 or end < 0:
-        if _check_line(part, 0, end, new, limits.request_line) > limits.request_line:
+        if check_line(part, 0, end, new, limits.request_line) > limits.request_line:
             raise ProtocolError(414, "request line too long")
         if end < 0:
             return
@@ -346,51 +257,10 @@ def check_lines(part: bytes, new: int, limits: Limits) -> None:
     check_field_lines(part, end + 2, new, limits.header_count, limits)
 
 
-def check_field_lines(part: bytes, section: int, new: int, count: int, limits: Limits) -> None:
-    """The same for field lines, which begin at `section` and may be `count`."""
-    before = part.rfind(b"\r\n", section, new)
-    start = section if before < 0 else before + 2
-    lines = -1
-    while True:
-        end = part.find(b"\r\n", start)
-        if end == start:
-            return
-        # What is wrong behind the end of a limit is not looked at: cut into other packets, the
-        # same bytes would meet the limit first.
-        room = section + limits.header_total - 2 - start
-        stop = _check_line(part, start, end, new, min(limits.header_field - 2, room))
-        if stop - start > limits.header_field - 2:
-            raise ProtocolError(431, "field line too long")
-        if stop == start:
-            return  # it may be the empty line that is coming
-        if stop - start > room:
-            raise ProtocolError(431, "field lines too long in total")
-        if end < 0:
-            return
-        lines = part.count(b"\r\n", section, end + 2) if lines < 0 else lines + 1
-        if lines > count:
-            raise ProtocolError(431, "too many field lines")
-        if not _FIELD_LINE.fullmatch(part, start, end):
-            raise ProtocolError(400, _field_fault(part[start:end]))
-        start = end + 2
-
-
-def _check_line(part: bytes, start: int, end: int, new: int, limit: int) -> int:
-    """Refuse control characters in a line, as far as it keeps within its limit. Where it stops.
-
-    end  where its CRLF is, or -1 while that has not come
-    """
-    # A CR at the very end may be half of the CRLF.
-    stop = end if end >= 0 else len(part) - part.endswith(b"\r")
-    if _CONTROL.search(part, max(start, new - 1), min(stop, start + limit)):
-        raise ProtocolError(400, "control character, bare CR or bare LF")
-    return stop
-
-
 def glimpse(head: bytes) -> tuple[str, bytes]:
     """Method and target of a refused head as far as they can be read, for the access log."""
     line = head[:2048].split(b"\r\n", 1)[0].split(b" ")
-    if len(line) > 1 and _TOKEN_ONLY.fullmatch(line[0]):
+    if len(line) > 1 and TOKEN.fullmatch(line[0]):
         return line[0].decode("ascii")[:32], line[1]
     return "", b""
 
@@ -404,7 +274,7 @@ def _unusual_method(method: bytes) -> str:
     gunicorn draws the same line (3 to 20 characters, no lower case, no "#") for names that more
     likely are a broken client's.
     """
-    if not _TOKEN_ONLY.fullmatch(method):
+    if not TOKEN.fullmatch(method):
         raise ProtocolError(400, "invalid method")
     if not 3 <= len(method) <= 20 or method != method.upper() or b"#" in method:
         raise ProtocolError(501, "unconventional method")
@@ -484,7 +354,7 @@ def _check_transfer_encoding(value: bytes, version: str) -> None:
     codings = tokens(value)
     if codings == [b"chunked"]:
         return
-    if not all(_TOKEN_ONLY.fullmatch(coding.partition(b";")[0]) for coding in codings):
+    if not all(TOKEN.fullmatch(coding.partition(b";")[0]) for coding in codings):
         raise ProtocolError(400, "malformed Transfer-Encoding")
     if b"chunked" in codings[:-1]:
         raise ProtocolError(400, "chunked is not the last transfer coding, or comes twice")
@@ -497,17 +367,3 @@ def _is_ipv6(text: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _field_fault(line: bytes) -> str:
-    """What is wrong with a field line, in words."""
-    if line[:1] in (b" ", b"\t"):
-        return "folded header line"
-    name, colon, _ = line.partition(b":")
-    if not colon:
-        return "header line without a colon"
-    if name.rstrip(b" \t") != name:
-        return "white space before the colon of a header"
-    if not _TOKEN_ONLY.fullmatch(name):
-        return "invalid header name"
-    return "control character in a header value"

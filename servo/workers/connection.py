@@ -221,7 +221,7 @@ class Connection:
             self._headed = None
             environ = adapter.environ(self._template, request, body, length)
         else:
-            # The very fields of the request before: see http.headers.KnownFields.
+            # The very fields of the request before: see http.known_fields.KnownFields.
             if self._headed is None:
                 self._headed = adapter.with_headers(self._template, request)
             environ = adapter.fill(self._headed.copy(), request, body, length)

@@ -1,0 +1,92 @@
+"""Field lines: their grammar, read as strictly as it can be (RFC 9112 section 5), and their limits.
+
+A head or a trailer section is looked at as it comes, cut into packets anywhere; what a field means
+is the business of `headers`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from servo.http.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from servo.http.events import Headers
+    from servo.http.limits import Limits
+
+TOKEN = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
+_FIELD_LINE = re.compile(rb"(" + TOKEN.pattern + rb"):([\t -~\x80-\xff]*)")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+def split_fields(head: bytes) -> Headers:
+    """The fields of a head. Raises `ProtocolError` for a line that breaks the grammar.
+
+    head  bytes whose first line (of a request, or b"") is skipped and whose last is empty
+    """
+    headers = []
+    for line in head.split(b"\r\n")[1:-2]:
+        match = _FIELD_LINE.fullmatch(line)
+        if match is None:
+            raise ProtocolError(400, _field_fault(line))
+        headers.append((match[1].lower(), match[2].strip(b" \t")))
+    return headers
+
+
+def check_field_lines(part: bytes, section: int, new: int, count: int, limits: Limits) -> None:
+    """Refuse field lines, or the beginning of some, at the first that breaks a rule or a limit.
+
+    They begin at `section` and may be `count`; `new` is as `headers.check_lines` has it.
+    """
+    before = part.rfind(b"\r\n", section, new)
+    start = section if before < 0 else before + 2
+    lines = -1
+    while True:
+        end = part.find(b"\r\n", start)
+        if end == start:
+            return
+        # What is wrong behind the end of a limit is not looked at: cut into other packets, the
+        # same bytes would meet the limit first.
+        room = section + limits.header_total - 2 - start
+        stop = check_line(part, start, end, new, min(limits.header_field - 2, room))
+        if stop - start > limits.header_field - 2:
+            raise ProtocolError(431, "field line too long")
+        if stop == start:
+            return  # it may be the empty line that is coming
+        if stop - start > room:
+            raise ProtocolError(431, "field lines too long in total")
+        if end < 0:
+            return
+        lines = part.count(b"\r\n", section, end + 2) if lines < 0 else lines + 1
+        if lines > count:
+            raise ProtocolError(431, "too many field lines")
+        if not _FIELD_LINE.fullmatch(part, start, end):
+            raise ProtocolError(400, _field_fault(part[start:end]))
+        start = end + 2
+
+
+def check_line(part: bytes, start: int, end: int, new: int, limit: int) -> int:
+    """Refuse control characters in any line, as far as it keeps within its limit. Where it stops.
+
+    end  where its CRLF is, or -1 while that has not come
+    """
+    # A CR at the very end may be half of the CRLF.
+    stop = end if end >= 0 else len(part) - part.endswith(b"\r")
+    if _CONTROL.search(part, max(start, new - 1), min(stop, start + limit)):
+        raise ProtocolError(400, "control character, bare CR or bare LF")
+    return stop
+
+
+def _field_fault(line: bytes) -> str:
+    """What is wrong with a field line, in words."""
+    if line[:1] in (b" ", b"\t"):
+        return "folded header line"
+    name, colon, _ = line.partition(b":")
+    if not colon:
+        return "header line without a colon"
+    if name.rstrip(b" \t") != name:
+        return "white space before the colon of a header"
+    if not TOKEN.fullmatch(name):
+        return "invalid header name"
+    return "control character in a header value"
