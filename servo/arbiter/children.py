@@ -19,7 +19,7 @@ from servo.arbiter.facade import WorkerFacade
 from servo.ipc.channel import ChannelClosed, ChannelOverflow, channel_pair
 from servo.ipc.drops import Drops
 from servo.ipc.messages import AppMessage
-from servo.observe import scoreboard as board
+from servo.observe import words
 from servo.workers.context import WorkerContext
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Children:
         child.facade.pid = child.pid
         child.row_index = index
         child.row = self._scoreboard.row(index)
-        child.row[board.PID] = child.pid
+        child.row[words.PID] = child.pid
         child.channel = ours
         self._by_serial[child.serial] = child
         self._by_slot.setdefault(child.slot, []).append(child)
@@ -291,7 +291,7 @@ class Children:
         if child is not None and not child.reaped:
             if child.row is not None and name in ("SIGABRT", "SIGKILL"):
                 # Its siblings' gates leave it no more connections.
-                child.row[board.STATE] = board.STATE_DRAINING
+                child.row[words.STATE] = words.STATE_DRAINING
             os.kill(child.pid, signal.Signals[name])
 
     def heartbeats(self) -> tuple[dict[int, float], dict[int, float]]:
@@ -299,9 +299,9 @@ class Children:
         beats, oldest = {}, {}
         for serial, child in self._by_serial.items():
             assert child.row is not None
-            beats[serial] = child.row[board.BEAT_NS] / 1e9
-            if child.row[board.OLDEST_START_NS]:
-                oldest[serial] = child.row[board.OLDEST_START_NS] / 1e9
+            beats[serial] = child.row[words.BEAT_NS] / 1e9
+            if child.row[words.OLDEST_START_NS]:
+                oldest[serial] = child.row[words.OLDEST_START_NS] / 1e9
         return beats, oldest
 
     def release(self, serial: int) -> WorkerFacade | None:

@@ -26,7 +26,7 @@ from servo.ipc.messages import (
     MessageError,
     to_json,
 )
-from servo.observe import scoreboard as board
+from servo.observe import words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,10 +46,10 @@ MAX_OWED = 32_768
 _ARBITER = (0, 0)
 # How well a worker of a slot can take a message, by its state; else it can't.
 _RANKS = {
-    board.STATE_READY: 3,
-    board.STATE_BOOTING: 2,
-    board.STATE_SPAWNED: 2,
-    board.STATE_DRAINING: 1,
+    words.STATE_READY: 3,
+    words.STATE_BOOTING: 2,
+    words.STATE_SPAWNED: 2,
+    words.STATE_DRAINING: 1,
 }
 
 
@@ -208,7 +208,7 @@ class Post:
         for child in self._children.in_slot(slot):
             if child.channel is None or child.row is None:
                 continue
-            rank = (_RANKS.get(child.row[board.STATE], 0), child.serial)
+            rank = (_RANKS.get(child.row[words.STATE], 0), child.serial)
             if rank > best_rank and rank[0]:
                 best, best_rank = child, rank
         return best

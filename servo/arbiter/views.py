@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from servo import __version__
 from servo.arbiter.reload import Phase
-from servo.observe.scoreboard import LATENCY_BOUNDS_S
+from servo.observe.words import LATENCY_BOUNDS_S
 from servo.settings.schema import SETTINGS
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import logging
 import threading
 
 from servo.observe.log import ERROR_LOGGER
-from servo.observe.scoreboard import LOG_CRITICAL, LOG_ERROR, LOG_EXCEPTION, LOG_WARNING
+from servo.observe.words import LOG_CRITICAL, LOG_ERROR, LOG_EXCEPTION, LOG_WARNING
 
 # The words of a worker's row, in the order of `LOG_LEVELS`.
 ROW_LOG = LOG_WARNING

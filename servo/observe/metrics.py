@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from servo import __version__
 from servo.observe import backlog, procfs
 from servo.observe.logcount import LOG_LEVELS
-from servo.observe.scoreboard import (
-    LATENCY_BOUNDS_S,
-    METHODS,
-    STATE_NAMES,
-    STATUS_CODES,
-    now_ns,
-)
+from servo.observe.words import LATENCY_BOUNDS_S, METHODS, STATE_NAMES, STATUS_CODES, now_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -21,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from servo.observe.logcount import LOG_LEVELS
-from servo.observe.scoreboard import LATENCY_BOUNDS_S, STATUS_CODES
+from servo.observe.words import LATENCY_BOUNDS_S, STATUS_CODES
 from servo.settings.statsd import split_statsd_address
 
 if TYPE_CHECKING:

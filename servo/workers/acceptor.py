@@ -10,7 +10,7 @@ import logging
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
-from servo.observe import scoreboard as board
+from servo.observe import words
 from servo.workers.gate import WAIT_S, Gate
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Acceptor:
     def closed(self) -> None:
         """One of the worker's connections is gone."""
         self.open -= 1
-        self._row[board.CONNECTIONS] = self.open
+        self._row[words.CONNECTIONS] = self.open
         if not self._watching:
             self._resume()
 
@@ -130,8 +130,8 @@ class Acceptor:
     def _open(self, sock: socket.socket, peer: Any) -> None:
         sock.setblocking(False)
         self.open += 1
-        self._row[board.CONNECTIONS] = self.open
-        self._row[board.ACCEPTED] += 1
+        self._row[words.CONNECTIONS] = self.open
+        self._row[words.ACCEPTED] += 1
         if self.open >= self._most:
             self._watch(False)
         self._driver.opened(sock, peer)

@@ -18,8 +18,8 @@ from servo.errors import ConfigError
 from servo.http import h1
 from servo.http.errors import ProtocolError
 from servo.http.negotiate import ALPN, protocols
-from servo.net.certificates import words
-from servo.observe import scoreboard as board
+from servo.net import certificates
+from servo.observe import words
 from servo.workers.acceptor import Acceptor
 from servo.workers.base import Worker
 from servo.workers.handlers import LoopRunner, Runner
@@ -205,7 +205,7 @@ class AsyncWorker(Worker):
             name = peer[0] if isinstance(peer, tuple) else "A client"
             if isinstance(error, ssl.SSLError) and is_plain_http(error) and spare is not None:
                 teller.answer(spare, name)
-            what = words(error) if isinstance(error, ssl.SSLError) else str(error)
+            what = certificates.words(error) if isinstance(error, ssl.SSLError) else str(error)
             log.debug("%s was gone before it was served: %s", name, what or type(error).__name__)
         finally:
             if spare is not None:
@@ -237,16 +237,16 @@ class AsyncWorker(Worker):
         return started
 
     def _beat(self) -> None:
-        self.row[board.BEAT_NS] = monotonic_ns()
-        if self.row[board.IN_FLIGHT]:
+        self.row[words.BEAT_NS] = monotonic_ns()
+        if self.row[words.IN_FLIGHT]:
             self.loop.call_later(BEAT_S, self._beat)
         else:
             self.beating = False
 
     def _sweep(self, due_ns: int) -> None:
         now = monotonic_ns()
-        self.row[board.BEAT_NS] = now
-        self.row[board.LAG_US] = max(now - due_ns, 0) // 1000
+        self.row[words.BEAT_NS] = now
+        self.row[words.LAG_US] = max(now - due_ns, 0) // 1000
         h1.set_clock(time.time())
         self.server.sweep(now)
         if self.access is not None:

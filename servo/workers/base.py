@@ -36,7 +36,7 @@ from servo.ipc.messages import (
 )
 from servo.net.privileges import become
 from servo.observe import log as log_module
-from servo.observe import scoreboard as board
+from servo.observe import words
 from servo.observe.access import AccessLog
 from servo.observe.logcount import count_log
 from servo.settings.sources import drop_config_modules
@@ -121,8 +121,8 @@ class Worker:
 
     def ready(self) -> None:
         """Tell the arbiter, and the siblings' gates, that this worker accepts."""
-        self.row[board.BEAT_NS] = board.now_ns()
-        self.row[board.STATE] = board.STATE_READY
+        self.row[words.BEAT_NS] = words.now_ns()
+        self.row[words.STATE] = words.STATE_READY
         self.context.channel.send(Ready(self.kind))
         self.mailbox.open(self.message_runner())
 
@@ -130,8 +130,8 @@ class Worker:
         """Tell that this worker accepts no more."""
         self.draining = True
         limit: float = self.settings.graceful_timeout
-        self._tell_at_ns = board.now_ns() + int((limit - min(2.0, limit / 2)) * 1e9)
-        self.row[board.STATE] = board.STATE_DRAINING
+        self._tell_at_ns = words.now_ns() + int((limit - min(2.0, limit / 2)) * 1e9)
+        self.row[words.STATE] = words.STATE_DRAINING
         self.every_second()
         self.tell(Draining())
 
@@ -140,9 +140,9 @@ class Worker:
         self.mailbox.report()
         if self.tap is not None:
             self.tap.send_last(self.context.channel)
-        if self._tell_at_ns and board.now_ns() >= self._tell_at_ns:
+        if self._tell_at_ns and words.now_ns() >= self._tell_at_ns:
             self._tell_at_ns = 0
-            insight.tell_unfinished(self.unfinished(), board.now_ns())
+            insight.tell_unfinished(self.unfinished(), words.now_ns())
 
     def event_loop(self) -> asyncio.AbstractEventLoop | None:
         """The loop that the application's tasks run in, if any."""
@@ -158,7 +158,7 @@ class Worker:
 
     def requests_report(self) -> dict[str, Any]:
         """What the application has now, for an operator."""
-        return insight.running(self.open_requests(), board.now_ns())
+        return insight.running(self.open_requests(), words.now_ns())
 
     def interrupted(self) -> None:
         """Told to stop quickly: gunicorn's `worker_int`."""
@@ -267,9 +267,9 @@ def run_worker(context: WorkerContext) -> int:
     """
     settings = context.settings
     row = context.scoreboard.row(context.row_index)
-    row[board.PID] = os.getpid()
-    row[board.STATE] = board.STATE_BOOTING
-    row[board.BEAT_NS] = board.now_ns()
+    row[words.PID] = os.getpid()
+    row[words.STATE] = words.STATE_BOOTING
+    row[words.BEAT_NS] = words.now_ns()
     tap = _watch_log(row)
     _install_abort(context)
     insight.answer_signals(context.dump_fd)
@@ -308,7 +308,7 @@ def run_worker(context: WorkerContext) -> int:
     try:
         worker.serve()
     except ServoError as error:
-        if row[board.STATE] != board.STATE_BOOTING:
+        if row[words.STATE] != words.STATE_BOOTING:
             raise
         return _boot_failed(context, "boot", str(error), EXIT_BOOT)
     finally:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from servo.observe import scoreboard as board
-from servo.observe.scoreboard import (
+from servo.observe import words
+from servo.observe.words import (
     BEAT_NS,
     BYTES_IN,
     BYTES_OUT,
@@ -132,7 +132,7 @@ class Meter:
 
     def shed(self, request: Request, remote: str) -> None:
         """A request was refused with 503, as too many are in flight (limit_concurrency)."""
-        self.row[board.SHED] += 1
+        self.row[words.SHED] += 1
         self.refused(503, request.method, request.target, remote)
 
     def refused(self, status: int, method: str, target: bytes, remote: str) -> None:

@@ -23,7 +23,7 @@ from servo.http import h1
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.net.sockets import WantsWrite
-from servo.observe import scoreboard as board
+from servo.observe import words
 from servo.workers import insight
 from servo.workers.acceptor import Acceptor
 from servo.workers.base import Worker
@@ -110,7 +110,7 @@ class PollerWorker(Worker):
                     self.acceptor.on_ready(self.listeners[fd])
                 elif fd in self.handlers:
                     self.handlers[fd]()
-            now = row[board.BEAT_NS] = monotonic_ns()
+            now = row[words.BEAT_NS] = monotonic_ns()
             self.after_poll()
             if self.waiting:
                 self._run_waiting()
@@ -136,7 +136,7 @@ class PollerWorker(Worker):
             return 0.0
         if self._later is not None:
             return max((self._later[0] - monotonic_ns()) / 1e9, 0.0)
-        if self.row[board.IN_FLIGHT]:
+        if self.row[words.IN_FLIGHT]:
             return BEAT_S
         if self.access is not None and self.access.pending:
             return 0.1
@@ -349,7 +349,7 @@ class PollerWorker(Worker):
             assert connection.request is not None
             # Even where more is pipelined, or the limit would be the client's to break.
             connection.request.keep_alive = False
-        if self.most_in_flight and self.row[board.IN_FLIGHT] >= self.most_in_flight:
+        if self.most_in_flight and self.row[words.IN_FLIGHT] >= self.most_in_flight:
             self._overloaded(connection)
             return
         try:
@@ -494,7 +494,7 @@ class PollerWorker(Worker):
                 self._on_timeout(connection)
             elif connection.phase == IDLE:
                 connection.forget()
-        self.row[board.OLDEST_START_NS] = oldest
+        self.row[words.OLDEST_START_NS] = oldest
 
     def open_requests(self) -> list[tuple[int, str, bytes, str]]:
         """See Worker.open_requests."""

@@ -15,7 +15,7 @@ from servo.http.headers import map_names
 from servo.http.negotiate import upgrade_settings
 from servo.net.sockets import has_unread
 from servo.net.tls_facts import TLSFacts
-from servo.observe import scoreboard as board
+from servo.observe import words
 from servo.workers.file_send import send_region, settle
 from servo.workers.hooks import HookResponse
 from servo.workers.linger import LINGER_S, Linger
@@ -322,7 +322,7 @@ class StreamProtocol(WebSocketUpgrade):
             request.keep_alive = False
         if server.closes_each or server.draining:
             http.close_next()
-        if server.most_in_flight and server.row[board.IN_FLIGHT] >= server.most_in_flight:
+        if server.most_in_flight and server.row[words.IN_FLIGHT] >= server.most_in_flight:
             self._overloaded(request)
             return
         if server.refuses_underscores:

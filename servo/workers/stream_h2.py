@@ -18,7 +18,7 @@ from servo.http.h2_frames import CANCEL, NO_ERROR, REFUSED_STREAM, known_setting
 from servo.http.headers import map_names
 from servo.http.limits import H2Limits
 from servo.http.negotiate import protocols
-from servo.observe import scoreboard as board
+from servo.observe import words
 from servo.workers.h2_channel import H2Channel
 from servo.workers.linger import LINGER_S, Linger
 
@@ -273,7 +273,7 @@ class H2Protocol(asyncio.Protocol):
         self._requests += 1
         if server.closes_each or self._requests >= server.most_requests:
             self._http.announce()
-        if server.most_in_flight and server.row[board.IN_FLIGHT] >= server.most_in_flight:
+        if server.most_in_flight and server.row[words.IN_FLIGHT] >= server.most_in_flight:
             headers = [(b"retry-after", b"1"), (b"content-type", b"text/plain; charset=utf-8")]
             stream.send_response(503, headers, b"Overloaded\n")
             server.meter.shed(request, self.peer_name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from servo.apps.asgi import TLS_ENVIRON
 from servo.http.forwarded import resolve_client
 from servo.http.negotiate import has_http2
-from servo.observe import scoreboard as board
+from servo.observe import words
 from servo.workers.stream_upgrade import WebSockets
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class StreamServer:
                 connection.forget()
             if connection.deadline_ns and now_ns >= connection.deadline_ns:
                 connection.on_timeout()
-        self.row[board.OLDEST_START_NS] = oldest
+        self.row[words.OLDEST_START_NS] = oldest
 
 
 # Named alike: a number for each costs as much as the rest of making a task.

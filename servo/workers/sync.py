@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from servo.observe import scoreboard as board
+from servo.observe import words
 from servo.workers.poller import PollerWorker
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ class SyncWorker(PollerWorker):
 
     def dispatch(self, connection: Connection) -> None:
         """See PollerWorker.dispatch."""
-        self.row[board.OLDEST_START_NS] = connection.started_ns
+        self.row[words.OLDEST_START_NS] = connection.started_ns
         connection.run()
-        self.row[board.OLDEST_START_NS] = 0
+        self.row[words.OLDEST_START_NS] = 0
         self.served += 1
         self.complete(connection)
 
@@ -41,12 +41,12 @@ class SyncWorker(PollerWorker):
         super().sweep(now_ns)
         if self.habit is not None:
             self.closes_each = self.habit.is_slow(
-                self.served, self.row[board.LATENCY_SUM_NS], now_ns
+                self.served, self.row[words.LATENCY_SUM_NS], now_ns
             )
 
     def progress(self) -> None:
         """A part of a response went out: this worker is alive."""
-        self.row[board.BEAT_NS] = board.now_ns()
+        self.row[words.BEAT_NS] = words.now_ns()
 
 
 class Habit:

@@ -24,7 +24,7 @@ from servo.ipc.messages import (
     AppMessage,
     to_json,
 )
-from servo.observe import scoreboard as board
+from servo.observe import words
 from servo.settings.sources import Settings
 
 SETTINGS = Settings({"app": "x:app", "workers": 1}, {})
@@ -75,8 +75,8 @@ class Office:
         child = Child(serial, slot, 1, SETTINGS, WorkerFacade(serial, slot, SETTINGS), None)
         child.pid = 1000 + serial
         child.channel = ours
-        child.row = memoryview(bytearray(8 * board.ROW_WORDS)).cast("Q")
-        child.row[board.STATE] = state
+        child.row = memoryview(bytearray(8 * words.ROW_WORDS)).cast("Q")
+        child.row[words.STATE] = state
         child.facade.post = self.post.send_to
         self.children[serial] = child
         return Worker(child, theirs)

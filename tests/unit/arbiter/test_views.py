@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from servo.arbiter.views import RATE_WINDOW_S, Rates, config, quantile
-from servo.observe.scoreboard import LATENCY_BOUNDS_S, LATENCY_BUCKETS
+from servo.observe.words import LATENCY_BOUNDS_S, LATENCY_BUCKETS
 from servo.settings.sources import Settings
 
 

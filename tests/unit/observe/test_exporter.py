@@ -11,14 +11,14 @@ import threading
 import pytest
 
 from servo.http.events import Request
-from servo.observe import exporter, small_http
+from servo.observe import exporter, small_http, words
 from servo.observe import facts as facts_module
-from servo.observe import scoreboard as board
 from servo.observe.exporter import ExporterSetup, Pages, export
 from servo.observe.facts import Facts
 from servo.observe.metrics import Reader
-from servo.observe.scoreboard import Scoreboard, count_response
+from servo.observe.scoreboard import Scoreboard
 from servo.observe.small_http import MAX_CLIENTS, Answer, SmallServer
+from servo.observe.words import count_response
 
 # Linux gives no process a number past this.
 NO_PID = 1 << 22
@@ -62,7 +62,7 @@ def test_probes(table, reader):
     assert pages.answer(request(b"/-/ready")) == Answer(
         503, "text/plain; charset=utf-8", b"no worker is ready\n"
     )
-    table.row(table.allocate(1, 1, 1))[board.STATE] = board.STATE_READY
+    table.row(table.allocate(1, 1, 1))[words.STATE] = words.STATE_READY
     assert pages.answer(request(b"/-/ready?from=kubelet")).status == 200
     reader.facts.publish(facts_module.LEAVING, 1, 1, False)
     answer = pages.answer(request(b"/-/ready"))
@@ -116,7 +116,7 @@ def test_what_only_the_living_have_goes_with_a_worker(table, reader, tmp_path):
     pages = Pages(reader, str(tmp_path))
     begin(first, second, own)
     for serial, pid in ((1, first), (2, second)):
-        table.row(table.allocate(serial, serial, 1))[board.PID] = pid
+        table.row(table.allocate(serial, serial, 1))[words.PID] = pid
     begin(unseen)  # it has come and gone between two looks
     pages.tick()
     assert left() == {first, second, own}  # `own` is no worker, but alive

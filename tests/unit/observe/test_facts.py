@@ -8,7 +8,8 @@ import pytest
 
 from servo.observe import facts
 from servo.observe.facts import Facts
-from servo.observe.scoreboard import Scoreboard, count_response
+from servo.observe.scoreboard import Scoreboard
+from servo.observe.words import count_response
 
 REASONS = ("asked", "replaced", "crashed")
 

@@ -14,12 +14,12 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from servo.observe import facts as facts_module
-from servo.observe import metrics, procfs
-from servo.observe import scoreboard as board
+from servo.observe import metrics, procfs, words
 from servo.observe.facts import Facts
 from servo.observe.metrics import ListenerInfo, Reader, families, status, why_not_ready
 from servo.observe.prometheus import OPENMETRICS, TEXT, Exposition, negotiate
-from servo.observe.scoreboard import Scoreboard, count_request, count_response
+from servo.observe.scoreboard import Scoreboard
+from servo.observe.words import count_request, count_response
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def reader(table, facts):
     return Reader(table, facts, [ListenerInfo("http://x", ("127.0.0.1", 1))])
 
 
-def worker(table: Scoreboard, slot: int = 1, state: int = board.STATE_READY) -> memoryview:
-    row = table.row(table.allocate(slot, slot, 1, board.now_ns()))
-    row[board.STATE] = state
-    row[board.PID] = os.getpid()
+def worker(table: Scoreboard, slot: int = 1, state: int = words.STATE_READY) -> memoryview:
+    row = table.row(table.allocate(slot, slot, 1, words.now_ns()))
+    row[words.STATE] = state
+    row[words.PID] = os.getpid()
     return row
 
 
@@ -67,9 +67,9 @@ def test_requests_latency_and_bytes(table, reader, content_type):
     row = worker(table)
     for method, code, ms in [("GET", 200, 1), ("GET", 200, 1), ("POST", 404, 30), ("BREW", 599, 1)]:
         count_request(row, method, code, ms * 1_000_000)
-        row[board.LATENCY_SUM_NS] += ms * 1_000_000
-    row[board.BYTES_IN], row[board.BYTES_OUT], row[board.IN_FLIGHT] = 5, 6, 7
-    row[board.CONNECTIONS], row[board.ACCEPTED], row[board.SHED] = 8, 9, 10
+        row[words.LATENCY_SUM_NS] += ms * 1_000_000
+    row[words.BYTES_IN], row[words.BYTES_OUT], row[words.IN_FLIGHT] = 5, 6, 7
+    row[words.CONNECTIONS], row[words.ACCEPTED], row[words.SHED] = 8, 9, 10
     found = scrape(reader, content_type)
 
     def requests(method: str, status: str) -> float:
@@ -86,7 +86,7 @@ def test_requests_latency_and_bytes(table, reader, content_type):
         for (name, labels), value in found.items()
         if name == "servo_request_duration_seconds_bucket"
     ]
-    assert [bound for bound, _ in buckets] == list(board.LATENCY_BOUNDS_S)
+    assert [bound for bound, _ in buckets] == list(words.LATENCY_BOUNDS_S)
     assert [value for _, value in buckets] == sorted(value for _, value in buckets)
     assert {value for bound, value in buckets if 0.002 < bound < 0.02} == {3}
     for name, value in {
@@ -101,9 +101,9 @@ def test_requests_latency_and_bytes(table, reader, content_type):
 
 
 def test_workers_and_the_arbiters_own_facts(table, facts, reader):
-    worker(table, 1)[board.LAG_US] = 2000
-    worker(table, 1, board.STATE_DRAINING)[board.LAG_US] = 5000
-    worker(table, 2, board.STATE_BOOTING)
+    worker(table, 1)[words.LAG_US] = 2000
+    worker(table, 1, words.STATE_DRAINING)[words.LAG_US] = 5000
+    worker(table, 2, words.STATE_BOOTING)
     facts.publish(facts_module.SERVING, 7, 3, True)
     for event in [("spawned",), ("exited", "crashed"), ("reload_finished",)]:
         facts.happened(*event)
@@ -157,7 +157,7 @@ def test_the_format_is_the_clients_choice(accept, content_type):
 @pytest.mark.parametrize("state", range(len(facts_module.SERVER_STATES)))
 def test_only_a_serving_server_is_ready(table, facts, reader, state):
     facts.publish(state, 1, 2, False)
-    worker(table, 1, board.STATE_BOOTING)
+    worker(table, 1, words.STATE_BOOTING)
     assert reader.read().not_ready
     worker(table, 2)
     assert bool(reader.read().not_ready) == (state != facts_module.SERVING)
@@ -173,7 +173,7 @@ def test_a_silent_arbiter_is_neither_live_nor_ready(table, facts, reader):
 
 def test_status_is_json_with_every_worker(table, facts, reader):
     row = worker(table, 3)
-    row[board.OLDEST_START_NS] = board.now_ns() - 2_000_000_000
+    row[words.OLDEST_START_NS] = words.now_ns() - 2_000_000_000
     count_response(row, "GET", 204)
     text = json.dumps(status(reader.read()))
     value = json.loads(text)

@@ -10,24 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from servo.observe import scoreboard as board
-from servo.observe.scoreboard import (
+from servo.observe import scoreboard, words
+from servo.observe.scoreboard import NO_LOAD, Scoreboard, ScoreboardError, ScoreboardFull, load_of
+from servo.observe.words import (
     LATENCY_BOUNDS_S,
     LATENCY_BUCKETS,
-    NO_LOAD,
     ROW_WORDS,
-    Scoreboard,
-    ScoreboardError,
-    ScoreboardFull,
     count_request,
     count_response,
     latency_bucket,
-    load_of,
 )
 
 NOW = 10**12
 MS = 1_000_000
-GET_2XX = board.METHOD_0 + 1
+GET_2XX = words.METHOD_0 + 1
 
 
 @pytest.fixture
@@ -40,37 +36,37 @@ def table():
 def ready(table: Scoreboard, in_flight: int = 0, connections: int = 0, beat: int = NOW) -> int:
     index = table.allocate(1, 1, 1)
     row = table.row(index)
-    row[board.STATE] = board.STATE_READY
-    row[board.IN_FLIGHT] = in_flight
-    row[board.CONNECTIONS] = connections
-    row[board.BEAT_NS] = beat
+    row[words.STATE] = words.STATE_READY
+    row[words.IN_FLIGHT] = in_flight
+    row[words.CONNECTIONS] = connections
+    row[words.BEAT_NS] = beat
     return index
 
 
 def test_the_words_fit_in_whole_cache_lines_and_do_not_overlap():
-    named = {name: value for name, value in vars(board).items() if isinstance(value, int)}
+    named = {name: value for name, value in vars(words).items() if isinstance(value, int)}
     single = [
         named[name]
         for name in named
         if name.isupper()
         and not name.startswith(("_", "STATE_"))
-        and name not in ("NO_LOAD", "BLOCKED_AFTER_NS", "ROW_WORDS", "CLASSES", "LATENCY_BUCKETS")
+        and name not in ("ROW_WORDS", "CLASSES", "LATENCY_BUCKETS")
         and not name.endswith("_0")
         and name != "STATUS_REST"
     ]
-    words = [
+    taken = [
         *single,
-        *range(board.LATENCY_0, board.LATENCY_0 + LATENCY_BUCKETS),
-        *range(board.METHOD_0, board.METHOD_0 + len(board.METHODS) * board.CLASSES),
-        *range(board.STATUS_0, board.STATUS_0 + len(board.STATUS_CODES)),
-        *range(board.STATUS_REST, board.STATUS_REST + board.CLASSES),
-        *range(board.OK_0, board.OK_0 + len(board.OK_METHODS) * LATENCY_BUCKETS),
+        *range(words.LATENCY_0, words.LATENCY_0 + LATENCY_BUCKETS),
+        *range(words.METHOD_0, words.METHOD_0 + len(words.METHODS) * words.CLASSES),
+        *range(words.STATUS_0, words.STATUS_0 + len(words.STATUS_CODES)),
+        *range(words.STATUS_REST, words.STATUS_REST + words.CLASSES),
+        *range(words.OK_0, words.OK_0 + len(words.OK_METHODS) * LATENCY_BUCKETS),
     ]
-    assert len(words) == len(set(words))
-    assert max(words) < ROW_WORDS
+    assert len(taken) == len(set(taken))
+    assert max(taken) < ROW_WORDS
     assert ROW_WORDS % 8 == 0
-    assert max(board.STATE, board.BEAT_NS, board.IN_FLIGHT, board.CONNECTIONS) < 8
-    assert board._BASE + ROW_WORDS - board._FIRST_COUNTER <= ROW_WORDS
+    assert max(words.STATE, words.BEAT_NS, words.IN_FLIGHT, words.CONNECTIONS) < 8
+    assert scoreboard._BASE + ROW_WORDS - scoreboard._FIRST_COUNTER <= ROW_WORDS
 
 
 def test_a_fresh_row_is_spawned_and_otherwise_empty(table):
@@ -128,7 +124,7 @@ def test_totals_survive_the_worker_and_gauges_do_not(table):
         row = table.row(index)
         for status in [200] * 9 + [503]:
             count_request(row, "GET", status, 3 * MS)
-        row[board.BYTES_OUT] += 1000
+        row[words.BYTES_OUT] += 1000
     table.release(first)
     totals = table.totals()
     assert totals.requests == 20
@@ -157,11 +153,11 @@ def test_a_response_is_counted_by_method_class_and_code(
 ):
     count_response(table.row(ready(table)), method, status)
     totals = table.totals()
-    by_method = dict(zip(board.METHODS, totals.methods, strict=True))
+    by_method = dict(zip(words.METHODS, totals.methods, strict=True))
     assert by_method[shown_method][shown_class - 1] == totals.requests == sum(totals.codes) == 1
     place = totals.codes.index(1)
-    rest = len(board.STATUS_CODES) + shown_class - 1
-    assert place == (rest if shown_code is None else board.STATUS_CODES.index(shown_code))
+    rest = len(words.STATUS_CODES) + shown_class - 1
+    assert place == (rest if shown_code is None else words.STATUS_CODES.index(shown_code))
 
 
 @given(
@@ -182,10 +178,10 @@ def test_however_requests_are_counted_the_sums_agree(served):
         totals = table.totals()
         assert totals.requests == len(served) == sum(totals.latency) == sum(totals.codes)
         assert sum(totals.statuses) == len(served)
-        of_get = totals.methods[board.METHODS.index("GET")]
+        of_get = totals.methods[words.METHODS.index("GET")]
         for number, count in enumerate(of_get, 1):
             assert count == sum(m == "GET" and s // 100 == number for m, s, _ in served)
-        for code, count in zip(board.STATUS_CODES, totals.codes, strict=False):
+        for code, count in zip(words.STATUS_CODES, totals.codes, strict=False):
             assert count == sum(status == code for _, status, _ in served)
         for bucket, count in enumerate(totals.latency):
             assert count == sum(latency_bucket(elapsed) == bucket for _, _, elapsed in served)
@@ -210,13 +206,13 @@ def test_a_busy_worker_without_a_fresh_beat_is_not_counted(table):
     index = ready(table, in_flight=1, beat=NOW - 10 * MS)
     assert table.least_load(NOW) == 1 << 32
     assert table.least_load(NOW + 1) == NO_LOAD
-    table.row(index)[board.IN_FLIGHT] = 0
+    table.row(index)[words.IN_FLIGHT] = 0
     assert table.least_load(NOW + 10**10) == 0
 
 
 @pytest.mark.parametrize("state", [0, 1, 2, 4, 5])
 def test_only_ready_workers_are_counted(table, state):
-    table.row(ready(table))[board.STATE] = state
+    table.row(ready(table))[words.STATE] = state
     assert table.least_load(NOW) == NO_LOAD
 
 
@@ -231,9 +227,9 @@ def test_the_largest_counts_still_make_a_load(table):
 @given(st.integers(0, 2**63))
 def test_a_latency_falls_below_its_buckets_bound_and_not_below_the_one_before(ns):
     bucket = latency_bucket(ns)
-    for i, method in enumerate(board.OK_METHODS):
-        word = board.OK_0 + i * LATENCY_BUCKETS + bucket
-        assert board.OK_WORDS[method][ns.bit_length()] == word < ROW_WORDS
+    for i, method in enumerate(words.OK_METHODS):
+        word = words.OK_0 + i * LATENCY_BUCKETS + bucket
+        assert words.OK_WORDS[method][ns.bit_length()] == word < ROW_WORDS
     assert ns / 1e9 <= LATENCY_BOUNDS_S[bucket]
     if bucket:
         assert ns / 1e9 >= LATENCY_BOUNDS_S[bucket - 1]
@@ -325,14 +321,14 @@ def test_without_memfd_and_fallocate_an_ordinary_file_does(monkeypatch, memfd):
 def test_a_row_stays_usable_after_close(table):
     row = table.row(table.allocate(1, 1, 1))
     table.close()
-    row[board.ACCEPTED] += 1
-    assert row[board.ACCEPTED] == 1
+    row[words.ACCEPTED] += 1
+    assert row[words.ACCEPTED] == 1
 
 
 def test_a_fold_that_never_ended_does_not_hold_readers(table):
     index = ready(table)
     table.row(index)[GET_2XX] = 3
-    table._words[board._FOLDING] += 1
+    table._words[scoreboard._FOLDING] += 1
     assert table.totals().requests == 3
 
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from servo.observe import statsd
 from servo.observe.facts import Facts
 from servo.observe.metrics import ListenerInfo, Reader
-from servo.observe.scoreboard import (
+from servo.observe.scoreboard import Scoreboard
+from servo.observe.statsd import StatsdClient, datagrams, durations
+from servo.observe.words import (
     LATENCY_BOUNDS_S,
     LATENCY_BUCKETS,
     LATENCY_SUM_NS,
     LOG_ERROR,
-    Scoreboard,
     count_request,
 )
-from servo.observe.statsd import StatsdClient, datagrams, durations
 
 
 @pytest.fixture

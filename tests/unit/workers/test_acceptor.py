@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from servo.observe import scoreboard as words
+from servo.observe import words
 from servo.observe.scoreboard import Scoreboard
 from servo.workers.acceptor import Acceptor
 

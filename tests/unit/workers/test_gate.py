@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from servo.observe import scoreboard as words
+from servo.observe import words
 from servo.observe.scoreboard import Scoreboard
 from servo.workers.gate import TRIES, Gate
 
