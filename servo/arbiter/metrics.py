@@ -24,8 +24,6 @@ from servo.observe import facts as facts_module
 from servo.observe import log as log_module
 from servo.observe.facts import Facts
 from servo.observe.logcount import count_log
-from servo.observe.metrics import ListenerInfo, Reader
-from servo.observe.statsd import StatsdClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +94,9 @@ class Metrics:
         self._settings = settings
         self._sockets = sockets
         self._close_inherited = close_inherited
-        self._reader = Reader(scoreboard, self.facts, [_info(each) for each in sockets.listeners])
+        self._scoreboard = scoreboard
+        # In the process itself the sockets will be closed.
+        self._served = [(each.name, each.socket.getsockname()) for each in sockets.listeners]
         for listener in self.listeners:
             listener.owner_pid = os.getpid()  # not the one that bound, if that was not a daemon yet
             log.info("Metrics are served on %s", listener.name)
@@ -185,8 +185,14 @@ class Metrics:
         """The process itself."""
         # What nobody else needs is loaded here: the arbiter stays small.
         from servo.observe.exporter import ExporterSetup, export
+        from servo.observe.metrics import ListenerInfo, Reader
+        from servo.observe.statsd import StatsdClient
 
         settings = self._settings
+        served = [
+            ListenerInfo(name, where[:2] if isinstance(where, tuple) else where)
+            for name, where in self._served
+        ]
         process.set_title("servo: metrics")
         signal.signal(signal.SIGUSR1, lambda _signum, _frame: log_module.reopen_logs())
         become(settings.user, settings.group, settings.initgroups)
@@ -201,7 +207,7 @@ class Metrics:
         return export(
             ExporterSetup(
                 listeners=[listener.socket for listener in self.listeners],
-                reader=self._reader,
+                reader=Reader(self._scoreboard, self.facts, served),
                 end_fd=end_fd,
                 arbiter_pid=arbiter,
                 directory=os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None,
@@ -253,8 +259,3 @@ def _state(supervisor: Supervisor) -> int:
     if supervisor.paused:
         return facts_module.PAUSED
     return facts_module.SERVING if supervisor.served else facts_module.STARTING
-
-
-def _info(listener: Listener) -> ListenerInfo:
-    where = listener.socket.getsockname()
-    return ListenerInfo(listener.name, where[:2] if isinstance(where, tuple) else where)

@@ -7,9 +7,9 @@ control character, or it could end its line and begin one of its own (response s
 from __future__ import annotations
 
 import re
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
+from wsgiref.handlers import format_date_time
 
 from servo.http.errors import LocalProtocolError
 
@@ -135,7 +135,7 @@ def set_clock(now: float) -> None:
 
 def date_line(now: float) -> bytes:
     """The Date field of a moment (seconds since the epoch), as RFC 9110 section 5.6.7 wants it."""
-    return b"Date: %b\r\n" % formatdate(now, usegmt=True).encode("ascii")
+    return b"Date: %b\r\n" % format_date_time(now).encode("ascii")
 
 
 def status_line(status: Status) -> tuple[int, bytes]:

@@ -1,8 +1,9 @@
 """The messages between the arbiter and its workers, and their encoding.
 
-Servo's own are frozen dataclasses; on the wire each is a JSON object: `{"type": "Ready", …fields}`.
-Those between applications (`servo.cluster`) are `AppMessage`s: a fixed header that the arbiter
-routes by, a topic, and a JSON value that it passes on as it is. No header begins with a brace.
+Servo's own are dataclasses (not frozen: see `servo.arbiter.events`); on the wire each is a JSON
+object: `{"type": "Ready", …fields}`. Those between applications (`servo.cluster`) are
+`AppMessage`s: a fixed header that the arbiter routes by, a topic, and a JSON value that it passes
+on as it is. No header begins with a brace.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ class MessageError(ServoError):
 # --- worker -> arbiter ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Booting:
     """The worker's process runs Servo's code; its import of the app comes next."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ready:
     """The app is loaded, its lifespan has started, and the worker accepts connections.
 
@@ -37,7 +38,7 @@ class Ready:
     worker_class: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BootFailed:
     """The worker can't serve and exits now. `kind` is "app" (import) or "boot"; `text` explains."""
 
@@ -45,12 +46,12 @@ class BootFailed:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Draining:
     """The worker has closed its listeners and finishes what it has."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReplaceMe:
     """The worker asks for a successor and goes on serving until it is retired.
 
@@ -61,7 +62,7 @@ class ReplaceMe:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LogRecords:
     """What the worker has written to the error log: [time, level, text] each. `lost`: not sent."""
 
@@ -69,7 +70,7 @@ class LogRecords:
     lost: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
     """The answer to an `Inquiry` of that number."""
 
@@ -80,26 +81,26 @@ class Report:
 # --- arbiter -> worker ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Retire:
     """Close the shared listeners (siblings take the queue), answer what you have, exit."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stop:
     """No sibling is left: accept what is queued (unless quick), answer it, exit."""
 
     quick: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReopenLogs:
     """Close and reopen the log files (USR1)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Inquiry:
     """An operator asks what this worker does; `what` is "stack" or "requests"."""
 

@@ -6,7 +6,6 @@ import functools
 import os
 import re
 import ssl
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -183,6 +182,8 @@ def self_signed(hosts: tuple[str, ...]) -> bytes:
 
 def load_pem(context: ssl.SSLContext, pem: bytes) -> None:
     """Have a context use a certificate and its key that are no file yet (OpenSSL wants one)."""
+    import tempfile  # for 5 ms, which others need not wait
+
     descriptor, path = tempfile.mkstemp(prefix="servo-", suffix=".pem")  # mode 0600
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +14,8 @@ ALIKE = 0.7
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that is most like this one, if any is. Dashes before a flag don't count."""
+    import difflib  # not needed before somebody errs
+
     folded = {_folded(other): other for other in known}
     found = difflib.get_close_matches(_folded(name), folded, 1, cutoff)
     return folded[found[0]] if found else None

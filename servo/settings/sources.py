@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-import sysconfig
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,6 +206,10 @@ def drop_config_modules(settings: Settings) -> None:
     A worker calls this before it imports the app, or it would serve what the file had loaded when
     the arbiter read it. Installed packages stay: they can't be stale, and may not load twice.
     """
+    if not settings.config_modules:
+        return
+    import sysconfig  # not needed otherwise, and slow to find out
+
     installed = {
         sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
     }

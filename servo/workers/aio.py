@@ -198,7 +198,7 @@ class AsyncWorker(Worker):
             if self.tls_options and len(self._connecting) <= SPARE_MOST:
                 spare = sock.dup()
             header = await self._read_preface(sock, peer) if self.tls_options else None
-            protocol = StreamProtocol(self.server, header)
+            protocol = StreamProtocol(self.server, sock, peer, header)
             made = cast("asyncio.Protocol", protocol)  # but in name
             await self.loop.connect_accepted_socket(lambda: made, sock, **self.tls_options)
         except (OSError, ProtocolError, asyncio.TimeoutError) as error:

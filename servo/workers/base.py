@@ -10,7 +10,6 @@ import faulthandler
 import gc
 import logging
 import os
-import random
 import signal
 import sys
 import traceback
@@ -239,7 +238,11 @@ class Worker:
         # An even balance would let all workers expire at the same moment.
         jitter: int | None = self.settings.max_requests_jitter
         most = limit // 10 if jitter is None else jitter
-        return limit and limit + random.randint(0, most)  # noqa: S311  no secret
+        if not limit:
+            return 0
+        import random  # not needed otherwise
+
+        return limit + random.randint(0, most)  # noqa: S311  no secret
 
 
 class HookWorker:
@@ -275,7 +278,6 @@ def run_worker(context: WorkerContext) -> int:
     insight.answer_signals(context.dump_fd)
     _keep_from_children(context)
     _set_title(f"servo: worker {context.slot} [{settings.app}]")
-    random.seed()
     context.channel = SharedChannel(context.channel)
     mailbox = Mailbox(context.channel, context.slot, context.serial, context.scoreboard)
     context.mailbox = mailbox

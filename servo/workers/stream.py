@@ -25,7 +25,9 @@ from servo.workers.stream_upgrade import WebSocketUpgrade
 from servo.workers.tls_stream import ends, send_blocks
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
+    from typing import Any
 
     from servo._types import Scope
     from servo.apps.asgi_websocket import WebSocketCall
@@ -61,9 +63,11 @@ class StreamProtocol(WebSocketUpgrade):
         "_pace",
         "_paused",
         "_paused_ns",
+        "_peer",
         "_reading_head",
         "_requests",
         "_server",
+        "_socket",
         "_template",
         "_transport",
         "_trusted",
@@ -76,9 +80,21 @@ class StreamProtocol(WebSocketUpgrade):
         "write",
     )
 
-    def __init__(self, server: StreamServer, header: ProxyHeader | None = None) -> None:
-        """`header`: the PROXY protocol's, where it was read before the TLS handshake."""
+    def __init__(
+        self,
+        server: StreamServer,
+        sock: socket.socket,
+        peer: Any,
+        header: ProxyHeader | None = None,
+    ) -> None:
+        """
+        sock, peer  what was accepted; the loop is about to have it, and will close it
+        header      the PROXY protocol's, where it was read before the TLS handshake
+        """
         settings = server.settings
+        # The loop's own ways to these (get_extra_info) cost six times as much.
+        self._socket = sock
+        self._peer = peer
         self._header = header
         self._facts: TLSFacts | None = None
         self._server = server
@@ -118,7 +134,7 @@ class StreamProtocol(WebSocketUpgrade):
         server = self._server
         self._transport = transport  # type: ignore[assignment]
         self.write = self._transport.write
-        address, client = ends(transport, self._header)
+        address, client = ends(self._socket, self._peer, self._header)
         preface = None
         if server.tls is None:
             preface = server.worker.proxy_protocol.preface(client)
@@ -531,8 +547,7 @@ class StreamProtocol(WebSocketUpgrade):
 
     def _fd(self) -> int:
         """-1 once the loop has closed the socket, which it may do at once over TLS."""
-        sock = self._transport.get_extra_info("socket")
-        return int(sock.fileno()) if sock else -1
+        return self._socket.fileno()
 
     def drain(self, idle_s: float, fresh_s: float) -> None:
         """Answer what has come; a silent client is cut after `idle_s`, one that has not asked for

@@ -40,12 +40,15 @@ def loop_options(
 
 
 def ends(
-    transport: asyncio.BaseTransport, header: ProxyHeader | None
+    sock: socket.socket, peer: Any, header: ProxyHeader | None
 ) -> tuple[tuple[str, int] | tuple[str, None], tuple[str, int] | None]:
-    """The addresses of our end and the client's, or what a PROXY protocol header says of them."""
+    """The addresses of our end and the client's, or what a PROXY protocol header says of them.
+
+    peer  the client's, as `accept` gave it
+    """
     if header is not None and header.source is not None:
         return header.destination or ("", None), header.source
-    own, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+    own = sock.getsockname()
     address = (own[0], own[1]) if isinstance(own, tuple) else (own or "", None)
     return address, (peer[0], peer[1]) if isinstance(peer, tuple) else None
 
