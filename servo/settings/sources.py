@@ -147,15 +147,6 @@ class Settings:
         """Seconds that an idle connection is kept; 0: not at all."""
         return _KEEPALIVE if self.keepalive is None else float(self.keepalive)
 
-    @property
-    def keeps_while_quick(self) -> bool:
-        """Whether a `sync` worker keeps connections only while its requests are quick.
-
-        With several of them a request on a kept connection waits for its busy worker while others
-        idle: see `servo.workers.sync`.
-        """
-        return self.keepalive is None and self.worker_count_for("sync") > 1
-
     def needs_restart(self, new: Settings) -> list[str]:
         """The settings that differ in `new` and that a reload doesn't apply."""
         return [

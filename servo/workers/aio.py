@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("servo.error")
 
 BEAT_S = 0.005
+BEAT_NS = 5_000_000
 # A stopping worker gives idle connections this long: a request that the kernel already holds is
 # read within a turn of the loop.
 STOP_IDLE_S = 0.05
@@ -59,6 +60,10 @@ class AsyncWorker(Worker):
         self.asgi_app, self.lifespan = self._prepare(app)
         self.acceptor = Acceptor(self, self)
         self.beating = False
+        self.habit = self.make_habit()
+        self._beat_due_ns = 0
+        self._begun = 0
+        self._blocked_ns = 0
         self.server: StreamServer = None  # type: ignore[assignment]  # made in `serve`
         self.drained: asyncio.Future[None] | None = None
         self._connecting: set[asyncio.Task[None]] = set()
@@ -231,15 +236,24 @@ class AsyncWorker(Worker):
     def begin_request(self) -> int:
         """Count a request in; returns its start in nanoseconds."""
         started = self.meter.begin()
+        self._begun += 1
         if not self.beating:
             self.beating = True
-            self.loop.call_later(BEAT_S, self._beat)
+            self._beat_at(started + BEAT_NS)
         return started
 
+    def _beat_at(self, due_ns: int) -> None:
+        self._beat_due_ns = due_ns
+        self.loop.call_later(BEAT_S, self._beat)
+
     def _beat(self) -> None:
-        self.row[words.BEAT_NS] = monotonic_ns()
+        now = self.row[words.BEAT_NS] = monotonic_ns()
+        late = now - self._beat_due_ns
+        if late > BEAT_NS:
+            # Something blocks the loop, or many small things do: `habit` tells them apart.
+            self._blocked_ns += late
         if self.row[words.IN_FLIGHT]:
-            self.loop.call_later(BEAT_S, self._beat)
+            self._beat_at(now + BEAT_NS)
         else:
             self.beating = False
 
@@ -249,6 +263,8 @@ class AsyncWorker(Worker):
         self.row[words.LAG_US] = max(now - due_ns, 0) // 1000
         h1.set_clock(time.time())
         self.server.sweep(now)
+        if self.habit is not None:
+            self.server.closes_each = self.habit.is_slow(self._begun, self._blocked_ns, now)
         if self.access is not None:
             self.access.flush()
         self.every_second()

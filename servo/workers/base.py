@@ -40,6 +40,7 @@ from servo.observe.access import AccessLog
 from servo.observe.logcount import count_log
 from servo.settings.sources import drop_config_modules
 from servo.workers import insight
+from servo.workers.habit import QUICK_NS, TLS_QUICK_NS, Habit
 from servo.workers.handlers import Runner, ThreadRunner
 from servo.workers.hooks import RequestHooks
 from servo.workers.mailbox import Mailbox
@@ -158,6 +159,12 @@ class Worker:
     def requests_report(self) -> dict[str, Any]:
         """What the application has now, for an operator."""
         return insight.running(self.open_requests(), words.now_ns())
+
+    def make_habit(self) -> Habit | None:
+        """What tells when to close connections after each response; None: the settings do."""
+        if self.settings.keepalive is not None or not self.multiprocess:
+            return None
+        return Habit(QUICK_NS if self.context.tls is None else TLS_QUICK_NS)
 
     def interrupted(self) -> None:
         """Told to stop quickly: gunicorn's `worker_int`."""

@@ -117,9 +117,15 @@ def test_keepalive_requests(serve: Serve, worker_class: str) -> None:
         assert client.recv(1) == b""
 
 
-def test_several_sync_workers_close_connections_while_requests_are_slow(serve: Serve) -> None:
+@pytest.mark.parametrize(
+    ("worker_class", "quick", "slow"),
+    [("sync", "/", "/slow?s=0.05"), ("async", "/slow?s=0.05", "/block?s=0.05")],
+)
+def test_several_workers_close_connections_while_requests_hold_them_up(
+    serve: Serve, worker_class: str, quick: str, slow: str
+) -> None:
     """Or one would wait for its busy worker, while others idle."""
-    server = serve(*class_args("sync"), "-w", "2")
+    server = serve(*class_args(worker_class), "-w", "2")
 
     def kept(path: str) -> bool:
         with connect(server) as client:
@@ -128,8 +134,8 @@ def test_several_sync_workers_close_connections_while_requests_are_slow(serve: S
         return b"connection: close" not in head.lower()
 
     # It may be slow for a moment, on a busy machine.
-    wait_for(lambda: kept("/"), "a connection that is kept")
-    wait_for(lambda: not kept("/slow?s=0.05"), "one that is closed")
+    wait_for(lambda: kept(quick), "a connection that is kept")
+    wait_for(lambda: not kept(slow), "one that is closed")
 
 
 def test_worker_connections(serve: Serve, worker_class: str) -> None:

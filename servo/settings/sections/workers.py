@@ -209,9 +209,10 @@ short, and `INT` or `QUIT` leave it out.""",
         section=_TIMES,
         help="How long an idle connection is kept; 0 closes after each response.",
         details="""\
-Unset: 75, above the usual load balancer's 60; but of several `sync` workers one whose requests have
-just taken more than 1 ms each on average closes after each response, for 30 s: a request on a kept
-connection would wait for its busy worker while others idle.""",
+Unset: 75, above the usual load balancer's 60; but of several `sync` or `async` workers one that was
+just held up by its requests (by a handler that blocks the event loop, in an `async` worker) for
+more than 1 ms each on average, 5 ms over TLS, closes after each response, for 30 s: a request on a
+kept connection would wait for its busy worker while others idle.""",
     ),
     Setting(
         name="header_timeout",

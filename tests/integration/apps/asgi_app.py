@@ -119,7 +119,10 @@ async def slow(scope, receive, send, query):
 
 
 async def block(scope, receive, send, query):
-    while True:  # the blocked event loop
+    if "s" in query:
+        time.sleep(float(query["s"]))
+        await answer(send, b"blocked")
+    while "s" not in query:  # the blocked event loop
         time.sleep(0.01)
 
 

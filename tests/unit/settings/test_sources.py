@@ -263,18 +263,11 @@ def test_worker_count_of_a_class_that_is_known_later() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "seconds", "while_quick"),
-    [
-        ({}, 75, False),
-        ({"workers": 2}, 75, True),
-        ({"workers": 2, "keepalive": 5.0}, 5, False),
-        ({"workers": 2, "keepalive": 0.0}, 0, False),
-    ],
+    ("values", "seconds"),
+    [({}, 75), ({"workers": 2}, 75), ({"keepalive": 5.0}, 5), ({"keepalive": 0.0}, 0)],
 )
-def test_keepalive(values: dict[str, Any], seconds: float, while_quick: bool) -> None:
-    settings = made(**values)
-    assert settings.keepalive_s == seconds
-    assert settings.keeps_while_quick is while_quick
+def test_keepalive(values: dict[str, Any], seconds: float) -> None:
+    assert made(**values).keepalive_s == seconds
 
 
 def test_thread_count() -> None:
