@@ -50,6 +50,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         pid = os.fork()
         if pid == 0:
             try:
+                # Whoever runs the tests in the background has it ignored.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 sys.stderr = path.open("w")
                 launch = Launch()
                 launch.detach(limit_s)
