@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 COMPILED = [
     "servo/apps/asgi.py",
     "servo/apps/wsgi.py",
+    "servo/apps/wsgi_environ.py",
+    "servo/apps/wsgi_file.py",
     "servo/http/chunked.py",
     "servo/http/events.py",
     "servo/http/field_lines.py",

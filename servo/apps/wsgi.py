@@ -1,8 +1,9 @@
 """A WSGI application behind an HTTP connection (PEP 3333).
 
-`WSGIAdapter` is made once a worker, `WSGIResponder` once a connection. `responder.run` calls the
-application and gives back what is still to be sent; only a response that is produced in pieces is
-sent from inside it. Nothing here knows a socket: the driver is a `Transport`.
+`WSGIAdapter` is made once a worker (see `wsgi_environ`), `WSGIResponder` once a connection.
+`responder.run` calls the application and gives back what is still to be sent; only a response that
+is produced in pieces is sent from inside it. Nothing here knows a socket: the driver is a
+`Transport`.
 """
 
 from __future__ import annotations
@@ -13,20 +14,16 @@ import stat
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
-from urllib.parse import unquote_to_bytes
 
-from servo import __version__
+from servo.apps.wsgi_file import FileRegion, FileWrapper, bounded
 from servo.errors import ServoError
-from servo.http.errors import ClientDisconnected, LocalProtocolError, ProtocolError
+from servo.http.errors import ClientDisconnected, LocalProtocolError
 
 if TYPE_CHECKING:
-    import logging
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
-    from servo._types import WSGIApp
-    from servo.http.events import Request
-
-    Environ = dict[str, Any]
+    from servo._types import Environ
+    from servo.apps.wsgi_environ import WSGIAdapter
 
 
 class Transport(Protocol):
@@ -69,213 +66,7 @@ class Exchange(Protocol):
     def account(self, n: int) -> None: ...
 
 
-class FileRegion:
-    """A part of a file that the driver sends (by sendfile) after the head, and then closes.
-
-    `fd` is a descriptor of our own, so that the application may close its file at any time.
-    """
-
-    __slots__ = ("count", "fd", "head", "offset")
-
-    def __init__(self, head: bytes, fd: int, offset: int, count: int) -> None:
-        self.head = head
-        self.fd = fd
-        self.offset = offset
-        self.count = count
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        os.close(self.fd)
-
-
-class FileWrapper:
-    """`wsgi.file_wrapper`: an iterator over a file, sent by sendfile where that is possible."""
-
-    def __init__(self, filelike: Any, block_size: int = 65536) -> None:
-        self.filelike = filelike
-        self.block_size = block_size
-        if hasattr(filelike, "close"):
-            self.close = filelike.close
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        data: bytes = self.filelike.read(self.block_size)
-        if not data:
-            raise StopIteration
-        return data
-
-
-class EmptyInput:
-    """`wsgi.input` of a request without a body. It has no state, so all requests share one."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Nothing."""
-        return b""
-
-    def readline(self, size: int | None = -1) -> bytes:
-        """Nothing."""
-        return b""
-
-    def readlines(self, hint: int | None = -1) -> list[bytes]:
-        """No lines."""
-        return []
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(())
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
 _LIST_ITERATOR: type = type(iter([]))
-# With a minor version, which CGI wants (RFC 3875 section 4.1.16).
-_PROTOCOLS = {"1.1": "HTTP/1.1", "1.0": "HTTP/1.0", "2": "HTTP/2.0"}
-_EMPTY_INPUT = EmptyInput()
-_KEYS_KEPT = 1024
-
-
-class WSGIAdapter:
-    """One application and the parts of its environ that never change.
-
-    header_map   what becomes of header names with underscores, which can't be told from dashes
-                 in an environ: "drop" them, "refuse" the request, or "dangerous" (keep them)
-    root_path    the mount point: becomes SCRIPT_NAME, and is cut from the front of PATH_INFO
-    """
-
-    def __init__(
-        self,
-        app: WSGIApp,
-        *,
-        log: logging.Logger,
-        multithread: bool,
-        multiprocess: bool,
-        root_path: str = "",
-        header_map: str = "drop",
-        sendfile: bool = True,
-    ) -> None:
-        self.app = app
-        self.log = log
-        self.sendfile = sendfile
-        self.forked = False
-        self._root_path = root_path.rstrip("/")
-        self._header_map = header_map
-        # Header name (lower case) -> environ key. Bounded: clients choose names.
-        self._keys = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
-        self._base: Environ = {
-            "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
-            "wsgi.errors": sys.stderr,
-            "wsgi.multithread": multithread,
-            "wsgi.multiprocess": multiprocess,
-            "wsgi.run_once": False,
-            "wsgi.input_terminated": True,
-            "wsgi.file_wrapper": FileWrapper,
-            "SERVER_SOFTWARE": f"servo/{__version__}",
-            "SCRIPT_NAME": self._root_path,
-        }
-
-    def watch_forks(self) -> None:
-        """Have processes end that the application forks and lets run on into the worker's code.
-
-        For workers: it can't be undone.
-        """
-        os.register_at_fork(after_in_child=self._note_fork)
-
-    def _note_fork(self) -> None:
-        self.forked = True
-
-    def template(
-        self, server: tuple[str, int] | str, client: tuple[str, int] | None, scheme: str
-    ) -> Environ:
-        """The environ parts of one connection; copied for each of its requests.
-
-        `server` is (host, port) or the path of a Unix socket; `client` is None on one.
-        """
-        environ = self._base.copy()
-        environ["wsgi.url_scheme"] = scheme
-        if isinstance(server, str):
-            environ["SERVER_NAME"], environ["SERVER_PORT"] = server, ""
-        else:
-            environ["SERVER_NAME"], environ["SERVER_PORT"] = server[0], str(server[1])
-        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = (
-            (client[0], str(client[1])) if client else ("", "")
-        )
-        return environ
-
-    def environ(self, template: Environ, request: Request, body: Any, length: int) -> Environ:
-        """The environ of a request whose body (`length` bytes) is `body`, or None for none.
-
-        Raises ProtocolError for a name that `header_map` refuses.
-        """
-        return self.fill(self.with_headers(template, request), request, body, length)
-
-    def with_headers(self, template: Environ, request: Request) -> Environ:
-        """The template with a request's header fields and version, which the next may share."""
-        environ = template.copy()
-        environ["SERVER_PROTOCOL"] = _PROTOCOLS[request.version]
-        named = request.named
-        if len(named) == len(request.headers):
-            # The ordinary case: no name comes twice, each has been seen before.
-            keys = self._keys
-            try:
-                for name, value in request.headers:
-                    environ[keys[name]] = value.decode("latin-1")
-            except KeyError:
-                self._add_headers(environ, request)
-        else:
-            self._add_headers(environ, request)
-        return environ
-
-    def fill(self, environ: Environ, request: Request, body: Any, length: int) -> Environ:
-        """What is left of an environ that has the header fields."""
-        environ["REQUEST_METHOD"] = request.method
-        path = request.path
-        target = request.target
-        if b"%" in path:
-            text = unquote_to_bytes(path).decode("latin-1")
-            uri = target.decode("latin-1")
-        else:
-            text = path.decode("latin-1")
-            # Of the same length: the target is the path, and nothing else.
-            uri = text if len(target) == len(path) else target.decode("latin-1")
-        if self._root_path and (text + "/").startswith(self._root_path + "/"):
-            text = text[len(self._root_path) :]
-        environ["PATH_INFO"] = text
-        environ["QUERY_STRING"] = request.query.decode("latin-1")
-        environ["RAW_URI"] = environ["REQUEST_URI"] = uri
-        environ["wsgi.input"] = _EMPTY_INPUT if body is None else body
-        if request.content_length is None and body is not None:
-            environ["CONTENT_LENGTH"] = str(length)
-        return environ
-
-    def _add_headers(self, environ: Environ, request: Request) -> None:
-        """Any headers, one by one: new names, repeated ones, ones that are left out."""
-        seen: Environ = {}
-        for name, value in request.headers:
-            key = self._keys.get(name) or self._learn(name)
-            if key is None:
-                continue
-            if key in seen:
-                glue = "; " if key == "HTTP_COOKIE" else ","
-                seen[key] += glue + value.decode("latin-1")
-            else:
-                seen[key] = value.decode("latin-1")
-        environ.update(seen)
-
-    def _learn(self, name: bytes) -> str | None:
-        if name == b"transfer-encoding":
-            # RFC 9112 section 7.1.3: decoding removes the coding and gives a length instead.
-            return None
-        if b"_" in name and self._header_map != "dangerous":
-            if self._header_map == "refuse":
-                raise ProtocolError(400, "a header name has an underscore")
-            return None
-        key = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
-        if len(self._keys) < _KEYS_KEPT:
-            self._keys[name] = key
-        return key
 
 
 class WSGIResponder:
@@ -397,7 +188,7 @@ class WSGIResponder:
             region = self._file_region(result)
             if region is not None:
                 return region
-        blocks = _bounded(result, self.headers) if type(result) is FileWrapper else iter(result)
+        blocks = bounded(result, self.headers) if type(result) is FileWrapper else iter(result)
         if type(blocks) is _LIST_ITERATOR and not self._started:
             # Django's responses: all blocks are there, the application has none to make meanwhile.
             return self._whole(list(blocks))
@@ -482,22 +273,6 @@ def _end_child(error: BaseException | None) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _bounded(wrapper: FileWrapper, headers: Any) -> Iterator[bytes]:
-    """A file up to its end or to Content-Length, whichever comes first (PEP 3333)."""
-    left = None
-    for name, value in headers:
-        if name.lower() == "content-length" and value.isdecimal():
-            left = int(value)
-    for block in wrapper:
-        if left is None:
-            yield block
-            continue
-        yield block[:left]
-        left -= min(len(block), left)
-        if not left:
-            return
 
 
 # More than this of a finished block is not left with the driver while the application goes on.

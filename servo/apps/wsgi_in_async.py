@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from servo._types import Receive, Scope, Send
-    from servo.apps.wsgi import WSGIAdapter
+    from servo.apps.wsgi_environ import WSGIAdapter
     from servo.http.errors import ProtocolError
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from servo.apps.asgi import ASGIAdapter
 from servo.apps.lifespan import Lifespan
-from servo.apps.wsgi import WSGIAdapter
+from servo.apps.wsgi_environ import WSGIAdapter
 from servo.errors import ConfigError
 from servo.http import h1
 from servo.http.errors import ProtocolError

@@ -10,7 +10,9 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from servo.apps.spool import discard, refusal
-from servo.apps.wsgi import FileRegion, WSGIAdapter, WSGIResponder
+from servo.apps.wsgi import WSGIResponder
+from servo.apps.wsgi_environ import WSGIAdapter
+from servo.apps.wsgi_file import FileRegion
 from servo.http.errors import ClientDisconnected
 from servo.http.forwarded import resolve_client
 from servo.http.h1 import H1Connection

@@ -1,4 +1,4 @@
-"""The WSGI adapter over a real HTTP connection, without a socket."""
+"""A WSGI application behind a real HTTP connection, without a socket."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from wsgiref.validate import validator
 
 import pytest
 
-from servo.apps.wsgi import FileRegion, FileWrapper, WSGIAdapter, WSGIResponder
-from servo.http.errors import ClientDisconnected, ProtocolError
+from servo.apps.wsgi import WSGIResponder
+from servo.apps.wsgi_environ import WSGIAdapter
+from servo.apps.wsgi_file import FileRegion, FileWrapper
+from servo.http.errors import ClientDisconnected
 from servo.http.events import Request
 from servo.http.h1 import H1Connection
 from servo.http.limits import Limits
@@ -283,54 +285,6 @@ def test_a_client_that_is_gone_is_no_error_of_the_application(caplog):
     assert caplog.text == ""
 
 
-def test_environ():
-    exchange = Exchange(
-        hello,
-        b"POST /a%20b/%C3%A9?q=%31 HTTP/1.1\r\nHost: h\r\nX-A: 1\r\nX-A: 2\r\nX_B: evil\r\n"
-        b"Cookie: a=1\r\nCookie: b=2\r\nContent-Length: 2\r\nContent-Type: t/x\r\n\r\nhi",
-    )
-    environ = exchange.environ
-    assert environ["REQUEST_METHOD"] == "POST"
-    assert environ["PATH_INFO"] == "/a b/\xc3\xa9"
-    assert environ["QUERY_STRING"] == "q=%31"
-    assert environ["RAW_URI"] == "/a%20b/%C3%A9?q=%31"
-    assert environ["HTTP_X_A"] == "1,2"
-    assert environ["HTTP_COOKIE"] == "a=1; b=2"
-    assert "HTTP_X_B" not in environ
-    assert environ["CONTENT_LENGTH"] == "2"
-    assert environ["CONTENT_TYPE"] == "t/x"
-    assert environ["REMOTE_ADDR"] == "127.0.0.2"
-    assert environ["SERVER_PORT"] == "80"
-    assert environ["wsgi.input"].read() == b"hi"
-
-
-def test_a_chunked_body_is_given_its_length():
-    exchange = Exchange(
-        hello,
-        b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
-    )
-    assert exchange.environ["CONTENT_LENGTH"] == "3"
-    assert "HTTP_TRANSFER_ENCODING" not in exchange.environ
-
-
-def test_names_with_underscores_can_be_refused():
-    with pytest.raises(ProtocolError):
-        Exchange(hello, b"GET / HTTP/1.1\r\nHost: h\r\nX_B: 1\r\n\r\n", header_map="refuse")
-    exchange = Exchange(
-        hello, b"GET / HTTP/1.1\r\nHost: h\r\nX_B: 1\r\n\r\n", header_map="dangerous"
-    )
-    assert exchange.environ["HTTP_X_B"] == "1"
-
-
-@pytest.mark.parametrize(
-    ("target", "path"), [("/app/x", "/x"), ("/app", ""), ("/apple", "/apple"), ("/", "/")]
-)
-def test_root_path_is_cut_from_the_path(target, path):
-    raw = f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
-    environ = Exchange(hello, raw, root_path="/app/").environ
-    assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == ("/app", path)
-
-
 def test_a_file_becomes_a_region_for_sendfile(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")
@@ -372,13 +326,6 @@ def test_clean_under_wsgiref_validate(raw, caplog):
     exchange = Exchange(validator(hello), raw)
     assert exchange.head.split(b" ", 2)[1] == b"200"
     assert caplog.text == ""
-
-
-def test_names_of_clients_do_not_fill_memory():
-    exchange = Exchange(hello)
-    for number in range(3000):
-        exchange.adapter._learn(b"x-%d" % number)
-    assert len(exchange.adapter._keys) <= 1024
 
 
 @pytest.mark.parametrize(("version", "hinted"), [(b"1.1", True), (b"1.0", False)])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from servo.apps.wsgi import WSGIAdapter
+from servo.apps.wsgi_environ import WSGIAdapter
 from servo.apps.wsgi_in_async import WSGIInAsync
 
 SCOPE = {
