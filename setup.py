@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # together. What raises, awaits for the application, or runs once in a while stays as it is.
 COMPILED = [
     "servo/apps/asgi.py",
+    "servo/apps/asgi_scope.py",
     "servo/apps/wsgi.py",
     "servo/apps/wsgi_environ.py",
     "servo/apps/wsgi_file.py",

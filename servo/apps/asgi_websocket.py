@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
 
     from servo._types import Scope
-    from servo.apps.asgi import ASGIAdapter, Exchange
+    from servo.apps.asgi import Exchange
+    from servo.apps.asgi_scope import ASGIAdapter
     from servo.http.events import Data, Headers, Request
     from servo.http.websocket import Handshake, WebSocketConnection
 

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from servo.apps.asgi import TLS_ENVIRON, ResponseCut
+from servo.apps.asgi import ResponseCut
+from servo.apps.asgi_scope import TLS_ENVIRON
 from servo.apps.spool import discard, refusal
 from servo.apps.wsgi import WSGIResponder
 from servo.http.events import Request

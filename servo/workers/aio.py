@@ -11,7 +11,7 @@ import time
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from servo.apps.asgi import ASGIAdapter
+from servo.apps.asgi_scope import ASGIAdapter
 from servo.apps.lifespan import Lifespan
 from servo.apps.wsgi_environ import WSGIAdapter
 from servo.errors import ConfigError

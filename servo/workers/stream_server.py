@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
-from servo.apps.asgi import TLS_ENVIRON
+from servo.apps.asgi_scope import TLS_ENVIRON
 from servo.http.forwarded import resolve_client
 from servo.http.negotiate import has_http2
 from servo.observe import words
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from servo._types import Scope
-    from servo.apps.asgi import ASGIAdapter, ASGICall
+    from servo.apps.asgi import ASGICall
+    from servo.apps.asgi_scope import ASGIAdapter
     from servo.apps.asgi_websocket import WebSocketCall
     from servo.net.tls import TLS
     from servo.net.tls_facts import TLSFacts

@@ -1,4 +1,4 @@
-"""The ASGI adapter over a real HTTP connection and a real event loop, without a socket."""
+"""An ASGI application behind a real HTTP connection and a real event loop, without a socket."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 
 import pytest
 
-from servo.apps.asgi import ASGIAdapter, ASGICall
+from servo.apps.asgi import ASGICall
+from servo.apps.asgi_scope import ASGIAdapter
 from servo.http.errors import ClientDisconnected
 from servo.http.events import Data, Request
 from servo.http.h1 import H1Connection
@@ -130,38 +131,6 @@ class _Nothing:
 
     async def __aexit__(self, *exc):
         return None
-
-
-def test_scope():
-    seen = {}
-
-    async def app(scope, receive, send):
-        seen.update(scope)
-        await hello(scope, receive, send)
-
-    exchange(app, b"GET /a%20b?q=%31 HTTP/1.1\r\nHost: h\r\nX-A: 1\r\n\r\n", state={"db": 1})
-    assert seen["type"] == "http"
-    assert seen["path"] == "/a b"
-    assert seen["raw_path"] == b"/a%20b"
-    assert seen["query_string"] == b"q=%31"
-    assert seen["headers"] == [(b"host", b"h"), (b"x-a", b"1")]
-    assert seen["client"] == ("127.0.0.2", 5000)
-    assert seen["state"] == {"db": 1}
-    assert seen["http_version"] == "1.1"
-
-
-@pytest.mark.parametrize(
-    ("target", "path"), [("/x", "/app/x"), ("/app/x", "/app/x"), ("/apple", "/app/apple")]
-)
-def test_the_path_begins_with_the_root_path(target, path):
-    seen = {}
-
-    async def app(scope, receive, send):
-        seen.update(scope)
-        await hello(scope, receive, send)
-
-    exchange(app, f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode(), root_path="/app/")
-    assert (seen["root_path"], seen["path"]) == ("/app", path)
 
 
 def test_the_body_comes_in_parts():

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from servo.apps.asgi import ASGIAdapter
+from servo.apps.asgi_scope import ASGIAdapter
 from servo.apps.asgi_websocket import QUEUE_HIGH_WATER, WebSocketCall
 from servo.http.errors import ClientDisconnected
 from servo.http.h1 import H1Connection
