@@ -39,6 +39,7 @@ COMPILED = [
     "servo/workers/linger.py",
     "servo/workers/meter.py",
     "servo/workers/pace.py",
+    "servo/workers/poll_loop.py",
     "servo/workers/poller.py",
     "servo/workers/stream.py",
     "servo/workers/stream_server.py",

@@ -59,7 +59,7 @@ class ThreadWorker(PollerWorker):
         self.requests.put(connection)
 
     def wait_s(self) -> float:
-        """See PollerWorker.wait_s."""
+        """See PollLoop.wait_s."""
         # Set before the look at `done`: a thread appends first and looks at `asleep` second, so
         # one of the two always sees the other.
         self.asleep = True
