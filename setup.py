@@ -42,6 +42,7 @@ COMPILED = [
     "servo/workers/poll_loop.py",
     "servo/workers/poller.py",
     "servo/workers/stream.py",
+    "servo/workers/stream_connection.py",
     "servo/workers/stream_server.py",
     "servo/workers/stream_upgrade.py",
     "servo/workers/sync.py",

@@ -1,6 +1,6 @@
-"""How an HTTP/1.1 connection becomes a WebSocket.
+"""How an HTTP/1.1 connection becomes a WebSocket, or an HTTP/2 one.
 
-The library that makes the frames is in an extra, so it is imported where a WebSocket is begun.
+The library that makes a WebSocket's frames is in an extra, so it is imported where one is begun.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, cast
 
 from servo.http.errors import ProtocolError
 from servo.http.events import Refused
+from servo.http.negotiate import upgrade_settings
 from servo.workers.hooks import HookResponse
+from servo.workers.stream_connection import StreamConnection
 
 if TYPE_CHECKING:
-    import asyncio
-
     from servo._types import Scope
     from servo.apps.asgi import ASGICall, Exchange
     from servo.apps.asgi_websocket import HandshakeTransport, WebSocketCall
     from servo.http.events import Headers, Request
-    from servo.http.h1 import H1Connection
     from servo.http.websocket import Handshake, WebSocketConnection
     from servo.settings.sources import Settings
-    from servo.workers.hooks import HookRequest
+    from servo.workers.stream_h2 import HTTP2, H2Protocol
     from servo.workers.stream_server import StreamServer
     from servo.workers.stream_websocket import WebSocketProtocol
 
@@ -69,24 +68,10 @@ class WebSockets:
         )
 
 
-class WebSocketUpgrade:
-    """The part of `StreamProtocol` that answers a handshake, and hands the connection over."""
+class StreamUpgrade(StreamConnection):
+    """The part of `StreamProtocol` that hands the connection over to another protocol."""
 
     __slots__ = ()
-
-    loop: asyncio.AbstractEventLoop
-    writable: bool
-    call: ASGICall | WebSocketCall | None
-    _eof: bool
-    _facade: HookRequest | None
-    _http: H1Connection
-    _paused: bool
-    _server: StreamServer
-    _template: Scope
-    _transport: asyncio.Transport
-
-    def _refuse(self, event: Refused) -> None:
-        raise NotImplementedError
 
     def _count(self, call: ASGICall | WebSocketCall, status: int) -> None:
         raise NotImplementedError
@@ -115,14 +100,38 @@ class WebSocketUpgrade:
         if self._facade is not None:
             response = HookResponse(101, headers, 0)
             server.worker.request_hooks.after(self._facade, call.scope, response)
-        self.call = None  # type: ignore[misc]  # a slot of StreamProtocol
+        self.call = None
         server.connections.discard(self)
         session = WebSocketProtocol(server, server.websockets, call, connection, self._transport)
         self._transport.set_protocol(session)
         session.start(http.take_over(), not self._paused, self.writable)
         # This may be within `data_received`, where a task begins at once (Python 3.12): what is
         # left of that must not pause a transport that is the session's.
-        self._paused = True  # type: ignore[misc]  # as `call`
+        self._paused = True
         if self._eof:
             session.eof()
         return session
+
+    def _make_h2(self, common: HTTP2) -> H2Protocol:
+        """The protocol object that takes this one's place."""
+        server = self._server
+        server.connections.discard(self)
+        return common.protocol(
+            server, common, self._transport, self._template, self._trusted, self.peer_name
+        )
+
+    def _upgrades_to_h2(self, request: Request) -> bool:
+        """Go over to HTTP/2, if the request asks for it (RFC 7540 section 3.2), and may."""
+        common = self._server.http2
+        if request.upgrade != b"h2c" or common is None or not common.upgrade:
+            return False
+        settings = upgrade_settings(request)
+        if settings is None or self._facts is not None:
+            return False
+        if not (self._trusted or self._header is not None):
+            return False
+        http = self._http
+        self._transport.write(http.upgrade(b"h2c", []))
+        self._lingering = True  # this object is done
+        self._make_h2(common).start_upgraded(request, settings, http.take_over())
+        return True
