@@ -100,9 +100,7 @@ class ResponseSide:
         if (
             request is not None
             and self._state == DONE
-            and not self._last
             and not self.response_started
-            and request.keep_alive
             and request.method != "HEAD"
             and request.version == "1.1"
         ):
@@ -119,6 +117,8 @@ class ResponseSide:
                 parts.append(length)
             elif declared != 1:
                 return self._send_unusual(status, collect(headers), body)
+            if self._last or not request.keep_alive:
+                return self._sent_last(code, parts, body, request)
             return self._sent(code, parts, body)
         return self._send_unusual(status, collect(headers), body)
 
@@ -219,7 +219,11 @@ class ResponseSide:
         code, line = status_line(status)
         if given.unusual or given.length not in (None, size) or code in (204, 304):
             return self._send_unusual(status, given, body)
-        return self._sent(code, [line, *given.lines, length_line(size)], body)
+        request = self._owed()
+        parts = [line, *given.lines, length_line(size)]
+        if self._last or not request.keep_alive:
+            return self._sent_last(code, parts, body, request)
+        return self._sent(code, parts, body)
 
     def _sent(self, code: int, parts: list[bytes], body: Body) -> bytes:
         parts.append(self._tail.keep)
@@ -230,6 +234,19 @@ class ResponseSide:
         self.response_started = self.response_complete = True
         self._request = None
         self._state = HEAD if self._buffer else IDLE
+        return data
+
+    def _sent_last(self, code: int, parts: list[bytes], body: Body, request: Request) -> bytes:
+        """As `_sent`, where the connection may end with the response."""
+        if request.keep_alive and self._next_is_whole():
+            return self._sent(code, parts, body)
+        parts.append(self._tail.close)
+        parts.append(body)
+        data = b"".join(parts)
+        self.status = code
+        self.body_sent = len(body)
+        self.response_started = self.close_after = True
+        self._finish()
         return data
 
     def _send_unusual(self, status: Status, given: Collected, body: Body) -> bytes:
