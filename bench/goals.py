@@ -6,7 +6,14 @@ _WSGI = (("hello",), ("browser",), ("post-1k",), ("flask", "django"))
 _ASGI = (("hello",), ("browser",), ("post-1k",), ("starlette", "fastapi"))
 _LOGGED = (("hello-log",), ("browser-log",), ("post-1k-log",), ("starlette-log", "fastapi-log"))
 
-# (Servo, peer, workloads of each column, (hello, browser, 1 KB POST, framework))
+_BODIES = (("1M",), ("stream",), ("upload-10M",))
+_TLS = (("tls-hello",), ("tls-browser",), ("tls-fresh",))
+_ECHO = (("echo-32",), ("echo-1M",))
+_HTTP2 = (("http2-hello",), ("http2-browser",), ("http2-tls",))
+# To be "at least level" with a peer, on machines whose figures swing by more than this.
+_LEVEL = (1.1,)
+
+# (Servo, peer, workloads of each column, the aim of each column; the best Python peers at the end)
 GOALS = [
     ("servo-sync", "granian-wsgi", _WSGI, (0.85, 0.85, 0.9, 1)),
     ("servo-thread", "granian-wsgi", _WSGI, (1, 1, 1, 1)),
@@ -17,6 +24,12 @@ GOALS = [
     ("servo-async", "uvicorn", _ASGI, (0.6, 0.6, 0.7, 0.9)),
     ("servo-async", "uvicorn", _LOGGED, (0.4, 0.45, 0.5, 0.75)),
     ("servo-async", "fastpysgi-asgi", _ASGI, (1, 1, 1, 1)),
+    ("servo-sync", "gunicorn-gthread", _BODIES, 3 * _LEVEL),
+    ("servo-async", "gunicorn-asgi", _BODIES, 3 * _LEVEL),
+    ("servo-async", "uvicorn", _BODIES, 3 * _LEVEL),
+    ("servo-async", "uvicorn", _TLS, 3 * _LEVEL),
+    ("servo-websocket", "uvicorn-sansio", _ECHO, 2 * _LEVEL),
+    ("servo-http2", "hypercorn-http2", _HTTP2, 3 * _LEVEL),
 ]
 
 

@@ -433,8 +433,9 @@ def _on_loop() -> bool:
 
     asyncio takes as long to import as half of a server, and 5 MB: who needs no loop goes without.
     """
-    asyncio = sys.modules.get("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is not None
+    # By `getattr`: another thread may be importing it just now.
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    return running is not None and running() is not None
 
 
 async def _wait_for(awaitable: Any) -> Any:

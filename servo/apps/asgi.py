@@ -385,7 +385,10 @@ class ASGICall:
                     500, [(b"content-type", b"text/plain; charset=utf-8")], ERROR_BODY
                 )
             )
-        self._give_up()
+            self._phase = _COMPLETE
+            self.transport.response_complete()
+        else:
+            self._give_up()
 
     def _is_ours(self, error: BaseException) -> bool:
         return isinstance(error, asyncio.CancelledError) and (self.cancelled or self.disconnected)

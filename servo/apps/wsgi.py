@@ -254,8 +254,8 @@ class WSGIResponder:
             self._adapter.log.error("Invalid response to %s: %s", what, error)
         else:
             self._adapter.log.error("Error in the application for %s", what, exc_info=error)
-        self._http.close_after = True
         if self._http.response_started:
+            self._http.close_after = True
             return b""
         return self._http.send_response(
             500, [("Content-Type", "text/plain; charset=utf-8")], b"Internal Server Error\n"

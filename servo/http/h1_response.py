@@ -112,10 +112,10 @@ class ResponseSide:
                 length = LENGTHS[size]
             except (KeyError, TypeError):
                 return self._send_new(status, collect(headers), body)
-            declared = parts.count(length)
-            if declared == 0 and LENGTH_LINES.isdisjoint(parts):
+            declared = LENGTH_LINES.intersection(parts)
+            if not declared:
                 parts.append(length)
-            elif declared != 1:
+            elif len(declared) != 1 or parts.count(length) != 1:
                 return self._send_unusual(status, collect(headers), body)
             if self._last or not request.keep_alive:
                 return self._sent_last(code, parts, body, request)

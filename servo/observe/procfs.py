@@ -92,3 +92,11 @@ def _below(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]
     except OSError:
         return []
+
+
+def waited_ns() -> int:
+    """How long this process's first thread was ready to run and had no CPU; 0 if nobody tells."""
+    try:
+        return int(Path("/proc/self/schedstat").read_bytes().split()[1])
+    except (OSError, IndexError):
+        return 0

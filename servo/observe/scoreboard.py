@@ -281,6 +281,11 @@ class Scoreboard:
                     least = load
         return least
 
+    def ready(self) -> int:
+        """How many workers accept connections."""
+        used = self._rows[: self._words[_HIGH] * _ROW_BYTES]
+        return sum(state == STATE_READY for state, *_ in _GATE.iter_unpack(used))
+
     def close(self) -> None:
         """Give up this process's mapping and descriptor; the rows handed out stay usable."""
         if self.fd < 0:

@@ -60,7 +60,6 @@ class AsyncWorker(Worker):
         self.asgi_app, self.lifespan = self._prepare(app)
         self.acceptor = Acceptor(self, self)
         self.beating = False
-        self.habit = self.make_habit()
         self._beat_due_ns = 0
         self._begun = 0
         self._blocked_ns = 0
@@ -263,8 +262,7 @@ class AsyncWorker(Worker):
         self.row[words.LAG_US] = max(now - due_ns, 0) // 1000
         h1.set_clock(time.time())
         self.server.sweep(now)
-        if self.habit is not None:
-            self.server.closes_each = self.habit.is_slow(self._begun, self._blocked_ns, now)
+        self.server.closes_each = self.is_held_up(self._begun, self._blocked_ns, now)
         if self.access is not None:
             self.access.flush()
         self.every_second()

@@ -10,6 +10,7 @@ import faulthandler
 import gc
 import logging
 import os
+import random
 import signal
 import sys
 import traceback
@@ -38,9 +39,10 @@ from servo.observe import log as log_module
 from servo.observe import words
 from servo.observe.access import AccessLog
 from servo.observe.logcount import count_log
+from servo.observe.procfs import waited_ns
 from servo.settings.sources import drop_config_modules
 from servo.workers import insight
-from servo.workers.habit import QUICK_NS, TLS_QUICK_NS, Habit
+from servo.workers.habit import Habit
 from servo.workers.handlers import Runner, ThreadRunner
 from servo.workers.hooks import RequestHooks
 from servo.workers.mailbox import Mailbox
@@ -85,6 +87,7 @@ class Worker:
         # When to say what a stop waits for, shortly before graceful_timeout; 0: not, or said.
         self._tell_at_ns = 0
         self.mailbox = context.mailbox
+        self.habit = Habit(context.tls is not None)
         self.row = context.scoreboard.row(context.row_index)
         access = AccessLog(self.settings)
         self.access = access if access.enabled else None
@@ -160,11 +163,16 @@ class Worker:
         """What the application has now, for an operator."""
         return insight.running(self.open_requests(), words.now_ns())
 
-    def make_habit(self) -> Habit | None:
-        """What tells when to close connections after each response; None: the settings do."""
-        if self.settings.keepalive is not None or not self.multiprocess:
-            return None
-        return Habit(QUICK_NS if self.context.tls is None else TLS_QUICK_NS)
+    def is_held_up(self, served: int, busy_ns: int, now_ns: int) -> bool:
+        """Whether to close connections after each response. To be asked about once a second.
+
+        served, busy_ns  requests so far, and how long they held the poller's or the loop's thread
+        """
+        if self.settings.keepalive is not None:
+            return not self.settings.keepalive
+        busy_ns -= waited_ns()
+        slow = self.habit.is_slow(served, self.row[words.ACCEPTED], busy_ns, now_ns)
+        return slow and self.context.scoreboard.ready() > 1
 
     def interrupted(self) -> None:
         """Told to stop quickly: gunicorn's `worker_int`."""
@@ -245,11 +253,7 @@ class Worker:
         # An even balance would let all workers expire at the same moment.
         jitter: int | None = self.settings.max_requests_jitter
         most = limit // 10 if jitter is None else jitter
-        if not limit:
-            return 0
-        import random  # not needed otherwise
-
-        return limit + random.randint(0, most)  # noqa: S311  no secret
+        return limit and limit + random.randint(0, most)  # noqa: S311  no secret
 
 
 class HookWorker:
@@ -298,6 +302,7 @@ def run_worker(context: WorkerContext) -> int:
         os.chdir(settings.chdir)
         drop_config_modules(settings)
         cluster.forget_handlers()
+        _import_own()
         prepare_import_path(settings)
         app = load_app(settings.app, settings.interface)
         kind = worker_for(settings, app)
@@ -381,6 +386,13 @@ def _keep_from_children(context: WorkerContext) -> None:
         count_log(None)
 
     os.register_at_fork(after_in_child=forget)
+
+
+def _import_own() -> None:
+    """What is used later is loaded before the application's path comes first: it may have a
+    `queue.py` of its own, or leave no descriptor to read a module by."""
+    import queue  # noqa: F401  the arbiter, whose memory workers start with, needs none of these
+    import tempfile  # noqa: F401
 
 
 def _tune_collector() -> None:

@@ -1,4 +1,4 @@
-"""Whether a worker's requests keep it so busy that its connections had better go elsewhere."""
+"""Whether its requests hold a worker up so much that its connections had better go elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Final
 # times as long closes connections, and does so for a while.
 QUICK_NS: Final = 1_000_000
 TLS_QUICK_NS: Final = 5_000_000
+# What a handshake may take (RSA with 4096 bits: 5 ms), which holds up an event loop, too.
+HANDSHAKE_NS: Final = 10_000_000
 WARY_NS: Final = 30_000_000_000
+# Who is held up for less than a twentieth of the time has no wait worth a new connection.
+_SHARE: Final = 20
 
 
 class Habit:
@@ -17,24 +21,37 @@ class Habit:
     While a `sync` worker runs a request, or one blocks the loop of an `async` worker, those on its
     other connections wait. Siblings may be idle that would take them, if they came anew.
 
-    quick_ns  how long requests may hold the worker, each on average
+    tls  connections begin with a handshake
     """
 
-    __slots__ = ("_busy_ns", "_quick_ns", "_served", "_wary_until_ns")
+    __slots__ = (
+        "_asked_ns",
+        "_busy_ns",
+        "_fresh",
+        "_fresh_ns",
+        "_quick_ns",
+        "_served",
+        "_until_ns",
+    )
 
-    def __init__(self, quick_ns: int) -> None:
-        self._quick_ns = quick_ns
-        self._served = 0
-        self._busy_ns = 0
-        self._wary_until_ns = 0
+    def __init__(self, tls: bool = False) -> None:
+        self._quick_ns = TLS_QUICK_NS if tls else QUICK_NS
+        self._fresh_ns = HANDSHAKE_NS if tls else 0
+        self._asked_ns = self._busy_ns = self._served = self._fresh = self._until_ns = 0
 
-    def is_slow(self, served: int, busy_ns: int, now_ns: int) -> bool:
+    def is_slow(self, served: int, fresh: int, busy_ns: int, now_ns: int) -> bool:
         """To be asked about once a second.
 
-        served, busy_ns   how many requests it has had by now, and how long they held it in all
+        served, fresh   how many requests, and connections, the worker has had by now
+        busy_ns         how long they held it in all, without the time it waited for a CPU: that is
+                        no reason to make more work
         """
-        if busy_ns - self._busy_ns > (served - self._served) * self._quick_ns:
-            self._wary_until_ns = now_ns + WARY_NS
+        allowed = (served - self._served) * self._quick_ns + (fresh - self._fresh) * self._fresh_ns
+        busy = busy_ns - self._busy_ns
+        if busy > allowed and busy > (now_ns - self._asked_ns) // _SHARE:
+            self._until_ns = now_ns + WARY_NS
         self._served = served
+        self._fresh = fresh
         self._busy_ns = busy_ns
-        return now_ns < self._wary_until_ns
+        self._asked_ns = now_ns
+        return now_ns < self._until_ns

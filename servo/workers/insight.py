@@ -123,8 +123,9 @@ def _telling(frame: FrameType) -> list[traceback.FrameSummary]:
 
 def print_tasks(fd: int) -> None:
     """Write the stacks of asyncio's tasks: what each coroutine waits for, which no thread shows."""
-    asyncio = sys.modules.get("asyncio")
-    loop = asyncio._get_running_loop() if asyncio is not None else None
+    # By `getattr`: what hangs may be the import of asyncio.
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    loop = running() if running is not None else None
     if loop is None:
         return
     tasks = _tasks_of(loop)

@@ -271,7 +271,7 @@ class H2Protocol(asyncio.Protocol):
     def _begin(self, stream: H2Stream, request: Request) -> None:
         server = self.server
         self._requests += 1
-        if server.closes_each or self._requests >= server.most_requests:
+        if not server.keep_alive_s or self._requests >= server.most_requests:
             self._http.announce()
         if server.most_in_flight and server.row[words.IN_FLIGHT] >= server.most_in_flight:
             headers = [(b"retry-after", b"1"), (b"content-type", b"text/plain; charset=utf-8")]

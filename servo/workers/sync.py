@@ -21,7 +21,6 @@ class SyncWorker(PollerWorker):
 
     def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
         super().__init__(context, app)
-        self.habit = self.make_habit()
         self.served = 0
 
     def dispatch(self, connection: Connection) -> None:
@@ -35,10 +34,8 @@ class SyncWorker(PollerWorker):
     def sweep(self, now_ns: int) -> None:
         """See PollerWorker.sweep."""
         super().sweep(now_ns)
-        if self.habit is not None:
-            self.closes_each = self.habit.is_slow(
-                self.served, self.row[words.LATENCY_SUM_NS], now_ns
-            )
+        busy_ns = self.row[words.LATENCY_SUM_NS]
+        self.closes_each = self.is_held_up(self.served, busy_ns, now_ns)
 
     def progress(self) -> None:
         """A part of a response went out: this worker is alive."""

@@ -335,8 +335,10 @@ def test_streams_that_nobody_reads(serve: Serve) -> None:
 def test_app_raises(serve: Serve, worker_class: str) -> None:
     server = serve(*class_args(worker_class), "-w", "1")
     workers = server.wait_workers(1)
-    response = talk(server, request("/fail", close=False))
+    # What was pipelined behind it is answered, too.
+    response = talk(server, request("/fail", close=False) + request())
     assert status(response) == 500
+    assert response.count(b"HTTP/1.1 200 OK") == 1
     assert b"on purpose" not in response
     server.wait_log("RuntimeError: the app failed on purpose")
     response = talk(server, request("/fail-late", close=False))

@@ -210,9 +210,9 @@ short, and `INT` or `QUIT` leave it out.""",
         help="How long an idle connection is kept; 0 closes after each response.",
         details="""\
 Unset: 75, above the usual load balancer's 60; but of several `sync` or `async` workers one that was
-just held up by its requests (by a handler that blocks the event loop, in an `async` worker) for
-more than 1 ms each on average, 5 ms over TLS, closes after each response, for 30 s: a request on a
-kept connection would wait for its busy worker while others idle.""",
+just held up by its requests closes after each response, for 30 s: a request on a kept connection
+would wait for its busy worker while others idle. Held up: for more than 1 ms for each request (5 ms
+over TLS), and 5 % of the time; an `async` worker by handlers that block its event loop.""",
     ),
     Setting(
         name="header_timeout",

@@ -276,6 +276,9 @@ def test_an_error_before_the_head_is_a_500_without_details(caplog, error):
     assert result.wire.data.startswith(b"HTTP/1.1 500 ")
     assert b"secret" not in result.wire.data
     assert "Traceback" in caplog.text
+    # The connection goes on: more may be pipelined.
+    assert not result.http.close_after
+    assert b"connection:" not in result.wire.data.lower()
 
 
 def test_an_error_in_the_middle_cuts_the_response(caplog):

@@ -236,6 +236,9 @@ def test_an_error_before_the_head_is_a_500_without_details(caplog, error):
     assert exchange.head.startswith(b"HTTP/1.1 500 ")
     assert b"secret" not in exchange.wire.data
     assert "Traceback" in caplog.text
+    # The connection goes on: more may be pipelined.
+    assert not exchange.http.close_after
+    assert b"connection:" not in exchange.head.lower()
 
 
 def test_exc_info_replaces_a_head_that_was_not_sent():

@@ -241,6 +241,32 @@ def test_too_short_a_whole_response_closes() -> None:
         assert connection.close_after
 
 
+@pytest.mark.parametrize("given", [("2", "3"), ("2", "2", "3")])
+@pytest.mark.parametrize("closes", [False, True])
+def test_two_lengths_are_refused_though_each_was_sent_before(
+    given: tuple[str, ...], closes: bool
+) -> None:
+    """What is known from before takes a short way: two lengths are how responses are smuggled."""
+    for body in (b"no", b"yes"):
+        asked().send_response(200, [("Content-Length", str(len(body)))], body)
+    connection = asked(GET[:-2] + b"Connection: close\r\n\r\n" if closes else GET)
+    with pytest.raises(LocalProtocolError, match="two different"):
+        connection.send_response(200, [("Content-Length", length) for length in given], b"no")
+
+
+def test_the_last_response_says_so_whatever_is_known() -> None:
+    for _ in range(3):
+        connection = asked(GET[:-2] + b"Connection: close\r\n\r\n")
+        response = connection.send_response(200, [("X-Known", "1")], b"ok")
+        assert parts(response) == (
+            b"HTTP/1.1 200 OK",
+            {b"x-known": b"1", b"content-length": b"2", b"connection": b"close"},
+            b"ok",
+        )
+        assert connection.response_complete
+        assert connection.close_after
+
+
 @pytest.mark.parametrize("status", [204, 304, "204 No Content", "304 Not Modified"])
 def test_bodiless_statuses(status: Any) -> None:
     connection = asked(GET + GET)

@@ -50,3 +50,11 @@ def test_a_family_is_counted_again_when_a_child_ended_meanwhile(monkeypatch):
     children = iter([[2], []])
     monkeypatch.setattr(procfs, "children_of", lambda _pid: next(children))
     assert procfs.cpu_of_family(1) == procfs.CPU(6, 0)
+
+
+def test_waiting_for_a_cpu_is_counted(monkeypatch, tmp_path):
+    assert procfs.waited_ns() >= 0
+    monkeypatch.setattr(procfs, "Path", lambda _path: tmp_path / "schedstat")
+    assert procfs.waited_ns() == 0  # a kernel that does not tell
+    (tmp_path / "schedstat").write_text("1200 34 5\n")
+    assert procfs.waited_ns() == 34

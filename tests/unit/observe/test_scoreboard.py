@@ -202,6 +202,15 @@ def test_least_load_is_requests_first_then_connections(table):
     assert table.least_load(NOW) == 1 << 32 | 3
 
 
+def test_ready_counts_those_that_accept(table):
+    assert table.ready() == 0
+    index = ready(table, in_flight=0, connections=0)
+    ready(table, in_flight=5, connections=9)
+    assert table.ready() == 2
+    table.row(index)[words.STATE] = words.STATE_DRAINING
+    assert table.ready() == 1
+
+
 def test_a_busy_worker_without_a_fresh_beat_is_not_counted(table):
     index = ready(table, in_flight=1, beat=NOW - 10 * MS)
     assert table.least_load(NOW) == 1 << 32
