@@ -69,9 +69,12 @@ async def say(send, data):
 async def echo(scope, receive, send, query):
     wanted = scope["subprotocols"]
     await accept(receive, send, subprotocol=wanted[-1] if wanted else None)
-    async for data in messages(receive):
-        await asyncio.sleep(float(query.get("s", 0)))
-        await say(send, data)
+    try:
+        async for data in messages(receive):
+            await asyncio.sleep(float(query.get("s", 0)))
+            await say(send, data)
+    except OSError as error:
+        print(f"echo has ended: {error}", flush=True)
 
 
 async def push(scope, receive, send, query):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -131,15 +130,18 @@ def test_an_interrupt_ends_only_the_waiting(start: Start) -> None:
     orders, order = os.pipe()
 
     def story(launch: Launch) -> None:
+        os.write(writer, b"started")
         os.read(orders, 1)
         launch.hear(READY)  # to nobody
         os.write(writer, b"alive")
 
     command = start(story)
-    while os.waitid(os.P_PID, command.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        os.kill(command.pid, signal.SIGINT)
-        # Time to end: another signal would interrupt what the first one has it say.
-        select.select([], [], [], 0.5)
+    assert os.read(reader, 7) == b"started"
+    # The command has forked; once it sleeps, it waits for what the daemon says.
+    stat = Path(f"/proc/{command.pid}/stat")
+    while stat.read_text().rpartition(")")[2].split()[0] != "S":
+        os.sched_yield()
+    os.kill(command.pid, signal.SIGINT)
     code, said = command.wait()
     assert code == 130
     assert "goes on starting in the background" in said
