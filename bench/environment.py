@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from servers import CERTIFICATE, ENVIRONMENT, HERE, REPOSITORY
+from servers import CERTIFICATE, ENVIRONMENT, HERE, POLLING, REPOSITORY
 
 REQUIREMENTS = HERE / "requirements.txt"
 TOLD = (
@@ -52,6 +52,7 @@ def prepare(interpreter: str) -> str:
         subprocess.run([*pip, "-r", str(REQUIREMENTS), servo], check=True)
         stamp.write_text(wanted)
     compile_servo(pip)
+    compile_polling()
     return str(python)
 
 
@@ -72,6 +73,13 @@ def compile_servo(pip: list[str]) -> None:
         command = [*pip, "--no-build-isolation", "--no-deps", "--force-reinstall", str(tree)]
         subprocess.run(command, check=True, env={**os.environ, "SERVO_COMPILE": "1"})
     stamp.write_text(wanted)
+
+
+def compile_polling() -> None:
+    """What keeps the load generators awake (polling.c); the compiler is the one for Servo."""
+    source = HERE / "polling.c"
+    if not POLLING.exists() or POLLING.stat().st_mtime < source.stat().st_mtime:
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(POLLING), str(source)], check=True)
 
 
 def make_certificate() -> None:

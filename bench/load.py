@@ -14,8 +14,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from process import FailedError
-from servers import BIND, ENVIRONMENT, HERE, PORT
+from process import CORES, FailedError
+from servers import BIND, ENVIRONMENT, HERE, POLLING, PORT
 from workloads import Request, Workload
 
 # {"requests": …, "seconds": …, "p50_ms": …, "p99_ms": …, "p999_ms": …, "errors": …}
@@ -50,7 +50,7 @@ def wrk(workload: Workload, seconds: float) -> Load:
         body = ENVIRONMENT / "body"
         body.write_bytes(request.body)
         command += ["--", str(body)]
-    return dict(json.loads(run(command, seconds).strip().rpartition("\n")[2]))
+    return dict(json.loads(run(awake(command), seconds).strip().rpartition("\n")[2]))
 
 
 def client(
@@ -99,7 +99,7 @@ def http2(workload: Workload, seconds: float) -> Load:
         command += ["-H", f"{name.lower()}: {value}"]
     log = ENVIRONMENT / "h2load.log"
     log.unlink(missing_ok=True)
-    text = run([*command, f"--log-file={log}", f"{scheme}://{BIND}/"], seconds)
+    text = run(awake([*command, f"--log-file={log}", f"{scheme}://{BIND}/"]), seconds)
     counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", text)
     statuses = re.search(r"status codes: (\d+) 2xx", text)
     if counts is None or statuses is None:
@@ -131,6 +131,12 @@ def checked(load: Load) -> Load:
 
 def python_client(name: str, *arguments: object) -> list[str]:
     return [sys.executable, str(HERE / name), *map(str, arguments)]
+
+
+def awake(command: list[str]) -> list[str]:
+    """So that it never sleeps, and no server pays for waking it; not where it would take the
+    server's own core."""
+    return ["env", f"LD_PRELOAD={POLLING}", *command] if len(CORES) > 1 else command
 
 
 def run(command: list[str], seconds: float) -> str:

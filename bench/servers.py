@@ -14,6 +14,8 @@ REPOSITORY = HERE.parent
 ENVIRONMENT = REPOSITORY / ".bench"
 # Key and certificate in one file.
 CERTIFICATE = ENVIRONMENT / "certificate.pem"
+# Made of polling.c.
+POLLING = ENVIRONMENT / "polling.so"
 
 PORT = 18_765
 BIND = f"127.0.0.1:{PORT}"
