@@ -79,7 +79,9 @@ def compile_polling() -> None:
     """What keeps the load generators awake (polling.c); the compiler is the one for Servo."""
     source = HERE / "polling.c"
     if not POLLING.exists() or POLLING.stat().st_mtime < source.stat().st_mtime:
-        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(POLLING), str(source)], check=True)
+        subprocess.run(
+            ["cc", "-O2", "-shared", "-fPIC", "-o", str(POLLING), str(source)], check=True
+        )
 
 
 def make_certificate() -> None:
