@@ -158,7 +158,7 @@ class Control:
         self._inquiries.tick(now)
         if now >= self._next_second:
             self._next_second = now + _SECOND
-            self._rates.look(now, *views.row_requests(self._arbiter.scoreboard))
+            self._rates.look(now, *self._arbiter.scoreboard.requests())
             self._server.tick()
             self._look_after(self._endpoint, self._server)
 

@@ -204,12 +204,6 @@ def name_of(settings: Settings) -> str:
     return name
 
 
-def row_requests(scoreboard: Scoreboard) -> tuple[dict[int, int], int]:
-    """Requests answered so far: by serial, and in all, dead workers' included."""
-    rows = {row.serial: row.requests for row in scoreboard.snapshot()}
-    return rows, scoreboard.totals().requests
-
-
 def quantile(counts: Sequence[int], part: float) -> float | None:
     """The latency in seconds that this part of the requests did not exceed; None without any.
 

@@ -47,6 +47,7 @@ from servo.observe.words import (
     codes_in,
     latency_in,
     methods_in,
+    requests_in,
 )
 
 # --- the words of the header (two rows' size; row 0 follows it) ---------------------------------
@@ -233,6 +234,19 @@ class Scoreboard:
     def snapshot(self) -> list[RowSnapshot]:
         """Every row in use, in the order of the table."""
         return [_snapshot(index, row) for index, row in self._rows_in_use()]
+
+    def requests(self) -> tuple[dict[int, int], int]:
+        """Requests answered so far: by serial of the rows in use, and in all.
+
+        For who folds rows, the arbiter: another process had better ask for `totals`.
+        """
+        base = self._words[_BASE : _BASE + ROW_WORDS - _FIRST_COUNTER].tolist()
+        total = requests_in([0] * _FIRST_COUNTER + base)
+        rows = {}
+        for _, row in self._rows_in_use():
+            rows[row[SERIAL]] = count = requests_in(row)
+            total += count
+        return rows, total
 
     def totals(self) -> Totals:
         """The base and all rows in use, summed."""

@@ -141,6 +141,12 @@ def methods_in(row: list[int]) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, counts))
 
 
+def requests_in(row: list[int]) -> int:
+    """How many responses `methods_in` would tell of."""
+    counts = row[METHOD_0:STATUS_0] + row[OK_0 : OK_0 + len(OK_METHODS) * LATENCY_BUCKETS]
+    return sum(counts)
+
+
 def latency_in(row: list[int]) -> tuple[int, ...]:
     """The histogram over all requests that the application has answered."""
     starts = (LATENCY_0, *_OK_WORD.values())

@@ -63,6 +63,7 @@ class AsyncWorker(Worker):
         self._beat_due_ns = 0
         self._begun = 0
         self._blocked_ns = 0
+        self._dozes = False
         self.server: StreamServer = None  # type: ignore[assignment]  # made in `serve`
         self.drained: asyncio.Future[None] | None = None
         self._connecting: set[asyncio.Task[None]] = set()
@@ -154,6 +155,11 @@ class AsyncWorker(Worker):
 
     # --- messages (a mailbox.Owner) -------------------------------------------------------------
 
+    def on_wake(self) -> None:
+        """See Worker.on_wake."""
+        self._rouse()
+        super().on_wake()
+
     def wake(self) -> None:
         """See mailbox.Owner."""
         try:
@@ -191,6 +197,7 @@ class AsyncWorker(Worker):
 
     def opened(self, sock: socket.socket, peer: Any) -> None:
         """See acceptor.Driver."""
+        self._rouse()
         task = self.loop.create_task(self._connect(sock, peer))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
@@ -266,7 +273,20 @@ class AsyncWorker(Worker):
         if self.access is not None:
             self.access.flush()
         self.every_second()
-        self.loop.call_later(1.0, self._sweep, now + 1_000_000_000)
+        nap_s = 1.0 if self.acceptor.open else self.nap_s
+        self._dozes = nap_s > 1.0
+        self._sweep_in(nap_s, now)
+
+    def _sweep_in(self, delay_s: float, now_ns: int) -> None:
+        self._next_sweep = self.loop.call_later(delay_s, self._sweep, now_ns + int(delay_s * 1e9))
+
+    def _rouse(self) -> None:
+        """There is something to do: look around each second again."""
+        if self._dozes:
+            self._dozes = False
+            self._next_sweep.cancel()
+            h1.set_clock(time.time())
+            self._sweep_in(1.0, monotonic_ns())
 
     # --- for operators --------------------------------------------------------------------------
 

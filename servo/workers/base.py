@@ -65,6 +65,8 @@ EXIT_APP = 4
 # thousand objects may wait in cycles, instead of 700 (2,000 from Python 3.13 on).
 _USUAL_THRESHOLD = gc.get_threshold()
 _THRESHOLD = (10_000, 20, 20)
+# Who has nothing to do looks around less often than once a second.
+_DOZE_S = 5.0
 
 
 class Worker:
@@ -87,6 +89,8 @@ class Worker:
         # When to say what a stop waits for, shortly before graceful_timeout; 0: not, or said.
         self._tell_at_ns = 0
         self.mailbox = context.mailbox
+        # A tenth of what the arbiter waits for a heartbeat.
+        self.doze_s = max(1.0, min(_DOZE_S, (self.settings.timeout or _DOZE_S * 10) / 10))
         self.habit = Habit(context.tls is not None)
         self._busy_ns = self._waited_ns = 0
         self.row = context.scoreboard.row(context.row_index)
@@ -105,6 +109,10 @@ class Worker:
     kind: ClassVar[str] = ""  # the name that settings know it by
     interfaces: ClassVar[tuple[str, ...]] = ("wsgi", "asgi")
     tap: insight.LogTap | None = None
+
+    def wake(self) -> None:
+        """See mailbox.Owner."""
+        raise NotImplementedError
 
     def progress(self) -> None:
         """A part of a response went out, in the thread that runs the application."""
@@ -129,6 +137,8 @@ class Worker:
         self.row[words.STATE] = words.STATE_READY
         self.context.channel.send(Ready(self.kind))
         self.mailbox.open(self.message_runner())
+        if self.tap is not None:
+            self.tap.on_first = self.wake
 
     def note_draining(self) -> None:
         """Tell that this worker accepts no more."""
@@ -138,6 +148,12 @@ class Worker:
         self.row[words.STATE] = words.STATE_DRAINING
         self.every_second()
         self.tell(Draining())
+
+    @property
+    def nap_s(self) -> float:
+        """In how many seconds to call `every_second` again, if the worker has no connections."""
+        logged = self.tap is not None and self.tap.waiting
+        return 1.0 if logged or self.draining else self.doze_s
 
     def every_second(self) -> None:
         """To be called about once a second: send the log lines that operators may ask for."""

@@ -24,6 +24,7 @@ from servo.workers.context import REQUESTS_SIGNAL, STACK_SIGNAL
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
     from types import FrameType
 
     from servo.ipc.channel import Channel
@@ -44,7 +45,12 @@ MAX_RECORD_CHARACTERS = 8192
 
 
 class LogTap:
-    """Keeps the records of the error log, from any thread, until the worker sends them on."""
+    """Keeps the records of the error log, from any thread, until the worker sends them on.
+
+    on_first  called, in any thread, when there is something to send
+    """
+
+    on_first: Callable[[], None] | None = None
 
     def __init__(self) -> None:
         self._records: deque[list[Any]] = deque()
@@ -59,11 +65,19 @@ class LogTap:
         if len(text) > MAX_RECORD_CHARACTERS:
             text = text[:MAX_RECORD_CHARACTERS] + " …"
         with self._lock:
+            is_first = not self.waiting
             self._characters += len(text)
             if len(self._records) >= MAX_RECORDS or self._characters > MAX_RECORDS_CHARACTERS:
                 self._lost += 1
             else:
                 self._records.append([record.created, record.levelname.lower(), text])
+        if is_first and self.on_first is not None:
+            self.on_first()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._records or self._lost)
 
     def send(self, channel: Channel) -> None:
         """Send what there is, unless the arbiter is behind with reading.

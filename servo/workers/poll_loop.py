@@ -86,7 +86,11 @@ class PollLoop(Worker):
         row = self.row
         access = self.access
         while not self.finished:
-            for fd, mask in self.epoll.poll(self.wait_s(), 64):
+            wait_s = self.wait_s()
+            ready = self.epoll.poll(wait_s, 64)
+            if wait_s > 1.0:
+                h1.set_clock(time.time())  # too long for the sweep to have kept it right
+            for fd, mask in ready:
                 connection = connections.get(fd)
                 if connection is not None:
                     self._on_connection(connection, mask)
@@ -121,7 +125,7 @@ class PollLoop(Worker):
             return BEAT_S
         if self.access is not None and self.access.pending:
             return 0.1
-        return 1.0
+        return 1.0 if self.connections else self.nap_s
 
     # --- what wakes it besides connections -------------------------------------------------------
 

@@ -125,7 +125,9 @@ def test_totals_survive_the_worker_and_gauges_do_not(table):
         for status in [200] * 9 + [503]:
             count_request(row, "GET", status, 3 * MS)
         row[words.BYTES_OUT] += 1000
+    assert table.requests() == ({1: 10}, 20)
     table.release(first)
+    assert table.requests() == ({1: 10}, 20)
     totals = table.totals()
     assert totals.requests == 20
     assert totals.statuses == (0, 18, 0, 0, 2)

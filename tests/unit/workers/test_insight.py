@@ -42,6 +42,22 @@ def test_records_are_sent_once() -> None:
     worker.close()
 
 
+def test_the_first_record_to_send_is_told_of() -> None:
+    tap = insight.LogTap()
+    told: list[bool] = []
+    tap.on_first = lambda: told.append(tap.waiting)
+    tap(record("one"))
+    tap(record("two"))
+    assert told == [True]
+    arbiter, worker = channel_pair()
+    tap.send(worker)
+    assert not tap.waiting
+    tap(record("three"))
+    assert told == [True, True]
+    arbiter.close()
+    worker.close()
+
+
 def test_too_many_records_are_counted_and_any_fit_a_frame() -> None:
     tap = insight.LogTap()
     for _ in range(1000):
