@@ -61,10 +61,6 @@ log = logging.getLogger("servo.error")
 
 EXIT_BOOT = 3
 EXIT_APP = 4
-# Of the garbage collector: the interpreter's own, and in its place what suits a server. Some ten
-# thousand objects may wait in cycles, instead of 700 (2,000 from Python 3.13 on).
-_USUAL_THRESHOLD = gc.get_threshold()
-_THRESHOLD = (10_000, 20, 20)
 # Who has nothing to do looks around less often than once a second.
 _DOZE_S = 5.0
 
@@ -418,11 +414,9 @@ def _import_own() -> None:
 
 def _tune_collector() -> None:
     """Spare requests the search for cyclic garbage where there is none: a tenth of their time in
-    frameworks that make many objects. What an application has set itself stays."""
+    frameworks that make many objects. (`servo.__main__` makes it rare as well.)"""
     gc.collect()
     gc.freeze()  # modules, classes and the like are never garbage
-    if gc.get_threshold() == _USUAL_THRESHOLD:
-        gc.set_threshold(*_THRESHOLD)
 
 
 def _set_title(title: str) -> None:
