@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
 
@@ -50,7 +49,6 @@ def test_nearest_names() -> None:
     assert did_you_mean("zzzzzz", list(SETTINGS)) == ""
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gunicorn") is None, reason="compares with gunicorn")
 def test_every_setting_of_gunicorn_is_accounted_for() -> None:
     from gunicorn.config import KNOWN_SETTINGS
 
