@@ -1,6 +1,9 @@
-"""How much CPU time a request may take Servo, as a ratio to each peer: the aims, in one place."""
+"""The aims, in one place: how much CPU time a request may take Servo, as a ratio to each peer, and
+what it has to do whatever its peers do."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 _WSGI = (("hello",), ("browser",), ("post-1k",), ("flask", "django"))
 _ASGI = (("hello",), ("browser",), ("post-1k",), ("starlette", "fastapi"))
@@ -30,6 +33,29 @@ GOALS = [
     ("servo-async", "uvicorn", _TLS, 3 * _LEVEL),
     ("servo-websocket", "uvicorn-sansio", _ECHO, 2 * _LEVEL),
     ("servo-http2", "hypercorn-http2", _HTTP2, 3 * _LEVEL),
+]
+
+
+class Own(NamedTuple):
+    """An aim for each of Servo's servers.
+
+    figure  (workload, figure); over, if there is one, another such
+    most    the greatest value that meets it
+    """
+
+    title: str
+    figure: tuple[str, str]
+    over: tuple[str, str] | None
+    most: float
+
+
+OWN = [
+    Own("CPU a request, 2 workers / 1", ("workers-2", "cpu_us"), ("workers-1", "cpu_us"), 1.1),
+    Own("CPU a request, 4 workers / 1", ("workers-4", "cpu_us"), ("workers-1", "cpu_us"), 1.1),
+    Own("mixed, p90 / without slow ones", ("mixed", "p90_ms"), ("mixed", "p90_alone_ms"), 1.5),
+    Own("start over the app's import, ms", ("start", "start_ms"), None, 150),
+    # What `top` shows as nothing: a thousandth of a core, for all five processes.
+    Own("4 idle workers, CPU ms/s", ("idle", "idle_cpu_ms"), None, 1),
 ]
 
 

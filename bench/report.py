@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from goals import goals
+from goals import OWN, Own, goals
 from measure import Sample
 from servers import SERVERS
 from workloads import WORKLOADS
@@ -180,15 +180,47 @@ def goal_rows(found: Ratios) -> list[str]:
     return [heads, "|---|---|--:|--:|--:|---|", *rows]
 
 
+def own_rows(results: Results) -> list[str]:
+    """As `goal_rows`, of the aims that name no peer."""
+    rows = []
+    for own in OWN:
+        for servo in (n for n in results.get(own.figure[0], {}) if SERVERS[n].is_servo):
+            if values := own_values(results, own, servo):
+                middle = statistics.median(values)
+                verdict = "met" if middle <= own.most else "**not met**"
+                spread = f"{min(values):.2f}–{max(values):.2f}"
+                cells = [own.title, servo, f"{own.most:g}", f"{middle:.2f}", spread, verdict]
+                rows.append(f"| {' | '.join(cells)} |")
+    heads = "| | server | aim | median | least–greatest | |"
+    return [heads, "|---|---|--:|--:|--:|---|", *rows] if rows else []
+
+
+def own_values(results: Results, own: Own, servo: str) -> list[float]:
+    """One for each round that went well."""
+    samples = results[own.figure[0]][servo]
+    values = [float(s[own.figure[1]]) if own.figure[1] in s else None for s in samples]
+    if own.over is None:
+        return [value for value in values if value is not None]
+    others = results.get(own.over[0], {}).get(servo, [])
+    return [
+        value / float(other[own.over[1]])
+        for value, other in zip(values, others, strict=False)
+        if value is not None and own.over[1] in other
+    ]
+
+
 def all_goals(records: list[dict[str, Any]]) -> str:
     """One page with every aim, from the records of several groups."""
     found: Ratios = {}
+    results: Results = {}
     for each in records:
         found |= recorded_ratios(each)
+        results |= each["results"]
     measured = ", ".join(f"{each['name']} {each['date']}" for each in records)
     wanted = {(workload, servo, peer) for workload, servo, peer in goals()}
     lines = ["---", "orphan: true", "---", "", "# What Servo aims at, and where it is", ""]
     lines += [f"Measured: {measured}. [How to read this](README.md).", "", *goal_rows(found)]
+    lines += ["", *own_rows(results)]
     if missing := sorted(wanted - set(found)):
         lines += ["", "Not measured: " + ", ".join(f"{s} / {p} ({w})" for w, s, p in missing) + "."]
     return "\n".join(lines) + "\n"

@@ -273,7 +273,7 @@ class AsyncWorker(Worker):
         if self.access is not None:
             self.access.flush()
         self.every_second()
-        nap_s = 1.0 if self.acceptor.open else self.nap_s
+        nap_s = 1.0 if self.acceptor.open or self.server.calls else self.nap_s
         self._dozes = nap_s > 1.0
         self._sweep_in(nap_s, now)
 
@@ -340,6 +340,7 @@ class AsyncWorker(Worker):
         return self.drained is None
 
     def _drain(self, idle_s: float, fresh_s: float) -> None:
+        self._rouse()
         if not self.draining:
             self.note_draining()
         self.server.draining = True

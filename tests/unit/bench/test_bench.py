@@ -71,6 +71,28 @@ def test_every_aim_names_what_there_is(bench):
     for workload, servo, peer in bench.goals.goals():
         for name in (servo, peer):
             assert bench.servers.SERVERS[name].kind in bench.workloads.WORKLOADS[workload].kinds
+    for own in bench.goals.OWN:
+        for workload, figure in filter(None, (own.figure, own.over)):
+            how = bench.workloads.WORKLOADS[workload].how
+            assert figure in {column for column, _, _ in bench.report.COLUMNS[how]}
+
+
+def test_an_aim_without_a_peer_is_a_figure_or_a_ratio_within_each_round(bench):
+    results = {
+        "workers-1": {"servo-async": samples(10.0, 20.0, 10.0), "uvicorn": samples(1.0, 1.0, 1.0)},
+        "workers-4": {"servo-async": [*samples(11.0, 30.0), {"error": "fell over"}]},
+        "start": {"servo-sync": [{"start_ms": 149.0}, {"start_ms": 151.0}]},
+    }
+    ratio, start = bench.report.own_rows(results)[2:]
+    assert ratio.split(" | ")[1:] == [
+        "servo-async",
+        "1.1",
+        "1.30",
+        "1.10\N{EN DASH}1.50",
+        "**not met** |",
+    ]
+    assert start.split(" | ")[1:4] == ["servo-sync", "150", "150.00"]
+    assert start.endswith("| met |")
 
 
 @pytest.mark.parametrize(("cpu_us", "verdict"), [(12.0, "met"), (12.1, "**not met**")])
