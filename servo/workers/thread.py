@@ -38,6 +38,7 @@ class ThreadWorker(PollerWorker):
         super().__init__(context, app)
         self.factory = ThreadConnectionFactory(self, app, multithread=True)
         self.requests: SimpleQueue[ThreadConnection | None] = SimpleQueue()
+        self.read: list[ThreadConnection] = []
         self.done: deque[ThreadConnection] = deque()
         self.asleep = False
         self.lost = 0
@@ -56,10 +57,15 @@ class ThreadWorker(PollerWorker):
         """See PollerWorker.dispatch."""
         assert isinstance(connection, ThreadConnection)
         connection.claim = [True]
-        self.requests.put(connection)
+        self.read.append(connection)
 
     def wait_s(self) -> float:
-        """See PollLoop.wait_s."""
+        """See PollLoop.wait_s. Requests go to the threads when all that is here has been read:
+        else each `recv`, which lets go of the interpreter's lock, would mean a switch of threads.
+        """
+        for connection in self.read:
+            self.requests.put(connection)
+        self.read.clear()
         # Set before the look at `done`: a thread appends first and looks at `asleep` second, so
         # one of the two always sees the other.
         self.asleep = True
