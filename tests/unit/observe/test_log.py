@@ -506,6 +506,8 @@ def test_safe_text_is_one_printable_line_without_quotes(text):
 def test_stdout_is_not_needed(monkeypatch, path):
     monkeypatch.setattr(sys, "stdout", None)
     setup_logging(settings(errorlog=str(path)))
+    logging.getLogger("servo.error").warning("heard all the same")
+    assert "heard all the same" in path.read_text()
 
 
 # --- taps and events --------------------------------------------------------------------------
