@@ -86,7 +86,7 @@ class H1Connection(ResponseSide):
         self._fields = _backend(parser)
         # A head no longer than each limit keeps all of them but the count of its fields.
         self._small_head = min(limits.request_line, limits.header_field, limits.header_total) - 4
-        # The fields of the last request, from its version on; what two in a row had in common.
+        # All behind the last request line; what two requests in a row had in common.
         self._previous = b""
         self._known: KnownFields | None = None
         # How far the buffer was searched for the end of a head; empty lines before that head.
@@ -128,12 +128,12 @@ class H1Connection(ResponseSide):
 
     def _get_to_know(self, head: bytes, request: Request) -> None:
         """Remember the fields once two requests have had the same."""
-        rest = head[len(request.method) + len(request.target) + 2 :]
-        if rest == self._previous and KnownFields.fit(request):
-            self._known = KnownFields(rest, request)
+        fields = head.partition(b"\r\n")[2]
+        if fields == self._previous and KnownFields.fit(request):
+            self._known = KnownFields(fields, request)
         else:
             self._known = None
-            self._previous = rest if len(rest) <= _REMEMBERED_BYTES else b""
+            self._previous = fields if len(fields) <= _REMEMBERED_BYTES else b""
 
     def forget(self) -> None:
         """Let go what is remembered of earlier requests, as the connection has become idle."""

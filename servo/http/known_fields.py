@@ -1,8 +1,12 @@
 """Fields that repeat on a connection are judged once.
 
 A client repeats most of its fields to the byte, request after request; HTTP/2's compression is
-built on that. Where version and fields are those of the request before, only the request line is
-read: by the rules of `headers`, as far as an ordinary one goes.
+built on that. If everything behind the request line, and the version in it, equals the request
+before, only method and target are read anew, by the rules of `headers` for an ordinary request.
+
+The comparison is exact: the first CRLF ends the request line (RFC 9112 section 3), and all bytes
+behind it must be equal. Comparing only the end of a head would let a client hide a Content-Length
+in front of the remembered fields and have the body run as a second request.
 """
 
 from __future__ import annotations
@@ -14,24 +18,25 @@ from servo.http.headers import METHODS, TARGET_CHARS
 class KnownFields:
     """A field section that a connection's last requests had in common, and how it was judged.
 
-    `rest` is a head from its version on; `request` is the one that was read from it.
+    fields   all of a head behind its request line, CRLFs included
+    request  the request that was read from that head
     """
 
     __slots__ = (
         "_content_length",
-        "_cut",
+        "_fields",
         "_has_body",
         "_headers",
         "_keep_alive",
         "_named",
-        "_rest",
+        "_protocol",
         "_version",
     )
 
-    def __init__(self, rest: bytes, request: Request) -> None:
-        self._rest = rest
-        self._cut = -len(rest)
+    def __init__(self, fields: bytes, request: Request) -> None:
+        self._fields = fields
         self._version = request.version
+        self._protocol = b"HTTP/" + request.version.encode("ascii")
         # A copy: an app may change the list that it is given.
         self._headers = tuple(request.headers)
         self._named = request.named
@@ -41,20 +46,24 @@ class KnownFields:
 
     @staticmethod
     def fit(request: Request) -> bool:
-        """Whether how the fields were judged depends on nothing but themselves."""
+        """Whether the fields mean the same behind every other request line of this version.
+
+        Upgrade does not: it counts with GET only. A chunked body needs a reader of its own.
+        """
         return (
             (request.content_length is not None or not request.more_body)
             and not request.expect_continue
-            and request.upgrade is None
+            and b"upgrade" not in request.named
             and request.target.startswith(b"/")
         )
 
     def recall(self, head: bytes) -> Request | None:
-        """The request of a head that ends with these very fields; None for any other."""
-        if not head.endswith(self._rest):
+        """The request of a head with exactly these fields and version; None for any other."""
+        request_line, _, fields = head.partition(b"\r\n")
+        if fields != self._fields:
             return None
-        line = head[: self._cut].split(b" ")
-        if len(line) != 3:
+        line = request_line.split(b" ")
+        if len(line) != 3 or line[2] != self._protocol:
             return None
         target = line[1]
         name = METHODS.get(line[0])
