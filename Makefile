@@ -15,7 +15,7 @@ COMPILED = .compiled
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test test-compiled wheel check format bench bench-messages soak fuzz properties conformance docs clean
+.PHONY: help run test test-compiled wheel check format bench bench-against bench-messages soak fuzz properties conformance docs clean
 
 help:
 	@echo "make run          serve the example apps on $(BIND)"
@@ -25,6 +25,7 @@ help:
 	@echo "make check        formatting, lint, types, import contracts, architecture"
 	@echo "make format       let ruff rewrite what it can"
 	@echo "make bench        measure Servo beside its peers (docs/benchmarks/; ARGS=\"--list\" for its parts)"
+	@echo "make bench-against REV=…  CPU a request beside an earlier revision, interleaved"
 	@echo "make bench-messages  messages between workers, a second"
 	@echo "make soak         the long tests (docs/soak.md)"
 	@echo "make fuzz         the fuzz targets, a minute each (ARGS=\"--seconds 600\" for longer)"
@@ -79,6 +80,9 @@ format: $(VENV)/.dev
 
 bench:
 	$(PYTHON) bench/run.py $(ARGS)
+
+bench-against:
+	$(PYTHON) bench/against.py $(REV) $(ARGS)
 
 bench-messages: $(VENV)/.run
 	$(BIN)/python bench/messages.py $(ARGS)

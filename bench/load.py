@@ -31,10 +31,8 @@ def closed(workload: Workload, seconds: float) -> Load:
     """A request on each connection, and the next one as soon as it is answered."""
     if shutil.which("wrk"):
         return checked(wrk(workload, seconds))
-    if workload.setup.tls:
-        raise FailedError(
-            "TLS is measured with wrk, which is not here (Debian: apt-get install wrk)"
-        )
+    if workload.setup.tls or workload.request.varies:
+        raise FailedError("this needs wrk, which is not here (Debian: apt-get install wrk)")
     return checked(client(workload, seconds))
 
 
@@ -49,7 +47,9 @@ def wrk(workload: Workload, seconds: float) -> Load:
     if request.body:
         body = ENVIRONMENT / "body"
         body.write_bytes(request.body)
-        command += ["--", str(body)]
+        command += ["--", "body", str(body)]
+    elif request.varies:
+        command += ["--", request.varies]
     return dict(json.loads(run(awake(command), seconds).strip().rpartition("\n")[2]))
 
 

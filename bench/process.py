@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from servers import ENVIRONMENT, HERE, PORT, REPOSITORY, Server, Setup
+from servers import ENVIRONMENT, HERE, PORT, Server, Setup
 
 LOG = ENVIRONMENT / "server.log"
 # What an environment says about one server must not reach another.
@@ -49,8 +49,8 @@ def running(python: str, server: Server, setup: Setup) -> Iterator[Running]:
     """
     command = [python, *server.command(setup)]
     env = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
-    if server.plain:
-        env["PYTHONPATH"] = str(REPOSITORY)  # before what is installed
+    if server.source is not None:
+        env["PYTHONPATH"] = str(server.source)  # before what is installed
     with LOG.open("wb") as log:
         started = time.monotonic()
         process = subprocess.Popen(

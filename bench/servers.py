@@ -116,8 +116,8 @@ class Server:
     cleartext: bool = True
     # Sends `Connection: close` with each response.
     keeps_alive: bool = True
-    # Servo's source as it is, not the build with compiled modules.
-    plain: bool = False
+    # Servo from this tree, before the build with compiled modules that is installed.
+    source: Path | None = None
 
     @property
     def is_servo(self) -> bool:
@@ -159,15 +159,21 @@ def _servers() -> list[Server]:
     return [
         Server("servo-sync", "wsgi", servo, ("-k", "sync")),
         Server("servo-thread", "wsgi", servo, ("-k", "thread", "--threads", "4")),
-        Server("servo-sync-plain", "wsgi", servo, ("-k", "sync"), plain=True),
-        Server("servo-thread-plain", "wsgi", servo, ("-k", "thread", "--threads", "4"), plain=True),
+        Server("servo-sync-plain", "wsgi", servo, ("-k", "sync"), source=REPOSITORY),
+        Server(
+            "servo-thread-plain",
+            "wsgi",
+            servo,
+            ("-k", "thread", "--threads", "4"),
+            source=REPOSITORY,
+        ),
         Server("gunicorn-sync", "wsgi", gunicorn, ("-k", "sync"), keeps_alive=False),
         Server("gunicorn-gthread", "wsgi", gunicorn, ("-k", "gthread", "--threads", "4")),
         Server("granian-wsgi", "wsgi", granian, ("--interface", "wsgi")),
         Server("waitress", "wsgi", waitress),
         Server("fastpysgi-wsgi", "wsgi", fastpysgi),
         Server("servo-async", "asgi", servo, ("-k", "async")),
-        Server("servo-async-plain", "asgi", servo, ("-k", "async"), plain=True),
+        Server("servo-async-plain", "asgi", servo, ("-k", "async"), source=REPOSITORY),
         Server("uvicorn", "asgi", uvicorn),
         Server("gunicorn-asgi", "asgi", gunicorn, ("-k", "asgi")),
         Server("hypercorn", "asgi", hypercorn),

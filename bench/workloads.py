@@ -27,6 +27,12 @@ BROWSER: Fields = (
     ("Sec-Fetch-Mode", "navigate"),
 )
 CLOSE: Fields = (("Connection", "close"),)
+# What a proxy that ends TLS adds, the same in each request; `Request.varies` has the rest.
+PROXY: Fields = (
+    ("X-Forwarded-Proto", "https"),
+    ("X-Forwarded-Host", "example.com"),
+    ("Via", "1.1 proxy"),
+)
 JSON: Fields = (("Content-Type", "application/json"),)
 
 HELLO = b"Hello, world!"
@@ -35,12 +41,18 @@ MB = 1 << 20
 
 @dataclass(frozen=True)
 class Request:
-    """One request, and what answers it: the body, or how many bytes of it."""
+    """One request, and its answer: the body, or the number of its bytes.
+
+    varies  "" for the same request each time. "varied" sends 1,000 requests in turn that differ in
+            path, query, cookie and a request id; "proxied" gives each a client's address, too
+            (X-Forwarded-For, X-Real-IP). See wrk.lua.
+    """
 
     path: str = "/"
     fields: Fields = ()
     body: bytes = b""
     answer: bytes | int = HELLO
+    varies: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,18 @@ GROUPS: dict[str, list[Workload]] = {
         Workload("hello", "hello world: a request with `Host` only"),
         Workload("browser", "a browser's request: 12 header fields", request=Request("/", BROWSER)),
         Workload("post-1k", "POST of 1 KB of JSON, echoed", setup=BODIES, request=POST),
+    ],
+    "traffic": [
+        Workload(
+            "varied",
+            "a browser's requests, each different: path, query, cookie, id",
+            request=Request("/", BROWSER, varies="varied"),
+        ),
+        Workload(
+            "proxied",
+            "the same through a trusted proxy, with the fields that it adds",
+            request=Request("/", BROWSER + PROXY, varies="proxied"),
+        ),
     ],
     "access-log": [
         Workload("hello-log", "hello world, access log on", setup=_logged("apps.hello")),

@@ -1,11 +1,42 @@
--- For wrk: an optional body (a file's name after --), and the result as one line of JSON.
+-- For wrk. After --: "body FILE" posts the file; "varied" and "proxied" send requests that differ.
+-- The result is one line of JSON.
+
+local VARIANTS = 1000
+local requests = {}
+local turn = 0
+
+-- Requests of 1,000 users: other paths, queries, cookies and ids, of the lengths that real ones have.
+local function vary(proxied)
+   local fields = {}
+   for name, value in pairs(wrk.headers) do
+      fields[name] = value
+   end
+   for i = 1, VARIANTS do
+      local id = string.format("%08x%08x", i * 2654435761 % 4294967296, i * 40503 % 4294967296)
+      fields["Cookie"] = "session=" .. id .. id .. "; theme=dark; seen=" .. i
+      fields["X-Request-Id"] = id
+      if proxied then
+         local address = string.format("203.0.%d.%d", i % 113, i % 251 + 1)
+         fields["X-Forwarded-For"] = address
+         fields["X-Real-IP"] = address
+      end
+      local path = string.format("/shop/%d/items/%d?page=%d&q=term%d", i % 7, i * 37, i % 11, i)
+      requests[i] = wrk.format("GET", path, fields)
+   end
+end
 
 function init(args)
-   if args[1] then
+   if args[1] == "body" then
       wrk.method = "POST"
-      local file = assert(io.open(args[1], "rb"))
+      local file = assert(io.open(args[2], "rb"))
       wrk.body = file:read("*a")
       file:close()
+   elseif args[1] then
+      vary(args[1] == "proxied")
+      request = function()
+         turn = turn % VARIANTS + 1
+         return requests[turn]
+      end
    end
 end
 

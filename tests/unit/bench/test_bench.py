@@ -13,7 +13,17 @@ import pytest
 
 BENCH = Path(__file__).parents[3] / "bench"
 # Beside each other, as `python bench/run.py` finds them.
-MODULES = ("check", "client", "goals", "measure", "report", "run", "servers", "workloads")
+MODULES = (
+    "against",
+    "check",
+    "client",
+    "goals",
+    "measure",
+    "report",
+    "run",
+    "servers",
+    "workloads",
+)
 # What those import, too.
 OWN = {path.stem for path in BENCH.glob("*.py")}
 
@@ -200,3 +210,16 @@ def test_the_client_takes_no_error_for_an_answer(bench):
     connection = bench.client.Connection(0)
     with pytest.raises(ConnectionError, match="503"):
         connection.read_head(b"http/1.1 503 busy")
+
+
+def test_a_change_is_judged_by_ratios_within_rounds(bench):
+    pairs = [(10.0, 11.0), (20.0, 20.0), (40.0, 36.0), (10.0, 12.0)]
+    row = bench.against.table({("servo-sync", "varied"): pairs}, "v1").splitlines()[-1]
+    assert row == "| servo-sync | varied | 15.00 | 16.00 | 1.050 | 1.000-1.100 |"
+
+
+def test_requests_that_differ_need_wrk(bench, monkeypatch):
+    load = importlib.import_module("load")
+    monkeypatch.setattr(load.shutil, "which", lambda name: None)
+    with pytest.raises(load.FailedError, match="wrk"):
+        load.closed(bench.workloads.WORKLOADS["proxied"], 1.0)
