@@ -83,11 +83,16 @@ _ATOMS = {
     "L": "'%d.%06d' % (duration_ns // 1000000000, duration_ns // 1000 % 1000000)",
     "p": "'<%d>' % getpid()",
 }
+# In the records that loggers and formatters of the user's get these two are text, as gunicorn's are.
+# In a line of ours the digits are the same, and making text of them first would be for nothing.
+_RECORD_ATOMS = {**_ATOMS, "s": "str(status)", "b": "'-' if sent is None else str(sent)"}
 _MAPPED_ATOMS = {
     "i": "known[received.get({name!r}, b'-')]",
     "o": "escape(answered.get({name!r}, '-'))",
     "e": "escape(variable(environ, {text!r}))",
 }
+# A record's arguments, to try a format with.
+_SAMPLE: tuple[Any, ...] = ("-", "GET", b"/", "1.1", 200, 0, 0, (), (), None)
 _ARGUMENTS = (
     "remote, method, target, version, status, sent, duration_ns, headers, response_headers, environ"
 )
@@ -124,8 +129,10 @@ class AccessLog:
         self._source = settings.access_log_format
         clocks = {"apache": _Clock(_APACHE_TIME, now).text, "iso": _Clock(_ISO_TIME, now).text}
         self._line = compile_format(self._source, clocks)
-        self._basic_atoms = _compile(None, list(_ATOMS.values()), {**_HELPERS, **clocks})
+        self._basic_atoms = _compile(None, list(_RECORD_ATOMS.values()), {**_HELPERS, **clocks})
         self._format: Formatter = self._log if self._by_user else self._line
+        if self._by_user and self._source != "json":
+            self._check_record_format()
 
     def record(
         self,
@@ -194,6 +201,13 @@ class AccessLog:
                 "The old access log stays in use: %s", failure
             )
 
+    def _check_record_format(self) -> None:
+        """Raises ConfigError for a format that records can't fill in, such as `%(s)d`."""
+        try:
+            _ = self._source % _all_atoms(self._basic_atoms, *_SAMPLE)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"access_log_format {self._source!r}: {error}") from error
+
     def _log(self, *values: Any) -> str:
         """The slow way, for a logging configuration of the user's: a record as gunicorn's is.
 
@@ -230,7 +244,7 @@ def compile_format(source: str, clocks: Mapping[str, Callable[[], str]]) -> Form
         template = re.sub(r"%%|%\(([^()]*)\)", positional, source)
     formatter: Formatter = _compile(template + "\n", expressions, {**_HELPERS, **clocks})
     try:
-        formatter("-", "GET", b"/", "1.1", 200, 0, 0, (), (), None)
+        formatter(*_SAMPLE)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"access_log_format {source!r}: {error}") from error
     return formatter
@@ -358,7 +372,7 @@ class _Atoms(dict[str, Any]):
 
 
 def _all_atoms(basic: Callable[..., tuple[Any, ...]], *values: Any) -> _Atoms:
-    atoms = _Atoms(zip(_ATOMS, basic(*values), strict=True))
+    atoms = _Atoms(zip(_RECORD_ATOMS, basic(*values), strict=True))
     headers, response_headers, environ = values[-3:]
     for kind, fields in (("i", headers), ("o", response_headers), ("e", (environ or {}).items())):
         for name, value in fields:

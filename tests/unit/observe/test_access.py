@@ -337,7 +337,7 @@ def records(monkeypatch):
 
 
 def test_a_logging_configuration_gets_gunicorns_records(records):
-    form = '%(h)s "%(r)s" %(s)d %({User-Agent}i)s %({x-cache}o)s %({REMOTE_USER}e)s %({no}i)s %(z)s'
+    form = '%(h)s "%(r)s" %(s)s %({User-Agent}i)s %({x-cache}o)s %({REMOTE_USER}e)s %({no}i)s %(z)s'
     log_ = AccessLog(SimpleNamespace(accesslog=None, access_log_format=form))
     assert log_.enabled
     log_.record(**REQUEST)
@@ -345,9 +345,33 @@ def test_a_logging_configuration_gets_gunicorns_records(records):
     assert record.getMessage() == (
         '192.0.2.1 "GET /a/b%20c?x=1&y=2 HTTP/1.1" 200 curl/8.0 HIT bob - -'
     )
-    assert record.args["s"] == 200
     assert record.args["D"] == 2034567
     assert record.args["{host}i"] == "example.com"
+
+
+def types_of(record):
+    return {name: type(value) for name, value in record.args.items() if len(name) == 1}
+
+
+def test_the_atoms_of_a_record_have_gunicorns_types(records):
+    AccessLog(SimpleNamespace(accesslog=None, access_log_format="%(s)s")).record(**REQUEST)
+    args = records[0].args
+    assert (args["s"], args["b"], args["B"]) == ("200", "1234", 1234)
+    numbers = dict.fromkeys("BTMD", int)
+    assert types_of(records[0]) == dict.fromkeys("hlutrmUqHsbfaLp", str) | numbers
+
+
+def test_an_unknown_length_is_a_dash_and_none_as_with_gunicorn(records):
+    log_ = AccessLog(SimpleNamespace(accesslog=None, access_log_format="%(s)s"))
+    log_.record(**{**REQUEST, "sent": None})
+    log_.record(**{**REQUEST, "sent": 0})
+    assert [(r.args["b"], r.args["B"]) for r in records] == [("-", None), ("0", 0)]
+
+
+@pytest.mark.usefixtures("records")
+def test_a_format_that_a_record_can_not_fill_in_is_refused():
+    with pytest.raises(ConfigError, match="access_log_format"):
+        AccessLog(SimpleNamespace(accesslog=None, access_log_format="%(s)d"))
 
 
 def test_a_logging_configuration_gets_json_too(records):
