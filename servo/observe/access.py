@@ -83,7 +83,7 @@ _ATOMS = {
     "L": "'%d.%06d' % (duration_ns // 1000000000, duration_ns // 1000 % 1000000)",
     "p": "'<%d>' % getpid()",
 }
-# In the records that loggers and formatters of the user's get these two are text, as gunicorn's are.
+# In the records that a user's loggers and formatters get these two are text, as in gunicorn's.
 # In a line of ours the digits are the same, and making text of them first would be for nothing.
 _RECORD_ATOMS = {**_ATOMS, "s": "str(status)", "b": "'-' if sent is None else str(sent)"}
 _MAPPED_ATOMS = {

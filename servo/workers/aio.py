@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from servo.apps.asgi_scope import ASGIAdapter
 from servo.apps.lifespan import Lifespan
 from servo.apps.wsgi_environ import WSGIAdapter
-from servo.errors import ConfigError
+from servo.errors import BootError, ConfigError
 from servo.http import h1
 from servo.http.errors import ProtocolError
 from servo.http.negotiate import ALPN, protocols
@@ -102,14 +102,44 @@ class AsyncWorker(Worker):
         asyncio.set_event_loop(loop)
         self._task = loop.create_task(self._main(), name="servo-worker")
         try:
-            loop.run_until_complete(self._task)
+            self._run_until(self._task)
         except asyncio.CancelledError:
             log.debug("Told to end while booting")
         finally:
-            _cancel_all(loop)
+            self.lifespan.abandon()
+            self._cancel_all()
             loop.run_until_complete(loop.shutdown_asyncgens())
             asyncio.set_event_loop(None)
             loop.close()
+
+    def _run_until(self, future: asyncio.Future[Any]) -> None:
+        """Run the loop until the future is done.
+
+        asyncio passes SystemExit and KeyboardInterrupt of any task on to whoever runs the loop. A
+        task of the application's is not to end a worker that serves others; at the start it means
+        that the application can't. Raises BootError.
+        """
+        while (error := self._escaped(future)) is not None:
+            if self.row[words.STATE] == words.STATE_BOOTING and future is self._task:
+                raise BootError(f"the application has raised {error!r} at its start") from error
+            log.error("A task of the application has raised %r", error, exc_info=error)
+
+    def _escaped(self, future: asyncio.Future[Any]) -> BaseException | None:
+        """Run the loop until the future is done (None), or an exception has ended the loop."""
+        try:
+            self.loop.run_until_complete(future)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if future.done():
+                raise
+            return error
+        return None
+
+    def _cancel_all(self) -> None:
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self._run_until(asyncio.gather(*tasks, return_exceptions=True))
 
     async def _main(self) -> None:
         loop = self.loop
@@ -378,11 +408,3 @@ def new_event_loop(name: str) -> asyncio.AbstractEventLoop:
             loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
             return loop
     return asyncio.new_event_loop()
-
-
-def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))

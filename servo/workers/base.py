@@ -195,7 +195,11 @@ class Worker:
         """Told to stop quickly: gunicorn's `worker_int`."""
         hook = self.settings.hooks.worker_int
         if hook is not None:
-            hook(self)
+            try:
+                hook(self)
+            except (Exception, SystemExit):
+                # What it would end, ends anyway.
+                log.exception("Error in the worker_int hook")
 
     def tell(self, message: Message) -> None:
         """Send a message to the arbiter; without one it is dropped, as nobody is left to know."""
