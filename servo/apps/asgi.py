@@ -207,7 +207,12 @@ class ASGICall:
 
     def receive(self) -> Coroutine[Any, Any, Message]:
         """ASGI's `receive`."""
-        if not self._received and not self.more_body and not self.disconnected:
+        if (
+            not self._received
+            and not self.more_body
+            and not self.disconnected
+            and self._phase != _COMPLETE
+        ):
             self._received = True
             return Ready({"type": "http.request", "body": self._body, "more_body": False})
         return self._receive()
@@ -219,14 +224,15 @@ class ASGICall:
             if interim:
                 transport.write(interim)
         while True:
-            if self.disconnected:
+            if self.disconnected or self._phase == _COMPLETE:
+                # A body that was not asked for in time is dropped (ASGI HTTP, "Disconnect").
                 return self._disconnect()
             if not self._received and (self._body or not self.more_body):
                 body, self._body = self._body, b""
                 self._received = not self.more_body
                 transport.resume_reading()
                 return {"type": "http.request", "body": body, "more_body": self.more_body}
-            if self._phase == _COMPLETE or self._ended:
+            if self._ended:
                 # Nothing more will come of this request.
                 return self._disconnect()
             transport.resume_reading()
@@ -256,6 +262,8 @@ class ASGICall:
                     )
                 )
                 self._phase = _COMPLETE
+                if self._waiter is not None:
+                    self._wake()
                 transport.response_complete()
                 return READY if transport.writable else transport.drained()
             return self._send_body(message)
@@ -287,9 +295,8 @@ class ASGICall:
             self._phase = _TRAILERS
             transport.write(data)
         else:
-            self._phase = _COMPLETE
             transport.write(data + self._http.end_response())
-            transport.response_complete()
+            self._complete()
         return READY if transport.writable else transport.drained()
 
     def _head(self, first: int = 0) -> bytes:
@@ -301,9 +308,8 @@ class ASGICall:
         kind = message["type"]
         transport = self.transport
         if kind == "http.response.trailers" and self._phase == _TRAILERS:
-            self._phase = _COMPLETE
             transport.write(self._http.end_response(message.get("headers", ())))
-            transport.response_complete()
+            self._complete()
             return READY
         if kind == "http.response.early_hint" and self._phase == _EXPECT_START:
             links = [(b"link", link) for link in message.get("links", ())]
@@ -357,9 +363,14 @@ class ASGICall:
         if self._trailers:
             self._phase = _TRAILERS
             return
-        self._phase = _COMPLETE
         transport.write(self._http.end_response())
-        transport.response_complete()
+        self._complete()
+
+    def _complete(self) -> None:
+        """The last byte is written. A task that still waits in `receive` is told of the end."""
+        self._phase = _COMPLETE
+        self._wake()
+        self.transport.response_complete()
 
     # --- errors --------------------------------------------------------------------------------
 
@@ -385,8 +396,7 @@ class ASGICall:
                     500, [(b"content-type", b"text/plain; charset=utf-8")], ERROR_BODY
                 )
             )
-            self._phase = _COMPLETE
-            self.transport.response_complete()
+            self._complete()
         else:
             self._give_up()
 
@@ -396,8 +406,7 @@ class ASGICall:
     def _give_up(self) -> None:
         """End a response that is not whole, by closing the connection."""
         self._http.close_after = True
-        self._phase = _COMPLETE
-        self.transport.response_complete()
+        self._complete()
 
     def _log(self, error: BaseException) -> None:
         what = f"{self.request.method} {self.request.target.decode('latin-1')!a}"

@@ -66,6 +66,9 @@ class HandshakeTransport(Transport, Protocol):
     ) -> Channel:
         """Accept the handshake with these header fields. Raises LocalProtocolError."""
 
+    def abandon_handshake(self) -> None:
+        """The client has left before an answer: account for the request, and close."""
+
 
 _CONNECTING, _DENYING, _OPEN, _OVER = range(4)
 
@@ -87,6 +90,7 @@ class WebSocketCall:
         "_adapter",
         "_channel",
         "_end",
+        "_half_closed",
         "_handshake",
         "_http",
         "_inbox",
@@ -133,6 +137,7 @@ class WebSocketCall:
         self._waiting_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
         self._end: tuple[int, str] | None = None
+        self._half_closed = False
         self.request = request
         self.response_headers: Any = ()
         self.started_ns = started_ns
@@ -158,6 +163,8 @@ class WebSocketCall:
             if self._phase == _OPEN and self._channel is not None:
                 self._phase = _OVER
                 self._channel.close(code, "")
+            elif self._phase in (_CONNECTING, _DENYING) and self._half_closed:
+                self._abandon()
             self._transport.call_done(self)
 
     # --- fed by the driver ----------------------------------------------------------------------
@@ -172,7 +179,14 @@ class WebSocketCall:
         self.end(ABNORMAL, "")
 
     def end_of_input(self) -> None:
-        """The client sends nothing more. What it has sent may be a whole handshake all the same."""
+        """The client has closed its side.
+
+        No WebSocket is half-closed (RFC 6455 section 7.1.5), so an application that waits for the
+        client is told of a disconnect. One that answers without asking may do so: frames may have
+        come with the handshake, and the end is the open connection's then.
+        """
+        self._half_closed = True
+        self._wake()
 
     def deliver(self, message: str | bytes) -> None:
         """A message has come."""
@@ -219,6 +233,10 @@ class WebSocketCall:
 
     async def _receive(self) -> Message:
         while not self._inbox:
+            if self._half_closed and self._phase == _CONNECTING:
+                self._abandon()
+            if self._half_closed and self._phase == _DENYING:
+                return {"type": "websocket.disconnect", "code": ABNORMAL, "reason": ""}
             if self._end is not None:
                 code, reason = self._end
                 return {"type": "websocket.disconnect", "code": code, "reason": reason}
@@ -329,12 +347,18 @@ class WebSocketCall:
 
     # --- errors ---------------------------------------------------------------------------------
 
+    def _abandon(self) -> None:
+        """Let a client go that has closed its side before the handshake was answered."""
+        if not self.disconnected and not self.cancelled:
+            self._transport.abandon_handshake()
+
     def _returned(self) -> None:
-        if self._phase in (_CONNECTING, _DENYING) and not self.disconnected:
+        gone = self.disconnected or self._half_closed
+        if self._phase in (_CONNECTING, _DENYING) and not gone:
             self._failed(AppError("the application returned before it answered the handshake"))
 
     def _failed(self, error: BaseException) -> None:
-        if self.disconnected or self.cancelled or self._end is not None:
+        if self.disconnected or self.cancelled or self._half_closed or self._end is not None:
             if not is_consequence(error) and not isinstance(error, asyncio.CancelledError):
                 self._log(error)
             return

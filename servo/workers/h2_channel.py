@@ -28,6 +28,8 @@ log = logging.getLogger("servo.error")
 # Bytes of a response that wait for the client, past which `send` waits too; and as many are read of
 # a file at a time.
 HIGH_WATER = 65536
+# In the access log, of a client that takes nothing of its answer; nginx's code for it.
+CLIENT_CLOSED = 499
 
 
 class H2Channel:
@@ -106,6 +108,9 @@ class H2Channel:
         if server.hooks is not None:
             self._facade = server.hooks.before(call.request, protocol.peer_name)
         server.spawn(call)
+        if call.request.upgrade is not None and not self._stream.incoming:
+            # END_STREAM came with the head: as END_STREAM later, and as TCP's end (RFC 8441).
+            call.end_of_input()
 
     # --- from the connection --------------------------------------------------------------------
 
@@ -121,7 +126,7 @@ class H2Channel:
         self._protocol.server.meter.received(n)
         if call.request.upgrade is not None:
             # Before the handshake is answered a client must not send, and has no more to say.
-            self.give_up(400)
+            self.give_up(400 if n else CLIENT_CLOSED)
             self._stream.reset(CANCEL)
             return
         call.feed(event)
@@ -256,7 +261,14 @@ class H2Channel:
             server, server.websockets, call, connection, self._stream, self._protocol.waiting, self
         )
         self.websocket.start(b"", True, self.writable)
+        if not self._stream.incoming:
+            self.websocket.eof()
         return self.websocket
+
+    def abandon_handshake(self) -> None:
+        """See asgi_websocket.HandshakeTransport."""
+        self.give_up(CLIENT_CLOSED)
+        self._stream.reset(CANCEL)
 
     # --- counting -------------------------------------------------------------------------------
 
@@ -313,7 +325,3 @@ class H2Channel:
 
     def forget(self) -> None:
         """Nothing is kept: the channel goes with its request."""
-
-
-# In the access log, of a client that takes nothing of its answer; nginx's code for it.
-CLIENT_CLOSED = 499

@@ -200,6 +200,13 @@ class StreamProtocol(StreamUpgrade):
         if self._lingering:
             return
         if not http.want_read:
+            if self.call is not None and not isinstance(self.call, ASGICall):
+                # RFC 6455 section 4.1: the client must wait for the answer. Paused, we would not
+                # notice that it has left.
+                self._refuse(
+                    Refused(ProtocolError(400, "data before the handshake's answer"), True)
+                )
+                return
             self._pause_reading()
         if self.call is None and http.in_head and not self._reading_head:
             # Once: the limit is for the whole head, however slowly it trickles in.
@@ -278,6 +285,13 @@ class StreamProtocol(StreamUpgrade):
             self._server.meter.refused(status, event.method, event.target, self.peer_name)
         self._transport.write(self._http.refuse(event))
         self._hang_up(linger=True)
+
+    def abandon_handshake(self) -> None:
+        """See asgi_websocket.HandshakeTransport."""
+        call, self.call = self.call, None
+        if call is not None:
+            self._give_up(call, CLIENT_CLOSED)
+        self._hang_up(linger=False)
 
     def _give_up(self, call: ASGICall | WebSocketCall, status: int) -> None:
         self._count(call, status)

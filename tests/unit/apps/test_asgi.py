@@ -258,6 +258,55 @@ def test_receive_after_the_response_says_disconnect():
     assert seen == [{"type": "http.disconnect"}]
 
 
+LONG = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"
+POST = LONG.replace(b"9", b"4")
+
+
+@pytest.mark.parametrize("raw", [GET, POST, LONG], ids=["no body", "whole body", "half a body"])
+def test_receive_after_the_response_says_disconnect_whatever_was_read(raw):
+    seen = []
+
+    async def app(scope, receive, send):
+        await hello(scope, receive, send)
+        seen.extend([await receive(), await receive()])
+
+    exchange(app, raw)
+    assert seen == [{"type": "http.disconnect"}] * 2
+
+
+async def trailers(scope, receive, send):
+    await send(start(trailers=True))
+    await send(body(b"hello"))
+    await send({"type": "http.response.trailers", "headers": []})
+
+
+async def streams(scope, receive, send):
+    await send(start())
+    await send(body(b"hello", True))
+    await send(body())
+
+
+async def fails(scope, receive, send):
+    raise RuntimeError
+
+
+@pytest.mark.parametrize("answer", [hello, streams, trailers, fails])
+def test_a_task_that_waits_in_receive_is_told_of_the_end(answer):
+    async def main():
+        waiting = []
+
+        async def app(scope, receive, send):
+            await receive()
+            waiting.append(asyncio.ensure_future(receive()))
+            await asyncio.sleep(0)
+            await answer(scope, receive, send)
+
+        await Exchange(app).run()
+        return await asyncio.wait_for(waiting[0], 5)
+
+    assert asyncio.run(main()) == {"type": "http.disconnect"}
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -32,7 +32,7 @@ class Wire:
         self.written = b""
         self.sent = []
         self.closed = None
-        self.complete = self.done = self.taken_count = self.waits = 0
+        self.abandoned = self.complete = self.done = self.taken_count = self.waits = 0
         self.waits_now = asyncio.Event()
         self.released = asyncio.Event()
 
@@ -48,6 +48,10 @@ class Wire:
 
     def call_done(self, call):
         self.done += 1
+
+    def abandon_handshake(self):
+        self.abandoned += 1
+        self.call.disconnect()
 
     def open_websocket(self, call, headers, connection):
         self.written += self.http.upgrade(b"websocket", headers)
@@ -84,7 +88,7 @@ class Exchange:
         adapter = ASGIAdapter(app, log=log, **options)
         template = adapter.template(("127.0.0.1", 80), ("127.0.0.2", 5000), "http")
         handshake = read_handshake(request.headers)
-        self.call = WebSocketCall(
+        self.call = self.wire.call = WebSocketCall(
             adapter,
             template,
             request,
@@ -503,3 +507,92 @@ def test_send_and_receive_give_coroutines_that_tasks_can_run():
         await asyncio.create_task(send(text("hi")))
 
     assert exchange(app).wire.sent == ["hi"]
+
+
+# --- a client that closes its side before the handshake is answered -------------------------------
+
+
+async def half_closes(call, wire):
+    call.end_of_input()
+
+
+def test_an_application_that_waits_is_told_that_a_half_closed_client_has_left():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.extend([await receive(), await receive(), await receive()])
+
+    result = exchange(app, half_closes)
+    gone = {"type": "websocket.disconnect", "code": 1006, "reason": ""}
+    assert seen == [{"type": "websocket.connect"}, gone, gone]
+    assert (result.wire.abandoned, result.wire.done, result.wire.written) == (1, 1, b"")
+
+
+def test_it_is_told_while_it_waits():
+    seen = []
+
+    async def app(scope, receive, send):
+        await receive()
+        seen.append(await receive())
+
+    async def later(call, wire):
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        call.end_of_input()
+
+    assert exchange(app, later).wire.abandoned == 1
+    assert seen[0]["code"] == 1006
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("gone")])
+def test_one_that_ends_without_asking_lets_the_client_go(error, caplog):
+    async def app(scope, receive, send):
+        await asyncio.sleep(0)
+        if error is not None:
+            raise error
+
+    assert exchange(app, half_closes).wire.abandoned == 1
+    assert "Invalid use" not in caplog.text
+
+
+def test_one_that_has_been_told_can_not_accept():
+    async def app(scope, receive, send):
+        await receive()
+        await receive()
+        with pytest.raises(ClientDisconnected):
+            await send({"type": "websocket.accept"})
+
+    assert b"101" not in exchange(app, half_closes).wire.written
+
+
+def test_one_that_accepts_without_asking_gets_what_came_with_the_handshake():
+    seen = []
+
+    async def app(scope, receive, send):
+        await asyncio.sleep(0)
+        await receive()
+        await send({"type": "websocket.accept"})
+        seen.extend([await receive(), await receive()])
+
+    async def script(call, wire):
+        call.end_of_input()
+        while not wire.written:
+            await asyncio.sleep(0)
+        call.deliver("early")
+        call.end(1000, "bye")
+
+    assert exchange(app, script).wire.abandoned == 0
+    assert [message["type"] for message in seen] == ["websocket.receive", "websocket.disconnect"]
+    assert seen[1]["code"] == 1000
+
+
+def test_a_denial_that_has_begun_goes_on_to_a_half_closed_client():
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 403, "headers": []})
+        assert (await receive())["code"] == 1006
+        await send({"type": "websocket.http.response.body", "body": b"no"})
+
+    result = exchange(app, half_closes)
+    assert result.wire.written.startswith(b"HTTP/1.1 403")
+    assert (result.wire.abandoned, result.wire.complete) == (0, 1)
