@@ -31,9 +31,11 @@ DEFAULT_SCHEME_HEADERS: Mapping[bytes, bytes] = {
     b"x-forwarded-proto": b"https",
     b"x-forwarded-ssl": b"on",
 }
-_OTHER_NAMES = frozenset(
-    (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-prefix")
-)
+# What a trusted peer may say. Host and prefix are left out of the default: proxies set up for
+# gunicorn, uvicorn or Django pass these fields on as the client sent them, and an app builds its
+# links (in a password-reset mail, say) from the host.
+FIELDS = ("for", "proto", "host", "prefix")
+DEFAULT_FIELDS = ("for", "proto")
 
 # More hops than any chain of proxies has; each costs an address to parse.
 _MAX_HOPS = 64
@@ -67,22 +69,25 @@ class ClientInfo(NamedTuple):
 
 
 class TrustedPeers:
-    """Whose word counts, and which headers say something.
+    """Whose word counts, about what, and which headers say it.
 
     cidrs           addresses and networks, as a list or separated by commas. "*": everyone;
                     "unix": peers of Unix sockets (which the default includes, as in gunicorn)
     scheme_headers  header name (lower case) to the value that means https
+    fields          what is believed, of FIELDS: "for" (client address), "proto" (scheme), "host",
+                    "prefix". Headers that say only other things are as if they were not there.
 
     `host in trusted` answers for an address as text; None or "" is a Unix peer. Raises `ValueError`
     for a network that is none.
     """
 
-    __slots__ = ("_everyone", "_known", "_networks", "_unix", "names", "scheme_headers")
+    __slots__ = ("_everyone", "_known", "_networks", "_unix", "fields", "names", "scheme_headers")
 
     def __init__(
         self,
         cidrs: str | Sequence[str] = DEFAULT_TRUSTED,
         scheme_headers: Mapping[bytes, bytes] = DEFAULT_SCHEME_HEADERS,
+        fields: Iterable[str] = DEFAULT_FIELDS,
     ) -> None:
         parts = cidrs.split(",") if isinstance(cidrs, str) else list(cidrs)
         members = [part.strip() for part in parts if part.strip()]
@@ -92,8 +97,9 @@ class TrustedPeers:
             ip_network(member, strict=False) for member in members if member not in ("*", "unix")
         ]
         self._known: dict[str, bool] = {}
-        self.scheme_headers = scheme_headers
-        self.names = _OTHER_NAMES.union(scheme_headers)
+        self.fields = frozenset(fields)
+        self.scheme_headers = scheme_headers if "proto" in self.fields else {}
+        self.names = _names(self.fields, self.scheme_headers)
 
     def __contains__(self, host: str | None) -> bool:
         if not host:
@@ -144,6 +150,8 @@ def resolve_client(
     if host is not None:
         check_host(host)
     prefix = _prefix(_pick(given.get(b"x-forwarded-prefix", ()), hops))
+    if "for" not in trusted.fields:
+        address = None  # the hops were counted for the host's sake
     if b"forwarded" in given:
         other = _read_forwarded(b",".join(given[b"forwarded"]), trusted)
         address = _agreed(address, other.address, "client address")
@@ -152,6 +160,17 @@ def resolve_client(
     if secure is not None:
         scheme = "https" if secure else "http"
     return ClientInfo(address or peer, scheme, host or None, prefix)
+
+
+def _names(fields: frozenset[str], scheme_headers: Mapping[bytes, bytes]) -> frozenset[bytes]:
+    """The headers that say something about these fields."""
+    names = set(scheme_headers)
+    if not fields.isdisjoint(("for", "host", "prefix")):
+        names.add(b"x-forwarded-for")  # its length says which member of the others counts
+    if not fields.isdisjoint(("for", "proto", "host")):
+        names.add(b"forwarded")
+    names.update(b"x-forwarded-" + each.encode() for each in fields & {"host", "prefix"})
+    return frozenset(names)
 
 
 class _Element(NamedTuple):
@@ -243,14 +262,15 @@ def _read_forwarded(value: bytes, trusted: TrustedPeers) -> _Element:
     if not elements:
         return _Element(None, None, None)
     element = elements[-min(hops, len(elements))]
-    proto = element.get(b"proto")
+    fields = trusted.fields
+    proto = element.get(b"proto") if "proto" in fields else None
     if proto is not None and proto.lower() not in (b"http", b"https"):
         raise ProtocolError(400, "unknown proto in Forwarded")
-    host = element.get(b"host")
+    host = element.get(b"host") if "host" in fields else None
     if host is not None:
         check_host(host)
     return _Element(
-        _parse_node(element.get(b"for", b"")),
+        _parse_node(element.get(b"for", b"")) if "for" in fields else None,
         None if proto is None else proto.lower() == b"https",
         host,
     )

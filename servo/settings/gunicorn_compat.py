@@ -192,7 +192,7 @@ OTHER_FLAGS = {
     "--use-colors": "nothing (colours are for terminals; NO_COLOR=1 turns them off)",
     "--no-use-colors": "NO_COLOR=1 in the environment",
     "--proxy-headers": "--forwarded-allow-ips",
-    "--no-proxy-headers": "--forwarded-allow-ips ''",
+    "--no-proxy-headers": "--forwarded-fields ''",
     "--limit-max-requests": "--max-requests",
     "--limit-max-requests-jitter": "--max-requests-jitter",
     "--timeout-keep-alive": "--keep-alive",

@@ -99,7 +99,9 @@ class Worker:
             for name, value in self.settings.secure_scheme_headers.items()
         }
         self.proxy_protocol = ProxyProtocol(self.settings)
-        self.trusted_proxies = TrustedPeers(self.settings.forwarded_allow_ips, schemes)
+        self.trusted_proxies = TrustedPeers(
+            self.settings.forwarded_allow_ips, schemes, self.settings.forwarded_fields
+        )
         self.meter = Meter(self.row, self.access, self._max_requests(), self._recycle)
 
     kind: ClassVar[str] = ""  # the name that settings know it by

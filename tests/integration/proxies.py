@@ -58,8 +58,13 @@ def certificate(directory: Path) -> Path:
     return both
 
 
-def start_nginx(directory: Path, upstream: str, extra: str = "") -> Proxy:
-    """nginx by examples/nginx.conf. upstream: `unix:PATH` or HOST:PORT; extra: for its location."""
+def start_nginx(directory: Path, upstream: str, extra: str = "", location: str = "") -> Proxy:
+    """nginx by examples/nginx.conf.
+
+    upstream  `unix:PATH` or HOST:PORT
+    extra     more lines for its location
+    location  all lines of the location, in place of the example's
+    """
     port, tls_port = free_port(), free_port()
     pem = certificate(directory)
     text = (REPOSITORY / "examples" / "nginx.conf").read_text()
@@ -67,6 +72,8 @@ def start_nginx(directory: Path, upstream: str, extra: str = "") -> Proxy:
     tls = f"listen 127.0.0.1:{tls_port} ssl; ssl_certificate {pem}; ssl_certificate_key {pem};"
     text = text.replace("listen 8080;", f"listen 127.0.0.1:{port}; {tls}")
     text = text.replace("location / {", f"location / {{\n {extra}")
+    if location:
+        text = re.sub(r"(?s)location / \{.*?\n        \}", f"location / {{ {location} }}", text)
     temporary = " ".join(
         f"{kind}_temp_path {directory}/{kind};"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")

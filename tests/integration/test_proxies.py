@@ -214,3 +214,50 @@ def test_nginx_finds_no_server(tmp_path: Path, proxies: list[Proxy]) -> None:
     proxies.append(proxy)
     with browser(proxy.port) as client:
         assert client.get("/").status_code == 502
+
+
+# As gunicorn's documentation shows it: other fields go through as the client sent them.
+GUNICORN_LOCATION = """
+    proxy_pass http://app;
+    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+    proxy_set_header X-Forwarded-Proto $scheme;
+    proxy_set_header Host $http_host;
+"""
+CHOSEN_BY_CLIENT = {
+    "X-Forwarded-Host": "evil.example",
+    "X-Forwarded-Prefix": "/evil",
+    "Forwarded": "host=evil.example",
+}
+
+
+@needs_nginx
+def test_behind_an_nginx_made_for_gunicorn(
+    serve: Serve, tmp_path: Path, worker_class: str, proxies: list[Proxy]
+) -> None:
+    """A client must not choose host or prefix, from which apps build the links that they send."""
+    path = tmp_path / "app.sock"
+    serve(*app_args(worker_class), "-w", "1", "--bind", f"unix:{path}")
+    proxy = start_nginx(tmp_path, f"unix:{path}", location=GUNICORN_LOCATION)
+    proxies.append(proxy)
+    with browser(proxy.port) as client:
+        seen = told(client, **CHOSEN_BY_CLIENT)
+    seen.pop("port")
+    host = f"127.0.0.1:{proxy.port}"
+    assert seen == {"client": CLIENT, "scheme": "http", "host": host, "root": ""}
+
+
+@pytest.mark.parametrize("fields", [None, "for,proto,host,prefix", "", "proto"])
+def test_what_a_trusted_peer_is_believed_about(
+    serve: Serve, worker_class: str, fields: str | None
+) -> None:
+    flags = () if fields is None else ("--forwarded-fields", fields)
+    server = serve(*app_args(worker_class), "-w", "1", *flags)
+    claims = {**CHOSEN_BY_CLIENT, "X-Forwarded-For": "192.0.2.7", "X-Forwarded-Proto": "https"}
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
+        seen = told(client, **claims)
+    believed = ["for", "proto"] if fields is None else fields.split(",")
+    assert seen["client"] == ("192.0.2.7" if "for" in believed else "127.0.0.1")
+    assert seen["scheme"] == ("https" if "proto" in believed else "http")
+    own = f"127.0.0.1:{server.port}"
+    assert seen["host"] == ("evil.example" if "host" in believed else own)
+    assert seen["root"] == ("/evil" if "prefix" in believed else "")

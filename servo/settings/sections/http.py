@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from servo.http.forwarded import DEFAULT_FIELDS, FIELDS
 from servo.settings.setting import DefaultFrom, Setting
 from servo.settings.types import (
     Choice,
@@ -19,6 +20,15 @@ _HTTP = "HTTP"
 _LIMITS = "Limits"
 _PROXIES = "Proxies"
 _NETWORKS = "addresses and networks such as 10.0.0.0/8 (no host bits set), or *"
+
+
+def _forwarded_field(text: str) -> str:
+    """One of the things that a trusted proxy may be believed about."""
+    word = text.strip().lower()
+    if word not in FIELDS:
+        raise ValueError(f"not one of {', '.join(FIELDS)}")
+    return word
+
 
 SETTINGS = [
     Setting(
@@ -162,7 +172,23 @@ In an environ they can't be told from dashes: `drop` the field, `refuse` the req
         section=_PROXIES,
         help="Whose Forwarded and X-Forwarded fields count; *: everybody's.",
         details="""\
-A Unix socket's peer counts as long as the default stands, or `unix` or `*` is listed.""",
+A Unix socket's peer counts as long as the default stands, or `unix` or `*` is listed. What is
+believed is `forwarded_fields`.""",
+    ),
+    Setting(
+        name="forwarded_fields",
+        type=TextList(
+            metavar="FIELD,…", valid=", ".join(FIELDS), commas=True, item=_forwarded_field
+        ),
+        default=list(DEFAULT_FIELDS),
+        section=_PROXIES,
+        help="What a trusted proxy is believed about: for, proto, host, prefix.",
+        details="""\
+`for` is the client's address (X-Forwarded-For, Forwarded), `proto` the scheme
+(`secure_scheme_headers`, Forwarded), `host` replaces Host (X-Forwarded-Host, Forwarded), `prefix`
+becomes SCRIPT_NAME or `root_path` (X-Forwarded-Prefix). Add `host` and `prefix` only if the proxy
+sets these fields itself: one that passes them on lets each client choose them, and the links that
+the app builds. Empty: nothing is believed.""",
     ),
     Setting(
         name="proxy_protocol",

@@ -15,7 +15,7 @@ async def app(scope, receive, send):
         await lifespan(receive, send, scope)
         return
     query = {k: v[0] for k, v in parse_qs(scope["query_string"].decode()).items()}
-    handler = HANDLERS.get(scope["path"])
+    handler = HANDLERS.get(scope["path"].removeprefix(scope.get("root_path", "")))
     if handler is None:
         await answer(send, b"no such path", 404)
     else:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import pytest
 
 from servo.http.errors import ProtocolError
-from servo.http.forwarded import ClientInfo, TrustedPeers, resolve_client
+from servo.http.forwarded import FIELDS, ClientInfo, TrustedPeers, resolve_client
 
 PROXY = ("127.0.0.1", 50000)
 
 
 def resolve(
-    *lines: str, peer: tuple[str, int] | None = PROXY, trusted: str = "127.0.0.1,10.0.0.0/8"
+    *lines: str,
+    peer: tuple[str, int] | None = PROXY,
+    trusted: str = "127.0.0.1,10.0.0.0/8",
+    fields: tuple[str, ...] = FIELDS,
 ) -> ClientInfo:
     headers = []
     for line in lines:
         name, _, value = line.encode("latin-1").partition(b": ")
         headers.append((name.lower(), value))
-    return resolve_client(headers, peer, TrustedPeers(trusted))
+    return resolve_client(headers, peer, TrustedPeers(trusted, fields=fields))
 
 
 @pytest.mark.parametrize(
@@ -240,3 +243,52 @@ def test_host_and_prefix_of_the_hop_next_to_the_client() -> None:
 @pytest.mark.parametrize(("value", "prefix"), [("/", ""), ("/a", "/a"), ("/a/b/", "/a/b")])
 def test_prefix(value: str, prefix: str) -> None:
     assert resolve(f"X-Forwarded-Prefix: {value}").prefix == prefix
+
+
+CLAIMS = (
+    "X-Forwarded-For: 1.2.3.4",
+    "X-Forwarded-Proto: https",
+    "X-Forwarded-Host: evil.example",
+    "X-Forwarded-Prefix: /evil",
+    "Forwarded: for=1.2.3.4;proto=https;host=evil.example",
+)
+
+
+def test_by_default_a_proxy_is_believed_about_address_and_scheme_alone() -> None:
+    headers = [
+        (name.lower(), value)
+        for name, _, value in (line.encode().partition(b": ") for line in CLAIMS)
+    ]
+    info = resolve_client(headers, PROXY, TrustedPeers("127.0.0.1"))
+    assert info == ClientInfo(("1.2.3.4", 0), "https", None, "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "info"),
+    [
+        ((), ClientInfo(PROXY, "http", None, "")),
+        (("for",), ClientInfo(("1.2.3.4", 0), "http", None, "")),
+        (("proto",), ClientInfo(PROXY, "https", None, "")),
+        (("host",), ClientInfo(PROXY, "http", b"evil.example", "")),
+        (("prefix",), ClientInfo(PROXY, "http", None, "/evil")),
+        (FIELDS, ClientInfo(("1.2.3.4", 0), "https", b"evil.example", "/evil")),
+    ],
+)
+def test_each_field_is_believed_only_if_it_is_named(
+    fields: tuple[str, ...], info: ClientInfo
+) -> None:
+    assert resolve(*CLAIMS, fields=fields) == info
+    assert resolve(*CLAIMS[-1:], fields=fields)._replace(prefix=info.prefix) == info
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["X-Forwarded-Host: a b"],
+        ["X-Forwarded-Host: a", "Forwarded: host=b"],
+        ["X-Forwarded-Prefix: //evil"],
+        ['Forwarded: host="a/b"'],
+    ],
+)
+def test_nothing_is_refused_for_a_field_that_is_not_believed(lines: list[str]) -> None:
+    assert resolve(*lines, fields=("for", "proto")) == ClientInfo(PROXY, "http", None, "")

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from servo.http.forwarded import FIELDS
 from servo.settings import types
 from servo.settings.gunicorn_compat import WorkerClass
 from servo.settings.schema import SETTINGS
@@ -32,6 +33,8 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
     if isinstance(kind, types.Choice):
         return st.sampled_from(kind.options)
     if isinstance(kind, types.TextList):
+        if kind.valid == ", ".join(FIELDS):
+            return st.lists(st.sampled_from(FIELDS))
         if kind.item is types.network:
             return st.lists(st.ip_addresses().map(str) | st.sampled_from(["*", "10.0.0.0/8"]))
         if setting.name == "control_allow":
