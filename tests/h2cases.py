@@ -73,5 +73,8 @@ REFUSED = {
     "many fields": (431, [*GET, *[(f"a{i}", "b") for i in range(101)]]),
     "long field": (431, [*GET, ("a", "b" * 8190)]),
     "long fields": (431, [*GET, *[(f"a{i}", "b" * 7000) for i in range(9)]]),
+    "long method": (501, [*without(":method"), (":method", "A" * 9000)]),
+    "quote in the path": (400, [*without(":path"), (":path", '/"?a')]),
+    "fragment": (400, [*without(":path"), (":path", "/?a#b")]),
     "long path": (414, [*without(":path"), (":path", "/" + "a" * 8190)]),
 }

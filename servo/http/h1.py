@@ -111,7 +111,7 @@ class H1Connection(ResponseSide):
                 request = None if self._known is None else self._known.recall(head)
                 if request is None:
                     try:
-                        request = read_request(head, self._fields)
+                        request = read_request(head, self._fields, self._limits.strict_targets)
                     except ProtocolError as error:
                         return self._refuse_head(error, head)
                     self._get_to_know(head, request)
@@ -232,7 +232,7 @@ class H1Connection(ResponseSide):
         try:
             if len(head) > self._small_head:
                 check_lines(head, 0, self._limits)
-            request = read_request(head, self._fields)
+            request = read_request(head, self._fields, self._limits.strict_targets)
         except ProtocolError as error:
             return self._refuse_head(error, head)
         self._pos = end

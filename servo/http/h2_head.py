@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from servo.http.errors import ProtocolError
-from servo.http.headers import judge, keep_trailers, read_request_line
+from servo.http.headers import judge, keep_trailers, read_request_line, request_line_fault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +74,8 @@ def read_head(fields: Fields, ended: bool, limits: Limits, tunnels: bool) -> Req
     headers = _join_cookies(_with_host(headers, authority))
     # A tunnel's :path obeys the rules that a GET's does.
     line = read_request_line(
-        b"%b %b HTTP/1.1\r\n" % (b"GET" if protocol is not None else method, path)
+        b"%b %b HTTP/1.1\r\n" % (b"GET" if protocol is not None else method, path),
+        limits.strict_targets,
     )
     request = judge(line, headers)
     if not request.named[b"host"]:
@@ -138,7 +139,7 @@ def _check_fields(headers: Headers) -> None:
 def _check_sizes(method: bytes, path: bytes, headers: Headers, limits: Limits) -> None:
     """The limits of an HTTP/1.1 head, for what the same head would be there."""
     if len(method) + len(path) + 10 > limits.request_line:
-        raise ProtocolError(414, "request line too long")
+        raise request_line_fault(b"%b %b" % (method, path))
     if len(headers) > limits.header_count:
         raise ProtocolError(431, "too many header fields")
     total = 0

@@ -33,9 +33,12 @@ METHODS = {
 }
 
 # RFC 3986 allows fewer. Browsers send the brackets, "|", "^", "`", "{", "}" and "\" unescaped in
-# queries, so they pass; a quote, "<", ">" or "#" comes from no client that can be trusted to agree
-# with a proxy about where the target ends.
+# queries, so they pass anywhere. "#" never does: a fragment stays with the client, and a reader
+# that cuts it off sees another target.
 TARGET_CHARS = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>')
+# Scripts put JSON and markup into queries as they are, and all peers but one serve that. In a path
+# these come from no client that can be trusted to agree with a proxy about where the target ends.
+_QUERY_CHARS = TARGET_CHARS + b'"<>'
 
 _VERSION_LINE = re.compile(rb"HTTP/[0-9]\.[0-9]\r\n")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(?:\?(.*))?")
@@ -69,15 +72,17 @@ _VALID_HOSTS: set[bytes] = set()
 _VALID_HOSTS_BOUND = 1024
 
 
-def read_request(head: bytes, parse_fields: Callable[[bytes], Headers]) -> Request:
+def read_request(
+    head: bytes, parse_fields: Callable[[bytes], Headers], strict_targets: bool = False
+) -> Request:
     """Turn a whole head into a `Request`, or refuse it.
 
     parse_fields takes the head (with a method that every parser knows) and returns its fields,
     names in lower case; it raises `ProtocolError` for what it can't parse. In the request
     returned, `more_body` says whether a body is to be read: of `content_length` bytes, or chunked
-    where that is None.
+    where that is None. `strict_targets` is as `Limits` has it.
     """
-    line = read_request_line(head)
+    line = read_request_line(head, strict_targets)
     # Tabs are rare enough to take the long way; one pass of memchr finds them.
     if 9 in head or head.find(b" \r\n") >= 0:
         head = _TRAILING_SPACE.sub(b"\r\n", head)
@@ -95,10 +100,11 @@ def read_request(head: bytes, parse_fields: Callable[[bytes], Headers]) -> Reque
     return judge(line, headers)
 
 
-def read_request_line(head: bytes) -> _RequestLine:
+def read_request_line(head: bytes, strict_targets: bool = False) -> _RequestLine:
     """Method, target, path, query, version ("1.1" or "1.0"), the authority of an absolute target.
 
-    head  bytes that start with a whole request line; what follows it does not matter
+    head            bytes that start with a whole request line; what follows it does not matter
+    strict_targets  as `Limits` has it
     """
     try:
         method, target, rest = head.split(b" ", 2)
@@ -113,13 +119,19 @@ def read_request_line(head: bytes) -> _RequestLine:
     else:
         raise ProtocolError(400, "malformed request line")
     name = METHODS.get(method) or _unusual_method(method)
-    if target.translate(None, TARGET_CHARS):
+    if target.translate(None, TARGET_CHARS) and (strict_targets or not _is_lenient(target)):
         raise ProtocolError(400, "invalid character in the request target")
     if target.startswith(b"/") and name != "CONNECT":
         path, _, query = target.partition(b"?")
         return name, target, path, query, version, None
     path, query, authority = _unusual_target(name, target)
     return name, target, path, query, version, authority
+
+
+def _is_lenient(target: bytes) -> bool:
+    """Whether only the query has characters beyond `TARGET_CHARS`, and those that it may have."""
+    path, _, query = target.partition(b"?")
+    return not path.translate(None, TARGET_CHARS) and not query.translate(None, _QUERY_CHARS)
 
 
 def judge(line: _RequestLine, headers: Headers) -> Request:
@@ -249,12 +261,30 @@ def check_lines(part: bytes, new: int, limits: Limits) -> None:
     end = part.find(b"\r\n")
     if new <= end + 1 or end < 0:
         if check_line(part, 0, end, new, limits.request_line) > limits.request_line:
-            raise ProtocolError(414, "request line too long")
+            raise request_line_fault(part[: limits.request_line])
         if end < 0:
             return
-        read_request_line(part[: end + 2])
+        read_request_line(part[: end + 2], limits.strict_targets)
         new = end + 2
     check_field_lines(part, end + 2, new, limits.header_count, limits)
+
+
+def request_line_fault(beginning: bytes) -> ProtocolError:
+    """The error for a request line that is too long (RFC 9112 section 3).
+
+    A method longer than any that is implemented is answered with 501, a target that is too long
+    with 414. `beginning` is as much of the line as its limit allows: so the answer does not depend
+    on how the line was cut into packets.
+    """
+    method, space, _ = beginning.partition(b" ")
+    try:
+        if method not in METHODS:
+            _unusual_method(method)
+    except ProtocolError as error:
+        return error
+    if not space:
+        return ProtocolError(501, "unconventional method")
+    return ProtocolError(414, "request line too long")
 
 
 def glimpse(head: bytes) -> tuple[str, bytes]:

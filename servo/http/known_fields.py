@@ -68,6 +68,7 @@ class KnownFields:
         target = line[1]
         name = METHODS.get(line[0])
         if name is None or name == "CONNECT" or target.translate(None, TARGET_CHARS):
+            # Also a query with characters that `read_request_line` allows there: they are rare.
             return None
         if not target.startswith(b"/"):
             return None

@@ -17,6 +17,7 @@ class Limits:
     trailer_count     fields in a trailer section
     chunk_extension   bytes of one chunk's extensions (llhttp and Go: a bound after CVE-2023-39326)
     pipeline_depth    requests waiting behind the one being answered; reading pauses there
+    strict_targets    whether a quote, "<" or ">" is refused in a query, too (RFC 3986)
     """
 
     request_line: int = 8190
@@ -27,6 +28,7 @@ class Limits:
     trailer_count: int = 32
     chunk_extension: int = 1024
     pipeline_depth: int = 16
+    strict_targets: bool = False
 
 
 @dataclass(frozen=True, slots=True)

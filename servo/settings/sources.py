@@ -104,6 +104,7 @@ class Settings:
             trailer_count=self.limit_request_trailers,
             chunk_extension=self.limit_chunk_extension,
             pipeline_depth=self.limit_pipeline,
+            strict_targets=self.strict_targets,
         )
 
     @property

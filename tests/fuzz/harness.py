@@ -27,6 +27,7 @@ SMALL = Limits(
     trailer_count=2,
     chunk_extension=8,
     pipeline_depth=2,
+    strict_targets=True,
 )
 # A request's parts on which both parsers, and any cuts of the bytes, have to agree.
 _FIELDS = {name for name in vars(Request) if not name.startswith("_")}
@@ -106,7 +107,9 @@ def check_request(request: Request, limits: Limits) -> None:
     """What no app may ever be given otherwise."""
     assert request.method.isascii()
     assert request.version in ("1.0", "1.1")
-    assert not set(request.target) & ({*range(0x21), *range(0x7F, 0x100)} | set(b'"<>#'))
+    assert not set(request.target) & ({*range(0x21), *range(0x7F, 0x100)} | set(b"#"))
+    assert not set(request.target.partition(b"?")[0]) & set(b'"<>')
+    assert not limits.strict_targets or not set(request.target) & set(b'"<>')
     assert len(request.headers) <= limits.header_count
     for name, value in request.headers:
         assert name

@@ -42,6 +42,7 @@ def test_the_wire(server: Server) -> None:
     chunked_upload(server)
     http_1_0(server)
     half_close(server)
+    quotes_in_a_query(server)
     refusals(server)
 
 
@@ -102,6 +103,20 @@ def half_close(server: Server) -> None:
     assert data.endswith(b"slow")
 
 
+def quotes_in_a_query(server: Server) -> None:
+    target = '/describe?f={"a":1}&q=<b>'
+    seen = []
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        # Three times: the third finds the fields of the first two remembered.
+        for _ in range(3):
+            client.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            head, body = read_response(client)
+            assert head.startswith(b"HTTP/1.1 200 ")
+            told = json.loads(body)
+            seen.append(told.get("QUERY_STRING") or told["query_string"])
+    assert seen == ['f={"a":1}&q=<b>'] * 3
+
+
 def refusals(server: Server) -> None:
     post = b"POST / HTTP/1.1\r\nHost: a\r\n"
     for request, status in [
@@ -111,6 +126,8 @@ def refusals(server: Server) -> None:
         (post + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", b"400"),
         (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", b"414"),
+        (b"A" * 9000 + b" / HTTP/1.1\r\nHost: a\r\n\r\n", b"501"),
+        (b'GET /"q" HTTP/1.1\r\nHost: a\r\n\r\n', b"400"),
         (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"A: b\r\n" * 200 + b"\r\n", b"431"),
         (b"nonsense\r\n\r\n", b"400"),
     ]:

@@ -100,6 +100,16 @@ In an environ they can't be told from dashes: `drop` the field, `refuse` the req
 (`dangerous`). `refuse` holds for ASGI apps too; else they get such fields as they are.""",
     ),
     Setting(
+        name="strict_targets",
+        type=Switch(),
+        default=False,
+        section=_HTTP,
+        help="Refuse a quote, < or > in a query with 400, as RFC 3986 has it.",
+        details="""\
+Scripts send `?filter={"a":1}` unescaped, so by default it is served. In a path these characters are
+always refused, and `#` everywhere.""",
+    ),
+    Setting(
         name="limit_request_line",
         type=Size(),
         default=8190,

@@ -143,6 +143,9 @@ async def describe(scope, receive, send, query):
         "client": scope["client"],
         "server": scope["server"],
         "root_path": scope["root_path"],
+        "path": scope["path"],
+        "raw_path": scope["raw_path"].decode("latin-1"),
+        "query_string": scope["query_string"].decode("latin-1"),
         "host": dict(scope["headers"]).get(b"host", b"").decode(),
         "loop": type(asyncio.get_running_loop()).__module__,
     }

@@ -61,6 +61,41 @@ def test_limits_of_a_head(
     assert verdict(beyond[:-2], parser, step) == status
 
 
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        (b"A" * 9000, b"/", 501),
+        (b"A" * 9000, b"/" + b"a" * 9000, 501),
+        (b"A" * 30, b"/" + b"a" * 9000, 501),
+        (b"get", b"/" + b"a" * 9000, 501),
+        (b"A(" * 4500, b"/", 400),
+        (b"G(T", b"/" + b"a" * 9000, 400),
+        (b"BREW", b"/" + b"a" * 9000, 414),
+        (b"GET", b"/" + b"a" * 9000, 414),
+        (b"GET", b"/?" + b"a" * 9000, 414),
+        (b"CONNECT", b"h" * 9000 + b":80", 414),
+    ],
+)
+def test_what_is_too_long_in_a_request_line(
+    method: bytes, target: bytes, status: int, parser: str, step: int
+) -> None:
+    data = b"%b %b HTTP/1.1\r\nHost: h\r\n\r\n" % (method, target)
+    for limits in (SMALL, Limits()):
+        assert verdict(data, parser, step, limits) == status
+        assert verdict(data[: limits.request_line + 1], parser, step, limits) == status
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("target", [b'/p?f={"a":1}', b"/p?q=<b>", b'http://h/?"'])
+def test_strict_targets(parser: str, target: bytes) -> None:
+    data = b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % target
+    for step in (1, 10_000):
+        assert verdict(data, parser, step, Limits()) == 200
+        assert verdict(data, parser, step, Limits(strict_targets=True)) == 400
+
+
 @pytest.mark.parametrize("parser", PARSERS)
 @pytest.mark.parametrize(
     "part",
