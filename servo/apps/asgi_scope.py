@@ -6,7 +6,7 @@ What never changes is put together once a worker, what the connection tells once
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
     import logging
@@ -21,7 +21,7 @@ TLS_ENVIRON = "servo.tls.environ"
 class ASGIAdapter:
     """One application and what its scopes have in common.
 
-    root_path  the mount point; per the specification `path` begins with it
+    root_path  the mount point, text or percent-encoded; per the specification `path` begins with it
     state      the lifespan's state: each request gets a shallow copy; None where there is none
     """
 
@@ -36,8 +36,8 @@ class ASGIAdapter:
         self.app = app
         self.log = log
         self.state = state
-        self._root_path = root_path.rstrip("/")
-        self._root_bytes = self._root_path.encode()
+        self._root_path = unquote(root_path.rstrip("/"))
+        self._root_bytes = _encoded(self._root_path)
 
     def template(
         self,
@@ -65,13 +65,16 @@ class ASGIAdapter:
     def scope(self, template: Scope, request: Request) -> Scope:
         """The scope of one request."""
         scope = template.copy()
-        path = request.path
-        if self._root_path:
-            path = _mounted(path, self._root_bytes)
+        raw = request.path
+        path = unquote(raw.decode("ascii")) if b"%" in raw else raw.decode("ascii")
+        root = self._root_path
+        if root and not _is_under(path, root):
+            path = root + path
+            raw = self._root_bytes + raw
         scope["method"] = request.method
         scope["http_version"] = request.version
-        scope["raw_path"] = path
-        scope["path"] = unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii")
+        scope["raw_path"] = raw
+        scope["path"] = path
         scope["query_string"] = request.query
         scope["headers"] = request.headers
         if self.state is not None:
@@ -80,13 +83,17 @@ class ASGIAdapter:
 
     def mount(self, scope: Scope, prefix: str) -> None:
         """Put the application, for one request, under a path that a proxy has mounted it at."""
-        root = prefix + self._root_path
-        path = _mounted(scope["raw_path"], prefix.encode())
-        scope["root_path"] = root
-        scope["raw_path"] = path
-        scope["path"] = unquote(path.decode("ascii"))
+        scope["root_path"] = prefix + self._root_path
+        if not _is_under(scope["path"], prefix):
+            scope["path"] = prefix + scope["path"]
+            scope["raw_path"] = _encoded(prefix) + scope["raw_path"]
 
 
-def _mounted(path: bytes, root: bytes) -> bytes:
-    """The path as the specification wants it: beginning with the root path."""
-    return path if (path + b"/").startswith(root + b"/") else root + path
+def _is_under(path: str, root: str) -> bool:
+    """Whether a decoded path begins with the root path, as the specification wants it to."""
+    return (path + "/").startswith(root + "/")
+
+
+def _encoded(root: str) -> bytes:
+    # What a path segment may hold unescaped (RFC 3986 section 3.3).
+    return quote(root, safe="/!$&'()*+,;=:@~").encode("ascii")

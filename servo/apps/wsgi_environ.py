@@ -32,7 +32,8 @@ class WSGIAdapter:
 
     header_map   what becomes of header names with underscores, which can't be told from dashes
                  in an environ: "drop" them, "refuse" the request, or "dangerous" (keep them)
-    root_path    the mount point: becomes SCRIPT_NAME, and is cut from the front of PATH_INFO
+    root_path    the mount point, text or percent-encoded: becomes SCRIPT_NAME, and is cut from the
+                 front of PATH_INFO
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class WSGIAdapter:
         self.log = log
         self.sendfile = sendfile
         self.forked = False
-        self._root_path = root_path.rstrip("/")
+        # As PEP 3333 has text: UTF-8 in the guise of latin-1.
+        self._root_path = unquote_to_bytes(root_path.rstrip("/")).decode("latin-1")
         self._header_map = header_map
         # Header name (lower case) -> environ key. Bounded: clients choose names.
         self._keys = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
@@ -82,12 +84,13 @@ class WSGIAdapter:
     ) -> Environ:
         """The environ parts of one connection; copied for each of its requests.
 
-        `server` is (host, port) or the path of a Unix socket; `client` is None on one.
+        `server` is (host, port) or the path of a Unix socket; `client` is None on one. Where
+        `is_nameless(server)`, each environ has to go through `name_server`.
         """
         environ = self._base.copy()
         environ["wsgi.url_scheme"] = scheme
-        if isinstance(server, str):
-            environ["SERVER_NAME"], environ["SERVER_PORT"] = server, ""
+        if is_nameless(server):
+            name_server(environ)
         else:
             environ["SERVER_NAME"], environ["SERVER_PORT"] = server[0], str(server[1])
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = (
@@ -133,6 +136,8 @@ class WSGIAdapter:
             uri = text if len(target) == len(path) else target.decode("latin-1")
         if self._root_path and (text + "/").startswith(self._root_path + "/"):
             text = text[len(self._root_path) :]
+        elif text == "*":
+            text = ""  # OPTIONS about the server as a whole has no path (RFC 3875 section 4.1.5)
         environ["PATH_INFO"] = text
         environ["QUERY_STRING"] = request.query.decode("latin-1")
         environ["RAW_URI"] = environ["REQUEST_URI"] = uri
@@ -156,6 +161,10 @@ class WSGIAdapter:
         environ.update(seen)
 
     def _learn(self, name: bytes) -> str | None:
+        if name == b"proxy":
+            # Its variable, HTTP_PROXY, is the one that HTTP clients take their proxy from: a
+            # request could choose where the application's own requests go (CVE-2016-5385).
+            return None
         if name == b"transfer-encoding":
             # RFC 9112 section 7.1.3: decoding removes the coding and gives a length instead.
             return None
@@ -167,6 +176,25 @@ class WSGIAdapter:
         if len(self._keys) < _KEYS_KEPT:
             self._keys[name] = key
         return key
+
+
+def is_nameless(server: tuple[str, int] | str) -> bool:
+    """Whether an address has no name and port: a Unix socket's, or one that a proxy didn't say."""
+    return isinstance(server, str) or not server[0]
+
+
+def name_server(environ: Environ) -> None:
+    """Take the server's name and port from Host, for an address that has none.
+
+    PEP 3333 wants both never to be empty. Without a port in Host it is the scheme's; an HTTP/1.0
+    client without Host gets "localhost". To be called when scheme and Host are final.
+    """
+    host: str = environ.get("HTTP_HOST", "")
+    name, colon, port = host.rpartition(":")
+    if not colon or host.endswith("]"):
+        name, port = host, ""
+    environ["SERVER_NAME"] = name or "localhost"
+    environ["SERVER_PORT"] = port or ("443" if environ["wsgi.url_scheme"] == "https" else "80")
 
 
 class EmptyInput:

@@ -15,6 +15,7 @@ from servo.apps.asgi import ResponseCut
 from servo.apps.asgi_scope import TLS_ENVIRON
 from servo.apps.spool import discard, refusal
 from servo.apps.wsgi import WSGIResponder
+from servo.apps.wsgi_environ import is_nameless, name_server
 from servo.http.events import Request
 from servo.http.serialise import status_line
 
@@ -66,12 +67,13 @@ class WSGIInAsync:
             except OSError as error:
                 await _refuse(refusal(error), send)
                 return
-            server = scope["server"] or ("", 0)
-            template = self._adapter.template(
-                server[0] if server[1] is None else server, scope["client"], scope["scheme"]
-            )
+            address, port = scope["server"] or ("", 0)
+            server = address if port is None else (address, port)
+            template = self._adapter.template(server, scope["client"], scope["scheme"])
             template.update(scope["extensions"].get(TLS_ENVIRON, {}))
             environ = self._adapter.environ(template, request, body if length else None, length)
+            if is_nameless(server):
+                name_server(environ)
             loop = asyncio.get_running_loop()
             bridge = _Bridge(loop, send)
             responder = WSGIResponder(self._adapter, bridge, bridge)

@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,6 +49,32 @@ class ValueType:
 
 class Text(ValueType):
     """Any text."""
+
+
+class MountPoint(ValueType):
+    """The path that an app is mounted at, as text ("/café") or percent-encoded ("/caf%C3%A9")."""
+
+    metavar = "PATH"
+    valid = (
+        "a path such as /app or /caf%C3%A9: it begins with a slash and has no ?, # or spaces"
+        " (%20 is one), and no empty, . or .. segments"
+    )
+
+    _FORM = re.compile(r"(?:[^%?#\s\x00-\x1f\x7f]|%[0-9A-Fa-f]{2})*")
+
+    def from_text(self, text: str) -> str:
+        text = text.strip()
+        path = text.rstrip("/")
+        if not path:
+            return text
+        if not self._FORM.fullmatch(path):
+            raise ValueError("can't be in a path; write a space as %20, a percent sign as %25")
+        decoded = unquote(path, errors="strict")
+        decoded.encode()  # no surrogates: what the environment held was UTF-8
+        first, *segments = decoded.split("/")
+        if first or {"", ".", ".."}.intersection(segments) or not decoded.isprintable():
+            raise ValueError("no path")
+        return text
 
 
 @dataclass(frozen=True)

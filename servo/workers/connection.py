@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from servo.apps.spool import discard, refusal
 from servo.apps.wsgi import WSGIResponder
-from servo.apps.wsgi_environ import WSGIAdapter
+from servo.apps.wsgi_environ import WSGIAdapter, is_nameless, name_server
 from servo.apps.wsgi_file import FileRegion
 from servo.http.errors import ClientDisconnected
 from servo.http.forwarded import resolve_client
@@ -90,6 +90,7 @@ class Connection:
         "_factory",
         "_headed",
         "_named",
+        "_nameless",
         "_template",
         "body",
         "broken",
@@ -158,6 +159,7 @@ class Connection:
     def _describe(self, server: tuple[str, int] | str) -> None:
         """What the environs say of the two ends."""
         client = self.client
+        self._nameless = is_nameless(server)
         scheme = "http" if self._factory.tls is None else "https"
         self._template = self._factory.adapter.template(server, client, scheme)
         self._template["wsgi.early_hints"] = self.responder.early_hints
@@ -229,6 +231,8 @@ class Connection:
             environ = adapter.fill(self._headed.copy(), request, body, length)
         if self.trusted and not self._factory.trusted.names.isdisjoint(request.named):
             self._apply_forwarded(environ, request)
+        if self._nameless:
+            name_server(environ)
         self.environ = environ
 
     def forget(self) -> None:

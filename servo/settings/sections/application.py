@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from servo.settings.setting import Setting
-from servo.settings.types import Choice, Directory, Switch, Text, TextList, assignment
+from servo.settings.types import Choice, Directory, MountPoint, Switch, Text, TextList, assignment
 
 _APP = "Application"
 _CONFIG = "Configuration"
@@ -59,10 +59,13 @@ all other settings start here, as gunicorn's do: sockets, logs, the pidfile, cer
     ),
     Setting(
         name="root_path",
-        type=Text(),
+        type=MountPoint(),
         default="",
         section=_APP,
         help="Where the app is mounted: SCRIPT_NAME, or ASGI's root_path.",
+        details="""\
+As text (`/café`) or percent-encoded (`/caf%C3%A9`); both mean the same. Apps get it decoded, like
+paths.""",
     ),
     Setting(
         name="lifespan",

@@ -40,3 +40,30 @@ def test_the_path_begins_with_the_root_path(target, path):
     raw = f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
     scope = scope_of(raw, root_path="/app/")
     assert (scope["root_path"], scope["path"]) == ("/app", path)
+
+
+@pytest.mark.parametrize("root_path", ["/café", "/caf%C3%A9", "/caf%c3%a9/"])
+@pytest.mark.parametrize(
+    ("target", "path", "raw_path"),
+    [
+        ("/x", "/café/x", b"/caf%C3%A9/x"),
+        ("/caf%C3%A9/x", "/café/x", b"/caf%C3%A9/x"),
+        ("/caf%c3%a9", "/café", b"/caf%c3%a9"),
+        ("/cafe/%C3%A9", "/café/cafe/é", b"/caf%C3%A9/cafe/%C3%A9"),
+    ],
+)
+def test_a_root_path_beyond_ascii(root_path, target, path, raw_path):
+    raw = f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
+    scope = scope_of(raw, root_path=root_path)
+    assert scope["root_path"] == "/café"
+    assert (scope["path"], scope["raw_path"]) == (path, raw_path)
+
+
+def test_a_proxy_mounts_below_a_root_path_beyond_ascii():
+    adapter = ASGIAdapter(None, log=logging.getLogger("test"), root_path="/café")
+    template = adapter.template(("127.0.0.1", 80), None, "http")
+    request = H1Connection(Limits()).receive_data(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+    scope = adapter.scope(template, request)
+    adapter.mount(scope, "/up")
+    assert scope["root_path"] == "/up/café"
+    assert (scope["path"], scope["raw_path"]) == ("/up/café/x", b"/up/caf%C3%A9/x")

@@ -58,6 +58,7 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
         types.Size: st.integers(min_value=0),
         types.Mode: st.integers(0, 0o7777),
         types.Account: st.integers(min_value=0),
+        types.MountPoint: st.sampled_from(["", "/", "/app", "/café", "/caf%C3%A9/", "/a%20b"]),
     }.items():
         if isinstance(kind, cls):
             return strategy
@@ -194,3 +195,40 @@ def test_what_a_value_names_must_exist(tmp_path: Path) -> None:
         types.Directory().check("file", tmp_path)
     with pytest.raises(ValueError, match="no such file"):
         types.File().check("other", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "/", "/app", "/app/", "/a/b", "/café", "/caf%C3%A9", "/a%20b", "/a%3Fb", "/~a;b=c"]
+)
+def test_a_mount_point(text: str) -> None:
+    assert types.MountPoint().from_text(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "app",
+        "café/",
+        "http://h/app",
+        "/a b",
+        "/a?b",
+        "/a#b",
+        "/a%",
+        "/a%4",
+        "/a%zz",
+        "/a//b",
+        "//a",
+        "/a/../b",
+        "/a/%2e%2E/b",
+        "/./a",
+        "/a%00b",
+        "/a\x7f",
+        "/a\tb",
+        "/a%0Ab",
+        "/caf%E9",
+        "/caf\udce9",
+    ],
+)
+def test_what_is_no_mount_point(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  Setting.read says it in words
+        types.MountPoint().from_text(text)
