@@ -6,19 +6,17 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-from fuzz.harness import seeds
+from fuzz.harness import seeds_of
 from fuzz.run import TARGETS
 
 from servo.http.events import Request
 from servo.http.h1 import H1Connection
 
-SEEDS = list(seeds())
-
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_replay(target: str) -> None:
     check = import_module(f"fuzz.{target}").target
-    for seed in SEEDS:
+    for seed in seeds_of(target):
         check(seed)
 
 
@@ -42,3 +40,34 @@ def test_harness_finds_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fuzz.harness.H1Connection", Lenient)
     with pytest.raises(AssertionError):
         target(b"\0\0\0\0GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+
+
+def test_warm_finds_fields_recognised_by_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ByTheEnd:
+        """A connection that takes a head for the one before if it ends as that one did."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.connection = H1Connection(*args, **options)
+            self.last = b"\0"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.connection, name)
+
+        def receive_data(self, data: bytes) -> object:
+            if data.endswith(self.last) and self.connection.idle:
+                data = b"GET / " + self.last
+            self.last = data[data.find(b"HTTP/") :] if b"HTTP/" in data else b"\0"
+            return self.connection.receive_data(data)
+
+    warm = import_module("fuzz.warm")
+    monkeypatch.setattr("fuzz.harness.H1Connection", ByTheEnd)
+    # Four messages: three alike, then one with a Content-Length in front of the same end, whose
+    # body is a request in a read of its own.
+    data = bytes((0, 0, 12, 1, 0, 0, 0, 0, 0, 0, 4 | 1 << 3, 1, 0, 0, 1))
+    _, reads = warm.sequence(data)
+    assert reads[3:] == [
+        b"GET / HTTP/1.1\r\nContent-Length:32\r\nX:HTTP/1.1\r\nHost: a\r\n\r\n",
+        warm.INNER,
+    ]
+    with pytest.raises(AssertionError):
+        warm.target(data)

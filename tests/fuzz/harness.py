@@ -7,6 +7,7 @@ this is imported by the tests, which replay the corpus.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ class Player:
         self.whole: list[Any] = []
         self.request: Request | None = None
         self.body = b""
+        # Whether the connection has ended before the client's bytes have.
+        self.closed = False
 
     def play(self, pieces: Iterable[bytes]) -> Outcome:
         """The requests that were whole, and the status of the refusal at the end, if any."""
@@ -70,6 +73,7 @@ class Player:
         for piece in pieces:
             status = self.act(connection.receive_data(piece))
             if connection.close_after:
+                self.closed = True
                 # After the end nothing is a request any more.
                 assert connection.receive_data(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") is None
                 return self.whole, status
@@ -151,3 +155,9 @@ def seeds() -> Iterator[bytes]:
     for path in sorted(CORPUS.iterdir()):
         if path.suffix != ".md":
             yield path.read_bytes()
+
+
+def seeds_of(target: str) -> Iterator[bytes]:
+    """A target's own seeds, if its inputs are not only bytes of a client; else those above."""
+    own: Iterator[bytes] = getattr(import_module(f"fuzz.{target}"), "seeds", seeds)()
+    return own

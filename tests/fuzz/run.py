@@ -17,7 +17,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 REPOSITORY = TESTS.parent
-TARGETS = ("httptools", "h11", "differential")
+TARGETS = ("httptools", "h11", "differential", "warm")
 
 
 def main() -> int:
@@ -32,11 +32,11 @@ def main() -> int:
 
 def fuzz(target: str, seconds: int) -> int:
     """One target in a process of its own, since it ends at the first failure."""
-    from fuzz.harness import CORPUS, seeds
+    from fuzz.harness import CORPUS, seeds_of
 
     kept = REPOSITORY / ".fuzz" / "corpus" / target
     kept.mkdir(parents=True, exist_ok=True)
-    for seed in seeds():
+    for seed in seeds_of(target):
         (kept / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
     print(f"--- {target}: {seconds} s", flush=True)
     arguments = [
