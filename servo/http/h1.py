@@ -120,6 +120,7 @@ class H1Connection(ResponseSide):
                         self._buffer = data
                         self._pos = end
                     return self._admit(request, head)
+                self._blank = 0
                 self._request = request
                 self._state = DONE
                 self.response_started = self.response_complete = False

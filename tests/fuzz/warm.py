@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 
 from conformance.cases import framing_cases
@@ -44,7 +45,19 @@ BASES = [
 # As a body: a request that must not run. As bytes that no body was declared for: one that must.
 INNER = b"GET /inner HTTP/1.1\r\nHost: a\r\n\r\n"
 METHODS = [b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT", b"BREW", b"get", b"GE(T", b""]
-TARGETS = [b"/", b"/x?y=1", b"*", b"http://other/p", b"a:80", b"p", b"/a b", b"/\0", b"/#", b""]
+TARGETS = [
+    b"/",
+    b"/x?y=1",
+    b"*",
+    b"http://other/p",
+    b"a:80",
+    b"p",
+    b"/a b",
+    b"/\0",
+    b"/#",
+    b"/?<",
+    b"",
+]
 VERSIONS = [
     b"HTTP/1.1",
     b"HTTP/1.0",
@@ -188,7 +201,7 @@ def body_for(message: bytes, limits: Limits, choices: Choices) -> bytes:
 
 def sequence(data: bytes) -> tuple[Limits, list[bytes]]:
     """The limits that an input chooses, and the reads of its stream."""
-    limits = SMALL if data[0] & 1 else Limits()
+    limits = replace(SMALL if data[0] & 1 else Limits(), strict_targets=bool(data[0] & 2))
     choices = Choices(data[3 : 3 + data[2]])
     number = data[1] % (len(BASES) + 1)
     base = BASES[number] if number < len(BASES) else data[3 + data[2] :]

@@ -284,6 +284,15 @@ def test_empty_lines_are_bounded(make: Make) -> None:
     assert refused(event) == 400
 
 
+def test_empty_lines_before_several_requests_do_not_add_up(make: Make) -> None:
+    """Each line in a read of its own, as a client sends it that ends each request with one."""
+    connection = make()
+    for _ in range(20):
+        assert connection.receive_data(b"\r\n") is None
+        asked(connection.receive_data(GET))
+        answer(connection)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
