@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import ssl
+import sys
+import threading
 import time
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -22,6 +24,7 @@ from servo.net import certificates
 from servo.observe import words
 from servo.workers.acceptor import Acceptor
 from servo.workers.base import Worker
+from servo.workers.forks import end_on_return, open_fds, sever
 from servo.workers.handlers import LoopRunner, Runner
 from servo.workers.plain_http import is_plain_http, teller
 from servo.workers.stream import FRESH_GRACE_S, StreamProtocol
@@ -31,6 +34,7 @@ from servo.workers.tls_stream import loop_options, read_preface
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from types import FrameType
 
     from servo._types import ASGIApp, Scope
     from servo.apps.loader import LoadedApp
@@ -56,7 +60,11 @@ class AsyncWorker(Worker):
 
     def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
         super().__init__(context, app)
+        others = open_fds()
         self.loop = new_event_loop(self.settings.loop)
+        self._loop_fds = open_fds() - others
+        self._thread = 0
+        self._frame: FrameType | None = None
         self.asgi_app, self.lifespan = self._prepare(app)
         self.acceptor = Acceptor(self, self)
         self.beating = False
@@ -126,6 +134,8 @@ class AsyncWorker(Worker):
 
     def _escaped(self, future: asyncio.Future[Any]) -> BaseException | None:
         """Run the loop until the future is done (None), or an exception has ended the loop."""
+        self._frame = sys._getframe()
+        self._thread = threading.get_ident()
         try:
             self.loop.run_until_complete(future)
         except (SystemExit, KeyboardInterrupt) as error:
@@ -140,6 +150,15 @@ class AsyncWorker(Worker):
             task.cancel()
         if tasks:
             self._run_until(asyncio.gather(*tasks, return_exceptions=True))
+
+    def in_child(self) -> None:
+        """See Worker.in_child. No response comes from here: the worker's will."""
+        sever(self._loop_fds)
+        if threading.get_ident() != self._thread or not self.loop.is_running():
+            super().in_child()
+        elif end_on_return(self._frame) and self.server is not None:
+            for call in list(self.server.calls):
+                call.disconnect()
 
     async def _main(self) -> None:
         loop = self.loop
@@ -168,6 +187,7 @@ class AsyncWorker(Worker):
         loop = self.loop
         loop.add_signal_handler(signal.SIGTERM, self.on_terminate)
         loop.add_signal_handler(signal.SIGUSR1, self.reopen_logs)
+        self.own_handlers()
         loop.add_reader(self.context.channel.fileno(), self.on_channel)
         self.mailbox.attach(self, loop=loop)
         self._pidfd = os.pidfd_open(self.context.arbiter_pid)

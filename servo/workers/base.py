@@ -42,6 +42,8 @@ from servo.observe.logcount import count_log
 from servo.observe.procfs import waited_ns
 from servo.settings.sources import drop_config_modules
 from servo.workers import insight
+from servo.workers.context import REQUESTS_SIGNAL
+from servo.workers.forks import Forks, end_on_return
 from servo.workers.habit import Habit
 from servo.workers.handlers import Runner, ThreadRunner
 from servo.workers.hooks import RequestHooks
@@ -114,6 +116,14 @@ class Worker:
 
     def progress(self) -> None:
         """A part of a response went out, in the thread that runs the application."""
+
+    def in_child(self) -> None:
+        """The application has forked, and this is the child: give it nothing of the worker's."""
+        end_on_return(None)
+
+    def own_handlers(self) -> None:
+        """The worker has set its handlers of TERM and USR1, which its children must not have."""
+        self.context.forks.own(signal.SIGTERM, signal.SIGUSR1)
 
     def serve(self) -> None:
         """Serve until retired or stopped and drained. Calls `ready` when it accepts."""
@@ -302,38 +312,11 @@ def run_worker(context: WorkerContext) -> int:
     Called in the forked child, with the arbiter's handlers gone and only the worker's own
     descriptors open.
     """
-    settings = context.settings
     row = context.scoreboard.row(context.row_index)
-    row[words.PID] = os.getpid()
-    row[words.STATE] = words.STATE_BOOTING
-    row[words.BEAT_NS] = words.now_ns()
-    tap = _watch_log(row)
-    _install_abort(context)
-    insight.answer_signals(context.dump_fd)
-    _keep_from_children(context)
-    _set_title(f"servo: worker {context.slot} [{settings.app}]")
-    context.channel = SharedChannel(context.channel)
-    mailbox = Mailbox(context.channel, context.slot, context.serial, context.scoreboard)
-    context.mailbox = mailbox
-    cluster.install(mailbox)
-    hooks = settings.hooks
+    tap = _set_up(context, row)
     try:
-        context.channel.send(Booting())
-        if hooks.post_fork is not None:
-            hooks.post_fork(context.server, HookWorker(context))
-        become(settings.user, settings.group, settings.initgroups)
-        os.chdir(settings.chdir)
-        drop_config_modules(settings)
-        cluster.forget_handlers()
-        _import_own()
-        prepare_import_path(settings)
-        app = load_app(settings.app, settings.interface)
-        kind = worker_for(settings, app)
-        worker = kind(context, app)
+        worker = _boot(context)
         worker.tap = tap
-        insight.answer_requests_signal(worker, context.dump_fd)
-        if hooks.post_worker_init is not None:
-            hooks.post_worker_init(worker)
     except AppImportError as error:
         text = f"{error}\n{error.details}".rstrip()
         return _boot_failed(context, "app", text, EXIT_APP)
@@ -352,10 +335,51 @@ def run_worker(context: WorkerContext) -> int:
         if worker.access is not None:
             worker.access.close()
         tap.send_last(context.channel)
-        mailbox.close()
+        context.mailbox.close()
+    hooks = context.settings.hooks
     if hooks.worker_exit is not None:
         hooks.worker_exit(context.server, worker)
     return 0
+
+
+def _set_up(context: WorkerContext, row: memoryview) -> insight.LogTap:
+    """Make the forked process a worker, before any code of the user's runs in it."""
+    row[words.PID] = os.getpid()
+    row[words.STATE] = words.STATE_BOOTING
+    row[words.BEAT_NS] = words.now_ns()
+    tap = _watch_log(row)
+    _install_abort(context)
+    insight.answer_signals(context.dump_fd)
+    context.forks = Forks(context)
+    _set_title(f"servo: worker {context.slot} [{context.settings.app}]")
+    context.channel = SharedChannel(context.channel)
+    context.mailbox = Mailbox(context.channel, context.slot, context.serial, context.scoreboard)
+    cluster.install(context.mailbox)
+    return tap
+
+
+def _boot(context: WorkerContext) -> Worker:
+    """Load the application, and make the worker that its interface asks for."""
+    settings = context.settings
+    hooks = settings.hooks
+    context.channel.send(Booting())
+    if hooks.post_fork is not None:
+        hooks.post_fork(context.server, HookWorker(context))
+    become(settings.user, settings.group, settings.initgroups)
+    os.chdir(settings.chdir)
+    drop_config_modules(settings)
+    cluster.forget_handlers()
+    _import_own()
+    prepare_import_path(settings)
+    app = load_app(settings.app, settings.interface)
+    kind = worker_for(settings, app)
+    worker = kind(context, app)
+    insight.answer_requests_signal(worker, context.dump_fd)
+    context.forks.own(REQUESTS_SIGNAL)
+    context.forks.worker = worker
+    if hooks.post_worker_init is not None:
+        hooks.post_worker_init(worker)
+    return worker
 
 
 def _watch_log(row: memoryview) -> insight.LogTap:
@@ -394,21 +418,6 @@ def _install_abort(context: WorkerContext) -> None:
 
     signal.signal(signal.SIGABRT, on_abort)
     faulthandler.enable(file=log_module.crash_fd(), all_threads=True)
-
-
-def _keep_from_children(context: WorkerContext) -> None:
-    """A process that the application forks must not hold the port, nor look like this worker."""
-
-    def forget() -> None:
-        for listener in context.listeners:
-            # Not `close`: that would wait for a loop that watches the socket, for ever in here.
-            os.close(listener.socket.detach())
-        context.mailbox.detach()
-        context.channel.close()
-        log_module.set_tap(None)
-        count_log(None)
-
-    os.register_at_fork(after_in_child=forget)
 
 
 def _import_own() -> None:

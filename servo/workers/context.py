@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from servo.net.tls import TLS
     from servo.observe.scoreboard import Scoreboard
     from servo.settings.sources import Settings
+    from servo.workers.forks import Forks
     from servo.workers.mailbox import Mailbox
 
 
@@ -35,6 +36,7 @@ class WorkerContext:
     dump_fd      the file in which it answers those signals; -1: there is none
     tls          the generation's contexts; None where plain HTTP is served
     mailbox      what `servo.cluster` goes through; made in the worker, once it is forked
+    forks        keeps processes that the application forks from passing for the worker; likewise
     """
 
     slot: int
@@ -50,3 +52,4 @@ class WorkerContext:
     dump_fd: int = -1
     tls: TLS | None = None
     mailbox: Mailbox = field(init=False)
+    forks: Forks = field(init=False)

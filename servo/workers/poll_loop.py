@@ -19,6 +19,7 @@ from servo.observe import words
 from servo.workers import insight
 from servo.workers.acceptor import Acceptor
 from servo.workers.base import Worker
+from servo.workers.forks import hang_up, sever
 from servo.workers.handlers import InlineRunner, Runner
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ class PollLoop(Worker):
         self.handlers: dict[int, Callable[[], None]] = {}
         self.waiting: deque[Connection] = deque()  # complete requests, pipelined behind others
         self._later: tuple[int, Callable[[], None]] | None = None
+        self._wake: tuple[socket.socket, socket.socket] | None = None
         self.finished = False
+        # The application has forked, and this is the child.
+        self.is_child = False
         self.acceptor = Acceptor(self, self)
 
     def opened(self, sock: socket.socket, peer: Any) -> None:
@@ -137,6 +141,7 @@ class PollLoop(Worker):
         for signum in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(signum, lambda _number, _frame: None)  # its byte in the pipe tells
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
+        self.own_handlers()
         self._handle(wake_read.fileno(), self._on_signal)
         self._mail_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._handle(self._mail_fd, self._on_mail)
@@ -144,6 +149,16 @@ class PollLoop(Worker):
         self.mailbox.attach(self, anyone_reads=not self.multithread)
         self.pidfd = os.pidfd_open(self.context.arbiter_pid)
         self._handle(self.pidfd, self._on_arbiter_gone)
+
+    def in_child(self) -> None:
+        """See Worker.in_child."""
+        own = [self.epoll.fileno(), *self.handlers]
+        if self._wake is not None:
+            own.append(self._wake[1].fileno())
+        sever(own)
+        hang_up(list(self.connections))
+        self.is_child = True
+        super().in_child()
 
     def _handle(self, fd: int, handler: Callable[[], None]) -> None:
         self.handlers[fd] = handler
@@ -171,6 +186,7 @@ class PollLoop(Worker):
 
     def _on_signal(self) -> None:
         insight.let_handlers_run()
+        assert self._wake is not None
         for signum in set(self._wake[0].recv(4096)):
             if signum == signal.SIGTERM:
                 self.on_terminate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from servo.observe import words
+from servo.workers.forks import end_child
 from servo.workers.poller import PollerWorker
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class SyncWorker(PollerWorker):
         """See PollerWorker.dispatch."""
         self.row[words.OLDEST_START_NS] = connection.started_ns
         connection.run()
+        if self.is_child:
+            end_child()
         self.row[words.OLDEST_START_NS] = 0
         self.served += 1
         self.complete(connection)

@@ -16,6 +16,7 @@ from servo.http.events import Refused
 from servo.http.h1 import H1Connection
 from servo.ipc.messages import ReplaceMe
 from servo.workers.connection import APP, Connection, ConnectionFactory
+from servo.workers.forks import end_child
 from servo.workers.poller import PollerWorker
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ class ThreadWorker(PollerWorker):
             connection.thread = threading.get_ident()
             if connection.claim is not None:
                 connection.run()
+                if self.is_child:
+                    end_child()
             connection.thread = 0
             done.append(connection)
             if self.asleep:
