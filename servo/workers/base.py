@@ -50,6 +50,12 @@ from servo.workers.hooks import RequestHooks
 from servo.workers.mailbox import Mailbox
 from servo.workers.meter import Meter
 from servo.workers.proxied import ProxyProtocol
+from servo.workers.python_exit import (
+    QUICK_S,
+    PythonExit,
+    grace_end_ns,
+    register_exit_functions,
+)
 from servo.workers.registry import worker_for
 
 if TYPE_CHECKING:
@@ -86,6 +92,9 @@ class Worker:
         self.draining = False
         # When to say what a stop waits for, shortly before graceful_timeout; 0: not, or said.
         self._tell_at_ns = 0
+        # When it was asked to end; 0: it was not. And whether that was to be quick.
+        self._asked_ns = 0
+        self._quick = False
         self.mailbox = context.mailbox
         # A tenth of what the arbiter waits for a heartbeat.
         self.doze_s = max(1.0, min(_DOZE_S, (self.settings.timeout or _DOZE_S * 10) / 10))
@@ -152,7 +161,8 @@ class Worker:
         """Tell that this worker accepts no more."""
         self.draining = True
         limit: float = self.settings.graceful_timeout
-        self._tell_at_ns = words.now_ns() + int((limit - min(2.0, limit / 2)) * 1e9)
+        self._asked_ns = words.now_ns()
+        self._tell_at_ns = self._asked_ns + int((limit - min(2.0, limit / 2)) * 1e9)
         self.row[words.STATE] = words.STATE_DRAINING
         self.every_second()
         self.tell(Draining())
@@ -205,6 +215,7 @@ class Worker:
 
     def interrupted(self) -> None:
         """Told to stop quickly: gunicorn's `worker_int`."""
+        self._quick = True
         hook = self.settings.hooks.worker_int
         if hook is not None:
             try:
@@ -212,6 +223,13 @@ class Worker:
             except (Exception, SystemExit):
                 # What it would end, ends anyway.
                 log.exception("Error in the worker_int hook")
+
+    @property
+    def end_ns(self) -> int:
+        """When the process has to have ended by itself, monotonic nanoseconds."""
+        if self._quick or not self._asked_ns:
+            return words.now_ns() + int(QUICK_S * 1e9)
+        return grace_end_ns(self.settings.graceful_timeout, self._asked_ns)
 
     def tell(self, message: Message) -> None:
         """Send a message to the arbiter; without one it is dropped, as nobody is left to know."""
@@ -339,6 +357,8 @@ def run_worker(context: WorkerContext) -> int:
     hooks = context.settings.hooks
     if hooks.worker_exit is not None:
         hooks.worker_exit(context.server, worker)
+    PythonExit(worker, worker.end_ns).run()
+    tap.send_last(context.channel)
     return 0
 
 
@@ -348,6 +368,7 @@ def _set_up(context: WorkerContext, row: memoryview) -> insight.LogTap:
     row[words.STATE] = words.STATE_BOOTING
     row[words.BEAT_NS] = words.now_ns()
     tap = _watch_log(row)
+    register_exit_functions()
     _install_abort(context)
     insight.answer_signals(context.dump_fd)
     context.forks = Forks(context)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from servo import cluster
 from servo.ipc.messages import REQUEST, MessageError
+from servo.workers.threads import WorkerThread
 
 if TYPE_CHECKING:
     import asyncio
@@ -152,15 +153,14 @@ class ThreadRunner(Runner):
     def __init__(self, mailbox: Mailbox) -> None:
         super().__init__(mailbox)
         self._awake = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: WorkerThread | None = None
 
     def run(self) -> None:
         """See Runner.run."""
         if not self.inbox:
             return
         if self._thread is None or not self._thread.is_alive():
-            # A daemon: a stuck handler must not keep a drained worker from ending.
-            self._thread = threading.Thread(target=self._work, name="servo-messages", daemon=True)
+            self._thread = WorkerThread("servo-messages", self._work)
             self._thread.start()
         self._awake.set()
 

@@ -144,6 +144,11 @@ class Mailbox:
             log.debug("The arbiter is gone: what was queued for it is lost")
         self.report()
 
+    def leave(self) -> None:
+        """The owner has ended, and the process not yet: whoever waits for a reply reads it."""
+        self._owner = None
+        self._anyone_reads = True
+
     def detach(self) -> None:
         """This is a child of the worker's: the channel is not its own."""
         self._forked = True

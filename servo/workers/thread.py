@@ -18,6 +18,7 @@ from servo.ipc.messages import ReplaceMe
 from servo.workers.connection import APP, Connection, ConnectionFactory
 from servo.workers.forks import end_child
 from servo.workers.poller import PollerWorker
+from servo.workers.threads import WorkerThread
 
 if TYPE_CHECKING:
     import socket
@@ -50,8 +51,7 @@ class ThreadWorker(PollerWorker):
         """See Worker.serve."""
         self._handle(self.wake_fd, self._on_wake)
         for number in range(self.settings.thread_count):
-            # Daemons: a stuck request must not keep a drained worker from ending.
-            threading.Thread(target=self._work, name=f"servo-{number}", daemon=True).start()
+            WorkerThread(f"servo-{number}", self._work).start()
         super().serve()
 
     def dispatch(self, connection: Connection) -> None:
@@ -97,8 +97,8 @@ class ThreadWorker(PollerWorker):
             connection.thread = threading.get_ident()
             if connection.claim is not None:
                 connection.run()
-                if self.is_child:
-                    end_child()
+            if self.is_child:
+                end_child()
             connection.thread = 0
             done.append(connection)
             if self.asleep:
