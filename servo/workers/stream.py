@@ -144,6 +144,7 @@ class StreamProtocol(StreamUpgrade):
         """See asyncio.Protocol."""
         server = self._server
         server.connections.discard(self)
+        self._end_output()
         call = self.call
         if call is not None:
             self.call = None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Refused
 from servo.http.h1 import H1Connection
-from servo.net.sockets import has_unread
+from servo.net.sockets import end_output, has_unread
 from servo.workers.linger import LINGER_S, Linger
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class StreamConnection:
 
     __slots__ = (
         "_beginning",
+        "_copy",
         "_drain_waiter",
         "_ending",
         "_eof",
@@ -102,6 +105,7 @@ class StreamConnection:
         self._reading_head = False
         self._lingering = False
         self._ending: Linger | None = None
+        self._copy = -1
         self._eof = False
         self._facade: HookRequest | None = None
         self._unsent = 0
@@ -134,9 +138,21 @@ class StreamConnection:
 
     def _close(self) -> None:
         """Close what needs no lingering. Over TLS the loop does that, and we limit it."""
+        if self._facts is not None and self._copy < 0:
+            # By the time that `connection_lost` is called, the loop has closed its own descriptor.
+            with contextlib.suppress(OSError):
+                self._copy = os.dup(self._fd())
         self._transport.close()
         if self._facts is not None:
             self._linger()
+
+    def _end_output(self) -> None:
+        """The connection is over; see net.sockets.end_output."""
+        end_output(self._fd())
+        if self._copy >= 0:
+            end_output(self._copy)
+            os.close(self._copy)
+            self._copy = -1
 
     def _linger(self) -> None:
         self._ending = Linger(self._fd(), self._server.settings.send_timeout, monotonic_ns())

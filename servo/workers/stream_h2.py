@@ -18,6 +18,7 @@ from servo.http.h2_frames import CANCEL, NO_ERROR, REFUSED_STREAM, known_setting
 from servo.http.headers import map_names
 from servo.http.limits import H2Limits
 from servo.http.negotiate import protocols
+from servo.net.sockets import end_transport
 from servo.observe import words
 from servo.workers.h2_channel import H2Channel
 from servo.workers.linger import LINGER_S, Linger
@@ -191,6 +192,7 @@ class H2Protocol(asyncio.Protocol):
         """See asyncio.Protocol."""
         server = self.server
         server.connections.discard(self)
+        end_transport(self._transport)
         self._http.fail(NO_ERROR, "the connection is lost")
         self._give_up_all()
         self._lingering = True

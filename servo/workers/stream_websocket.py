@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from servo.http.errors import ClientDisconnected
 from servo.http.websocket import ABNORMAL, INTERNAL_ERROR, RESTARTING, Closed
+from servo.net.sockets import end_transport
 
 if TYPE_CHECKING:
     from servo.apps.asgi_websocket import WebSocketCall
@@ -447,6 +448,7 @@ class WebSocketProtocol(WebSocketSession, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
+        end_transport(self._transport)
         self.lost()
         self._server.worker.connection_closed()
 

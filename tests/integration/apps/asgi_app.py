@@ -161,7 +161,17 @@ async def watch_disconnect(scope, receive, send, query):
     print("the client has gone", flush=True)
 
 
+async def leave_child(scope, receive, send, query):
+    """Fork a child that lives on, with everything that this process holds; answer its pid."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    await answer(send, str(child).encode())
+
+
 HANDLERS = {
+    "/leave-child": leave_child,
     "/": index,
     "/pid": pid,
     "/state": state,

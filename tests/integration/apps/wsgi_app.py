@@ -145,7 +145,64 @@ def orphan(environ, start_response, query):
     return answer(start_response, grandchild)
 
 
+class Closing:
+    """A response whose `close` fails, or waits until the file that $GATE names is there."""
+
+    def __init__(self, blocks, fails):
+        self.blocks = blocks
+        self.fails = fails
+
+    def __iter__(self):
+        return iter(self.blocks)
+
+    def close(self):
+        if self.fails:
+            raise RuntimeError("close has failed, on purpose")
+        while not os.path.exists(os.environ["GATE"]):
+            time.sleep(0.01)
+
+
+def closing(environ, start_response, query):
+    size = int(query.get("bytes", 100_000))
+    gate = Closing([], "fails" in query)
+    if query["how"] == "file":
+        response = file(environ, start_response, query)
+        close_file = response.close
+
+        def close():
+            close_file()
+            gate.close()
+
+        response.close = close
+        return response
+    headers = [("Content-Type", "application/octet-stream")]
+    if query["how"] != "chunks":
+        headers.append(("Content-Length", str(size)))
+    start_response("200 OK", headers)
+    gate.blocks = [b"c" * size]
+    if query["how"] != "list":
+        gate.blocks = (b"c" * (size // 4) for _ in range(4))
+    return gate
+
+
+def descriptors(environ, start_response, query):
+    """How many are open."""
+    return answer(start_response, str(len(os.listdir("/proc/self/fd"))).encode())
+
+
+def leave_child(environ, start_response, query):
+    """Fork a child that lives on, with everything that this process holds; answer its pid."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    return answer(start_response, str(child).encode())
+
+
 HANDLERS = {
+    "/closing": closing,
+    "/descriptors": descriptors,
+    "/leave-child": leave_child,
     "/": index,
     "/pid": pid,
     "/echo": echo,
