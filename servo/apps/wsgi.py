@@ -8,14 +8,12 @@ is produced in pieces is sent from inside it. Nothing here knows a socket: the d
 
 from __future__ import annotations
 
-import io
 import os
-import stat
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from servo.apps.wsgi_file import FileRegion, FileWrapper, bounded
+from servo.apps.wsgi_file import FileRegion, FileWrapper, bounded, plain_file
 from servo.errors import ServoError
 from servo.http.errors import ClientDisconnected, LocalProtocolError
 
@@ -27,13 +25,16 @@ if TYPE_CHECKING:
 
 
 class Transport(Protocol):
-    """What a responder needs of the connection's driver."""
+    """What a responder needs of the connection's driver. Its methods raise ClientDisconnected."""
 
     def send_all(self, data: bytes) -> None:
-        """Send all of it, waiting for a slow client. Raises ClientDisconnected."""
+        """Send all of it, waiting for a slow client."""
 
     def send_some(self, data: bytes) -> bytes | memoryview:
         """Send what the socket takes at once; the rest is returned."""
+
+    def finish(self, rest: bytes | memoryview | FileRegion) -> None:
+        """Send the end of a response; what the socket doesn't take at once stays here."""
 
 
 class Exchange(Protocol):
@@ -97,6 +98,8 @@ class WSGIResponder:
     def run(self, environ: Environ) -> bytes | memoryview | FileRegion:
         """Call the application; returns what the driver has yet to send of the response.
 
+        A response that has a `close` is handed to the driver in here, by `Transport.finish`.
+
         An error of the application is logged with its traceback and answered with a 500 where
         nothing was sent; otherwise the connection is marked to be closed, so that the client sees
         that the response is not whole (RFC 9112 section 8).
@@ -110,12 +113,6 @@ class WSGIResponder:
             kind = type(result)
             if (kind is list or kind is tuple) and not self._started:
                 return self._whole(result)
-            try:
-                return self._stream(result)
-            finally:
-                close = getattr(result, "close", None)
-                if close is not None:
-                    close()
         except ClientDisconnected:
             self._http.close_after = True
             return b""
@@ -123,6 +120,40 @@ class WSGIResponder:
             # SystemExit, CancelledError, …: neither a worker nor a thread is the application's to
             # end.
             return self._failed(environ)
+        return self._deliver(result, environ)
+
+    def _deliver(self, result: Any, environ: Environ) -> bytes | memoryview | FileRegion:
+        """Send what the application goes on producing, and then let it clean up.
+
+        The response is out, or with the driver, before `close` is called: that may take long (jobs
+        after the response) or fail, and neither is the client's business.
+        """
+        rest: bytes | memoryview | FileRegion = b""
+        close: Any = None
+        try:
+            close = getattr(result, "close", None)
+            rest = self._stream(result)
+        except ClientDisconnected:
+            self._http.close_after = True
+        except BaseException:  # noqa: BLE001  as in `run`
+            rest = self._failed(environ)
+        if close is None:
+            return rest
+        try:
+            self._transport.finish(rest)
+        except ClientDisconnected:
+            self._http.close_after = True
+        try:
+            close()
+        except BaseException as error:
+            if self._adapter.forked:
+                _end_child(error)
+            self._adapter.log.error(
+                "Error in close() of the response to %s", _shown(environ), exc_info=error
+            )
+        if self._adapter.forked:
+            _end_child(None)
+        return b""
 
     def _start_response(
         self, status: Any, headers: Any, exc_info: Any = None
@@ -194,6 +225,8 @@ class WSGIResponder:
             return self._whole(list(blocks))
         rest: bytes | memoryview = b""
         for block in blocks:
+            if self._adapter.forked:
+                _end_child(None)
             if not block:
                 continue
             if rest:
@@ -207,6 +240,8 @@ class WSGIResponder:
             while len(rest) > _HELD_BACK:
                 part, rest = rest[:-_HELD_BACK], rest[-_HELD_BACK:]
                 self._transport.send_all(bytes(part))
+        if self._adapter.forked:
+            _end_child(None)
         if not self._started:
             return self._http.send_response(self._status_given(), self.headers, b"")
         if self._http.response_complete:
@@ -223,15 +258,11 @@ class WSGIResponder:
         """The file behind the wrapper, if the rest of it can be sent by sendfile."""
         if not self._adapter.sendfile or self.status is None:
             return None
-        try:
-            fd = wrapper.filelike.fileno()
-            offset = wrapper.filelike.tell()
-            facts = os.fstat(fd)
-        except (AttributeError, OSError, io.UnsupportedOperation):
+        plain = plain_file(wrapper.filelike)
+        if plain is None:
             return None
-        if not stat.S_ISREG(facts.st_mode) or offset > facts.st_size:
-            return None
-        count = facts.st_size - offset
+        fd, offset, size = plain
+        count = size - offset
         headers = self.headers
         declared = [value for name, value in headers if name.lower() == "content-length"]
         if not declared:
@@ -249,7 +280,7 @@ class WSGIResponder:
         error = sys.exc_info()[1]
         if self._adapter.forked:
             _end_child(error)
-        what = f"{environ['REQUEST_METHOD']} {environ['RAW_URI']!a}"
+        what = _shown(environ)
         if isinstance(error, (AppError, LocalProtocolError)):
             self._adapter.log.error("Invalid response to %s: %s", what, error)
         else:
@@ -260,6 +291,10 @@ class WSGIResponder:
         return self._http.send_response(
             500, [("Content-Type", "text/plain; charset=utf-8")], b"Internal Server Error\n"
         )
+
+
+def _shown(environ: Environ) -> str:
+    return f"{environ['REQUEST_METHOD']} {environ['RAW_URI']!a}"
 
 
 def _end_child(error: BaseException | None) -> NoReturn:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,7 +31,10 @@ class FileRegion:
 
 
 class FileWrapper:
-    """`wsgi.file_wrapper`: an iterator over a file, sent by sendfile where that is possible."""
+    """`wsgi.file_wrapper`: an iterator over a file, sent by sendfile where that is possible.
+
+    It seeks as its file does, so that a framework that answers a range need not read its way there.
+    """
 
     def __init__(self, filelike: Any, block_size: int = 65536) -> None:
         self.filelike = filelike
@@ -45,6 +50,52 @@ class FileWrapper:
         if not data:
             raise StopIteration
         return data
+
+    def seekable(self) -> bool:
+        """Whether the file can seek."""
+        if hasattr(self.filelike, "seekable"):
+            return bool(self.filelike.seekable())
+        return hasattr(self.filelike, "seek")
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> Any:
+        """As the file's."""
+        return self.filelike.seek(offset, whence)
+
+    def tell(self) -> Any:
+        """As the file's."""
+        return self.filelike.tell()
+
+
+def plain_file(filelike: Any) -> tuple[int, int, int] | None:
+    """Descriptor, position and size of a file whose `read` gives its descriptor's very bytes.
+
+    None for anything else: what decompresses (gzip), decodes or counts on its `read` being called
+    has a descriptor, too. So this goes by the types of the objects, and not by what they offer.
+    """
+    if (
+        type(filelike).__name__ == "_TemporaryFileWrapper"
+        and type(filelike).__module__ == "tempfile"
+    ):
+        filelike = filelike.file
+    else:
+        # Objects that stand for a file (Django's, werkzeug's) hand out its own method.
+        filelike = getattr(getattr(filelike, "read", None), "__self__", None)
+    kind = type(filelike)
+    buffered = kind is io.BufferedReader or kind is io.BufferedRandom
+    if not (kind is io.FileIO or (buffered and type(filelike.raw) is io.FileIO)):
+        return None
+    try:
+        if kind is io.BufferedRandom:
+            filelike.flush()
+        fd = filelike.fileno()
+        offset = filelike.tell()
+        facts = os.fstat(fd)
+    except (OSError, ValueError):  # closed, or it can't seek
+        return None
+    # Files of /proc have no size, and a content all the same.
+    if not stat.S_ISREG(facts.st_mode) or not facts.st_size or offset > facts.st_size:
+        return None
+    return fd, offset, facts.st_size
 
 
 def bounded(wrapper: FileWrapper, headers: Any) -> Iterator[bytes]:

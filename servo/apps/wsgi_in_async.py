@@ -21,6 +21,7 @@ from servo.http.serialise import status_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from concurrent.futures import Future
 
     from servo._types import Receive, Scope, Send
     from servo.apps.wsgi_environ import WSGIAdapter
@@ -79,6 +80,8 @@ class WSGIInAsync:
             responder = WSGIResponder(self._adapter, bridge, bridge)
             environ["wsgi.early_hints"] = responder.early_hints
             await loop.run_in_executor(self._pool, responder.run, environ)
+            if bridge.finishing is not None:
+                await asyncio.wrap_future(bridge.finishing)
             for message in bridge.whole:
                 await send(message)
             if bridge.close_after and not bridge.response_complete:
@@ -103,6 +106,7 @@ class _Bridge:
         self.response_complete = False
         self.close_after = False
         self.whole: tuple[dict[str, Any], ...] = ()
+        self.finishing: Future[None] | None = None
 
     def send_response(
         self, status: int | str, headers: Sequence[tuple[str, str]], body: bytes
@@ -155,11 +159,19 @@ class _Bridge:
         self.send_all(data)
         return b""
 
+    def finish(self, rest: object) -> None:
+        """Have a whole response sent, without waiting for it: the application may go on for long
+        in its `close`. Of any other nothing is left."""
+        whole, self.whole = self.whole, ()
+        if whole:
+            self.finishing = asyncio.run_coroutine_threadsafe(self._deliver(*whole), self._loop)
+
     def _post(self, message: dict[str, Any]) -> None:
         asyncio.run_coroutine_threadsafe(self._deliver(message), self._loop).result()
 
-    async def _deliver(self, message: dict[str, Any]) -> None:
-        await self._send(message)
+    async def _deliver(self, *messages: dict[str, Any]) -> None:
+        for message in messages:
+            await self._send(message)
 
 
 async def _refuse(error: ProtocolError, send: Send) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import select
+import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +23,6 @@ from servo.workers.hooks import HookResponse
 from servo.workers.pace import BodyPace
 
 if TYPE_CHECKING:
-    import socket
     from tempfile import SpooledTemporaryFile
 
     from servo.apps.loader import LoadedApp
@@ -264,13 +265,11 @@ class Connection:
             assert self.request is not None
             facade = hooks.before(self.request, self.environ["REMOTE_ADDR"])
         rest = self.responder.run(self.environ)
-        if rest.__class__ is FileRegion:
-            self.region = rest
-            rest = rest.head
-        try:
-            self.out = self.send_some(rest) if rest else b""  # type: ignore[arg-type]
-        except ClientDisconnected:
-            self.broken = True
+        if rest:
+            try:
+                self.finish(rest)
+            except ClientDisconnected:
+                self.broken = True
 
         if hooks is not None:
             http = self.http
@@ -327,6 +326,15 @@ class Connection:
         # Whoever sends a response makes progress: a `sync` worker is not silent meanwhile.
         self._factory.worker.progress()
 
+    def finish(self, rest: bytes | memoryview | FileRegion) -> None:
+        """See wsgi.Transport."""
+        if isinstance(rest, FileRegion):
+            self.region = rest
+            rest = rest.head
+        self.out = self.send_some(rest) if rest else b""
+        if self.region is not None and not self.out:
+            self.flush()
+
     def _wait_writable(self) -> None:
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
@@ -357,6 +365,7 @@ class Connection:
         except BlockingIOError:
             return False, progress
         except OSError as error:
+            self.broken = True
             raise ClientDisconnected(str(error)) from error
         if region is not None:
             region.close()
@@ -379,4 +388,7 @@ class Connection:
         if self.region is not None:
             self.region.close()
             self.region = None
+        # See net.sockets.end_output; over TLS it says goodbye first.
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
         self.sock.close()
