@@ -12,6 +12,7 @@ import time
 
 from servo.arbiter import events as ev
 from servo.errors import BootError
+from servo.observe import log as log_module
 
 log = logging.getLogger("servo.error")
 
@@ -53,6 +54,7 @@ class Launch:
             os.dup2(null, fd)
         if null > 2:
             os.close(null)
+        log_module.follow_standard_streams()
 
     def hear(self, action: ev.Log) -> None:
         """Something is logged: that a worker is ready, or what may be the reason of an end."""

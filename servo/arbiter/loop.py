@@ -220,6 +220,7 @@ class Arbiter:
                 self._reap()
                 self.post.report()
                 self._metrics.tick(time.monotonic())
+                log_module.flush_logs()
                 self.sockets.look_after()
                 self._inbox.append(ev.Tick(*self.children.heartbeats()))
 

@@ -184,13 +184,10 @@ def config(settings: Settings, *, secrets: bool) -> list[dict[str, Any]]:
     """
     rows = []
     for name, setting in SETTINGS.items():
-        value = getattr(settings, name)
-        if name == "raw_env" and not secrets:
-            value = [f"{pair.partition('=')[0]}=…" for pair in value]
         rows.append(
             {
                 "name": name,
-                "value": setting.show(value),
+                "value": settings.show(name, secrets=secrets),
                 "unit": setting.unit,
                 "source": settings.source(name),
             }

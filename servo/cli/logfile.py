@@ -9,16 +9,17 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TextIO
 
+from servo.control.protocol import printable
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
 # As much of the file's end as is looked through for the lines that are asked for.
 MAX_TAIL_BYTES = 16 << 20
 _POLL_S = 0.2
-# servo.observe.log.TextFormatter's lines, coloured or not.
-_TEXT = re.compile(
-    r"\[[^\]]+\] \[(\d+)\] \[(?:\x1b\[[\d;]*m)?([A-Z]+)(?:\x1b\[0m)?\] (.*)", re.DOTALL
-)
+# servo.observe.log.TextFormatter's lines, without their colours.
+_TEXT = re.compile(r"\[[^\]]+\] \[(\d+)\] \[([A-Z]+)\] (.*)", re.DOTALL)
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 class LogFilter:
@@ -79,17 +80,23 @@ def _follow(path: str, file: TextIO, wanted: LogFilter) -> Generator[dict[str, A
 def records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """The records of a log: a line that begins none (of a traceback) belongs to the one before."""
     record: dict[str, Any] | None = None
-    for line in lines:
-        begun = parse(line.rstrip("\n"))
+    for raw in lines:
+        line = _plain(raw.rstrip("\n"))
+        begun = parse(line)
         if begun is not None:
             if record is not None:
                 yield record
             record = begun
         elif record is not None:
-            record["line"] += "\n" + line.rstrip("\n")
-            record["text"] += "\n" + line.rstrip("\n")
+            record["line"] += "\n" + line
+            record["text"] += "\n" + line
     if record is not None:
         yield record
+
+
+def _plain(line: str) -> str:
+    """A line that is safe to print: without colours, other control characters escaped."""
+    return printable(_COLOUR.sub("", line))
 
 
 def parse(line: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from servo import __version__
 from servo.cli import render
 from servo.errors import AppImportError, ConfigError, ServoError, UsageError
 from servo.settings.flags import flag_parameters, parse_flags
-from servo.settings.sources import Settings, drop_config_modules, load_settings
+from servo.settings.sources import Settings, drop_config_modules, load_settings, take_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +55,7 @@ def _run(arguments: Sequence[str]) -> int:
         start = Path.cwd()
     except FileNotFoundError as error:
         raise ConfigError("the current directory no longer exists") from error
-    settings, reload_settings = _remember(flags, dict(os.environ), start)
+    settings, reload_settings = _remember(flags, take_secrets(os.environ), start)
     _check_addresses(settings)
     if settings.print_config:
         click.echo(render.config_table(settings))

@@ -77,7 +77,7 @@ def _help(setting: Setting) -> str:
 def config_table(settings: Settings) -> str:
     """Every setting: its name, value, unit and source, in columns."""
     rows = [
-        (name, setting.show(getattr(settings, name)), setting.unit, settings.source(name))
+        (name, settings.show(name), setting.unit, settings.source(name))
         for name, setting in SETTINGS.items()
     ]
     widths = [

@@ -199,7 +199,7 @@ def requests(result: dict[str, Any]) -> None:
         who = [str(worker["slot"]), str(worker["pid"])]
         for request in worker["requests"]:
             # A client has chosen these words: none of them may speak to the terminal.
-            words = [ascii(request[name])[1:-1] for name in ("client", "method", "target")]
+            words = [request[name].replace("\n", "\\n") for name in ("client", "method", "target")]
             rows.append([*who, span(request["seconds"]), *words])
         if not worker["answered"]:
             text = f"{worker['in_flight']} in flight; the worker is blocked and does not say which"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from servo.control import instances
 from servo.control.instances import InstanceError, Lock
 from servo.control.server import BACKLOG
-from servo.observe.trial import try_to_write
+from servo.safe_files import check_appendable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,7 +125,6 @@ class Endpoint:
         before = os.umask(0o777 & ~self._mode)
         try:
             sock.bind(str(path))
-            os.chmod(path, self._mode)
             sock.listen(BACKLOG)
         except OSError as error:
             sock.close()
@@ -142,7 +141,7 @@ def check_path(path: str) -> None:
     _check_length(Path(path).absolute())
     lock = _lock_path(Path(path).absolute())
     try:
-        try_to_write(str(lock))
+        check_appendable(str(lock))
     except OSError as error:
         raise InstanceError(f"{lock}: {error.strerror}") from error
 

@@ -2,7 +2,11 @@
 
 Each server holds a lock (flock) on a small file beside its socket, for as long as it lives. The
 lock says whether a server is there, never its pid: in containers every arbiter is PID 1. Whoever
-finds a file without its lock removes it, and the socket that it names.
+finds a file without its lock removes it, and the socket beside it.
+
+In /tmp anybody can make a directory of the name that ours would have, with a lock file that names
+any socket. So only directories and files of this user or of root are believed, and only a socket
+beside its lock is removed, if nobody listens there.
 """
 
 from __future__ import annotations
@@ -11,13 +15,16 @@ import fcntl
 import json
 import os
 import re
+import socket
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from servo.control.protocol import printable
 from servo.errors import ServoError
+from servo.safe_files import is_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -69,6 +76,11 @@ def make_directory(environ: Mapping[str, str], uid: int, *, shared: bool = False
         # What others made for us (/run/user) is used when it's there, and never made.
         if not place.parent.is_dir():
             continue
+        if not _keeps_names(place.parent, uid):
+            # Its owner could put another directory in this one's place. $XDG_RUNTIME_DIR is
+            # another user's after `su` and in some `sudo`.
+            why.append(f"{place.parent} belongs to another user, or others can write it")
+            continue
         if len(os.fsencode(place)) + _FILE_NAME_LENGTH > MAX_SOCKET_PATH:
             why.append(f"{place}: too long a path for a socket in it")
             continue
@@ -100,7 +112,8 @@ class Lock:
         """Take the lock, making the file. False when somebody has it. Raises InstanceError."""
         while self._fd < 0:
             try:
-                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                fd = os.open(self.path, flags, 0o600)
             except OSError as error:
                 raise InstanceError(f"{self.path}: {error.strerror}") from error
             if not _lock(fd):
@@ -158,9 +171,14 @@ def safe_name(name: str) -> str:
 
 
 def instances(places: Iterable[Path]) -> list[Instance]:
-    """Every live server in these directories, by name and pid; what dead ones left is removed."""
+    """Every live server in these directories, by name and pid; what dead ones left is removed.
+
+    Directories and lock files of users other than this process's and root are passed over.
+    """
     found: dict[str, Instance] = {}
     for place in places:
+        if not _is_believed(place):
+            continue
         try:
             paths = sorted(place.glob("*.lock"))
         except OSError:
@@ -178,6 +196,8 @@ def _examine(path: Path) -> Instance | None:
     except OSError:
         return None  # gone meanwhile, or another user's
     try:
+        if os.fstat(fd).st_uid not in (0, os.geteuid()):
+            return None
         values = _description(fd)
         if _lock(fd):
             if _is_at(path, fd):
@@ -187,7 +207,8 @@ def _examine(path: Path) -> Instance | None:
         os.close(fd)
     if values is None:
         return None  # it is just starting
-    return Instance(values["name"], values["pid"], values["socket"])
+    name = printable(values["name"]).replace("\n", "\\n")
+    return Instance(name, values["pid"], values["socket"])
 
 
 def _description(fd: int) -> dict[str, Any] | None:
@@ -203,7 +224,7 @@ def _description(fd: int) -> dict[str, Any] | None:
 
 def _remove(path: Path, values: dict[str, Any] | None) -> None:
     """Its lock is ours, so nobody lives there."""
-    if values is not None:
+    if values is not None and os.path.dirname(values["socket"]) == str(path.parent):
         remove_socket(values["socket"])
     with suppress(OSError):  # another user's, or a read-only place: it stays for its owner
         path.unlink()
@@ -212,8 +233,40 @@ def _remove(path: Path, values: dict[str, Any] | None) -> None:
 def remove_socket(path: str) -> None:
     """Remove a socket file that no server listens on any more; anything else stays."""
     with suppress(OSError):
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
+        if stat.S_ISSOCK(os.lstat(path).st_mode) and _refuses(path):
             os.unlink(path)
+
+
+def _refuses(path: str) -> bool:
+    """Whether nobody listens on a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full queue says BlockingIOError
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _is_believed(place: Path) -> bool:
+    """Whether only this user or root can have put files into a directory."""
+    try:
+        found = place.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and is_private(found)
+
+
+def _keeps_names(place: Path, uid: int) -> bool:
+    """Whether nobody but this user and root can rename or remove what this user makes there."""
+    try:
+        found = place.stat()
+    except OSError:
+        return False
+    others_write = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+    return found.st_uid in (0, uid) and not others_write
 
 
 def _lock(fd: int) -> bool:

@@ -182,14 +182,41 @@ def failure_line(kind: str, error: str, details: str = "") -> bytes:
 
 
 def parse_answer(line: bytes) -> dict[str, Any]:
-    """One line of an answer. Raises RequestError for what no Servo says."""
+    """One line of an answer, with its texts made `printable`.
+
+    At a terminal a control character moves the cursor, changes the title or types for the user, and
+    the peer at a socket may not be a Servo. Raises RequestError for what no Servo says.
+    """
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"not a line of JSON: {line[:80]!r}") from error
     if not isinstance(value, dict) or not {"note", "lost", "ok"} & set(value):
         raise RequestError(f"not an answer: {line[:80]!r}")
+    answer: dict[str, Any] = _printable_value(value)
+    return answer
+
+
+def printable(text: str) -> str:
+    """Text with all control characters but line feed and tab escaped, bidirectional ones too."""
+    return text.translate(_ESCAPES)
+
+
+def _printable_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_printable_value(each) for each in value]
+    if isinstance(value, dict):
+        return {printable(name): _printable_value(each) for name, each in value.items()}
     return value
+
+
+_ESCAPES = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    if code not in (9, 10)
+}
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import logging
 import os
 import socket
 import stat
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -26,10 +29,15 @@ from servo.net.address import (
 from servo.net.owner import describe_port_owner
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping, Sequence
+    from collections.abc import Iterator, MutableMapping, Sequence
+
+log = logging.getLogger("servo.error")
 
 # sd_listen_fds(3): the first descriptor that systemd passes.
 _SYSTEMD_FIRST_FD = 3
+# Binding takes microseconds; a directory that stays locked is locked by somebody else.
+_LOCK_WAIT_S = 5.0
+_LOCK_POLL_S = 0.02
 
 
 class BindSettings(Protocol):
@@ -283,7 +291,55 @@ def _tcp_error(error: OSError, address: TCPAddress, sockaddr: tuple[str | int, .
 
 
 def _bind_unix(address: UnixAddress, settings: BindSettings) -> Listener:
-    _remove_stale(address)
+    """Bind and listen, in the place of a dead server's socket.
+
+    Of two servers that start at once on a stale socket each would find it dead, and the second
+    would remove the first one's. So the directory is locked until the new socket listens.
+    """
+    with _locked(os.path.dirname(address.path) or ".", address):
+        _remove_stale(address)
+        return _bind_file(address, settings)
+
+
+@contextlib.contextmanager
+def _locked(directory: str, address: UnixAddress) -> Iterator[None]:
+    """Hold the lock (flock) of a directory, which leaves no file behind. Raises BindError."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        # It can't be listed, or is not there: bind() says why, or does without.
+        yield
+        return
+    try:
+        _lock(fd, address)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, address: UnixAddress) -> None:
+    end = time.monotonic() + _LOCK_WAIT_S
+    while not _try_lock(fd):
+        # Anybody who can read the directory can lock it, for as long as he likes.
+        if time.monotonic() >= end:
+            raise BindError(
+                f"can't bind {address}: another process has locked its directory for more than"
+                f" {_LOCK_WAIT_S:g} s"
+            )
+        time.sleep(_LOCK_POLL_S)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.debug("A directory can't be locked, so binding is not guarded: %s", error)
+    return True
+
+
+def _bind_file(address: UnixAddress, settings: BindSettings) -> Listener:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     identity = None
     try:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from servo.errors import ConfigError
 from servo.observe.logconfig import apply_user_config, check_user_config
-from servo.observe.logfile import LogFile, check_log_file
+from servo.observe.logfile import LogFile, blocking_copy, check_log_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -187,6 +187,24 @@ def message_of(record: logging.LogRecord) -> str:
         text = str(record.msg)
     details = _details(_PLAIN_FORMATTER, record)
     return f"{text}\n{details}" if details else text
+
+
+def flush_logs() -> None:
+    """Try again to write what a slow reader of the error log had no room for."""
+    if _logs.error.pending:
+        _logs.error.write(b"")
+
+
+def drain_logs(timeout_s: float) -> None:
+    """Wait up to `timeout_s` for a slow reader of the error log: the process is about to end."""
+    _logs.error.drain(timeout_s)
+
+
+def follow_standard_streams() -> None:
+    """Standard output and error lead elsewhere now (a daemon's lead nowhere)."""
+    for file in (_logs.error, _logs.access):
+        if file is not None:
+            file.follow_standard()
 
 
 def crash_fd() -> int:
@@ -364,7 +382,7 @@ def _destination(setting: str, standard: int, current: LogFile | None) -> LogFil
     """The file for "-" or a path; the one in use already, if it is the same."""
     fd = standard if setting == "-" else _STANDARD.get(setting)
     path = os.path.abspath(setting) if fd is None else None
-    if current is not None and current.path == path and (path or current.fd == fd):
+    if current is not None and current.path == path and (path or current.standard == fd):
         return current
     return LogFile(None, fd) if fd is not None else LogFile(path)
 
@@ -376,8 +394,10 @@ def _capture_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
+    source = blocking_copy(_logs.error.fd)
     for fd in (1, 2):
-        os.dup2(_logs.error.fd, fd)
+        os.dup2(source, fd)
+    os.close(source)
 
 
 def _alias_for_gunicorn(logger: logging.Logger) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servo.errors import ConfigError
-from servo.observe.trial import try_to_write
+from servo.safe_files import check_appendable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -130,7 +130,7 @@ def _no_file_opened() -> Iterator[None]:
     """Handlers of files, of whatever class, find out whether they could, and open nothing."""
 
     def open_nothing(self: logging.FileHandler) -> TextIOWrapper:
-        try_to_write(self.baseFilename)
+        check_appendable(self.baseFilename)
         return open(os.devnull, "w", encoding="utf-8")
 
     opens = logging.FileHandler._open

@@ -1,18 +1,24 @@
 """A log's destination: a descriptor that keeps its number while the file behind it changes.
 
-A full disk or a stuck reader must neither take the server down nor go unnoticed: what can't be
-written is dropped in whole lines and counted, and the count is told when writing works again.
+A full disk or a reader that has stopped must neither hold a process up nor go unnoticed. So no
+write here waits: a pipe or a terminal gets a non-blocking descriptor of its own, and a socket is
+written to with MSG_DONTWAIT. O_NONBLOCK belongs to the open file, which other programs share (the
+shell's terminal, the pipe of a container), so it is never set on a descriptor that was given to us:
+/proc/self/fd/N is opened anew. Lines that do not fit are dropped whole and counted, and the count
+is logged when writing works again.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
+import socket
 import stat
 from typing import TYPE_CHECKING
 
 from servo.errors import ConfigError
-from servo.observe.trial import try_to_write
+from servo.safe_files import check_appendable, open_to_append
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,14 +33,23 @@ _NEWLINE = 10
 class LogFile:
     """An append-only file by its path, or a standard descriptor by its number.
 
+    path      of the file; None for a standard descriptor
+    standard  the number of that descriptor (1 or 2)
+
+    fd        the descriptor that is written to
     `on_trouble` is called with a sentence when lines begin to be lost, and when that is over.
     Raises ConfigError when the file can't be opened.
     """
 
-    def __init__(self, path: str | None, fd: int = -1) -> None:
+    def __init__(self, path: str | None, standard: int = -1) -> None:
         # The application may change the directory before the file is reopened.
         self.path = None if path is None else os.path.abspath(path)
-        self.fd = fd if self.path is None else _open(self.path)
+        self.standard = standard
+        self._is_ours = False
+        self._has_copy = False
+        self._socket: socket.socket | None = None
+        self.fd = standard if self.path is None else self._open(self.path)
+        self.follow_standard()
         self.lost = 0
         self.on_trouble: Callable[[str], None] | None = None
         self._in_trouble = False
@@ -49,7 +64,8 @@ class LogFile:
     @property
     def name(self) -> str:
         """For messages: the path, "stdout" or "stderr"."""
-        return self.path or {1: "stdout", 2: "stderr"}.get(self.fd, f"descriptor {self.fd}")
+        number = self.standard
+        return self.path or {1: "stdout", 2: "stderr"}.get(number, f"descriptor {number}")
 
     @property
     def pending(self) -> bool:
@@ -66,7 +82,10 @@ class LogFile:
             self._pending = b""
         while data:
             try:
-                written = os.write(self.fd, self._portion(data))
+                if self._socket is None:
+                    written = os.write(self.fd, self._portion(data))
+                else:
+                    written = self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 self._keep(data)
                 return
@@ -97,7 +116,7 @@ class LogFile:
         if self.path is None:
             return ""
         try:
-            fresh = _open(self.path)
+            fresh = self._open(self.path)
         except ConfigError as error:
             return str(error)
         os.dup2(fresh, self.fd, inheritable=False)
@@ -107,15 +126,45 @@ class LogFile:
         return ""
 
     def chown(self, uid: int, gid: int) -> None:
-        """Give a file of ours to the workers' user, who has to reopen it. Raises OSError."""
-        if self.path is not None and stat.S_ISREG(os.fstat(self.fd).st_mode):
+        """Give the file to the workers' user, who has to reopen it. Raises OSError.
+
+        Only if another user can't have chosen the file: see safe_files.
+        """
+        if self._is_ours and stat.S_ISREG(os.fstat(self.fd).st_mode):
             os.fchown(self.fd, uid, gid)
 
+    def follow_standard(self) -> None:
+        """The standard descriptor leads elsewhere now: a daemon has left its terminal."""
+        if self.path is None:
+            self._close_copies()
+            copy = non_blocking_copy(self.standard)
+            self._has_copy = copy >= 0
+            self.fd = copy if self._has_copy else self.standard
+            self._socket = _socket_at(self.standard)
+            self._is_pipe = _is_pipe(self.fd)
+
     def close(self) -> None:
-        """Close what was opened by its path; the standard descriptors stay."""
+        """Close what was opened here; the standard descriptors stay."""
+        self._close_copies()
         if self.path is not None and self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def _close_copies(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._has_copy:
+            os.close(self.fd)
+            self._has_copy = False
+            self.fd = self.standard
+
+    def _open(self, path: str) -> int:
+        try:
+            fd, self._is_ours = open_to_append(path)
+        except OSError as error:
+            raise _unopened(path, error) from error
+        return fd
 
     def _portion(self, data: bytes) -> bytes:
         """As much of `data` as one write may carry: whole lines up to PIPE_BUF for a pipe."""
@@ -149,23 +198,58 @@ class LogFile:
 
 
 def check_log_file(path: str) -> None:
-    """Raise the ConfigError that a LogFile of this path would raise; no file is made."""
+    """Raise the ConfigError that a LogFile of this path would raise; no file is made.
+
+    A FIFO passes: its reader may come before the server starts.
+    """
     try:
-        try_to_write(path)
+        check_appendable(path)
     except OSError as error:
+        if error.errno == errno.ENXIO:
+            return
         raise _unopened(os.path.abspath(path), error) from error
-
-
-def _open(path: str) -> int:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
-    try:
-        return os.open(path, flags, 0o644)
-    except OSError as error:
-        raise _unopened(path, error) from error
 
 
 def _unopened(path: str, error: OSError) -> ConfigError:
     return ConfigError(f"can't open the log file {path}: {error.strerror}")
+
+
+def non_blocking_copy(fd: int) -> int:
+    """A non-blocking descriptor of our own for the pipe or terminal behind `fd`; else -1.
+
+    -1 also where it can't be opened anew: a pipe whose reader is gone (writing to it fails at
+    once, so it blocks nobody), or a terminal of another user (after `su`).
+    """
+    try:
+        kind = os.fstat(fd).st_mode
+        if not stat.S_ISFIFO(kind) and not os.isatty(fd):
+            return -1
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    except OSError:
+        return -1
+
+
+def blocking_copy(fd: int) -> int:
+    """A descriptor for the same file that waits in a write, as what an application prints to must.
+
+    A FIFO of ours is non-blocking: `print` would raise BlockingIOError when its reader is slow.
+    """
+    if not _is_pipe(fd):
+        return os.dup(fd)
+    copy = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.set_blocking(copy, True)
+    return copy
+
+
+def _socket_at(fd: int) -> socket.socket | None:
+    """A socket object for a copy of the descriptor, if it is a socket (systemd's journal)."""
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return None
+        return socket.socket(fileno=os.dup(fd))
+    except OSError:
+        return None
 
 
 def _is_pipe(fd: int) -> bool:

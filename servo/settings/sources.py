@@ -6,6 +6,7 @@ again.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -24,7 +25,7 @@ from servo.settings.names import did_you_mean
 from servo.settings.schema import SETTINGS, canonical, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 
     from servo.settings.files import Note
 
@@ -91,6 +92,13 @@ class Settings:
         """Where a value came from: "default", "servo.toml:3", "flag --workers", …."""
         sources: dict[str, str] = self._sources
         return sources.get(name, "default")
+
+    def show(self, name: str, *, secrets: bool = False) -> str:
+        """A value as text for people. Of raw_env the names alone, unless `secrets` is true."""
+        value = getattr(self, name)
+        if name == "raw_env" and not secrets:
+            value = [f"{pair.partition('=')[0]}=…" for pair in value]
+        return SETTINGS[name].show(value)
 
     @property
     def limits(self) -> Limits:
@@ -190,6 +198,32 @@ def load_settings(
         for _, text in settings.notes:
             report(text)
     return settings
+
+
+def take_secrets(environ: MutableMapping[str, str]) -> dict[str, str]:
+    """A copy of the environment to read settings from; the secrets among them leave `environ`.
+
+    Applications log their environment, pass it on to programs that they start, and show it on error
+    pages. Of os.environ the kernel's copy (/proc/PID/environ) is overwritten, too.
+    """
+    copy = dict(environ)
+    for name, setting in SETTINGS.items():
+        variable = f"SERVO_{name.upper()}"
+        if setting.secret and variable in environ:
+            if environ is os.environ:
+                _wipe(variable)
+            del environ[variable]
+    return copy
+
+
+def _wipe(variable: str) -> None:
+    import ctypes  # rarely needed
+
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_void_p
+    where = getenv(os.fsencode(variable))
+    if where:
+        ctypes.memset(where, ord("x"), len(ctypes.string_at(where)))
 
 
 def drop_config_modules(settings: Settings) -> None:

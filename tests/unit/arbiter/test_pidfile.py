@@ -86,3 +86,67 @@ def test_a_disk_that_takes_no_pid(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     file.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_in_its_place_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("keep")
+    path = tmp_path / "servo.pid"
+    path.symlink_to(secret)
+    file = PidFile(str(path))
+    file.acquire()
+    file.write()
+    assert secret.read_text() == "keep"
+    assert not path.is_symlink()
+    assert path.read_text() == f"{os.getpid()}\n"
+    file.release()
+    assert [each.name for each in tmp_path.iterdir()] == ["secret"]
+
+
+def test_what_is_no_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "servo.pid"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="is no file; not touched"):
+        PidFile(str(path)).acquire()
+    assert [each.name for each in tmp_path.iterdir()] == ["servo.pid"]
+
+
+def test_a_check_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "servo.pid"
+    path.write_text("7\n")
+    PidFile(str(path)).check()
+    PidFile(str(tmp_path / "other.pid")).check()
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"servo.pid": "7\n"}
+    with pytest.raises(ConfigError, match="No such file or directory"):
+        PidFile(str(tmp_path / "none" / "servo.pid")).check()
+
+
+def test_one_of_many_that_start_at_once_has_it(tmp_path: Path) -> None:
+    """On a stale file, from processes that all see it stale."""
+    path = tmp_path / "servo.pid"
+    for _ in range(20):
+        path.write_text("1\n")
+        go, start = os.pipe()
+        hold, end = os.pipe()
+        children = []
+        for _ in range(6):
+            pid = os.fork()
+            if pid == 0:
+                os.close(start)
+                os.close(end)
+                os.read(go, 1)
+                code = 1
+                try:
+                    PidFile(str(path)).acquire()
+                    code = 0
+                    os.read(hold, 1)  # keep the lock until all have tried
+                finally:
+                    os._exit(code)
+            children.append(pid)
+        os.close(go)
+        os.close(start)
+        losers = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in children[1:]]
+        os.close(hold)
+        os.close(end)
+        winner = os.waitstatus_to_exitcode(os.wait()[1])
+        assert (winner, losers) == (0, [1] * 5)

@@ -33,7 +33,7 @@ def test_tracebacks_belong_to_their_record() -> None:
 @pytest.mark.parametrize(
     ("line", "level"),
     [
-        ("[2026-11-23 20:10:00 +0000] [7] [\x1b[31mERROR\x1b[0m] no", "error"),
+        ("[2026-11-23 20:10:00 +0000] [7] [ERROR] no", "error"),
         ('{"time": "x", "level": "ERROR", "pid": 7, "message": "no", "exc": "T"}', "error"),
         ("Traceback (most recent call last):", None),
         ("{not json", None),
@@ -65,3 +65,13 @@ def test_follow_goes_on_in_the_file_that_replaces_it(tmp_path: Path) -> None:
         path.write_text(TEXT)
     assert [each["pid"] for each in islice(following, 4)] == [9, 7, 11, 12]
     following.close()
+
+
+def test_a_line_is_printed_without_its_control_characters(tmp_path: Path) -> None:
+    path = tmp_path / "error.log"
+    path.write_text(
+        "[2026-11-23 20:10:00 +0000] [7] [\x1b[31mERROR\x1b[0m] a\x1b]0;b\x07\n\x1b[2J\n"
+    )
+    (record,) = tail_file(str(path), 9, EVERY)
+    assert record["level"] == "error"
+    assert record["text"] == "a\\x1b]0;b\\x07\n\\x1b[2J"

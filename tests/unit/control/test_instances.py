@@ -245,3 +245,69 @@ def test_nobody_is_there(place: Path) -> None:
     (place / "file").write_text("")
     with pytest.raises((NoSuchInstance, ControlError)):
         ControlClient(str(place / "file"))
+
+
+def test_a_directory_of_another_user_is_not_believed(place: Path) -> None:
+    """Anybody can make /tmp/servo-0, with a lock file that names a live socket of root's."""
+    with socket.socket(socket.AF_UNIX) as live:
+        live.bind(str(place / "live.sock"))
+        live.listen()
+        directory = place / "servo-0"
+        directory.mkdir()
+        text = f'{{"name": "shop", "pid": 1, "socket": "{place}/live.sock"}}'
+        (directory / "shop-1.lock").write_text(text)
+        directory.chmod(0o777)
+        assert instances.instances([directory]) == []
+        assert (place / "live.sock").exists()
+        assert (directory / "shop-1.lock").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+@pytest.mark.parametrize("whose", ["directory", "lock"])
+def test_files_of_another_user_are_passed_over(place: Path, whose: str) -> None:
+    directory = place / "servo"
+    directory.mkdir()
+    lock = Lock(directory / "shop-7.lock")
+    assert lock.acquire()
+    lock.write({"name": "shop", "pid": 7, "socket": str(directory / "shop-7.sock")}, 0o644)
+    assert len(instances.instances([directory])) == 1
+    os.chown(directory if whose == "directory" else lock.path, 65534, -1)
+    assert instances.instances([directory]) == []
+    lock.release()
+
+
+def test_only_a_dead_socket_beside_its_lock_is_removed(place: Path) -> None:
+    directory = place / "servo"
+    directory.mkdir()
+    with socket.socket(socket.AF_UNIX) as live, socket.socket(socket.AF_UNIX) as elsewhere:
+        live.bind(str(directory / "live.sock"))
+        live.listen()
+        elsewhere.bind(str(place / "dead.sock"))
+        elsewhere.close()
+        for name, path in (("a", directory / "live.sock"), ("b", place / "dead.sock")):
+            text = f'{{"name": "{name}", "pid": 1, "socket": "{path}"}}'
+            (directory / f"{name}.lock").write_text(text)
+        assert instances.instances([directory]) == []
+        assert (directory / "live.sock").exists()
+        assert (place / "dead.sock").exists()
+
+
+def test_a_name_is_printable(place: Path) -> None:
+    endpoint = serve(place, name="a\x1b[2J\nb")
+    (found,) = instances.instances([place / "servo"])
+    assert found.name == r"a\x1b[2J\nb"
+    endpoint.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory away")
+def test_the_runtime_directory_of_another_user_is_not_used(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """$XDG_RUNTIME_DIR is the caller's after `su`: he could rename what root makes in it."""
+    others = place / "run"
+    others.mkdir()
+    os.chown(others, 65534, -1)
+    monkeypatch.setattr(instances, "directories", lambda _environ, _uid: [others / "servo"])
+    with pytest.raises(InstanceError, match="belongs to another user"):
+        instances.make_directory({}, os.geteuid())
+    assert list(others.iterdir()) == []

@@ -116,8 +116,16 @@ def test_answers_are_one_line_whatever_they_say() -> None:
         assert data.count(b"\n") == 1
         assert len(data.splitlines()) == 1
         answer = protocol.parse_answer(data)
-        assert answer == json.loads(data)
-    assert protocol.parse_answer(protocol.note_line(nasty))["note"] == nasty
+        assert answer.keys() == json.loads(data).keys()
+    shown = "a\nb\\x0d\u2028\\x85\\x00é"
+    assert protocol.parse_answer(protocol.note_line(nasty))["note"] == {"text": shown}
+
+
+def test_no_answer_writes_to_a_terminal() -> None:
+    """Whoever is at the socket may not be a Servo."""
+    nasty = {"\x1b]0;title\x07": ["\x1b[2J", {"a": "\u202e\x9b"}, 7, None]}
+    answer = protocol.parse_answer(protocol.result_line(nasty))
+    assert answer["result"] == {"\\x1b]0;title\\x07": ["\\x1b[2J", {"a": "\\u202e\\x9b"}, 7, None]}
 
 
 @pytest.mark.parametrize("data", [b"HTTP/1.1 400 Bad Request", b"{}", b"[]", b"7", b"\xff"])

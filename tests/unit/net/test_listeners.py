@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import socket
@@ -467,3 +468,43 @@ def test_a_missing_systemd_socket_is_named(bind, monkeypatch):
     environ = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "web"}
     with pytest.raises(BindError, match="systemd's socket web: file descriptor 987654"):
         bind("127.0.0.1:0", environ=environ)
+
+
+def test_of_many_that_start_at_once_on_a_stale_socket_one_binds(tmp_path):
+    """Each would find it dead, remove it, and so remove the socket of the one before."""
+    path = tmp_path / "app.sock"
+    for _ in range(20):
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(path))
+        go, start = os.pipe()
+        hold, end = os.pipe()
+        for _ in range(5):
+            if os.fork() == 0:
+                os.close(start)
+                os.close(end)
+                os.read(go, 1)
+                code = 1
+                try:
+                    kept = bind_all(settings(f"unix:{path}"), {})
+                    code = len(kept) - 1
+                    os.read(hold, 1)
+                finally:
+                    os._exit(code)
+        os.close(go)
+        os.close(start)
+        losers = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(4)]
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))  # the one that is left can be reached
+        os.close(hold)
+        os.close(end)
+        assert (os.waitstatus_to_exitcode(os.wait()[1]), losers) == (0, [1] * 4)
+
+
+def test_a_directory_that_somebody_has_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_LOCK_WAIT_S", 0.0)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    with pytest.raises(BindError, match="another process has locked its directory"):
+        bind_all(settings(f"unix:{tmp_path}/app.sock"), {})
+    os.close(fd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 
 import pytest
 
@@ -243,3 +244,90 @@ def test_chown_changes_files_only(path, file, pipe, monkeypatch):
     null.chown(12, 34)
     null.close()
     assert calls == [(file.fd, 12, 34)]
+
+
+def test_a_link_that_another_user_may_have_put_there_is_not_followed(tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o777)
+    shared.chmod(0o777)
+    (tmp_path / "secret").write_text("")
+    file = LogFile(str(shared / "log"))
+    (shared / "log").unlink()
+    (shared / "log").symlink_to(tmp_path / "secret")
+    assert "symbolic link" in file.reopen()
+    file.write(b"to the old file\n")
+    assert (tmp_path / "secret").read_text() == ""
+    with pytest.raises(ConfigError, match="symbolic link"):
+        LogFile(str(shared / "log"))
+    file.close()
+
+
+def test_only_a_file_that_nobody_else_can_have_put_there_is_given_away(tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    given = []
+    monkeypatch.setattr(logfile.os, "fchown", lambda fd, uid, gid: given.append(uid))
+    for number, path in enumerate([tmp_path / "log", shared / "log", shared / "log"]):
+        file = LogFile(str(path))
+        file.chown(number, -1)
+        file.close()
+    assert given == [0, 1]  # the third was there already
+
+
+def test_a_fifo_whose_reader_went_keeps_the_old_log(tmp_path):
+    file = LogFile(str(tmp_path / "log"))
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    os.mkfifo(tmp_path / "log")
+    assert "a FIFO that no process reads" in file.reopen()
+    file.write(b"still here\n")
+    assert (tmp_path / "log.1").read_bytes() == b"still here\n"
+    file.close()
+
+
+def test_a_standard_stream_whose_reader_has_stopped_holds_nobody_up():
+    """The descriptor that was given stays blocking: other programs have it, too."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    file = LogFile(None, writer)
+    for _ in range(3000):
+        file.write(b"x" * 999 + b"\n")
+    assert file.lost > 1000
+    assert os.get_blocking(writer)
+    said = []
+    file.on_trouble = said.append
+    os.set_blocking(reader, False)
+    while file.pending:
+        read_all(reader)
+        file.write(b"")
+    assert "lines were lost" in said[0]
+    file.close()
+    assert os.get_blocking(writer)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_socket_whose_reader_has_stopped_holds_nobody_up():
+    ours, theirs = socket.socketpair()
+    file = LogFile(None, theirs.fileno())
+    for _ in range(3000):
+        file.write(b"x" * 999 + b"\n")
+    assert file.lost > 1000
+    assert theirs.getblocking()
+    file.close()
+    assert theirs.fileno() >= 0
+    ours.close()
+    theirs.close()
+
+
+def test_a_standard_stream_that_leads_elsewhere_now(tmp_path):
+    reader, writer = os.pipe()
+    file = LogFile(None, writer)
+    null = os.open(tmp_path / "null", os.O_WRONLY | os.O_CREAT)
+    os.dup2(null, writer)
+    file.follow_standard()
+    assert os.read(reader, 1) == b""  # no copy of ours keeps the pipe open
+    file.write(b"here\n")
+    assert (tmp_path / "null").read_bytes() == b"here\n"
+    for fd in (reader, writer, null):
+        os.close(fd)

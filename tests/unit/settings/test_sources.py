@@ -12,7 +12,7 @@ from servo.errors import ConfigError, UsageError
 from servo.http.limits import Limits
 from servo.settings.flags import parse_flags
 from servo.settings.schema import SETTINGS
-from servo.settings.sources import Settings, drop_config_modules, load_settings
+from servo.settings.sources import Settings, drop_config_modules, load_settings, take_secrets
 
 
 def load(
@@ -305,3 +305,17 @@ def test_modules_of_the_configuration_file_are_dropped(tmp_path: Path) -> None:
     assert "library" in sys.modules
     drop_config_modules(settings)  # a second time there is nothing to do
     assert load(tmp_path).workers == 3
+
+
+def test_secrets_leave_the_environment_once_they_are_read() -> None:
+    environ = {"SERVO_KEYFILE_PASSWORD": "s3cret", "SERVO_WORKERS": "3", "PATH": "/bin"}
+    copy = take_secrets(environ)
+    assert copy["SERVO_KEYFILE_PASSWORD"] == "s3cret"
+    assert environ == {"SERVO_WORKERS": "3", "PATH": "/bin"}
+
+
+def test_variables_of_the_app_are_shown_by_name() -> None:
+    settings = Settings({"raw_env": ["TOKEN=hush", "MODE=a=b"]}, {"raw_env": "flag --env"})
+    assert "hush" not in settings.show("raw_env")
+    assert "TOKEN" in settings.show("raw_env")
+    assert "hush" in settings.show("raw_env", secrets=True)

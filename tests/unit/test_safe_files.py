@@ -1,0 +1,150 @@
+"""Opening by paths that other users can change: only what they can't have chosen."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from servo.safe_files import check_appendable, is_private, open_to_append
+
+
+def content(path: Path, text: bytes = b"x") -> bytes:
+    """What a file holds once `text` was appended to it by this path."""
+    fd = open_to_append(str(path)).fd
+    os.write(fd, text)
+    os.close(fd)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A directory that others can write."""
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    directory.chmod(0o777)
+    return directory
+
+
+def test_a_file_is_made_and_appended_to(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    assert content(path, b"a") == b"a"
+    assert content(path, b"b") == b"ab"
+    assert open_fds_are_closed(path)
+
+
+def open_fds_are_closed(path: Path) -> bool:
+    links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    return str(path) not in [os.readlink(link) for link in links if os.path.lexists(link)]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_link_in_a_private_directory_is_followed(tmp_path: Path, relative: bool) -> None:
+    (tmp_path / "data").mkdir()
+    target = "../tmp/../data" if relative else str(tmp_path / "data")
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "logs").symlink_to("data" if relative else target)
+    (tmp_path / "logs" / "log").symlink_to("real.log")
+    assert content(tmp_path / "logs" / "log") == b"x"
+    assert (tmp_path / "data" / "real.log").read_bytes() == b"x"
+
+
+def test_a_link_in_a_shared_directory_is_not(tmp_path: Path, shared: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"")
+    (shared / "log").symlink_to(secret)
+    for use in (open_to_append, check_appendable):
+        with pytest.raises(OSError, match="symbolic link in a directory that other users") as error:
+            use(str(shared / "log"))
+        assert error.value.errno == errno.ELOOP
+        assert error.value.filename == str(shared / "log")
+    assert secret.read_bytes() == b""
+
+
+def test_nor_one_on_the_way_there(tmp_path: Path, shared: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (shared / "logs").symlink_to(tmp_path / "etc")
+    with pytest.raises(OSError, match="symbolic link"):
+        open_to_append(str(shared / "logs" / "log"))
+    assert list((tmp_path / "etc").iterdir()) == []
+
+
+def test_nor_one_behind_a_good_one(tmp_path: Path, shared: Path) -> None:
+    (shared / "log").symlink_to(tmp_path / "secret")
+    (tmp_path / "good").symlink_to(shared / "log")
+    with pytest.raises(OSError, match="symbolic link"):
+        open_to_append(str(tmp_path / "good"))
+    assert not (tmp_path / "secret").exists()
+
+
+def test_whose_a_file_is(tmp_path: Path, shared: Path) -> None:
+    """Given away may be only a file that is new, or that nobody else can have put there."""
+    assert open_to_append(str(tmp_path / "new")).is_ours
+    assert open_to_append(str(tmp_path / "new")).is_ours
+    assert open_to_append(str(shared / "new")).is_ours
+    assert not open_to_append(str(shared / "new")).is_ours
+
+
+def test_a_second_name_in_a_shared_directory(tmp_path: Path, shared: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"")
+    os.link(tmp_path / "secret", shared / "log")
+    with pytest.raises(OSError, match="another name"):
+        open_to_append(str(shared / "log"))
+
+
+def test_a_circle_of_links(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match="symbolic link"):
+        open_to_append(str(tmp_path / "a"))
+
+
+def test_a_fifo_without_a_reader_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="a FIFO that no process reads") as error:
+        open_to_append(str(tmp_path / "pipe"))
+    assert error.value.errno == errno.ENXIO
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    fd = open_to_append(str(tmp_path / "pipe")).fd
+    assert not os.get_blocking(fd)
+    os.close(fd)
+    os.close(reader)
+
+
+def test_a_descriptor_by_its_magic_link() -> None:
+    reader, writer = os.pipe()
+    fd = open_to_append(f"/proc/self/fd/{writer}").fd
+    os.write(fd, b"x")
+    assert os.read(reader, 9) == b"x"
+    assert os.get_blocking(writer)
+    for each in (reader, writer, fd):
+        os.close(each)
+
+
+def test_a_check_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    check_appendable(str(tmp_path / "old"))
+    check_appendable(str(tmp_path / "new"))
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    with pytest.raises(FileNotFoundError):
+        check_appendable(str(tmp_path / "none" / "new"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "private"), [(0o700, True), (0o755, True), (0o775, False), (0o1777, False)]
+)
+def test_private_directories(tmp_path: Path, mode: int, private: bool) -> None:
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    directory.chmod(mode)
+    assert is_private(directory.stat()) is private
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory away")
+def test_a_directory_of_another_user_is_not_private(tmp_path: Path) -> None:
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    os.chown(directory, 65534, -1)
+    assert not is_private(directory.stat())
