@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
+# How long the end waits for a slow reader of the log.
+LAST_LINES_S = 1.0
+
 
 class Arbiter:
     """Runs the server for these settings.
@@ -98,7 +101,8 @@ class Arbiter:
         """
         try:
             self._open()
-            self._serve()
+            with log_module.prints_never_block():
+                self._serve()
         except ServoError as error:
             self._close()
             self._launch.ended(error.exit_code, str(error))
@@ -173,6 +177,7 @@ class Arbiter:
             self.sockets.close()
         if self._pidfile is not None:
             self._pidfile.release()
+        log_module.drain_logs(LAST_LINES_S)
 
     def _close_inherited(self) -> None:
         """In a forked child: close what is the arbiter's alone."""

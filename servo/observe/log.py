@@ -9,6 +9,8 @@ A message may span lines (a traceback does). What a client can choose goes throu
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -17,14 +19,14 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from servo.errors import ConfigError
 from servo.observe.logconfig import apply_user_config, check_user_config
 from servo.observe.logfile import LogFile, blocking_copy, check_log_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 ERROR_LOGGER = "servo.error"
 ACCESS_LOGGER = "servo.access"
@@ -205,6 +207,72 @@ def follow_standard_streams() -> None:
     for file in (_logs.error, _logs.access):
         if file is not None:
             file.follow_standard()
+
+
+@contextlib.contextmanager
+def prints_never_block() -> Iterator[None]:
+    """While entered, `print` goes through LogFiles: a hook of the configuration that prints must
+    not hold the arbiter up because the reader of its output has stopped."""
+    before = sys.stdout, sys.stderr
+    warn = logging.getLogger(ERROR_LOGGER).warning
+    sys.stdout, sys.stderr = (_print_stream(stream, warn) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def print_as_before() -> None:
+    """In a process that was forked within `prints_never_block`: its prints are its own business."""
+    for name in ("stdout", "stderr"):
+        if isinstance(getattr(sys, name), _PrintStream):
+            setattr(sys, name, getattr(sys, f"__{name}__"))
+
+
+def _print_stream(stream: TextIO, warn: Callable[[str], None]) -> TextIO:
+    """A text stream like this one that never blocks; the very one if it is no standard stream."""
+    number = {id(sys.__stdout__): 1, id(sys.__stderr__): 2}.get(id(stream))
+    if stream is None or number is None:
+        return stream
+    file = LogFile(None, number)
+    file.on_trouble = warn
+    raw = io.BufferedWriter(_RawLog(file))
+    return _PrintStream(raw, stream.encoding, stream.errors, line_buffering=True)
+
+
+class _PrintStream(io.TextIOWrapper):
+    """What stands for a standard stream."""
+
+
+class _RawLog(io.RawIOBase):
+    """A LogFile as the bottom of a text stream: it takes everything at once."""
+
+    def __init__(self, file: LogFile) -> None:
+        super().__init__()
+        self._file = file
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def fileno(self) -> int:
+        """The standard descriptor's number."""
+        return self._file.standard
+
+    def isatty(self) -> bool:
+        """Whether the standard stream is a terminal."""
+        return os.isatty(self._file.standard)
+
+    def write(self, data: Any) -> int:
+        """Take bytes; what finds no room is dropped and counted by the LogFile."""
+        self._file.write(bytes(data))
+        return len(data)
+
+    def close(self) -> None:
+        """Close the copy of the descriptor."""
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def crash_fd() -> int:

@@ -176,6 +176,7 @@ class Worker:
     def every_second(self) -> None:
         """To be called about once a second: send the log lines that operators may ask for."""
         self.mailbox.report()
+        log_module.flush_logs()
         if self.tap is not None:
             self.tap.send_last(self.context.channel)
         if self._tell_at_ns and words.now_ns() >= self._tell_at_ns:
