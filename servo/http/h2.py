@@ -32,7 +32,9 @@ from servo.http.h2_frames import (
     RST_STREAM,
     Frame,
     GoAwayError,
+    depends_on_itself,
     frame_bytes,
+    without_priority,
 )
 from servo.http.h2_head import MalformedError, glimpse, read_head, read_trailers
 from servo.http.h2_hpack import FieldKeeper
@@ -108,7 +110,8 @@ class H2Connection(SendingSide):
         super().__init__(h2_limits, library, tail_for(server, date), wake)
         # Bytes of bodies that came since the connection's window was last opened.
         self._credit = 0
-        self._unended_trailers = False
+        # What is wrong with the head that is coming in, where the frame alone shows it.
+        self._flaw = ""
         self._now = 0.0
         self.last_id = 0
         self.more = False
@@ -199,16 +202,14 @@ class H2Connection(SendingSide):
         return self._reader.in_part
 
     def _receive(self, frame: Frame, events: list[Event]) -> None:
-        kind, flags, number, data = frame
+        kind, _, number, data = frame
         if kind > _LAST_KIND or kind in (PRIORITY, GOAWAY):
-            self._receive_ours(frame)
+            self._receive_ours(frame, events)
             return
         if kind == RST_STREAM and number > self._h2.highest_inbound_stream_id:
             raise GoAwayError(PROTOCOL_ERROR, "RST_STREAM of an idle stream")
-        if kind == HEADERS and number in self.streams and not flags & END_STREAM:
-            # `h2` would end the connection for trailers that end nothing.
-            self._unended_trailers = True
-            data = data[:4] + bytes((flags | END_STREAM,)) + data[5:]
+        if kind == HEADERS:
+            data = self._see_head(frame)
         try:
             found = self._h2.receive_data(data)
         except h2.exceptions.ProtocolError as error:
@@ -224,7 +225,23 @@ class H2Connection(SendingSide):
         # An answer of `h2` itself, or a window that lets go what waits.
         self.wake()
 
-    def _receive_ours(self, frame: Frame) -> None:
+    def _see_head(self, frame: Frame) -> bytes:
+        """The bytes of a HEADERS frame for `h2`, without faults that it ends the connection for.
+
+        They are faults of the stream alone, and the head has to be decoded all the same: the next
+        one may refer to its fields.
+        """
+        self._flaw = ""
+        data = frame.data
+        if depends_on_itself(frame):
+            self._flaw = "a stream that depends on itself"
+            data = without_priority(frame)
+        if frame.stream in self.streams and not frame.flags & END_STREAM:
+            self._flaw = "trailers that do not end the stream"
+            data = data[:4] + bytes((data[4] | END_STREAM,)) + data[5:]
+        return data
+
+    def _receive_ours(self, frame: Frame, events: list[Event]) -> None:
         """Frames that `h2` need not see."""
         kind, _, number, _ = frame
         if kind == GOAWAY:
@@ -236,11 +253,25 @@ class H2Connection(SendingSide):
             self.leaving = True
             self.wake()
         elif kind == PRIORITY:
-            # Deprecated (RFC 9113 section 5.3.2), and never followed here.
+            # Deprecated (RFC 9113 section 5.3.2), and never followed here; but RFC 7540 section
+            # 5.3.1 has a stream that depends on itself reset, whatever its state.
             if not number:
                 raise GoAwayError(PROTOCOL_ERROR, "PRIORITY of no stream")
             if frame.length != 5:
                 raise GoAwayError(FRAME_SIZE_ERROR, "malformed PRIORITY")
+            if depends_on_itself(frame):
+                self._on_self_dependency(number, events)
+
+    def _on_self_dependency(self, number: int, events: list[Event]) -> None:
+        stream = self.streams.get(number)
+        if stream is None:
+            # `h2` resets no stream that it doesn't know, or knows to be closed.
+            self._emit(frame_bytes(RST_STREAM, 0, number, PROTOCOL_ERROR.to_bytes(4, "big")))
+            self.wake()
+        else:
+            stream.reset(PROTOCOL_ERROR)
+            events.append((stream, Reset(PROTOCOL_ERROR)))
+        self._spend_reset()
 
     def _on_request(self, event: h2.events.RequestReceived, events: list[Event]) -> None:
         number: int = event.stream_id
@@ -252,6 +283,8 @@ class H2Connection(SendingSide):
             self._spend_reset()
             return
         try:
+            if self._flaw:
+                raise MalformedError(self._flaw)
             request = read_head(fields, ended, self._limits, self._tunnels)
         except MalformedError as error:
             self._reset_number(number, PROTOCOL_ERROR)
@@ -294,13 +327,12 @@ class H2Connection(SendingSide):
 
     def _on_trailers(self, event: h2.events.TrailersReceived, events: list[Event]) -> None:
         stream = self.streams.get(event.stream_id)
-        unended, self._unended_trailers = self._unended_trailers, False
         if stream is None:
             return
         data = Data(b"", False)
         try:
-            if unended:
-                raise MalformedError("trailers that do not end the stream")
+            if self._flaw:
+                raise MalformedError(self._flaw)
             data.trailers = read_trailers(self._decoder.fields, self._limits)
         except ProtocolError as error:
             self._refuse_body(stream, error, events)

@@ -23,10 +23,12 @@ WINDOW_UPDATE, CONTINUATION = 8, 9
 
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
+PADDED = 0x8
+HAS_PRIORITY = 0x20
 
 # Error codes (RFC 9113 section 7).
 NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR = range(4)
-FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM = 6, 7, 8, 11
+FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 6, 7, 8, 9, 11
 
 _HEAD = Struct(">HBBBL")
 _SETTING = Struct(">HL")
@@ -254,6 +256,29 @@ def frame_bytes(kind: int, flags: int, stream: int, payload: bytes = b"") -> byt
     """A frame for the wire."""
     n = len(payload)
     return _HEAD.pack(n >> 8, n & 0xFF, kind, flags, stream) + payload
+
+
+def depends_on_itself(frame: Frame) -> bool:
+    """Whether a PRIORITY frame, or the priority in a HEADERS frame, names the frame's own stream.
+
+    Frames that are too short to say are left to those who judge lengths.
+    """
+    at = 9
+    if frame.type == HEADERS:
+        if not frame.flags & HAS_PRIORITY:
+            return False
+        at += 1 if frame.flags & PADDED else 0
+    if len(frame.data) < at + 5:
+        return False
+    # The highest bit is "exclusive" (RFC 7540 section 6.3).
+    return int.from_bytes(frame.data[at : at + 4], "big") & 0x7FFFFFFF == frame.stream
+
+
+def without_priority(frame: Frame) -> bytes:
+    """The bytes of a HEADERS frame that has a priority, as it would be without one."""
+    at = 1 if frame.flags & PADDED else 0
+    payload = frame.data[9 : 9 + at] + frame.data[9 + at + 5 :]
+    return frame_bytes(HEADERS, frame.flags & ~HAS_PRIORITY, frame.stream, payload)
 
 
 def known_settings(payload: bytes) -> bytes | None:

@@ -9,7 +9,10 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from hpack import Decoder
+from hpack.exceptions import HPACKError, OversizedHeaderListError
 from hpack.table import HeaderTable
+
+from servo.http.h2_frames import COMPRESSION_ERROR, GoAwayError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,7 +52,14 @@ class FieldKeeper(Decoder):
         self.fields: list[Field] = []
 
     def decode(self, data: bytes, raw: bool = True) -> list[Field]:  # type: ignore[override]
-        self.fields = list(super().decode(data, raw=True))
+        try:
+            self.fields = list(super().decode(data, raw=True))
+        except OversizedHeaderListError:
+            raise  # `h2` calls it what it is: an attack
+        except HPACKError as error:
+            # The two ends' tables differ from here on, so no later head could be read either (RFC
+            # 9113 section 4.3). `h2` would say PROTOCOL_ERROR.
+            raise GoAwayError(COMPRESSION_ERROR, ascii(str(error))[1:-1]) from error
         return []
 
 
