@@ -105,6 +105,7 @@ properties: $(VENV)/.dev
 conformance: $(VENV)/.dev
 	$(BIN)/python tests/conformance/combinations.py
 	$(BIN)/python tests/conformance/autobahn.py
+	$(BIN)/python tests/conformance/h2spec.py --page
 	$(BIN)/python -m pytest tests/conformance $(ARGS)
 
 docs: $(VENV)/.docs

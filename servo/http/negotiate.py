@@ -37,7 +37,9 @@ class Sniffer:
     """Tells HTTP/2 with prior knowledge (RFC 9113 section 3.3) by its first bytes.
 
     An HTTP/1 request differs by its fourth byte at the latest: none has the method PRI. So nobody
-    waits for longer than it takes to send those.
+    waits for longer than it takes to send those. A whole first line that names no version of HTTP
+    is taken for HTTP/2 with a wrong preface, which a client of HTTP/2 wants to be told in its own
+    protocol (RFC 9113 section 3.4).
     """
 
     __slots__ = ("_data",)
@@ -53,7 +55,8 @@ class Sniffer:
         if PREFACE.startswith(data):
             self._data = data
             return None
-        return False, data
+        line, ended, _ = data.lstrip(b"\r\n").partition(b"\n")
+        return bool(ended) and b"HTTP/" not in line, data
 
 
 def upgrade_settings(request: Request) -> bytes | None:

@@ -26,6 +26,16 @@ def test_anything_else_is_http_1_at_its_first_other_byte(first: bytes) -> None:
     assert sniffer.feed(first[-1:] + b"more") == (False, first + b"more")
 
 
+@pytest.mark.parametrize("first", [b"INVALID CONNECTION PREFACE\r\n\r\n", b"\0\0\1\n", b"GET /\n"])
+def test_a_first_line_without_a_version_is_a_wrong_preface(first: bytes) -> None:
+    assert Sniffer().feed(first) == (True, first)
+
+
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n", b"\r\n\nGET / HTTP/1.1\r\n", b"GE"])
+def test_a_first_line_with_a_version_is_none(first: bytes) -> None:
+    assert Sniffer().feed(first) == (False, first)
+
+
 def asking(*fields: tuple[bytes, bytes]) -> Request:
     return Request("GET", b"/", b"/", b"", "1.1", [(b"host", b"h"), *fields], True)
 
