@@ -254,6 +254,8 @@ class StreamProtocol(StreamUpgrade):
                 call = self._start_websocket(request, server.websockets)
                 if call is None:
                     return
+            elif request.upgrade == b"websocket" and server.missing_websockets is not None:
+                server.missing_websockets.asked()
         if call is None:
             call = ASGICall(
                 server.adapter, self._template, request, http, self, server.worker.begin_request()

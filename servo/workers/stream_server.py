@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
 from servo.apps.asgi_scope import TLS_ENVIRON
+from servo.apps.websockets_missing import MissingWebSockets, has_websockets
 from servo.http.forwarded import resolve_client
 from servo.http.negotiate import has_http2
 from servo.observe import words
@@ -59,12 +59,12 @@ class StreamServer:
         # The other policies are about environs, where "_" and "-" can't be told apart.
         self.refuses_underscores = settings.header_map == "refuse"
         # Only an ASGI application can answer them; to others an upgrade is an ordinary request.
-        has_websockets = (
-            settings.websocket
-            and worker.app.interface == "asgi"
-            and importlib.util.find_spec("websockets") is not None
-        )
-        self.websockets = WebSockets(settings) if has_websockets else None
+        wanted = settings.websocket and worker.app.interface == "asgi"
+        self.websockets = WebSockets(settings) if wanted and has_websockets() else None
+        self.missing_websockets: MissingWebSockets | None = None
+        if wanted and self.websockets is None:
+            tells = worker.slot == 1
+            self.missing_websockets = MissingWebSockets(worker.app.app, tells=tells)
         self.http2 = _http2(settings, self.tls)
         self.connections: set[StreamProtocol | WebSocketSession | H2Protocol | H2Channel] = set()
         self.calls: set[ASGICall | WebSocketCall] = set()

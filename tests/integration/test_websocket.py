@@ -21,7 +21,7 @@ from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from integration.server import APPS, Server, wait_for
+from integration.server import APPS, REPOSITORY, Server, wait_for
 from integration.websocket import (
     BINARY,
     CLOSE,
@@ -528,3 +528,30 @@ def test_a_quick_stop_says_so(server: Server, signum: int) -> None:
         assert client.read_close()[0] == 1012
         assert client.ended()
     assert server.wait_exit() == 0
+
+
+HIDDEN = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "websockets":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+@pytest.mark.parametrize("routes", [True, False])
+def test_without_the_library_it_is_said_once(serve: Serve, tmp_path: Path, routes: bool) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HIDDEN)
+    app = APPS / ("websocket_starlette.py" if routes else "asgi_app.py")
+    env: dict[str, str | None] = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+    server = serve(f"{app}:app", "-w", "2", env=env, ready=2)
+    install = r"package websockets is not installed.*pip install 'servo-server\[websocket\]'"
+    if routes:
+        server.wait_log(f"has WebSocket routes.*{install}")
+    with pytest.raises(InvalidStatus):
+        connect(url(server, "/echo"))
+    server.wait_log(install)
+    assert server.log().count("pip install") == 1
