@@ -72,6 +72,11 @@ def load_app(spec: str, interface: str = "auto") -> LoadedApp:
     return _judge(app, f"{target}:{call}", interface)
 
 
+def named_app(app: Any, name: str, interface: str = "auto") -> LoadedApp:
+    """What an object is served as; `name` is for messages. Raises AppImportError."""
+    return _judge(app, name, interface)
+
+
 def prepare_import_path(settings: Settings) -> None:
     """Put the directories of `pythonpath`, then the app's, at the head of sys.path."""
     base = Path(settings.chdir)
@@ -360,4 +365,4 @@ def _details(error: BaseException) -> str:
     return "".join(whole.format()).rstrip("\n")
 
 
-__all__ = ["FORMS", "LoadedApp", "load_app", "prepare_import_path"]
+__all__ = ["FORMS", "LoadedApp", "load_app", "named_app", "prepare_import_path"]

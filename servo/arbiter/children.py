@@ -148,6 +148,7 @@ class Children:
             server=server,
             tls=child.tls,
             dump_fd=child.dump_fd,
+            kept=child.facade.kept(),
         )
 
         def close() -> None:

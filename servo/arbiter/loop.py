@@ -354,6 +354,7 @@ class Arbiter:
     def _release(self, action: ev.Release) -> None:
         facade = self.children.release(action.serial)
         if facade is not None:
+            facade.alive = False
             self._run_hook("child_exit", self._facade, facade)
 
     def _close_slot(self, action: ev.CloseSlot) -> None:

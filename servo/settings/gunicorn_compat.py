@@ -151,6 +151,41 @@ FOREIGN: dict[str, Foreign] = {
     ]
 }
 
+
+@dataclass(frozen=True, slots=True)
+class SettingView:
+    """One of `cfg.settings`, as hooks of gunicorn configurations read them."""
+
+    name: str
+    value: Any
+    default: Any
+    section: str
+
+    def get(self) -> Any:
+        """The value."""
+        return self.value
+
+
+def foreign_value(name: str) -> Any:
+    """What `cfg` says of a gunicorn setting that is not one here: that it is off.
+
+    Raises KeyError for a name that is none of gunicorn's.
+    """
+    return False if FOREIGN[name].argument is False else None
+
+
+def as_gunicorn_address(bind: str) -> tuple[str, int] | str:
+    """An entry of `bind` as gunicorn's `cfg.address` has it: (host, port), or a path."""
+    if bind.startswith("unix:"):
+        return bind.removeprefix("unix:").removeprefix("//")
+    if bind.startswith(("@", "fd://")):
+        return bind
+    host, colon, port = bind.removeprefix("tcp://").rpartition(":")
+    if not colon or not port.isdigit():
+        host, port = bind.removeprefix("tcp://"), "8000"
+    return host.strip("[]"), int(port)
+
+
 # gunicorn's names that are settings here (by `Setting.name` or `Setting.alias`): in a gunicorn
 # configuration file, any other name of ours may as well be a helper of the file's own.
 SHARED = frozenset(

@@ -19,7 +19,12 @@ from servo.http.limits import Limits
 from servo.settings.cpus import auto_workers, count_cpus
 from servo.settings.files import FileContent, Given, read_config
 from servo.settings.flags import parse_flags
-from servo.settings.gunicorn_compat import FOREIGN
+from servo.settings.gunicorn_compat import (
+    FOREIGN,
+    SettingView,
+    as_gunicorn_address,
+    foreign_value,
+)
 from servo.settings.hooks import Hooks
 from servo.settings.names import did_you_mean
 from servo.settings.schema import SETTINGS, canonical, suggest
@@ -72,7 +77,13 @@ class Settings:
         keep("notes", tuple(notes))
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"there is no setting {name!r}")
+        # For hooks that were written for gunicorn, and its names.
+        ours = canonical(name)
+        if ours is not None and ours != name:
+            return getattr(self, ours)
+        if name in FOREIGN:
+            return foreign_value(name)
+        raise AttributeError(f"there is no setting {name!r}{did_you_mean(name, list(SETTINGS))}")
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("settings don't change; a reload makes new ones")
@@ -87,6 +98,44 @@ class Settings:
             for name in given
         )
         return f"Settings({', '.join(shown)})"
+
+    @property
+    def settings(self) -> dict[str, SettingView]:
+        """gunicorn's `cfg.settings`: each setting as an object with `value` and `get()`."""
+        views = {
+            name: SettingView(name, getattr(self, name), setting.default, setting.section)
+            for name, setting in SETTINGS.items()
+            if not setting.secret
+        }
+        views.update({s.alias: views[s.name] for s in SETTINGS.values() if s.alias})
+        views.update({n: SettingView(n, foreign_value(n), foreign_value(n), "") for n in FOREIGN})
+        return views
+
+    @property
+    def address(self) -> list[tuple[str, int] | str]:
+        """gunicorn's `cfg.address`: `bind` as (host, port), or the path of a Unix socket."""
+        return [as_gunicorn_address(text) for text in self.bind]
+
+    @property
+    def is_ssl(self) -> bool:
+        """gunicorn's `cfg.is_ssl`."""
+        return bool(self.certfile or self.keyfile or self.self_signed)
+
+    @property
+    def worker_class_str(self) -> str:
+        """gunicorn's `cfg.worker_class_str`, by the names that worker classes have here."""
+        chosen: str = self.worker_class
+        return chosen if chosen == "auto" else self.worker_class_for(self.interface)
+
+    @property
+    def uid(self) -> Any:
+        """gunicorn's `cfg.uid`: `user`."""
+        return self.user
+
+    @property
+    def gid(self) -> Any:
+        """gunicorn's `cfg.gid`: `group`."""
+        return self.group
 
     def source(self, name: str) -> str:
         """Where a value came from: "default", "servo.toml:3", "flag --workers", …."""

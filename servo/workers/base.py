@@ -17,7 +17,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from servo import cluster
-from servo.apps.loader import load_app, prepare_import_path
+from servo.apps.loader import prepare_import_path
 from servo.errors import AppImportError, ServoError
 from servo.http.forwarded import TrustedPeers
 from servo.ipc.channel import ChannelClosed, SharedChannel
@@ -46,7 +46,7 @@ from servo.workers.context import REQUESTS_SIGNAL
 from servo.workers.forks import Forks, end_on_return
 from servo.workers.habit import Habit
 from servo.workers.handlers import Runner, ThreadRunner
-from servo.workers.hooks import RequestHooks
+from servo.workers.hooks import HookWorker, RequestHooks
 from servo.workers.mailbox import Mailbox
 from servo.workers.meter import Meter
 from servo.workers.proxied import ProxyProtocol
@@ -74,7 +74,7 @@ _DOZE_S = 5.0
 
 
 class Worker:
-    """What a worker class builds on. Hooks see this object as their `worker`.
+    """What a worker class builds on. Hooks see a `HookWorker` in its place.
 
     pid, slot, age   `age` is the serial, as in gunicorn: how many workers were forked before
     cfg, log         the settings and the error log
@@ -104,7 +104,7 @@ class Worker:
         access = AccessLog(self.settings)
         self.access = access if access.enabled else None
         self.multiprocess = self.settings.worker_count_for(self.kind) > 1
-        self.request_hooks = RequestHooks(self.settings.hooks, self)
+        self.request_hooks = RequestHooks(self.settings.hooks, context.hooked)
         schemes = {
             name.lower().encode("latin-1"): value.encode("latin-1")
             for name, value in self.settings.secure_scheme_headers.items()
@@ -220,7 +220,7 @@ class Worker:
         hook = self.settings.hooks.worker_int
         if hook is not None:
             try:
-                hook(self)
+                hook(self.context.hooked)
             except (Exception, SystemExit):
                 # What it would end, ends anyway.
                 log.exception("Error in the worker_int hook")
@@ -308,17 +308,6 @@ class Worker:
         return limit and limit + random.randint(0, most)  # noqa: S311  no secret
 
 
-class HookWorker:
-    """The `worker` of the hooks that run before there is a `Worker` (post_fork)."""
-
-    def __init__(self, context: WorkerContext) -> None:
-        self.pid = os.getpid()
-        self.slot = context.slot
-        self.age = context.serial
-        self.cfg = context.settings
-        self.log = log
-
-
 class Hook(Protocol):
     """A callable of the config file."""
 
@@ -357,7 +346,7 @@ def run_worker(context: WorkerContext) -> int:
         context.mailbox.close()
     hooks = context.settings.hooks
     if hooks.worker_exit is not None:
-        hooks.worker_exit(context.server, worker)
+        hooks.worker_exit(context.server, context.hooked)
     PythonExit(worker, worker.end_ns).run()
     tap.send_last(context.channel)
     return 0
@@ -368,6 +357,7 @@ def _set_up(context: WorkerContext, row: memoryview) -> insight.LogTap:
     row[words.PID] = os.getpid()
     row[words.STATE] = words.STATE_BOOTING
     row[words.BEAT_NS] = words.now_ns()
+    context.hooked = HookWorker(context)
     tap = _watch_log(row)
     register_exit_functions()
     _install_abort(context)
@@ -386,21 +376,23 @@ def _boot(context: WorkerContext) -> Worker:
     hooks = settings.hooks
     context.channel.send(Booting())
     if hooks.post_fork is not None:
-        hooks.post_fork(context.server, HookWorker(context))
+        hooks.post_fork(context.server, context.hooked)
     become(settings.user, settings.group, settings.initgroups)
     os.chdir(settings.chdir)
     drop_config_modules(settings)
-    cluster.forget_handlers()
+    if context.hooked.app.callable is None:  # or they may be those of the application itself
+        cluster.forget_handlers()
     _import_own()
     prepare_import_path(settings)
-    app = load_app(settings.app, settings.interface)
+    app = context.hooked.app.take()
     kind = worker_for(settings, app)
     worker = kind(context, app)
     insight.answer_requests_signal(worker, context.dump_fd)
     context.forks.own(REQUESTS_SIGNAL)
     context.forks.worker = worker
+    context.hooked.attach(worker)
     if hooks.post_worker_init is not None:
-        hooks.post_worker_init(worker)
+        hooks.post_worker_init(context.hooked)
     return worker
 
 
@@ -434,7 +426,8 @@ def _install_abort(context: WorkerContext) -> None:
         insight.print_tasks(log_module.crash_fd())
         hook = context.settings.hooks.worker_abort
         if hook is not None:
-            hook(HookWorker(context))
+            context.hooked.aborted = True
+            hook(context.hooked)
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGABRT)
 

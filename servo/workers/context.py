@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from servo.ipc.channel import Channel
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from servo.observe.scoreboard import Scoreboard
     from servo.settings.sources import Settings
     from servo.workers.forks import Forks
+    from servo.workers.hooks import HookWorker
     from servo.workers.mailbox import Mailbox
 
 
@@ -35,7 +36,9 @@ class WorkerContext:
     server       what gunicorn's hooks get as their `server` argument
     dump_fd      the file in which it answers those signals; -1: there is none
     tls          the generation's contexts; None where plain HTTP is served
+    kept         what the pre_fork hook has put into its `worker`
     mailbox      what `servo.cluster` goes through; made in the worker, once it is forked
+    hooked       the `worker` of the hooks; likewise
     forks        keeps processes that the application forks from passing for the worker; likewise
     """
 
@@ -50,6 +53,8 @@ class WorkerContext:
     arbiter_pid: int
     server: object
     dump_fd: int = -1
+    kept: dict[str, Any] = field(default_factory=dict)
     tls: TLS | None = None
     mailbox: Mailbox = field(init=False)
+    hooked: HookWorker = field(init=False)
     forks: Forks = field(init=False)

@@ -139,8 +139,8 @@ def test_hooks_and_what_they_see(tmp_path: Path) -> None:
     assert outcome.code == 0
     assert outcome.notes[:6] == [
         ["on_starting", "x:app", True],
-        [[f"unix:{tmp_path}/s"], 2, {}],
-        ["when_ready", [f"unix:{tmp_path}/s"]],
+        [[f"{tmp_path}/s"], 2, {}],
+        ["when_ready", [f"{tmp_path}/s"]],
         ["nworkers_changed", 2, None],
         ["pre_fork", 1, None, 2, 0],
         ["pre_fork", 2, None, 2, 1],

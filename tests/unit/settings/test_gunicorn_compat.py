@@ -8,7 +8,9 @@ import pytest
 
 from servo.errors import ConfigError, UsageError
 from servo.settings.flags import parse_flags
-from servo.settings.sources import load_settings
+from servo.settings.gunicorn_compat import as_gunicorn_address
+from servo.settings.hooks import HOOKS
+from servo.settings.sources import Settings, load_settings
 
 
 @pytest.mark.parametrize(
@@ -111,3 +113,34 @@ def test_a_helper_named_like_one_of_our_settings(tmp_path: Path) -> None:
     path.write_text("workers = 'many'\n")
     with pytest.raises(ConfigError, match=r"'many' is not valid \(gunicorn\.conf\.py:1\)"):
         load_settings({}, {}, tmp_path)
+
+
+# --- what hooks read of `cfg` ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bind", "address"),
+    [
+        ("127.0.0.1:80", ("127.0.0.1", 80)),
+        ("[::1]:8000", ("::1", 8000)),
+        ("localhost", ("localhost", 8000)),
+        ("unix:/run/app.sock", "/run/app.sock"),
+        ("unix:///run/app.sock", "/run/app.sock"),
+        ("@name", "@name"),
+        ("fd://3", "fd://3"),
+    ],
+)
+def test_addresses_are_gunicorns(bind, address):
+    assert as_gunicorn_address(bind) == address
+
+
+def test_every_setting_of_gunicorns_is_in_cfg():
+    from gunicorn.config import Config
+
+    cfg = Settings({}, {})
+    views = cfg.settings
+    absent = [name for name in Config().settings if name not in views and name not in HOOKS]
+    assert absent == []
+    for name in Config().settings:
+        if name not in HOOKS and not callable(getattr(cfg, name)):
+            assert views[name].get() == getattr(cfg, name), name
