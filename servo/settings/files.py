@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.machinery
 import importlib.util
 import re
 import sys
@@ -191,8 +192,7 @@ def _foreign_note(name: str, value: object, source: str) -> list[Note]:
 
 
 def _read_python(path: Path, shown: str, directory: Path) -> FileContent:
-    module = ModuleType(PYTHON_MODULE)
-    module.__file__ = str(path)
+    module = _new_module(path)
     before = set(sys.modules)
     _import_from(directory)
     sys.modules[PYTHON_MODULE] = module  # dataclasses and pickle look their module up
@@ -207,6 +207,20 @@ def _read_python(path: Path, shown: str, directory: Path) -> FileContent:
     content = _from_namespace(vars(module), shown, source, gunicorn="gunicorn" in path.name)
     content.modules = tuple(sorted(set(sys.modules) - before - {PYTHON_MODULE}))
     return content
+
+
+def _new_module(path: Path) -> ModuleType:
+    """The module that a file's code runs in.
+
+    It has a spec and a loader as an imported one has: `inspect`, `warnings` and `pkgutil` ask for
+    them, and Python 3.15 warns of globals without. The loader is named since the file may have any
+    suffix, or none. It doesn't run the code itself, as it would leave a `.pyc` beside the file, and
+    take an old one for a file that was changed twice within a second.
+    """
+    loader = importlib.machinery.SourceFileLoader(PYTHON_MODULE, str(path))
+    spec = importlib.util.spec_from_file_location(PYTHON_MODULE, path, loader=loader)
+    assert spec is not None  # a loader was given
+    return importlib.util.module_from_spec(spec)
 
 
 def _read_module(name: str, directory: Path) -> FileContent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,25 @@ def test_python_knows_its_file_and_its_directory(tmp_path: Path) -> None:
     assert content.modules == ("beside",)
 
 
+@pytest.mark.parametrize("name", ["servo.conf.py", "settings", "gunicorn.conf"])
+def test_a_python_file_has_a_spec_like_an_imported_module(tmp_path: Path, name: str) -> None:
+    """Python 3.15 warns of module globals that have no `__spec__.loader`."""
+    path = tmp_path / name
+    path.write_text("""\
+import warnings
+def helper(): ...
+raw_env = [f"LOADER={__spec__.loader.path}", f"NAME={__loader__.name}", f"FILE={__file__}"]
+warnings.warn("seen", stacklevel=1)
+on_starting = lambda server: None
+""")
+    with pytest.warns(UserWarning, match="seen") as caught:
+        content = read_config(name, [tmp_path])
+    assert len(caught) == 1
+    assert values(content)["raw_env"] == [f"LOADER={path}", "NAME=__config__", f"FILE={path}"]
+    assert inspect.getsource(content.hooks["on_starting"]).startswith("on_starting =")
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]  # no bytecode beside it
+
+
 def test_a_file_may_define_dataclasses(tmp_path: Path) -> None:
     text = """\
 from __future__ import annotations
@@ -205,6 +225,7 @@ workers = Size(2).cpus
 def test_helpers_are_left_alone(tmp_path: Path) -> None:
     text = """\
 import os
+import inspect
 from pathlib import Path
 _worker = 1
 HERE = Path(__file__).parent
