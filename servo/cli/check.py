@@ -26,7 +26,7 @@ def check(settings: Settings) -> None:
     The directory of `chdir` is the current one already. The application is loaded.
     """
     for level, text in settings.notes:
-        if level != "info":
+        if level not in ("info", "debug"):
             _warn(level, text)
     os.environ.update(settings.env)
     check_logging(settings)

@@ -38,6 +38,8 @@ A later source wins over an earlier one:
 A bad value is an error wherever it stands. So is an unknown name, except in a Python file, where
 only a near miss is warned of. In a Python file `None` means "not set"; in text, an empty value does
 for every setting whose default is none. A list is, in text, separated by commas, or a JSON array.
+Variables that Kubernetes sets for a service named `servo` or `servo-…`, such as
+`SERVO_APP_SERVICE_HOST=10.0.0.1`, are no settings and are passed over.
 
 `servo --print-config` shows each value and its source; `servo --check-config APP` checks them all
 and loads the app: it does what a start would, but binds nothing and writes nothing.

@@ -7,7 +7,6 @@ again.
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from servo.settings.gunicorn_compat import (
     foreign_value,
 )
 from servo.settings.hooks import Hooks
+from servo.settings.kubernetes import is_service_variable
 from servo.settings.names import did_you_mean
 from servo.settings.schema import SETTINGS, canonical, suggest
 
@@ -37,12 +37,6 @@ if TYPE_CHECKING:
 _KEEPALIVE = 75.0  # above the usual load balancer's 60 s, so that it closes first
 _THREADS = 4
 _NO_LIMIT = (1 << 31) - 1  # what 0 means to the parsers, which know no "no limit"
-
-# A Kubernetes service named "servo" puts these into every pod beside it.
-_KUBERNETES = re.compile(
-    r"SERVO_(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)",
-    re.ASCII,
-)
 
 
 class Settings:
@@ -314,6 +308,7 @@ def _default_layer(environ: Mapping[str, str]) -> dict[str, Given]:
 
 def _environment_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[str, Given]:
     layer = _argument_layer(environ, notes)
+    services: list[str] = []
     for variable, text in environ.items():
         name = variable.removeprefix("SERVO_")
         # Two underscores: what Servo's own processes tell each other.
@@ -321,18 +316,36 @@ def _environment_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[st
             continue
         source = f"environment {variable}"
         setting = canonical(name.lower())
-        if setting is not None and name == name.upper():
+        if _is_services(variable, text, setting):
+            services.append(variable)
+        elif setting is not None and name == name.upper():
             layer[setting] = Given(text, source, is_text=True)
         elif name.lower() in FOREIGN:
             foreign = FOREIGN[name.lower()]
             notes += [("warning", foreign.note(source))] if foreign.matters(text) else []
-        elif not _KUBERNETES.fullmatch(variable):
+        else:
             known = [f"SERVO_{known.upper()}" for known in ("cmd_args", suggest(name)) if known]
             raise ConfigError(
                 f"there is no setting for the environment variable {variable}"
                 f"{did_you_mean(variable, known)}"
             )
+    if services:
+        shown = ", ".join(sorted(services))
+        notes.append(("debug", f"passing over Kubernetes' variables for services: {shown}"))
     return layer
+
+
+def _is_services(variable: str, text: str, setting: str | None) -> bool:
+    """Whether Kubernetes set it: for a service `servo-reuse` there is SERVO_REUSE_PORT, too."""
+    if not is_service_variable(variable, text):
+        return False
+    if setting is None:
+        return True
+    try:
+        SETTINGS[setting].read(text, variable, is_text=True)
+    except ConfigError:
+        return True
+    return False
 
 
 def _argument_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[str, Given]:

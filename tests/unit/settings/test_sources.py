@@ -113,23 +113,43 @@ def test_the_environment_gives_lists_tables_and_switches(tmp_path: Path) -> None
     assert settings.umask == 0o22
 
 
-@pytest.mark.parametrize(
-    "variable",
-    [
-        "SERVO_SERVICE_HOST",
-        "SERVO_SERVICE_PORT",
-        "SERVO_SERVICE_PORT_HTTP",
-        "SERVO_PORT",
-        "SERVO_PORT_8000_TCP",
-        "SERVO_PORT_8000_TCP_PROTO",
-        "SERVO_PORT_8000_TCP_ADDR",
-        "SERVO__HANDOVER",
-        "SERVOMOTOR",
-    ],
-)
+@pytest.mark.parametrize("variable", ["SERVO__HANDOVER", "SERVOMOTOR"])
 def test_variables_that_are_nobodys_mistake(tmp_path: Path, variable: str) -> None:
-    """Kubernetes sets some for a service named servo; two underscores are Servo's own business."""
-    assert load(tmp_path, environ={variable: "tcp://10.0.0.1:80"}).notes == ()
+    """Two underscores are Servo's own business."""
+    assert load(tmp_path, environ={variable: "x"}).notes == ()
+
+
+def test_variables_of_kubernetes_are_passed_over_in_one_line(tmp_path: Path) -> None:
+    environ = {
+        "SERVO_WORKERS": "3",
+        "SERVO_WORKERS_SERVICE_HOST": "10.0.0.1",
+        "SERVO_WORKERS_PORT": "tcp://10.0.0.1:8000",
+        "SERVO_BIND_SERVICE_PORT": "80",
+    }
+    settings = load(tmp_path, environ=environ)
+    assert settings.workers == 3
+    shown = "SERVO_BIND_SERVICE_PORT, SERVO_WORKERS_PORT, SERVO_WORKERS_SERVICE_HOST"
+    text = f"passing over Kubernetes' variables for services: {shown}"
+    assert settings.notes == (("debug", text),)
+
+
+@pytest.mark.parametrize("value", ["tcp://10.0.0.1:80", "10.0.0.1", "80", "tcp"])
+@pytest.mark.parametrize(
+    "name", ["app", "proc_name", "access_log_format", "metrics_bind", "statsd_prefix"]
+)
+def test_a_value_of_that_form_is_a_settings_own(tmp_path: Path, name: str, value: str) -> None:
+    settings = load(tmp_path, environ={SETTINGS[name].variable: value})
+    assert getattr(settings, name) == value
+    assert settings.notes == ()
+
+
+def test_a_service_named_like_a_setting(tmp_path: Path) -> None:
+    environ = {"SERVO_REUSE_PORT": "tcp://10.0.0.1:80"}
+    settings = load(tmp_path, environ=environ)
+    assert settings.source("reuse_port") == "default"
+    assert [level for level, _ in settings.notes] == ["debug"]
+    with pytest.raises(ConfigError, match="reuse_port: 'tcp' is not valid"):
+        load(tmp_path, environ={"SERVO_REUSE_PORT": "tcp"})
 
 
 @pytest.mark.parametrize(
@@ -137,6 +157,10 @@ def test_variables_that_are_nobodys_mistake(tmp_path: Path, variable: str) -> No
     [
         ({"SERVO_WROKERS": "2"}, r"SERVO_WROKERS; did you mean SERVO_WORKERS\?"),
         ({"SERVO_workers": "2"}, r"SERVO_workers; did you mean SERVO_WORKERS\?"),
+        ({"SERVO_WROKERS": "10.0.0.1"}, r"SERVO_WROKERS; did you mean SERVO_WORKERS\?"),
+        ({"SERVO_APP_SERVICE_HOST": "shop:app"}, "SERVO_APP_SERVICE_HOST"),
+        ({"SERVO_APP_PORT": "8000"}, "SERVO_APP_PORT"),
+        ({"SERVO_BIND": "tcp://10.0.0.1:80", "SERVO_PORT": "80"}, "SERVO_PORT"),
         ({"SERVO_CMD_ARG": ""}, r"did you mean SERVO_CMD_ARGS\?"),
         ({"SERVO_QQQQQQQQQQQQQQ": ""}, r"environment variable SERVO_QQQQQQQQQQQQQQ$"),
         (
