@@ -22,7 +22,8 @@ from servo.errors import ConfigError
 from servo.settings.gunicorn_compat import FOREIGN, SHARED
 from servo.settings.hooks import HOOKS, read_hook
 from servo.settings.names import nearest
-from servo.settings.schema import SETTINGS, canonical, suggest
+from servo.settings.peers import peer_of
+from servo.settings.schema import SETTINGS, advise, canonical, suggest
 from servo.settings.types import Table
 
 if TYPE_CHECKING:
@@ -170,11 +171,11 @@ def _from_toml(table: Mapping[str, Any], path: Path, shown: str) -> FileContent:
 def _advice(name: str, value: object, path: Path) -> str:
     found = suggest(name)
     is_table = found in SETTINGS and isinstance(SETTINGS[found].type, Table)
-    if isinstance(value, dict) and not is_table:
+    if isinstance(value, dict) and not is_table and peer_of(name) is None:
         if path.name == "pyproject.toml":
             return "; in this file settings stand in [tool.servo] itself"
         return "; in this file settings stand at the top, in no table"
-    return f"; did you mean {found}?" if found else ""
+    return advise(name)
 
 
 def _toml_line(lines: list[str], name: str) -> int:
@@ -300,6 +301,10 @@ def _near_miss(
 ) -> list[Note]:
     if isinstance(value, type):
         return []
+    if peer_of(name) is not None and not callable(value):
+        # A single word, such as hypercorn's `debug`, is as likely a helper's name.
+        said = f"{name} ({source}) is no setting{advise(name)}"
+        return [("warning", said)] if "_" in name else []
     found = nearest(name, HOOKS, _NEAR_MISS) if callable(value) else suggest(name, _NEAR_MISS)
     # A constant of another module's use may have a setting's name in capitals.
     if found is None or (found in namespace and found == name.lower()):

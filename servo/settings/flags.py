@@ -13,9 +13,8 @@ import click
 from click.core import ParameterSource
 
 from servo.errors import UsageError
-from servo.settings.gunicorn_compat import FOREIGN, OTHER_FLAGS, Foreign
-from servo.settings.names import did_you_mean
-from servo.settings.schema import SETTINGS
+from servo.settings.gunicorn_compat import FOREIGN, Foreign
+from servo.settings.schema import SETTINGS, advise_flag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,6 +125,4 @@ def _foreign_option(foreign: Foreign) -> click.Option:
 
 
 def _no_such_flag(flag: str) -> str:
-    if flag in OTHER_FLAGS:
-        return f"there is no flag {flag} here; use {OTHER_FLAGS[flag]}"
-    return f"there is no flag {flag}{did_you_mean(flag, flag_names())}"
+    return f"there is no flag {flag}{advise_flag(flag, flag_names())}"

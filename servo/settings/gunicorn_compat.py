@@ -1,4 +1,4 @@
-"""What Servo knows of gunicorn's (and uvicorn's) configuration beyond the names that they share.
+"""What Servo knows of gunicorn's configuration beyond the names that they share.
 
 A gunicorn setting without counterpart is reported by name, wherever it appears, and left out.
 """
@@ -206,41 +206,6 @@ SHARED = frozenset(
     """.split()  # noqa: SIM905 (fifty names read better in lines)
 )
 
-# Flags of other servers, and what to write instead.
-OTHER_FLAGS = {
-    "--host": "--bind HOST:PORT",
-    "--port": "--bind HOST:PORT",
-    "--uds": "--bind unix:PATH",
-    "--fd": "--bind fd://N",
-    "--factory": "the app as module:factory()",
-    "--app-dir": "--pythonpath DIR, or --chdir DIR",
-    "--env-file": "--env NAME=value",
-    "--http": "--http-parser",
-    "--ws": "nothing (WebSockets are on; --no-websocket turns them off)",
-    "--ws-max-size": "--websocket-max-message-size",
-    "--ws-max-queue": "--websocket-max-queue",
-    "--ws-ping-interval": "--websocket-ping-interval",
-    "--ws-ping-timeout": "--websocket-ping-timeout",
-    "--ws-per-message-deflate": "--websocket-per-message-deflate",
-    "--access-log": "--access-logfile -",
-    "--no-access-log": "nothing (the access log is off unless asked for)",
-    "--use-colors": "nothing (colours are for terminals; NO_COLOR=1 turns them off)",
-    "--no-use-colors": "NO_COLOR=1 in the environment",
-    "--proxy-headers": "--forwarded-allow-ips",
-    "--no-proxy-headers": "--forwarded-fields ''",
-    "--limit-max-requests": "--max-requests",
-    "--limit-max-requests-jitter": "--max-requests-jitter",
-    "--timeout-keep-alive": "--keep-alive",
-    "--timeout-graceful-shutdown": "--graceful-timeout",
-    "--timeout-worker-healthcheck": "--timeout",
-    "--ssl-keyfile": "--keyfile",
-    "--ssl-certfile": "--certfile",
-    "--ssl-keyfile-password": "--keyfile-password-file, or SERVO_KEYFILE_PASSWORD",
-    "--ssl-ca-certs": "--ca-certs",
-    "--ssl-cert-reqs": "--cert-reqs",
-    "--ssl-ciphers": "--ciphers",
-}
-
 WORKER_CLASSES = ("auto", "sync", "thread", "async")
 
 _ALIASES = {
@@ -254,7 +219,11 @@ _ALIASES = {
 _NO_GREENLETS = (
     "green threads are not supported: use --worker-class thread with --threads, or an ASGI app"
 )
+_HYPERCORN = "hypercorn's event loops: set loop, and worker_class to async"
 _REFUSED = {
+    "asyncio": _HYPERCORN,
+    "uvloop": _HYPERCORN,
+    "trio": "trio is not supported: ASGI apps run on asyncio, in worker_class async",
     "gevent": _NO_GREENLETS,
     "gevent_wsgi": _NO_GREENLETS,
     "gevent_pywsgi": _NO_GREENLETS,

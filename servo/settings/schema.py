@@ -6,8 +6,11 @@ default, the help, and whether a reload applies a change (see `servo.settings.se
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from servo.settings.gunicorn_compat import FOREIGN
-from servo.settings.names import ALIKE, nearest
+from servo.settings.names import ALIKE, did_you_mean, nearest
+from servo.settings.peers import advice, peer_of
 from servo.settings.sections import (
     application,
     control,
@@ -20,6 +23,9 @@ from servo.settings.sections import (
     workers,
 )
 from servo.settings.setting import Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
@@ -52,8 +58,47 @@ def canonical(name: str) -> str | None:
 
 def suggest(name: str, cutoff: float = ALIKE) -> str | None:
     """The setting (ours, or gunicorn's) that an unknown name of a file most likely means."""
+    peer = peer_of(name)
+    if peer is not None:
+        return peer.setting or None
     found = nearest(name, _WORDS, cutoff)
     return _WORDS[found] if found else None
 
 
-__all__ = ["SETTINGS", "Setting", "canonical", "suggest"]
+def advise(name: str) -> str:
+    """The end of a message about an unknown name in a file: what there is instead, or nothing."""
+    peer = peer_of(name)
+    if peer is not None:
+        return advice(peer, peer.setting, " = ")
+    found = suggest(name)
+    return f"; did you mean {found}?" if found else ""
+
+
+def advise_variable(variable: str) -> str:
+    """The same for an environment variable that begins with SERVO_."""
+    name = variable.removeprefix("SERVO_")
+    peer = peer_of(name)
+    if peer is not None:
+        return advice(peer, f"SERVO_{peer.setting.upper()}", "=")
+    known = [f"SERVO_{known.upper()}" for known in ("cmd_args", suggest(name)) if known]
+    return did_you_mean(variable, known)
+
+
+def advise_flag(flag: str, flags: Iterable[str]) -> str:
+    """The same for a flag; `flags` are all that there are."""
+    peer = peer_of(flag)
+    if peer is not None:
+        ours = SETTINGS[peer.setting].main_flag if peer.setting else ""
+        return advice(peer, ours, " ")
+    return did_you_mean(flag, flags)
+
+
+__all__ = [
+    "SETTINGS",
+    "Setting",
+    "advise",
+    "advise_flag",
+    "advise_variable",
+    "canonical",
+    "suggest",
+]

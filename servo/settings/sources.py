@@ -27,7 +27,7 @@ from servo.settings.gunicorn_compat import (
 from servo.settings.hooks import Hooks
 from servo.settings.kubernetes import is_service_variable
 from servo.settings.names import did_you_mean
-from servo.settings.schema import SETTINGS, canonical, suggest
+from servo.settings.schema import SETTINGS, advise_variable, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -324,10 +324,9 @@ def _environment_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[st
             foreign = FOREIGN[name.lower()]
             notes += [("warning", foreign.note(source))] if foreign.matters(text) else []
         else:
-            known = [f"SERVO_{known.upper()}" for known in ("cmd_args", suggest(name)) if known]
             raise ConfigError(
                 f"there is no setting for the environment variable {variable}"
-                f"{did_you_mean(variable, known)}"
+                f"{advise_variable(variable)}"
             )
     if services:
         shown = ", ".join(sorted(services))

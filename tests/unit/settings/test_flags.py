@@ -6,7 +6,6 @@ import pytest
 
 from servo.errors import UsageError
 from servo.settings.flags import all_flags, parse_flags
-from servo.settings.gunicorn_compat import OTHER_FLAGS
 from servo.settings.schema import SETTINGS
 from servo.settings.setting import Setting
 
@@ -87,9 +86,3 @@ def test_gunicorns_other_flags_are_understood_with_their_arguments() -> None:
 def test_mistakes(arguments: list[str], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         parse_flags(arguments)
-
-
-@pytest.mark.parametrize("flag", OTHER_FLAGS)
-def test_flags_of_other_servers_are_none_of_ours(flag: str) -> None:
-    with pytest.raises(UsageError, match=f"no flag {flag} here"):
-        parse_flags([flag])
