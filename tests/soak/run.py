@@ -1,6 +1,6 @@
 """The long tests: many reloads of a slow app under load, and slow clients beside normal ones.
 
-    make soak                                   everything, about twenty minutes
+    make soak                                   everything, about an hour
     make soak ARGS="--reloads 5 --import-s 1"   smaller
     make soak ARGS="--only slow_clients"        a part
 
@@ -17,6 +17,7 @@ import datetime
 import json
 import os
 import platform
+import random
 import resource
 import signal
 import socket
@@ -29,6 +30,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
+from chaos import chaos
 from control import hostile_callers, true_lists
 from http2_floods import PAUSE_S, http2_floods
 from kept_websockets import kept_websockets
@@ -55,7 +57,15 @@ ROUNDS = 3
 # So many that the 99th percentile rests on twenty of them.
 ANSWERS = 2000
 FILE_BYTES = 8_000_000
-PARTS = ("reloads", "slow_clients", "idle_connections", "websockets", "http2_floods", "control")
+PARTS = (
+    "reloads",
+    "slow_clients",
+    "idle_connections",
+    "websockets",
+    "http2_floods",
+    "control",
+    "chaos",
+)
 CONTROL_S = 60.0
 
 
@@ -89,6 +99,11 @@ def main() -> int:
             with tempfile.TemporaryDirectory(prefix="servo-soak-") as directory:
                 record["control"][name] = measure(Path(directory), CONTROL_S, problems)
             print(f"control, {name}: {json.dumps(record['control'][name])}", flush=True)
+    if options.only in (None, "chaos"):
+        with tempfile.TemporaryDirectory(prefix="servo-soak-") as directory:
+            record["chaos"] = chaos(Path(directory), options.seconds, options.seed, problems)
+        record["chaos_run"] = {"run": {"seconds": options.seconds, "seed": options.seed}}
+        print(f"chaos: {json.dumps(record['chaos'], indent=1)}", flush=True)
     report = markdown(record, options)
     print("\n" + report)
     if options.save:
@@ -109,7 +124,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", choices=PARTS, help="measure this part; keep the rest as it was")
     parser.add_argument("--classes", default=",".join(CLASSES))
     parser.add_argument("--save", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--seconds", type=float, default=1800.0, help="of the chaos run")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="of its chance")
     options = parser.parse_args()
+    options.seconds = max(10.0, min(options.seconds, 7200.0))
     options.reloads = max(1, min(options.reloads, 100))
     options.import_s = max(0.0, min(options.import_s, 10.0))
     return options
@@ -323,6 +341,16 @@ def markdown(record: dict[str, dict[str, dict[str, float]]], options: argparse.N
         " endless ones and never read, while the server serves, reloads and scales; and how often"
         f" the list of workers was compared with the processes that there were, in {CONTROL_S:g} s"
         " of random concurrent reloads, scalings, restarts and kills.",
+    )
+    run = record.get("chaos_run", {}).get("run", {"seconds": 0.0, "seed": 0})
+    sections["chaos"] = (
+        f"Chaos for {run['seconds'] / 60:g} minutes",
+        "One server of each class with 2 to 4 workers, clients of many kinds (kept, fresh and"
+        " pipelined connections, chunked uploads, downloads, and for `async`, over TLS, event"
+        " streams, WebSockets and httpx over HTTP/2), a random operator who deploys good and broken"
+        " releases, scales, restarts and reopens logs, and faults that kill and stop workers. Each"
+        " answer is checked. A request counts as one of a killed worker only if that worker held"
+        f" its connection, by /proc, when it was killed. Seed {run['seed']}.",
     )
     for part, (title, text) in sections.items():
         if record.get(part):
