@@ -18,7 +18,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from servo.errors import ConfigError
-from servo.safe_files import check_appendable, open_to_append
+from servo.safe_files import Opened, check_appendable, open_to_append
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ class LogFile:
         # The application may change the directory before the file is reopened.
         self.path = None if path is None else os.path.abspath(path)
         self.standard = standard
-        self._is_ours = False
+        self._opened: Opened | None = None
         self._has_copy = False
         self._socket: socket.socket | None = None
         self.fd = standard if self.path is None else self._open(self.path)
@@ -130,7 +130,10 @@ class LogFile:
 
         Only if another user can't have chosen the file: see safe_files.
         """
-        if self._is_ours and stat.S_ISREG(os.fstat(self.fd).st_mode):
+        opened = self._opened
+        if opened is None or not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            return
+        if opened._replace(fd=self.fd).may_be_given_to(uid, gid):
             os.fchown(self.fd, uid, gid)
 
     def follow_standard(self) -> None:
@@ -161,10 +164,10 @@ class LogFile:
 
     def _open(self, path: str) -> int:
         try:
-            fd, self._is_ours = open_to_append(path)
+            self._opened = open_to_append(path)
         except OSError as error:
             raise _unopened(path, error) from error
-        return fd
+        return self._opened.fd
 
     def _portion(self, data: bytes) -> bytes:
         """As much of `data` as one write may carry: whole lines up to PIPE_BUF for a pipe."""

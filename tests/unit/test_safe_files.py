@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
+import struct
 from pathlib import Path
 
 import pytest
 
-from servo.safe_files import check_appendable, is_private, open_to_append
+from servo.safe_files import check_appendable, is_private, open_parent, open_to_append
 
 
 def content(path: Path, text: bytes = b"x") -> bytes:
@@ -79,12 +81,87 @@ def test_nor_one_behind_a_good_one(tmp_path: Path, shared: Path) -> None:
     assert not (tmp_path / "secret").exists()
 
 
+def may_have(path: Path, uid: int = 65534) -> bool:
+    opened = open_to_append(str(path))
+    try:
+        return opened.may_be_given_to(uid, -1)
+    finally:
+        os.close(opened.fd)
+
+
 def test_whose_a_file_is(tmp_path: Path, shared: Path) -> None:
     """Given away may be only a file that is new, or that nobody else can have put there."""
-    assert open_to_append(str(tmp_path / "new")).is_ours
-    assert open_to_append(str(tmp_path / "new")).is_ours
-    assert open_to_append(str(shared / "new")).is_ours
-    assert not open_to_append(str(shared / "new")).is_ours
+    assert may_have(tmp_path / "new")
+    assert may_have(tmp_path / "new")
+    assert may_have(shared / "new")
+    assert not may_have(shared / "new")
+
+
+def test_a_private_directory_in_a_shared_one(tmp_path: Path, shared: Path) -> None:
+    """Another user can rename such directories, and so choose between them."""
+    (shared / "logs").mkdir(mode=0o755)
+    assert may_have(shared / "logs" / "new")
+    assert not may_have(shared / "logs" / "new")
+    shared.chmod(0o1777)  # now nobody can
+    assert may_have(shared / "logs" / "new")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to choose the directory's group")
+def test_a_directory_that_a_group_can_write(tmp_path: Path) -> None:
+    """/var/log is one on Ubuntu. Members of the group could choose the file, others can't."""
+    tmp_path.chmod(0o775)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data/log")
+    assert content(tmp_path / "link") == b"x"
+    (tmp_path / "log").touch()
+    os.chown(tmp_path, 0, 4)
+    assert may_have(tmp_path / "log")
+    os.chown(tmp_path, 0, pwd.getpwnam("nobody").pw_gid)
+    assert not may_have(tmp_path / "log")
+    os.lchown(tmp_path / "link", 65534, -1)
+    with pytest.raises(OSError, match="symbolic link"):
+        open_to_append(str(tmp_path / "link"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+@pytest.mark.parametrize("user", ["root", "another"])
+def test_a_link_in_the_directory_of_a_third_user(tmp_path: Path, user: str) -> None:
+    """A deploying user's `current`: root follows none of it, a user without rights does."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release").chmod(0o777)
+    (tmp_path / "current").symlink_to("release")
+    os.chown(tmp_path, 60001, -1)
+    os.lchown(tmp_path / "current", 60001, -1)
+    for parent in tmp_path.parents:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    try:
+        if user == "another":
+            os.seteuid(60002)
+            assert content(tmp_path / "current" / "log") == b"x"
+        else:
+            with pytest.raises(OSError, match="symbolic link"):
+                open_to_append(str(tmp_path / "current" / "log"))
+    finally:
+        os.seteuid(0)
+
+
+def test_a_link_to_the_root(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("/")
+    with pytest.raises(IsADirectoryError):
+        open_to_append(str(tmp_path / "log"))
+
+
+def test_the_directory_of_a_path(tmp_path: Path, shared: Path) -> None:
+    (tmp_path / "here").symlink_to(tmp_path)
+    (tmp_path / "pid").symlink_to("elsewhere")
+    directory, name = open_parent(str(tmp_path / "here" / "pid"))
+    assert name == "pid"
+    assert os.readlink(name, dir_fd=directory) == "elsewhere"
+    os.close(directory)
+    (shared / "run").symlink_to(tmp_path)
+    with pytest.raises(OSError, match="symbolic link"):
+        open_parent(str(shared / "run" / "pid"))
 
 
 def test_a_second_name_in_a_shared_directory(tmp_path: Path, shared: Path) -> None:
@@ -148,3 +225,17 @@ def test_a_directory_of_another_user_is_not_private(tmp_path: Path) -> None:
     directory.mkdir()
     os.chown(directory, 65534, -1)
     assert not is_private(directory.stat())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose files are given away")
+def test_a_directory_with_an_access_control_list(tmp_path: Path) -> None:
+    """Its mode shows a group's bits, but they are the mask of all whom the list names."""
+    (tmp_path / "log").touch()
+    none = 0xFFFFFFFF
+    entries = [(1, 7, none), (2, 7, 65534), (4, 5, none), (16, 7, none), (32, 5, none)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(tmp_path, "system.posix_acl_access", acl)
+    except OSError as error:
+        pytest.skip(f"this file system has no access control lists: {error.strerror}")
+    assert not may_have(tmp_path / "log")
