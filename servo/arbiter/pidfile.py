@@ -3,15 +3,22 @@ is PID 1.
 
 It is made under a name of its own and then put in its place, so no symbolic link is followed that
 another user may have put there: opened by its name, whatever the link leads to would be emptied.
+Its directory is opened once and all names are looked up in it, for the same reason.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 
 from servo.errors import ConfigError
+from servo.observe.log import safe
+from servo.safe_files import open_parent
+
+# What link(2) says of a file system without hard links (vfat, some network mounts).
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 class PidFile:
@@ -21,64 +28,74 @@ class PidFile:
         self.path = os.path.abspath(path)
         self._shown = path
         self._fd = -1
+        self._directory = -1
+        self._name = ""
 
     def check(self) -> None:
         """Raise the ConfigError of a path where no file can be made. None is left."""
         try:
             fd, temporary = self._make()
             os.close(fd)
-            os.unlink(temporary)
+            os.unlink(temporary, dir_fd=self._directory)
         except OSError as error:
             raise ConfigError(f"pidfile {self._shown}: {error.strerror}") from error
+        finally:
+            self.close_in_child()
 
     def acquire(self) -> None:
         """Take the lock; a stale file is taken over. Raises ConfigError for a live one."""
+        temporary = ""
         try:
-            fd, temporary = self._make()
-        except OSError as error:
-            raise ConfigError(f"pidfile {self._shown}: {error.strerror}") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            while not self._is_at_path(fd):
+            self._fd, temporary = self._make()
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while not self._is_at_path(self._fd):
                 self._put(temporary)
         except BaseException as error:
-            os.close(fd)
-            if os.path.lexists(temporary):
-                os.unlink(temporary)
+            if temporary and self._exists(temporary):
+                os.unlink(temporary, dir_fd=self._directory)
+            self.close_in_child()
             if isinstance(error, OSError):
                 raise ConfigError(f"pidfile {self._shown}: {error.strerror}") from error
             raise
-        self._fd = fd
 
     def _make(self) -> tuple[int, str]:
-        """A new file beside the path; its descriptor and its own path. Raises OSError."""
-        directory, name = os.path.split(self.path)
-        if os.path.isdir(self.path):
-            raise IsADirectoryError(0, "Is a directory")
-        temporary = os.path.join(directory, f".{name}.{os.getpid()}.{os.urandom(4).hex()}")
+        """A new file beside the path: its descriptor and its name. Raises OSError."""
+        self._directory, self._name = open_parent(self.path)
+        if self._exists(self._name) and stat.S_ISDIR(self._status().st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary = f".{self._name}.{os.getpid()}.{os.urandom(4).hex()}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        return os.open(temporary, flags, 0o644), temporary
+        return os.open(temporary, flags, 0o644, dir_fd=self._directory), temporary
 
     def _put(self, temporary: str) -> None:
         """Put our file in its place, if no live server's is there. Raises ConfigError, OSError."""
         try:
-            os.link(temporary, self.path)  # fails if there is any file
+            # Unlike rename() it fails if there is any file.
+            os.link(temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except FileExistsError:
             self._replace(temporary)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            # Of two that start in the same instant without any file, both may go on.
+            if self._exists(self._name):
+                self._replace(temporary)
+            else:
+                self._rename(temporary)
         else:
-            os.unlink(temporary)
+            os.unlink(temporary, dir_fd=self._directory)
 
     def _replace(self, temporary: str) -> None:
         """Replace what is there; meanwhile its lock is ours, so of two that start one waits."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            stale = os.open(self.path, flags)
+            stale = os.open(self._name, flags, dir_fd=self._directory)
         except FileNotFoundError:
             return  # it has just gone: try again
-        except OSError:
-            if not os.path.islink(self.path):
+        except OSError as error:
+            if error.errno != errno.ELOOP:
                 raise
-            os.rename(temporary, self.path)  # replaces the link, not what it leads to
+            self._rename(temporary)  # replaces the link, not what it leads to
             return
         try:
             if not stat.S_ISREG(os.fstat(stale).st_mode):
@@ -86,11 +103,12 @@ class PidFile:
             try:
                 fcntl.flock(stale, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                text = os.pread(stale, 32, 0).decode("ascii", "backslashreplace").strip()
+                # Another user may have written it, for root's terminal.
+                text = safe(os.pread(stale, 32, 0).strip())
                 owner = f"the running server with pid {text}" if text else "a server that starts"
                 raise ConfigError(f"pidfile {self._shown} belongs to {owner}") from None
             if self._is_at_path(stale):
-                os.rename(temporary, self.path)
+                self._rename(temporary)
         finally:
             os.close(stale)
 
@@ -107,18 +125,31 @@ class PidFile:
         if self._fd < 0:
             return
         if self._is_at_path(self._fd):
-            os.unlink(self.path)
+            os.unlink(self._name, dir_fd=self._directory)
         self.close_in_child()
 
     def close_in_child(self) -> None:
         """Close this process's copy: the lock lives as long as any copy is open."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in (self._fd, self._directory):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._directory = -1
+
+    def _rename(self, temporary: str) -> None:
+        os.rename(temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+
+    def _status(self) -> os.stat_result:
+        return os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+
+    def _exists(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _is_at_path(self, fd: int) -> bool:
         try:
-            there = os.lstat(self.path)
+            return os.path.samestat(self._status(), os.fstat(fd))
         except FileNotFoundError:
             return False
-        return os.path.samestat(there, os.fstat(fd))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import resource
 from pathlib import Path
@@ -150,3 +152,41 @@ def test_one_of_many_that_start_at_once_has_it(tmp_path: Path) -> None:
         os.close(end)
         winner = os.waitstatus_to_exitcode(os.wait()[1])
         assert (winner, losers) == (0, [1] * 5)
+
+
+def test_nor_a_link_on_the_way_there(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    (shared / "run").symlink_to(tmp_path / "etc")
+    for act in (PidFile.acquire, PidFile.check):
+        with pytest.raises(ConfigError, match="symbolic link in a directory that other users"):
+            act(PidFile(str(shared / "run" / "servo.pid")))
+    assert list((tmp_path / "etc").iterdir()) == []
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "servo.pid"
+    for _ in ("none", "stale"):
+        file = PidFile(str(path))
+        file.acquire()
+        file.write()
+        with pytest.raises(ConfigError, match=f"running server with pid {os.getpid()}"):
+            PidFile(str(path)).acquire()
+        assert [each.name for each in tmp_path.iterdir()] == ["servo.pid"]
+        file.close_in_child()  # as if it were killed
+
+
+def test_what_a_pidfile_says_is_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "servo.pid"
+    path.write_text("\x1b[2J")
+    with path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError) as caught:
+            PidFile(str(path)).acquire()
+    assert r"with pid \x1b[2J" in str(caught.value)
