@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from servo.errors import ConfigError
-from servo.safe_files import check_appendable
+from servo.safe_files import check_appendable, open_to_append
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from io import TextIOWrapper
 
 _OURS = ("servo.error", "servo.access")
@@ -70,9 +72,30 @@ class UserConfig(Protocol):
 def apply_user_config(settings: UserConfig) -> bool:
     """Apply the first of logconfig_dict, logconfig_json and logconfig that is set.
 
-    Returns whether there was one. Raises ConfigError when the file can't be read or the
-    configuration can't be applied.
+    Its log files are opened as Servo's own are, now and whenever they are opened anew: root
+    follows no link that another user can have put there. Returns whether there was one. Raises
+    ConfigError when the file can't be read or the configuration can't be applied.
     """
+    with _opening(open_safely):
+        found = _apply(settings)
+    for _, handler in _file_handlers() if found else ():
+        # A class that opens in a way of its own is left alone.
+        if type(handler)._open is logging.FileHandler._open:
+            handler._open = partial(open_safely, handler)  # type: ignore[method-assign]
+    return found
+
+
+def open_safely(handler: logging.FileHandler) -> TextIOWrapper:
+    """What `logging.FileHandler._open` does, with `safe_files`. Raises OSError."""
+    fd = open_to_append(handler.baseFilename).fd
+    if "w" in handler.mode and stat.S_ISREG(os.fstat(fd).st_mode):
+        os.ftruncate(fd, 0)
+    mode = "ab" if "b" in handler.mode else "a"
+    stream = open(fd, mode, encoding=handler.encoding, errors=handler.errors)  # noqa: SIM115
+    return cast("TextIOWrapper", stream)
+
+
+def _apply(settings: UserConfig) -> bool:
     if settings.logconfig_dict:
         source = "logconfig_dict"
     elif settings.logconfig_json:
@@ -106,8 +129,8 @@ def check_user_config(settings: UserConfig) -> None:
     The configuration is applied, but for its files: one must not be rotated by whoever checks.
     """
     before = {handler for _, handler in _file_handlers()}
-    with _no_file_opened():
-        apply_user_config(settings)
+    with _opening(_open_nothing):
+        _apply(settings)
     for logger, handler in _file_handlers():
         if handler not in before:
             logger.removeHandler(handler)
@@ -125,20 +148,20 @@ def _file_handlers() -> list[tuple[logging.Logger, logging.FileHandler]]:
     ]
 
 
+def _open_nothing(handler: logging.FileHandler) -> TextIOWrapper:
+    check_appendable(handler.baseFilename)
+    return open(os.devnull, "w", encoding="utf-8")
+
+
 @contextmanager
-def _no_file_opened() -> Iterator[None]:
-    """Handlers of files, of whatever class, find out whether they could, and open nothing."""
-
-    def open_nothing(self: logging.FileHandler) -> TextIOWrapper:
-        check_appendable(self.baseFilename)
-        return open(os.devnull, "w", encoding="utf-8")
-
-    opens = logging.FileHandler._open
-    logging.FileHandler._open = open_nothing  # type: ignore[method-assign]
+def _opening(opens: Callable[[logging.FileHandler], TextIOWrapper]) -> Iterator[None]:
+    """Have the handlers of files that are made meanwhile, of whatever class, opened so."""
+    before = logging.FileHandler._open
+    logging.FileHandler._open = opens  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:
-        logging.FileHandler._open = opens  # type: ignore[method-assign]
+        logging.FileHandler._open = before  # type: ignore[method-assign]
 
 
 def _apply_dict(given: Mapping[str, Any]) -> None:

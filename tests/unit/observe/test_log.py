@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 
 from servo.errors import ConfigError
 from servo.observe import log
-from servo.observe.log import JSONFormatter, TextFormatter, check_logging, safe, setup_logging
+from servo.observe.log import (
+    JSONFormatter,
+    TextFormatter,
+    check_logging,
+    reopen_logs,
+    safe,
+    setup_logging,
+)
 from servo.observe.logfile import LogFile
 
 STAMP = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\]"
@@ -285,11 +292,11 @@ def test_a_gunicorn_logger_that_an_app_already_holds_reaches_us(path):
     assert "from an old friend" in path.read_text()
 
 
-def file_config(path, level="INFO"):
+def file_config(path, kind="logging.FileHandler"):
     return {
         "version": 1,
-        "handlers": {"own": {"class": "logging.FileHandler", "filename": str(path)}},
-        "loggers": {"gunicorn.error": {"handlers": ["own"], "level": level}},
+        "handlers": {"own": {"class": kind, "filename": str(path)}},
+        "loggers": {"gunicorn.error": {"handlers": ["own"], "level": "INFO"}},
     }
 
 
@@ -546,3 +553,35 @@ def test_an_event_is_a_field_of_its_own_in_json_only():
     record.event = {"name": "ready", "slot": 1}
     assert json.loads(JSONFormatter().format(record))["event"] == {"name": "ready", "slot": 1}
     assert "slot" not in TextFormatter().format(record)
+
+
+def test_files_of_the_users_configuration_follow_no_link_of_others(tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    secret = tmp_path / "secret"
+    secret.write_text("keep")
+    path = shared / "own.log"
+    (shared / "link.log").symlink_to(secret)
+    for kind in ("logging.FileHandler", "logging.handlers.RotatingFileHandler"):
+        with pytest.raises(ConfigError, match="symbolic link in a directory that other users"):
+            setup_logging(settings(logconfig_dict=file_config(shared / "link.log", kind)))
+        setup_logging(settings(logconfig_dict=file_config(path, kind)))
+        logging.getLogger("servo.error").warning("one")
+        path.unlink()
+        path.symlink_to(secret)
+        reopen_logs()
+        logging.getLogger("servo.error").warning("two")
+        path.unlink()
+    assert secret.read_text() == "keep"
+
+
+def test_a_file_of_the_users_configuration_that_begins_anew(tmp_path):
+    path = tmp_path / "own.log"
+    path.write_text("old")
+    config = file_config(path)
+    config["handlers"]["own"] |= {"mode": "w", "encoding": "utf-8"}
+    setup_logging(settings(logconfig_dict=config))
+    logging.getLogger("servo.error").warning("é")
+    assert path.read_text("utf-8").endswith("é\n")
+    assert "old" not in path.read_text("utf-8")
