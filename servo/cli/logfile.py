@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TextIO
 
-from servo.control.protocol import printable
+from servo.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator

@@ -13,6 +13,7 @@ from servo.cli.tables import Column, mebibytes, number, show_table, span, styled
 from servo.cli.target import Target, say_json
 from servo.control.client import ControlClient, ControlError
 from servo.observe.procfs import cpu_of, memory_of
+from servo.printable import printable_line
 
 if TYPE_CHECKING:
     from servo.control.instances import Instance
@@ -199,7 +200,7 @@ def requests(result: dict[str, Any]) -> None:
         who = [str(worker["slot"]), str(worker["pid"])]
         for request in worker["requests"]:
             # A client has chosen these words: none of them may speak to the terminal.
-            words = [request[name].replace("\n", "\\n") for name in ("client", "method", "target")]
+            words = [printable_line(request[name]) for name in ("client", "method", "target")]
             rows.append([*who, span(request["seconds"]), *words])
         if not worker["answered"]:
             text = f"{worker['in_flight']} in flight; the worker is blocked and does not say which"

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from servo.control.protocol import printable
 from servo.errors import ServoError
+from servo.printable import printable_line
 from servo.safe_files import is_private
 
 if TYPE_CHECKING:
@@ -207,8 +207,7 @@ def _examine(path: Path) -> Instance | None:
         os.close(fd)
     if values is None:
         return None  # it is just starting
-    name = printable(values["name"]).replace("\n", "\\n")
-    return Instance(name, values["pid"], values["socket"])
+    return Instance(printable_line(values["name"]), values["pid"], values["socket"])
 
 
 def _description(fd: int) -> dict[str, Any] | None:
@@ -256,7 +255,9 @@ def _is_believed(place: Path) -> bool:
         found = place.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and is_private(found)
+    # As its parent's owner, another user could have put it there in place of ours.
+    kept = _keeps_names(place.parent, os.geteuid())
+    return stat.S_ISDIR(found.st_mode) and is_private(found) and kept
 
 
 def _keeps_names(place: Path, uid: int) -> bool:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from servo.errors import ServoError
+from servo.printable import printable
 
 # A request has a few short arguments; more bytes than this without an end of line are no request.
 MAX_REQUEST_BYTES = 65_536
@@ -197,11 +198,6 @@ def parse_answer(line: bytes) -> dict[str, Any]:
     return answer
 
 
-def printable(text: str) -> str:
-    """Text with all control characters but line feed and tab escaped, bidirectional ones too."""
-    return text.translate(_ESCAPES)
-
-
 def _printable_value(value: Any) -> Any:
     if isinstance(value, str):
         return printable(value)
@@ -210,13 +206,6 @@ def _printable_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {printable(name): _printable_value(each) for name, each in value.items()}
     return value
-
-
-_ESCAPES = {
-    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-    for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-    if code not in (9, 10)
-}
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -311,3 +311,15 @@ def test_the_runtime_directory_of_another_user_is_not_used(
     with pytest.raises(InstanceError, match="belongs to another user"):
         instances.make_directory({}, os.geteuid())
     assert list(others.iterdir()) == []
+
+
+def test_a_runtime_directory_in_another_users_is_not_believed(place: Path) -> None:
+    """Whoever can write its parent can put any directory of root's there."""
+    directory = place / "servo"
+    endpoint = serve(place)
+    assert len(instances.instances([directory])) == 1
+    place.chmod(0o777)
+    assert instances.instances([directory]) == []
+    place.chmod(0o1777)  # /tmp
+    assert len(instances.instances([directory])) == 1
+    endpoint.close()
