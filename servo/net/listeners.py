@@ -26,7 +26,7 @@ from servo.net.address import (
     UnixAddress,
     parse_address,
 )
-from servo.net.owner import describe_port_owner
+from servo.net.owner import describe_port_owner, describe_unix_owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
@@ -36,7 +36,7 @@ log = logging.getLogger("servo.error")
 # sd_listen_fds(3): the first descriptor that systemd passes.
 _SYSTEMD_FIRST_FD = 3
 # Binding takes microseconds; a directory that stays locked is locked by somebody else.
-_LOCK_WAIT_S = 5.0
+_LOCK_WAIT_S = 2.0
 _LOCK_POLL_S = 0.02
 
 
@@ -303,7 +303,7 @@ def _bind_unix(address: UnixAddress, settings: BindSettings) -> Listener:
 
 @contextlib.contextmanager
 def _locked(directory: str, address: UnixAddress) -> Iterator[None]:
-    """Hold the lock (flock) of a directory, which leaves no file behind. Raises BindError."""
+    """Hold the lock (flock) of a directory, which leaves no file behind."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -311,21 +311,26 @@ def _locked(directory: str, address: UnixAddress) -> Iterator[None]:
         yield
         return
     try:
-        _lock(fd, address)
+        _lock(fd, directory, address)
         yield
     finally:
         os.close(fd)
 
 
-def _lock(fd: int, address: UnixAddress) -> None:
+def _lock(fd: int, directory: str, address: UnixAddress) -> None:
+    """Wait for the lock, but not for long: any user who can read a directory can lock it for good,
+    and would keep the server from starting. Without the lock only two starts in one instant clash.
+    """
     end = time.monotonic() + _LOCK_WAIT_S
     while not _try_lock(fd):
-        # Anybody who can read the directory can lock it, for as long as he likes.
         if time.monotonic() >= end:
-            raise BindError(
-                f"can't bind {address}: another process has locked its directory for more than"
-                f" {_LOCK_WAIT_S:g} s"
+            log.warning(
+                "Binding %s without a lock: another process has held the one of %s for %g s",
+                address,
+                directory,
+                _LOCK_WAIT_S,
             )
+            return
         time.sleep(_LOCK_POLL_S)
 
 
@@ -389,7 +394,7 @@ def _remove_stale(address: UnixAddress) -> None:
                 f"can't bind {address}: the socket exists and can't be probed: {error.strerror}"
             ) from error
         else:
-            raise BindError(f"{address} is already in use by a running server")
+            raise _in_use(address, probe)
     try:
         os.unlink(address.path)
     except OSError as error:
@@ -398,12 +403,30 @@ def _remove_stale(address: UnixAddress) -> None:
         ) from error
 
 
+def _in_use(address: Address, probe: socket.socket) -> BindError:
+    """The error for an address that `probe` could connect to."""
+    owner = describe_unix_owner(probe)
+    by = f", {owner}" if owner else ""
+    return BindError(f"{address} is already in use by a running server{by}")
+
+
 def _give_away(path: str, user: int | None, group: int | None) -> None:
-    """Let the workers' user own the file, as far as this process isn't that user already."""
+    """Let the workers' user own the file, as far as this process isn't that user already.
+
+    In a directory that others can write, another file may lie at the path by now. So it is opened
+    (O_PATH: without its being read or connected to), looked at, and given away by its descriptor.
+    """
     uid = -1 if user is None or user == os.geteuid() else user
     gid = -1 if group is None or group == os.getegid() else group
     if uid != -1 or gid != -1:
-        os.chown(path, uid, gid, follow_symlinks=False)
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                raise OSError(errno.EBUSY, "another process has put a file in its place")
+            link = f"/proc/self/fd/{fd}"  # fchown() takes no O_PATH
+            os.chown(link if os.path.exists(link) else path, uid, gid, follow_symlinks=True)
+        finally:
+            os.close(fd)
 
 
 def _unix_error(error: OSError, address: UnixAddress) -> BindError:

@@ -1,8 +1,12 @@
-"""Who listens on a port already: for the message of a bind that failed. Linux only, best effort."""
+"""Which process listens already: for the message of a bind that failed. Linux only, best effort."""
 
 from __future__ import annotations
 
 import os
+import socket
+import struct
+
+from servo.printable import printable_line
 
 _LISTEN = "0A"  # TCP_LISTEN of net/tcp_states.h, as /proc/net/tcp prints it
 
@@ -18,12 +22,22 @@ def describe_port_owner(port: int) -> str:
         return ""
     for pid in sorted(pids, key=int):
         if inodes and _holds(pid, inodes):
-            return (
-                "this process itself"
-                if int(pid) == os.getpid()
-                else f"process {pid}{_command(pid)}"
-            )
+            return _described(int(pid))
     return ""
+
+
+def describe_unix_owner(client: socket.socket) -> str:
+    """Which process listens on the Unix socket that `client` is connected to; "" if unknown.
+
+    The kernel's word (SO_PEERCRED, unix(7)); unknown is a process of another PID namespace.
+    """
+    size = struct.calcsize("3i")
+    pid, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return _described(pid) if pid > 0 else ""
+
+
+def _described(pid: int) -> str:
+    return "this process itself" if pid == os.getpid() else f"process {pid}{_command(pid)}"
 
 
 def _listening_inodes(table: str, port: int) -> set[str]:
@@ -48,9 +62,10 @@ def _holds(pid: str, inodes: set[str]) -> bool:
         return False
 
 
-def _command(pid: str) -> str:
+def _command(pid: int) -> str:
+    """Its name, which any process chooses for itself."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="backslashreplace") as file:
-            return f" ({file.read().strip()})"
+            return f" ({printable_line(file.read().strip())})"
     except OSError:
         return ""

@@ -28,7 +28,7 @@ def become(user: int | None, group: int | None, initgroups: bool) -> None:
             account = _account(uid)
             gid = account.pw_gid if group is None else group
             os.initgroups(account.pw_name, gid)
-        elif os.geteuid() == 0 and (changes_user or group is not None):
+        elif changes_user or (group is not None and os.geteuid() == 0):
             os.setgroups([gid])
         if gid != os.getegid():
             os.setgid(gid)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import re
 import socket
 import stat
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from servo.errors import BindError, ConfigError
 from servo.net import listeners as module
+from servo.net import owner
 from servo.net.address import AbstractAddress, FdAddress, TCPAddress, UnixAddress
 from servo.net.listeners import bind_all
 from servo.net.owner import describe_port_owner
@@ -261,7 +264,8 @@ def test_a_living_servers_socket_is_left_alone(bind, tmp_path, full):
         if full:
             clients.append(socket.socket(socket.AF_UNIX))
             clients[0].connect(str(path))
-        with pytest.raises(BindError, match="already in use by a running server"):
+        who = "" if full else ", this process itself"
+        with pytest.raises(BindError, match=f"is already in use by a running server{who}$"):
             bind(f"unix:{path}")
     assert path.exists()
     for client in clients:
@@ -318,7 +322,9 @@ def test_a_failure_after_the_bind_leaves_no_file(bind, tmp_path, monkeypatch):
 
 def test_the_socket_goes_to_the_workers_user_and_group(bind, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(os, "chown", lambda path, *ids, **_: calls.append((path, *ids)))
+    monkeypatch.setattr(
+        os, "chown", lambda path, *ids, **_: calls.append((os.readlink(path), *ids))
+    )
     bind(f"unix:{tmp_path}/a", user=os.geteuid(), group=os.getegid())
     assert calls == []
     bind(f"unix:{tmp_path}/b", user=os.geteuid() + 1, group=os.getegid())
@@ -501,10 +507,40 @@ def test_of_many_that_start_at_once_on_a_stale_socket_one_binds(tmp_path):
         assert (os.waitstatus_to_exitcode(os.wait()[1]), losers) == (0, [1] * 4)
 
 
-def test_a_directory_that_somebody_has_locked(tmp_path, monkeypatch):
+def test_a_directory_that_somebody_has_locked_for_good(tmp_path, monkeypatch, bind):
+    """Any user who can read it can do that: it must not keep the server from starting."""
     monkeypatch.setattr(module, "_LOCK_WAIT_S", 0.0)
+    said = []
+    monkeypatch.setattr(module.log, "warning", lambda text, *args: said.append(text % args))
     fd = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    with pytest.raises(BindError, match="another process has locked its directory"):
-        bind_all(settings(f"unix:{tmp_path}/app.sock"), {})
+    bind(f"unix:{tmp_path}/app.sock")
+    assert "without a lock" in said[0]
+    with pytest.raises(BindError, match="already in use"):
+        bind(f"unix:{tmp_path}/app.sock")
     os.close(fd)
+
+
+def test_a_name_of_a_process_is_printable(monkeypatch):
+    monkeypatch.setattr(owner, "open", lambda *_, **__: io.StringIO("a\x1b[2J\nb\n"), raising=False)
+    assert owner._described(2) == r"process 2 (a\x1b[2J\nb)"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
+def test_the_socket_is_given_away_and_no_other_file(bind, tmp_path, monkeypatch):
+    bind(f"unix:{tmp_path}/a", user=65534)
+    assert (tmp_path / "a").stat().st_uid == 65534
+    real = os.lstat
+
+    def replaced(path, **options):
+        """Its directory's owner puts a file of root's in the socket's place, right after bind()."""
+        status = real(path, **options)
+        os.unlink(path)
+        Path(path).write_text("root's")
+        return status
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_remove_stale", lambda _address: None)
+        patch.setattr(os, "lstat", replaced)
+        with pytest.raises(BindError, match="another process has put a file in its place"):
+            bind(f"unix:{tmp_path}/b", user=65534)
