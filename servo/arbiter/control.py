@@ -27,7 +27,7 @@ from servo.arbiter.progress import (
 from servo.control import protocol
 from servo.control.endpoint import Endpoint, check_path
 from servo.control.instances import InstanceError
-from servo.control.server import FULL, READ, ControlServer
+from servo.control.server import FULL, ControlServer
 from servo.errors import ConfigError
 from servo.ipc.messages import LogRecords, Report
 from servo.observe import log as log_module
@@ -272,8 +272,7 @@ class Control:
         caller.done({"server_pid": os.getpid(), "target": target, "workers": rows})
 
     def _config(self, caller: Caller, _args: dict[str, Any]) -> None:
-        rows = views.config(self._arbiter.settings, secrets=caller.access != READ)
-        caller.done({"settings": rows})
+        caller.done({"settings": views.config(self._arbiter.settings)})
 
     def _logs(self, caller: Caller, args: dict[str, Any]) -> None:
         self._show(caller, self._records, self._log_followers, args["follow"])

@@ -177,22 +177,17 @@ def _worker(
     return values
 
 
-def config(settings: Settings, *, secrets: bool) -> list[dict[str, Any]]:
-    """Every setting: its value as text, its unit, and where it came from.
-
-    secrets   the values of environment variables are shown, not only their names
-    """
-    rows = []
-    for name, setting in SETTINGS.items():
-        rows.append(
-            {
-                "name": name,
-                "value": settings.show(name, secrets=secrets),
-                "unit": setting.unit,
-                "source": settings.source(name),
-            }
-        )
-    return rows
+def config(settings: Settings) -> list[dict[str, Any]]:
+    """Every setting: its value as text (without secrets), its unit, and where it came from."""
+    return [
+        {
+            "name": name,
+            "value": settings.show(name),
+            "unit": setting.unit,
+            "source": settings.source(name),
+        }
+        for name, setting in SETTINGS.items()
+    ]
 
 
 def name_of(settings: Settings) -> str:

@@ -49,6 +49,7 @@ class Setting:
     in_files    a configuration file may hold it
     default_from  a variable that changes the default
     secret      its value is never shown, and has no flag, which `ps` would show
+    names_only  of its NAME=value pairs only the names are shown
     """
 
     name: str
@@ -67,6 +68,7 @@ class Setting:
     in_files: bool = True
     default_from: DefaultFrom | None = None
     secret: bool = False
+    names_only: bool = False
 
     @property
     def variable(self) -> str:
@@ -121,11 +123,13 @@ class Setting:
     def refusal(self, value: object, source: str, error: ValueError) -> ConfigError:
         """The error for a bad value."""
         advice = getattr(error, "advice", "") or f"expected {self.type.valid}"
-        shown = "the value" if self.secret else repr(value)
+        shown = "the value" if self.secret or self.names_only else repr(value)
         return ConfigError(f"{self.name}: {shown} is not valid ({source}); {advice}")
 
     def show(self, value: Any) -> str:
         """The value for people."""
         if value is None:
             return "none"
+        if self.names_only:
+            value = [f"{pair.partition('=')[0]}=…" for pair in value]
         return "(secret)" if self.secret else self.type.to_text(value)

@@ -88,7 +88,9 @@ class Settings:
     def __repr__(self) -> str:
         given = [name for name in SETTINGS if self.source(name) != "default"]
         shown = (
-            f"{name}=…" if SETTINGS[name].secret else f"{name}={getattr(self, name)!r}"
+            f"{name}=…"
+            if SETTINGS[name].secret or SETTINGS[name].names_only
+            else f"{name}={getattr(self, name)!r}"
             for name in given
         )
         return f"Settings({', '.join(shown)})"
@@ -136,12 +138,9 @@ class Settings:
         sources: dict[str, str] = self._sources
         return sources.get(name, "default")
 
-    def show(self, name: str, *, secrets: bool = False) -> str:
-        """A value as text for people. Of raw_env the names alone, unless `secrets` is true."""
-        value = getattr(self, name)
-        if name == "raw_env" and not secrets:
-            value = [f"{pair.partition('=')[0]}=…" for pair in value]
-        return SETTINGS[name].show(value)
+    def show(self, name: str) -> str:
+        """A value as text for people, without its secrets."""
+        return SETTINGS[name].show(getattr(self, name))
 
     @property
     def limits(self) -> Limits:

@@ -56,6 +56,8 @@ all other settings start here, as gunicorn's do: sockets, logs, the pidfile, cer
         flags=("-e", "--env"),
         section=_APP,
         help="An environment variable for the app; may be repeated.",
+        details="Only names are shown by `--print-config` and servoctl; `ps` shows a flag's value.",
+        names_only=True,
     ),
     Setting(
         name="root_path",
