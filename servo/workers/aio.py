@@ -63,7 +63,7 @@ class AsyncWorker(Worker):
         others = open_fds()
         self.loop = new_event_loop(self.settings.loop)
         self._loop_fds = open_fds() - others
-        self._thread = 0
+        self._loop_thread = 0
         self._frame: FrameType | None = None
         self.asgi_app, self.lifespan = self._prepare(app)
         self.acceptor = Acceptor(self, self)
@@ -135,7 +135,7 @@ class AsyncWorker(Worker):
     def _escaped(self, future: asyncio.Future[Any]) -> BaseException | None:
         """Run the loop until the future is done (None), or an exception has ended the loop."""
         self._frame = sys._getframe()
-        self._thread = threading.get_ident()
+        self._loop_thread = threading.get_ident()
         try:
             self.loop.run_until_complete(future)
         except (SystemExit, KeyboardInterrupt) as error:
@@ -154,7 +154,7 @@ class AsyncWorker(Worker):
     def in_child(self) -> None:
         """See Worker.in_child. No response comes from here: the worker's will."""
         sever(self._loop_fds)
-        if threading.get_ident() != self._thread or not self.loop.is_running():
+        if threading.get_ident() != self._loop_thread or not self.loop.is_running():
             super().in_child()
         elif end_on_return(self._frame) and self.server is not None:
             for call in list(self.server.calls):
