@@ -24,6 +24,7 @@ from servo.settings.hooks import HOOKS, read_hook
 from servo.settings.names import nearest
 from servo.settings.peers import peer_of
 from servo.settings.schema import SETTINGS, advise, canonical, suggest
+from servo.settings.toml import TOMLError, parse_toml
 from servo.settings.types import Table
 
 if TYPE_CHECKING:
@@ -127,13 +128,9 @@ def _shown(path: Path, directory: Path) -> str:
 
 
 def _parse_toml(path: Path, shown: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        return parse_toml(path.read_text(encoding="utf-8"))
+    except (TOMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{shown} can't be read: {error}") from error
 
 

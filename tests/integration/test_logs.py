@@ -14,7 +14,7 @@ import requests
 
 from integration.conftest import class_args
 from integration.load import read_response
-from integration.server import APPS, Server, wait_for
+from integration.server import APPS, Server, run_servo, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +151,28 @@ def test_log_config_file(serve: Serve, tmp_path: Path) -> None:
     path.write_text(json.dumps(config))
     serve(WSGI, "--log-config-json", str(path), ready=0)
     wait_text(target, "(?i)^custom servo.error .*ready")
+
+
+def test_log_config_file_with_a_mistake(serve: Serve, tmp_path: Path) -> None:
+    """It is found by a check, at the start and at a reload, which leaves the log as it was."""
+    good = {"loggers": {"uvicorn.error": {"handlers": ["console"]}}}
+    path = tmp_path / "logging.json"
+    path.write_text('{\n"loggers": {]\n}')
+    arguments = (WSGI, "-w", "1", "--log-config", str(path))
+    for more in ("--check-config",), ("--bind", "127.0.0.1:0"):
+        done = run_servo(*arguments, *more, cwd=tmp_path)
+        assert done.returncode == 1
+        assert f"logconfig {path}:2: no JSON: " in done.stderr
+
+    path.write_text(json.dumps(good))
+    assert "OK" in run_servo(*arguments, "--check-config", cwd=tmp_path).stdout
+    server = serve(*arguments)
+    path.write_text('{\n"handlers": {"console": {"class": "no.Handler"}},\n"loggers": {}}')
+    server.signal(signal.SIGHUP)
+    server.wait_log(rf"rolled back: .*logconfig {re.escape(str(path))}:2: Unable to configure hand")
+    path.write_text(json.dumps(good))
+    server.signal(signal.SIGHUP)
+    server.wait_log("reload .*finished")
 
 
 def test_error_log_in_json(serve: Serve, tmp_path: Path) -> None:

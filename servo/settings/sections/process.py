@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING
+
 from servo.settings.setting import Setting
 from servo.settings.types import Choice, File, Mode, Output, Switch, Table, Text, group, user
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 _LOGS = "Logging"
 _PROCESS = "Process"
+
+_FORM = re.compile(r"(json|toml|yaml|ini):(?=.)")
+
+
+def split_form(given: str) -> tuple[str, str]:
+    """What `logconfig` is given: (the form that stands before the path, or "", the path)."""
+    form = _FORM.match(given)
+    return (form[1], given[form.end() :]) if form else ("", given)
+
+
+class _LogConfigFile(File):
+    """A file whose form may stand before its path, as hypercorn has it."""
+
+    def check(self, value: str, base: Path) -> None:
+        super().check(split_form(value)[1], base)
+
 
 SETTINGS = [
     Setting(
@@ -63,12 +85,20 @@ SETTINGS = [
     ),
     Setting(
         name="logconfig",
-        type=File(),
+        type=_LogConfigFile(),
         default=None,
         nullable=True,
         flags=("--log-config",),
         section=_LOGS,
-        help="A logging configuration, in the form of logging.config.fileConfig.",
+        help="A logging configuration: INI, JSON, YAML or TOML.",
+        details="""\
+INI has the form of `logging.config.fileConfig`, the others that of `logging.config.dictConfig`. The
+suffix says which it is (`.ini`, `.cfg`, `.json`, `.yaml`, `.yml`, `.toml`), or `json:` or `toml:`
+before the path; else the content does. YAML needs PyYAML (`pip install PyYAML`).
+
+`gunicorn`, `gunicorn.error` and `gunicorn.access`, and the same of `uvicorn`, are read as `servo`,
+`servo.error` and `servo.access`. Loggers that the file doesn't name keep Servo's handlers, and
+`disable_existing_loggers`, which is false unless it says otherwise, never means Servo's.""",
     ),
     Setting(
         name="logconfig_json",

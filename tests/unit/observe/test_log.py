@@ -26,6 +26,8 @@ from servo.observe.log import (
 )
 from servo.observe.logfile import LogFile
 
+pytestmark = pytest.mark.usefixtures("untouched_logging")
+
 STAMP = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\]"
 
 
@@ -41,35 +43,6 @@ def settings(**changes: object) -> SimpleNamespace:
         "logconfig_dict": {},
     }
     return SimpleNamespace(**(values | changes))
-
-
-@pytest.fixture(autouse=True)
-def untouched_logging(monkeypatch):
-    """Everything global that `setup_logging` changes is put back."""
-    monkeypatch.setattr(log, "_logs", log._Logs(LogFile(None, 2)))
-    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
-    loggers = logging.Logger.manager.loggerDict
-    before = dict(loggers)
-    names = ["servo", "servo.error", "servo.access", "asyncio"]
-    kept = [(logging.getLogger(name), dict(vars(logging.getLogger(name)))) for name in names]
-    root = logging.root.handlers[:], logging.root.level
-    yield
-    for file in (log._logs.error, log._logs.access):
-        if file is not None:
-            file.close()
-    for logger, values in kept:
-        for handler in logger.handlers:
-            handler.close()
-        vars(logger).update(values, _cache={})
-    for handler in logging.root.handlers:
-        if handler not in root[0]:
-            handler.close()
-    logging.root.handlers[:] = root[0]
-    logging.root.setLevel(root[1])
-    for name in ("gunicorn.error", "gunicorn.access"):
-        loggers.pop(name, None)
-        if name in before:
-            loggers[name] = before[name]
 
 
 @pytest.fixture
@@ -368,7 +341,10 @@ def test_an_access_logger_of_the_users_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"logconfig": "/missing/log.ini"}, "logconfig /missing/log.ini: .*No such file"),
+        (
+            {"logconfig": "/missing/log.ini"},
+            r"logconfig /missing/log\.ini can.t be read: No such file",
+        ),
         ({"logconfig_json": "/missing/log.json"}, "logconfig_json /missing.*No such file"),
         (
             {"logconfig_dict": {"version": 1, "handlers": {"h": {"class": "no.such.Handler"}}}},
