@@ -25,6 +25,26 @@ log = logging.getLogger("servo.error")
 BACKOFF_S = 0.1
 COMPLAINT_NS = 10_000_000_000
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# accept(2): errors that are already pending on the new connection, or a firewall's refusal of it.
+# They concern that one client, so Linux asks servers to treat them as EAGAIN.
+_CLIENT_LOST = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ETIMEDOUT,
+    }
+)
+# So many in a row are no clients' errors: a sandbox that forbids accept(2) returns EPERM for ever,
+# with the connection still queued, and the worker would spin.
+MOST_LOST = 100
 
 
 class Driver(Protocol):
@@ -63,6 +83,7 @@ class Acceptor:
         self._pausing = False
         self._stopped = False
         self._next_complaint_ns = 0
+        self._lost = 0  # connections in a row that failed while they were accepted
 
     def start(self) -> None:
         """Begin to accept."""
@@ -99,8 +120,7 @@ class Acceptor:
         taken = []
         if take_queued:
             for listener in self._listeners:
-                while (accepted := self._accept(listener)) is not None:
-                    taken.append(accepted)
+                taken += self._accept_all(listener)
         self._listeners = []
         for shared in self._shared:
             shared.close()
@@ -108,17 +128,36 @@ class Acceptor:
             self._open(sock, peer)
 
     def _accept(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
-        """Take one connection. None when none is queued."""
+        """Take one connection. None when none is queued, or its client is lost."""
         try:
-            return listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
+            accepted = listener.accept()
+        except BlockingIOError:
+            self._lost = 0
             return None
         except OSError as error:
-            if error.errno not in _EXHAUSTED:
+            if error.errno in _CLIENT_LOST:
+                self._lost += 1
+                if self._lost < MOST_LOST:
+                    log.debug("A client was lost before it was accepted: %s", error)
+                    return None
+            elif error.errno not in _EXHAUSTED:
                 raise
+            self._lost = 0
             self._complain(error)
             self._pause(BACKOFF_S)
             return None
+        self._lost = 0
+        return accepted
+
+    def _accept_all(self, listener: socket.socket) -> list[tuple[socket.socket, Any]]:
+        """Take everything that is queued."""
+        taken = []
+        while True:
+            accepted = self._accept(listener)
+            if accepted is not None:
+                taken.append(accepted)
+            elif not self._lost:
+                return taken
 
     def _complain(self, error: OSError) -> None:
         """In the log, but not ten times a second."""

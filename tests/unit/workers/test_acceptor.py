@@ -10,7 +10,7 @@ import pytest
 
 from servo.observe import words
 from servo.observe.scoreboard import Scoreboard
-from servo.workers.acceptor import Acceptor
+from servo.workers.acceptor import MOST_LOST, Acceptor
 
 
 class Driver:
@@ -124,6 +124,63 @@ def test_without_descriptors_it_backs_off_and_says_so(world, caplog, code):
     assert world.driver.watched == []
     world.driver.run_later()
     assert world.driver.watched == [world.listener]
+
+
+# accept(2), "Error handling": Linux passes errors that are pending on the new connection.
+CLIENT_LOST = [
+    *("ECONNABORTED", "EPERM", "EPROTO", "ENETDOWN", "EHOSTUNREACH", "EHOSTDOWN"),
+    *("ENOPROTOOPT", "ETIMEDOUT", "ENONET", "EOPNOTSUPP", "ENETUNREACH"),
+]
+
+
+class Failing:
+    """A listener whose first accepts fail."""
+
+    def __init__(self, listener, failures):
+        self.listener = listener
+        self.failures = list(failures)
+
+    def accept(self):
+        if self.failures:
+            code = self.failures.pop(0)
+            raise OSError(code, "the client is lost")
+        return self.listener.accept()
+
+
+@pytest.mark.parametrize("name", CLIENT_LOST)
+def test_a_client_that_is_lost_while_it_is_accepted_is_nobodys_end(world, name):
+    world.acceptor.start()
+    world.connect()
+    listener = Failing(world.listener, [getattr(errno, name)])
+    world.acceptor.on_ready(listener)
+    assert world.driver.accepted == []
+    assert world.driver.watched == [world.listener]
+    world.acceptor.on_ready(listener)
+    assert len(world.driver.accepted) == 1
+
+
+def test_clients_that_are_lost_without_end_make_it_pause(world, caplog):
+    world.acceptor.start()
+    listener = Failing(world.listener, [errno.EPERM] * (MOST_LOST + 1))
+    for _ in range(MOST_LOST - 1):
+        world.acceptor.on_ready(listener)
+    assert world.driver.watched == [world.listener]
+    world.acceptor.on_ready(listener)
+    assert world.driver.watched == []
+    assert "Can't accept" in caplog.text
+    world.driver.run_later()
+    assert world.driver.watched == [world.listener]
+
+
+def test_stopping_goes_on_behind_a_client_that_is_lost(world):
+    failing = Failing(world.listener, [errno.EPROTO, errno.ECONNABORTED])
+    world.acceptor.start()
+    world.connect()
+    world.connect()
+    world.acceptor._watch(False)
+    world.acceptor._listeners = [failing]
+    world.acceptor.stop(take_queued=True)
+    assert len(world.driver.accepted) == 2
 
 
 def test_stopping_takes_what_is_queued_and_closes(world):
