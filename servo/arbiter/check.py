@@ -65,7 +65,7 @@ class ConfigCheck:
 
     def cancel(self) -> None:
         """End the child; its result no longer matters."""
-        os.kill(self.pid, signal.SIGKILL)
+        process.send_signal(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Close the pipe."""

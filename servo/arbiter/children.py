@@ -14,7 +14,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from servo.arbiter import events as ev
-from servo.arbiter import spawn
+from servo.arbiter import process, spawn
 from servo.arbiter.facade import WorkerFacade
 from servo.ipc.channel import ChannelClosed, ChannelOverflow, channel_pair
 from servo.ipc.drops import Drops
@@ -274,8 +274,7 @@ class Children:
         if child is None or child.reaped or child.dump_fd < 0 or not signum:
             return False
         os.ftruncate(child.dump_fd, 0)
-        os.kill(child.pid, signum)
-        return True
+        return process.send_signal(child.pid, signum, child.settings.user)
 
     def dumped(self, serial: int) -> str:
         """What a worker has written to its dump file since `ask`."""
@@ -286,14 +285,18 @@ class Children:
 
     # --- the rest ---------------------------------------------------------------------------------
 
-    def kill(self, serial: int, name: str) -> None:
-        """Send the signal of that name, unless it was reaped: another may have its pid by now."""
+    def kill(self, serial: int, name: str) -> bool:
+        """Send the signal of that name, unless it was reaped: another may have its pid by now.
+
+        False: this process is not allowed to.
+        """
         child = self._by_serial.get(serial)
-        if child is not None and not child.reaped:
-            if child.row is not None and name in ("SIGABRT", "SIGKILL"):
-                # Its siblings' gates leave it no more connections.
-                child.row[words.STATE] = words.STATE_DRAINING
-            os.kill(child.pid, signal.Signals[name])
+        if child is None or child.reaped:
+            return True
+        if child.row is not None and name in ("SIGABRT", "SIGKILL"):
+            # Its siblings' gates leave it no more connections.
+            child.row[words.STATE] = words.STATE_DRAINING
+        return process.send_signal(child.pid, signal.Signals[name], child.settings.user)
 
     def heartbeats(self) -> tuple[dict[int, float], dict[int, float]]:
         """By serial, in monotonic seconds: the last heartbeats, and the oldest requests' starts."""

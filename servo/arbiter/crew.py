@@ -257,6 +257,13 @@ class Crew:
         handle.kill_at = None
         self.do(KillWorker(handle.serial, "SIGKILL", str(ending)))
 
+    def not_killed(self, handle: WorkerHandle, signal: str) -> None:
+        """The kernel has refused to signal it. If it gets unstuck, it reads that it has to end."""
+        if signal == "SIGKILL":
+            handle.unkillable = True
+            self.log("error", f"{handle} can't be killed: it stays until it ends by itself")
+        self.do(SendMessage(handle.serial, Stop(quick=True)))
+
     def exited(self, event: ChildExited, now: float) -> Departure | None:
         """A child was reaped; None for one that is no worker."""
         handle = self.pool.find(event.pid)

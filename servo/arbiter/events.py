@@ -49,6 +49,14 @@ class ForkFailed:
 
 
 @dataclass(slots=True)
+class KillFailed:
+    """The kernel refused the signal of a `KillWorker`: the arbiter lacks CAP_KILL, say."""
+
+    serial: int
+    signal: str
+
+
+@dataclass(slots=True)
 class ChildExited:
     """A child was reaped; every message that it had sent came before this.
 
@@ -140,6 +148,7 @@ Event = (
     | SignalReceived
     | Forked
     | ForkFailed
+    | KillFailed
     | ChildExited
     | MessageReceived
     | ChannelLost
@@ -173,7 +182,7 @@ class SendMessage:
 
 @dataclass(slots=True)
 class KillWorker:
-    """Send a signal ("SIGKILL") to a worker."""
+    """Send a signal ("SIGKILL") to a worker; answer with `KillFailed` where that isn't allowed."""
 
     serial: int
     signal: str
@@ -286,7 +295,7 @@ class CommandAnswered:
 
 @dataclass(slots=True)
 class Exit:
-    """No child is left: end the arbiter with this code."""
+    """No child is left that could be waited for: end the arbiter with this code."""
 
     code: int
 

@@ -29,6 +29,7 @@ from servo.arbiter.generations import (
     hand_over_logs,
     tell_notes,
 )
+from servo.arbiter.guard import Guard, Watched
 from servo.arbiter.metrics import Metrics
 from servo.arbiter.pidfile import PidFile
 from servo.arbiter.policy import TICK_S, counts_by_class, policy_of
@@ -45,6 +46,7 @@ from servo.observe.scoreboard import Scoreboard
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from servo.arbiter.children import Child
     from servo.arbiter.events import Action, Event
     from servo.settings.sources import Settings
 
@@ -77,6 +79,7 @@ class Arbiter:
         self._pidfile = PidFile(settings.pidfile) if settings.pidfile else None
         self._metrics = Metrics()
         self._launch = Launch()
+        self._guard = Guard(self._close_in_guard, settings.user)
         self._facade = ServerFacade(self)
         self._control = Control(self)
 
@@ -166,6 +169,7 @@ class Arbiter:
             self._end_check()
             self._end_watcher()
             self.children.close()
+        self._guard.close()
         self._metrics.close()
         self._control.close()
         if hasattr(self, "_signals"):
@@ -193,6 +197,13 @@ class Arbiter:
             self._watcher.close_in_child()
         if self._pidfile is not None:
             self._pidfile.close_in_child()
+        self._guard.close()
+
+    def _close_in_guard(self) -> None:
+        """In the guard, which must not keep the port open: close what workers have, too."""
+        self._close_inherited()
+        self.sockets.close()
+        self.scoreboard.close()
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -207,6 +218,7 @@ class Arbiter:
             self._watcher = Watcher(settings, self._close_inherited)
             self._epoll.register(self._watcher.fileno(), select.EPOLLIN)
         self._metrics.start(settings, self.scoreboard, self.sockets, self._close_inherited)
+        self._look_after_guard()
         self._run_hook("when_ready", self._facade)
         self._inbox.append(ev.Started())
         next_tick = time.monotonic() + TICK_S
@@ -227,6 +239,7 @@ class Arbiter:
                 self._metrics.tick(time.monotonic())
                 log_module.flush_logs()
                 self.sockets.look_after()
+                self._look_after_guard()
                 self._inbox.append(ev.Tick(*self.children.heartbeats()))
 
     def _empty_inbox(self) -> None:
@@ -248,6 +261,9 @@ class Arbiter:
                 self._epoll.unregister(fd)  # its end is told by waitpid
         elif self._watcher is not None and fd == self._watcher.fileno():
             self._on_watcher(self._watcher)
+        elif fd == self._guard.fileno():
+            self._epoll.unregister(fd)
+            self._guard.ended(time.monotonic())
         elif self._control.owns(fd):
             self._control.on_ready(fd, mask)
         else:
@@ -343,13 +359,15 @@ class Arbiter:
         except (OSError, ServoError) as error:
             self._answers.append(ev.ForkFailed(action.serial, str(error)))
         else:
+            self._guard.watch(_watched(child))
             self._answers.append(ev.Forked(action.serial, pid))
 
     def _send(self, action: ev.SendMessage) -> None:
         self.children.send(action.serial, action.message)
 
     def _kill(self, action: ev.KillWorker) -> None:
-        self.children.kill(action.serial, action.signal)
+        if not self.children.kill(action.serial, action.signal):
+            self._inbox.append(ev.KillFailed(action.serial, action.signal))
 
     def _release(self, action: ev.Release) -> None:
         facade = self.children.release(action.serial)
@@ -412,10 +430,19 @@ class Arbiter:
             return
         self._inbox.extend(ev.FileChanged(paths) for paths in changes)
 
+    def _look_after_guard(self) -> None:
+        workers = [_watched(child) for child in self.children if not child.reaped]
+        if self._guard.tick(workers, time.monotonic()):
+            self._epoll.register(self._guard.fileno(), select.EPOLLIN)
+
     def _end_watcher(self) -> None:
         if self._watcher is not None:
             self._watcher.close()
             self._watcher = None
+
+
+def _watched(child: Child) -> Watched:
+    return Watched(child.pid, child.settings.graceful_timeout)
 
 
 _PERFORM: dict[type[Action], Callable[[Arbiter, Any], None]] = {

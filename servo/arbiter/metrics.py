@@ -143,7 +143,7 @@ class Metrics:
     def reopen_logs(self) -> None:
         """Have it reopen its log files."""
         if self.pid:
-            os.kill(self.pid, signal.SIGUSR1)
+            process.send_signal(self.pid, signal.SIGUSR1, self._settings.user)
 
     def close(self) -> None:
         """End the process, and give the socket up."""
@@ -226,8 +226,8 @@ class Metrics:
         try:
             while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
                 if time.monotonic() >= end:
-                    os.kill(self.pid, signal.SIGKILL)
-                    os.waitpid(self.pid, 0)
+                    if process.send_signal(self.pid, signal.SIGKILL, self._settings.user):
+                        os.waitpid(self.pid, 0)
                     break
                 time.sleep(0.01)
         except ChildProcessError:

@@ -51,6 +51,7 @@ class WorkerHandle:
     wish       why it wants a successor (an ExitReason's name), with the moment it said so
     deaf       its channel is gone
     confirmed  it has said that it accepts no more
+    unkillable  the arbiter may not send it SIGKILL, so a stop can't wait for its end
     request_began, request_at   its oldest request's start, as told and with standstills allowed for
     """
 
@@ -71,6 +72,7 @@ class WorkerHandle:
     wished_at: float = 0.0
     deaf: bool = False
     confirmed: bool = False
+    unkillable: bool = False
     request_began: float = 0.0
     request_at: float = 0.0
     failure_counted: bool = False

@@ -1,10 +1,14 @@
-"""The arbiter as a process of its system: named, and told when memory ran out."""
+"""The arbiter as a process of its system: named, sending signals, and told when memory ran out."""
 
 from __future__ import annotations
 
 import importlib.util
+import logging
+import os
 import signal
 from pathlib import Path
+
+log = logging.getLogger("servo.error")
 
 
 def set_title(title: str) -> None:
@@ -21,6 +25,47 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def send_signal(pid: int, signum: int, owner: int | None = None) -> bool:
+    """Send a signal to a process of ours. False, with a log line, when that is not allowed.
+
+    Root in a container without CAP_KILL may not signal a process of another user. It may become
+    that user for the moment, if it could become it for good.
+
+    owner   the user that the process has become, if any
+    """
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        log.debug("Process %d is gone: it gets no %s", pid, signal_name(signum))
+    except PermissionError as error:
+        if owner is not None and _send_as(owner, pid, signum):
+            return True
+        log.error(
+            "Process %d can't be sent %s: %s (is CAP_KILL missing?)",
+            pid,
+            signal_name(signum),
+            error.strerror,
+        )
+        return False
+    return True
+
+
+def _send_as(user: int, pid: int, signum: int) -> bool:
+    own = os.geteuid()
+    try:
+        os.seteuid(user)
+    except OSError:
+        return False
+    try:
+        os.kill(pid, signum)
+    except OSError:
+        return False
+    finally:
+        # The saved user id is still ours, so this needs no capability.
+        os.seteuid(own)
+    return True
 
 
 class OutOfMemoryCounter:

@@ -177,6 +177,11 @@ class Supervisor:
         elif is_canary(self, handle):
             roll_back(self, f"its first worker ended: {departure.text}", now)
 
+    def _on_kill_failed(self, event: ev.KillFailed, _now: float) -> None:
+        handle = self.pool.get(event.serial)
+        if handle is not None:
+            self.crew.not_killed(handle, event.signal)
+
     def _on_message(self, event: ev.MessageReceived, now: float) -> None:
         handle = self.pool.get(event.serial)
         if handle is None:
@@ -335,7 +340,7 @@ class Supervisor:
     def _settle(self, now: float) -> None:
         """Do the next step towards what is wanted."""
         if self.stopping is not None:
-            if not len(self.pool):
+            if all(handle.unkillable for handle in self.pool):
                 self.exited = True
                 self.crew.do(ev.Exit(self.stopping.code))
             return
@@ -427,6 +432,7 @@ _HANDLERS: dict[type, Callable[..., None]] = {
     ev.SignalReceived: Supervisor._on_signal,
     ev.Forked: Supervisor._on_forked,
     ev.ForkFailed: Supervisor._on_fork_failed,
+    ev.KillFailed: Supervisor._on_kill_failed,
     ev.ChildExited: Supervisor._on_exited,
     ev.MessageReceived: Supervisor._on_message,
     ev.ChannelLost: Supervisor._on_channel_lost,

@@ -68,7 +68,7 @@ class Watcher:
     def close(self) -> None:
         """End the child, unless it was reaped (`pid` is 0 then), and close the pipe."""
         if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
+            process.send_signal(self.pid, signal.SIGKILL)
         os.close(self._fd)
 
     def close_in_child(self) -> None:

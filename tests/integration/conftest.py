@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,14 @@ def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Serve]:
         for server in servers:
             server.kill_all()
             print(f"--- log of servo {' '.join(server.args)} ---\n{server.log()[-20_000:]}")
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that every user may enter: pytest's own is closed to others."""
+    with tempfile.TemporaryDirectory(prefix="servo-test-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
 
 
 @pytest.fixture(params=[pytest.param(name, id=name) for name in CLASSES])

@@ -11,8 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,14 +103,6 @@ def test_a_daemon_whose_log_goes_nowhere(serve: Serve) -> None:
     server = serve("nothing:app", "--daemon", ready=0)
     assert server.wait_exit() == 4
     assert "The log ends here" in server.log()
-
-
-@pytest.fixture
-def open_directory() -> Iterator[Path]:
-    """A directory that every user may enter: pytest's own is closed to others."""
-    with tempfile.TemporaryDirectory(prefix="servo-test-") as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
 
 
 def command_for_everybody(directory: Path) -> tuple[str, ...]:

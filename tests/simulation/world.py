@@ -19,7 +19,8 @@ from servo.ipc.messages import Message, ReopenLogs, Retire, Stop
 
 @dataclass
 class Proc:
-    """A model process. `hung_at`: when it stopped beating; `asked`: it is to end."""
+    """A model process. `hung_at`: when it stopped beating; `asked`: it is to end; `untouchable`:
+    the arbiter may send it no signal."""
 
     pid: int
     serial: int
@@ -30,6 +31,7 @@ class Proc:
     asked: Message | None = None
     deaf: bool = False
     killed: bool = False
+    untouchable: bool = False
 
 
 class World:
@@ -166,7 +168,10 @@ class World:
                 healthy = proc.ready and proc.hung_at is None and proc.asked is None
                 if healthy and "no heartbeat" in action.why:
                     self.killed_healthy.append(action.why)
-                self.on_kill(proc, action.signal)
+                if proc.untouchable:
+                    self.answers.append(ev.KillFailed(proc.serial, action.signal))
+                else:
+                    self.on_kill(proc, action.signal)
         elif isinstance(action, ev.CheckConfig):
             assert self.checking is None, "two checks at a time"
             self.checking = action.generation
@@ -190,7 +195,7 @@ class World:
         elif isinstance(action, ev.CommandAnswered):
             self.answered.append(action)
         elif isinstance(action, ev.Exit):
-            assert not self.procs, "an orphan"
+            assert all(proc.untouchable for proc in self.procs.values()), "an orphan"
             self.exit_code = action.code
 
     def _fork(self, action: ev.Fork) -> None:

@@ -233,6 +233,46 @@ def test_no_heartbeat_aborts_then_kills_and_replaces_at_once() -> None:
     assert story.said("killed by the arbiter: no heartbeat for 30 s")
 
 
+def test_a_hung_worker_that_can_not_be_killed_is_replaced_and_left_at_the_end() -> None:
+    story = Story(1, timeout_s=30.0, graceful_timeout_s=10.0).serve()
+    (hung,) = story.alive()
+    hung.hung_at = story.now
+    hung.untouchable = True
+    story.advance(35)
+    assert story.kills() == [(hung.serial, "SIGABRT"), (hung.serial, "SIGKILL")]
+    assert hung.asked == msg.Stop(quick=True)
+    assert story.said("can't be killed")
+    fresh = story.newest()
+    assert fresh is not hung
+    story.ready(fresh)
+    story.signal("SIGTERM")
+    assert story.exit_code is None
+    story.exits(fresh)
+    assert story.exit_code == 0
+
+
+def test_a_worker_that_can_not_be_killed_does_not_hold_up_a_stop() -> None:
+    story = Story(2, graceful_timeout_s=10.0).serve()
+    stays, ends = story.alive()
+    stays.untouchable = True
+    story.signal("SIGTERM")
+    story.exits(ends)
+    assert story.exit_code is None
+    story.advance(11)
+    assert story.exit_code == 0
+
+
+def test_one_that_could_not_be_killed_may_end_by_itself() -> None:
+    story = Story(1, timeout_s=30.0).serve()
+    (hung,) = story.alive()
+    hung.hung_at = story.now
+    hung.untouchable = True
+    story.advance(35)
+    story.exits(hung)
+    assert story.said("worker 1 (pid 101) ended")
+    assert len(story.alive()) == 1
+
+
 def test_a_frozen_machine_is_nobodys_hang() -> None:
     story = Story(2, timeout_s=30.0, graceful_timeout_s=10.0).serve()
     story.advance(5)
