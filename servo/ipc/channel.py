@@ -208,23 +208,52 @@ class SharedChannel(Channel):
     taken is flushed by the thread that watches it; the others look at `wants_write` and wake it.
     """
 
-    __slots__ = ("_lock",)
+    __slots__ = ("_busy", "_lock")
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel._socket)
         self._lock = threading.RLock()
+        self._busy = False  # the thread that has the lock is amid the queue
 
     def send(self, message: Message) -> None:
         """See Channel.send."""
         with self._lock:
-            super().send(message)
+            before, self._busy = self._busy, True
+            try:
+                super().send(message)
+            finally:
+                self._busy = before
+
+    def send_if_free(self, message: Message) -> bool:
+        """Send a message, or do nothing and return False: another thread sends, a signal's handler
+        has interrupted this one amid that, or the other end is behind with reading.
+
+        Raises ChannelClosed.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._busy or (self._outgoing and not self.flush()):
+                return False
+            self.send(message)
+            return True
+        finally:
+            self._lock.release()
 
     def queue(self, data: bytes) -> bool:
         """See Channel.queue."""
         with self._lock:
-            return super().queue(data)
+            before, self._busy = self._busy, True
+            try:
+                return super().queue(data)
+            finally:
+                self._busy = before
 
     def flush(self) -> bool:
         """See Channel.flush."""
         with self._lock:
-            return super().flush()
+            before, self._busy = self._busy, True
+            try:
+                return super().flush()
+            finally:
+                self._busy = before

@@ -155,6 +155,7 @@ class Worker:
         self.context.channel.send(Ready(self.kind))
         self.mailbox.open(self.message_runner())
         if self.tap is not None:
+            # A worker that dozes is to look each second again, while something waits.
             self.tap.on_first = self.wake
 
     def note_draining(self) -> None:
@@ -174,7 +175,7 @@ class Worker:
         return 1.0 if logged or self.draining else self.doze_s
 
     def every_second(self) -> None:
-        """To be called about once a second: send the log lines that operators may ask for."""
+        """To be called about once a second: send the log lines that could not be sent at once."""
         self.mailbox.report()
         log_module.flush_logs()
         if self.tap is not None:
@@ -250,6 +251,8 @@ class Worker:
 
     def on_wake(self) -> None:
         """After `mailbox.Owner.wake`: do what the arbiter said while another thread was reading."""
+        if self.tap is not None:
+            self.tap.pass_on()
         self._obey(self.mailbox.on_wake())
 
     def _obey(self, messages: list[Message]) -> None:
@@ -364,7 +367,7 @@ def _set_up(context: WorkerContext, row: memoryview) -> insight.LogTap:
     insight.answer_signals(context.dump_fd)
     context.forks = Forks(context)
     _set_title(f"servo: worker {context.slot} [{context.settings.app}]")
-    context.channel = SharedChannel(context.channel)
+    context.channel = tap.channel = SharedChannel(context.channel)
     context.mailbox = Mailbox(context.channel, context.slot, context.serial, context.scoreboard)
     cluster.install(context.mailbox)
     return tap

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from servo.ipc.channel import Channel
+    from servo.ipc.channel import Channel, SharedChannel
     from servo.workers.base import Worker
 
 log = logging.getLogger("servo.error")
@@ -38,26 +39,36 @@ MAX_STACK_CHARACTERS = 16 << 10
 MAX_REQUESTS = 200
 MAX_TARGET = 500
 
-# Between two looks of the worker, about a second.
+# In a second. What comes on top of it is counted.
 MAX_RECORDS = 200
 MAX_RECORDS_CHARACTERS = 64 << 10
 MAX_RECORD_CHARACTERS = 8192
 
 
 class LogTap:
-    """Keeps the records of the error log, from any thread, until the worker sends them on.
+    """Sends the records of the error log to the arbiter, for operators who ask for them.
 
-    on_first  called, in any thread, when there is something to send
+    Each goes out at once, by the thread that logs it: a line that comes before a worker gets stuck
+    is the one that an operator looks for. So the cost is that of a message for each line, and only
+    so many lines of a second are sent. A record that can't be sent now waits for the worker.
+
+    on_first  called, in any thread, when something begins to wait
+    clock     monotonic seconds
     """
 
     on_first: Callable[[], None] | None = None
+    channel: SharedChannel | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._records: deque[list[Any]] = deque()
+        self._second = clock()
+        self._taken = 0
         self._characters = 0
         self._lost = 0
         # Reentrant: a signal's handler may log amid a line of its own thread.
         self._lock = threading.RLock()
+        self._passing = threading.Lock()
 
     def __call__(self, record: logging.LogRecord) -> None:
         """Take a record in, or count it where too many wait."""
@@ -66,18 +77,53 @@ class LogTap:
             text = text[:MAX_RECORD_CHARACTERS] + " …"
         with self._lock:
             is_first = not self.waiting
-            self._characters += len(text)
-            if len(self._records) >= MAX_RECORDS or self._characters > MAX_RECORDS_CHARACTERS:
-                self._lost += 1
-            else:
+            if self._has_room(len(text)):
                 self._records.append([record.created, record.levelname.lower(), text])
-        if is_first and self.on_first is not None:
+            else:
+                self._lost += 1
+        self.pass_on()
+        if is_first and self.waiting and self.on_first is not None:
             self.on_first()
+
+    def _has_room(self, characters: int) -> bool:
+        now = self._clock()
+        if now - self._second >= 1.0:
+            self._second = now
+            self._taken = self._characters = 0
+        self._taken += 1
+        self._characters += characters
+        return self._taken <= MAX_RECORDS and self._characters <= MAX_RECORDS_CHARACTERS
 
     @property
     def waiting(self) -> bool:
         """Whether there is something to send."""
         return bool(self._records or self._lost)
+
+    def pass_on(self) -> None:
+        """Send the records that wait, if this is a moment for it."""
+        # Whoever comes while another thread sends, or a signal's handler amid it, leaves its record
+        # to that one, which looks once more after it has let go.
+        while self._records and self.channel is not None:
+            if not self._passing.acquire(blocking=False):
+                return
+            try:
+                if not self._send_records(self.channel):
+                    return
+            finally:
+                self._passing.release()
+
+    def _send_records(self, channel: SharedChannel) -> bool:
+        with self._lock:
+            records, self._records = self._records, deque()
+        try:
+            sent = channel.send_if_free(LogRecords(list(records)))
+        except ChannelClosed:
+            self.channel = None  # not logged, or this would be called for that line, too
+            return False
+        if not sent:
+            with self._lock:
+                self._records.extendleft(reversed(records))
+        return sent
 
     def send(self, channel: Channel) -> None:
         """Send what there is, unless the arbiter is behind with reading.
@@ -89,7 +135,6 @@ class LogTap:
         with self._lock:
             records, self._records = list(self._records), deque()
             lost, self._lost = self._lost, 0
-            self._characters = 0
         if records or lost:
             channel.send(LogRecords(records, lost))
 

@@ -15,6 +15,7 @@ import requests
 
 from integration.conftest import CLASSES, Serve
 from integration.server import APPS, DEADLINE_S, Server, alive, free_port, wait_for
+from integration.test_control import servoctl
 from integration.test_process import command_for_everybody, needs_root
 
 if TYPE_CHECKING:
@@ -81,6 +82,21 @@ def test_a_guard_that_is_killed_is_followed_by_another(serve: Serve) -> None:
         server.signal(signal.SIGKILL)
         server.wait_exit()
         wait_for(lambda: not server.members(), "end of the orphans")
+
+
+def test_what_a_stuck_worker_has_logged_is_there_to_be_read(
+    serve: Serve, worker_class: str
+) -> None:
+    """It sends its lines when it logs them: it looks around no more afterwards."""
+    server = serve(*stuck_args(worker_class), "-w", "1", "--graceful-timeout", "1")
+    with stuck(server, "log-and-sleep"):
+        wait_for(
+            lambda: (
+                "the last line before it got stuck"
+                in servoctl("--pid", str(server.pid), "logs", "--worker", "1").stdout
+            ),
+            "the worker's lines",
+        )
 
 
 # prctl(PR_CAPBSET_DROP, CAP_KILL): what root executes next lacks it.

@@ -1,5 +1,6 @@
 """Applications that get stuck, each in its own way: `wsgi` and `asgi`, by the path."""
 
+import logging
 import os
 import signal
 import sys
@@ -38,7 +39,14 @@ def print_much():
     os.write(1, b"x" * (1 << 20))
 
 
+def log_and_sleep():
+    for line in ("the first line", "the last line"):
+        logging.getLogger("gunicorn.error").warning("%s before it got stuck", line)
+    time.sleep(3600)
+
+
 WAYS = {
+    "/log-and-sleep": log_and_sleep,
     "/sleep": sleep,
     "/compute": compute,
     "/deaf": deaf,
