@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from servo.arbiter import process, spawn
 from servo.errors import ServoError
+from servo.observe.log import prints_never_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +76,8 @@ class ConfigCheck:
 def _check(read_settings: Callable[[], object], fd: int, arbiter: int) -> int:
     spawn.die_with(arbiter)
     process.set_title("servo: reading the configuration")
-    text = configuration_error(read_settings)
+    with prints_never_block():
+        text = configuration_error(read_settings)
     if text is None:
         return 0
     # Blocks while the arbiter is busy, then goes on.

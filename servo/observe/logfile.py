@@ -4,17 +4,26 @@ A full disk or a reader that has stopped must neither hold a process up nor go u
 write here waits: a pipe or a terminal gets a non-blocking descriptor of its own, and a socket is
 written to with MSG_DONTWAIT. O_NONBLOCK belongs to the open file, which other programs share (the
 shell's terminal, the pipe of a container), so it is never set on a descriptor that was given to us:
-/proc/self/fd/N is opened anew. Lines that do not fit are dropped whole and counted, and the count
-is logged when writing works again.
+/proc/self/fd/N is opened anew. Where that is not allowed (the pipe belongs to another user), each
+write is preceded by a poll and is so short that it fits. Lines that do not fit are dropped whole
+and counted, and the count is logged when writing works again.
+
+Several processes write to one pipe. A write of up to PIPE_BUF bytes goes in whole or not at all. A
+longer line could be cut where the pipe is full, and another process's line would continue it: so
+it waits until the pipe surely has room for all of it.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import socket
 import stat
+import sys
+import termios
+import time
 from typing import TYPE_CHECKING
 
 from servo.errors import ConfigError
@@ -47,6 +56,8 @@ class LogFile:
         self.standard = standard
         self._opened: Opened | None = None
         self._has_copy = False
+        self._may_block = False
+        self._ends = False
         self._socket: socket.socket | None = None
         self.fd = standard if self.path is None else self._open(self.path)
         self.follow_standard()
@@ -83,7 +94,10 @@ class LogFile:
         while data:
             try:
                 if self._socket is None:
-                    written = os.write(self.fd, self._portion(data))
+                    portion = self._portion(data)
+                    if self._may_block:
+                        _require_room(self.fd)
+                    written = os.write(self.fd, portion)
                 else:
                     written = self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
@@ -104,8 +118,11 @@ class LogFile:
         """Block up to `timeout_s` while something waits: for a process that is about to end."""
         poller = select.poll()
         poller.register(self.fd, select.POLLOUT)
-        while self._pending and poller.poll(timeout_s * 1000):
+        end = time.monotonic() + timeout_s
+        self._ends = True
+        while self._pending and poller.poll(max(end - time.monotonic(), 0.0) * 1000):
             self.write(b"")
+        self._ends = False
 
     def reopen(self) -> str:
         """Open the path anew under the same descriptor. "" or why the old file stays in use.
@@ -145,6 +162,7 @@ class LogFile:
             self.fd = copy if self._has_copy else self.standard
             self._socket = _socket_at(self.standard)
             self._is_pipe = _is_pipe(self.fd)
+            self._may_block = not self._has_copy and (self._is_pipe or os.isatty(self.fd))
 
     def close(self) -> None:
         """Close what was opened here; the standard descriptors stay."""
@@ -170,12 +188,20 @@ class LogFile:
         return self._opened.fd
 
     def _portion(self, data: bytes) -> bytes:
-        """As much of `data` as one write may carry: whole lines up to PIPE_BUF for a pipe."""
-        if not self._is_pipe or len(data) <= _PIPE_BUF_BYTES:
+        """As much of `data` as one write may carry: whole lines up to PIPE_BUF for a pipe, or one
+        longer line. Raises BlockingIOError when that finds no room."""
+        if len(data) <= _PIPE_BUF_BYTES or not (self._is_pipe or self._may_block):
             return data
         end = data.rfind(b"\n", 0, _PIPE_BUF_BYTES) + 1
-        # A line that is longer than that can't be written in one piece anyway.
-        return data[: end or data.find(b"\n") + 1 or len(data)]
+        if end:
+            return data[:end]
+        if self._may_block:
+            return data[:_PIPE_BUF_BYTES]
+        line = data[: data.find(b"\n") + 1 or len(data)]
+        # What is begun is continued; a process that ends has no time to wait for a better moment.
+        if not (self._mid_line or self._ends or _pipe_takes(self.fd, len(line))):
+            raise BlockingIOError(errno.EAGAIN, "the pipe might cut this line")
+        return line
 
     def _keep(self, data: bytes) -> None:
         if len(data) <= MAX_PENDING_BYTES:
@@ -253,6 +279,23 @@ def _socket_at(fd: int) -> socket.socket | None:
         return socket.socket(fileno=os.dup(fd))
     except OSError:
         return None
+
+
+def _pipe_takes(fd: int, size: int) -> bool:
+    """Whether one write of `size` bytes goes into the pipe whole, or could never do so."""
+    capacity = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+    queued = int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+    # The kernel counts pages, not bytes. Two neighbours are more than half full, or they would
+    # have been merged.
+    return not queued or capacity - 2 * queued - _PIPE_BUF_BYTES >= size
+
+
+def _require_room(fd: int) -> None:
+    """Raise BlockingIOError unless a write of up to PIPE_BUF bytes finds room, or fails at once."""
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    if not poller.poll(0):
+        raise BlockingIOError(errno.EAGAIN, "there is no room")
 
 
 def _is_pipe(fd: int) -> bool:

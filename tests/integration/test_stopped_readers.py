@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from integration.conftest import CLASSES, class_args
-from integration.server import Server, alive, environment, free_port, wait_for
+from integration.server import APPS, Server, alive, environment, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +97,26 @@ def test_workers_and_arbiter_go_on(
         for _ in range(50):
             assert server.get() == b"ok"
         assert server.end(signum) == 0
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_an_application_that_blocks_in_its_own_print_is_ended_by_timeout(
+    tmp_path: Path, worker_class: str, full: int
+) -> None:
+    interface = "asgi" if worker_class == "async" else "wsgi"
+    app = f"{APPS / 'stuck_app'}.py:{interface}"
+    # A `thread` worker beats while one of its threads is stuck: another limit is for that.
+    limits = ("--timeout", "1", "--request-timeout", "1", "--graceful-timeout", "1")
+    server = Stopped((app, *CLASSES[worker_class][1], "-w", "1", *limits), full, tmp_path)
+    try:
+        server.wait_ready()
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"GET /print HTTP/1.1\r\nHost: x\r\n\r\n")
+            wait_for((tmp_path / "begun").exists, "the print")
+            assert server.get()
+        assert server.end(signal.SIGTERM) == 0
     finally:
         server.kill()
 

@@ -331,3 +331,55 @@ def test_a_standard_stream_that_leads_elsewhere_now(tmp_path):
     assert (tmp_path / "null").read_bytes() == b"here\n"
     for fd in (reader, writer, null):
         os.close(fd)
+
+
+def test_a_long_line_is_not_continued_by_another_process(pipe):
+    file, reader = pipe
+    fcntl.fcntl(file.fd, fcntl.F_SETPIPE_SZ, 1 << 16)
+    other = LogFile(None, file.standard)
+    filling = b"f" * 1999 + b"\n"
+    for _ in range(10):
+        file.write(filling)
+    long = b"l" * 29_999 + b"\n"
+    file.write(long)
+    assert file.pending
+    other.write(b"another's\n")
+    assert read_all(reader) == filling * 10 + b"another's\n"
+    file.write(b"")
+    assert read_all(reader) == long
+    other.close()
+
+
+def test_a_line_that_no_pipe_holds_is_written_in_pieces(pipe):
+    file, reader = pipe
+    line = b"l" * 20_000 + b"\n"
+    file.write(line)
+    data = read_all(reader)
+    while file.pending:
+        file.write(b"")
+        data += read_all(reader)
+    assert data == line
+
+
+@pytest.mark.parametrize("lines", [[b"x" * 100], [b"y" * 10_000], [b"a", b"z" * 5000, b"b"]])
+def test_a_pipe_that_can_not_be_opened_anew_holds_nobody_up_either(monkeypatch, lines):
+    """It belongs to another user, as one of root's shell does after `su`."""
+    monkeypatch.setattr(logfile, "non_blocking_copy", lambda _fd: -1)
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(reader, False)
+    file = LogFile(None, writer)
+    data = b"".join(line + b"\n" for line in lines)
+    for _ in range(20):
+        file.write(data)
+    assert file.pending
+    assert os.get_blocking(writer)
+    read = b""
+    while file.pending:
+        read += read_all(reader)
+        file.write(b"")
+    assert read + read_all(reader) == data * 20
+    os.close(reader)
+    file.write(data)
+    assert file.lost
+    os.close(writer)
