@@ -28,13 +28,10 @@ class Transport(Protocol):
     """What a responder needs of the connection's driver. Its methods raise ClientDisconnected."""
 
     def send_all(self, data: bytes) -> None:
-        """Send all of it, waiting for a slow client."""
+        """Send it, or keep it to be sent; waits for a slow client only past the limits."""
 
-    def send_some(self, data: bytes) -> bytes | memoryview:
-        """Send what the socket takes at once; the rest is returned."""
-
-    def finish(self, rest: bytes | memoryview | FileRegion) -> None:
-        """Send the end of a response; what the socket doesn't take at once stays here."""
+    def finish(self, rest: bytes | FileRegion) -> None:
+        """The same with the end of a response, on which the application's `close` follows."""
 
 
 class Exchange(Protocol):
@@ -95,7 +92,7 @@ class WSGIResponder:
         # Bound once: a bound method a request would be an allocation a request.
         self.start_response = self._start_response
 
-    def run(self, environ: Environ) -> bytes | memoryview | FileRegion:
+    def run(self, environ: Environ) -> bytes | FileRegion:
         """Call the application; returns what the driver has yet to send of the response.
 
         A response that has a `close` is handed to the driver in here, by `Transport.finish`.
@@ -122,13 +119,13 @@ class WSGIResponder:
             return self._failed(environ)
         return self._deliver(result, environ)
 
-    def _deliver(self, result: Any, environ: Environ) -> bytes | memoryview | FileRegion:
+    def _deliver(self, result: Any, environ: Environ) -> bytes | FileRegion:
         """Send what the application goes on producing, and then let it clean up.
 
         The response is out, or with the driver, before `close` is called: that may take long (jobs
         after the response) or fail, and neither is the client's business.
         """
-        rest: bytes | memoryview | FileRegion = b""
+        rest: bytes | FileRegion = b""
         close: Any = None
         try:
             close = getattr(result, "close", None)
@@ -214,7 +211,7 @@ class WSGIResponder:
             raise AppError(f"a response body is made of bytes, not {type(body).__name__}")
         return self._http.send_response(status, self.headers, body)
 
-    def _stream(self, result: Iterable[Any]) -> bytes | memoryview | FileRegion:
+    def _stream(self, result: Iterable[Any]) -> bytes | FileRegion:
         if type(result) is FileWrapper and not self._started:
             region = self._file_region(result)
             if region is not None:
@@ -223,31 +220,17 @@ class WSGIResponder:
         if type(blocks) is _LIST_ITERATOR and not self._started:
             # Django's responses: all blocks are there, the application has none to make meanwhile.
             return self._whole(list(blocks))
-        rest: bytes | memoryview = b""
         for block in blocks:
             if self._adapter.forked:
                 _end_child(None)
-            if not block:
-                continue
-            if rest:
-                self._transport.send_all(bytes(rest))
-                rest = b""
-            framed = self._frame(block)
-            # What the socket takes goes out now: PEP 3333 forbids to hold a block back while the
-            # application makes the next. What it doesn't take may stay with the driver, if this
-            # was the last one; then a slow client costs no thread.
-            rest = self._transport.send_some(framed)
-            while len(rest) > _HELD_BACK:
-                part, rest = rest[:-_HELD_BACK], rest[-_HELD_BACK:]
-                self._transport.send_all(bytes(part))
+            if block:
+                # Now: PEP 3333 forbids to hold a block back while the application makes the next.
+                self._transport.send_all(self._frame(block))
         if self._adapter.forked:
             _end_child(None)
         if not self._started:
             return self._http.send_response(self._status_given(), self.headers, b"")
-        if self._http.response_complete:
-            return rest
-        end = self._http.end_response()
-        return bytes(rest) + end if end and rest else (end or rest)
+        return b"" if self._http.response_complete else self._http.end_response()
 
     def _status_given(self) -> str:
         if self.status is None:
@@ -308,10 +291,6 @@ def _end_child(error: BaseException | None) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-# More than this of a finished block is not left with the driver while the application goes on.
-_HELD_BACK = 1 << 20
 
 
 class AppError(ServoError):

@@ -154,11 +154,6 @@ class _Bridge:
         for message in whole:
             self._post(message)
 
-    def send_some(self, data: bytes) -> bytes:
-        """As `send_all`."""
-        self.send_all(data)
-        return b""
-
     def finish(self, rest: object) -> None:
         """Have a whole response sent, without waiting for it: the application may go on for long
         in its `close`. Of any other nothing is left."""

@@ -20,6 +20,7 @@ from servo.http.forwarded import resolve_client
 from servo.http.h1 import H1Connection
 from servo.net.sockets import has_unread
 from servo.workers.hooks import HookResponse
+from servo.workers.output_buffer import PATIENCE_S, OutputBuffer, OutputSpace
 from servo.workers.pace import BodyPace
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class ConnectionFactory:
             sendfile=settings.sendfile,
         )
         self.adapter.watch_forks()
+        self.output_space = OutputSpace(
+            settings.response_buffer_size, settings.response_spool_limit, settings.tmp_upload_dir
+        )
         self.hooks = worker.request_hooks or None
         self.tls = worker.context.tls
         if self.tls is not None:
@@ -104,11 +108,11 @@ class Connection:
         "http",
         "linger",
         "out",
+        "output",
         "pace",
         "peer_name",
         "phase",
         "preface",
-        "region",
         "request",
         "requests",
         "responder",
@@ -151,7 +155,7 @@ class Connection:
         self.environ: dict[str, Any] = _NO_ENVIRON
         self.started_ns = 0
         self.out: bytes | memoryview = b""
-        self.region: FileRegion | None = None
+        self.output: OutputBuffer | None = None
         self.claim: list[bool] | None = None
         self.thread = 0
         self.deadline_ns = 0
@@ -259,7 +263,7 @@ class Connection:
             environ["SCRIPT_NAME"] = info.prefix + environ["SCRIPT_NAME"]
 
     def run(self) -> None:
-        """Call the application; leave what is yet to be sent in `out` and `region`."""
+        """Call the application; leave what the client has not taken in `output`."""
         hooks = self._factory.hooks
         if hooks is not None:
             assert self.request is not None
@@ -267,7 +271,13 @@ class Connection:
         rest = self.responder.run(self.environ)
         if rest:
             try:
-                self.finish(rest)
+                if self.output is None and rest.__class__ is bytes:
+                    # The ordinary response: one call, and nothing is left.
+                    left = self.send_some(rest)
+                    if left:
+                        self._leave(left)
+                else:
+                    self._hand_over(rest)
             except ClientDisconnected:
                 self.broken = True
 
@@ -319,64 +329,172 @@ class Connection:
 
     def send_all(self, data: bytes | memoryview) -> None:
         """See wsgi.Transport."""
-        rest = self.send_some(data)
-        while rest:
-            self._wait_writable()
-            rest = self.send_some(rest)
-        # Whoever sends a response makes progress: a `sync` worker is not silent meanwhile.
+        output = self.output
+        if output is None or not output.size():
+            data = self.send_some(data)
+        if data:
+            self._keep(data)
+        # A `sync` worker that sends is not silent.
         self._factory.worker.progress()
 
-    def finish(self, rest: bytes | memoryview | FileRegion) -> None:
+    def finish(self, rest: bytes | FileRegion) -> None:
         """See wsgi.Transport."""
-        if isinstance(rest, FileRegion):
-            self.region = rest
-            rest = rest.head
-        self.out = self.send_some(rest) if rest else b""
-        if self.region is not None and not self.out:
-            self.flush()
+        if rest:
+            self._hand_over(rest)
+            self._see_off()
 
-    def _wait_writable(self) -> None:
+    def _hand_over(self, rest: bytes | memoryview | FileRegion) -> None:
+        """Send the end of a response, or leave it to the poller."""
+        region: FileRegion | None = None
+        if isinstance(rest, FileRegion):
+            region = rest
+            rest = region.head
+        output = self.output
+        try:
+            if output is None or not output.size():
+                rest = self.send_some(rest)
+            if rest:
+                self._leave(rest)
+        except ClientDisconnected:
+            if region is not None:
+                region.close()
+            raise
+        if region is None:
+            return
+        if region.count:
+            self._buffer().append_file(region)
+            self._announce()
+        else:
+            region.close()
+
+    def _leave(self, rest: bytes | memoryview) -> None:
+        """Leave the end of a response to the poller, or wait if there is no room for it."""
+        if self._buffer().append_last(rest):
+            self._announce()
+        else:
+            self._keep(rest)
+
+    def _see_off(self) -> None:
+        """Nobody sends while `close` runs: let a client that reads on have all of it before."""
+        while self.output is not None and self.output.size() and self._is_patient(self.output):
+            pass
+
+    def _buffer(self) -> OutputBuffer:
+        output = self.output
+        if output is None:
+            output = self.output = OutputBuffer(self._factory.output_space)
+        return output
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        """Keep what the socket doesn't take. Waits past the limits, or where that is cheaper."""
+        output = self._buffer()
+        if self.broken:
+            raise ClientDisconnected("the client is gone")
+        rest: bytes | memoryview = output.append(data, False)
+        self._announce()
+        while rest and self._is_patient(output):
+            rest = self._offer(output, rest, False)
+        if rest:
+            rest = self._offer(output, rest, True)
+        while rest:
+            if not self._await_progress(self._factory.settings.send_timeout):
+                self.broken = True
+                raise ClientDisconnected("the client has stopped reading")
+            self._factory.worker.progress()
+            rest = self._offer(output, rest, True)
+
+    def _offer(
+        self, output: OutputBuffer, data: bytes | memoryview, spool: bool
+    ) -> bytes | memoryview:
+        """Send or keep what there is room for; returns the rest."""
+        if not output.size():
+            data = self.send_some(data)
+        if data:
+            data = output.append(data, spool)
+            self._announce()
+        return data
+
+    def _is_patient(self, output: OutputBuffer) -> bool:
+        """Wait a moment for a client that reads on; whether it does, and may go on doing so."""
+        if output.patience_ns <= 0:
+            return False
+        started = monotonic_ns()
+        if not self._await_progress(PATIENCE_S):
+            output.patience_ns = 0
+            return False
+        output.patience_ns -= monotonic_ns() - started
+        return True
+
+    def _announce(self) -> None:
+        """The buffer has more: here nobody else sends it while the application runs."""
+        self.flush_output()
+
+    def _await_progress(self, seconds: float) -> bool:
+        """Wait until the client has taken something; whether it has. 0 seconds: no limit."""
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
-        if not poll.poll(self._factory.settings.send_timeout * 1000 or None):
+        if not poll.poll(seconds * 1000 or None):
+            return False
+        self.flush_output()
+        return True
+
+    def flush_output(self) -> bool:
+        """Send what the socket takes of the buffer; whether that was any.
+
+        Raises ClientDisconnected.
+        """
+        output = self.output
+        if output is None:
+            return False
+        try:
+            return output.send(self)
+        except OSError as error:
             self.broken = True
-            raise ClientDisconnected("the client has stopped reading")
+            output.wake()
+            raise ClientDisconnected(str(error)) from error
 
     def flush(self) -> tuple[bool, bool]:
         """Send more of a finished response. Returns (all sent, any sent).
 
         Raises ClientDisconnected.
         """
+        output = self.output
+        if output is not None:
+            progress = self.flush_output()
+            if output.size():
+                return False, progress
+            self._close_output()
+            return True, progress
         before = len(self.out)
-        if self.out:
-            self.out = self.send_some(self.out)
-            if self.out:
-                return False, len(self.out) < before
-        region = self.region
-        progress = before > 0
-        try:
-            while region is not None and region.count:
-                sent = self._send_region(region)
-                if not sent:
-                    raise ClientDisconnected("the file became shorter while it was sent")
-                region.offset += sent
-                region.count -= sent
-                progress = True
-        except BlockingIOError:
-            return False, progress
-        except OSError as error:
-            self.broken = True
-            raise ClientDisconnected(str(error)) from error
-        if region is not None:
-            region.close()
-            self.region = None
-        return True, progress
+        self.out = self.send_some(self.out)
+        return not self.out, len(self.out) < before
 
-    def _send_region(self, region: FileRegion) -> int:
-        count = min(region.count, 1 << 30)
+    # The two that an OutputBuffer sends by.
+
+    def send(self, data: bytes | memoryview) -> int:
+        """See output_buffer.Wire."""
+        return int(self.sock.send(data))
+
+    def send_file(self, fd: int, offset: int, count: int) -> int:
+        """See output_buffer.Wire."""
+        count = min(count, 1 << 30)
         if self._factory.tls is not None:
-            return int(self.sock.sendfile(region.fd, region.offset, count))
-        return os.sendfile(self.fd, region.fd, region.offset, count)
+            return int(self.sock.sendfile(fd, offset, count))
+        return os.sendfile(self.fd, fd, offset, count)
+
+    def cut(self) -> None:
+        """End the connection under the hands of the thread that runs the application; the socket
+        stays open, or its descriptor might come to mean another connection meanwhile."""
+        self.broken = True
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        if self.output is not None:
+            self.output.wake()
+
+    def _close_output(self) -> None:
+        if self.output is not None:
+            self.output.close()
+            self.output = None
 
     def unread(self) -> bool:
         """Whether the kernel holds bytes of the client that nobody has read."""
@@ -385,9 +503,8 @@ class Connection:
     def close(self) -> None:
         """Close the socket and everything that hangs on it."""
         self.close_body()
-        if self.region is not None:
-            self.region.close()
-            self.region = None
+        if self.phase != APP:
+            self._close_output()
         # See net.sockets.end_output; over TLS it says goodbye first.
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)

@@ -62,6 +62,7 @@ class PollerWorker(PollLoop):
         self.keep_alive_s = self.settings.keepalive_s
         self.closes_each = not self.keep_alive_s
         self.idle_ns = int(self.keep_alive_s * 1e9)
+        self.send_timeout_ns = int(self.settings.send_timeout * 1e9)
         self.factory = ConnectionFactory(self, app, type(self).multithread)
 
     def dispatch(self, connection: Connection) -> None:
@@ -85,9 +86,12 @@ class PollerWorker(PollLoop):
             else:
                 self._on_readable(connection)
         elif phase == APP:
-            # More bytes, or the client's end, while the application runs: neither may be read
-            # now, and a level-triggered event left registered would spin.
-            self.watch(connection, 0)
+            if connection.output is not None:
+                self.flush_running(connection)
+            else:
+                # More bytes, or the client's end, while the application runs: neither may be read
+                # now, and a level-triggered event left registered would spin.
+                self.watch(connection, 0)
         elif phase == SEND:
             self._flush(connection)
         else:
@@ -225,8 +229,9 @@ class PollerWorker(PollLoop):
         """The application is done with a request; what is left is in `connection.out`."""
         now = connection.finish_request(self.meter)
         if connection.broken:
+            connection.phase = SEND
             self.drop(connection)
-        elif connection.out or connection.region is not None:
+        elif connection.output is not None:
             connection.phase = SEND
             connection.expires_in(self.settings.send_timeout)
             self._flush(connection)
@@ -262,6 +267,26 @@ class PollerWorker(PollLoop):
         connection.phase = SEND
         connection.expires_in(self.settings.send_timeout)
         self._flush(connection)
+
+    def flush_running(self, connection: Connection) -> None:
+        """Send what the client has not taken of a response that is still being produced."""
+        output = connection.output
+        if output is None:
+            return
+        try:
+            connection.flush_output()
+        except ClientDisconnected:
+            # The application is told when it has more to send.
+            self.watch(connection, 0)
+            return
+        if not output.size():
+            output.watched = False
+            # Looked at again after that: the thread appends first and looks at `watched` second.
+            if not output.size():
+                self.watch(connection, 0)
+                return
+            output.watched = True
+        self.watch(connection, select.EPOLLOUT)
 
     def _flush(self, connection: Connection) -> None:
         """Send what is left of a finished response; then what comes after a response."""
@@ -341,6 +366,9 @@ class PollerWorker(PollLoop):
             if connection.phase == APP:
                 oldest = min(oldest or connection.started_ns, connection.started_ns)
                 self.check_running(connection, now_ns)
+                output = connection.output
+                if output is not None and output.is_late(now_ns, self.send_timeout_ns):
+                    connection.cut()
             elif connection.deadline_ns and now_ns >= connection.deadline_ns:
                 self._on_timeout(connection)
             elif connection.phase == IDLE:

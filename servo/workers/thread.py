@@ -15,7 +15,7 @@ from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Refused
 from servo.http.h1 import H1Connection
 from servo.ipc.messages import ReplaceMe
-from servo.workers.connection import APP, Connection, ConnectionFactory
+from servo.workers.connection import APP, SEND, Connection, ConnectionFactory
 from servo.workers.forks import end_child
 from servo.workers.poller import PollerWorker
 from servo.workers.threads import WorkerThread
@@ -42,6 +42,7 @@ class ThreadWorker(PollerWorker):
         self.requests: SimpleQueue[ThreadConnection | None] = SimpleQueue()
         self.read: list[ThreadConnection] = []
         self.done: deque[ThreadConnection] = deque()
+        self.lagging: deque[ThreadConnection] = deque()
         self.asleep = False
         self.lost = 0
         self.timeout_ns = int(self.settings.request_timeout * 1e9)
@@ -67,10 +68,10 @@ class ThreadWorker(PollerWorker):
         for connection in self.read:
             self.requests.put(connection)
         self.read.clear()
-        # Set before the look at `done`: a thread appends first and looks at `asleep` second, so
+        # Set before the look at the queues: a thread appends first and looks at `asleep` second, so
         # one of the two always sees the other.
         self.asleep = True
-        return 0.0 if self.done else super().wait_s()
+        return 0.0 if self.done or self.lagging else super().wait_s()
 
     def _on_wake(self) -> None:
         os.eventfd_read(self.wake_fd)
@@ -78,10 +79,17 @@ class ThreadWorker(PollerWorker):
     def after_poll(self) -> None:
         """Take back what the threads have finished."""
         self.asleep = False
+        # First those whose clients lag: of one that is done as well, nothing must be left here.
+        while self.lagging:
+            connection = self.lagging.popleft()
+            running = connection.phase == APP and connection.claim is not None
+            if running and self.connections.get(connection.fd) is connection:
+                self.flush_running(connection)
         done = self.done
         while done:
             connection = done.popleft()
             if connection.claim is None:
+                connection.phase = SEND
                 connection.close()  # given up while the thread was stuck
                 self.lost -= 1
             else:
@@ -102,8 +110,17 @@ class ThreadWorker(PollerWorker):
             connection.thread = 0
             done.append(connection)
             if self.asleep:
-                self.asleep = False
-                os.eventfd_write(self.wake_fd, 1)
+                self._wake_poller()
+
+    def lags(self, connection: ThreadConnection) -> None:
+        """Have the poller send what the client of a running request has not taken. Thread-safe."""
+        self.lagging.append(connection)
+        if self.asleep:
+            self._wake_poller()
+
+    def _wake_poller(self) -> None:
+        self.asleep = False
+        os.eventfd_write(self.wake_fd, 1)
 
     def progress(self) -> None:
         """The poller beats by itself."""
@@ -176,6 +193,29 @@ class ThreadConnection(Connection):
             self._claimed = True
         return super().send_some(data)
 
+    def _see_off(self) -> None:
+        """The poller sends while `close` runs."""
+
+    def _announce(self) -> None:
+        """The poller sends it."""
+        output = self.output
+        if output is not None and output.size() and not output.watched:
+            output.watched = True
+            worker = self._factory.worker
+            assert isinstance(worker, ThreadWorker)
+            worker.lags(self)
+
+    def _await_progress(self, seconds: float) -> bool:
+        """See Connection._await_progress."""
+        output = self.output
+        if output is None or not output.size():
+            # There was no room for anything: this thread is the one that sends.
+            return super()._await_progress(seconds)
+        happened = output.wait(seconds)
+        if self.broken:
+            raise ClientDisconnected("the client is gone")
+        return happened
+
     def take_claim(self) -> bool:
         """Whether the response is the caller's to begin."""
         claim = self.claim
@@ -190,6 +230,6 @@ class ThreadConnection(Connection):
         try:
             if answer:
                 super().send_some(answer)
-            self.sock.shutdown(2)
-        except (OSError, ClientDisconnected):
-            self.broken = True
+        except ClientDisconnected as error:
+            log.debug("%s was gone before it was given up: %s", self.peer_name, error)
+        self.cut()

@@ -49,7 +49,8 @@ _UNREAD_MOST = 65536
 
 
 class TLSSocket:
-    """One connection. At a time one thread may use it, except that any may `close` it.
+    """One connection. At a time one thread may use it, except that any may `close` it or shut it
+    down.
 
     It raises BlockingIOError where a socket would, and OSError (of which ssl.SSLError is one) when
     the connection is of no more use. After a `send` that raised or took a part, the next one is
@@ -162,7 +163,7 @@ class TLSSocket:
         """Encrypt and send; how many bytes of it the socket has taken."""
         with self._lock:
             size = len(data)
-            if size <= _CHUNK and not self._stash:
+            if size <= _CHUNK and not self._stash and self._held is None:
                 self._wrapped.write(data)
                 if self._push():
                     return size
@@ -188,15 +189,22 @@ class TLSSocket:
         if self._stash and not self._push():
             raise BlockingIOError
         held, self._held = self._held, None
-        # Something else comes when the rest was given up, as that of an interim response.
-        if held is None or bytes(data[: len(held)]) != bytes(held):
+        if held is None:
             return 0
-        return len(held)
+        size = min(len(held), len(data))
+        # Something else comes when the rest was given up, as that of an interim response.
+        if bytes(data[:size]) != bytes(held[:size]):
+            return 0
+        # The rest may come in smaller pieces than before.
+        if size < len(held):
+            self._held = held[size:]
+        return size
 
     def sendfile(self, fd: int, offset: int, count: int) -> int:
         """As os.sendfile with this as its target: a block of the file, read and encrypted."""
         # Not read again: the file may have changed, but what is encrypted is on its way.
         block = self._held or os.pread(fd, min(count, _CHUNK), offset)
+        block = block[:count]
         return self.send(block) if block else 0
 
     def _push(self) -> bool:

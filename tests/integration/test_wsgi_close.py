@@ -20,7 +20,7 @@ FLAGS = {
     "thread": ("-k", "thread", "--threads", "4"),
     "async": ("-k", "async"),
 }
-SIZE = 200_000
+SIZE = 8_000_000
 
 
 @pytest.fixture(params=FLAGS.values(), ids=FLAGS)

@@ -81,12 +81,34 @@ SETTINGS = [
         help="How much of a body is kept in memory; the rest goes to disk.",
     ),
     Setting(
+        name="response_buffer_size",
+        type=Size(),
+        default=1 << 20,
+        unit="bytes",
+        section=_HTTP,
+        help="How much of a response waits in memory for its client; the rest goes to disk.",
+        details="""\
+Under WSGI, in `sync` and `thread` workers, so that a client that reads slowly holds no thread. All
+clients of a worker may take 64 times as much. 1 MiB is what waitress keeps.""",
+    ),
+    Setting(
+        name="response_spool_limit",
+        type=Size(),
+        default=1 << 30,
+        unit="bytes",
+        section=_HTTP,
+        help="How much of a worker's responses waits on disk; past it the app waits.",
+        details="""\
+In `tmp_upload_dir`. One response takes at most as much as it leaves to the others; 0: none, the app
+waits as soon as memory is full. nginx allows 1 GiB for each response.""",
+    ),
+    Setting(
         name="tmp_upload_dir",
         type=Directory(),
         default=None,
         nullable=True,
         section=_HTTP,
-        help="Where bodies go that are too big for memory.",
+        help="Where bodies of requests and responses go that are too big for memory.",
         details="Unset: the system's directory for temporary files.",
     ),
     Setting(

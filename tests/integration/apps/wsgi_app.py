@@ -145,6 +145,36 @@ def orphan(environ, start_response, query):
     return answer(start_response, grandchild)
 
 
+def pattern(environ, start_response, query):
+    """Blocks that differ, so that none can be lost or come twice unseen.
+
+    how   pieces (chunked), sized (with a Content-Length), write, list (whole), or two (of which the
+          second comes once the file that $GATE names is there)
+    """
+    count = int(query.get("blocks", 100))
+    blocks = (b"%015d\n" % number * 4096 for number in range(count))
+    how = query.get("how", "pieces")
+    headers = [("Content-Type", "application/octet-stream")]
+    if how == "sized":
+        headers.append(("Content-Length", str(65536 * count)))
+    write = start_response("200 OK", headers)
+    if how == "write":
+        for block in blocks:
+            write(block)
+        return []
+    return list(blocks) if how == "list" else blocks if how != "two" else two(blocks)
+
+
+def two(blocks):
+    try:
+        yield b"".join(blocks)
+        while not os.path.exists(os.environ["GATE"]):
+            time.sleep(0.01)
+        yield b"the end"
+    finally:
+        print("the second block is out", flush=True)
+
+
 class Closing:
     """A response whose `close` fails, or waits until the file that $GATE names is there."""
 
@@ -200,6 +230,7 @@ def leave_child(environ, start_response, query):
 
 
 HANDLERS = {
+    "/pattern": pattern,
     "/closing": closing,
     "/descriptors": descriptors,
     "/leave-child": leave_child,

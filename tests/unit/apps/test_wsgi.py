@@ -26,13 +26,12 @@ log = logging.getLogger("test")
 
 
 class Wire:
-    """A transport that keeps what it is given, and takes at most `room` bytes at once."""
+    """A transport that keeps what it is given."""
 
-    def __init__(self, room: int = 1 << 30, gone: bool = False) -> None:
+    def __init__(self, gone: bool = False) -> None:
         self.data = b""
         self.region = None
         self.sends = self.finished = 0
-        self.room = room
         self.gone = gone
 
     def send_all(self, data: bytes) -> None:
@@ -40,13 +39,6 @@ class Wire:
             raise ClientDisconnected("gone")
         self.sends += 1
         self.data += data
-
-    def send_some(self, data: bytes) -> bytes:
-        if self.gone:
-            raise ClientDisconnected("gone")
-        self.sends += 1
-        self.data += bytes(data[: self.room])
-        return data[self.room :]
 
     def finish(self, rest) -> None:
         self.finished += 1
@@ -165,16 +157,6 @@ def test_a_generator_is_chunked_and_each_block_goes_out_at_once():
     exchange = Exchange(app, wire=wire)
     assert seen[0].endswith(b"3\r\none\r\n")
     assert exchange.body == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
-
-
-def test_what_the_socket_does_not_take_of_the_last_block_is_left_to_the_driver():
-    def app(environ, start_response):
-        start_response("200 OK", [("Content-Length", "1000")])
-        yield b"x" * 1000
-
-    exchange = Exchange(app, wire=Wire(room=300))
-    assert exchange.wire.sends == 1
-    assert exchange.body == b"x" * 1000
 
 
 def test_a_block_that_is_all_of_the_body_goes_out_before_the_application_goes_on():

@@ -236,6 +236,31 @@ def test_the_rest_may_come_in_another_object(pair: Pair) -> None:
     assert heard + pair.hear() == body
 
 
+@pytest.mark.parametrize("size", [1000, 65_536, 200_000])
+def test_the_rest_may_come_in_smaller_pieces_and_from_a_file(
+    pair: Pair, size: int, tmp_path: Path
+) -> None:
+    """What was encrypted of a block goes out once, wherever the block was cut and kept."""
+    pair.shake()
+    pair.raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    body = os.urandom(size)
+    path = tmp_path / "file"
+    path.write_bytes(body)
+    fd = os.open(path, os.O_RDONLY)
+    heard, at, step = b"", 0, 0
+    while at < size:
+        step += 1
+        try:
+            if not at or step < 20:
+                at += pair.server.send(body[at : at + (7001 if at or step > 1 else size)])
+            else:
+                at += pair.server.sendfile(fd, at, min(9001, size - at))
+        except BlockingIOError:
+            heard += pair.hear()
+    assert heard + pair.hear() == body
+    os.close(fd)
+
+
 def test_what_is_given_up_does_not_stand_for_what_comes_next(pair: Pair) -> None:
     pair.shake()
     pair.raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
