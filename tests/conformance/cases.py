@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from servo.http.events import Request
+from servo.http.h1 import H1Connection
+from servo.http.limits import Limits
+
 _HERE = Path(__file__).parent
 CORPORA = Path(os.environ.get("SERVO_CORPORA", _HERE.parent.parent.parent / "shared" / "corpora"))
 GUNICORN_FILE = CORPORA / "gunicorn_requests.json"
@@ -74,9 +78,11 @@ class Outcome:
 
 
 def framing_cases() -> list[Case]:
-    """The cases of framing.json."""
+    """The cases of framing.json, and those of remembered.json: what must not hide in front of
+    fields that a connection remembers."""
     cases = []
-    for raw in json.loads((_HERE / "framing.json").read_text()):
+    files = ("framing.json", "remembered.json")
+    for raw in (each for name in files for each in json.loads((_HERE / name).read_text())):
         expect = raw["expect"]
         cases.append(
             Case(
@@ -102,6 +108,58 @@ _RULES = (
     "forbid_ctl",
     "forbid_crlf",
 )
+
+
+def warm_ups(case: Case) -> list[bytes]:
+    """Ordinary requests for /warm whose last lines are those of the case's own head.
+
+    Sent twice before a case, such a request has a connection remember the fields of the case, or
+    the last of them. A Host is put in front where the lines have none, and a body follows where
+    they say so. Left out are those that would be refused, or would end the connection.
+    """
+    if "proxy_protocol" in case.settings:
+        return []  # the header comes before the first request
+    end = case.data.find(b"\r\n\r\n")
+    head = case.data[: end + 4] if end >= 0 else b""
+    starts = [match.end() for match in re.finditer(rb"HTTP/1\.1\r\n", head)]
+    sections = [head[start:] for start in starts]
+    lines = head.split(b"\r\n")[1:-2]
+    sections += [b"\r\n".join([*lines[n:], b"", b""]) for n in range(len(lines))]
+    sections.append(b"\r\n")
+    with_host = [
+        each if re.search(rb"(?im)^host:", each) else b"Host: x\r\n" + each for each in sections
+    ]
+    found = (_warm_up(section, case) for section in dict.fromkeys(with_host))
+    return [warm_up for warm_up in found if warm_up]
+
+
+def _warm_up(section: bytes, case: Case) -> bytes:
+    """A whole request with these field lines; b"" if it would not be an ordinary one."""
+    defaults = Limits()
+    limits = Limits(
+        request_line=case.settings.get("limit_request_line", defaults.request_line),
+        header_count=case.settings.get("limit_request_fields", defaults.header_count),
+        header_field=case.settings.get("limit_request_field_size", defaults.header_field),
+    )
+    head = b"POST /warm HTTP/1.1\r\n" + section
+    event = H1Connection(limits).receive_data(head)
+    if not isinstance(event, Request) or event.upgrade is not None or event.expect_continue:
+        return b""
+    if not event.keep_alive or any(_is_special(name, case) for name, _ in event.headers):
+        return b""
+    if not event.more_body:
+        return head
+    length = event.content_length
+    if length is None:
+        return head + b"0\r\n\r\n"
+    return head + b"w" * length if length < 1000 else b""
+
+
+def _is_special(name: bytes, case: Case) -> bool:
+    """Whether a field may have a request refused further up."""
+    if b"_" in name:
+        return case.settings.get("header_map") == "refuse"
+    return b"forwarded" in name
 
 
 def gunicorn_cases() -> list[Case]:

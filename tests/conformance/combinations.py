@@ -17,7 +17,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conformance.cases import GUNICORN_ABSENT, GUNICORN_FILE, Case, framing_cases, gunicorn_cases
-from conformance.player import Play, Player, ways
+from conformance.player import Play, Player, warm_ways, ways
 
 from integration.server import REPOSITORY, Server, wait_for
 
@@ -40,10 +40,14 @@ SPLIT_EVERY = 5
 
 @dataclass
 class Result:
-    """What one combination made of all cases: plays with faults, and each case's outcome."""
+    """What one combination made of all cases: plays with faults, and each case's outcome.
+
+    warm  the cases that were played on warm connections, too
+    """
 
     faults: list[str]
     outcomes: dict[str, str]
+    warm: set[str]
     plays: int
 
 
@@ -74,7 +78,8 @@ def play_all(parser: str, kind: str, directory: Path) -> Result:
         text = _outcome(play)
         if outcomes.setdefault(play.case.name, text) != text:
             faults.append(f"{play.case} ({play.way}): {text}, but {outcomes[play.case.name]}")
-    return Result(faults, outcomes, len(plays))
+    warm = {play.case.name for play in plays if play.warm}
+    return Result(faults, outcomes, warm, len(plays))
 
 
 def _start(parser: str, kind: str, settings: dict[str, Any], directory: Path) -> Server:
@@ -93,7 +98,12 @@ def _start(parser: str, kind: str, settings: dict[str, Any], directory: Path) ->
 def _plays(cases: list[Case]) -> list[Play]:
     short = [case.name for case in cases if len(case.data) <= SPLIT_BOUND]
     chosen = set(short[::SPLIT_EVERY])
-    return [play for case in cases for play in ways(case, case.name in chosen)]
+    return [
+        play
+        for case in cases
+        for each in (ways, warm_ways)
+        for play in each(case, case.name in chosen)
+    ]
 
 
 def _calls(server: Server, plays: list[Play]) -> list[str]:
@@ -103,7 +113,7 @@ def _calls(server: Server, plays: list[Play]) -> list[str]:
 
     def calls() -> Counter[str]:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return Counter(path for path, error in lines if error is None)
+        return Counter(path for path, error in lines if error is None and path != "/warm")
 
     wait_for(lambda: calls().total() >= answered.total(), "calls of the app")
     return [f"the app was called for {path}: {n}" for path, n in (calls() - answered).items()]
@@ -127,10 +137,23 @@ def page(results: dict[tuple[str, str], Result]) -> str:
         "from it. Each case is sent whole and byte by byte, every fifth of the shorter ones also",
         "split at each position, and comes out the same every time.",
         "",
+        "*Warm*: the same on a connection that has just answered two ordinary requests whose last",
+        "field lines are the case's own, so that it remembers them (one line, two or all, as far",
+        "as a good request can have them). The outcome must be that of a new connection.",
+        "",
         f"| as expected | {' | '.join(names)} |",
         f"|---|{'--:|' * len(names)}",
         *(
             f"| {corpus} | " + " | ".join(_score(result, own) for result in results.values()) + " |"
+            for corpus, own in (
+                ("the cases below", framing.keys()),
+                ("gunicorn's own", first.keys() - framing.keys()),
+            )
+        ),
+        *(
+            f"| {corpus}, warm | "
+            + " | ".join(_score(result, own & result.warm) for result in results.values())
+            + " |"
             for corpus, own in (
                 ("the cases below", framing.keys()),
                 ("gunicorn's own", first.keys() - framing.keys()),
@@ -146,14 +169,20 @@ def page(results: dict[tuple[str, str], Result]) -> str:
         '`200` stands for a request that reached the app as the case demands; "closed" for a',
         "connection that the server has ended.",
         "",
-        "| case | RFC | level | outcome |",
-        "|---|---|---|---|",
+        "| case | RFC | level | outcome | warm |",
+        "|---|---|---|---|---|",
     ]
+    warm = set.intersection(*(result.warm for result in results.values()))
+    said = {name: "the same" if name in warm else "" for name in first}
     lines += [
-        f"| {name} | {case.rfc} | {case.level} | {first[name]} |" for name, case in framing.items()
+        f"| {name} | {case.rfc} | {case.level} | {first[name]} | {said[name]} |"
+        for name, case in framing.items()
     ]
-    lines += ["", "gunicorn's:", "", "| case | outcome | remark |", "|---|---|---|"]
-    lines += [f"| {case.name} | {first[case.name]} | {case.note} |" for case in gunicorn_cases()]
+    lines += ["", "gunicorn's:", "", "| case | outcome | warm | remark |", "|---|---|---|---|"]
+    lines += [
+        f"| {case.name} | {first[case.name]} | {said[case.name]} | {case.note} |"
+        for case in gunicorn_cases()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -199,7 +228,7 @@ def documented() -> dict[str, str]:
     rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     known = {case.name for case in framing_cases()}
     return {
-        row[0][2:]: row[3].removesuffix(" |") if row[0][2:] in known else row[1]
+        row[0][2:]: row[3] if row[0][2:] in known else row[1]
         for row in rows
         if row[0][2:] in known or row[0][2:].startswith(("valid/", "invalid/"))
     }

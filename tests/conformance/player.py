@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from conformance.cases import Case, Outcome, Seen, judge, statuses
+from conformance.cases import Case, Outcome, Seen, judge, statuses, warm_ups
+
+from integration.load import read_response
 
 AT_ONCE = 200
 # An answer that is as it should be is given this long to grow into one that is not.
@@ -27,6 +29,7 @@ class Play:
     """One case on one connection.
 
     way     how the bytes are cut, for messages
+    warm    a request that is sent, and answered, twice before the case; b"" for a cold connection
     fault   what was wrong with the outcome, None if nothing was
     codes   the statuses that came back
     """
@@ -34,6 +37,7 @@ class Play:
     case: Case
     way: str
     pieces: Sequence[bytes]
+    warm: bytes = b""
     fault: str | None = None
     codes: tuple[int, ...] = ()
     seen: tuple[Seen, ...] = ()
@@ -78,6 +82,14 @@ class Player:
     def _begin(self, play: Play) -> None:
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if play.warm:
+            for _ in range(2):
+                sock.sendall(play.warm)
+                try:
+                    head, _ = read_response(sock)
+                except (OSError, ValueError) as error:
+                    raise AssertionError(f"{play.case} {play.way} {play.warm!r}") from error
+                assert head.startswith(b"HTTP/1.1 200"), (play.case, play.warm, head)
         sock.setblocking(False)
         play._sock = sock
         play._since = time.monotonic()
@@ -186,6 +198,18 @@ def ways(case: Case, every_split: bool) -> Iterator[Play]:
     if every_split:
         for i in range(1, len(data)):
             yield Play(case, f"split at {i}", [data[:i], data[i:]])
+
+
+def warm_ways(case: Case, every_split: bool) -> Iterator[Play]:
+    """The same on connections that know the fields of the case, or the last of them."""
+    data = case.data
+    for number, warm_up in enumerate(warm_ups(case)):
+        yield Play(case, f"warm {number}", [data], warm_up)
+        single = [data[i : i + 1] for i in range(len(data))]
+        yield Play(case, f"warm {number}, byte by byte", single, warm_up)
+        if every_split and not number:
+            for i in range(1, len(data)):
+                yield Play(case, f"warm, split at {i}", [data[:i], data[i:]], warm_up)
 
 
 def _seen(response: bytes) -> Iterator[Seen]:

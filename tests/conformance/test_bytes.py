@@ -15,6 +15,7 @@ from conformance.cases import (
     framing_cases,
     gunicorn_cases,
     judge,
+    warm_ups,
 )
 
 from servo.http.errors import ProtocolError
@@ -121,8 +122,14 @@ def limits_of(settings: dict[str, Any]) -> Limits:
     )
 
 
-def play(case: Case, parser: str, pieces: Iterable[bytes]) -> Outcome:
+def play(case: Case, parser: str, pieces: Iterable[bytes], warm: bytes = b"") -> Outcome:
     echo = Echo(case, parser)
+    if warm:
+        for _ in range(2):
+            echo.feed(warm)
+        assert [seen.path for seen in echo.seen] == ["/warm", "/warm"], warm
+        assert not echo.closed
+        echo.seen, echo.response = [], b""
     for piece in pieces:
         if not echo.closed:
             echo.feed(piece)
@@ -155,6 +162,24 @@ def test_gunicorn(case: Case, parser: str) -> None:
     check_case(case, parser)
 
 
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("case", FRAMING + GUNICORN, ids=str)
+def test_a_warm_connection_sees_what_a_new_one_sees(case: Case, parser: str) -> None:
+    data = case.data
+    warm = warm_ups(case)
+    for pieces in ([data], [data[i : i + 1] for i in range(len(data))]):
+        cold = play(case, parser, pieces)
+        for warm_up in warm:
+            assert play(case, parser, pieces, warm_up) == cold, (warm_up, pieces)
+    for i in range(1, len(data) if len(data) <= SPLIT_BOUND and warm else 0):
+        pieces = [data[:i], data[i:]]
+        assert play(case, parser, pieces, warm[0]) == play(case, parser, pieces), i
+
+
+def test_every_case_can_be_played_warm() -> None:
+    assert [case.name for case in FRAMING if not warm_ups(case)] == []
+
+
 @pytest.mark.parametrize("case", FRAMING + GUNICORN, ids=str)
 def test_parsers_agree(case: Case) -> None:
     outcomes = [play(case, parser, [case.data]) for parser in PARSERS]
@@ -167,7 +192,7 @@ def first_lines(response: bytes) -> list[bytes]:
 
 
 def test_corpora_are_read_whole() -> None:
-    assert len(FRAMING) == 90
+    assert len(FRAMING) == 99
     assert not GUNICORN_FILE.exists() or len(GUNICORN) == 132
 
 

@@ -9,7 +9,7 @@ SEEN = os.open(os.environ["SEEN"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def app(environ, start_response):
     body = environ["wsgi.input"].read()
     target = environ["RAW_URI"]
-    path = target.partition("?")[0] if target.startswith("/") else environ["PATH_INFO"]
+    path = target.partition("?")[0] if target[:1] in ("/", "*") else environ["PATH_INFO"]
     os.write(SEEN, json.dumps([path, None]).encode() + b"\n")
     headers = [
         [key.removeprefix("HTTP_").replace("_", "-").lower(), value]
