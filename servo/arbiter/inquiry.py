@@ -25,6 +25,9 @@ SIGNAL_S = 0.6
 # How often a dump file is looked at; complete is what has not grown between two looks.
 LOOK_S = 0.05
 
+# No request runs for longer than this; a program that shows times can't show any.
+_LONG_S = 1e9
+
 STACK = "stack"
 REQUESTS = "requests"
 
@@ -120,16 +123,43 @@ class Inquiries:
             self._end(pending, None)
         pending.seen = text
 
-    def _end(self, pending: _Pending, values: dict[str, Any] | None) -> None:
+    def _end(self, pending: _Pending, values: object) -> None:
         del self._pending[pending.number]
-        pending.tell(values)
+        pending.tell(_well_formed(pending.what, values))
 
 
-def _read_dump(what: str, text: str) -> dict[str, Any] | None:
+def _read_dump(what: str, text: str) -> object:
     if what == STACK:
         return {"text": text}
     try:
-        values: dict[str, Any] = json.loads(text)
-    except ValueError:
+        return json.loads(text)
+    except (ValueError, RecursionError):
         return None
-    return values
+
+
+def _well_formed(what: str, values: object) -> dict[str, Any] | None:
+    """A worker's answer without what makes no sense in it: one that somebody has taken over can
+    answer anything."""
+    if not isinstance(values, dict):
+        return None
+    if what == REQUESTS:
+        return {
+            "requests": _only(values.get("requests"), ("client", "method", "target"), "seconds")
+        }
+    if isinstance(values.get("text"), str):
+        return {"text": values["text"]}
+    parts = {part: _only(values.get(part), ("name", "stack")) for part in ("threads", "tasks")}
+    left_out = values.get("left_out")
+    return {**parts, "left_out": left_out if isinstance(left_out, int) else 0}
+
+
+def _only(rows: object, texts: tuple[str, ...], seconds: str = "") -> list[dict[str, Any]]:
+    """Those of a list's rows that have these texts, and perhaps a time."""
+    found = []
+    for row in rows if isinstance(rows, list) else ():
+        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in texts):
+            continue
+        time_s = row.get(seconds, 0.0)
+        if isinstance(time_s, (int, float)) and abs(time_s) < _LONG_S:  # nor NaN
+            found.append(row)
+    return found

@@ -227,7 +227,11 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes) -> Message:
-    """The message in these bytes. Raises MessageError for anything else."""
+    """The message in these bytes. Raises MessageError for anything else.
+
+    A worker that somebody has taken over can send any bytes, and the arbiter must outlive it. So
+    each field's type is checked here, and the arbiter need not doubt what it gets.
+    """
     if data[:1] != b"{":
         return _decode_app_message(data)
     try:
@@ -236,9 +240,29 @@ def decode(data: bytes) -> Message:
         if set(values) - {field.name for field in fields(kind)}:
             raise MessageError(f"unknown fields in {kind.__name__}: {sorted(values)}")
         message: Message = kind(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MessageError(f"not a message: {data[:80]!r}") from error
+    for field in fields(kind):
+        if type(getattr(message, field.name)) is not _KINDS[str(field.type)]:
+            raise MessageError(f"{field.name} of {kind.__name__} is no {field.type}")
+    if isinstance(message, LogRecords) and not all(map(_is_record, message.records)):
+        raise MessageError("a log record is [time, level, text]")
     return message
+
+
+# The annotations of fields, as they are written above.
+_KINDS = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict, "list[list[Any]]": list}
+# Far in the future, and well within what a clock can show.
+_END_OF_TIME_S = 1e11
+
+
+def _is_record(record: object) -> bool:
+    if not isinstance(record, list) or [type(each) for each in record] not in _RECORDS:
+        return False
+    return bool(0 <= record[0] < _END_OF_TIME_S)  # neither infinite nor NaN
+
+
+_RECORDS = ([float, str, str], [int, str, str])
 
 
 def _decode_app_message(data: bytes) -> AppMessage:

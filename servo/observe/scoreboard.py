@@ -11,6 +11,8 @@ What each word of a row holds, and how requests are counted in it, is in `words`
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import mmap
 import os
 import struct
@@ -367,6 +369,7 @@ def _allocate_file(size: int, directory: str | None) -> int:
         raise ScoreboardError(f"the scoreboard can't be made {place}: {error}") from error
     try:
         _fill(fd, size)
+        _seal(fd)
     except OSError as error:
         os.close(fd)
         raise ScoreboardError(
@@ -378,7 +381,7 @@ def _allocate_file(size: int, directory: str | None) -> int:
 def _open_file(directory: str | None) -> int:
     if directory is None and hasattr(os, "memfd_create"):
         try:
-            return os.memfd_create("servo-scoreboard", os.MFD_CLOEXEC)
+            return os.memfd_create("servo-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError:
             # Some sandboxes and old kernels have no memfd; an unlinked file does as well.
             directory = None
@@ -391,6 +394,17 @@ def _open_file(directory: str | None) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _seal(fd: int) -> None:
+    """Let nobody change the file's size: a worker that somebody has taken over could cut it, and
+    whoever touched the table then, the arbiter too, would be ended by SIGBUS."""
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # an ordinary file knows no seals
+            raise
 
 
 def _fill(fd: int, size: int) -> None:

@@ -62,8 +62,9 @@ def house() -> House:
 def test_a_worker_that_answers_is_not_interrupted(house: House) -> None:
     house.ask()
     ((serial, message),) = house.workers.sent
-    house.inquiries.on_report(serial, Report(message.number, {"threads": []}))
-    assert house.answers == [{"threads": []}]
+    answer = {"threads": [{"name": "a", "stack": "b"}], "tasks": [], "left_out": 2}
+    house.inquiries.on_report(serial, Report(message.number, answer))
+    assert house.answers == [answer]
     house.passes(10)
     assert house.workers.signals == []
     assert house.inquiries.wake_at() == float("inf")
@@ -87,7 +88,7 @@ def test_requests_come_from_the_dump_as_json(house: House) -> None:
     house.workers.dumps[1] = json.dumps({"requests": [], "total": 0})
     house.passes(MESSAGE_S + 3 * LOOK_S)
     assert house.workers.signals == [(1, REQUESTS_SIGNAL)]
-    assert house.answers == [{"requests": [], "total": 0}]
+    assert house.answers == [{"requests": []}]
     house.ask(what=REQUESTS)
     house.workers.dumps[1] = "torn {"
     house.passes(MESSAGE_S + SIGNAL_S)
@@ -129,8 +130,8 @@ def test_a_worker_that_ends_answers_nothing(house: House) -> None:
     (_, (_, second)) = house.workers.sent
     house.inquiries.on_report(1, Report(second.number, {"of": "somebody else"}))
     assert house.answers == [None]
-    house.inquiries.on_report(2, Report(second.number, {"mine": True}))
-    assert house.answers == [None, {"mine": True}]
+    house.inquiries.on_report(2, Report(second.number, {"text": "mine"}))
+    assert house.answers == [None, {"text": "mine"}]
 
 
 def test_late_and_unknown_answers_are_nothing(house: House) -> None:
@@ -140,3 +141,23 @@ def test_late_and_unknown_answers_are_nothing(house: House) -> None:
     ((serial, message),) = house.workers.sent
     house.inquiries.on_report(serial, Report(message.number, {}))
     assert house.answers == [None]
+
+
+def test_what_makes_no_sense_in_an_answer_is_left_out(house: House) -> None:
+    """A worker that somebody has taken over can answer anything."""
+    good = {"client": "a", "method": "GET", "target": "/", "seconds": 0.5}
+    bad = [None, 7, {}, {**good, "seconds": float("nan")}, {**good, "target": []}]
+    house.ask(what=REQUESTS)
+    house.workers.dumps[1] = json.dumps({"requests": [good, *bad], "more": 1})
+    house.passes(MESSAGE_S + 3 * LOOK_S)
+    for text in ("[1]", '{"requests": 7}', "7", "[" * 100_000):
+        house.ask(what=REQUESTS)
+        house.workers.dumps[1] = text
+        house.passes(MESSAGE_S + SIGNAL_S + 3 * LOOK_S)
+    nothing: dict[str, Any] = {"requests": []}
+    assert house.answers == [{"requests": [good]}, None, nothing, None, None]
+    house.answers.clear()
+    house.ask(what=STACK)
+    answer = {"slot": 9, "threads": [{"name": 1, "stack": "x"}, None], "tasks": {}, "left_out": "x"}
+    house.inquiries.on_report(1, Report(house.workers.sent[-1][1].number, answer))
+    assert house.answers == [{"threads": [], "tasks": [], "left_out": 0}]

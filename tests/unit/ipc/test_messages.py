@@ -24,6 +24,7 @@ from servo.ipc.messages import (
     PLAIN,
     REQUEST,
     AppMessage,
+    LogRecords,
     MessageError,
     Ready,
     Retire,
@@ -173,3 +174,37 @@ def test_drops_are_counted_one_by_one_and_said_from_time_to_time() -> None:
     assert drops.due(1000.0) == 0
     assert drops.note(1000.0, 7) == 7
     assert drops.total == 12
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type": "BootFailed", "kind": [], "text": "x"}',
+        '{"type": "BootFailed", "kind": "app", "text": 5}',
+        '{"type": "Ready", "worker_class": null}',
+        '{"type": "ReplaceMe", "reason": {}}',
+        '{"type": "ReplaceMe", "reason": "recycled", "detail": 1}',
+        '{"type": "Report", "number": [], "values": {}}',
+        '{"type": "Report", "number": true, "values": {}}',
+        '{"type": "Report", "number": 1, "values": []}',
+        '{"type": "LogRecords", "records": 7}',
+        '{"type": "LogRecords", "records": [7]}',
+        '{"type": "LogRecords", "records": [[1, "info"]]}',
+        '{"type": "LogRecords", "records": [[1, "info", []]]}',
+        '{"type": "LogRecords", "records": [[NaN, "info", "x"]]}',
+        '{"type": "LogRecords", "records": [[1e300, "info", "x"]]}',
+        '{"type": "LogRecords", "records": [], "lost": "x"}',
+        '{"type": "Stop", "quick": 1}',
+        '{"type": []}',
+        '{"type": "Ready", "worker_class": ' + "[" * 100_000,
+    ],
+)
+def test_a_field_of_another_type_is_refused(text: str) -> None:
+    """The arbiter reads what a worker sends, whoever has taken the worker over."""
+    with pytest.raises(MessageError):
+        decode(text.encode())
+
+
+def test_log_records() -> None:
+    good = LogRecords([[1.5, "info", "x"], [2, "error", "y"]], 3)
+    assert decode(encode(good)) == good

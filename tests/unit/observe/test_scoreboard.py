@@ -399,3 +399,13 @@ class AnyHistory(RuleBasedStateMachine):
 
 TestAnyHistory = AnyHistory.TestCase
 TestAnyHistory.settings = settings(max_examples=20, stateful_step_count=15)
+
+
+def test_nobody_changes_the_size_of_the_file():
+    """A worker could, and then a look at the table would end the arbiter by SIGBUS."""
+    board = Scoreboard(3)
+    size = os.fstat(board.fd).st_size
+    for other in (0, size - 1, size + 1):
+        with pytest.raises(PermissionError):
+            os.ftruncate(board.fd, other)
+    board.close()

@@ -1,0 +1,112 @@
+"""A worker that somebody has taken over: what it can do to the arbiter and to its siblings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from integration.conftest import CLASSES, Serve
+from integration.server import alive, wait_for
+
+pytestmark = pytest.mark.slow
+
+# An application that turns on its server. Each path does one thing with the descriptors that a
+# worker has, and says what came of it.
+HOSTILE = """
+import os, socket, struct
+
+def links():
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            yield int(name), os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            pass
+
+def channel():
+    for fd, link in links():
+        if not link.startswith("socket:"):
+            continue
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            if sock.family != socket.AF_UNIX or sock.getsockopt(socket.SOL_SOCKET, 30):
+                continue
+            pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, 17, 12))
+            if pid == os.getppid():
+                return fd
+
+def say(*texts):
+    for text in texts:
+        os.write(channel(), struct.pack("!I", len(text)) + text)
+    return b"said"
+
+def cut():
+    found = []
+    for fd, link in links():
+        if "memfd:servo-scoreboard" in link:
+            try:
+                os.ftruncate(fd, 0)
+                found.append("cut")
+            except OSError as error:
+                found.append(type(error).__name__)
+    return " ".join(found).encode()
+
+def held():
+    return "\\n".join(link for _, link in links()).encode()
+
+ACTS = {
+    "/garbage": lambda: say(b"no message"),
+    "/types": lambda: say(b'{"type": "BootFailed", "kind": "app", "text": 5}'),
+    "/order": lambda: say(
+        b'{"type": "Booting"}', b'{"type": "Ready", "worker_class": "async"}',
+        b'{"type": "BootFailed", "kind": "app", "text": "no"}', b'{"type": "Retire", "reason": ""}',
+        b'{"type": "ReplaceMe", "reason": "crashed"}', b'{"type": "Stop"}',
+        b'{"type": "Report", "number": 1, "values": {}}',
+        b'{"type": "LogRecords", "records": [[1, "info", "\\\\u001b[2J"]]}'),
+    "/endless": lambda: os.write(channel(), b"\\xff" * 4096) and b"said",
+    "/cut": cut,
+    "/held": held,
+    "/": lambda: str(os.getpid()).encode(),
+}
+
+def wsgi(environ, start_response):
+    body = ACTS[environ["PATH_INFO"]]()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> str:
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    return "hostile:wsgi"
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_the_arbiter_outlives_what_a_worker_says(serve: Serve, app: str, worker_class: str) -> None:
+    server = serve(app, "-k", worker_class, "-w", "1")
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
+        for act in ("/types", "/garbage", "/endless"):
+            pid = int(client.get("/", headers={"connection": "close"}).text)
+            assert client.get(act, headers={"connection": "close"}).text == "said"
+            # Cut off by the arbiter, it finishes, and another takes its place.
+            wait_for(lambda pid=pid: not alive(pid), "the end of the worker")
+            wait_for(lambda pid=pid: server.worker_pids() not in ([], [pid]), "another one")
+        assert client.get("/order", headers={"connection": "close"}).text == "said"
+        wait_for(lambda: server.worker_pids() != [], "a worker")
+    assert not server.exited()
+    assert "CRITICAL" not in server.log()
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_what_a_worker_holds(serve: Serve, app: str, worker_class: str, tmp_path: Path) -> None:
+    """It can't cut the shared table, and has nothing of what is the arbiter's alone."""
+    server = serve(app, "-k", worker_class, "-w", "1", "--pid", str(tmp_path / "servo.pid"))
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
+        answer = client.get("/cut").text.split()
+        assert answer
+        assert set(answer) == {"PermissionError"}
+        held = client.get("/held").text
+        assert ".lock" not in held
+        assert "servo.pid" not in held
+    assert not server.exited()
