@@ -277,8 +277,13 @@ def test_a_trusted_proxy_speaks_for_its_client(serve: Serve) -> None:
     server = serve(HTTP2_APP, *H2C)
     with Client(server.port) as client:
         told = (("x-forwarded-for", "192.0.2.9"), ("x-forwarded-proto", "https"))
-        scope = json.loads(client.get("/scope", *told).body)
+        # Not believed, as a client chooses them behind most proxies.
+        chosen = (("x-forwarded-host", "evil.example"), ("x-forwarded-prefix", "/evil"))
+        more = ("forwarded", "host=evil.example")
+        scope = json.loads(client.get("/scope", *told, *chosen, more).body)
         assert (scope["client"][0], scope["scheme"]) == ("192.0.2.9", "https")
+        assert scope["root_path"] == ""
+        assert "evil.example" not in dict(scope["headers"])["host"]
         assert client.get("/scope", ("forwarded", "for=;;=")).status == 400
         assert client.get("/item?x").body == b"item x"
 

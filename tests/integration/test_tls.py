@@ -639,6 +639,11 @@ def test_an_encrypted_key(serve: Serve, authority: Authority, tmp_path: Path) ->
     ):
         with Connection(server.port, context) as connection:
             assert connection.facts()["scheme"] == "https"
+        # The arbiter reads key and password again, though the variable has left its environment.
+        server.signal(signal.SIGHUP)
+        server.wait_log(r"reload \(SIGHUP\) finished")
+        with Connection(server.port, context) as connection:
+            assert connection.facts()["scheme"] == "https"
         assert "s3cret" not in server.log()
     shown = run_servo("--print-config", cwd=tmp_path, env={"SERVO_KEYFILE_PASSWORD": "s3cret"})
     assert "s3cret" not in shown.stdout

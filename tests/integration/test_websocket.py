@@ -120,7 +120,14 @@ def test_starlette(serve: Serve) -> None:
 
 def test_what_is_said_of_a_connection(serve: Serve) -> None:
     server = serve(APP, "-w", "1", "--access-logfile", "-")
-    forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9"}
+    forwarded = {
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-For": "203.0.113.9",
+        # Not believed, as a client chooses them behind most proxies.
+        "X-Forwarded-Host": "evil.example",
+        "X-Forwarded-Prefix": "/evil",
+        "Forwarded": "host=evil.example",
+    }
     with connect(url(server, "/describe?x"), additional_headers=forwarded) as client:
         told = json.loads(client.recv(30))
         # In the log as soon as it is open: it may be so for days.
@@ -128,6 +135,7 @@ def test_what_is_said_of_a_connection(serve: Serve) -> None:
     assert told["type"] == "websocket"
     assert told["scheme"] == "wss"
     assert told["client"] == ["203.0.113.9", 0]
+    assert (told["host"], told["root_path"]) == (f"127.0.0.1:{server.port}", "")
     assert told["http_version"] == "1.1"
     with connect(url(server, "/describe")) as client:
         told = json.loads(client.recv(30))

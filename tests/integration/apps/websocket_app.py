@@ -102,8 +102,9 @@ async def wait(scope, receive, send, query):
 
 async def describe(scope, receive, send, query):
     await accept(receive, send)
-    names = ("type", "scheme", "client", "path", "subprotocols", "http_version", "extensions")
-    told = {name: scope[name] for name in names}
+    names = ("type", "scheme", "client", "path", "root_path", "subprotocols", "http_version")
+    told = {name: scope[name] for name in (*names, "extensions")}
+    told["host"] = dict(scope["headers"])[b"host"].decode("ascii")
     told["loop"] = type(asyncio.get_running_loop()).__module__
     await say(send, json.dumps({**told, "pid": os.getpid()}))
     async for _ in messages(receive):
