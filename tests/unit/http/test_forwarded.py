@@ -292,3 +292,21 @@ def test_each_field_is_believed_only_if_it_is_named(
 )
 def test_nothing_is_refused_for_a_field_that_is_not_believed(lines: list[str]) -> None:
     assert resolve(*lines, fields=("for", "proto")) == ClientInfo(PROXY, "http", None, "")
+
+
+def test_other_fields_say_nothing() -> None:
+    """However a proxy's documentation praises them: nobody has asked for them."""
+    lines = (
+        "X-Forwarded-Port: 444",
+        "X-Forwarded-Server: evil.example",
+        "X-Forwarded-Scheme: https",
+        "X-Forwarded-By: 1.2.3.4",
+        "X-Real-IP: 1.2.3.4",
+        "X-Client-IP: 1.2.3.4",
+        "X-Scheme: https",
+        "X-Url-Scheme: https",
+        "Front-End-Https: on",
+        "X-Script-Name: /evil",
+        "X_Forwarded_For: 1.2.3.4",
+    )
+    assert resolve(*lines) == ClientInfo(PROXY, "http", None, "")
