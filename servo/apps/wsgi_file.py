@@ -42,11 +42,12 @@ class FileWrapper:
         if hasattr(filelike, "close"):
             self.close = filelike.close
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> bytes:
-        data: bytes = self.filelike.read(self.block_size)
+    def __next__(self) -> Any:
+        # Bytes, if the application is right. The responder says so if they are not.
+        data = self.filelike.read(self.block_size)
         if not data:
             raise StopIteration
         return data
@@ -98,7 +99,7 @@ def plain_file(filelike: Any) -> tuple[int, int, int] | None:
     return fd, offset, facts.st_size
 
 
-def bounded(wrapper: FileWrapper, headers: Any) -> Iterator[bytes]:
+def bounded(wrapper: FileWrapper, headers: Any) -> Iterator[Any]:
     """A file up to its end or to Content-Length, whichever comes first (PEP 3333)."""
     left = None
     for name, value in headers:

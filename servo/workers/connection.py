@@ -9,7 +9,7 @@ import os
 import select
 import socket
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from servo.apps.spool import discard, refusal
 from servo.apps.wsgi import WSGIResponder
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 
     from servo.apps.loader import LoadedApp
     from servo.http.events import Request
+    from servo.http.forwarded import TrustedPeers
     from servo.net.tls_facts import TLSFacts
-    from servo.workers.base import Worker
+    from servo.settings.sources import Settings
+    from servo.workers.hooks import RequestHooks
     from servo.workers.meter import Meter
+    from servo.workers.proxied import ProxyProtocol
 
 # What a connection is doing.
 IDLE: Final = 0  # nothing of a request has come
@@ -44,10 +47,34 @@ LINGER: Final = 5  # the response is out, our side is closed; what still comes i
 _NO_ENVIRON: dict[str, Any] = {}
 
 
+class Host(Protocol):
+    """What connections need of their worker."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def context(self) -> Any: ...
+
+    @property
+    def trusted_proxies(self) -> TrustedPeers: ...
+
+    @property
+    def proxy_protocol(self) -> ProxyProtocol: ...
+
+    @property
+    def request_hooks(self) -> RequestHooks: ...
+
+    @property
+    def multiprocess(self) -> bool: ...
+
+    def progress(self) -> None: ...
+
+
 class ConnectionFactory:
     """What the connections of one worker have in common."""
 
-    def __init__(self, worker: Worker, app: LoadedApp, multithread: bool) -> None:
+    def __init__(self, worker: Host, app: LoadedApp, multithread: bool) -> None:
         settings = worker.settings
         self.worker = worker
         self.settings = settings
