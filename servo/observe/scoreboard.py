@@ -403,7 +403,8 @@ def _seal(fd: int) -> None:
     try:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # an ordinary file knows no seals
+        # An ordinary file knows no seals, and one of a tmpfs (/dev/shm) takes none.
+        if error.errno not in (errno.EINVAL, errno.EPERM):
             raise
 
 

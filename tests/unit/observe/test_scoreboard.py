@@ -409,3 +409,10 @@ def test_nobody_changes_the_size_of_the_file():
         with pytest.raises(PermissionError):
             os.ftruncate(board.fd, other)
     board.close()
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is no /dev/shm")
+def test_a_directory_in_memory_takes_no_seals():
+    board = Scoreboard(3, "/dev/shm")
+    assert board.capacity == 3
+    board.close()
