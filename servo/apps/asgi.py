@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from servo.apps.awaitables import READY, Ready, see_through
 from servo.errors import ServoError
 from servo.http.errors import ClientDisconnected, LocalProtocolError
+from servo.http.serialise import flat
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine, Iterable
@@ -284,6 +285,8 @@ class ASGICall:
         body: Any = message.get("body", b"")
         if not issubclass(type(body), _BYTES):
             raise AppError(f"a response body is made of bytes, not {type(body).__name__}")
+        if type(body) is memoryview:
+            body = flat(body)
         data = self._head(len(body)) + self._http.send_data(body)
         self._phase = _STREAMING
         if message.get("more_body"):

@@ -14,6 +14,7 @@ from servo.http.serialise import (
     LINES,
     STATUSES,
     collect,
+    flat,
     informational_line,
     length_line,
     status_line,
@@ -103,6 +104,7 @@ class ResponseSide:
             and not self.response_started
             and request.method != "HEAD"
             and request.version == "1.1"
+            and type(body) is bytes
         ):
             # The ordinary response: status, each header and the length are known from before.
             size = len(body)
@@ -252,6 +254,8 @@ class ResponseSide:
     def _send_unusual(self, status: Status, given: Collected, body: Body) -> bytes:
         if not isinstance(body, (bytes, bytearray, memoryview)):
             raise LocalProtocolError(f"a response body is made of bytes, not {type(body).__name__}")
+        if type(body) is memoryview:
+            body = flat(body)
         head = self._start(status, given, len(body))
         if self._framing == _NO_BODY:
             body = b""

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from servo.http.errors import LocalProtocolError, ProtocolError
 from servo.http.h2_frames import INTERNAL_ERROR
 from servo.http.h2_head import MalformedError
-from servo.http.serialise import collect, informational_line, status_line, trailer_lines
+from servo.http.serialise import collect, flat, informational_line, status_line, trailer_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from servo.http.events import Request
     from servo.http.h2_sending import SendingSide
-    from servo.http.serialise import Collected, HeaderItem, Status
+    from servo.http.serialise import Body, Collected, HeaderItem, Status
 
     Fields = list[tuple[bytes, bytes]]
 
@@ -121,8 +121,10 @@ class H2Stream:
 
     # --- the response ---------------------------------------------------------------------------
 
-    def send_response(self, status: Status, headers: Iterable[HeaderItem], body: bytes) -> bytes:
+    def send_response(self, status: Status, headers: Iterable[HeaderItem], body: Body) -> bytes:
         """A whole response. Raises `LocalProtocolError`, having sent nothing."""
+        if type(body) is memoryview:
+            body = flat(body)
         given = collect(headers)
         code, fields = self._start(status, given, len(body))
         if self._framing == _NO_BODY:

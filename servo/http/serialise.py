@@ -216,6 +216,11 @@ def field_line(name: bytes, value: bytes) -> bytes:
     return b"%b: %b\r\n" % (name, value)
 
 
+def flat(body: memoryview) -> Body:
+    """A body whose `len` is its length in bytes: a view of wider items counts those."""
+    return body if body.itemsize == 1 and body.ndim == 1 and body.contiguous else body.tobytes()
+
+
 def trailer_lines(trailers: Iterable[HeaderItem]) -> bytes:
     """The lines of a trailer section. What would frame or route a message is dropped."""
     lines = []

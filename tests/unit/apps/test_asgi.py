@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from array import array
 
 import pytest
 
@@ -114,6 +115,28 @@ def test_a_streamed_response_is_chunked():
     result = exchange(app)
     assert result.body == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
     assert len(result.wire.writes) == 3
+
+
+@pytest.mark.parametrize("view", [memoryview(array("H", b"wide")), memoryview(b"w-i-d-e-")[::2]])
+def test_a_body_that_is_a_view_is_measured_in_bytes(view):
+    async def whole(scope, receive, send):
+        await send(start())
+        await send(body(view))
+
+    async def streamed(scope, receive, send):
+        await send(start())
+        await send(body(view, True))
+        await send(body(b"!"))
+
+    async def declared(scope, receive, send):
+        await send(start(headers=[(b"content-length", b"5")]))
+        await send(body(view, True))
+        await send(body(b"!"))
+
+    assert exchange(whole).body == b"wide"
+    assert b"Content-Length: 4\r\n" in exchange(whole).wire.data
+    assert exchange(streamed).body == b"4\r\nwide\r\n1\r\n!\r\n0\r\n\r\n"
+    assert exchange(declared).body == b"wide!"
 
 
 def test_send_gives_a_coroutine_that_tasks_can_run():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable
 
 import pytest
@@ -115,6 +116,17 @@ def shown(events: list[tuple[H2Stream | None, object]]) -> list[object]:
         elif isinstance(event, Reset):
             found.append((number, "reset", event.code))
     return found
+
+
+@pytest.mark.parametrize("view", [memoryview(array("H", b"wide")), memoryview(b"w-i-d-e-")[::2]])
+def test_a_body_that_is_a_view_is_measured_in_bytes(view: memoryview) -> None:
+    pair = Pair()
+    stream = pair.ask(head(1))
+    stream.send_response(200, [(b"content-length", b"4")], view)
+    pair.listen()
+    assert pair.client.answers[1].body == b"wide"
+    assert stream.body_sent == 4
+    pair.still_serves()
 
 
 # --- requests -------------------------------------------------------------------------------------
