@@ -5,6 +5,7 @@ Split from `h1` for the reader's sake only; the two halves are one object and sh
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from servo.http.errors import LocalProtocolError
@@ -107,18 +108,36 @@ class ResponseSide:
             and type(body) is bytes
         ):
             # The ordinary response: status, each header and the length are known from before.
+            # Known means the same bytes or str. A subclass, or another type, may call itself equal
+            # to what it is not, so all types are looked at first.
             size = len(body)
+            lengths = 0
             try:
+                kind = type(status)
+                if kind is not int and kind is not str and kind is not HTTPStatus:
+                    raise KeyError
+                for item in headers:
+                    name, value = item
+                    kind = type(name)
+                    if type(value) is not kind or type(item) is not tuple:
+                        raise KeyError
+                    if kind is not bytes and kind is not str:
+                        raise KeyError
+                    if len(name) == 14:  # Content-Length, or hardly anything else
+                        lengths += 1
                 code, line = STATUSES[status]
                 parts = [line, *map(_line_of, headers)]
                 length = LENGTHS[size]
-            except (KeyError, TypeError):
+            except (KeyError, TypeError, ValueError):
                 return self._send_new(status, collect(headers), body)
-            declared = LENGTH_LINES.intersection(parts)
-            if not declared:
+            if not lengths:
                 parts.append(length)
-            elif len(declared) != 1 or parts.count(length) != 1:
-                return self._send_unusual(status, collect(headers), body)
+            elif lengths != 1 or parts.count(length) != 1:
+                declared = LENGTH_LINES.intersection(parts)
+                if not declared:
+                    parts.append(length)
+                elif len(declared) != 1 or parts.count(length) != 1:
+                    return self._send_unusual(status, collect(headers), body)
             if self._last or not request.keep_alive:
                 return self._sent_last(code, parts, body, request)
             return self._sent(code, parts, body)

@@ -30,6 +30,7 @@ _UNDECIDED, _NO_BODY, _LENGTH, _OPEN = range(4)
 # Lines of HTTP/1 heads to fields: responses repeat them.
 _FIELDS: dict[bytes, tuple[bytes, bytes]] = {}
 _FIELDS_BOUND = 1024
+_LINE_LENGTH_BOUND = 512
 
 
 class H2Stream:
@@ -337,7 +338,8 @@ def _field(line: bytes) -> tuple[bytes, bytes]:
     if field is None:
         name, _, value = line[:-2].partition(b": ")
         field = name.lower(), value.strip(b" \t")
-        if len(_FIELDS) >= _FIELDS_BOUND:
-            _FIELDS.clear()
-        _FIELDS[line] = field
+        if len(line) <= _LINE_LENGTH_BOUND:
+            if len(_FIELDS) >= _FIELDS_BOUND:
+                _FIELDS.clear()
+            _FIELDS[line] = field
     return field

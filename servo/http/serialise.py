@@ -140,9 +140,16 @@ def date_line(now: float) -> bytes:
 
 def status_line(status: Status) -> tuple[int, bytes]:
     """Code and status line of a final response. Raises `LocalProtocolError`."""
-    known = STATUSES.get(status) or _BODILESS.get(status)
-    if known is not None:
-        return known
+    if type(status) is not int and isinstance(status, int):
+        status = int(status)  # HTTPStatus
+    kind = type(status)
+    # No other type is looked up or kept: 200.0 equals 200 and is no status, and a subclass of str
+    # may call itself equal to anything.
+    exact = kind is int or kind is str
+    if exact:
+        known = STATUSES.get(status) or _BODILESS.get(status)
+        if known is not None:
+            return known
     if isinstance(status, str):
         match = _STATUS.fullmatch(_encode(status))
         if match is None:
@@ -150,13 +157,13 @@ def status_line(status: Status) -> tuple[int, bytes]:
         code = int(match[1])
         reason = match[2] or b""
     elif isinstance(status, int) and 200 <= status <= 999:
-        code = int(status)
+        code = status
         reason = _reason(code)
     else:
         raise LocalProtocolError(f"invalid status: {status!r:.80}")
     entry = code, b"HTTP/1.1 %d %b\r\n" % (code, reason)
     cache = _BODILESS if code in (204, 304) else STATUSES
-    if len(cache) < _STATUSES_BOUND:
+    if exact and len(cache) < _STATUSES_BOUND:
         cache[status] = entry
     return entry
 
@@ -233,11 +240,7 @@ def trailer_lines(trailers: Iterable[HeaderItem]) -> bytes:
 
 
 def _known_line(item: HeaderItem) -> bytes | None:
-    try:
-        return LINES.get(item)
-    except TypeError:
-        # ASGI apps may send lists and bytearrays, which can't be keys.
-        return None
+    return LINES.get(item) if _is_key(item) else None
 
 
 def _remember(item: HeaderItem, name: bytes, line: bytes) -> None:
@@ -260,10 +263,12 @@ def _remember_length(item: HeaderItem, length: int) -> None:
 
 
 def _is_key(item: HeaderItem) -> bool:
-    if item.__class__ is not tuple:
+    """Whether a field equals only the same bytes or str: subclasses may have an `__eq__` of their
+    own. `ResponseSide.send_response` asks the same, without a call."""
+    if type(item) is not tuple or len(item) != 2:
         return False
-    name, value = item
-    return name.__class__ in (bytes, str) and value.__class__ in (bytes, str)
+    kind = type(item[0])
+    return kind is type(item[1]) and (kind is bytes or kind is str)
 
 
 def _declared_length(value: bytes, before: int | None) -> int:
