@@ -65,6 +65,10 @@ class ASGIAdapter:
     def scope(self, template: Scope, request: Request) -> Scope:
         """The scope of one request."""
         scope = template.copy()
+        # What an app adds to these must not show in the connection's next requests, which may be
+        # other users', behind a proxy.
+        scope["asgi"] = template["asgi"].copy()
+        scope["extensions"] = template["extensions"].copy()
         raw = request.path
         path = unquote(raw.decode("ascii")) if b"%" in raw else raw.decode("ascii")
         root = self._root_path

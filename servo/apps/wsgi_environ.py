@@ -173,7 +173,9 @@ class WSGIAdapter:
                 raise ProtocolError(400, "a header name has an underscore")
             return None
         key = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
-        if len(self._keys) < _KEYS_KEPT:
+        # Not one with "_": "x_a" and "x-a" share a key, so their values have to be joined, which
+        # `with_headers` doesn't look for among names that it knows.
+        if len(self._keys) < _KEYS_KEPT and b"_" not in name:
             self._keys[name] = key
         return key
 
