@@ -78,12 +78,20 @@ def named_app(app: Any, name: str, interface: str = "auto") -> LoadedApp:
 
 
 def prepare_import_path(settings: Settings) -> None:
-    """Put the directories of `pythonpath`, then the app's, at the head of sys.path."""
-    base = Path(settings.chdir)
-    for directory in (base, *(base / entry for entry in reversed(settings.pythonpath))):
-        path = os.path.normpath(directory)
-        if path in sys.path:
-            sys.path.remove(path)
+    """Put the directories of `pythonpath`, then the app's, at the head of sys.path.
+
+    They are there by their real names: what is imported late, by a function, comes from the release
+    that the rest came from, though a link on the way may name another by then.
+    """
+    named, base = Path(settings.chdir), Path(settings.directory)
+    for entry in ("", *reversed(settings.pythonpath)):
+        directory = named / entry
+        if directory.is_relative_to(named):
+            directory = base / directory.relative_to(named)
+        path = os.path.realpath(directory)
+        for other in (path, str(named / entry)):
+            if other in sys.path:
+                sys.path.remove(other)
         sys.path.insert(0, path)
 
 

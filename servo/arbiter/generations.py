@@ -11,9 +11,10 @@ import os
 from typing import TYPE_CHECKING
 
 from servo.arbiter.check import configuration_error
-from servo.errors import ServoError
+from servo.errors import ConfigError, ServoError
 from servo.net.tls_switch import check_switch, wants_tls
 from servo.observe import log as log_module
+from servo.settings.workdir import working_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ class Generations:
 
         def load() -> None:
             loaded.append(self.read())
-            log_module.setup_logging(loaded[0][0])
+            _set_up_logging(loaded[0][0])
 
         error = configuration_error(load)
         if error is not None:
@@ -84,9 +85,21 @@ class Generations:
 
     def _apply_logging(self) -> None:
         try:
-            log_module.setup_logging(self.settings)
+            _set_up_logging(self.settings)
         except ServoError as error:
             log.error("The log can't be set up: %s", error)
+
+
+def _set_up_logging(settings: Settings) -> None:
+    """Relative paths start at the directory of these settings' release. Raises ConfigError."""
+    try:
+        # Only for now: the arbiter's sockets have relative paths, too, and were bound where it is.
+        with working_in(settings.directory):
+            log_module.setup_logging(settings)
+    except OSError as error:
+        raise ConfigError(
+            f"can't change to the directory {settings.chdir}: {error.strerror}"
+        ) from error
 
 
 def tell_notes(settings: Settings, tls: TLS | None) -> None:

@@ -17,6 +17,7 @@ from servo.cli import render
 from servo.errors import AppImportError, ConfigError, ServoError, UsageError
 from servo.settings.flags import flag_parameters, parse_flags
 from servo.settings.sources import Settings, drop_config_modules, load_settings, take_secrets
+from servo.settings.workdir import started_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,9 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     flags = parse_flags(arguments, command())
     try:
-        start = Path.cwd()
+        start = started_in(os.environ)
     except FileNotFoundError as error:
         raise ConfigError("the current directory no longer exists") from error
+    # `python -m servo` put it there by the kernel's name, which no reload would follow.
+    here = os.getcwd()
+    sys.path[:] = [str(start) if entry == here else entry for entry in sys.path]
     settings, reload_settings = _remember(flags, take_secrets(os.environ), start)
     _check_addresses(settings)
     if settings.print_config:
@@ -105,7 +109,7 @@ def _require_app(settings: Settings) -> None:
 def _enter(settings: Settings) -> None:
     """Change the directory, as relative paths start at `chdir`. Raises ConfigError."""
     try:
-        os.chdir(settings.chdir)
+        os.chdir(settings.directory)
     except OSError as error:
         raise ConfigError(
             f"can't change to the directory {settings.chdir}: {error.strerror} "

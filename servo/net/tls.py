@@ -210,7 +210,7 @@ class _Maker:
             raise ConfigError(f"{name}: can't read {path}: {error.strerror}") from error
 
     def _path(self, path: str) -> str:
-        return str(Path(self._settings.chdir) / path)
+        return str(Path(self._settings.directory) / path)
 
 
 class _Chooser:

@@ -28,6 +28,7 @@ from servo.settings.hooks import Hooks
 from servo.settings.kubernetes import is_service_variable
 from servo.settings.names import did_you_mean
 from servo.settings.schema import SETTINGS, advise_variable, canonical
+from servo.settings.workdir import without_dots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -59,6 +60,7 @@ class Settings:
         hooks: Hooks | None = None,
         config_modules: Sequence[str] = (),
         notes: Sequence[Note] = (),
+        directory: str | None = None,
         cpus: Callable[[], int] = count_cpus,
     ) -> None:
         keep = super().__setattr__
@@ -69,6 +71,7 @@ class Settings:
         keep("hooks", hooks or Hooks({}))
         keep("config_modules", tuple(config_modules))
         keep("notes", tuple(notes))
+        keep("_directory", directory or os.path.realpath(self.chdir or "."))
 
     def __getattr__(self, name: str) -> Any:
         # For hooks that were written for gunicorn, and its names.
@@ -141,6 +144,17 @@ class Settings:
     def show(self, name: str) -> str:
         """A value as text for people, without its secrets."""
         return SETTINGS[name].show(getattr(self, name))
+
+    @property
+    def directory(self) -> str:
+        """Where to work: the directory that `chdir` named when these settings were read.
+
+        All workers of a generation so have the same release, whatever becomes of a link meanwhile,
+        and one that replaces another after a roll-back has the old. Where that release is gone, the
+        link is followed anew.
+        """
+        then: str = self._directory
+        return then if os.path.isdir(then) else os.path.realpath(self.chdir)
 
     @property
     def limits(self) -> Limits:
@@ -409,12 +423,19 @@ def _merge(
                 continue
             sources[name] = given.source
     base = directory / (values.get("chdir") or ".")
+    if values.get("chdir") is None and not base.is_dir():
+        raise ConfigError(f"the directory {base} no longer exists")
     for name, value in values.items():
         with _blamed(sources[name]):
             SETTINGS[name].check(value, sources[name], directory if name == "chdir" else base)
-    values["chdir"] = str(base.resolve())
+    values["chdir"] = str(without_dots(base))
     return Settings(
-        values, sources, hooks=Hooks(content.hooks), config_modules=content.modules, notes=notes
+        values,
+        sources,
+        hooks=Hooks(content.hooks),
+        config_modules=content.modules,
+        notes=notes,
+        directory=str(base.resolve()),
     )
 
 

@@ -381,7 +381,7 @@ def _boot(context: WorkerContext) -> Worker:
     if hooks.post_fork is not None:
         hooks.post_fork(context.server, context.hooked)
     become(settings.user, settings.group, settings.initgroups)
-    os.chdir(settings.chdir)
+    os.chdir(settings.directory)
     drop_config_modules(settings)
     if context.hooked.app.callable is None:  # or they may be those of the application itself
         cluster.forget_handlers()

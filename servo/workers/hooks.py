@@ -98,7 +98,7 @@ class HookApp(HookObject):
                 "the arbiter imports no application; post_worker_init(worker) is called where"
                 " there is one: worker.app.wsgi()"
             )
-        os.chdir(self.cfg.chdir)
+        os.chdir(self.cfg.directory)
         prepare_import_path(self.cfg)
         self._loaded = load_app(self.cfg.app, self.cfg.interface)
         return self._loaded.app

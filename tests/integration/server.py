@@ -111,10 +111,13 @@ def memory(pid: int) -> int:
 class Server:
     """`servo ARGS` in a session of its own, whose every process is ended, by pid, with `stop()`.
 
-    args      the command line; `--bind 127.0.0.1:PORT` is added unless it has one or `bind=False`
-    cwd       its working directory
-    env       added to the environment; None as a value removes a name
-    log_path  where its standard output and error go
+    args           the command line; `--bind 127.0.0.1:PORT` is added unless it has one or
+                   `bind=False`
+    cwd            its working directory
+    env            added to the environment; None as a value removes a name
+    log_directory  where the file is that its standard output and error go to; else `cwd`
+
+    log_path       that file
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class Server:
         bind: bool = True,
         pass_fds: tuple[int, ...] = (),
         command: tuple[str, ...] = (sys.executable, "-m", "servo"),
+        log_directory: Path | None = None,
     ) -> None:
         self.port = free_port()
         self.args = [*args]
@@ -132,7 +136,7 @@ class Server:
             self.args += ["--bind", f"127.0.0.1:{self.port}"]
         self.cwd = cwd
         self.env = environment(env)
-        self.log_path = cwd / f"servo-{self.port}.log"
+        self.log_path = (log_directory or cwd.resolve()) / f"servo-{self.port}.log"
         self.pass_fds = pass_fds
         self.command = command
         self.process: subprocess.Popen[bytes] | None = None

@@ -8,6 +8,9 @@ from servo.settings.types import Choice, Directory, MountPoint, Switch, Text, Te
 _APP = "Application"
 _CONFIG = "Configuration"
 
+RELOAD_INCLUDE = ("*.py",)
+RELOAD_EXCLUDE = (".*", "*.py[cod]", "*.sw?", "*~")
+
 SETTINGS = [
     Setting(
         name="app",
@@ -37,9 +40,10 @@ One of `module:attribute`, `module` (its `app`, `application` or `create_app()`)
         reloadable=False,
         help="Change to this directory first.",
         details="""\
-Unset: the directory that the server is started in. Imports look here first, and relative paths of
-all other settings start here, as gunicorn's do: sockets, logs, the pidfile, certificates. Only
-`config` is looked for where the server is started.""",
+Unset: the directory that the server is started in. A link on the way is followed anew by each
+reload. Imports look here first, and relative paths of all other settings start here, as gunicorn's
+do: sockets, logs, the pidfile, certificates. Only `config` is looked for where the server is
+started.""",
     ),
     Setting(
         name="pythonpath",
@@ -140,18 +144,27 @@ Unset: the first of `servo.toml`, a `pyproject.toml` that has `[tool.servo]`, `s
     Setting(
         name="reload_include",
         type=TextList(metavar="GLOB", valid="a list of file name patterns"),
-        default=["*.py"],
+        default=list(RELOAD_INCLUDE),
         section="Development",
         reloadable=False,
-        help="Names of files to watch; may be repeated.",
+        help="Files to watch besides *.py: names, or relative paths; may be repeated.",
+        details="""\
+A pattern without a slash (`*.html`, `.env`) is one of names. With a slash (`templates/**/*.html`)
+it is one of paths, from a watched directory, from `chdir`, or from a directory below; `*` stops at
+a slash, and `**` is any number of directories. A name without `*`, `?` or `[` is watched whatever
+`reload_exclude` says. A directory is watched like those of `reload_dirs`.""",
     ),
     Setting(
         name="reload_exclude",
         type=TextList(metavar="GLOB", valid="a list of file name patterns"),
-        default=[".*", "*.py[cod]", "*.sw?", "*~"],
+        default=list(RELOAD_EXCLUDE),
         section="Development",
         reloadable=False,
-        help="Names of files not to watch; may be repeated.",
+        help="Files and directories not to watch; may be repeated.",
+        details="""\
+Added to the default, in the form of `reload_include`. A directory is left out with all that is in
+it. A default goes where `reload_include` has the same pattern, and doesn't hold for what a pattern
+there names: `.github/*.yml`. `*.py` turns that one off.""",
     ),
     Setting(
         name="reload_extra_files",
