@@ -10,7 +10,7 @@ import requests
 
 from integration import releases
 from integration.conftest import CLASSES
-from integration.server import Server, wait_for
+from integration.server import REPOSITORY, Server, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -61,3 +61,54 @@ def test_extra_file(serve: Callable[..., Server], tmp_path: Path) -> None:
     old = server.wait_workers(1)
     template.write_text("2")
     server.wait_replaced(old)
+
+
+@pytest.mark.parametrize("way", ["watchfiles", "polling"])
+def test_patterns(serve: Callable[..., Server], tmp_path: Path, way: str) -> None:
+    env: dict[str, str | None] = {}
+    if way == "watchfiles":
+        pytest.importorskip("watchfiles")
+    else:  # a package of that name that can't be found: find_spec says None
+        (tmp_path / "hide").mkdir()
+        hides = "import sys\nsys.modules['watchfiles'] = None\n"
+        (tmp_path / "hide" / "sitecustomize.py").write_text(hides)
+        env["PYTHONPATH"] = f"{tmp_path / 'hide'}:{REPOSITORY}"
+    app = tmp_path / "app"
+    for name in ("templates/mail", "sub"):
+        (app / name).mkdir(parents=True)
+    releases.deploy(app, releases.good("sync", "1"))
+    for name in ("templates/mail/a.html", ".env", "sub/b.py", "c.html"):
+        (app / name).write_text("1")
+    patterns = ("--reload-include", "templates/**/*.html", "--reload-include", ".env")
+    server = serve(
+        *("release:app", "-k", "sync", "-w", "1", "--reload", *patterns),
+        *("--reload-exclude", "sub/*"),
+        cwd=app,
+        env=env,
+    )
+    workers = server.wait_workers(1)
+    assert ("are looked at every" in server.log()) == (way == "polling")
+    for name in ("templates/mail/a.html", ".env", "release.py"):
+        mark = server.mark()
+        # What doesn't count comes first: it would be named.
+        (app / "sub" / "b.py").write_text(name)
+        (app / "c.html").write_text(name)
+        (app / name).write_text((app / name).read_text() + "\n")
+        assert server.wait_log(r"reload \((.*)\): reading", mark)[1] == f"{name} changed"
+        workers = server.wait_replaced(workers)
+
+
+def test_a_link_that_is_switched(serve: Callable[..., Server], tmp_path: Path) -> None:
+    pytest.importorskip("watchfiles")
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+        releases.deploy(tmp_path / version, releases.good("sync", version))
+    current = tmp_path / "current"
+    current.symlink_to("1")
+    server = serve("release:app", "--reload", cwd=current, env={"PWD": str(current)})
+    assert answer(server) == "1"
+    (tmp_path / "next").symlink_to("2")
+    (tmp_path / "next").rename(current)
+    wait_for(lambda: answer(server) == "2", "the other release")
+    releases.deploy(tmp_path / "2", releases.good("sync", "3"))
+    wait_for(lambda: answer(server) == "3", "a change of it")
