@@ -346,11 +346,13 @@ def markdown(record: dict[str, dict[str, dict[str, float]]], options: argparse.N
     sections["chaos"] = (
         f"Chaos for {run['seconds'] / 60:g} minutes",
         "One server of each class with 2 to 4 workers, clients of many kinds (kept, fresh and"
-        " pipelined connections, chunked uploads, downloads, and for `async`, over TLS, event"
-        " streams, WebSockets and httpx over HTTP/2), a random operator who deploys good and broken"
-        " releases, scales, restarts and reopens logs, and faults that kill and stop workers. Each"
-        " answer is checked. A request counts as one of a killed worker only if that worker held"
-        f" its connection, by /proc, when it was killed. Seed {run['seed']}.",
+        " pipelined connections, chunked uploads, downloads, slow readers, and for `async`, over"
+        " TLS, event streams, WebSockets and httpx over HTTP/2), a random operator who deploys good"
+        " and broken releases, scales, restarts and reopens logs, and faults that kill and stop"
+        " workers. Each answer is checked. A request counts as one of a killed worker only if that"
+        " worker held its connection, by /proc, when it was stopped for good. The settled server is"
+        " compared with itself before the load: descriptors by kind, zombies, processes, and the"
+        f" list of workers. Seed {run['seed']}.",
     )
     for part, (title, text) in sections.items():
         if record.get(part):
