@@ -95,6 +95,6 @@ def configuration_error(read_settings: Callable[[], object]) -> str | None:
         return str(error)
     except SystemExit as error:
         return f"it called sys.exit({error.code!r})\n{traceback.format_exc()}"
-    except Exception:  # noqa: BLE001  it is reported with its traceback
+    except BaseException:  # noqa: BLE001  KeyboardInterrupt, too, is reported with its traceback
         return traceback.format_exc()
     return None

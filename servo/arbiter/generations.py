@@ -19,6 +19,7 @@ from servo.settings.workdir import working_in
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from servo.arbiter.limit import CodeLimit
     from servo.net.tls import TLS
     from servo.settings.sources import Settings
 
@@ -30,10 +31,14 @@ class Generations:
 
     settings         of the current one; those that generation 1 starts with at first
     reload_settings  reads them anew; raises ConfigError
+    limit            for the code of the configuration that runs meanwhile
     """
 
-    def __init__(self, settings: Settings, reload_settings: Callable[[], Settings]) -> None:
+    def __init__(
+        self, settings: Settings, reload_settings: Callable[[], Settings], limit: CodeLimit
+    ) -> None:
         self.settings = settings
+        self._limit = limit
         self._reload_settings = reload_settings
         self._known: dict[int, tuple[Settings, TLS | None]] = {1: (settings, None)}
 
@@ -60,7 +65,8 @@ class Generations:
             loaded.append(self.read())
             _set_up_logging(loaded[0][0])
 
-        error = configuration_error(load)
+        limit_s = self.settings.hook_timeout
+        error = configuration_error(lambda: self._limit.call(limit_s, load))
         if error is not None:
             self._apply_logging()
             return error

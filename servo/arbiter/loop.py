@@ -30,6 +30,7 @@ from servo.arbiter.generations import (
     tell_notes,
 )
 from servo.arbiter.guard import Guard, Watched
+from servo.arbiter.limit import CodeLimit
 from servo.arbiter.metrics import Metrics
 from servo.arbiter.pidfile import PidFile
 from servo.arbiter.policy import TICK_S, counts_by_class, policy_of
@@ -70,7 +71,8 @@ class Arbiter:
     scoreboard: Scoreboard
 
     def __init__(self, settings: Settings, reload_settings: Callable[[], Settings]) -> None:
-        self._generations = Generations(settings, reload_settings)
+        self._limit = CodeLimit()
+        self._generations = Generations(settings, reload_settings, self._limit)
         self._inbox: deque[Event] = deque()
         self._answers: list[Event] = []
         self._exit_code: int | None = None
@@ -131,8 +133,9 @@ class Arbiter:
         hand_over_logs(settings)
         if settings.hooks.on_starting is not None:
             try:
+                # Without a limit: nothing waits for it, and the signals still end the process.
                 settings.hooks.on_starting(self._facade)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 text = traceback.format_exc()
                 raise ConfigError(f"the on_starting hook failed: {error}\n{text}") from error
         tls = self._generations.read_certificates()
@@ -155,7 +158,7 @@ class Arbiter:
         self.supervisor = Supervisor(policy_of(settings, capacity))
         self._oom = process.OutOfMemoryCounter()
         self._epoll = select.epoll()
-        self._signals = SignalInbox()
+        self._signals = SignalInbox(self._limit.stop)
         self.children = Children(self.scoreboard, self._epoll, self.tell, self._close_inherited)
         self.post = Post(self.children, self._message_hook)
         self._control.start(settings, self._epoll)
@@ -256,6 +259,7 @@ class Arbiter:
         if fd == self._signals.fileno():
             for name in self._signals.read():
                 self._on_signal(name)
+            self._limit.obeyed()
         elif self._check is not None and fd == self._check.fileno():
             if not self._check.read():
                 self._epoll.unregister(fd)  # its end is told by waitpid
@@ -415,13 +419,15 @@ class Arbiter:
         if hook is None:
             return
         try:
-            hook(*args)
+            self._limit.call(self.settings.hook_timeout, hook, *args)
         except Exception:
             log.exception("The %s hook failed", name)
 
     def _message_hook(self) -> Callable[[Any, Any, str], Any] | None:
         hook = self.settings.hooks.on_message
-        return None if hook is None else partial(hook, self._facade)
+        if hook is None:
+            return None
+        return partial(self._limit.call, self.settings.hook_timeout, hook, self._facade)
 
     def _on_watcher(self, watcher: Watcher) -> None:
         changes = watcher.read()

@@ -12,6 +12,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 HANDLED = (
@@ -27,11 +28,17 @@ HANDLED = (
     signal.SIGWINCH,
 )
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
 
 class SignalInbox:
-    """Catches the arbiter's signals from `install` to `close`."""
+    """Catches the arbiter's signals from `install` to `close`.
 
-    def __init__(self) -> None:
+    on_stop   called at once, amid whatever runs, when a signal asks for a stop
+    """
+
+    def __init__(self, on_stop: Callable[[], None]) -> None:
+        self._on_stop = on_stop
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -42,7 +49,12 @@ class SignalInbox:
         """Take the signals over. Only the main thread can."""
         self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for signum in HANDLED:
-            self._before[signum] = signal.signal(signum, _noted)
+            handler = self._stop if signum in STOPPING else _noted
+            self._before[signum] = signal.signal(signum, handler)
+
+    def _stop(self, _signum: int, _frame: FrameType | None) -> None:
+        """The byte is on the socket already; code that hangs must not keep it from being read."""
+        self._on_stop()
 
     def fileno(self) -> int:
         """For a selector."""

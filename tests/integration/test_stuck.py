@@ -129,3 +129,59 @@ def test_root_without_cap_kill_ends_a_hung_worker(
     server.signal(signal.SIGUSR1)
     assert requests.get(f"{server.url}/", timeout=DEADLINE_S).ok
     assert server.stop() == 0
+
+
+HANGS_IN_THE_ARBITER = """
+import os, time
+from pathlib import Path
+
+if Path("hang").exists() and Path("pid").read_text().strip() == str(os.getpid()):
+    while True:
+        try:
+            time.sleep(3600)
+        except Exception:
+            pass
+"""
+
+
+def test_a_configuration_that_hangs_when_it_is_taken_up(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "conf.py").write_text(HANGS_IN_THE_ARBITER)
+    server = serve(*stuck_args("sync"), "-c", "conf.py", "--pid", "pid", "--hook-timeout", "1")
+    old = server.worker_pids()
+    (tmp_path / "hang").touch()
+    server.signal(signal.SIGHUP)
+    server.wait_log(r"can't be taken up: .*it took over 1 s \(hook_timeout\)")
+    assert requests.get(f"{server.url}/", timeout=DEADLINE_S).ok
+    os.kill(old[0], signal.SIGKILL)
+    server.wait_replaced(old)
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_stop_ends_a_reload_that_hangs(serve: Serve, tmp_path: Path, signum: int) -> None:
+    (tmp_path / "conf.py").write_text(HANGS_IN_THE_ARBITER)
+    server = serve(*stuck_args("sync"), "-c", "conf.py", "--pid", "pid", "--hook-timeout", "0")
+    (tmp_path / "hang").touch()
+    server.signal(signal.SIGHUP)
+    server.wait_log("reading the configuration")
+    assert server.stop(signum) == 0
+
+
+HANGS = {
+    "the file": "import time; open('begun', 'w'); time.sleep(3600)",
+    "on_starting": "import time\ndef on_starting(server): open('begun', 'w'); time.sleep(3600)",
+    "when_ready": "import time\ndef when_ready(server): open('begun', 'w'); time.sleep(3600)",
+    "pre_fork": "import time\ndef pre_fork(server, worker): open('begun', 'w'); time.sleep(3600)",
+}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("where", HANGS)
+def test_a_signal_ends_a_start_that_hangs(
+    serve: Serve, tmp_path: Path, where: str, signum: int
+) -> None:
+    (tmp_path / "conf.py").write_text(HANGS[where])
+    server = serve(*stuck_args("sync"), "-c", "conf.py", "-w", "1", ready=0)
+    wait_for((tmp_path / "begun").exists, "the code that hangs")
+    server.stop(signum)
+    assert "Traceback" not in server.log() or "hook failed" in server.log()

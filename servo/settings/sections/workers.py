@@ -165,6 +165,18 @@ poller may stand still in the others.""",
         help="How long a worker may take to load the app; 0: no limit.",
     ),
     Setting(
+        name="hook_timeout",
+        type=Seconds(),
+        default=30.0,
+        unit="seconds",
+        section=_TIMES,
+        help="How long a hook, or reading the configuration at a reload, may take; 0: no limit.",
+        details="""\
+While such code runs in the arbiter, nobody looks after the workers. After this time it is
+interrupted, by an exception that SIGALRM raises in it, and the log says where. When a signal to
+stop comes meanwhile, it is interrupted after two seconds.""",
+    ),
+    Setting(
         name="graceful_timeout",
         type=Seconds(),
         default=30.0,

@@ -239,6 +239,88 @@ def test_a_failing_hook_is_logged(tmp_path: Path) -> None:
     assert outcome.log.count("RuntimeError: this hook is broken") == 4
 
 
+HOOKS = ("when_ready", "nworkers_changed", "pre_fork", "on_event", "child_exit", "on_exit")
+
+
+def hang(*_args: object) -> None:
+    while True:
+        try:
+            signal.pause()
+        except Exception:  # noqa: BLE001  it takes the interruption for no error of its own
+            continue
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hanging_hook_is_interrupted(tmp_path: Path, name: str) -> None:
+    outcome = serve(tmp_path, asks_to_stop, hooks={name: hang}, hook_timeout=0.05)
+    assert outcome.code == 0
+    assert f"The {name} hook failed" in outcome.log
+    assert "it took over 0.05 s (hook_timeout)" in outcome.log
+
+
+def leave(*_args: object) -> None:
+    raise SystemExit(7)
+
+
+def interrupt(*_args: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("hook", [leave, interrupt])
+def test_no_hook_ends_the_arbiter(tmp_path: Path, hook: Callable[..., None]) -> None:
+    outcome = serve(tmp_path, asks_to_stop, hooks=dict.fromkeys(HOOKS, hook))
+    assert outcome.code == 0
+    for name in HOOKS:
+        assert f"The {name} hook failed" in outcome.log
+
+
+def test_a_stop_interrupts_a_hook_without_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("servo.arbiter.limit.STOP_S", 0.05)
+
+    def hang_in_the_second(server: Any, worker: Any) -> None:
+        if worker.age > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            hang()
+
+    outcome = serve(
+        tmp_path, obeys, hooks={"pre_fork": hang_in_the_second}, hook_timeout=0, workers=2
+    )
+    assert outcome.code == 0
+    assert "it was interrupted, as the server is to stop" in outcome.log
+
+
+@pytest.mark.parametrize("ending", [hang, leave, interrupt])
+def test_a_configuration_that_is_bad_only_in_the_arbiter(
+    tmp_path: Path, ending: Callable[[], None]
+) -> None:
+    arbiter: list[int] = []
+
+    def worker(context: WorkerContext) -> int:
+        gets_ready(context)
+        os.kill(context.arbiter_pid, signal.SIGHUP)
+        while "rolled back" not in (tmp_path / "log").read_text():
+            select.select([], [], [], 0.01)
+        return asks_to_stop(context)
+
+    def read() -> Settings:
+        if os.getpid() == arbiter[0]:
+            ending()
+        return Settings({"app": "y:app"}, {})
+
+    hooks = {"when_ready": lambda _server: arbiter.append(os.getpid())}
+    outcome = serve(tmp_path, worker, reload=read, hooks=hooks, hook_timeout=0.05)
+    assert outcome.code == 0
+    assert "the configuration can't be taken up: " in outcome.log
+
+
+def test_on_starting_can_leave(tmp_path: Path) -> None:
+    outcome = serve(tmp_path, obeys, hooks={"on_starting": leave})
+    assert outcome.code == ConfigError.exit_code
+    assert "the on_starting hook failed: 7" in outcome.notes[0]
+
+
 def test_on_starting_can_refuse(tmp_path: Path) -> None:
     def on_starting(_server: object) -> None:
         raise RuntimeError("no database")

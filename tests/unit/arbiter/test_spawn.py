@@ -61,7 +61,7 @@ def test_exit_functions_are_the_childs_own() -> None:
 
 
 def test_child_has_neither_handlers_nor_mask_of_the_arbiter() -> None:
-    inbox = signals.SignalInbox()
+    inbox = signals.SignalInbox(nothing)
     inbox.install()
 
     def main() -> int:
@@ -83,7 +83,7 @@ def test_child_has_neither_handlers_nor_mask_of_the_arbiter() -> None:
 
 def test_signals_come_in_order_and_handlers_go_back() -> None:
     before = signal.getsignal(signal.SIGHUP)
-    inbox = signals.SignalInbox()
+    inbox = signals.SignalInbox(nothing)
     inbox.install()
     try:
         for name in ("SIGHUP", "SIGTTIN", "SIGHUP", "SIGTERM"):
