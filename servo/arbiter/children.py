@@ -169,7 +169,7 @@ class Children:
         child.facade.pid = child.pid
         child.row_index = index
         child.row = self._scoreboard.row(index)
-        child.row[words.PID] = child.pid
+        self._scoreboard.forked(index, child.pid)
         child.channel = ours
         self._by_serial[child.serial] = child
         self._by_slot.setdefault(child.slot, []).append(child)
@@ -300,12 +300,15 @@ class Children:
 
     def heartbeats(self) -> tuple[dict[int, float], dict[int, float]]:
         """By serial, in monotonic seconds: the last heartbeats, and the oldest requests' starts."""
+        now = monotonic_ns()
+        for serial in self._scoreboard.check(now):
+            self._tell(ev.RowOverwritten(serial))
         beats, oldest = {}, {}
         for serial, child in self._by_serial.items():
             assert child.row is not None
-            beats[serial] = child.row[words.BEAT_NS] / 1e9
+            beats[serial] = min(child.row[words.BEAT_NS], now) / 1e9
             if child.row[words.OLDEST_START_NS]:
-                oldest[serial] = child.row[words.OLDEST_START_NS] / 1e9
+                oldest[serial] = min(child.row[words.OLDEST_START_NS], now) / 1e9
         return beats, oldest
 
     def release(self, serial: int) -> WorkerFacade | None:

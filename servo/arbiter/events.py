@@ -87,6 +87,13 @@ class ChannelLost:
 
 
 @dataclass(slots=True)
+class RowOverwritten:
+    """A worker's row of the scoreboard made no sense: something has written over it."""
+
+    serial: int
+
+
+@dataclass(slots=True)
 class Tick:
     """Time passed.
 
@@ -152,6 +159,7 @@ Event = (
     | ChildExited
     | MessageReceived
     | ChannelLost
+    | RowOverwritten
     | Tick
     | ConfigChecked
     | ConfigLoaded

@@ -240,6 +240,7 @@ class Arbiter:
                 self._reap()
                 self.post.report()
                 self._metrics.tick(time.monotonic())
+                self._metrics.renew()
                 log_module.flush_logs()
                 self.sockets.look_after()
                 self._look_after_guard()

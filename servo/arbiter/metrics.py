@@ -109,6 +109,10 @@ class Metrics:
         reload = supervisor.reload is not None
         self.facts.publish(_state(supervisor), supervisor.generation, supervisor.target, reload)
 
+    def renew(self) -> None:
+        """Once a second: write everything anew, in case that somebody has written over it."""
+        self.facts.renew()
+
     def happened(self, event: Happened) -> None:
         """Count a lifecycle event."""
         self.facts.happened(event.name, event.reason)

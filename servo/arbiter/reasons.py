@@ -26,6 +26,7 @@ class ExitReason(Enum):
     CRASHED = "crashed"
     EXITED = "exited"
     OUT_OF_MEMORY = "out of memory"
+    ROW_OVERWRITTEN = "something has written over its row of the scoreboard"
 
 
 @dataclass(frozen=True, slots=True)

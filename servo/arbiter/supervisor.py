@@ -177,6 +177,14 @@ class Supervisor:
         elif is_canary(self, handle):
             roll_back(self, f"its first worker ended: {departure.text}", now)
 
+    def _on_row_overwritten(self, event: ev.RowOverwritten, now: float) -> None:
+        handle = self.pool.get(event.serial)
+        if handle is not None:
+            # By its own code, as a rule; what else that has damaged nobody knows.
+            reason = ExitReason.ROW_OVERWRITTEN
+            self.crew.log("error", f"{handle}: {reason.value}; the row is put right")
+            self.crew.wishes(handle, msg.ReplaceMe(reason.name.lower()), now)
+
     def _on_kill_failed(self, event: ev.KillFailed, _now: float) -> None:
         handle = self.pool.get(event.serial)
         if handle is not None:
@@ -433,6 +441,7 @@ _HANDLERS: dict[type, Callable[..., None]] = {
     ev.Forked: Supervisor._on_forked,
     ev.ForkFailed: Supervisor._on_fork_failed,
     ev.KillFailed: Supervisor._on_kill_failed,
+    ev.RowOverwritten: Supervisor._on_row_overwritten,
     ev.ChildExited: Supervisor._on_exited,
     ev.MessageReceived: Supervisor._on_message,
     ev.ChannelLost: Supervisor._on_channel_lost,

@@ -2,6 +2,9 @@
 
 The arbiter writes a few words of the scoreboard's header after each turn of its loop; the process
 that serves metrics reads them. They outlive both that process and a reload.
+
+A worker could write over them, so the arbiter counts in memory of its own and writes the words
+anew; a checksum tells readers whether they are the arbiter's.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from servo.observe.logcount import LOG_LEVELS
+from servo.observe.scoreboard import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +36,9 @@ _SPAWNED = 12
 LOG_0 = 16  # entries of the arbiter's error log, one word for each of LOG_LEVELS
 _EXITS_0 = 32  # workers that ended, a word for each reason
 _MOST_REASONS = 96
+# Of all words that only the arbiter's events change.
+_CHECKSUM = _EXITS_0 + _MOST_REASONS
+_COUNTED = (*range(_RELOADS_STARTED, _SPAWNED + 1), *range(_EXITS_0, _CHECKSUM))
 
 # What the server is doing. PAUSED: drained by SIGWINCH. LEAVING: told to stop, but it waits
 # (`pre_stop_delay`) until balancers have noticed that it isn't ready any more.
@@ -73,28 +80,32 @@ class Facts:
     def __init__(self, words: memoryview, reasons: Sequence[str]) -> None:
         assert len(reasons) <= _MOST_REASONS
         self.words = words
+        self._own = [0] * len(words)  # the writer's
+        self._last = [0] * len(words)  # the reader's: what made sense last
         self._reasons = {reason: _EXITS_0 + i for i, reason in enumerate(reasons)}
 
     # --- the arbiter's --------------------------------------------------------------------------
 
     def begin(self, pid: int) -> None:
         """The server starts."""
-        self.words[_PID] = pid
-        self.words[_STARTED_NS] = time.time_ns()
-        self.words[_BEAT_NS] = time.monotonic_ns()
+        own = self._own
+        own[_PID] = pid
+        own[_STARTED_NS] = time.time_ns()
+        own[_BEAT_NS] = time.monotonic_ns()
+        self.renew()
 
     def publish(self, state: int, generation: int, target: int, reloading: bool) -> None:
         """How things are after a turn of the arbiter's loop."""
-        words = self.words
-        words[_BEAT_NS] = time.monotonic_ns()
-        words[_STATE] = state
-        words[_GENERATION] = generation
-        words[_TARGET] = target
-        words[_RELOADING] = reloading
+        words, own = self.words, self._own
+        words[_BEAT_NS] = own[_BEAT_NS] = time.monotonic_ns()
+        words[_STATE] = own[_STATE] = state
+        words[_GENERATION] = own[_GENERATION] = generation
+        words[_TARGET] = own[_TARGET] = target
+        words[_RELOADING] = own[_RELOADING] = reloading
 
     def happened(self, name: str, reason: str = "") -> None:
         """Count a lifecycle event, by the name that all the world knows it by."""
-        words = self.words
+        words = self._own
         if name == "spawned":
             words[_SPAWNED] += 1
         elif name == "exited":
@@ -106,12 +117,30 @@ class Facts:
             words[_RELOADS_FINISHED if well else _RELOADS_ROLLED_BACK] += 1
             words[_RELOADED_NS] = time.time_ns()
             words[_RELOADED_WELL] = well
+        else:
+            return
+        self.renew()
+
+    def renew(self) -> None:
+        """Write all words anew, but those that the log's counter writes; once a second, too."""
+        own = self._own
+        own[_CHECKSUM] = checksum(own[word] for word in _COUNTED)
+        for word, value in enumerate(own):
+            if not LOG_0 <= word < LOG_0 + len(LOG_LEVELS):
+                self.words[word] = value
 
     # --- the readers' ---------------------------------------------------------------------------
 
     def read(self) -> ServerFacts:
         """All of it."""
         words = self.words.tolist()
+        if words[_STATE] < len(SERVER_STATES) and words[_CHECKSUM] == checksum(
+            words[word] for word in _COUNTED
+        ):
+            self._last = words
+        else:
+            # Written over by somebody, or just being written by the arbiter.
+            words = self._last
         return ServerFacts(
             pid=words[_PID],
             beat_age_s=max(time.monotonic_ns() - words[_BEAT_NS], 0) / 1e9,

@@ -24,6 +24,8 @@ class LogCounter(logging.Filter):
         super().__init__()
         self._words = words
         self._first = first
+        # A copy, as another process may write over the words: what is counted can't overflow then.
+        self._counts = [0] * len(LOG_LEVELS)
         # Records come from any thread, and `+= 1` on a memoryview is no single step.
         self._lock = threading.Lock()
 
@@ -39,7 +41,9 @@ class LogCounter(logging.Filter):
             else:
                 level = LOG_WARNING
             with self._lock:
-                self._words[self._first + level - LOG_WARNING] += 1
+                place = level - LOG_WARNING
+                self._counts[place] += 1
+                self._words[self._first + place] = self._counts[place]
         return True
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from servo import __version__
 from servo.observe import backlog, procfs
 from servo.observe.logcount import LOG_LEVELS
+from servo.observe.scoreboard import MOST_GROWTH
 from servo.observe.words import LATENCY_BOUNDS_S, METHODS, STATE_NAMES, STATUS_CODES, now_ns
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ _PROCESS_SHARE = 10
 # The arbiter writes a word each second; one that has not for so long does nothing any more.
 ARBITER_SILENT_S = 10.0
 
-_OK = STATUS_CODES.index(200)
+# The fields of `Totals` that only grow.
+_COUNTED = (
+    *("requests", "statuses", "bytes_in", "bytes_out", "accepted", "shed", "latency_sum_us"),
+    *("latency", "methods", "codes", "log"),
+)
 _CLASS_NAMES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 _CODE_NAMES = (*map(str, STATUS_CODES), *(f"other {name}" for name in _CLASS_NAMES))
 
@@ -122,7 +127,7 @@ class Reader:
         self._processes = Processes(None, {})
         self._look_again_at = 0.0
         self._drops = _Growing()
-        self._successes = 0
+        self._totals: Totals | None = None
 
     def read(self, *, processes: bool = True, queues: bool = True) -> Snapshot:
         """What there is to see; of what the kernel would have to be asked for, what is wanted."""
@@ -146,10 +151,14 @@ class Reader:
         )
 
     def _growing(self, totals: Totals) -> Totals:
-        """What is calculated of two words that a worker writes is not to go back either."""
-        codes = list(totals.codes)
-        codes[_OK] = self._successes = max(codes[_OK], self._successes)
-        return totals._replace(codes=tuple(codes))
+        """Counters don't go back: not what is calculated of two words that a worker writes, nor
+        while the arbiter has not yet put right what somebody has written over."""
+        if self._totals is not None:
+            now, before = totals._asdict(), self._totals._asdict()
+            grown = {name: _grown(now[name], before[name]) for name in _COUNTED}
+            totals = totals._replace(**grown)
+        self._totals = totals
+        return totals
 
     def _look_at_processes(self, arbiter: int) -> Processes:
         now = self._clock()
@@ -165,6 +174,13 @@ class Reader:
             took = self._clock() - now
             self._look_again_at = now + max(PROCESS_AGE_S, _PROCESS_SHARE * took)
         return self._processes
+
+
+def _grown(now: Any, before: Any) -> Any:
+    """A counter, or each of several, unless it went back or grew beyond belief."""
+    if isinstance(now, tuple):
+        return tuple(map(_grown, now, before))
+    return now if 0 <= now - before < MOST_GROWTH else before
 
 
 def families(seen: Snapshot) -> Iterator[Family]:

@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from integration.conftest import CLASSES, Serve
-from integration.server import alive, wait_for
+from integration.server import alive, free_port, wait_for
+from integration.test_control import servoctl
 
 pytestmark = pytest.mark.slow
 
@@ -110,3 +111,79 @@ def test_what_a_worker_holds(serve: Serve, app: str, worker_class: str, tmp_path
         assert ".lock" not in held
         assert "servo.pid" not in held
     assert not server.exited()
+
+
+# An application that writes over the whole shared table, as damaged memory might.
+SCRIBBLES = """
+import os
+
+def scribble(pattern):
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if "memfd:servo-scoreboard" in os.readlink(f"/proc/self/fd/{name}"):
+                size = os.fstat(int(name)).st_size
+                os.pwrite(int(name), (pattern * (size // len(pattern) + 1))[:size], 0)
+                return b"scribbled"
+        except OSError:
+            continue
+    return b"not found"
+
+def answer(path):
+    patterns = {"/ones": b"\\xff", "/zeros": b"\\0", "/junk": os.urandom(4099)}
+    return scribble(patterns[path]) if path in patterns else b"ok"
+
+def wsgi(environ, start_response):
+    body = answer(environ["PATH_INFO"])
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+async def asgi(scope, receive, send):
+    assert scope["type"] == "http"
+    body = answer(scope["path"])
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+"""
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+@pytest.mark.parametrize("junk", ["ones", "zeros", "junk"])
+def test_the_arbiter_outlives_a_table_that_was_written_over(
+    serve: Serve, tmp_path: Path, worker_class: str, junk: str
+) -> None:
+    (tmp_path / "scribbles.py").write_text(SCRIBBLES)
+    app = "scribbles:asgi" if worker_class == "async" else "scribbles:wsgi"
+    port = free_port()
+    metrics = f"127.0.0.1:{port}"
+    server = serve(app, "-k", worker_class, "-w", "2", "--metrics-bind", metrics, ready=2)
+
+    def scrape() -> float:
+        text = httpx.get(f"http://{metrics}/metrics", trust_env=False, timeout=30).text
+        return sum(
+            float(line.split()[-1])
+            for line in text.splitlines()
+            if line.startswith("servo_requests_total{")
+        )
+
+    fresh = {"connection": "close"}
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=30, headers=fresh) as client:
+        for _ in range(10):
+            assert client.get("/").text == "ok"
+        wait_for(lambda: scrape() >= 10, "the requests in the metrics")
+        before = scrape()
+        old = server.worker_pids()
+        assert client.get(f"/{junk}").text == "scribbled"
+        for _ in range(10):
+            after = scrape()
+            assert before <= after < 1000
+            before = after
+        for command in ("status", "workers"):
+            shown = servoctl("--pid", str(server.pid), command)
+            assert shown.returncode == 0, shown.stderr
+        server.wait_log("written over its row of the scoreboard")
+        server.wait_replaced(old)
+        assert client.get("/").text == "ok"
+    assert httpx.get(f"http://{metrics}/-/ready", trust_env=False, timeout=30).is_success
+    assert server.stop() == 0
+    assert "Traceback" not in server.log()
+    assert "CRITICAL" not in server.log()

@@ -273,6 +273,19 @@ def test_one_that_could_not_be_killed_may_end_by_itself() -> None:
     assert len(story.alive()) == 1
 
 
+def test_a_worker_whose_row_was_written_over_is_replaced() -> None:
+    story = Story(2).serve()
+    first, second = story.alive()
+    story.tell(ev.RowOverwritten(first.serial))
+    assert story.said("written over its row of the scoreboard; the row is put right")
+    story.ready(story.newest())
+    assert first.asked is not None
+    assert second.asked is None
+    story.exits(first)
+    assert story.said("something has written over its row")
+    story.tell(ev.RowOverwritten(first.serial))
+
+
 def test_a_frozen_machine_is_nobodys_hang() -> None:
     story = Story(2, timeout_s=30.0, graceful_timeout_s=10.0).serve()
     story.advance(5)
