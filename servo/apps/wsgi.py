@@ -88,7 +88,7 @@ class WSGIResponder:
         self._transport = transport
         self._started = False
         self.status: str | None = None
-        self.headers: Any = []
+        self.headers: Any = ()
         # Bound once: a bound method a request would be an allocation a request.
         self.start_response = self._start_response
 
@@ -102,6 +102,7 @@ class WSGIResponder:
         that the response is not whole (RFC 9112 section 8).
         """
         self.status = None
+        self.headers = ()  # an app that fails has none: not those of the request before
         self._started = False
         try:
             result: Any = self._app(environ, self.start_response)
@@ -271,9 +272,10 @@ class WSGIResponder:
         if self._http.response_started:
             self._http.close_after = True
             return b""
-        return self._http.send_response(
-            500, [("Content-Type", "text/plain; charset=utf-8")], b"Internal Server Error\n"
-        )
+        # For the access log and hooks: this is sent, whatever the app had said.
+        self.status = "500 Internal Server Error"
+        self.headers = [("Content-Type", "text/plain; charset=utf-8")]
+        return self._http.send_response(self.status, self.headers, b"Internal Server Error\n")
 
 
 def _shown(environ: Environ) -> str:

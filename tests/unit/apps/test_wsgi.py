@@ -237,6 +237,26 @@ def test_an_error_before_the_head_is_a_500_without_details(caplog, error):
     assert b"connection:" not in exchange.head.lower()
 
 
+def test_a_failed_request_has_no_headers_of_the_one_before(caplog):
+    """What the access log and hooks are told of a response."""
+    answers = iter(["ok", "fails", "late", "silent"])
+
+    def app(environ, start_response):
+        what = next(answers)
+        if what in ("ok", "late"):
+            start_response("202 Accepted", [("X-Secret", what)])
+        if what != "ok":
+            raise ValueError(what)
+        return [b"x"]
+
+    exchange = Exchange(app)
+    assert exchange.responder.headers == [("X-Secret", "ok")]
+    for _ in range(3):
+        exchange.run(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert exchange.responder.headers == [("Content-Type", "text/plain; charset=utf-8")]
+        assert exchange.responder.status == "500 Internal Server Error"
+
+
 class Closing:
     """A response of these blocks whose `close` notes what was sent before it, and may fail."""
 
