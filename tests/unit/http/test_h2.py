@@ -46,6 +46,7 @@ from h2frames import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from servo.http import h2_stream
 from servo.http.errors import LocalProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.http.h2 import CONNECTION_WINDOW, H2Connection, Reset
@@ -127,6 +128,14 @@ def test_a_body_that_is_a_view_is_measured_in_bytes(view: memoryview) -> None:
     assert pair.client.answers[1].body == b"wide"
     assert stream.body_sent == 4
     pair.still_serves()
+
+
+def test_fields_of_lines_are_kept_within_bounds() -> None:
+    for number in range(3000):
+        assert h2_stream._field(b"X-A: %d\r\n" % number) == (b"x-a", b"%d" % number)
+        h2_stream._field(b"X-B: %b\r\n" % (b"v" * 600))
+    assert len(h2_stream._FIELDS) <= 1024
+    assert max(map(len, h2_stream._FIELDS)) <= 512
 
 
 # --- requests -------------------------------------------------------------------------------------

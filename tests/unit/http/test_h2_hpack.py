@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from hpack import Decoder
+from hpack import Decoder, Encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from servo.http.h2_hpack import TABLE_SIZE, FieldEncoder, FieldKeeper
+
+Field = tuple[bytes, bytes]
 
 names = st.sampled_from([b":status", b"content-type", b"x-a", b"x-b", b"set-cookie", b"etag"])
 values = st.binary(max_size=30) | st.sampled_from([b"200", b"text/plain", b"", b"v" * 600])
@@ -58,3 +60,23 @@ def test_the_decoder_keeps_the_fields() -> None:
     keeper = FieldKeeper(1000)
     assert keeper.decode(bytes((0x82, 0x84))) == []
     assert keeper.fields == [(b":method", b"GET"), (b":path", b"/")]
+
+
+@given(st.lists(heads, min_size=1, max_size=12))
+def test_a_table_of_earlier_fields_gives_the_same_fields(session: list[list[Field]]) -> None:
+    encoder, keeper = Encoder(), FieldKeeper(100_000)
+    for fields in session:
+        keeper.decode(encoder.encode(fields))
+        assert keeper.fields == fields
+        assert keeper.header_table._current_size <= TABLE_SIZE
+
+
+def test_literals_are_bounded() -> None:
+    encoder = FieldEncoder()
+    for number in range(3000):
+        encoder.encode([(b"x-a", b"%d" % number), (b"x-b", b"v" * 600), (b"etag", b"%d" % number)])
+    assert len(FieldEncoder._literals) <= 1024
+    assert max(len(literal) for literal, _ in FieldEncoder._literals.values()) <= 512
+    assert not any(name == b"etag" for name, _ in FieldEncoder._literals)
+    assert encoder._size <= TABLE_SIZE
+    assert len(encoder._seen) <= len(encoder._entries) <= TABLE_SIZE // 32

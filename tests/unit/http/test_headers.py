@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from servo.http import headers
 from servo.http.errors import ProtocolError
 from servo.http.events import Refused, Request
 from servo.http.h1 import PARSERS, H1Connection
@@ -310,6 +311,17 @@ def test_valid_hosts(host: bytes) -> None:
 def test_invalid_hosts(host: bytes) -> None:
     with pytest.raises(ProtocolError):
         check_host(host)
+
+
+def test_hosts_that_are_remembered_are_bounded() -> None:
+    for number in range(3000):
+        check_host(b"h%d.example" % number)
+    check_host(b"h" * 300)
+    with pytest.raises(ProtocolError):
+        check_host(b"h h")
+    assert len(headers._VALID_HOSTS) <= 1024
+    assert b"h2999.example" in headers._VALID_HOSTS
+    assert not {b"h" * 300, b"h h"} & headers._VALID_HOSTS
 
 
 def test_header_map() -> None:

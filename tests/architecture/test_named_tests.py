@@ -1,17 +1,21 @@
-"""The threat model names tests: each must exist."""
+"""Pages of the documentation name tests: each must exist."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "reference" / "threat-model.md"
+REFERENCE = ROOT / "docs" / "reference"
 
 
-def test_each_test_that_is_named_exists() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE.read_text(encoding="utf-8"))
-    assert len(named) > 40
+@pytest.mark.parametrize(("page", "least"), [("threat-model", 40), ("memory", 20)])
+def test_each_test_that_is_named_exists(page: str, least: int) -> None:
+    text = (REFERENCE / f"{page}.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > least
     missing = [
         f"{path}::{name}"
         for path, name in named
