@@ -4,9 +4,12 @@ No application may be able to tell."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import example, given
@@ -18,13 +21,14 @@ from servo.apps.wsgi_environ import WSGIAdapter
 from servo.http import headers
 from servo.http.errors import ProtocolError
 from servo.http.events import Data, Refused, Request
-from servo.http.forwarded import TrustedPeers
 from servo.http.h1 import H1Connection
 from servo.http.limits import Limits
+from servo.observe.words import ROW_WORDS
 from servo.settings.sources import Settings
+from servo.workers.aio import AsyncWorker
 from servo.workers.connection import Connection, ConnectionFactory
-from servo.workers.proxied import ProxyProtocol
 from servo.workers.stream_server import StreamServer
+from servo.workers.sync import SyncWorker
 
 PEER = ("127.0.0.1", 5000)
 # Where the environ has objects of its connection, or a new one each time.
@@ -64,12 +68,10 @@ requests = st.tuples(
 sequences = st.lists(requests, min_size=1, max_size=3).flatmap(
     lambda few: st.lists(st.sampled_from(few), min_size=2, max_size=9)
 )
-options = st.fixed_dictionaries(
-    {
-        "header_map": st.sampled_from(["drop", "refuse", "dangerous"]),
-        "root_path": st.sampled_from(["", "/mount"]),
-        "trusted": st.sampled_from(["127.0.0.1", "192.0.2.1", ""]),
-    }
+options = st.tuples(
+    st.sampled_from(["drop", "refuse", "dangerous"]),
+    st.sampled_from(["", "/mount"]),
+    st.sampled_from(["127.0.0.1", "192.0.2.1", ""]),
 )
 
 
@@ -122,23 +124,52 @@ class NoSocket:
         return ("127.0.0.1", 80)
 
 
-def factory_for(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> ConnectionFactory:
-    settings = Settings({"header_map": values["header_map"], "root_path": values["root_path"]}, {})
-    worker: Any = SimpleNamespace(
-        settings=settings,
-        trusted_proxies=trusted(values),
-        proxy_protocol=ProxyProtocol(settings),
-        request_hooks=None,
-        context=SimpleNamespace(tls=None),
-        multiprocess=False,
+Values = tuple[str, str, str]  # header_map, root_path, the trusted addresses
+
+
+def made_worker(kind: type[SyncWorker | AsyncWorker], interface: str, **values: Any) -> Any:
+    """A worker that has not begun to serve: compiled modules take no stand-in for all of it."""
+    row = memoryview(bytearray(8 * ROW_WORDS)).cast("Q")
+    context: Any = SimpleNamespace(
+        settings=Settings(values, {}),
+        slot=1,
+        serial=1,
+        row_index=0,
+        mailbox=None,
+        tls=None,
+        hooked=None,
+        listeners=[],
+        scoreboard=SimpleNamespace(row=lambda _: row),
     )
-    # What it registers stays for the life of the process.
-    monkeypatch.setattr("os.register_at_fork", lambda **_: None)
-    return ConnectionFactory(worker, SimpleNamespace(app=None), multithread=False)  # type: ignore[arg-type]
+    loaded: Any = SimpleNamespace(app=None, interface=interface)
+    # What it registers would stay for the life of the process.
+    with mock.patch.object(os, "register_at_fork"):
+        return kind(context, loaded)
 
 
-def trusted(values: dict[str, Any]) -> TrustedPeers:
-    return TrustedPeers(values["trusted"], fields=("for", "proto", "host", "prefix"))
+@cache
+def worker_of(kind: type[SyncWorker | AsyncWorker], values: Values) -> Any:
+    header_map, root_path, trusted = values
+    worker = made_worker(
+        kind,
+        interface="asgi" if kind is AsyncWorker else "wsgi",
+        header_map=header_map,
+        root_path=root_path,
+        forwarded_allow_ips=trusted,
+        forwarded_fields=["for", "proto", "host", "prefix"],
+    )
+    CLOSERS.append(worker.loop.close if isinstance(worker, AsyncWorker) else worker.epoll.close)
+    return worker
+
+
+CLOSERS: list[Callable[[], None]] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _workers_end() -> Iterator[None]:
+    yield
+    for close in CLOSERS:
+        close()
 
 
 def environ(connection: Connection, asked: Asked) -> object:
@@ -173,20 +204,18 @@ def environ(connection: Connection, asked: Asked) -> object:
 @given(sequences, options)
 @example(
     [(b"GET", b"/", b"HTTP/1.1", USUAL[1], None, False)] * 4,
-    {"header_map": "dangerous", "root_path": "", "trusted": ""},
+    ("dangerous", "", ""),
 )
-def test_environs(sequence: list[Asked], values: dict[str, Any]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        first = factory_for(values, patch)
-        made = []
+def test_environs(sequence: list[Asked], values: Values) -> None:
+    worker = worker_of(SyncWorker, values)
 
-        def make() -> Connection:
-            # The first is the warm one; each other has a worker of its own.
-            made.append(None)
-            factory = first if len(made) == 1 else factory_for(values, patch)
-            return Connection(factory, NoSocket(), PEER)  # type: ignore[arg-type]
+    def make() -> Connection:
+        # A factory of its own, whose adapter knows nothing.
+        with mock.patch.object(os, "register_at_fork"):
+            factory = ConnectionFactory(worker, worker.app, multithread=False)
+        return Connection(factory, NoSocket(), PEER)  # type: ignore[arg-type]
 
-        compare(sequence, make, environ)
+    compare(sequence, make, environ)
 
 
 @pytest.mark.parametrize("header_map", ["drop", "refuse", "dangerous"])
@@ -218,18 +247,17 @@ def test_a_worker_that_knows_all_names_joins_them_as_a_new_one(header_map: str) 
 class Stream:
     """As much of a connection of an `async` worker as makes a scope."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: Values) -> None:
         self.http = H1Connection(Limits())
         self.adapter = ASGIAdapter(
             None,  # type: ignore[arg-type]
             log=logging.getLogger("test"),
-            root_path=values["root_path"],
+            root_path=values[1],
             state={"db": 1},
         )
-        self.server = StreamServer.__new__(StreamServer)
-        self.server.adapter = self.adapter
-        self.server.trusted = trusted(values)
-        self.template = self.adapter.template(("127.0.0.1", 80), PEER, "http")
+        worker = worker_of(AsyncWorker, values)
+        self.server = StreamServer(worker, self.adapter, worker.loop)
+        self.template = self.server.template(("127.0.0.1", 80), PEER, None)
 
 
 def scope(stream: Stream, asked: Asked) -> object:
@@ -263,7 +291,7 @@ def _copy(value: Any) -> Any:
 @given(sequences, options)
 @example(
     [(b"GET", b"/", b"HTTP/1.1", USUAL[0], None, False)] * 3,
-    {"header_map": "drop", "root_path": "", "trusted": ""},
+    ("drop", "", ""),
 )
-def test_scopes(sequence: list[Asked], values: dict[str, Any]) -> None:
+def test_scopes(sequence: list[Asked], values: Values) -> None:
     compare(sequence, lambda: Stream(values), scope)
