@@ -93,6 +93,13 @@ class ASGIAdapter:
             scope["raw_path"] = _encoded(prefix) + scope["raw_path"]
 
 
+def remote_of(scope: Scope) -> str:
+    """The client's address for logs, as the application left it; "" where it left none."""
+    client = scope.get("client")
+    host = client[0] if client and (type(client) is tuple or type(client) is list) else ""
+    return host if type(host) is str else ""
+
+
 def _is_under(path: str, root: str) -> bool:
     """Whether a decoded path begins with the root path, as the specification wants it to."""
     return (path + "/").startswith(root + "/")

@@ -147,20 +147,34 @@ class AccessLog:
         response_headers: HeaderPairs = (),
         environ: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add a request's line. The names of `headers` are in lower case, `version` as "1.1"."""
-        # One by one: spreading a tuple of them costs more than all else here.
-        line = self._format(
-            remote,
-            method,
-            target,
-            version,
-            status,
-            sent,
-            duration_ns,
-            headers,
-            response_headers,
-            environ,
-        )
+        """Add a request's line. The names of `headers` are in lower case, `version` as "1.1".
+
+        Where no line can be made, an error is logged instead.
+        """
+        try:
+            # One by one: spreading a tuple of them costs more than all else here.
+            line = self._format(
+                remote,
+                method,
+                target,
+                version,
+                status,
+                sent,
+                duration_ns,
+                headers,
+                response_headers,
+                environ,
+            )
+        except Exception:
+            # Environ and header lists are the application's own objects: it may have put anything
+            # there since, and their text is made by its code. Its request is answered; the worker
+            # must not end for the log's sake.
+            logging.getLogger(error_log.ERROR_LOGGER).exception(
+                "No access-log line can be made of %s %s, as the application left its data",
+                safe(method),
+                safe(target),
+            )
+            return
         if line:
             self._lines.append(line)
             self._size += len(line)

@@ -13,7 +13,7 @@ import time
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from servo.apps.asgi_scope import ASGIAdapter
+from servo.apps.asgi_scope import ASGIAdapter, remote_of
 from servo.apps.lifespan import Lifespan
 from servo.apps.wsgi_environ import WSGIAdapter
 from servo.errors import BootError, ConfigError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from servo._types import ASGIApp, Scope
+    from servo._types import ASGIApp
     from servo.apps.loader import LoadedApp
     from servo.http.proxy_protocol import ProxyHeader
     from servo.workers.context import WorkerContext
@@ -348,7 +348,7 @@ class AsyncWorker(Worker):
         """See Worker.open_requests. Background work after the response is no request."""
         calls = (each.call for each in list(self.server.connections))
         return [
-            (call.started_ns, call.request.method, call.request.target, _client_of(call.scope))
+            (call.started_ns, call.request.method, call.request.target, remote_of(call.scope))
             for call in calls
             if call is not None
         ]
@@ -356,7 +356,7 @@ class AsyncWorker(Worker):
     def unfinished(self) -> list[tuple[int, str, bytes, str]]:
         """See Worker.unfinished. Also what works on, though it has answered or its client left."""
         return [
-            (call.started_ns, call.request.method, call.request.target, _client_of(call.scope))
+            (call.started_ns, call.request.method, call.request.target, remote_of(call.scope))
             for call in self.server.calls
         ]
 
@@ -409,11 +409,6 @@ class AsyncWorker(Worker):
     def _end(self) -> None:
         if self.drained is not None and not self.drained.done():
             self.drained.set_result(None)
-
-
-def _client_of(scope: Scope) -> str:
-    client = scope.get("client")
-    return str(client[0]) if client else ""
 
 
 def new_event_loop(name: str) -> asyncio.AbstractEventLoop:

@@ -320,12 +320,17 @@ class Connection:
         assert request is not None
         responder = self.responder
         http = self.http
+        # As in gunicorn the application may put another address there, as ProxyFix does. It may
+        # also have removed it, or put anything there.
+        remote = self.environ.get("REMOTE_ADDR")
+        if type(remote) is not str:
+            remote = "-"
         now = meter.end(
             self.started_ns,
             request,
             http.status,
             http.body_sent,
-            self.environ["REMOTE_ADDR"],
+            remote,
             responder.headers,
             self.environ,
         )

@@ -9,6 +9,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from servo.apps.asgi import ASGICall
+from servo.apps.asgi_scope import remote_of
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.h2_frames import CANCEL
 from servo.workers.hooks import HookResponse
@@ -283,13 +284,12 @@ class H2Channel:
     def _count(self, call: ASGICall | WebSocketCall, status: int) -> None:
         stream = self._stream
         server = self._protocol.server
-        client = call.scope["client"]
         server.meter.end(
             call.started_ns,
             call.request,
             stream.status if stream.response_started else status,
             stream.body_sent,
-            client[0] if client else "",
+            remote_of(call.scope),
             call.response_headers,
         )
         if server.hooks is not None and self._facade is not None:

@@ -8,6 +8,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from servo.apps.asgi import ASGICall
+from servo.apps.asgi_scope import remote_of
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.http.headers import map_names
@@ -307,7 +308,7 @@ class StreamProtocol(StreamUpgrade):
             call.request,
             http.status if http.response_started else status,
             http.body_sent,
-            self._remote(call),
+            remote_of(call.scope),
             call.response_headers,
         )
 
@@ -378,7 +379,7 @@ class StreamProtocol(StreamUpgrade):
             call.request,
             http.status,
             http.body_sent,
-            self._remote(call),
+            remote_of(call.scope),
             call.response_headers,
         )
         if server.hooks is not None and self._facade is not None:
@@ -420,7 +421,3 @@ class StreamProtocol(StreamUpgrade):
         self._server.calls.discard(call)
         if self._server.draining:
             self._server.worker.check_drained()
-
-    def _remote(self, call: ASGICall | WebSocketCall) -> str:
-        client = call.scope["client"]
-        return client[0] if client else ""

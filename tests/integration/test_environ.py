@@ -13,7 +13,8 @@ import pytest
 from integration.conftest import class_args
 from integration.load import read_response
 from integration.raw import connect, status, talk
-from integration.server import APPS, DEADLINE_S, Server, run_servo
+from integration.server import APPS, DEADLINE_S, Server, run_servo, wait_for
+from integration.turmoil import connect as control
 
 pytestmark = pytest.mark.slow
 
@@ -95,3 +96,27 @@ def test_options_about_the_server_and_a_proxy_field(serve: Serve, flags: tuple[s
             head, body = read_response(client)
             assert status(head) == 200
             assert "HTTP_PROXY" not in json.loads(body)
+
+
+def test_an_app_may_take_apart_what_it_was_given(serve: Serve, worker_class: str) -> None:
+    """The worker lives on, and has accounted for each request."""
+    app = "asgi" if worker_class == "async" else "wsgi"
+    form = "%(q)s %({x_odd}e)s %({content-length}o)s %(a)s"
+    log = ("--access-logfile", "access.log", "--access-logformat", form)
+    server = serve(f"{APPS / 'careless.py'}:{app}", "-k", worker_class, *log, "-w", "1")
+    deeds = ("nothing", "removed", "cleared", "replaced", "textless", "headers", "nothing")
+    pids = set()
+    for deed in deeds:
+        with connect(server) as client:
+            client.sendall(b"GET /?%b HTTP/1.1\r\nHost: h\r\n\r\n" % deed.encode())
+            head, body = read_response(client)
+        assert status(head) == 200
+        pids.add(int(body))
+    assert pids == set(server.worker_pids())
+    with control(server) as client:
+        wait_for(lambda: not client.request("status")["in_flight"], "the end of all requests")
+    assert server.wait_log("No access-log line can be made of GET /\\?")
+    wait_for(
+        lambda: (server.cwd / "access.log").read_text().startswith("nothing - 5 -\nremoved "),
+        "the lines that can be made",
+    )

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from servo.apps.asgi_scope import ASGIAdapter
+from servo.apps.asgi_scope import ASGIAdapter, remote_of
 from servo.http.events import Request
 from servo.http.h1 import H1Connection
 from servo.http.limits import Limits
@@ -67,3 +67,16 @@ def test_a_proxy_mounts_below_a_root_path_beyond_ascii():
     adapter.mount(scope, "/up")
     assert scope["root_path"] == "/up/café"
     assert (scope["path"], scope["raw_path"]) == ("/up/café/x", b"/up/caf%C3%A9/x")
+
+
+@pytest.mark.parametrize(
+    ("client", "remote"),
+    [
+        (("192.0.2.1", 80), "192.0.2.1"),
+        (["192.0.2.1", 80], "192.0.2.1"),
+        *((odd, "") for odd in (None, (), [], 7, "192.0.2.1", ([7], 7), {0: "192.0.2.1"})),
+    ],
+)
+def test_the_remote_address_is_what_an_app_left(client, remote):
+    assert remote_of({"client": client}) == remote
+    assert remote_of({}) == ""

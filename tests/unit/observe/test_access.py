@@ -377,3 +377,36 @@ def test_a_format_that_a_record_can_not_fill_in_is_refused():
 def test_a_logging_configuration_gets_json_too(records):
     AccessLog(SimpleNamespace(accesslog=None, access_log_format="json")).record(**REQUEST)
     assert json.loads(records[0].getMessage())["status"] == 200
+
+
+class Textless:
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+# What an application may have made of its own objects by the time that its request is recorded.
+SPOILT = [
+    {"environ": {"REMOTE_USER": Textless(), "x": Textless()}},
+    {"response_headers": [(b"x-cache", b"HIT"), None]},
+    {"headers": [(b"user-agent", [7])]},
+    {"headers": [None]},
+]
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_data_that_an_app_has_spoilt_costs_its_line_only(spoilt, caplog):
+    log_, sink = make("%(m)s %(a)s %({REMOTE_USER}e)s %({x-cache}o)s")
+    log_.record(**(REQUEST | spoilt))
+    assert "No access-log line can be made of GET /a/b%20c?x=1&y=2" in caplog.text
+    assert caplog.records[0].exc_info is not None
+    log_.record(**REQUEST)
+    log_.flush()
+    assert sink.writes == [b"GET curl/8.0 bob HIT\n"]
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_nor_does_it_reach_the_users_logging(spoilt, records, caplog):
+    log_ = AccessLog(SimpleNamespace(accesslog=None, access_log_format="%(m)s %(a)s"))
+    log_.record(**(REQUEST | spoilt))
+    assert "No access-log line can be made" in caplog.text
+    assert records == []

@@ -211,3 +211,29 @@ def test_an_end_is_told_before_the_socket_is_closed(make: Make) -> None:
         assert pair.client.recv(1) == b""
     finally:
         os.close(copy)
+
+
+REMOVE = object()
+
+
+@pytest.mark.parametrize(
+    ("value", "recorded"),
+    [("192.0.2.1", "192.0.2.1"), (REMOVE, "-"), (None, "-"), (7, "-"), ([7], "-")],
+)
+def test_the_remote_address_is_recorded_as_an_app_left_it(
+    make: Make, value: Any, recorded: str
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        if value is REMOVE:
+            environ.clear()
+        else:
+            environ["REMOTE_ADDR"] = value
+        return []
+
+    pair = make(app)
+    pair.run()
+    ends: list[tuple[Any, ...]] = []
+    meter: Any = SimpleNamespace(end=lambda *values: ends.append(values))
+    pair.connection.finish_request(meter)
+    assert ends[0][4] == recorded
