@@ -90,7 +90,8 @@ def test_a_coroutine_that_forks_and_goes_on_in_both(serve: Serve, loop: str) -> 
     assert answer.endswith(b"1\r\n0\r\n0\r\n\r\n")
     assert get(server, "/in-a-thread") == "0"
     assert server.worker_pids() == pids
-    wait_for(lambda: len(server.members()) == 2, "the end of every child")
+    # The arbiter, its guard, and the worker.
+    wait_for(lambda: len(server.members()) == 3, "the end of every child")
     assert server.stop() == 0
 
 
@@ -100,7 +101,7 @@ def test_a_body_that_forks_in_its_middle(serve: Serve, name: str) -> None:
     answer = raw.talk(server, raw.request("/stream"))
     assert answer.count(b"first") == answer.count(b"second") == 1
     assert answer.endswith(b"1\r\n0\r\n0\r\n\r\n")
-    wait_for(lambda: len(server.members()) == 2, "the end of the child")
+    wait_for(lambda: len(server.members()) == 3, "the end of the child")
     assert get(server, "/alone") == str(server.worker_pids()[0])
 
 

@@ -68,7 +68,7 @@ def test_what_was_left_is_finished(serve: Serve, kind: str, how: str) -> None:
         assert f"done: {name}\n" in server.log()
     assert kind != "async" or "done: default job" in server.log()
     # Of the processes that it had started none is left, daemonic or of a pool.
-    wait_for(lambda: len(server.members()) in (0, 2), "the end of the worker's processes")
+    wait_for(lambda: len(server.members()) in (0, 3), "the end of the worker's processes")
     assert "killing it" not in server.log()
     assert "is cut" not in server.log()
 

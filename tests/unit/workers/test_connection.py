@@ -13,8 +13,10 @@ import pytest
 
 from servo.http.events import Request
 from servo.http.forwarded import TrustedPeers
+from servo.observe.words import ROW_WORDS
 from servo.settings.sources import Settings
 from servo.workers.connection import APP, SEND, Connection, ConnectionFactory
+from servo.workers.meter import Meter
 from servo.workers.output_buffer import OutputBuffer
 from servo.workers.proxied import ProxyProtocol
 
@@ -233,7 +235,10 @@ def test_the_remote_address_is_recorded_as_an_app_left_it(
 
     pair = make(app)
     pair.run()
-    ends: list[tuple[Any, ...]] = []
-    meter: Any = SimpleNamespace(end=lambda *values: ends.append(values))
+    lines: list[dict[str, Any]] = []
+    access: Any = SimpleNamespace(record=lambda **values: lines.append(values))
+    row = memoryview(bytearray(8 * ROW_WORDS)).cast("Q")
+    meter = Meter(row, access, 0, lambda: None)
+    meter.begin()
     pair.connection.finish_request(meter)
-    assert ends[0][4] == recorded
+    assert lines[0]["remote"] == recorded
