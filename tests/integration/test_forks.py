@@ -55,8 +55,9 @@ def test_children_are_no_workers(serve: Serve, name: str) -> None:
     assert get(server, "/pools") == "done"
     assert get(server, "/inherits") == str((-1, ["0"]))  # SIG_DFL, and nothing else
     assert get(server, "/preexec") == str(-signal.SIGTERM)
-    # Python itself ignores SIGPIPE and SIGXFSZ, and starts programs without that.
-    assert int(get(server, "/ignores"), 16) == 0
+    # Python itself ignores SIGPIPE and SIGXFSZ, and starts programs without that. Signals over 31
+    # are left out: a container may have them ignored from its start.
+    assert int(get(server, "/ignores"), 16) & 0x7FFF_FFFF == 0
     assert get(server, "/own-handler") == "3"
     assert get(server, "/alone") == str(pids[0])
     assert server.worker_pids() == pids
