@@ -42,6 +42,7 @@ from servo.http.h2_library import Library
 from servo.http.h2_sending import SendingSide
 from servo.http.h2_stream import H2Stream
 from servo.http.serialise import tail_for
+from servo.http.unsent import Unsent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,6 +82,7 @@ class H2Connection(SendingSide):
     server, date       as `H1Connection` has them
     tunnels            whether to offer extended CONNECT (RFC 8441)
     wake               called whenever there is something new to send
+    all_unsent         counts what waits in the streams of several connections
 
     streams    by number: those that are not over
     gone       those that have left `streams`, until the driver has taken its leave of them
@@ -102,12 +104,13 @@ class H2Connection(SendingSide):
         date: bool = True,
         tunnels: bool = False,
         wake: Callable[[], None] = lambda: None,
+        all_unsent: Unsent | None = None,
     ) -> None:
         self._limits = limits
         self._tunnels = tunnels
         self._decoder = FieldKeeper(h2_limits.header_list)
         library = Library(h2_limits, tunnels, self._decoder)
-        super().__init__(h2_limits, library, tail_for(server, date), wake)
+        super().__init__(h2_limits, library, tail_for(server, date), wake, all_unsent or Unsent())
         # Bytes of bodies that came since the connection's window was last opened.
         self._credit = 0
         # What is wrong with the head that is coming in, where the frame alone shows it.

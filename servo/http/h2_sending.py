@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from servo.http.h2_stream import H2Stream
     from servo.http.limits import H2Limits
     from servo.http.serialise import Tail
+    from servo.http.unsent import Unsent
 
 # Response frames no larger than this, whatever a client takes: so streams take turns.
 _FRAME = 16384
@@ -29,7 +30,12 @@ class SendingSide:
     """What streams see of their connection, and the driver's `output`. See `H2Connection`."""
 
     def __init__(
-        self, limits: H2Limits, library: Library, tail: Tail, wake: Callable[[], None]
+        self,
+        limits: H2Limits,
+        library: Library,
+        tail: Tail,
+        wake: Callable[[], None],
+        all_unsent: Unsent,
     ) -> None:
         self._h2_limits = limits
         self._h2 = library
@@ -43,6 +49,10 @@ class SendingSide:
         self.streams: dict[int, H2Stream] = {}
         self.gone: list[H2Stream] = []
         self.blocked = False
+        # Body bytes that wait in the streams, and those that were ever sent.
+        self.unsent = 0
+        self.sent = 0
+        self._all_unsent = all_unsent
         self.fault: GoAwayError | None = None
 
     def send_now(
@@ -59,6 +69,11 @@ class SendingSide:
             self.put_data(stream, body, True)
         self.wake()
         return True
+
+    def count_unsent(self, n: int) -> None:
+        """So many more body bytes wait in a stream, or fewer."""
+        self.unsent += n
+        self._all_unsent.bytes += n
 
     def on_queued(self, stream: H2Stream) -> None:
         """The stream has something to send when it can."""
@@ -80,6 +95,7 @@ class SendingSide:
     def put_data(self, stream: H2Stream, data: bytes | memoryview, ended: bool) -> None:
         """Send a part of a body."""
         self._h2.send_data(stream.id, data, ended)
+        self.sent += len(data)
         self._reader.earn(2)
         if ended:
             self._sent_all(stream)
@@ -107,6 +123,13 @@ class SendingSide:
         data = b"".join(self._out)
         self._out.clear()
         return data
+
+    @property
+    def is_shut(self) -> bool:
+        """The client takes no body at all, or none of a new stream."""
+        h2 = self._h2
+        windows = (h2.outbound_flow_control_window, h2.remote_settings.initial_window_size)
+        return self.blocked or min(windows) <= 0
 
     def _flush(self, left: int) -> None:
         queued = self._queued

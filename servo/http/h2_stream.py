@@ -246,6 +246,7 @@ class H2Stream:
             if n <= 0:
                 return 0
             self.queued -= n
+            connection.count_unsent(-n)
         if not isinstance(item, list) and n < len(item):
             # A view: a copy of what is left, for each frame, would be quadratic.
             queue[0] = memoryview(item)[n:]
@@ -275,6 +276,7 @@ class H2Stream:
     def _drop(self) -> None:
         self._queue.clear()
         self._end = None
+        self._connection.count_unsent(-self.queued)
         self.queued = 0
 
     def _put(self, item: bytes | Fields) -> None:
@@ -283,6 +285,7 @@ class H2Stream:
         self._queue.append(item)
         if isinstance(item, bytes):
             self.queued += len(item)
+            self._connection.count_unsent(len(item))
         self._connection.on_queued(self)
 
     def _put_end(self, end: Fields | int) -> None:

@@ -323,5 +323,18 @@ class H2Channel:
     def abort(self) -> None:
         """The connection does."""
 
+    def held_bytes(self) -> int:
+        """See pressure.Client. The connection counts it."""
+        return 0
+
+    def progress(self) -> object:
+        """See pressure.Client."""
+        return None
+
+    @property
+    def peer_name(self) -> str:
+        """See pressure.Client."""
+        return self._protocol.peer_name
+
     def forget(self) -> None:
         """Nothing is kept: the channel goes with its request."""

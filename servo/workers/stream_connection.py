@@ -183,6 +183,14 @@ class StreamConnection:
         """Cut the connection."""
         self._transport.abort()
 
+    def held_bytes(self) -> int:
+        """See pressure.Client. Less than the loop's limit is not looked at."""
+        return 0 if self.writable else self._transport.get_write_buffer_size()
+
+    def progress(self) -> object:
+        """See pressure.Client. The buffer shrinks, or is filled again because it did."""
+        return self.held_bytes()
+
     # --- time -----------------------------------------------------------------------------------
 
     def _expires_in(self, seconds: float) -> None:

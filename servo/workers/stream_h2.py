@@ -20,12 +20,12 @@ from servo.http.limits import H2Limits
 from servo.http.negotiate import protocols
 from servo.net.sockets import end_transport
 from servo.observe import words
-from servo.workers.h2_channel import H2Channel
+from servo.workers.h2_channel import HIGH_WATER, H2Channel
 from servo.workers.linger import LINGER_S, Linger
 
 if TYPE_CHECKING:
     from servo._types import Scope
-    from servo.http.h2 import Event
+    from servo.http.h2 import Event, Reset
     from servo.http.h2_stream import H2Stream
     from servo.settings.sources import Settings
     from servo.workers.stream_server import StreamServer
@@ -39,6 +39,13 @@ _PARTS_A_TURN = 4
 _BACKLOG = 65536
 # Between the turns of a client that is spending its allowances: several times what a turn takes.
 _STRAINED_PAUSE_S = 0.003
+# Bytes of responses that wait for one client, past which few of its requests are served at a time:
+# they would add to it (CVE-2019-9517). Ordinary responses are far smaller, and in pieces.
+_UNSENT_MOST = 8 << 20
+# So few, then. It bounds what waits to as many pieces as applications hand over in one `send`, and
+# lets a page go on while one of its downloads is slow. Where the whole worker holds too much it is
+# one, for connections that have a part in it.
+_FEW = 8
 # As in `stream`: a stopping worker waits so long for the first request of a new connection.
 FRESH_GRACE_S = 1.0
 # In the access log, of a client that went before it was answered; nginx's code for it.
@@ -77,6 +84,9 @@ class H2Protocol(asyncio.Protocol):
     """One HTTP/2 connection. It is made by the protocol object that accepted the connection.
 
     template, trusted, peer_name  what that one knows of the two ends
+
+    A request begins when it comes, unless its connection holds too much that the client doesn't
+    take: then it is held, unseen by the application and by the counters.
     """
 
     # For the sweep and for operators: each channel has its own.
@@ -86,6 +96,7 @@ class H2Protocol(asyncio.Protocol):
         "_ending",
         "_eof",
         "_has_turn",
+        "_held",
         "_http",
         "_idle_ns",
         "_lingering",
@@ -129,7 +140,10 @@ class H2Protocol(asyncio.Protocol):
             date=common.date,
             tunnels=server.websockets is not None,
             wake=self.wake,
+            all_unsent=server.pressure.http2,
         )
+        # Streams whose requests are held, in order.
+        self._held: dict[H2Stream, None] = {}
         self._requests = 0
         self._requests_seen = 0
         self._listening = True
@@ -159,9 +173,10 @@ class H2Protocol(asyncio.Protocol):
 
     def start_upgraded(self, request: Request, settings: bytes, data: bytes) -> None:
         """Begin after a 101: the request is answered as stream 1, under the client's `settings`."""
-        stream = self._http.start_upgraded(request, known_settings(settings) or b"")
+        payload = known_settings(settings) or b""
+        stream = self._http.start_upgraded(request, payload)
         self._take_over(b"")
-        self._begin(stream, request)
+        self._take(stream, request)
         self.data_received(data)
 
     def _take_over(self, data: bytes) -> None:
@@ -221,10 +236,12 @@ class H2Protocol(asyncio.Protocol):
                     # Taken back in the same breath: no application needs to hear of it.
                     self._count_refused(CLIENT_CLOSED, event.method, event.target)
                 else:
-                    self._begin(stream, event)
+                    self._take(stream, event)
                 continue
             channel = stream.driver if stream is not None else None
-            if isinstance(event, Refused):
+            if stream is not None and stream in self._held:
+                self._on_held(stream, event)
+            elif isinstance(event, Refused):
                 self._on_refused(channel, event)
             elif isinstance(channel, H2Channel):
                 if isinstance(event, Data):
@@ -269,6 +286,52 @@ class H2Protocol(asyncio.Protocol):
 
     def _count_refused(self, status: int, method: str, target: bytes) -> None:
         self.server.meter.refused(status, method, target, self.peer_name)
+
+    def _take(self, stream: H2Stream, request: Request) -> None:
+        """A request has come."""
+        if self._held or not self._may_begin(stream):
+            self._held[stream] = None
+        else:
+            self._begin(stream, request)
+
+    def _may_begin(self, stream: H2Stream) -> bool:
+        http = self._http
+        running = len(http.streams) - len(self._held)
+        if stream not in self._held:
+            running -= 1
+        if running < 1:
+            return True
+        if (http.unsent > HIGH_WATER or http.is_shut) and self.server.pressure.is_high:
+            return False
+        return running < _FEW or not (http.unsent > _UNSENT_MOST or http.is_shut)
+
+    def _on_held(self, stream: H2Stream, event: Data | Refused | Reset) -> None:
+        """More has come of a request that has not begun."""
+        request = stream.request
+        if isinstance(event, Data) and request.upgrade is None:
+            # No more than its window lets in: it is not given back yet.
+            self.server.meter.received(len(event.data))
+            request.body += event.data
+            request.more_body = event.more_body
+            return
+        del self._held[stream]
+        if isinstance(event, Refused):
+            status = event.error.status
+        elif isinstance(event, Data):
+            # As in `H2Channel.feed`: a WebSocket's client speaks after the handshake.
+            status = 400
+            stream.reset(CANCEL)
+        else:
+            status = CLIENT_CLOSED
+        self._count_refused(status, request.method, request.target)
+
+    def _begin_held(self) -> None:
+        while self._held:
+            stream = next(iter(self._held))
+            if not self._may_begin(stream):
+                break
+            del self._held[stream]
+            self._begin(stream, stream.request)
 
     def _begin(self, stream: H2Stream, request: Request) -> None:
         server = self.server
@@ -323,6 +386,8 @@ class H2Protocol(asyncio.Protocol):
         self._part_ways()
         if http.over:
             self._end()
+        elif self._held:
+            self._begin_held()
 
     # --- closing --------------------------------------------------------------------------------
 
@@ -337,6 +402,9 @@ class H2Protocol(asyncio.Protocol):
             if isinstance(stream.driver, H2Channel):
                 stream.driver.give_up(CLIENT_CLOSED)
             stream.driver = None
+        for stream in self._held:
+            self._count_refused(CLIENT_CLOSED, stream.request.method, stream.request.target)
+        self._held.clear()
         self._http.streams.clear()
         for channel in list(self.waiting):
             channel.wake_drained()
@@ -378,6 +446,14 @@ class H2Protocol(asyncio.Protocol):
         """Cut the connection."""
         self._transport.abort()
 
+    def held_bytes(self) -> int:
+        """See pressure.Client."""
+        return self._http.unsent + self._transport.get_write_buffer_size()
+
+    def progress(self) -> object:
+        """See pressure.Client."""
+        return self._http.sent - self._transport.get_write_buffer_size()
+
     # --- time -----------------------------------------------------------------------------------
 
     def on_request_timeout(self, call: object) -> None:
@@ -409,6 +485,9 @@ class H2Protocol(asyncio.Protocol):
                     stream.reset(CANCEL)  # a refusal that nobody reads
         elif now - self._idle_ns > self._most_idle_ns():
             http.finish()
+        if self._held:
+            # The worker may have become freer for another reason than this connection.
+            self._begin_held()
 
     def _most_idle_ns(self) -> int:
         if self._requests:

@@ -12,6 +12,7 @@ from servo.apps.websockets_missing import MissingWebSockets, has_websockets
 from servo.http.forwarded import resolve_client
 from servo.http.negotiate import has_http2
 from servo.observe import words
+from servo.workers.pressure import Pressure
 from servo.workers.stream_upgrade import WebSockets
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class StreamServer:
         self.http2 = _http2(settings, self.tls)
         self.connections: set[StreamProtocol | WebSocketSession | H2Protocol | H2Channel] = set()
         self.calls: set[ASGICall | WebSocketCall] = set()
+        self.pressure = Pressure()
         self.draining = False
         self.idle_ns = int(self.keep_alive_s * 1e9)
         self._context = contextvars.copy_context()
@@ -127,6 +129,7 @@ class StreamServer:
                 connection.forget()
             if connection.deadline_ns and now_ns >= connection.deadline_ns:
                 connection.on_timeout()
+        self.pressure.look(self.connections, now_ns)
         self.row[words.OLDEST_START_NS] = oldest
 
 

@@ -353,6 +353,20 @@ class WebSocketSession:
 
     # --- time -----------------------------------------------------------------------------------
 
+    def held_bytes(self) -> int:
+        """See pressure.Client."""
+        return self.unsent() if self._congested else 0
+
+    def progress(self) -> object:
+        """See pressure.Client."""
+        return self.unsent()
+
+    @property
+    def peer_name(self) -> str:
+        """See pressure.Client."""
+        client = self._app.scope["client"]
+        return str(client[0]) if client else ""
+
     def _schedule(self) -> None:
         """Set the deadline: whatever comes first."""
         due = [self._due_ns]

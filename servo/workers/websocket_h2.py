@@ -72,6 +72,10 @@ class H2WebSocket(WebSocketSession):
         """See WebSocketSession."""
         return self._stream.queued
 
+    def held_bytes(self) -> int:
+        """See pressure.Client. The connection counts it."""
+        return 0
+
     def read_on(self, on: bool) -> None:
         """See WebSocketSession: the client's window stays closed, or opens."""
         self._listening = on

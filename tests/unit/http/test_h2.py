@@ -52,6 +52,7 @@ from servo.http.events import Data, Refused, Request
 from servo.http.h2 import CONNECTION_WINDOW, H2Connection, Reset
 from servo.http.h2_stream import H2Stream
 from servo.http.limits import H2Limits, Limits
+from servo.http.unsent import Unsent
 
 PLAIN = [(b"content-type", b"text/plain")]
 
@@ -66,9 +67,14 @@ class Pair:
         values: dict[int, int] | None = None,
         *,
         tunnels: bool = False,
+        all_unsent: Unsent | None = None,
     ) -> None:
         self.server = H2Connection(
-            limits or Limits(), h2_limits or H2Limits(), server=b"servo", tunnels=tunnels
+            limits or Limits(),
+            h2_limits or H2Limits(),
+            server=b"servo",
+            tunnels=tunnels,
+            all_unsent=all_unsent,
         )
         self.server.start()
         self.client = Reader()
@@ -1013,6 +1019,46 @@ def test_a_reset_stream_swallows_its_response() -> None:
     assert len(pair.client.answers[1].body) <= 65_535
     assert not pair.client.answers[1].ended
     pair.still_serves()
+
+
+def test_what_waits_is_counted() -> None:
+    everything = Unsent()
+    pairs = [Pair(values={4: 1000}, all_unsent=everything) for _ in range(2)]
+    for pair in pairs:
+        whole, parts, one = (pair.ask(head(number)) for number in (1, 3, 5))
+        whole.send_response(200, PLAIN, b"w" * 3000)
+        parts.start_response(200, PLAIN)
+        parts.send_data(b"p" * 1500)
+        parts.send_data(b"p" * 1500)
+        one.send_response(200, PLAIN, b"o" * 900)
+        pair.listen()
+        assert (pair.server.unsent, pair.server.sent) == (4000, 2900)
+    assert everything.bytes == 8000
+    first, second = pairs
+    first.say(window(1, 500))
+    assert (first.server.unsent, everything.bytes) == (3500, 7500)
+    first.say(reset(3))
+    assert (first.server.unsent, everything.bytes) == (1500, 5500)
+    first.say(window(1, 5000))
+    assert (first.server.unsent, everything.bytes) == (0, 4000)
+    second.server.fail(NO_ERROR, "the connection is lost")
+    assert (second.server.unsent, everything.bytes) == (0, 0)
+
+
+def test_a_client_that_takes_nothing_is_seen() -> None:
+    assert not Pair().server.is_shut
+    pair = Pair(values={4: 0})
+    assert pair.server.is_shut
+    pair.say(settings({4: 1}))
+    assert not pair.server.is_shut
+    pair = Pair(values={4: 1 << 20})
+    pair.ask(head(1)).send_response(200, PLAIN, b"x" * 70_000)
+    pair.listen()
+    assert pair.server.is_shut  # of the connection's window nothing is left
+    pair.say(window(0, 1 << 20))
+    assert not pair.server.is_shut
+    pair.server.blocked = True
+    assert pair.server.is_shut
 
 
 def test_a_socket_that_takes_nothing_leaves_all_in_the_streams() -> None:
