@@ -30,10 +30,12 @@ from servo.http.h2_frames import (
     PROTOCOL_ERROR,
     REFUSED_STREAM,
     RST_STREAM,
+    SETTINGS,
     Frame,
     GoAwayError,
     depends_on_itself,
     frame_bytes,
+    spells_out_defaults,
     without_priority,
 )
 from servo.http.h2_head import MalformedError, glimpse, read_head, read_trailers
@@ -86,6 +88,10 @@ class H2Connection(SendingSide):
 
     streams    by number: those that are not over
     gone       those that have left `streams`, until the driver has taken its leave of them
+    strict     the client takes no frame after a GOAWAY: see `h2_drain`. None: its SETTINGS have not
+               come yet
+    heard      the client has answered the last `probe`
+    opened_at  when the last stream was opened
     last_id    the highest number of a stream that was accepted
     more       received frames wait for `receive_more`
     blocked    set by the driver: the socket takes nothing, so let everything wait
@@ -115,7 +121,9 @@ class H2Connection(SendingSide):
         self._credit = 0
         # What is wrong with the head that is coming in, where the frame alone shows it.
         self._flaw = ""
-        self._now = 0.0
+        self._now = self.opened_at = 0.0
+        self.strict: bool | None = None
+        self.heard = False
         self.last_id = 0
         self.more = False
         self.announced = False
@@ -127,11 +135,13 @@ class H2Connection(SendingSide):
         self._h2.initiate_connection()
         self._started()
 
-    def start_upgraded(self, request: Request, settings: bytes) -> H2Stream:
+    def start_upgraded(self, request: Request, settings: bytes, now: float = 0.0) -> H2Stream:
         """The same after `Upgrade: h2c` (RFC 7540 section 3.2): the request is stream 1.
 
         settings  the payload of a SETTINGS frame that came along, as `known_settings` let it pass
+        now       as `receive_data` has it
         """
+        self._now = now
         self._h2.initiate_upgrade_connection(urlsafe_b64encode(settings))
         self._started()
         request.version = "2"
@@ -158,7 +168,7 @@ class H2Connection(SendingSide):
         While `more` is true there are further ones: `receive_more` has them. Once `fault` is set
         the connection is over: send what `output` has, then close.
         """
-        if self.fault is not None:
+        if self.fault is not None or (self.closing and not (self.streams or self.more)):
             return []
         try:
             self._reader.feed(data)
@@ -213,6 +223,8 @@ class H2Connection(SendingSide):
             raise GoAwayError(PROTOCOL_ERROR, "RST_STREAM of an idle stream")
         if kind == HEADERS:
             data = self._see_head(frame)
+        elif kind == SETTINGS and self.strict is None:
+            self.strict = spells_out_defaults(data[9:])
         try:
             found = self._h2.receive_data(data)
         except h2.exceptions.ProtocolError as error:
@@ -280,6 +292,8 @@ class H2Connection(SendingSide):
         number: int = event.stream_id
         ended = event.stream_ended is not None
         fields = self._decoder.fields
+        if self.closing and not self.streams:
+            return  # nothing is to follow the last GOAWAY; the client knows from it
         if self.closing or len(self.streams) >= self._h2_limits.streams:
             # It may be tried again, elsewhere or later (RFC 9113 section 8.7).
             self._reset_number(number, REFUSED_STREAM)
@@ -308,6 +322,7 @@ class H2Connection(SendingSide):
 
     def _open(self, number: int, request: Request) -> H2Stream:
         self.last_id = number
+        self.opened_at = self._now
         self._reader.earn(1)
         stream = self.streams[number] = H2Stream(self, number, request)
         return stream
@@ -373,9 +388,12 @@ class H2Connection(SendingSide):
             self._spend_reset()
 
     def _on_ping_ack(self, event: h2.events.PingAckReceived, events: list[Event]) -> None:
-        if self.announced and event.ping_data == _DRAIN_PING:
-            # The client has seen the first GOAWAY: what it sent before is here.
-            self.finish()
+        if event.ping_data == _DRAIN_PING and not self.heard:
+            self.heard = True
+            self._reader.earn(1)  # it was asked for
+            if self.announced:
+                # The client has seen the first GOAWAY: what it sent before is here.
+                self.finish()
 
     def _spend_reset(self) -> None:
         """CVE-2023-44487: a request that was taken back has cost us, but not the client's limit on
@@ -394,8 +412,13 @@ class H2Connection(SendingSide):
         if not self.announced and self.fault is None:
             self.announced = True
             self._emit(_goaway(_LAST_ID, NO_ERROR))
-            self._h2.ping(_DRAIN_PING)
-            self.wake()
+            self.probe()
+
+    def probe(self) -> None:
+        """Ask the client for a sign: `heard` is true once it has read all that goes out now."""
+        self.heard = False
+        self._h2.ping(_DRAIN_PING)
+        self.wake()
 
     def finish(self) -> None:
         """Take no more requests. Those that come all the same may be sent again elsewhere."""
@@ -403,6 +426,13 @@ class H2Connection(SendingSide):
             self.announced = self.closing = True
             self._emit(_goaway(self.last_id, NO_ERROR))
             self.wake()
+
+    def finish_after(self, last_id: int) -> None:
+        """The same, with streams above `last_id` that no application has seen: they end, too."""
+        for number in [number for number in self.streams if number > last_id]:
+            self._forget(self.streams[number])
+        self.last_id = last_id
+        self.finish()
 
     def fail(self, code: int, reason: str) -> None:
         """End the connection for what the driver has seen: a time limit that passed."""

@@ -281,6 +281,16 @@ def without_priority(frame: Frame) -> bytes:
     return frame_bytes(HEADERS, frame.flags & ~HAS_PRIORITY, frame.stream, payload)
 
 
+def spells_out_defaults(payload: bytes) -> bool:
+    """Whether a client's first SETTINGS are those of Python's h2 library.
+
+    It names each setting that it knows, also with the protocol's default, which others leave out:
+    Firefox names MAX_FRAME_SIZE so, but has a HEADER_TABLE_SIZE of its own.
+    """
+    values = dict(_SETTING.iter_unpack(payload)) if len(payload) % 6 == 0 else {}
+    return values.get(1) == 4096 and values.get(5) == 16384 and {2, 4} <= values.keys()
+
+
 def known_settings(payload: bytes) -> bytes | None:
     """A SETTINGS payload without what it is free to hold and we are free to ignore.
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from servo.http.errors import ProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.http.h2 import H2Connection
+from servo.http.h2_drain import GIVE_UP, MOMENT, STEP_S, Drain
 from servo.http.h2_frames import CANCEL, NO_ERROR, REFUSED_STREAM, known_settings
 from servo.http.headers import map_names
 from servo.http.limits import H2Limits
@@ -46,6 +47,9 @@ _UNSENT_MOST = 8 << 20
 # lets a page go on while one of its downloads is slow. Where the whole worker holds too much it is
 # one, for connections that have a part in it.
 _FEW = 8
+# A stop has no time for idle connections, but takes so much for those that are in use; and so does
+# a connection that has brought `keepalive_requests`.
+_DRAIN_LEAST_S = 1.0
 # As in `stream`: a stopping worker waits so long for the first request of a new connection.
 FRESH_GRACE_S = 1.0
 # In the access log, of a client that went before it was answered; nginx's code for it.
@@ -85,14 +89,16 @@ class H2Protocol(asyncio.Protocol):
 
     template, trusted, peer_name  what that one knows of the two ends
 
-    A request begins when it comes, unless its connection holds too much that the client doesn't
-    take: then it is held, unseen by the application and by the counters.
+    A request begins when it comes, unless its connection drains (see `Drain`), or holds too much
+    that the client doesn't take: then it is held, unseen by the application and by the counters.
     """
 
     # For the sweep and for operators: each channel has its own.
     call = None
 
     __slots__ = (
+        "_drain",
+        "_drain_wait_s",
         "_ending",
         "_eof",
         "_has_turn",
@@ -144,6 +150,8 @@ class H2Protocol(asyncio.Protocol):
         )
         # Streams whose requests are held, in order.
         self._held: dict[H2Stream, None] = {}
+        self._drain: Drain | None = None
+        self._drain_wait_s = 0.0
         self._requests = 0
         self._requests_seen = 0
         self._listening = True
@@ -174,7 +182,7 @@ class H2Protocol(asyncio.Protocol):
     def start_upgraded(self, request: Request, settings: bytes, data: bytes) -> None:
         """Begin after a 101: the request is answered as stream 1, under the client's `settings`."""
         payload = known_settings(settings) or b""
-        stream = self._http.start_upgraded(request, payload)
+        stream = self._http.start_upgraded(request, payload, monotonic())
         self._take_over(b"")
         self._take(stream, request)
         self.data_received(data)
@@ -194,6 +202,8 @@ class H2Protocol(asyncio.Protocol):
         """See asyncio.Protocol."""
         if not self._lingering:
             self._handle(self._http.receive_data(data, monotonic()))
+            if self._drain is not None and self._http.heard:
+                self._drain_step()
 
     def eof_received(self) -> bool:
         """See asyncio.Protocol. A client that sends nothing more opens no window either: it is
@@ -295,6 +305,8 @@ class H2Protocol(asyncio.Protocol):
             self._begin(stream, request)
 
     def _may_begin(self, stream: H2Stream) -> bool:
+        if self._drain is not None and not self._drain.lets_begin(stream.id):
+            return False
         http = self._http
         running = len(http.streams) - len(self._held)
         if stream not in self._held:
@@ -337,7 +349,7 @@ class H2Protocol(asyncio.Protocol):
         server = self.server
         self._requests += 1
         if not server.keep_alive_s or self._requests >= server.most_requests:
-            self._http.announce()
+            self.drain(_DRAIN_LEAST_S, _DRAIN_LEAST_S)
         if server.most_in_flight and server.row[words.IN_FLIGHT] >= server.most_in_flight:
             headers = [(b"retry-after", b"1"), (b"content-type", b"text/plain; charset=utf-8")]
             stream.send_response(503, headers, b"Overloaded\n")
@@ -434,10 +446,44 @@ class H2Protocol(asyncio.Protocol):
 
     def drain(self, idle_s: float, fresh_s: float) -> None:
         """Answer what has come, and what comes before the client knows; see StreamProtocol."""
-        if self._lingering or self._http.announced:
+        http = self._http
+        if self._lingering or http.announced or self._drain is not None:
             return
+        wait_s = idle_s if self._requests else fresh_s
+        if http.strict is not False:
+            self._drain = Drain(http, monotonic(), max(idle_s, _DRAIN_LEAST_S), fresh_s)
+            self._drain_wait_s = wait_s
+            self.server.loop.call_later(STEP_S, self._drain_on)
+        else:
+            self._announce(wait_s)
+
+    def _announce(self, wait_s: float) -> None:
+        """Say that the connection will end, and wait so long for word that this was heard."""
         self._http.announce()
-        self.server.loop.call_later(idle_s if self._requests else fresh_s, self._http.finish)
+        self.server.loop.call_later(wait_s, self._http.finish)
+
+    def _drain_on(self) -> None:
+        self._drain_step()
+        if self._drain is not None and not self._http.closing:
+            self.server.loop.call_later(STEP_S, self._drain_on)
+
+    def _drain_step(self) -> None:
+        """Go on with the drain of a client that takes nothing behind a GOAWAY."""
+        http, drain = self._http, self._drain
+        if drain is None or http.closing:
+            return
+        if self._lingering or http.fault is not None or http.leaving or http.strict is False:
+            outcome = GIVE_UP
+        else:
+            outcome = drain.step(monotonic())
+        if outcome == MOMENT:
+            self._held.clear()
+            http.finish_after(drain.last_id)
+            self._write()
+        elif outcome == GIVE_UP:
+            self._drain = None
+            self._announce(self._drain_wait_s)
+            self._begin_held()
 
     def forget(self) -> None:
         """Nothing is kept of the last request."""

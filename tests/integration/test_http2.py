@@ -236,6 +236,24 @@ def test_a_browser(serve: Serve, files: Files, browse: Callable[[str], None]) ->
     assert_no_noise(server)
 
 
+def test_a_browser_during_reloads(
+    serve: Serve, files: Files, browse: Callable[[str], None]
+) -> None:
+    server = serve(HTTP2_APP, *files.flags, "-w", "2", "--access-logfile", "-", ready=2)
+    browse(f"https://localhost:{server.port}/steady")
+    for _ in range(3):
+        since = server.mark()
+        wait_for(lambda since=since: server.log().count("/work?", since) > 50, "requests", 90)  # type: ignore[misc]
+        old = server.worker_pids()
+        server.signal(signal.SIGHUP)
+        server.wait_replaced(old)
+    (server.cwd / "enough").touch()
+    said = server.wait_log(r"^the page says: (\d+) answered, lost: (.*)$", deadline_s=90)
+    assert int(said[1]) > 150
+    assert said[2] == ""
+    assert_no_noise(server)
+
+
 # --- who may, without TLS -------------------------------------------------------------------------
 
 

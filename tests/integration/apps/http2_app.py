@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 
 PAGE = b"""<!doctype html><meta charset="utf-8"><title>HTTP/2</title><script>
 async function report() {
@@ -32,6 +33,29 @@ async function report() {
 addEventListener("load", report);
 </script>"""
 
+# Eight loops of requests, until the server says that it is enough.
+STEADY = b"""<!doctype html><meta charset="utf-8"><title>Steady</title><script>
+let answered = 0, lost = [];
+async function loop(i) {
+  for (let n = 0; ; n++) {
+    try {
+      const options = i % 2 ? {method: "POST", body: "x".repeat(1000)} : {};
+      const text = await fetch(`/work?${i}.${n}`, options).then((r) => r.text());
+      if (text === "enough") return;
+      answered++;
+    } catch (error) {
+      lost.push(String(error));
+      return;
+    }
+  }
+}
+async function report() {
+  await Promise.all(Array.from({length: 8}, (_, i) => loop(i)));
+  await fetch("/report", {method: "POST", body: `${answered} answered, lost: ${lost}`});
+}
+addEventListener("load", report);
+</script>"""
+
 
 async def app(scope, receive, send):
     assert scope["type"] == "http", scope["type"]
@@ -41,6 +65,12 @@ async def app(scope, receive, send):
     elif path == "/item":
         await asyncio.sleep(0.01)
         await answer(send, b"item " + scope["query_string"])
+    elif path == "/steady":
+        await answer(send, STEADY, b"text/html")
+    elif path == "/work":
+        await body(receive)
+        await asyncio.sleep(0.02)
+        await answer(send, b"enough" if os.path.exists("enough") else b"go on")
     elif path == "/upload":
         await answer(send, b"%d" % len(await body(receive)))
     elif path == "/endless":
