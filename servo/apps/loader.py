@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from servo.apps.detect import detect_interface, looks_like_factory
 from servo.errors import AppImportError
+from servo.settings.files import is_file
 from servo.settings.names import nearest
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _import_file(target: str) -> ModuleType:
     """Import a file under the name that it would have as a module of its topmost package."""
     path = Path(target).expanduser().resolve()
     try:
-        exists = path.is_file()
+        exists = is_file(path)
     except OSError as error:  # a directory on the way to it can't be searched
         raise AppImportError(f"{path} can't be looked for: {error.strerror}") from error
     if not exists:

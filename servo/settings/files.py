@@ -11,6 +11,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import re
+import stat
 import sys
 import traceback
 from dataclasses import dataclass, field
@@ -90,10 +91,21 @@ def _read_given(given: str, directory: Path) -> FileContent:
     return _read_python(path, shown, directory)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file. `Path.is_file` hides why it can't be told, from Python 3.14 on.
+
+    Raises OSError where it can't: a directory on the way can't be searched, the name is too long.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: it has a NUL
+        return False
+
+
 def _is_file(path: Path) -> bool:
     try:
-        return path.is_file()
-    except OSError as error:  # a directory on the way to it can't be searched
+        return is_file(path)
+    except OSError as error:
         raise ConfigError(f"{path} can't be looked for: {error.strerror}") from error
 
 

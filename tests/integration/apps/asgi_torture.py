@@ -1,6 +1,7 @@
 """Every odd thing that ASGI allows an application to do, and some that it forbids."""
 
 import asyncio
+import inspect
 import os
 import tempfile
 
@@ -200,5 +201,5 @@ async def zerocopysend(scope, receive, send):
 APPS = {
     f"/{name.replace('_', '-')}": value
     for name, value in list(globals().items())
-    if asyncio.iscoroutinefunction(value) and name not in ("app", "with_length", "plain")
+    if inspect.iscoroutinefunction(value) and name not in ("app", "with_length", "plain")
 }
