@@ -158,6 +158,8 @@ class Children:
                 listener.close(unlink=False)
 
         try:
+            # First what may fail: a worker that is forked has to be known.
+            self._epoll.register(ours.fileno(), select.EPOLLIN)
             child.pid = spawn.fork(partial(_work, context), close)
         except OSError:
             self._scoreboard.release(index)
@@ -174,7 +176,6 @@ class Children:
         self._by_serial[child.serial] = child
         self._by_slot.setdefault(child.slot, []).append(child)
         self._by_fd[ours.fileno()] = child
-        self._epoll.register(ours.fileno(), select.EPOLLIN)
         return child.pid
 
     # --- channels ---------------------------------------------------------------------------------
@@ -261,7 +262,10 @@ class Children:
         if child.channel is not None:
             fd = child.channel.fileno()
             del self._by_fd[fd]
-            self._epoll.unregister(fd)
+            try:
+                self._epoll.unregister(fd)
+            except OSError as error:
+                log.debug("epoll_ctl: %s", error)  # closing takes it out as well
             child.channel.close()
             child.channel = None
             self._add_mail(child, None)

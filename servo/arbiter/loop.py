@@ -53,6 +53,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
+# So many unexpected failures of system calls within so many seconds are no accidents: the arbiter
+# would only spin.
+MOST_FAILURES = 50
+FAILURES_S = 10.0
 # How long the end waits for a slow reader of the log.
 LAST_LINES_S = 1.0
 
@@ -76,6 +80,7 @@ class Arbiter:
         self._inbox: deque[Event] = deque()
         self._answers: list[Event] = []
         self._exit_code: int | None = None
+        self._failures: deque[float] = deque(maxlen=MOST_FAILURES)
         self._check: ConfigCheck | None = None
         self._watcher: Watcher | None = None
         self._pidfile = PidFile(settings.pidfile) if settings.pidfile else None
@@ -167,23 +172,22 @@ class Arbiter:
 
     def _close(self) -> None:
         """Undo `_open`, as far as it got."""
-        if hasattr(self, "_signals"):
+        steps: list[Callable[[], object]] = []
+        is_running = hasattr(self, "_signals")
+        if is_running:
             self._run_hook("on_exit", self._facade)
-            self._end_check()
-            self._end_watcher()
-            self.children.close()
-        self._guard.close()
-        self._metrics.close()
-        self._control.close()
-        if hasattr(self, "_signals"):
-            self._epoll.close()
-            self._signals.close()
+            steps += [self._end_check, self._end_watcher, self.children.close]
+        steps += [self._guard.close, self._metrics.close, self._control.close]
+        if is_running:
+            steps += [self._epoll.close, self._signals.close]
         if hasattr(self, "scoreboard"):
-            self.scoreboard.close()
+            steps.append(self.scoreboard.close)
         if hasattr(self, "sockets"):
-            self.sockets.close()
+            steps.append(self.sockets.close)
         if self._pidfile is not None:
-            self._pidfile.release()
+            steps.append(self._pidfile.release)
+        for step in steps:
+            self._attempt(step)
         log_module.drain_logs(LAST_LINES_S)
 
     def _close_inherited(self) -> None:
@@ -232,24 +236,44 @@ class Arbiter:
             due = min(next_tick, self.supervisor.wake_at())
             wake_at = 0.0 if self.post.waiting else min(due, self._control.wake_at())
             for fd, mask in self._epoll.poll(max(0.0, wake_at - time.monotonic())):
-                self._on_descriptor(fd, mask)
-            self.post.deliver()
-            self._control.tick(time.monotonic())
+                self._attempt(self._on_descriptor, fd, mask)
+            self._attempt(self.post.deliver)
+            self._attempt(self._control.tick, time.monotonic())
             if time.monotonic() >= due:
                 next_tick = time.monotonic() + TICK_S
-                self._reap()
-                self.post.report()
-                self._metrics.tick(time.monotonic())
-                self._metrics.renew()
-                log_module.flush_logs()
-                self.sockets.look_after()
-                self._look_after_guard()
-                self._inbox.append(ev.Tick(*self.children.heartbeats()))
+                self._tick()
+
+    def _tick(self) -> None:
+        """Once a second, and when something is due."""
+        self._attempt(self._read_signals)
+        self._attempt(self._reap)
+        self._attempt(self.post.report)
+        self._attempt(self._metrics.tick, time.monotonic())
+        self._metrics.renew()
+        log_module.flush_logs()
+        self._attempt(self.sockets.look_after)
+        self._attempt(self._look_after_guard)
+        self._inbox.append(ev.Tick(*self.children.heartbeats()))
+
+    def _attempt(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function. A system call that fails in it where nothing is prepared for that is
+        logged: whatever it was for, the workers need their arbiter more.
+
+        Raises the OSError when that happens all the time.
+        """
+        try:
+            function(*args)
+        except OSError:
+            now = time.monotonic()
+            if len(self._failures) == MOST_FAILURES and now - self._failures[0] < FAILURES_S:
+                raise
+            self._failures.append(now)
+            log.exception("A system call failed; the arbiter goes on")
 
     def _empty_inbox(self) -> None:
         while self._inbox and self._exit_code is None:
             for action in self.supervisor.handle(self._inbox.popleft(), time.monotonic()):
-                _PERFORM[type(action)](self, action)
+                self._attempt(_PERFORM[type(action)], self, action)
             # Before anything else, the supervisor is to know which pids there are.
             self._inbox.extendleft(reversed(self._answers))
             self._answers.clear()
@@ -258,9 +282,7 @@ class Arbiter:
 
     def _on_descriptor(self, fd: int, mask: int) -> None:
         if fd == self._signals.fileno():
-            for name in self._signals.read():
-                self._on_signal(name)
-            self._limit.obeyed()
+            self._read_signals()
         elif self._check is not None and fd == self._check.fileno():
             if not self._check.read():
                 self._epoll.unregister(fd)  # its end is told by waitpid
@@ -273,6 +295,11 @@ class Arbiter:
             self._control.on_ready(fd, mask)
         else:
             self.children.on_channel(fd, mask)
+
+    def _read_signals(self) -> None:
+        for name in self._signals.read():
+            self._on_signal(name)
+        self._limit.obeyed()
 
     def _on_signal(self, name: str) -> None:
         if name == "SIGCHLD":
@@ -316,7 +343,11 @@ class Arbiter:
             self._inbox.append(ev.ConfigChecked(action.generation, f"can't fork: {error}"))
             return
         self._check = check
-        self._epoll.register(check.fileno(), select.EPOLLIN)
+        try:
+            self._epoll.register(check.fileno(), select.EPOLLIN)
+        except OSError:
+            # Its text is read when it has ended; a long one holds it up until `boot_timeout`.
+            log.exception("The check of the configuration can't be watched")
 
     def _on_checked(self, check: ConfigCheck, code: int) -> None:
         self._inbox.append(ev.ConfigChecked(check.generation, check.result(code)))
@@ -334,7 +365,10 @@ class Arbiter:
 
     def _load_config(self, action: ev.LoadConfig) -> None:
         generation = action.generation
-        error = self._generations.load(generation)
+        try:
+            error = self._generations.load(generation)
+        except OSError as failure:
+            error = str(failure)
         if error is not None:
             self._inbox.append(ev.ConfigFailed(generation, error))
             return

@@ -1,7 +1,8 @@
 """Signals as data: each one that arrives is a byte on a socket, read in the arbiter's loop.
 
-The C-level handler writes the byte, so nothing is lost while Python code runs; a full buffer can
-only mean that thousands of signals wait, and the loop looks for dead children anyway.
+The C-level handler writes the byte, so nothing is lost while Python code runs. Some 270 signals
+fill the socket. The loop looks for dead children anyway, and signals that ask for a stop are
+counted by their Python handlers as well.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ class SignalInbox:
         self._writer.setblocking(False)
         self._before: dict[signal.Signals, Any] = {}
         self._old_fd = -1
+        self._stops_handled = 0
+        self._stops_read = 0
+        self._last_stop = signal.SIGTERM
 
     def install(self) -> None:
         """Take the signals over. Only the main thread can."""
@@ -52,8 +56,10 @@ class SignalInbox:
             handler = self._stop if signum in STOPPING else _noted
             self._before[signum] = signal.signal(signum, handler)
 
-    def _stop(self, _signum: int, _frame: FrameType | None) -> None:
+    def _stop(self, signum: int, _frame: FrameType | None) -> None:
         """The byte is on the socket already; code that hangs must not keep it from being read."""
+        self._stops_handled += 1
+        self._last_stop = signal.Signals(signum)
         self._on_stop()
 
     def fileno(self) -> int:
@@ -61,12 +67,23 @@ class SignalInbox:
         return self._reader.fileno()
 
     def read(self) -> list[str]:
-        """The names of the signals since the last call, in the order of their arrival."""
+        """The names of the signals since the last call, in the order of their arrival.
+
+        To be called when the socket is readable, and about once a second: what finds it full leaves
+        no byte.
+        """
+        # Counted before the read: the bytes of all these were written before.
+        handled = self._stops_handled
         try:
             data = self._reader.recv(4096)
         except BlockingIOError:
-            return []
-        return [signal.Signals(number).name for number in data]
+            data = b""
+        names = [signal.Signals(number).name for number in data]
+        self._stops_read += sum(number in STOPPING for number in data)
+        if self._stops_read < handled and len(data) < 4096:
+            self._stops_read = handled
+            names.append(self._last_stop.name)
+        return names
 
     def close(self) -> None:
         """Give the signals back."""

@@ -63,11 +63,14 @@ class Endpoint:
     @property
     def is_whole(self) -> bool:
         """Whether the socket's file, and those that say whose it is, are where they were made."""
-        return (
-            self.sock is not None
-            and _identity_of(self.path) == self._identity
-            and all(lock.is_there for lock in self._locks)
-        )
+        if self.sock is None:
+            return False
+        try:
+            return _identity_of(self.path) == self._identity and all(
+                lock.is_there for lock in self._locks
+            )
+        except OSError:
+            return True  # where nothing can be looked at, nothing can be made anew
 
     def renew(self) -> socket.socket:
         """Make anew what somebody has removed; the new listening socket. Raises InstanceError."""
@@ -81,7 +84,7 @@ class Endpoint:
         if self.sock is not None:
             self.sock.close()
             # Another server's may lie there, if somebody has removed ours.
-            if os.getpid() == self._owner and _identity_of(self.path) == self._identity:
+            if os.getpid() == self._owner and self._is_ours():
                 instances.remove_socket(self.path)
         for lock in self._locks:
             lock.release()
@@ -94,6 +97,12 @@ class Endpoint:
             self.sock.close()
         for lock in self._locks:
             lock.close_in_child()
+
+    def _is_ours(self) -> bool:
+        try:
+            return _identity_of(self.path) == self._identity
+        except OSError:
+            return False
 
     def _list(self) -> None:
         uid = os.geteuid()
@@ -133,7 +142,10 @@ class Endpoint:
             os.umask(before)
         self.sock = sock
         self.path = str(path)
-        self._identity = _identity_of(self.path)
+        try:
+            self._identity = _identity_of(self.path)
+        except OSError as error:
+            raise InstanceError(f"{path}: {error.strerror}") from error
 
 
 def check_path(path: str) -> None:
@@ -156,8 +168,9 @@ def _check_length(path: Path) -> None:
 
 
 def _identity_of(path: str) -> tuple[int, int] | None:
+    """Which file lies there; None for no file. Raises OSError when nobody can tell."""
     try:
         status = os.lstat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import socket
@@ -28,6 +29,8 @@ from servo.safe_files import is_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+log = logging.getLogger("servo.error")
 
 # sun_path is 108 bytes with its NUL (unix(7)).
 MAX_SOCKET_PATH = 107
@@ -119,7 +122,12 @@ class Lock:
             if not _lock(fd):
                 os.close(fd)
                 return False
-            if _is_at(self.path, fd):
+            try:
+                is_ours = _is_at(self.path, fd)
+            except OSError as error:
+                os.close(fd)
+                raise InstanceError(f"{self.path}: {error.strerror}") from error
+            if is_ours:
                 self._fd = fd
             else:
                 os.close(fd)  # it was removed as stale between our open and our lock
@@ -136,14 +144,17 @@ class Lock:
 
     @property
     def is_there(self) -> bool:
-        """Whether the file is still the one at its path."""
+        """Whether the file is still the one at its path. Raises OSError when nobody can tell."""
         return self._fd >= 0 and _is_at(self.path, self._fd)
 
     def release(self) -> None:
-        """Remove the file, and give the lock up."""
+        """Remove the file, and give the lock up. A file that can't be removed stays, unlocked."""
         if self._fd >= 0:
-            if _is_at(self.path, self._fd):
-                self.path.unlink()
+            try:
+                if _is_at(self.path, self._fd):
+                    self.path.unlink()
+            except OSError as error:
+                log.warning("The lock file of the control socket stays: %s", error)
             self.close_in_child()
 
     def close_in_child(self) -> None:
@@ -203,6 +214,8 @@ def _examine(path: Path) -> Instance | None:
             if _is_at(path, fd):
                 _remove(path, values)
             return None
+    except OSError:
+        return None  # its disk fails: nothing can be told of it
     finally:
         os.close(fd)
     if values is None:
@@ -279,7 +292,8 @@ def _lock(fd: int) -> bool:
 
 
 def _is_at(path: Path, fd: int) -> bool:
+    """Whether a path still leads to an open file. Raises OSError when nobody can tell."""
     try:
         return os.path.samestat(path.lstat(), os.fstat(fd))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False

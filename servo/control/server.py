@@ -6,7 +6,6 @@ silence has a bound, and whoever exceeds one is dropped.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from servo.control import protocol
 from servo.control.protocol import LineReader, RequestError
+from servo.errors import NO_ROOM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,7 +40,6 @@ STALLED_S = 15.0
 SIGN_OF_LIFE_S = 1.0
 _ACCEPTS_PER_TURN = 16
 _READ_BYTES = 16_384
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 # Further requests of connections that have had an answer: so long at a time, then a pause of so
 # many times what they took.
@@ -263,7 +262,7 @@ class ControlServer:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _NO_ROOM:
+                if error.errno in NO_ROOM:
                     # Level-triggered, the listener would spin: look again at the next tick.
                     log.warning("No control connection can be accepted: %s", error)
                     self._accepting = False
@@ -287,9 +286,14 @@ class ControlServer:
             _say(sock, protocol.failure_line(kind, refusal))
             sock.close()
             return
+        try:
+            self._epoll.register(caller.fd, select.EPOLLIN)
+        except OSError as error:
+            log.warning("A control connection can't be watched: %s", error)
+            sock.close()
+            return
         self._callers[caller.fd] = caller
         caller.mask = select.EPOLLIN
-        self._epoll.register(caller.fd, select.EPOLLIN)
 
     def _make_room(self) -> bool:
         idle = [caller for caller in self._callers.values() if not caller.busy]

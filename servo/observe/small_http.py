@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from servo.errors import NO_ROOM
 from servo.http import h1
 from servo.http.errors import ProtocolError
 from servo.http.events import Refused, Request
@@ -66,6 +67,8 @@ class SmallServer:
         self._clock = clock
         self._clients: dict[_Client, None] = {}  # the one that was silent for longest comes first
         self.selector = selectors.DefaultSelector()
+        self._listeners = listeners
+        self._is_full = False
         for listener in listeners:
             self.selector.register(listener, selectors.EVENT_READ, listener)
 
@@ -88,6 +91,10 @@ class SmallServer:
 
     def sweep(self) -> None:
         """Drop whoever has taken too long. To be called about once a second."""
+        if self._is_full:
+            self._is_full = False
+            for listener in self._listeners:
+                self.selector.register(listener, selectors.EVENT_READ, listener)
         now = self._clock()
         for client in [each for each in self._clients if now >= each.deadline]:
             self._drop(client)
@@ -108,6 +115,11 @@ class SmallServer:
                 return
             except OSError as error:
                 log.debug("A client of the metrics can't be accepted: %s", error)
+                if error.errno in NO_ROOM and not self._is_full:
+                    # Level-triggered, the listeners would spin: look again at the next sweep.
+                    self._is_full = True
+                    for each in self._listeners:
+                        self.selector.unregister(each)
                 return
             if len(self._clients) >= MAX_CLIENTS:
                 self._drop(next(iter(self._clients)))

@@ -10,6 +10,7 @@ import logging
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
+from servo.errors import NO_ROOM
 from servo.observe import words
 from servo.workers.gate import WAIT_S, Gate
 
@@ -24,7 +25,6 @@ log = logging.getLogger("servo.error")
 # With no descriptor or buffer left, accepting again at once would spin.
 BACKOFF_S = 0.1
 COMPLAINT_NS = 10_000_000_000
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # accept(2): errors that are already pending on the new connection, or a firewall's refusal of it.
 # They concern that one client, so Linux asks servers to treat them as EAGAIN.
 _CLIENT_LOST = frozenset(
@@ -140,7 +140,7 @@ class Acceptor:
                 if self._lost < MOST_LOST:
                     log.debug("A client was lost before it was accepted: %s", error)
                     return None
-            elif error.errno not in _EXHAUSTED:
+            elif error.errno not in NO_ROOM:
                 raise
             self._lost = 0
             self._complain(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -177,6 +178,26 @@ def test_anothers_socket_in_our_place_stays(place: Path) -> None:
         assert not endpoint.is_whole
         endpoint.close()
         assert os.path.exists(endpoint.path)
+
+
+def test_files_that_nobody_can_look_at(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be whole: nothing is made anew, and the end is no failure."""
+    endpoint = serve(place)
+
+    def fails(*_args: object, **_kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", fails)
+        patch.setattr(Path, "lstat", fails)
+        assert endpoint.is_whole
+        assert not Lock(place / "other.lock").is_there
+        with pytest.raises(InstanceError, match="Permission denied"):
+            Lock(place / "other.lock").acquire()
+        endpoint.close()
+    lock = Lock(Path(endpoint.path).with_suffix(".lock"))
+    assert lock.acquire()  # its file stayed, the lock did not
+    lock.release()
 
 
 def test_a_disk_that_takes_no_description(place: Path) -> None:

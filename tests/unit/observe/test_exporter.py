@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -310,3 +311,33 @@ def test_it_ends_when_it_is_told_to(reader):
     thread.join(30)
     assert codes == [0]
     os.close(here)
+
+
+def test_without_a_descriptor_it_waits(monkeypatch):
+    """The listener is readable all the time; asking it again at once would spin."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        server = SmallServer([listener], lambda _request: Answer(200, "text/plain", b"yes"))
+        with socket.create_connection(listener.getsockname()) as client:
+            client.settimeout(30)
+            client.sendall(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+
+            def full(_listener):
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(socket.socket, "accept", full)
+                server.turn(30)
+                assert server.selector.select(0) == []
+                server.sweep()
+                server.turn(30)
+                assert server.selector.select(0) == []
+            server.sweep()
+            while server.selector.select(0) and not readable(client):
+                server.turn(0)
+            assert client.recv(9) == b"HTTP/1.1 "
+        server.close()
+
+
+def readable(sock):
+    return bool(select.select([sock], [], [], 0)[0])
