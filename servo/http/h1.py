@@ -21,7 +21,6 @@ from servo.http.h1_httptools import HttptoolsFields
 from servo.http.h1_response import BODY, CLOSED, DONE, HEAD, IDLE, ResponseSide
 from servo.http.headers import check_lines, glimpse, read_request
 from servo.http.known_fields import KnownFields
-from servo.http.serialise import date_line, set_clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from servo.http.events import Event
     from servo.http.h1_h11 import H11Fields
     from servo.http.limits import Limits
-
-__all__ = ["PARSERS", "H1Connection", "date_line", "set_clock"]
 
 PARSERS = ("httptools", "h11")
 

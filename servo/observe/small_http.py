@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from servo.errors import NO_ROOM
-from servo.http import h1
+from servo.http import serialise
 from servo.http.errors import ProtocolError
 from servo.http.events import Refused, Request
 from servo.http.h1 import H1Connection
@@ -79,7 +79,7 @@ class SmallServer:
     def turn(self, timeout_s: float) -> None:
         """Wait for something to do, no longer than that, and do it."""
         ready = self.selector.select(timeout_s)
-        h1.set_clock(time.time())
+        serialise.set_clock(time.time())
         for key, mask in ready:
             if isinstance(key.data, _Client):
                 if key.data in self._clients:

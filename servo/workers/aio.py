@@ -17,7 +17,7 @@ from servo.apps.asgi_scope import ASGIAdapter, remote_of
 from servo.apps.lifespan import Lifespan
 from servo.apps.wsgi_environ import WSGIAdapter
 from servo.errors import BootError, ConfigError
-from servo.http import h1
+from servo.http import serialise
 from servo.http.errors import ProtocolError
 from servo.http.negotiate import ALPN, protocols
 from servo.net import certificates
@@ -317,7 +317,7 @@ class AsyncWorker(Worker):
         now = monotonic_ns()
         self.row[words.BEAT_NS] = now
         self.row[words.LAG_US] = max(now - due_ns, 0) // 1000
-        h1.set_clock(time.time())
+        serialise.set_clock(time.time())
         self.server.sweep(now)
         self.server.closes_each = self.is_held_up(self._begun, self._blocked_ns, now)
         if self.access is not None:
@@ -335,7 +335,7 @@ class AsyncWorker(Worker):
         if self._dozes:
             self._dozes = False
             self._next_sweep.cancel()
-            h1.set_clock(time.time())
+            serialise.set_clock(time.time())
             self._sweep_in(1.0, monotonic_ns())
 
     # --- for operators --------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from servo.http import h1
+from servo.http import serialise
 from servo.observe import words
 from servo.workers import insight
 from servo.workers.acceptor import Acceptor
@@ -82,7 +82,7 @@ class PollLoop(Worker):
         """See Worker.serve."""
         self._register_handlers()
         self.acceptor.start()
-        h1.set_clock(time.time())
+        serialise.set_clock(time.time())
         self.ready()
         next_sweep = monotonic_ns() + SWEEP_NS
         next_flush = 0
@@ -93,7 +93,7 @@ class PollLoop(Worker):
             wait_s = self.wait_s()
             ready = self.epoll.poll(wait_s, 64)
             if wait_s > 1.0:
-                h1.set_clock(time.time())  # too long for the sweep to have kept it right
+                serialise.set_clock(time.time())  # too long for the sweep to have kept it right
             for fd, mask in ready:
                 connection = connections.get(fd)
                 if connection is not None:

@@ -17,7 +17,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from servo.apps.spool import refusal
-from servo.http import h1
+from servo.http import serialise
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.net.sockets import WantsWrite
@@ -359,7 +359,7 @@ class PollerWorker(PollLoop):
 
     def sweep(self, now_ns: int) -> None:
         """Set the clock of responses, and end what has lasted too long."""
-        h1.set_clock(time.time())
+        serialise.set_clock(time.time())
         self.every_second()
         oldest = 0
         for connection in list(self.connections.values()):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from servo.http import h1, serialise
+from servo.http import serialise
 from servo.http.errors import LocalProtocolError, ProtocolError
 from servo.http.events import Refused
 from servo.http.h1 import H1Connection
@@ -147,12 +147,12 @@ def test_app_may_close() -> None:
 
 def test_date_and_server() -> None:
     connection = asked(server=b"servo", date=True)
-    h1.set_clock(784111777.5)
+    serialise.set_clock(784111777.5)
     fields = parts(connection.send_response(200, [], b""))[1]
     assert fields[b"date"] == b"Sun, 06 Nov 1994 08:49:37 GMT"
     assert fields[b"server"] == b"servo"
     connection.receive_data(GET)
-    h1.set_clock(784111778)
+    serialise.set_clock(784111778)
     fields = parts(connection.send_response(200, [], b""))[1]
     assert fields[b"date"] == b"Sun, 06 Nov 1994 08:49:38 GMT"
 
@@ -161,7 +161,7 @@ def test_date_and_server() -> None:
 @pytest.mark.parametrize("given", [("Date", "today"), ("server", "mine")])
 def test_date_and_server_of_the_app_win(request_bytes: bytes, given: tuple[str, str]) -> None:
     connection = asked(request_bytes, server=b"servo", date=True)
-    h1.set_clock(784111777)
+    serialise.set_clock(784111777)
     fields = parts(connection.send_response(200, [given], b""))[1]
     assert fields[given[0].lower().encode()] == given[1].encode()
     assert {b"date", b"server"} <= fields.keys()
