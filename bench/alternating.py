@@ -15,7 +15,7 @@ import sys
 from time import monotonic_ns, thread_time_ns
 
 from servo.cli.main import main
-from servo.workers.meter import Meter
+from servo.workers.request.accounting import Meter
 
 BLOCK = 500
 

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from servo.apps.detect import detect_interface, looks_like_factory
+from servo.apps.interface import detect_interface, looks_like_factory
 from servo.errors import AppImportError
 from servo.settings.files import is_file
-from servo.settings.names import nearest
+from servo.settings.suggestions import nearest
 
 if TYPE_CHECKING:
     from types import ModuleType

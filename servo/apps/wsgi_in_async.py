@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from servo.apps.asgi import ResponseCut
 from servo.apps.asgi_scope import TLS_ENVIRON
-from servo.apps.spool import discard, refusal
+from servo.apps.body_spool import discard, refusal
 from servo.apps.wsgi import WSGIResponder
 from servo.apps.wsgi_environ import is_nameless, name_server
 from servo.http.events import Request

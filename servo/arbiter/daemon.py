@@ -10,9 +10,9 @@ import signal
 import sys
 import time
 
-from servo.arbiter import events as ev
+from servo.arbiter.core import events as ev
 from servo.errors import BootError
-from servo.observe import log as log_module
+from servo.logs import error_log as log_module
 
 log = logging.getLogger("servo.error")
 

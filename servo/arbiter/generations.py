@@ -10,10 +10,10 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from servo.arbiter.check import configuration_error
+from servo.arbiter.processes.config_check import configuration_error
 from servo.errors import ConfigError, ServoError
+from servo.logs import error_log as log_module
 from servo.net.tls_switch import check_switch, wants_tls
-from servo.observe import log as log_module
 from servo.settings.workdir import working_in
 
 if TYPE_CHECKING:

@@ -16,39 +16,40 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from servo import __version__
-from servo.arbiter import events as ev
-from servo.arbiter import lifecycle, process
-from servo.arbiter.check import ConfigCheck
-from servo.arbiter.children import Children
-from servo.arbiter.control import Control
+from servo.arbiter import process_info
+from servo.arbiter.core import events as ev
+from servo.arbiter.core.policy import TICK_S, counts_by_class, policy_of
+from servo.arbiter.core.supervisor import Supervisor
 from servo.arbiter.daemon import Launch
-from servo.arbiter.facade import ServerFacade
 from servo.arbiter.generations import (
     Generations,
     apply_environment,
     hand_over_logs,
     tell_notes,
 )
-from servo.arbiter.guard import Guard, Watched
+from servo.arbiter.hook_objects import ServerFacade
 from servo.arbiter.limit import CodeLimit
-from servo.arbiter.metrics import Metrics
+from servo.arbiter.listeners import Sockets
+from servo.arbiter.message_router import Post
+from servo.arbiter.operator import lifecycle_events
+from servo.arbiter.operator.control_service import Control
 from servo.arbiter.pidfile import PidFile
-from servo.arbiter.policy import TICK_S, counts_by_class, policy_of
-from servo.arbiter.post import Post
+from servo.arbiter.processes.config_check import ConfigCheck
+from servo.arbiter.processes.guard import Guard, Watched
+from servo.arbiter.processes.metrics import Metrics
+from servo.arbiter.processes.watcher import Watcher
+from servo.arbiter.processes.workers import Children
 from servo.arbiter.signals import SignalInbox, at_foreground_of_terminal
-from servo.arbiter.sockets import Sockets
-from servo.arbiter.supervisor import Supervisor
-from servo.arbiter.watch import Watcher
 from servo.errors import ConfigError, ServoError
 from servo.ipc.messages import LogRecords, Report
-from servo.observe import log as log_module
-from servo.observe.scoreboard import Scoreboard
+from servo.logs import error_log as log_module
+from servo.shared_memory.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from servo.arbiter.children import Child
-    from servo.arbiter.events import Action, Event
+    from servo.arbiter.core.events import Action, Event
+    from servo.arbiter.processes.workers import Child
     from servo.settings.sources import Settings
 
 log = logging.getLogger("servo.error")
@@ -161,7 +162,7 @@ class Arbiter:
         capacity = max(settings.scoreboard_size, 2 * most + settings.reload_batch)
         self.scoreboard = Scoreboard(capacity, settings.worker_tmp_dir)
         self.supervisor = Supervisor(policy_of(settings, capacity))
-        self._oom = process.OutOfMemoryCounter()
+        self._oom = process_info.OutOfMemoryCounter()
         self._epoll = select.epoll()
         self._signals = SignalInbox(self._limit.stop)
         self.children = Children(self.scoreboard, self._epoll, self.tell, self._close_inherited)
@@ -216,7 +217,7 @@ class Arbiter:
 
     def _serve(self) -> None:
         settings = self.settings
-        process.set_title(f"servo: arbiter [{settings.proc_name or settings.app}]")
+        process_info.set_title(f"servo: arbiter [{settings.proc_name or settings.app}]")
         log.info("Servo %s starts, its arbiter has pid %d", __version__, os.getpid())
         tell_notes(*self._generations[1])
         for listener in self.sockets.listeners:
@@ -330,7 +331,7 @@ class Arbiter:
             elif not self.children.read_last_words(pid):
                 log.debug("Reaped process %d, which is no worker", pid)
             else:
-                name = process.signal_name(-code) if code < 0 else ""
+                name = process_info.signal_name(-code) if code < 0 else ""
                 out_of_memory = code == -signal.SIGKILL and self._oom.took_one()
                 self._inbox.append(ev.ChildExited(pid, code, name, out_of_memory))
 
@@ -434,7 +435,7 @@ class Arbiter:
 
     def _happened(self, action: ev.Happened) -> None:
         self._launch.hear(action)
-        event = lifecycle.event_of(action, time.time())
+        event = lifecycle_events.event_of(action, time.time())
         level = log_module.LEVELS[action.level]
         log.log(level, "%s", action.text, extra={"event": event.as_log_values()})
         self._run_hook("on_event", self._facade, event)

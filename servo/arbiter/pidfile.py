@@ -14,7 +14,7 @@ import os
 import stat
 
 from servo.errors import ConfigError
-from servo.observe.log import safe
+from servo.logs.error_log import safe
 from servo.safe_files import open_parent
 
 # What link(2) says of a file system without hard links (vfat, some network mounts).

@@ -18,7 +18,7 @@ from click.shell_completion import get_completion_class
 
 from servo import __version__
 from servo.cli import show
-from servo.cli.logfile import LogFilter, follow_file, tail_file
+from servo.cli.log_reader import LogFilter, follow_file, tail_file
 from servo.cli.target import Target, running, say_json, target_of, target_options
 from servo.control.client import ConnectionEnded, ControlClient, RequestFailed
 from servo.errors import ServoError, UsageError

@@ -68,7 +68,7 @@ def _run(arguments: Sequence[str]) -> int:
     _require_app(settings)
     _enter(settings)
     if settings.check_config:
-        from servo.cli.check import check
+        from servo.cli.check_config import check
 
         check(settings)
         click.echo("configuration OK")
@@ -98,7 +98,7 @@ def _remember(
 
 def _require_app(settings: Settings) -> None:
     if settings.app is None:
-        from servo.apps.guess import likely_app
+        from servo.apps.discovery import likely_app
         from servo.apps.loader import FORMS
 
         app = likely_app(Path(settings.chdir))
@@ -157,7 +157,7 @@ def _show_version(context: click.Context, _parameter: click.Parameter, value: bo
 
         python = f"{platform.python_implementation()} {platform.python_version()}"
         # Found, not imported: for the version alone nothing else is loaded.
-        spec = importlib.util.find_spec("servo.http.h1")
+        spec = importlib.util.find_spec("servo.http.h1.connection")
         plain = spec is None or str(spec.origin).endswith(".py")
         click.echo(f"servo {__version__} ({python}{'' if plain else ', compiled'})")
         context.exit()

@@ -12,7 +12,7 @@ import click
 from servo.cli.tables import Column, mebibytes, number, show_table, span, styled
 from servo.cli.target import Target, say_json
 from servo.control.client import ControlClient, ControlError
-from servo.observe.procfs import cpu_of, memory_of
+from servo.metrics.procfs import cpu_of, memory_of
 from servo.printable import printable_line
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from servo.http.errors import ProtocolError
 from servo.http.events import Request
-from servo.http.field_lines import TOKEN, check_field_lines, check_line, split_fields
+from servo.http.h1.field_lines import TOKEN, check_field_lines, check_line, split_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable

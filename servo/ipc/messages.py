@@ -1,7 +1,7 @@
 """The messages between the arbiter and its workers, and their encoding.
 
-Servo's own are dataclasses (not frozen: see `servo.arbiter.events`); on the wire each is a JSON
-object: `{"type": "Ready", …fields}`. Those between applications (`servo.cluster`) are
+Servo's own are dataclasses (not frozen: see `servo.arbiter.core.events`); on the wire each is a
+JSON object: `{"type": "Ready", …fields}`. Those between applications (`servo.cluster`) are
 `AppMessage`s: a fixed header that the arbiter routes by, a topic, and a JSON value that it passes
 on as it is. No header begins with a brace.
 """

@@ -26,7 +26,7 @@ from servo.net.address import (
     UnixAddress,
     parse_address,
 )
-from servo.net.owner import describe_port_owner, describe_unix_owner
+from servo.net.port_owner import describe_port_owner, describe_unix_owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from servo.settings.config_hooks import HOOKS
 from servo.settings.flags import all_flags
 from servo.settings.gunicorn_compat import FOREIGN
-from servo.settings.hooks import HOOKS
 from servo.settings.schema import SETTINGS
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from servo.errors import ConfigError
+from servo.settings.config_hooks import HOOKS, read_hook
 from servo.settings.gunicorn_compat import FOREIGN, SHARED
-from servo.settings.hooks import HOOKS, read_hook
-from servo.settings.names import nearest
 from servo.settings.peers import peer_of
 from servo.settings.schema import SETTINGS, advise, canonical, suggest
+from servo.settings.suggestions import nearest
 from servo.settings.toml import TOMLError, parse_toml
 from servo.settings.types import Table
 

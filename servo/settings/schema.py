@@ -9,27 +9,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from servo.settings.gunicorn_compat import FOREIGN
-from servo.settings.names import ALIKE, did_you_mean, nearest
 from servo.settings.peers import advice, peer_of
 from servo.settings.sections import (
     application,
     control,
     http,
     http2,
-    observe,
+    metrics,
     process,
     tls,
     websocket,
     workers,
 )
 from servo.settings.setting import Setting
+from servo.settings.suggestions import ALIKE, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
-    for module in (application, workers, http, http2, websocket, tls, process, control, observe)
+    for module in (application, workers, http, http2, websocket, tls, process, control, metrics)
     for setting in module.SETTINGS
 }
 _ALIASES = {setting.alias: setting.name for setting in SETTINGS.values() if setting.alias}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from servo.errors import ConfigError, UsageError
 from servo.http.limits import Limits
+from servo.settings.config_hooks import Hooks
 from servo.settings.cpus import auto_workers, count_cpus
 from servo.settings.files import FileContent, Given, read_config
 from servo.settings.flags import parse_flags
@@ -24,10 +25,9 @@ from servo.settings.gunicorn_compat import (
     as_gunicorn_address,
     foreign_value,
 )
-from servo.settings.hooks import Hooks
 from servo.settings.kubernetes import is_service_variable
-from servo.settings.names import did_you_mean
 from servo.settings.schema import SETTINGS, advise_variable, canonical
+from servo.settings.suggestions import did_you_mean
 from servo.settings.workdir import without_dots
 
 if TYPE_CHECKING:

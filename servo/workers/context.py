@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from servo.ipc.channel import Channel
     from servo.net.listeners import Listener
     from servo.net.tls import TLS
-    from servo.observe.scoreboard import Scoreboard
     from servo.settings.sources import Settings
+    from servo.shared_memory.scoreboard import Scoreboard
     from servo.workers.forks import Forks
-    from servo.workers.hooks import HookWorker
-    from servo.workers.mailbox import Mailbox
+    from servo.workers.messages.mailbox import Mailbox
+    from servo.workers.request.hooks import HookWorker
 
 
 # What the arbiter sends to a worker that does not read its channel, where there are such signals.

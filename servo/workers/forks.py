@@ -25,16 +25,16 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from servo.observe import log as log_module
-from servo.observe.logcount import count_log
+from servo.logs import error_log as log_module
+from servo.logs.entry_counts import count_log
 from servo.workers.context import STACK_SIGNAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import CodeType, FrameType
 
-    from servo.workers.base import Worker
     from servo.workers.context import WorkerContext
+    from servo.workers.worker import Worker
 
 log = logging.getLogger("servo.error")
 

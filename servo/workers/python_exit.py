@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from servo.ipc.channel import ChannelClosed
 from servo.ipc.messages import ReopenLogs, Stop
-from servo.observe import words
+from servo.shared_memory import row_layout
 from servo.workers.threads import WorkerThread
 
 if TYPE_CHECKING:
-    from servo.workers.base import Worker
+    from servo.workers.worker import Worker
 
 log = logging.getLogger("servo.error")
 
@@ -78,8 +78,8 @@ class PythonExit:
         atexit._run_exitfuncs()
 
     def _watch(self) -> None:
-        while (left_ns := self._end_ns - words.now_ns()) > 0:
-            self._worker.row[words.BEAT_NS] = words.now_ns()
+        while (left_ns := self._end_ns - row_layout.now_ns()) > 0:
+            self._worker.row[row_layout.BEAT_NS] = row_layout.now_ns()
             poller = select.poll()
             if self._channel is not None and self._channel >= 0:
                 poller.register(self._channel, select.POLLIN)
@@ -96,7 +96,7 @@ class PythonExit:
             return
         for message in messages:
             if isinstance(message, Stop) and message.quick:
-                self._end_ns = min(self._end_ns, words.now_ns() + int(QUICK_S * _NS))
+                self._end_ns = min(self._end_ns, row_layout.now_ns() + int(QUICK_S * _NS))
             elif isinstance(message, ReopenLogs):
                 self._worker.reopen_logs()
 

@@ -10,12 +10,12 @@ from servo.errors import BootError
 if TYPE_CHECKING:
     from servo.apps.loader import LoadedApp
     from servo.settings.sources import Settings
-    from servo.workers.base import Worker
+    from servo.workers.worker import Worker
 
 BUILT_IN = {
-    "sync": "servo.workers.sync.SyncWorker",
-    "thread": "servo.workers.thread.ThreadWorker",
-    "async": "servo.workers.aio.AsyncWorker",
+    "sync": "servo.workers.blocking.sync.SyncWorker",
+    "thread": "servo.workers.blocking.thread.ThreadWorker",
+    "async": "servo.workers.aio.worker.AsyncWorker",
 }
 
 
@@ -34,7 +34,7 @@ def worker_for(settings: Settings, app: LoadedApp) -> type[Worker]:
 
 def worker_class(name: str) -> type[Worker]:
     """The class of that name, or at that dotted path. Raises BootError."""
-    from servo.workers.base import Worker
+    from servo.workers.worker import Worker
 
     path = BUILT_IN.get(name, name)
     module_name, _, attribute = path.replace(":", ".").rpartition(".")
@@ -43,8 +43,9 @@ def worker_class(name: str) -> type[Worker]:
     except (ImportError, AttributeError, ValueError) as error:
         raise BootError(
             f"worker_class {name!r} can't be loaded: {error} "
-            f"(built in: {', '.join(BUILT_IN)}; or the dotted path of a servo.workers.base.Worker)"
+            f"(built in: {', '.join(BUILT_IN)}; or the dotted path of a "
+            "servo.workers.worker.Worker)"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Worker)):
-        raise BootError(f"worker_class {name!r} is no subclass of servo.workers.base.Worker")
+        raise BootError(f"worker_class {name!r} is no subclass of servo.workers.worker.Worker")
     return found

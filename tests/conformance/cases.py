@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from servo.http.events import Request
-from servo.http.h1 import H1Connection
+from servo.http.h1.connection import H1Connection
 from servo.http.limits import Limits
 
 _HERE = Path(__file__).parent

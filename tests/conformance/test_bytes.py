@@ -21,7 +21,7 @@ from conformance.cases import (
 from servo.http.errors import ProtocolError
 from servo.http.events import Data, Event, Refused, Request
 from servo.http.forwarded import TrustedPeers, resolve_client
-from servo.http.h1 import PARSERS, H1Connection
+from servo.http.h1.connection import PARSERS, H1Connection
 from servo.http.headers import map_names
 from servo.http.limits import Limits
 from servo.http.proxy_protocol import ProxyProtocolReader

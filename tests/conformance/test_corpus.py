@@ -10,7 +10,7 @@ from fuzz.harness import seeds_of
 from fuzz.run import TARGETS
 
 from servo.http.events import Request
-from servo.http.h1 import H1Connection
+from servo.http.h1.connection import H1Connection
 
 
 @pytest.mark.parametrize("target", TARGETS)

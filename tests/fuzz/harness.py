@@ -14,7 +14,7 @@ from typing import Any
 from conformance.cases import framing_cases
 
 from servo.http.events import Event, Refused, Request
-from servo.http.h1 import H1Connection
+from servo.http.h1.connection import H1Connection
 from servo.http.limits import Limits
 
 CORPUS = Path(__file__).resolve().parent / "corpus"

@@ -2,7 +2,7 @@
 connection makes of it: the same requests, with the same fields, bodies and trailers, refusals with
 the same status, and the same end of the connection.
 
-A kept connection remembers the fields of its last requests (servo.http.known_fields). If it
+A kept connection remembers the fields of its last requests (servo.http.h1.known_fields). If it
 recognised them by anything less than all their bytes, a client could hide a Content-Length before
 them, and the body would run as a request.
 
@@ -26,7 +26,7 @@ from fuzz.harness import SMALL, Outcome, Player
 
 from servo.http import headers
 from servo.http.events import Refused, Request
-from servo.http.h1 import H1Connection
+from servo.http.h1.connection import H1Connection
 from servo.http.limits import Limits
 
 PARSERS = ("httptools", "h11")

@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 from simulation.world import Proc, World
 
-from servo.arbiter import events as ev
-from servo.arbiter.policy import TICK_S, Policy
+from servo.arbiter.core import events as ev
+from servo.arbiter.core.policy import TICK_S, Policy
 from servo.ipc.messages import BootFailed, Booting, Draining, Message, Ready, ReplaceMe
 
 # The default run is for every `make test`; SERVO_LIFETIMES=100000 is for a long evening.

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from simulation.world import Proc, World
 
-from servo.arbiter import events as ev
-from servo.arbiter.policy import Policy
+from servo.arbiter.core import events as ev
+from servo.arbiter.core.policy import Policy
 from servo.ipc.messages import BootFailed, Booting, Draining, Ready, ReplaceMe
 
 POLICIES = st.builds(

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from servo.arbiter import events as ev
-from servo.arbiter.policy import TICK_S, Policy
-from servo.arbiter.pool import WorkerState
-from servo.arbiter.supervisor import Supervisor
+from servo.arbiter.core import events as ev
+from servo.arbiter.core.policy import TICK_S, Policy
+from servo.arbiter.core.supervisor import Supervisor
+from servo.arbiter.core.worker_table import WorkerState
 from servo.ipc.messages import Message, ReopenLogs, Retire, Stop
 
 

@@ -13,7 +13,7 @@ from servo.apps.asgi import ASGICall
 from servo.apps.asgi_scope import ASGIAdapter
 from servo.http.errors import ClientDisconnected
 from servo.http.events import Data, Request
-from servo.http.h1 import H1Connection
+from servo.http.h1.connection import H1Connection
 from servo.http.limits import Limits
 
 log = logging.getLogger("test")

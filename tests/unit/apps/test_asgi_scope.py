@@ -8,7 +8,7 @@ import pytest
 
 from servo.apps.asgi_scope import ASGIAdapter, remote_of
 from servo.http.events import Request
-from servo.http.h1 import H1Connection
+from servo.http.h1.connection import H1Connection
 from servo.http.limits import Limits
 
 

@@ -10,7 +10,7 @@ import pytest
 from servo.apps.asgi_scope import ASGIAdapter
 from servo.apps.asgi_websocket import QUEUE_HIGH_WATER, WebSocketCall
 from servo.http.errors import ClientDisconnected
-from servo.http.h1 import H1Connection
+from servo.http.h1.connection import H1Connection
 from servo.http.limits import Limits
 from servo.http.websocket import read_handshake
 

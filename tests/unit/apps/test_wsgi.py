@@ -19,7 +19,7 @@ from servo.apps.wsgi_environ import WSGIAdapter
 from servo.apps.wsgi_file import FileRegion, FileWrapper
 from servo.http.errors import ClientDisconnected
 from servo.http.events import Request
-from servo.http.h1 import H1Connection
+from servo.http.h1.connection import H1Connection
 from servo.http.limits import Limits
 
 log = logging.getLogger("test")

@@ -10,7 +10,7 @@ import pytest
 from servo.apps.wsgi_environ import WSGIAdapter, is_nameless, name_server
 from servo.http.errors import ProtocolError
 from servo.http.events import Request
-from servo.http.h1 import H1Connection
+from servo.http.h1.connection import H1Connection
 from servo.http.limits import Limits
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from servo.arbiter import daemon
-from servo.arbiter import events as ev
+from servo.arbiter.core import events as ev
 from servo.arbiter.daemon import Launch
 
 READY = ev.Happened("info", "worker 1 is ready", name="ready")

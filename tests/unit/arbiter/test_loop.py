@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from servo.arbiter import spawn
 from servo.arbiter.loop import Arbiter
+from servo.arbiter.processes import spawn
 from servo.errors import ConfigError, ServoError
 from servo.ipc import messages as msg
 from servo.ipc.channel import ChannelClosed
-from servo.settings.hooks import Hooks
+from servo.settings.config_hooks import Hooks
 from servo.settings.sources import Settings
 from servo.workers.context import WorkerContext
 
@@ -59,9 +59,9 @@ def serve(
     def main() -> int:
         with log.open("ab") as file:
             os.dup2(file.fileno(), 2)
-        model = ModuleType("servo.workers.base")
+        model = ModuleType("servo.workers.worker")
         model.run_worker = worker  # type: ignore[attr-defined]
-        sys.modules["servo.workers.base"] = model
+        sys.modules["servo.workers.worker"] = model
         try:
             code = Arbiter(settings, reload or (lambda: settings)).run()
         except ServoError as error:

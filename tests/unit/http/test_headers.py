@@ -7,7 +7,7 @@ import pytest
 from servo.http import headers
 from servo.http.errors import ProtocolError
 from servo.http.events import Refused, Request
-from servo.http.h1 import PARSERS, H1Connection
+from servo.http.h1.connection import PARSERS, H1Connection
 from servo.http.headers import check_host, map_names
 from servo.http.limits import Limits
 

@@ -10,7 +10,7 @@ from itertools import repeat
 import pytest
 
 from servo.http.events import Data, Refused, Request
-from servo.http.h1 import PARSERS, H1Connection
+from servo.http.h1.connection import PARSERS, H1Connection
 from servo.http.limits import Limits
 
 START = b"GET / HTTP/1.1\r\nHost: h\r\n"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from servo.http import serialise
 from servo.http.errors import LocalProtocolError
-from servo.http.h1 import H1Connection
+from servo.http.h1.connection import H1Connection
 from servo.http.limits import Limits
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"

@@ -13,7 +13,7 @@ from websockets.frames import Close, Frame, Opcode
 
 from servo.http.errors import LocalProtocolError, ProtocolError
 from servo.http.events import Refused, Request
-from servo.http.h1 import PARSERS, H1Connection
+from servo.http.h1.connection import PARSERS, H1Connection
 from servo.http.limits import Limits
 from servo.http.websocket import Closed, WebSocketConnection, read_handshake
 

@@ -16,10 +16,10 @@ import pytest
 
 from servo.errors import BindError, ConfigError
 from servo.net import listeners as module
-from servo.net import owner
+from servo.net import port_owner
 from servo.net.address import AbstractAddress, FdAddress, TCPAddress, UnixAddress
 from servo.net.listeners import bind_all
-from servo.net.owner import describe_port_owner
+from servo.net.port_owner import describe_port_owner
 
 
 def settings(*bind: str, **changes: object) -> SimpleNamespace:
@@ -522,8 +522,10 @@ def test_a_directory_that_somebody_has_locked_for_good(tmp_path, monkeypatch, bi
 
 
 def test_a_name_of_a_process_is_printable(monkeypatch):
-    monkeypatch.setattr(owner, "open", lambda *_, **__: io.StringIO("a\x1b[2J\nb\n"), raising=False)
-    assert owner._described(2) == r"process 2 (a\x1b[2J\nb)"
+    monkeypatch.setattr(
+        port_owner, "open", lambda *_, **__: io.StringIO("a\x1b[2J\nb\n"), raising=False
+    )
+    assert port_owner._described(2) == r"process 2 (a\x1b[2J\nb)"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")

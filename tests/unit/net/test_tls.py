@@ -13,7 +13,7 @@ from servo.errors import ConfigError
 from servo.net.tls import TLS, make_tls
 from servo.net.tls_facts import TLSFacts, distinguished_name
 from servo.net.tls_switch import check_switch, wants_tls
-from servo.settings.hooks import Hooks, read_hook
+from servo.settings.config_hooks import Hooks, read_hook
 from servo.settings.schema import SETTINGS
 from servo.settings.sources import Settings
 

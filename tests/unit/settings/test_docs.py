@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from servo.settings import docs
+from servo.settings.config_hooks import HOOKS
 from servo.settings.gunicorn_compat import FOREIGN
-from servo.settings.hooks import HOOKS
 from servo.settings.schema import SETTINGS
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "settings.md"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from servo.errors import ConfigError, UsageError
+from servo.settings.config_hooks import HOOKS
 from servo.settings.flags import parse_flags
 from servo.settings.gunicorn_compat import as_gunicorn_address
-from servo.settings.hooks import HOOKS
 from servo.settings.sources import Settings, load_settings
 
 

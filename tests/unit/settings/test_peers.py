@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from servo.errors import ConfigError, UsageError
+from servo.settings.config_hooks import HOOKS
 from servo.settings.files import read_config
 from servo.settings.flags import all_flags, parse_flags
 from servo.settings.gunicorn_compat import FOREIGN
-from servo.settings.hooks import HOOKS
 from servo.settings.peers import PEERS, peer_of
 from servo.settings.schema import SETTINGS, canonical
 from servo.settings.sources import load_settings

@@ -7,12 +7,12 @@ import re
 
 import pytest
 
+from servo.settings.config_hooks import HOOKS
 from servo.settings.flags import all_flags
 from servo.settings.gunicorn_compat import FOREIGN, SHARED
-from servo.settings.hooks import HOOKS
-from servo.settings.names import did_you_mean, nearest
 from servo.settings.schema import SETTINGS, canonical
 from servo.settings.setting import Setting
+from servo.settings.suggestions import did_you_mean, nearest
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)

@@ -18,7 +18,7 @@ from servo.settings.schema import SETTINGS
 from servo.settings.sections.http2 import Versions
 from servo.settings.sections.tls import CertReqs, HostTable
 from servo.settings.setting import Setting
-from servo.settings.statsd import StatsdAddress
+from servo.settings.statsd_address import StatsdAddress
 
 word = st.text(min_size=1).map(str.strip).filter(bool)
 seconds = st.floats(min_value=0, allow_nan=False, allow_infinity=False)

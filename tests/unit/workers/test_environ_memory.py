@@ -21,14 +21,14 @@ from servo.apps.wsgi_environ import WSGIAdapter
 from servo.http import headers
 from servo.http.errors import ProtocolError
 from servo.http.events import Data, Refused, Request
-from servo.http.h1 import H1Connection
+from servo.http.h1.connection import H1Connection
 from servo.http.limits import Limits
-from servo.observe.words import ROW_WORDS
 from servo.settings.sources import Settings
-from servo.workers.aio import AsyncWorker
-from servo.workers.connection import Connection, ConnectionFactory
-from servo.workers.stream_server import StreamServer
-from servo.workers.sync import SyncWorker
+from servo.shared_memory.row_layout import ROW_WORDS
+from servo.workers.aio.server import StreamServer
+from servo.workers.aio.worker import AsyncWorker
+from servo.workers.blocking.connection import Connection, ConnectionFactory
+from servo.workers.blocking.sync import SyncWorker
 
 PEER = ("127.0.0.1", 5000)
 # Where the environ has objects of its connection, or a new one each time.

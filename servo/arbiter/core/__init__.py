@@ -1,0 +1,1 @@
+"""The arbiter's decisions: pure functions of events."""

@@ -1,0 +1,1 @@
+"""Answers for operators: status, queries, history."""

@@ -1,0 +1,123 @@
+"""Long answers: what a caller hears of the reload, restart or stop that it asked for. Pure.
+
+Each class is told every lifecycle event, in order, and says what is news to its caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from servo.arbiter.operator.lifecycle_events import LifecycleEvent
+
+_GONE_WRONG = ("boot_failed", "boot_timeout", "crashed", "exited", "out_of_memory", "left")
+
+
+@dataclass
+class Step:
+    """What to tell: a note, or the end. `failed` is why it did not come to a good one."""
+
+    note: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] | None = None
+    failed: str = ""
+    rolled_back: bool = False
+    details: str = ""
+
+
+class ReloadProgress:
+    """Follows the reload that brings `generation`, or a later one where that was given up.
+
+    workers   how many are to be replaced
+    """
+
+    def __init__(self, generation: int, workers: int) -> None:
+        self.generation = generation
+        self._workers = workers
+        self._new: dict[int, int] = {}
+        self._replaced = 0
+
+    def see(self, event: LifecycleEvent) -> Step | None:
+        """What this event means to the caller, if anything."""
+        name = event.name
+        if name == "draining" and event.reason == "replaced" and event.slot is not None:
+            return self._on_replaced(event.slot, event.pid)
+        if event.generation is None or event.generation < self.generation:
+            return None
+        if name == "reload_started":
+            return Step(_note(event, "started"))
+        if name == "ready" and event.slot is not None and event.pid is not None:
+            self._new[event.slot] = event.pid
+            return Step(_note(event, "ready", slot=event.slot, pid=event.pid))
+        if name == "reload_finished":
+            result = {
+                "generation": event.generation,
+                "replaced": self._replaced,
+                "seconds": round(event.data["seconds"], 3),
+            }
+            return Step(result=result)
+        if name == "reload_rolled_back":
+            return Step(failed=event.reason, rolled_back=True, details=event.details)
+        return None
+
+    def given_up(self, stopping: bool) -> Step:
+        """No reload is under way any more, and none is to come."""
+        return Step(failed="the server is stopping" if stopping else "the reload was given up")
+
+    def _on_replaced(self, slot: int, pid: int | None) -> Step | None:
+        if not self._new:
+            return None  # a reload before ours
+        self._replaced += 1
+        done, of = self._replaced, max(self._workers, self._replaced)
+        new = self._new.get(slot)
+        text = f"worker {slot} replaced: pid {pid} -> {new or 'its successor'} ({done}/{of})"
+        note = {"step": "replaced", "slot": slot, "old_pid": pid, "pid": new, "done": done}
+        return Step({**note, "of": of, "text": text})
+
+
+class RestartProgress:
+    """Follows the replacement of one worker."""
+
+    def __init__(self, slot: int, serial: int, pid: int | None) -> None:
+        self._slot = slot
+        self._serial = serial
+        self._pid = pid
+        self._successors: dict[int, int | None] = {}
+
+    def see(self, event: LifecycleEvent) -> Step | None:
+        """What this event means to the caller, if anything."""
+        if event.serial == self._serial:
+            if event.name not in ("draining", "exited"):
+                return None
+            pid = next(reversed(self._successors.values()), None)
+            asked = event.name == "draining" and event.reason in ("restarted", "replaced")
+            trouble = "" if asked else event.text
+            result = {"slot": self._slot, "old_pid": self._pid, "pid": pid, "trouble": trouble}
+            return Step(result=result)
+        if event.slot != self._slot or (event.serial or 0) < self._serial:
+            return None
+        if event.name == "ready" and event.serial is not None:
+            self._successors[event.serial] = event.pid
+            return Step(_note(event, "ready", slot=event.slot, pid=event.pid))
+        lost = event.name in ("draining", "exited") and event.reason in _GONE_WRONG
+        if lost and event.serial not in self._successors:
+            text = f"its successor failed: {event.text.partition(chr(10))[0]}"
+            return Step(failed=f"{text}; the old worker goes on", details=event.details)
+        return None
+
+
+class StopProgress:
+    """Follows the end of the server; the end itself is the connection's."""
+
+    def see(self, event: LifecycleEvent) -> Step | None:
+        """What this event means to the caller, if anything."""
+        if event.name == "exited":
+            return Step(_note(event, "exited", slot=event.slot, pid=event.pid))
+        return None
+
+
+Progress = ReloadProgress | RestartProgress | StopProgress
+
+
+def _note(event: LifecycleEvent, step: str, **values: Any) -> dict[str, Any]:
+    return {"step": step, **values, "text": event.text}

@@ -1,0 +1,217 @@
+"""What the server is now, as operators see it: plain values, fit for JSON."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from servo import __version__
+from servo.arbiter.core.reload import Phase
+from servo.settings.schema import SETTINGS
+from servo.shared_memory.row_layout import LATENCY_BOUNDS_S
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from servo.arbiter.core.supervisor import Supervisor
+    from servo.arbiter.core.worker_table import WorkerHandle
+    from servo.arbiter.operator.lifecycle_events import LifecycleEvent
+    from servo.settings.sources import Settings
+    from servo.shared_memory.scoreboard import RowSnapshot, Scoreboard
+
+# Requests a second are counted over this many seconds.
+RATE_WINDOW_S = 5.0
+
+_PHASES = {
+    Phase.CHECKING: "reading the configuration",
+    Phase.LOADING: "reading the configuration",
+    Phase.CANARY: "waiting for its first worker",
+    Phase.ROLLING: "replacing the workers",
+}
+
+
+class Rates:
+    """Requests a second, of each worker and of all, from a look at the scoreboard each second."""
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[float, dict[int, int], int]] = deque()
+
+    def look(self, now: float, rows: dict[int, int], total: int) -> None:
+        """Note the requests that were answered so far: by serial, and in all."""
+        self._looks.append((now, rows, total))
+        while len(self._looks) > 2 and now - self._looks[1][0] >= RATE_WINDOW_S:
+            self._looks.popleft()
+
+    def of(self, serial: int) -> float:
+        """A worker's; of one that is younger than the window, since it came."""
+        start, before = 0.0, 0
+        for time, rows, _ in self._looks:
+            if serial in rows:
+                start, before = start or time, before if start else rows[serial]
+                break
+            start = time
+        if not start or len(self._looks) < 2:
+            return 0.0
+        end, after, _ = self._looks[-1]
+        return (
+            round((after.get(serial, before) - before) / (end - start), 1) if end > start else 0.0
+        )
+
+    def total(self) -> float:
+        """The server's."""
+        if len(self._looks) < 2:
+            return 0.0
+        (start, _, before), (end, _, after) = self._looks[0], self._looks[-1]
+        return round((after - before) / (end - start), 1) if end > start else 0.0
+
+
+def state_of(supervisor: Supervisor) -> str:
+    """What the server is doing, in a word."""
+    if supervisor.stopping is not None:
+        return "stopping"
+    if supervisor.reload is not None:
+        return "reloading"
+    if supervisor.paused:
+        return "paused"
+    if supervisor.held:
+        return "waiting for a change"
+    return "running" if supervisor.served else "starting"
+
+
+def status(
+    supervisor: Supervisor,
+    scoreboard: Scoreboard,
+    settings: Settings,
+    rates: Rates,
+    listeners: list[str],
+    started_at: float,
+    now: float,
+    last_reload: LifecycleEvent | None,
+) -> dict[str, Any]:
+    """The server as a whole. `started_at` and `now` are seconds since the epoch."""
+    totals = scoreboard.totals()
+    reload = supervisor.reload
+    live = supervisor.pool.live()
+    import platform  # not needed before somebody asks
+
+    return {
+        "name": name_of(settings),
+        "pid": os.getpid(),
+        "app": settings.app,
+        "state": state_of(supervisor),
+        "phase": _PHASES[reload.phase] if reload is not None else "",
+        "generation": supervisor.generation,
+        "version": __version__,
+        "python": platform.python_version(),
+        "started_at": round(started_at, 3),
+        "uptime_s": round(now - started_at, 3),
+        "listeners": listeners,
+        "workers": {
+            "target": supervisor.target,
+            "ready": sum(handle.ready for handle in live),
+            "total": len(supervisor.pool),
+        },
+        "requests": totals.requests,
+        "requests_per_s": rates.total(),
+        "in_flight": totals.in_flight,
+        "connections": totals.connections,
+        "statuses": dict(zip(("1xx", "2xx", "3xx", "4xx", "5xx"), totals.statuses, strict=True)),
+        "p50_s": quantile(totals.latency, 0.5),
+        "p99_s": quantile(totals.latency, 0.99),
+        "last_reload": last_reload.as_dict() if last_reload is not None else None,
+        "directory": settings.chdir,
+    }
+
+
+def workers(
+    supervisor: Supervisor,
+    scoreboard: Scoreboard,
+    rates: Rates,
+    last_exits: dict[int, LifecycleEvent],
+    now: float,
+) -> list[dict[str, Any]]:
+    """A row for each worker that was forked and not yet reaped. `now` is monotonic."""
+    rows = {row.serial: row for row in scoreboard.snapshot()}
+    handles = sorted(supervisor.pool, key=lambda handle: (handle.slot, handle.serial))
+    return [
+        _worker(handle, rows.get(handle.serial), rates, last_exits.get(handle.slot), now)
+        for handle in handles
+    ]
+
+
+def _worker(
+    handle: WorkerHandle,
+    row: RowSnapshot | None,
+    rates: Rates,
+    last_exit: LifecycleEvent | None,
+    now: float,
+) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "slot": handle.slot,
+        "pid": handle.pid,
+        "serial": handle.serial,
+        "generation": handle.generation,
+        "state": handle.state.value,
+        "age_s": round(now - handle.spawned_at, 3),
+        "leaving": str(handle.ending) if handle.ending is not None else "",
+        "last_exit": "",
+    }
+    if last_exit is not None:
+        values["last_exit"] = last_exit.reason
+        values["last_exit_text"] = last_exit.text
+    if row is None:
+        return values
+    oldest = row.oldest_start_ns / 1e9
+    values.update(
+        requests=row.requests,
+        in_flight=row.in_flight,
+        oldest_s=round(now - oldest, 3) if row.in_flight and oldest else 0.0,
+        connections=row.connections,
+        requests_per_s=rates.of(handle.serial),
+        p50_s=quantile(row.latency, 0.5),
+        p99_s=quantile(row.latency, 0.99),
+        lag_s=round(row.lag_us / 1e6, 6),
+        heartbeat_s=round(max(0.0, now - row.beat_ns / 1e9), 3) if row.beat_ns else None,
+    )
+    return values
+
+
+def config(settings: Settings) -> list[dict[str, Any]]:
+    """Every setting: its value as text (without secrets), its unit, and where it came from."""
+    return [
+        {
+            "name": name,
+            "value": settings.show(name),
+            "unit": setting.unit,
+            "source": settings.source(name),
+        }
+        for name, setting in SETTINGS.items()
+    ]
+
+
+def name_of(settings: Settings) -> str:
+    """What an operator calls this server: `proc_name`, or the app."""
+    name: str = settings.proc_name or settings.app
+    return name
+
+
+def quantile(counts: Sequence[int], part: float) -> float | None:
+    """The latency in seconds that this part of the requests did not exceed; None without any.
+
+    Within its bucket of the histogram it is interpolated.
+    """
+    total = sum(counts)
+    if not total:
+        return None
+    rank = part * total
+    below = 0
+    for bucket, count in enumerate(counts):
+        if count and below + count >= rank:
+            low = LATENCY_BOUNDS_S[bucket - 1] if bucket else 0.0
+            high = LATENCY_BOUNDS_S[bucket]
+            if high == float("inf"):
+                return round(low, 6)
+            return round(low + (high - low) * (rank - below) / count, 6)
+        below += count
+    raise AssertionError("the counts are less than their sum")

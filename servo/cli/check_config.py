@@ -1,0 +1,46 @@
+"""`--check-config`: what a start would do, short of binding, forking and writing."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from servo.apps.loader import load_app, prepare_import_path
+from servo.arbiter.operator.control_service import Control
+from servo.arbiter.pidfile import PidFile
+from servo.arbiter.processes.metrics import Metrics
+from servo.logs.error_log import check_logging
+from servo.net.tls import make_tls
+from servo.settings.sources import drop_config_modules
+from servo.workers.registry import worker_for
+
+if TYPE_CHECKING:
+    from servo.settings.sources import Settings
+
+
+def check(settings: Settings) -> None:
+    """Raise the ServoError that a start would, in the order of a start; warnings go to stderr.
+
+    The directory of `chdir` is the current one already. The application is loaded.
+    """
+    for level, text in settings.notes:
+        if level not in ("info", "debug"):
+            _warn(level, text)
+    os.environ.update(settings.env)
+    check_logging(settings)
+    tls = make_tls(settings)
+    for text in tls.warnings if tls is not None else ():
+        _warn("warning", text)
+    if settings.pidfile:
+        PidFile(settings.pidfile).check()
+    Control.check(settings)
+    Metrics.check(settings)
+    drop_config_modules(settings)
+    prepare_import_path(settings)
+    worker_for(settings, load_app(settings.app, settings.interface))
+
+
+def _warn(level: str, text: str) -> None:
+    click.echo(f"servo: {level}: {text}", err=True)

@@ -1,0 +1,1 @@
+"""The error log, the access log, and the files behind them."""

@@ -1,0 +1,495 @@
+"""The error log: where Servo and, through it, the app's WSGI/ASGI errors are written.
+
+`setup_logging` opens the logs once, in the arbiter; workers inherit them. The error logger is
+`servo.error`, and `gunicorn.error` (`gunicorn.access`) is the same object under its old name, so
+an app that borrows gunicorn's handlers gets Servo's. A record is one write to the descriptor.
+
+A message may span lines (a traceback does). What a client can choose goes through `safe` first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+from servo.errors import ConfigError
+from servo.logs.log_file import LogFile, blocking_copy, check_log_file
+from servo.logs.user_config import apply_user_config, check_user_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+ERROR_LOGGER = "servo.error"
+ACCESS_LOGGER = "servo.access"
+
+LEVELS = {
+    "critical": logging.CRITICAL,
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
+
+_COLOURS = {
+    logging.CRITICAL: "\x1b[1;31m",
+    logging.ERROR: "\x1b[31m",
+    logging.WARNING: "\x1b[33m",
+    logging.INFO: "\x1b[32m",
+    logging.DEBUG: "\x1b[2m",
+}
+_PLAIN = "\x1b[0m"
+
+# What is no path. Their device files can't be opened when they are sockets, as under systemd.
+_STANDARD = {"-": -1, "/dev/stdout": 1, "/dev/stderr": 2}
+
+# A printable ASCII line is its own escape, but for the quote and the backslash.
+_ESCAPES = {byte: f"\\x{byte:02x}" for byte in range(256) if not 32 <= byte < 127 or byte in b'"\\'}
+
+
+class LogSettings(Protocol):
+    """The settings that are read here."""
+
+    @property
+    def errorlog(self) -> str | None: ...
+    @property
+    def accesslog(self) -> str | None: ...
+    @property
+    def loglevel(self) -> str: ...
+    @property
+    def log_format(self) -> str: ...
+    @property
+    def capture_output(self) -> bool: ...
+    @property
+    def logconfig(self) -> str | None: ...
+    @property
+    def logconfig_json(self) -> str | None: ...
+    @property
+    def logconfig_dict(self) -> Mapping[str, Any] | None: ...
+
+
+@dataclass
+class _Logs:
+    """What this process writes to."""
+
+    error: LogFile
+    access: LogFile | None = None
+    by_user: bool = False
+    access_by_user: bool = False
+    captured: bool = False
+    owner: tuple[int, int] | None = None
+
+
+_logs = _Logs(LogFile(None, 2))
+
+
+def setup_logging(settings: LogSettings) -> None:
+    """Open the logs and set the loggers up; called again, it applies changed settings.
+
+    Raises ConfigError, with everything as it was, when a file can't be opened; a logging
+    configuration of the user's that fails raises it too, but may have been applied in part.
+    """
+    level = LEVELS.get(settings.loglevel.lower())
+    if level is None:
+        raise ConfigError(f"loglevel {settings.loglevel!r} is none of {', '.join(LEVELS)}")
+    _open_files(settings)
+    error = _logs.error
+    logger = logging.getLogger(ERROR_LOGGER)
+    logger.setLevel(level)
+    access_logger = logging.getLogger(ACCESS_LOGGER)
+    access_logger.setLevel(logging.INFO)
+    for each in (logger, access_logger):
+        each.propagate = False
+        if _logs.by_user:
+            # The last configuration's handlers; this one has its own, or none.
+            each.handlers = []
+        _alias_for_gunicorn(each)
+    handler = _FileHandler(error)
+    handler.setFormatter(_formatter(settings.log_format, error))
+    logger.handlers = [h for h in logger.handlers if not isinstance(h, _FileHandler)]
+    logger.addHandler(handler)
+    error.on_trouble = logger.warning
+    if _logs.access is not None:
+        _logs.access.on_trouble = logger.warning
+
+    _take_strays()
+    _logs.captured = settings.capture_output and error.path is not None
+    _capture_output()
+    # One that fails half-way has left handlers too.
+    _logs.by_user = True
+    _logs.by_user = apply_user_config(settings)
+    _logs.access_by_user = bool(access_logger.handlers) or access_logger.propagate
+
+
+def check_logging(settings: LogSettings) -> None:
+    """Raise the ConfigError that `setup_logging` would raise; no file is made or changed."""
+    for setting in (settings.errorlog, settings.accesslog):
+        if setting and setting not in _STANDARD:
+            check_log_file(setting)
+    check_user_config(settings)
+
+
+def reopen_logs() -> None:
+    """Open the log files anew by their paths, after a rotation. What fails keeps its old file."""
+    logger = logging.getLogger(ERROR_LOGGER)
+    for file in (_logs.error, _logs.access):
+        if file is not None:
+            failure = file.reopen()
+            if failure:
+                logger.error("The old log stays in use: %s", failure)
+    if _logs.owner is not None and os.geteuid() == 0:
+        chown_logs(*_logs.owner)
+    _capture_output()
+    for each in (*logging.Logger.manager.loggerDict.values(), logging.root):
+        for handler in getattr(each, "handlers", ()):
+            if isinstance(handler, logging.FileHandler):
+                _reopen_handler(handler)
+
+
+def chown_logs(uid: int | None, gid: int | None) -> None:
+    """Give the log files to the user that the workers become, so that these can reopen them.
+
+    It is remembered for the files that a later `reopen_logs` creates.
+    """
+    _logs.owner = (-1 if uid is None else uid, -1 if gid is None else gid)
+    for file in (_logs.error, _logs.access):
+        if file is not None:
+            try:
+                file.chown(*_logs.owner)
+            except OSError as error:
+                logging.getLogger(ERROR_LOGGER).warning(
+                    "Workers may be unable to reopen %s: %s", file.path, error
+                )
+
+
+def set_tap(see: Callable[[logging.LogRecord], None] | None) -> None:
+    """Have every record of the error log shown to this function, too; None: to nobody.
+
+    It sits on the logger, not beside its handlers, which a user's configuration may replace.
+    """
+    logger = logging.getLogger(ERROR_LOGGER)
+    logger.filters = [each for each in logger.filters if not isinstance(each, _Tap)]
+    if see is not None:
+        logger.addFilter(_Tap(see))
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """A record's text with its traceback, but without time and level."""
+    try:
+        text = record.getMessage()
+    except Exception:  # noqa: BLE001  its handlers report a bad record; here its words will do
+        text = str(record.msg)
+    details = _details(_PLAIN_FORMATTER, record)
+    return f"{text}\n{details}" if details else text
+
+
+def flush_logs() -> None:
+    """Try again to write what a slow reader of the error log had no room for."""
+    if _logs.error.pending:
+        _logs.error.write(b"")
+
+
+def drain_logs(timeout_s: float) -> None:
+    """Wait up to `timeout_s` for a slow reader of the error log: the process is about to end."""
+    _logs.error.drain(timeout_s)
+
+
+def follow_standard_streams() -> None:
+    """Standard output and error lead elsewhere now (a daemon's lead nowhere)."""
+    for file in (_logs.error, _logs.access):
+        if file is not None:
+            file.follow_standard()
+
+
+@contextlib.contextmanager
+def prints_never_block() -> Iterator[None]:
+    """While entered, `print` goes through LogFiles: a hook of the configuration that prints must
+    not hold the arbiter up because the reader of its output has stopped."""
+    before = sys.stdout, sys.stderr
+    warn = logging.getLogger(ERROR_LOGGER).warning
+    sys.stdout, sys.stderr = (_print_stream(stream, warn) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def print_as_before() -> None:
+    """In a process that was forked within `prints_never_block`: its prints are its own business."""
+    for name in ("stdout", "stderr"):
+        if isinstance(getattr(sys, name), _PrintStream):
+            setattr(sys, name, getattr(sys, f"__{name}__"))
+
+
+def _print_stream(stream: TextIO, warn: Callable[[str], None]) -> TextIO:
+    """A text stream like this one that never blocks; the very one if it is no standard stream."""
+    number = {id(sys.__stdout__): 1, id(sys.__stderr__): 2}.get(id(stream))
+    if stream is None or number is None:
+        return stream
+    file = LogFile(None, number)
+    file.on_trouble = warn
+    raw = io.BufferedWriter(_RawLog(file))
+    return _PrintStream(raw, stream.encoding, stream.errors, line_buffering=True)
+
+
+class _PrintStream(io.TextIOWrapper):
+    """What stands for a standard stream."""
+
+
+class _RawLog(io.RawIOBase):
+    """A LogFile as the bottom of a text stream: it takes everything at once."""
+
+    def __init__(self, file: LogFile) -> None:
+        super().__init__()
+        self._file = file
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def fileno(self) -> int:
+        """The standard descriptor's number."""
+        return self._file.standard
+
+    def isatty(self) -> bool:
+        """Whether the standard stream is a terminal."""
+        return os.isatty(self._file.standard)
+
+    def write(self, data: Any) -> int:
+        """Take bytes; what finds no room is dropped and counted by the LogFile."""
+        self._file.write(bytes(data))
+        return len(data)
+
+    def close(self) -> None:
+        """Close the copy of the descriptor."""
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def crash_fd() -> int:
+    """The error log's descriptor: for faulthandler. It keeps its number when logs are reopened."""
+    return _logs.error.fd
+
+
+def outlives_terminal() -> bool:
+    """Whether the error log goes to a file, or where the user's own configuration says."""
+    return _logs.error.path is not None or _logs.by_user
+
+
+def access_file() -> LogFile | None:
+    """Where the access log goes; None when there is none."""
+    return _logs.access
+
+
+def access_by_user() -> bool:
+    """Whether the user's logging configuration says what happens to `servo.access`."""
+    return _logs.access_by_user
+
+
+def safe(text: str | bytes) -> str:
+    """Text that a client chose, as printable ASCII on one line.
+
+    Control characters, the quote, the backslash and all above ASCII become `\\xNN` of their bytes.
+    """
+    if isinstance(text, bytes):
+        return text.decode("latin-1").translate(_ESCAPES)
+    if text.isascii():
+        return text.translate(_ESCAPES)
+    try:
+        # WSGI's strings are bytes in disguise (PEP 3333): these are the bytes.
+        data = text.encode("latin-1")
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "surrogatepass")
+    return data.decode("latin-1").translate(_ESCAPES)
+
+
+def _open_files(settings: LogSettings) -> None:
+    error = _destination(settings.errorlog or "-", 2, _logs.error)
+    access = None
+    if settings.accesslog:
+        try:
+            access = _destination(settings.accesslog, 1, _logs.access)
+        except ConfigError:
+            if error is not _logs.error:
+                error.close()
+            raise
+    # Another error log's descriptor is left open: faulthandler may hold its number.
+    if _logs.access is not None and _logs.access is not access:
+        _logs.access.close()
+    _logs.error, _logs.access = error, access
+
+
+def _take_strays() -> None:
+    """Have the log told of exceptions that nobody else tells it of: lost tasks', and threads'."""
+    logger = logging.getLogger("asyncio")
+    if not any(isinstance(each, _StrayHandler) for each in logger.handlers):
+        logger.addHandler(_StrayHandler())
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _on_thread_failed
+
+
+class _StrayHandler(logging.Handler):
+    """Passes records on to the error log, unless the application, or the user's configuration, has
+    said where all logs go: they get there by themselves."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger = logging.getLogger(ERROR_LOGGER)
+        if not logging.root.handlers and logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+
+
+def _on_thread_failed(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is SystemExit:
+        return  # that is how a thread may end
+    name = args.thread.name if args.thread is not None else "unknown"
+    error = args.exc_value or args.exc_type()
+    logging.getLogger(ERROR_LOGGER).error("Uncaught exception in thread %s", name, exc_info=error)
+
+
+class _Tap(logging.Filter):
+    """Lets every record pass, and shows it."""
+
+    def __init__(self, see: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__()
+        self._see = see
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self._see(record)
+        return True
+
+
+class _FileHandler(logging.Handler):
+    """A record is one line (or a traceback's lines) in one write to a LogFile."""
+
+    def __init__(self, file: LogFile) -> None:
+        super().__init__()
+        self.file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + "\n"
+            self.file.write(line.encode("utf-8", "backslashreplace"))
+        except Exception:  # noqa: BLE001  a bad record is reported as logging does, not raised
+            self.handleError(record)
+
+
+class TextFormatter(logging.Formatter):
+    """gunicorn's format: `[2026-11-23 20:10:00 +0000] [pid] [INFO] message`."""
+
+    def __init__(self, colour: bool = False) -> None:
+        super().__init__()
+        self._colour = colour
+        self._stamp = (0, "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        second, stamp = self._stamp
+        if int(record.created) != second:
+            second = int(record.created)
+            stamp = time.strftime("[%Y-%m-%d %H:%M:%S %z]", time.localtime(second))
+            self._stamp = (second, stamp)
+        level = record.levelname
+        if self._colour:
+            level = f"{_COLOURS.get(record.levelno, '')}{level}{_PLAIN}"
+        text = f"{stamp} [{record.process}] [{level}] {record.getMessage()}"
+        details = _details(self, record)
+        return f"{text}\n{details}" if details else text
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object a line: time (ISO 8601), level, pid, logger, message and, if any, exc (a
+    traceback) and event (a lifecycle event)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created).astimezone()
+        values = {
+            "time": when.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "pid": record.process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        details = _details(self, record)
+        if details:
+            values["exc"] = details
+        event = getattr(record, "event", None)
+        if event is not None:
+            values["event"] = event
+        return json.dumps(values)
+
+
+_PLAIN_FORMATTER = logging.Formatter()
+
+
+def _details(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    if record.exc_info and not record.exc_text:
+        record.exc_text = formatter.formatException(record.exc_info)
+    parts = [record.exc_text or ""]
+    if record.stack_info:
+        parts.append(formatter.formatStack(record.stack_info))
+    return "\n".join(part for part in parts if part)
+
+
+def _formatter(name: str, file: LogFile) -> logging.Formatter:
+    if name == "json":
+        return JSONFormatter()
+    at_terminal = file.fd >= 0 and os.isatty(file.fd) and os.environ.get("TERM") != "dumb"
+    # https://no-color.org: set and not empty.
+    return TextFormatter(colour=at_terminal and not os.environ.get("NO_COLOR"))
+
+
+def _destination(setting: str, standard: int, current: LogFile | None) -> LogFile:
+    """The file for "-" or a path; the one in use already, if it is the same."""
+    fd = standard if setting == "-" else _STANDARD.get(setting)
+    path = os.path.abspath(setting) if fd is None else None
+    if current is not None and current.path == path and (path or current.standard == fd):
+        return current
+    return LogFile(None, fd) if fd is not None else LogFile(path)
+
+
+def _capture_output() -> None:
+    """With capture_output, whatever is printed lands in the error log's file."""
+    if not _logs.captured:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    source = blocking_copy(_logs.error.fd)
+    for fd in (1, 2):
+        os.dup2(source, fd)
+    os.close(source)
+
+
+def _alias_for_gunicorn(logger: logging.Logger) -> None:
+    name = "gunicorn." + logger.name.rpartition(".")[2]
+    loggers = logging.Logger.manager.loggerDict
+    existing = loggers.get(name)
+    if isinstance(existing, logging.Logger) and existing is not logger:
+        # Somebody may hold it already: what is logged there reaches us all the same.
+        existing.parent = logger
+    loggers[name] = logger
+
+
+def _reopen_handler(handler: logging.FileHandler) -> None:
+    """A file of the user's own logging configuration."""
+    handler.acquire()
+    try:
+        # None: delayed, or closed; it opens by its path when it is first written to.
+        if handler.stream is not None:
+            fresh = handler._open()
+            handler.stream.close()
+            handler.stream = fresh
+    except OSError as error:
+        logging.getLogger(ERROR_LOGGER).error(
+            "The old log %s stays in use: %s", handler.baseFilename, error
+        )
+    finally:
+        handler.release()

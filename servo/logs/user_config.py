@@ -1,0 +1,274 @@
+"""The user's own logging configuration: logconfig (a file), logconfig_json and logconfig_dict.
+
+They are applied as they are by the standard library, after Servo's own setup, with one change: the
+logger names `gunicorn`, `gunicorn.error` and `gunicorn.access`, or `uvicorn` and so on, are read as
+`servo`, `servo.error` and `servo.access`, so a file written for either works unchanged. Loggers
+that it does not name keep Servo's handlers. When it configures `servo.access`, access-log records
+go through logging.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from servo.errors import ConfigError
+from servo.safe_files import check_appendable, open_to_append
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from configparser import ConfigParser
+    from io import TextIOWrapper
+
+    from servo.logs.user_config_file import LogConfigFile
+
+_OURS = ("servo.error", "servo.access")
+
+# What gunicorn's users may refer to in a dict or JSON configuration without defining it.
+_DEFAULT_HANDLERS = {
+    "console": {
+        "class": "logging.StreamHandler",
+        "formatter": "generic",
+        "stream": "ext://sys.stdout",
+    },
+    "error_console": {
+        "class": "logging.StreamHandler",
+        "formatter": "generic",
+        "stream": "ext://sys.stderr",
+    },
+}
+_DEFAULT_FORMATTERS = {
+    "generic": {
+        "format": "%(asctime)s [%(process)d] [%(levelname)s] %(message)s",
+        "datefmt": "[%Y-%m-%d %H:%M:%S %z]",
+        "class": "logging.Formatter",
+    }
+}
+
+# uvicorn's formatters read its own records, and are not there when uvicorn isn't.
+_UVICORNS = "uvicorn.logging."
+_UVICORN_FIELDS = {
+    "%(levelprefix)s": "%(levelname)s:",
+    '%(client_addr)s - "%(request_line)s" %(status_code)s': "%(message)s",
+}
+
+
+class UserConfig(Protocol):
+    """The settings that are read here."""
+
+    @property
+    def logconfig(self) -> str | None: ...
+    @property
+    def logconfig_json(self) -> str | None: ...
+    @property
+    def logconfig_dict(self) -> Mapping[str, Any] | None: ...
+
+
+def apply_user_config(settings: UserConfig) -> bool:
+    """Apply the first of logconfig_dict, logconfig_json and logconfig that is set.
+
+    Its log files are opened as Servo's own are, now and whenever they are opened anew: root
+    follows no link that another user can have put there. Returns whether there was one. Raises
+    ConfigError when the file can't be read or the configuration can't be applied.
+    """
+    with _opening(open_safely):
+        found = _apply(settings)
+    for _, handler in _file_handlers() if found else ():
+        # A class that opens in a way of its own is left alone.
+        if type(handler)._open is logging.FileHandler._open:
+            handler._open = partial(open_safely, handler)  # type: ignore[method-assign]
+    return found
+
+
+def open_safely(handler: logging.FileHandler) -> TextIOWrapper:
+    """What `logging.FileHandler._open` does, with `safe_files`. Raises OSError."""
+    fd = open_to_append(handler.baseFilename).fd
+    if "w" in handler.mode and stat.S_ISREG(os.fstat(fd).st_mode):
+        os.ftruncate(fd, 0)
+    mode = "ab" if "b" in handler.mode else "a"
+    stream = open(fd, mode, encoding=handler.encoding, errors=handler.errors)  # noqa: SIM115
+    return cast("TextIOWrapper", stream)
+
+
+def _apply(settings: UserConfig) -> bool:
+    file = None
+    if settings.logconfig_dict:
+        where = "logconfig_dict"
+    elif settings.logconfig_json:
+        where, file = "logconfig_json", _read("logconfig_json", settings.logconfig_json, "json")
+    elif settings.logconfig:
+        where, file = "logconfig", _read("logconfig", settings.logconfig)
+    else:
+        return False
+    try:
+        if file is None:
+            named = _apply_dict(settings.logconfig_dict or {})
+        elif file.parser is not None:
+            named = _apply_ini(file.parser)
+        else:
+            named = _apply_dict(file.table)
+    except Exception as error:  # a handler's class and its arguments are the user's own code
+        raise _refusal(error, where, file) from error
+    _keep_audible(named)
+    return True
+
+
+def _read(setting: str, path: str, form: str = "") -> LogConfigFile:
+    from servo.logs.user_config_file import read_log_config  # not needed otherwise
+
+    try:
+        return read_log_config(path, form)
+    except ConfigError as error:
+        raise ConfigError(f"{setting} {error}") from error
+
+
+def _refusal(error: Exception, setting: str, file: LogConfigFile | None) -> ConfigError:
+    """Which part can't be applied, where it stands, and why, by the chain of causes."""
+    reasons: list[str] = []
+    name = None
+    cause: BaseException | None = error
+    while cause is not None and len(reasons) < 5:
+        text = f"{cause} is missing" if isinstance(cause, KeyError) else str(cause)
+        text = " ".join((text or type(cause).__name__).split())
+        if text not in reasons:
+            reasons.append(text if len(text) <= 200 else text[:199] + "…")
+        part = re.search(r"(?:handler|formatter|filter|logger) '([^']+)'", text)
+        name = part[1] if part and name is None else name
+        cause = cause.__cause__ or cause.__context__
+    where = f"{setting} {file.where(name)}" if file is not None else setting
+    first, *others = reasons
+    return ConfigError(f"{where}: {first}" + (f" ({': '.join(others)})" if others else ""))
+
+
+def _keep_audible(named: set[str]) -> None:
+    """Let no configuration make the server mute without saying so.
+
+    named   the loggers that it has, by the names that it has for them
+    """
+    for name in (*_OURS, "servo"):
+        # disable_existing_loggers means the app's loggers; a mute server helps nobody.
+        logging.getLogger(name).disabled = False
+    if "uvicorn" in named and not named & {"uvicorn.error", "gunicorn.error", "servo.error"}:
+        # Of uvicorn's loggers people configure `uvicorn`, and the others pass on to it.
+        logger = logging.getLogger("servo.error")
+        logger.handlers = []
+        logger.propagate = True
+
+
+def check_user_config(settings: UserConfig) -> None:
+    """Raise the ConfigError that `apply_user_config` would raise; no file is made or changed.
+
+    The configuration is applied, but for its files: one must not be rotated by whoever checks.
+    """
+    before = {handler for _, handler in _file_handlers()}
+    with _opening(_open_nothing):
+        _apply(settings)
+    for logger, handler in _file_handlers():
+        if handler not in before:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+def _file_handlers() -> list[tuple[logging.Logger, logging.FileHandler]]:
+    loggers = (logging.root, *logging.Logger.manager.loggerDict.values())
+    return [
+        (logger, handler)
+        for logger in loggers
+        if isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+        if isinstance(handler, logging.FileHandler)
+    ]
+
+
+def _open_nothing(handler: logging.FileHandler) -> TextIOWrapper:
+    check_appendable(handler.baseFilename)
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+@contextmanager
+def _opening(opens: Callable[[logging.FileHandler], TextIOWrapper]) -> Iterator[None]:
+    """Have the handlers of files that are made meanwhile, of whatever class, opened so."""
+    before = logging.FileHandler._open
+    logging.FileHandler._open = opens  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        logging.FileHandler._open = before  # type: ignore[method-assign]
+
+
+def _apply_dict(given: Mapping[str, Any]) -> set[str]:
+    """Returns the names of the loggers that it has."""
+    # In YAML a key without a value is None.
+    given = {name: value for name, value in given.items() if value is not None}
+    config: dict[str, Any] = {"version": 1, "disable_existing_loggers": False, **given}
+    if not config.get("incremental"):
+        config["handlers"] = {**_DEFAULT_HANDLERS, **_part(config, "handlers")}
+        formatters = {**_DEFAULT_FORMATTERS, **_part(config, "formatters")}
+        config["formatters"] = {name: _plain_formatter(f) for name, f in formatters.items()}
+        config.setdefault("root", {"level": "INFO", "handlers": ["console"]})
+    loggers = _part(config, "loggers")
+    renamed = {_our_name(name): value for name, value in loggers.items()}
+    # Where a file names both, ours is meant for us.
+    renamed.update({name: value for name, value in loggers.items() if name in renamed})
+    if not config.get("incremental"):
+        renamed = {name: _with_outlet(name, value) for name, value in renamed.items()}
+    config["loggers"] = renamed
+    import logging.config  # not needed otherwise
+
+    logging.config.dictConfig(config)
+    return set(loggers)
+
+
+def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table of the configuration, empty where it has none. Raises ValueError."""
+    part = config.get(name, {})
+    if not isinstance(part, dict):
+        raise ValueError(f"{name} is a table, not of type {type(part).__name__}")
+    return part
+
+
+def _with_outlet(name: str, value: Any) -> Any:
+    """A logger of ours that is given no handler passes on to its parent, as other loggers do."""
+    if (
+        name in _OURS
+        and isinstance(value, dict)
+        and not value.get("handlers")
+        and "propagate" not in value
+    ):
+        return {**value, "propagate": True}
+    return value
+
+
+def _plain_formatter(value: Any) -> Any:
+    """A formatter of uvicorn's own as one of the standard library's."""
+    kind = isinstance(value, dict) and (value.get("()") or value.get("class"))
+    if not isinstance(kind, str) or not kind.startswith(_UVICORNS):
+        return value
+    text = value.get("fmt") or value.get("format") or "%(levelprefix)s %(message)s"
+    for theirs, ours in _UVICORN_FIELDS.items():
+        text = text.replace(theirs, ours)
+    kept = {name: value[name] for name in ("datefmt", "style") if name in value}
+    return {"format": text, **kept}
+
+
+def _apply_ini(parser: ConfigParser) -> set[str]:
+    import logging.config
+
+    named = set()
+    for section in parser.sections():
+        if section.startswith("logger_") and parser.has_option(section, "qualname"):
+            name = parser.get(section, "qualname", raw=True)
+            named.add(name)
+            parser.set(section, "qualname", _our_name(name))
+    logging.config.fileConfig(parser, disable_existing_loggers=False)
+    return named
+
+
+def _our_name(name: str) -> str:
+    head, dot, rest = name.partition(".")
+    return f"servo{dot}{rest}" if head in ("gunicorn", "uvicorn") else name

@@ -1,0 +1,1 @@
+"""Metrics: what is measured, and the ways to export it."""

@@ -1,0 +1,228 @@
+"""A small HTTP/1.1 server for probes and scrapers: one thread, and a bound on everything.
+
+It answers GET and HEAD without a body, from one function. Clients past MAX_CLIENTS push out the one
+that has been silent for longest: a hostile crowd can't keep a probe out for good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from servo.errors import NO_ROOM
+from servo.http import serialise
+from servo.http.errors import ProtocolError
+from servo.http.events import Refused, Request
+from servo.http.h1.connection import H1Connection
+from servo.http.limits import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from servo.http.events import Event
+
+log = logging.getLogger("servo.error")
+
+LIMITS = Limits(request_line=2048, header_count=64, header_field=4096, header_total=8192, body=1024)
+MAX_CLIENTS = 32
+# For a whole request head; for a whole answer to be taken; between two requests (Prometheus asks
+# once a minute at most, as a rule); after an answer that ends the connection.
+HEAD_S = 10.0
+SEND_S = 20.0
+IDLE_S = 75.0
+LINGER_S = 2.0
+# A client that sends more than this in one go is no scraper.
+_PIPELINED = 16
+_READ_SIZE = 16384
+_ACCEPT_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response. `body` may be shared by many."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+class SmallServer:
+    """Serves on these listening sockets; `turn` is to be called again and again.
+
+    answer  called with each request; must not raise
+    """
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        answer: Callable[[Request], Answer],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._answer = answer
+        self._clock = clock
+        self._clients: dict[_Client, None] = {}  # the one that was silent for longest comes first
+        self.selector = selectors.DefaultSelector()
+        self._listeners = listeners
+        self._is_full = False
+        for listener in listeners:
+            self.selector.register(listener, selectors.EVENT_READ, listener)
+
+    def call_when_readable(self, fd: int, handler: Callable[[], None]) -> None:
+        """Have another descriptor watched."""
+        self.selector.register(fd, selectors.EVENT_READ, handler)
+
+    def turn(self, timeout_s: float) -> None:
+        """Wait for something to do, no longer than that, and do it."""
+        ready = self.selector.select(timeout_s)
+        serialise.set_clock(time.time())
+        for key, mask in ready:
+            if isinstance(key.data, _Client):
+                if key.data in self._clients:
+                    self._on_client(key.data, mask)
+            elif isinstance(key.data, socket.socket):
+                self._accept(key.data)
+            else:
+                key.data()
+
+    def sweep(self) -> None:
+        """Drop whoever has taken too long. To be called about once a second."""
+        if self._is_full:
+            self._is_full = False
+            for listener in self._listeners:
+                self.selector.register(listener, selectors.EVENT_READ, listener)
+        now = self._clock()
+        for client in [each for each in self._clients if now >= each.deadline]:
+            self._drop(client)
+
+    def close(self) -> None:
+        """Close the clients' connections and the selector; not the listeners."""
+        for client in list(self._clients):
+            self._drop(client)
+        self.selector.close()
+
+    # --- clients --------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPT_AT_ONCE):
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.debug("A client of the metrics can't be accepted: %s", error)
+                if error.errno in NO_ROOM and not self._is_full:
+                    # Level-triggered, the listeners would spin: look again at the next sweep.
+                    self._is_full = True
+                    for each in self._listeners:
+                        self.selector.unregister(each)
+                return
+            if len(self._clients) >= MAX_CLIENTS:
+                self._drop(next(iter(self._clients)))
+            sock.setblocking(False)
+            client = _Client(sock, self._clock() + HEAD_S)
+            self._clients[client] = None
+            self.selector.register(sock, selectors.EVENT_READ, client)
+
+    def _on_client(self, client: _Client, mask: int) -> None:
+        del self._clients[client]
+        self._clients[client] = None
+        try:
+            if mask & selectors.EVENT_WRITE:
+                if self._flush(client):
+                    self._act(client, client.http.next_event())
+            elif client.lingers:
+                if not client.sock.recv(_READ_SIZE):
+                    self._drop(client)
+            else:
+                self._read(client)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.debug("A client of the metrics is gone: %s", error)
+            self._drop(client)
+
+    def _read(self, client: _Client) -> None:
+        data = client.sock.recv(_READ_SIZE)
+        if not data:
+            client.eof = True
+            event = client.http.receive_eof()
+            if event is None:
+                self._drop(client)
+                return
+        else:
+            event = client.http.receive_data(data)
+        if event is None and not client.in_head:
+            client.in_head = True
+            client.deadline = self._clock() + HEAD_S
+        self._act(client, event)
+
+    def _act(self, client: _Client, event: Event | None) -> None:
+        """Answer what has come, as far as the client takes the answers."""
+        http = client.http
+        answered = 0
+        while event is not None:
+            client.in_head = False
+            if answered >= _PIPELINED:
+                self._drop(client)
+                return
+            answered += 1
+            if isinstance(event, Request) and not (event.body or event.more_body):
+                answer = self._answer(event)
+                fields = [(b"Content-Type", answer.content_type.encode("latin-1"))]
+                if answer.status == 405:
+                    fields.append((b"Allow", b"GET, HEAD"))
+                client.out = memoryview(http.send_response(answer.status, fields, answer.body))
+            elif isinstance(event, Refused):
+                client.out = memoryview(http.refuse(event))
+            else:
+                error = ProtocolError(413, "no body is wanted here")
+                client.out = memoryview(http.refuse(Refused(error, in_body=True)))
+            client.deadline = self._clock() + SEND_S
+            if not self._flush(client):
+                return
+            event = http.next_event()
+        if client.eof:
+            self._drop(client)
+
+    def _flush(self, client: _Client) -> bool:
+        """Send what is left of an answer. True: all is out, and more may come. Raises OSError."""
+        with contextlib.suppress(BlockingIOError):
+            while client.out:
+                client.out = client.out[client.sock.send(client.out) :]
+        if client.out:
+            self.selector.modify(client.sock, selectors.EVENT_WRITE, client)
+            return False
+        self.selector.modify(client.sock, selectors.EVENT_READ, client)
+        if client.http.close_after:
+            # Closing with unread input would make the kernel take the answer back.
+            client.sock.shutdown(socket.SHUT_WR)
+            client.lingers = True
+            client.deadline = self._clock() + LINGER_S
+            return False
+        client.deadline = self._clock() + IDLE_S
+        return True
+
+    def _drop(self, client: _Client) -> None:
+        del self._clients[client]
+        self.selector.unregister(client.sock)
+        client.sock.close()
+
+
+class _Client:
+    """A connection. `deadline`: when it is dropped, on the server's clock."""
+
+    __slots__ = ("deadline", "eof", "http", "in_head", "lingers", "out", "sock")
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self.sock = sock
+        self.http = H1Connection(LIMITS)
+        self.deadline = deadline
+        self.out = memoryview(b"")
+        self.in_head = True
+        self.lingers = False
+        self.eof = False

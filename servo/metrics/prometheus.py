@@ -1,0 +1,133 @@
+"""The metrics in Prometheus' formats, through prometheus-client; an app's own are put beside them.
+
+An application that uses prometheus-client in several processes (PROMETHEUS_MULTIPROC_DIR) leaves
+its values in files, one set for each process. They are merged here as prometheus-client does it,
+and what says only what a *living* process has is removed when that worker is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, multiprocess
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.registry import Collector
+
+from servo.metrics.families import Reader, families
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from servo.metrics.families import Family
+
+log = logging.getLogger("servo.error")
+
+# prometheus-client's module for this has no annotations.
+_merge: Any = multiprocess.MultiProcessCollector
+_mark_dead: Any = multiprocess.mark_process_dead
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+def negotiate(accept: str) -> str:
+    """The content type for an Accept field. Not prometheus-client's choice: that one repeats what
+    the client has written, and knows versions that our names don't need."""
+    kinds = [item.partition(";")[0].strip().lower() for item in accept.split(",")]
+    return OPENMETRICS if "application/openmetrics-text" in kinds else TEXT
+
+
+class ServoCollector(Collector):
+    """What Servo itself measures."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client.registry.Collector."""
+        return map(_metric, families(self._reader.read()))
+
+
+class AppCollector(Collector):
+    """What the application's processes have written. Their trouble is not to be ours."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._failed = False
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client.registry.Collector."""
+        try:
+            found = _merge(None, self._directory).collect()
+        except Exception:
+            # A file may be half written, or of another version: any error is possible.
+            if not self._failed:
+                log.exception("The application's metrics in %s can't be read", self._directory)
+            self._failed = True
+            found = []
+        else:
+            self._failed = False
+        up = GaugeMetricFamily(
+            "servo_app_metrics_readable",
+            "1 if the application's own metrics could be read.",
+            not self._failed,
+        )
+        return iter([up, *(each for each in found if not each.name.startswith("servo_"))])
+
+
+class Exposition:
+    """All metrics as text.
+
+    directory  PROMETHEUS_MULTIPROC_DIR, or None where the app has no such metrics
+    """
+
+    def __init__(self, reader: Reader, directory: str | None) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(ServoCollector(reader))
+        self._directory = directory
+        if directory is not None:
+            self._registry.register(AppCollector(directory))
+
+    def render(self, content_type: str) -> bytes:
+        """The text in one of the formats that `negotiate` says."""
+        generate = generate_openmetrics if content_type == OPENMETRICS else generate_latest
+        return generate(self._registry)
+
+    def forget(self, pid: int) -> None:
+        """A worker is gone: remove what tells only of living processes."""
+        if self._directory is not None and os.path.isdir(self._directory):
+            try:
+                _mark_dead(pid, self._directory)
+            except OSError as error:
+                log.warning("The metrics of process %d can't be removed: %s", pid, error)
+
+
+def _metric(family: Family) -> Metric:
+    if family.kind == "histogram":
+        histogram = HistogramMetricFamily(family.name, family.help)
+        buckets = [
+            ("+Inf" if bound == float("inf") else repr(bound), float(count))
+            for bound, count in family.buckets
+        ]
+        histogram.add_metric((), buckets, family.sum)
+        return histogram
+    if family.kind == "info":
+        info = InfoMetricFamily(family.name, family.help)
+        for values, _ in family.samples:
+            info.add_metric((), dict(zip(family.labels, values, strict=True)))
+        return info
+    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    metric = kind(family.name, family.help, labels=family.labels)
+    for values, value in family.samples:
+        metric.add_metric(values, value)
+    return metric

@@ -1,1 +1,0 @@
-"""What an operator sees of a running server: its logs and its numbers."""

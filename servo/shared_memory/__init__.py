@@ -1,0 +1,1 @@
+"""Memory that the arbiter and its workers share: the scoreboard and its rows."""

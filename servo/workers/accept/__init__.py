@@ -1,0 +1,1 @@
+"""Accepting connections, and when to keep them."""

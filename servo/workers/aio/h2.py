@@ -1,0 +1,555 @@
+"""The asyncio driver of HTTP/2: one protocol object a connection, one `H2Channel` a stream.
+
+The applications' calls are those of HTTP/1.1 (`servo.apps.asgi`); a channel is their transport, and
+the stream (`servo.http.h2.stream`) is where they put their responses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic, monotonic_ns
+from typing import TYPE_CHECKING
+
+from servo.http.errors import ProtocolError
+from servo.http.events import Data, Refused, Request
+from servo.http.h2.connection import H2Connection
+from servo.http.h2.drain import GIVE_UP, MOMENT, STEP_S, Drain
+from servo.http.h2.frames import CANCEL, NO_ERROR, REFUSED_STREAM, known_settings
+from servo.http.headers import map_names
+from servo.http.limits import H2Limits
+from servo.http.negotiate import protocols
+from servo.net.sockets import end_transport
+from servo.shared_memory import row_layout
+from servo.workers.aio.h2_stream import HIGH_WATER, H2Channel
+from servo.workers.aio.linger import LINGER_S, Linger
+
+if TYPE_CHECKING:
+    from servo._types import Scope
+    from servo.http.h2.connection import Event, Reset
+    from servo.http.h2.stream import H2Stream
+    from servo.settings.sources import Settings
+    from servo.workers.aio.server import StreamServer
+
+log = logging.getLogger("servo.error")
+
+# A connection's responses are written in parts of this size, and at most so many at a time.
+_PART = 65536
+_PARTS_A_TURN = 4
+# Bytes of frames that wait for their turn, past which no more are read.
+_BACKLOG = 65536
+# Between the turns of a client that is spending its allowances: several times what a turn takes.
+_STRAINED_PAUSE_S = 0.003
+# Bytes of responses that wait for one client, past which few of its requests are served at a time:
+# they would add to it (CVE-2019-9517). Ordinary responses are far smaller, and in pieces.
+_UNSENT_MOST = 8 << 20
+# So few, then. It bounds what waits to as many pieces as applications hand over in one `send`, and
+# lets a page go on while one of its downloads is slow. Where the whole worker holds too much it is
+# one, for connections that have a part in it.
+_FEW = 8
+# A stop has no time for idle connections, but takes so much for those that are in use; and so does
+# a connection that has brought `keepalive_requests`.
+_DRAIN_LEAST_S = 1.0
+# As in `stream`: a stopping worker waits so long for the first request of a new connection.
+FRESH_GRACE_S = 1.0
+# In the access log, of a client that went before it was answered; nginx's code for it.
+CLIENT_CLOSED = 499
+
+
+class HTTP2:
+    """What the HTTP/2 connections of one worker have in common: the settings.
+
+    protocols        what ALPN offers, "h1" and "h2", the best first
+    prior_knowledge  whether a trusted peer's connection without TLS may begin as HTTP/2
+    upgrade          whether its HTTP/1.1 may go over to it
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.protocols = protocols(settings.http_protocols)
+        mode = settings.http2_cleartext
+        self.prior_knowledge = mode in ("prior-knowledge", "both")
+        self.upgrade = mode in ("upgrade", "both")
+        self.limits = H2Limits(
+            streams=settings.http2_max_concurrent_streams,
+            window=settings.http2_initial_window_size,
+            frame=settings.http2_max_frame_size,
+            header_list=settings.http2_max_header_list_size or (1 << 31) - 1,
+        )
+        self.date: bool = settings.date_header
+        self.protocol = H2Protocol
+
+    def agreed(self, transport: asyncio.BaseTransport) -> bool:
+        """Whether the TLS client has chosen HTTP/2."""
+        chosen: str | None = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        return chosen == "h2"
+
+
+class H2Protocol(asyncio.Protocol):
+    """One HTTP/2 connection. It is made by the protocol object that accepted the connection.
+
+    template, trusted, peer_name  what that one knows of the two ends
+
+    A request begins when it comes, unless its connection drains (see `Drain`), or holds too much
+    that the client doesn't take: then it is held, unseen by the application and by the counters.
+    """
+
+    # For the sweep and for operators: each channel has its own.
+    call = None
+
+    __slots__ = (
+        "_drain",
+        "_drain_wait_s",
+        "_ending",
+        "_eof",
+        "_has_turn",
+        "_held",
+        "_http",
+        "_idle_ns",
+        "_lingering",
+        "_listening",
+        "_part_ns",
+        "_requests",
+        "_requests_seen",
+        "_stalled_ns",
+        "_transport",
+        "_unsent",
+        "_write_due",
+        "common",
+        "deadline_ns",
+        "peer_name",
+        "running",
+        "server",
+        "template",
+        "trusted",
+        "waiting",
+    )
+
+    def __init__(
+        self,
+        server: StreamServer,
+        common: HTTP2,
+        transport: asyncio.Transport,
+        template: Scope,
+        trusted: bool,
+        peer_name: str,
+    ) -> None:
+        self.server = server
+        self.common = common
+        self.template = template
+        self.trusted = trusted
+        self.peer_name = peer_name
+        self._transport = transport
+        self._http = H2Connection(
+            server.limits,
+            common.limits,
+            server=server.server_header,
+            date=common.date,
+            tunnels=server.websockets is not None,
+            wake=self.wake,
+            all_unsent=server.pressure.http2,
+        )
+        # Streams whose requests are held, in order.
+        self._held: dict[H2Stream, None] = {}
+        self._drain: Drain | None = None
+        self._drain_wait_s = 0.0
+        self._requests = 0
+        self._requests_seen = 0
+        self._listening = True
+        self._has_turn = False
+        self._lingering = False
+        self._ending: Linger | None = None
+        self._eof = False
+        self._write_due = False
+        self._unsent = 0
+        # Since when the socket takes nothing, a head or frame is in part, nothing is to be done.
+        self._stalled_ns = 0
+        self._part_ns = 0
+        self._idle_ns = monotonic_ns()
+        # Calls whose application has not returned: more than streams, where clients took requests
+        # back. And channels that wait for their responses to get out.
+        self.running = 0
+        self.waiting: set[H2Channel] = set()
+        # In every sweep: it looks after all streams then.
+        self.deadline_ns = 1
+
+    # --- the beginning --------------------------------------------------------------------------
+
+    def start(self, data: bytes) -> None:
+        """Begin, with what was received already (the client's preface, or less)."""
+        self._http.start()
+        self._take_over(data)
+
+    def start_upgraded(self, request: Request, settings: bytes, data: bytes) -> None:
+        """Begin after a 101: the request is answered as stream 1, under the client's `settings`."""
+        payload = known_settings(settings) or b""
+        stream = self._http.start_upgraded(request, payload, monotonic())
+        self._take_over(b"")
+        self._take(stream, request)
+        self.data_received(data)
+
+    def _take_over(self, data: bytes) -> None:
+        self._transport.set_protocol(self)
+        self.server.connections.add(self)
+        self.wake()
+        if self.server.draining:
+            self.drain(FRESH_GRACE_S, FRESH_GRACE_S)
+        if data:
+            self.data_received(data)
+
+    # --- asyncio --------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        if not self._lingering:
+            self._handle(self._http.receive_data(data, monotonic()))
+            if self._drain is not None and self._http.heard:
+                self._drain_step()
+
+    def eof_received(self) -> bool:
+        """See asyncio.Protocol. A client that sends nothing more opens no window either: it is
+        gone, whatever TCP says."""
+        self._eof = True
+        self._http.fail(NO_ERROR, "the client has closed the connection")
+        self._give_up_all()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        server = self.server
+        server.connections.discard(self)
+        end_transport(self._transport)
+        self._http.fail(NO_ERROR, "the connection is lost")
+        self._give_up_all()
+        self._lingering = True
+        server.worker.connection_closed()
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._http.blocked = True
+        self._unsent = self._transport.get_write_buffer_size()
+        self._stalled_ns = monotonic_ns()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._http.blocked = False
+        self._stalled_ns = 0
+        self.wake()
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def _handle(self, events: list[Event]) -> None:
+        http = self._http
+        for stream, event in events:
+            if isinstance(event, Request):
+                assert stream is not None
+                if stream.closed:
+                    # Taken back in the same breath: no application needs to hear of it.
+                    self._count_refused(CLIENT_CLOSED, event.method, event.target)
+                else:
+                    self._take(stream, event)
+                continue
+            channel = stream.driver if stream is not None else None
+            if stream is not None and stream in self._held:
+                self._on_held(stream, event)
+            elif isinstance(event, Refused):
+                self._on_refused(channel, event)
+            elif isinstance(channel, H2Channel):
+                if isinstance(event, Data):
+                    channel.feed(event)
+                else:
+                    channel.give_up(CLIENT_CLOSED)
+        self._part_ways()
+        if http.fault is not None:
+            log.debug("Ended the HTTP/2 connection of %s: %s", self.peer_name, http.fault)
+            self._give_up_all()
+        elif http.more:
+            # Let the others have their turn first.
+            if self._listening and http.backlog > _BACKLOG:
+                self._listening = False
+                self._transport.pause_reading()
+            if not self._has_turn:
+                self._has_turn = True
+                if http.is_strained:
+                    self.server.loop.call_later(_STRAINED_PAUSE_S, self._go_on)
+                else:
+                    self.server.loop.call_soon(self._go_on)
+        if http.more or not http.in_part:
+            self._part_ns = 0
+        elif not self._part_ns:
+            self._part_ns = monotonic_ns()
+
+    def _go_on(self) -> None:
+        self._has_turn = False
+        if self._lingering or self._transport.is_closing():
+            return
+        self._handle(self._http.receive_more(monotonic()))
+        if not self._http.more and not self._listening and not self._lingering:
+            self._listening = True
+            self._transport.resume_reading()
+
+    def _on_refused(self, channel: object, event: Refused) -> None:
+        log.debug("Refused a request of %s: %s", self.peer_name, event.error)
+        if isinstance(channel, H2Channel):
+            channel.give_up(event.error.status)
+        else:
+            self._count_refused(event.error.status, event.method, event.target)
+
+    def _count_refused(self, status: int, method: str, target: bytes) -> None:
+        self.server.meter.refused(status, method, target, self.peer_name)
+
+    def _take(self, stream: H2Stream, request: Request) -> None:
+        """A request has come."""
+        if self._held or not self._may_begin(stream):
+            self._held[stream] = None
+        else:
+            self._begin(stream, request)
+
+    def _may_begin(self, stream: H2Stream) -> bool:
+        if self._drain is not None and not self._drain.lets_begin(stream.id):
+            return False
+        http = self._http
+        running = len(http.streams) - len(self._held)
+        if stream not in self._held:
+            running -= 1
+        if running < 1:
+            return True
+        if (http.unsent > HIGH_WATER or http.is_shut) and self.server.pressure.is_high:
+            return False
+        return running < _FEW or not (http.unsent > _UNSENT_MOST or http.is_shut)
+
+    def _on_held(self, stream: H2Stream, event: Data | Refused | Reset) -> None:
+        """More has come of a request that has not begun."""
+        request = stream.request
+        if isinstance(event, Data) and request.upgrade is None:
+            # No more than its window lets in: it is not given back yet.
+            self.server.meter.received(len(event.data))
+            request.body += event.data
+            request.more_body = event.more_body
+            return
+        del self._held[stream]
+        if isinstance(event, Refused):
+            status = event.error.status
+        elif isinstance(event, Data):
+            # As in `H2Channel.feed`: a WebSocket's client speaks after the handshake.
+            status = 400
+            stream.reset(CANCEL)
+        else:
+            status = CLIENT_CLOSED
+        self._count_refused(status, request.method, request.target)
+
+    def _begin_held(self) -> None:
+        while self._held:
+            stream = next(iter(self._held))
+            if not self._may_begin(stream):
+                break
+            del self._held[stream]
+            self._begin(stream, stream.request)
+
+    def _begin(self, stream: H2Stream, request: Request) -> None:
+        server = self.server
+        self._requests += 1
+        if not server.keep_alive_s or self._requests >= server.most_requests:
+            self.drain(_DRAIN_LEAST_S, _DRAIN_LEAST_S)
+        if server.most_in_flight and server.row[row_layout.IN_FLIGHT] >= server.most_in_flight:
+            headers = [(b"retry-after", b"1"), (b"content-type", b"text/plain; charset=utf-8")]
+            stream.send_response(503, headers, b"Overloaded\n")
+            server.meter.shed(request, self.peer_name)
+            return
+        if self.running >= 2 * self.common.limits.streams:
+            # Their clients took the requests back, but the applications are at them still.
+            stream.reset(REFUSED_STREAM)
+            self._count_refused(503, request.method, request.target)
+            return
+        try:
+            if server.refuses_underscores:
+                map_names(request.headers, "refuse")
+            channel = H2Channel(self, stream, request)
+        except ProtocolError as error:
+            stream.refuse(error)
+            self._count_refused(error.status, request.method, request.target)
+            return
+        channel.start()
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """There is something to send: in the next turn, together with what this one adds."""
+        if not self._write_due:
+            self._write_due = True
+            self.server.loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        self._write_due = False
+        http = self._http
+        transport = self._transport
+        if self._lingering or transport.is_closing():
+            return
+        for _ in range(_PARTS_A_TURN):
+            if http.blocked:
+                break
+            data = http.output(_PART)
+            if not data:
+                break
+            transport.write(data)
+        else:
+            self.wake()
+        for channel in list(self.waiting):
+            channel.wake_drained()
+        self._part_ways()
+        if http.over:
+            self._end()
+        elif self._held:
+            self._begin_held()
+
+    # --- closing --------------------------------------------------------------------------------
+
+    def _part_ways(self) -> None:
+        """Streams and channels hold each other, and would wait for the garbage collector."""
+        gone = self._http.gone
+        while gone:
+            gone.pop().driver = None
+
+    def _give_up_all(self) -> None:
+        for stream in list(self._http.streams.values()):
+            if isinstance(stream.driver, H2Channel):
+                stream.driver.give_up(CLIENT_CLOSED)
+            stream.driver = None
+        for stream in self._held:
+            self._count_refused(CLIENT_CLOSED, stream.request.method, stream.request.target)
+        self._held.clear()
+        self._http.streams.clear()
+        for channel in list(self.waiting):
+            channel.wake_drained()
+
+    def _end(self) -> None:
+        """Close, once all that was promised is out."""
+        transport = self._transport
+        rest = self._http.output()
+        if rest:
+            transport.write(rest)
+        self._lingering = True
+        now = monotonic_ns()
+        sock = transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            transport.close()  # the loop was faster
+            return
+        self._ending = Linger(sock.fileno(), self.server.settings.send_timeout, now)
+        self.deadline_ns = now + int(LINGER_S * 1e9)
+        if transport.can_write_eof() and not self._eof and not self._http.leaving:
+            # Bytes that come after a close would reset the connection, and take our last with it.
+            transport.write_eof()
+            if not self._listening:
+                self._listening = True
+                transport.resume_reading()
+        else:
+            transport.close()
+
+    def drain(self, idle_s: float, fresh_s: float) -> None:
+        """Answer what has come, and what comes before the client knows; see StreamProtocol."""
+        http = self._http
+        if self._lingering or http.announced or self._drain is not None:
+            return
+        wait_s = idle_s if self._requests else fresh_s
+        if http.strict is not False:
+            self._drain = Drain(http, monotonic(), max(idle_s, _DRAIN_LEAST_S), fresh_s)
+            self._drain_wait_s = wait_s
+            self.server.loop.call_later(STEP_S, self._drain_on)
+        else:
+            self._announce(wait_s)
+
+    def _announce(self, wait_s: float) -> None:
+        """Say that the connection will end, and wait so long for word that this was heard."""
+        self._http.announce()
+        self.server.loop.call_later(wait_s, self._http.finish)
+
+    def _drain_on(self) -> None:
+        self._drain_step()
+        if self._drain is not None and not self._http.closing:
+            self.server.loop.call_later(STEP_S, self._drain_on)
+
+    def _drain_step(self) -> None:
+        """Go on with the drain of a client that takes nothing behind a GOAWAY."""
+        http, drain = self._http, self._drain
+        if drain is None or http.closing:
+            return
+        if self._lingering or http.fault is not None or http.leaving or http.strict is False:
+            outcome = GIVE_UP
+        else:
+            outcome = drain.step(monotonic())
+        if outcome == MOMENT:
+            self._held.clear()
+            http.finish_after(drain.last_id)
+            self._write()
+        elif outcome == GIVE_UP:
+            self._drain = None
+            self._announce(self._drain_wait_s)
+            self._begin_held()
+
+    def forget(self) -> None:
+        """Nothing is kept of the last request."""
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        self._transport.abort()
+
+    def held_bytes(self) -> int:
+        """See pressure.Client."""
+        return self._http.unsent + self._transport.get_write_buffer_size()
+
+    def progress(self) -> object:
+        """See pressure.Client."""
+        return self._http.sent - self._transport.get_write_buffer_size()
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def on_request_timeout(self, call: object) -> None:
+        """Never called: each channel has its own."""
+        raise AssertionError(call)
+
+    def on_timeout(self) -> None:
+        """Once a second: look after all that may last too long."""
+        now = monotonic_ns()
+        settings = self.server.settings
+        if self._ending is not None:
+            if self._ending.is_over(self._transport.get_write_buffer_size(), now):
+                self._transport.abort()
+            return
+        http = self._http
+        if http.streams or self._requests != self._requests_seen:
+            self._requests_seen = self._requests
+            self._idle_ns = now
+        if self._stalled_ns and _passed(self._stalled_ns, settings.send_timeout, now):
+            self._on_stalled(now)
+        elif self._part_ns and _passed(self._part_ns, settings.header_timeout, now):
+            http.fail(CANCEL, "a frame did not come in time")
+            self._give_up_all()
+        elif http.streams:
+            for stream in list(http.streams.values()):
+                if isinstance(stream.driver, H2Channel):
+                    stream.driver.look_after(now)
+                elif stream.waiting and stream.queued:
+                    stream.reset(CANCEL)  # a refusal that nobody reads
+        elif now - self._idle_ns > self._most_idle_ns():
+            http.finish()
+        if self._held:
+            # The worker may have become freer for another reason than this connection.
+            self._begin_held()
+
+    def _most_idle_ns(self) -> int:
+        if self._requests:
+            return self.server.idle_ns
+        timeout: float = self.server.settings.header_timeout
+        return int(timeout * 1e9) if timeout else 1 << 62
+
+    def _on_stalled(self, now: int) -> None:
+        """The client takes nothing: cut it, unless some of the buffer has gone since."""
+        left = self._transport.get_write_buffer_size()
+        if left < self._unsent:
+            self._unsent = left
+            self._stalled_ns = now
+        else:
+            self._transport.abort()
+
+
+def _passed(since_ns: int, timeout_s: float, now_ns: int) -> bool:
+    return bool(timeout_s) and now_ns - since_ns > timeout_s * 1e9

@@ -1,0 +1,340 @@
+"""One HTTP/2 stream between its application's call and the connection: an `asgi.Transport`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from servo.apps.asgi import ASGICall
+from servo.apps.asgi_scope import remote_of
+from servo.http.errors import ClientDisconnected, ProtocolError
+from servo.http.h2.frames import CANCEL
+from servo.workers.request.body_rate import BodyPace
+from servo.workers.request.hooks import HookResponse
+
+if TYPE_CHECKING:
+    from servo.apps.asgi_websocket import WebSocketCall
+    from servo.http.events import Data, Headers, Request
+    from servo.http.h2.stream import H2Stream
+    from servo.http.websocket import WebSocketConnection
+    from servo.workers.aio.h2 import H2Protocol
+    from servo.workers.aio.websocket_h2 import H2WebSocket
+    from servo.workers.request.hooks import HookRequest
+
+log = logging.getLogger("servo.error")
+
+# Bytes of a response that wait for the client, past which `send` waits too; and as many are read of
+# a file at a time.
+HIGH_WATER = 65536
+# In the access log, of a client that takes nothing of its answer; nginx's code for it.
+CLIENT_CLOSED = 499
+
+
+class H2Channel:
+    """Made for each request that an application gets.
+
+    call       until the response is handed over, or given up
+    websocket  what the stream's data belongs to, once a WebSocket was accepted on it
+    """
+
+    # The connection's sweep looks after it; see `look_after`.
+    deadline_ns = 0
+
+    __slots__ = (
+        "_drain_waiter",
+        "_facade",
+        "_full_ns",
+        "_lost",
+        "_pace",
+        "_paced_ns",
+        "_protocol",
+        "_stalled_ns",
+        "_stream",
+        "_unsent",
+        "call",
+        "loop",
+        "websocket",
+    )
+
+    def __init__(self, protocol: H2Protocol, stream: H2Stream, request: Request) -> None:
+        """Raises ProtocolError where the request can't be served."""
+        server = protocol.server
+        self._protocol = protocol
+        self._stream = stream
+        self.loop = server.loop
+        self._facade: HookRequest | None = None
+        self._pace: BodyPace | None = None
+        self._paced_ns = 0
+        self._full_ns = 0
+        # Since when nothing of what waits for the client was taken, and how much it was.
+        self._stalled_ns = 0
+        self._unsent = 0
+        self._lost = False
+        self._drain_waiter: asyncio.Future[None] | None = None
+        self.websocket: H2WebSocket | None = None
+        self.call: ASGICall | WebSocketCall | None = None
+        call: ASGICall | WebSocketCall
+        template = protocol.template
+        if request.upgrade is not None:
+            if server.websockets is None or request.upgrade != b"websocket":
+                raise ProtocolError(501, "no such protocol")
+            handshake = server.websockets.handshake(request, key=False)
+            call = server.websockets.call(server, template, request, handshake, stream, self)
+        else:
+            call = ASGICall(
+                server.adapter, template, request, stream, self, server.worker.begin_request()
+            )
+        if protocol.trusted and not server.trusted.names.isdisjoint(request.named):
+            try:
+                server.apply_forwarded(call)
+            except ProtocolError:
+                server.meter.take_back()
+                raise
+        self.call = call
+
+    def start(self) -> None:
+        """Run the application."""
+        protocol = self._protocol
+        server = protocol.server
+        call = self.call
+        assert call is not None
+        self._stream.driver = self
+        server.connections.add(self)
+        protocol.running += 1
+        if call.more_body:
+            self._pace_body(0)
+        if server.hooks is not None:
+            self._facade = server.hooks.before(call.request, protocol.peer_name)
+        server.spawn(call)
+        if call.request.upgrade is not None and not self._stream.incoming:
+            # END_STREAM came with the head: as END_STREAM later, and as TCP's end (RFC 8441).
+            call.end_of_input()
+
+    # --- from the connection --------------------------------------------------------------------
+
+    def feed(self, event: Data) -> None:
+        """More of the body has come."""
+        n = len(event.data)
+        if self.websocket is not None:
+            self.websocket.feed(event)
+            return
+        call = self.call
+        if call is None:
+            return
+        self._protocol.server.meter.received(n)
+        if call.request.upgrade is not None:
+            # Before the handshake is answered a client must not send, and has no more to say.
+            self.give_up(400 if n else CLIENT_CLOSED)
+            self._stream.reset(CANCEL)
+            return
+        call.feed(event)
+        if call.more_body:
+            self._pace_body(n)
+        else:
+            self._paced_ns = 0
+
+    def give_up(self, status: int) -> None:
+        """The stream is over, whoever ended it: `status` is logged if no response has begun."""
+        self._lost = True
+        if self.websocket is not None:
+            self.websocket.lost()
+        call = self._take_call()
+        if call is not None:
+            self._count(call, status)
+            call.disconnect()
+        self.wake_drained()
+
+    def look_after(self, now: int) -> None:
+        """Once a second: end what the client lets last too long."""
+        stream = self._stream
+        settings = self._protocol.server.settings
+        if stream.queued == 0 or stream.queued != self._unsent:
+            self._unsent = stream.queued
+            self._stalled_ns = now
+        elif settings.send_timeout and now - self._stalled_ns > settings.send_timeout * 1e9:
+            log.debug("A stream's client takes none of the response")
+            self.give_up(CLIENT_CLOSED)
+            stream.reset(CANCEL)
+            return
+        if self._paced_ns and now >= self._paced_ns and self.call is not None:
+            stream.refuse(ProtocolError(408, "the body did not come in time"))
+            self.give_up(408)
+
+    def _pace_body(self, received: int) -> None:
+        """Bound the wait for more of the body, unless it is the application that does not read."""
+        call = self.call
+        now = monotonic_ns()
+        if self._pace is None:
+            settings = self._protocol.server.settings
+            self._pace = BodyPace(settings.body_timeout, settings.body_min_rate, now)
+        if self._full_ns:
+            self._pace.pause(now - self._full_ns)
+        due = self._pace.deadline_ns(now, received)
+        full = call is not None and call.buffered >= self._protocol.common.limits.window // 2
+        self._paced_ns = 0 if full else due
+        self._full_ns = now if full else 0
+
+    # --- an asgi.Transport ----------------------------------------------------------------------
+
+    @property
+    def writable(self) -> bool:
+        """Little of the response waits for the client."""
+        return self._stream.queued <= HIGH_WATER
+
+    def write(self, data: bytes) -> None:
+        """See asgi.Transport. The stream has it already."""
+
+    async def drained(self) -> None:
+        """See asgi.Transport."""
+        while not self.writable and not self._lost:
+            if self._drain_waiter is None or self._drain_waiter.done():
+                self._drain_waiter = self.loop.create_future()
+            self._protocol.waiting.add(self)
+            await asyncio.shield(self._drain_waiter)
+        if self._lost:
+            raise ClientDisconnected("the client has reset the stream")
+
+    def wake_drained(self) -> None:
+        """Something was sent: let go on who waits for it."""
+        if self.websocket is not None:
+            self.websocket.sent()
+        waiter = self._drain_waiter
+        if waiter is not None and (self._lost or self.writable):
+            self._drain_waiter = None
+            self._protocol.waiting.discard(self)
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def resume_reading(self) -> None:
+        """See asgi.Transport: the application has taken what came, so as much may follow."""
+        call = self.call
+        stream = self._stream
+        if call is not None and stream.incoming:
+            stream.read(call.buffered)
+            if not self._paced_ns:
+                self._pace_body(0)
+
+    async def send_file(self, fd: int, offset: int, count: int) -> None:
+        """See asgi.Transport. In parts, as frames have to be made of them."""
+        end = offset + count
+        while offset < end and not self._lost:
+            size = min(end - offset, HIGH_WATER)
+            data = await self.loop.run_in_executor(None, os.pread, fd, size, offset)
+            if not data:
+                raise ClientDisconnected("the file became shorter while it was sent")
+            self._stream.send_data(data)
+            offset += len(data)
+            await self.drained()
+
+    def response_complete(self) -> None:
+        """See asgi.Transport."""
+        call = self._take_call()
+        if call is None:
+            return
+        stream = self._stream
+        if not stream.response_complete:
+            stream.abandon()  # its end must not look like one
+        self._count(call, stream.status)
+
+    def call_done(self, call: ASGICall | WebSocketCall) -> None:
+        """See asgi.Transport."""
+        server = self._protocol.server
+        self._protocol.running -= 1
+        server.calls.discard(call)
+        if server.draining:
+            server.worker.check_drained()
+
+    def open_websocket(
+        self, call: WebSocketCall, headers: Headers, connection: WebSocketConnection
+    ) -> H2WebSocket:
+        """See asgi_websocket.HandshakeTransport. The stream is the WebSocket's then (RFC 8441)."""
+        from servo.workers.aio.websocket_h2 import H2WebSocket
+
+        server = self._protocol.server
+        assert server.websockets is not None
+        self._stream.accept_tunnel(headers)
+        self._take_call()
+        self._count(call, 200)
+        self.websocket = H2WebSocket(
+            server, server.websockets, call, connection, self._stream, self._protocol.waiting, self
+        )
+        self.websocket.start(b"", True, self.writable)
+        if not self._stream.incoming:
+            self.websocket.eof()
+        return self.websocket
+
+    def abandon_handshake(self) -> None:
+        """See asgi_websocket.HandshakeTransport."""
+        self.give_up(CLIENT_CLOSED)
+        self._stream.reset(CANCEL)
+
+    # --- counting -------------------------------------------------------------------------------
+
+    def _take_call(self) -> ASGICall | WebSocketCall | None:
+        """The call, if its response is owed still; it is not any more."""
+        call, self.call = self.call, None
+        self._paced_ns = 0
+        if call is not None:
+            self._protocol.server.connections.discard(self)
+        return call
+
+    def _count(self, call: ASGICall | WebSocketCall, status: int) -> None:
+        stream = self._stream
+        server = self._protocol.server
+        server.meter.end(
+            call.started_ns,
+            call.request,
+            stream.status if stream.response_started else status,
+            stream.body_sent,
+            remote_of(call.scope),
+            call.response_headers,
+        )
+        if server.hooks is not None and self._facade is not None:
+            response = HookResponse(stream.status, call.response_headers, stream.body_sent)
+            server.hooks.after(self._facade, call.scope, response)
+            self._facade = None
+
+    # --- in StreamServer.connections, for the sweep and for operators ---------------------------
+
+    def on_request_timeout(self, call: ASGICall | WebSocketCall) -> None:
+        """`request_timeout` has passed: 504 when nothing was sent yet, else a reset."""
+        log.error(
+            "%s %a has run for more than %g s (request_timeout): cancelled",
+            call.request.method,
+            call.request.target.decode("latin-1"),
+            self._protocol.server.settings.request_timeout,
+        )
+        call.cancelled = True
+        if call.task is not None:
+            call.task.cancel()
+        self._stream.refuse(ProtocolError(504, "the application took too long"))
+        self.give_up(504)
+
+    def on_timeout(self) -> None:
+        """Never called: there is no deadline."""
+        raise AssertionError(self)
+
+    def drain(self, idle_s: float, fresh_s: float) -> None:
+        """The connection does."""
+
+    def abort(self) -> None:
+        """The connection does."""
+
+    def held_bytes(self) -> int:
+        """See pressure.Client. The connection counts it."""
+        return 0
+
+    def progress(self) -> object:
+        """See pressure.Client."""
+        return None
+
+    @property
+    def peer_name(self) -> str:
+        """See pressure.Client."""
+        return self._protocol.peer_name
+
+    def forget(self) -> None:
+        """Nothing is kept: the channel goes with its request."""

@@ -1,0 +1,177 @@
+"""What the connections of one `async` worker have in common, whatever they speak."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+from typing import TYPE_CHECKING
+
+from servo.apps.asgi_scope import TLS_ENVIRON
+from servo.apps.websockets_missing import MissingWebSockets, has_websockets
+from servo.http.forwarded import resolve_client
+from servo.http.negotiate import has_http2
+from servo.shared_memory import row_layout
+from servo.workers.aio.h1_upgrade import WebSockets
+from servo.workers.aio.memory_pressure import Pressure
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from servo._types import Scope
+    from servo.apps.asgi import ASGICall
+    from servo.apps.asgi_scope import ASGIAdapter
+    from servo.apps.asgi_websocket import WebSocketCall
+    from servo.net.tls import TLS
+    from servo.net.tls_facts import TLSFacts
+    from servo.settings.sources import Settings
+    from servo.workers.aio.h1 import StreamProtocol
+    from servo.workers.aio.h2 import HTTP2, H2Protocol
+    from servo.workers.aio.h2_stream import H2Channel
+    from servo.workers.aio.websocket import WebSocketSession
+    from servo.workers.aio.worker import AsyncWorker
+
+
+class StreamServer:
+    """What the connections of one worker have in common."""
+
+    def __init__(
+        self, worker: AsyncWorker, adapter: ASGIAdapter, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        settings = worker.settings
+        self.worker = worker
+        self.tls = worker.context.tls
+        self._for_wsgi = worker.app.interface == "wsgi"
+        self.settings = settings
+        self.adapter = adapter
+        self.loop = loop
+        self.row = worker.row
+        self.meter = worker.meter
+        self.limits = settings.limits
+        self.server_header = settings.server_header.encode() or None
+        self.trusted = worker.trusted_proxies
+        self.keep_alive_s = settings.keepalive_s
+        self.closes_each = not self.keep_alive_s
+        self.most_requests: int = settings.keepalive_requests or sys.maxsize
+        self.most_in_flight: int = settings.limit_concurrency
+        self.hooks = worker.request_hooks or None
+        self.request_timeout_ns = int(settings.request_timeout * 1e9)
+        # The other policies are about environs, where "_" and "-" can't be told apart.
+        self.refuses_underscores = settings.header_map == "refuse"
+        # Only an ASGI application can answer them; to others an upgrade is an ordinary request.
+        wanted = settings.websocket and worker.app.interface == "asgi"
+        self.websockets = WebSockets(settings) if wanted and has_websockets() else None
+        self.missing_websockets: MissingWebSockets | None = None
+        if wanted and self.websockets is None:
+            tells = worker.slot == 1
+            self.missing_websockets = MissingWebSockets(worker.app.app, tells=tells)
+        self.http2 = _http2(settings, self.tls)
+        self.connections: set[StreamProtocol | WebSocketSession | H2Protocol | H2Channel] = set()
+        self.calls: set[ASGICall | WebSocketCall] = set()
+        self.pressure = Pressure()
+        self.draining = False
+        self.idle_ns = int(self.keep_alive_s * 1e9)
+        self._context = contextvars.copy_context()
+
+    def template(
+        self,
+        address: tuple[str, int] | tuple[str, None],
+        client: tuple[str, int] | None,
+        facts: TLSFacts | None,
+    ) -> Scope:
+        """What the scopes of one connection have in common. `facts`: None without TLS."""
+        if facts is None:
+            return self.adapter.template(address, client, "http")
+        template = self.adapter.template(address, client, "https")
+        template["extensions"]["tls"] = facts.extension
+        if self._for_wsgi:
+            template["extensions"][TLS_ENVIRON] = facts.environ
+        return template
+
+    def apply_forwarded(self, call: ASGICall | WebSocketCall) -> None:
+        """Put what a trusted proxy says of the client in place of what the socket says.
+
+        Raises ProtocolError.
+        """
+        scope = call.scope
+        request = call.request
+        info = resolve_client(
+            request.headers, scope["client"], self.trusted, scope["scheme"], request.named
+        )
+        scope["client"] = info.address
+        scope["scheme"] = info.scheme
+        if info.host is not None:
+            others = [item for item in request.headers if item[0] != b"host"]
+            scope["headers"] = [(b"host", info.host), *others]
+        if info.prefix:
+            self.adapter.mount(scope, info.prefix)
+
+    def spawn(self, call: ASGICall | WebSocketCall) -> None:
+        """Run a call in a task of its own.
+
+        In the worker's context, not the current one: that may be of another request, whose
+        application has just sent its last byte, or has let the reading go on.
+        """
+        self.calls.add(call)
+        call.task = _start_task(self.loop, call.run(), self._context)
+
+    def sweep(self, now_ns: int) -> None:
+        """Once a second: end what has lasted too long."""
+        oldest = 0
+        for connection in list(self.connections):
+            call = connection.call
+            if call is not None:
+                oldest = min(oldest or call.started_ns, call.started_ns)
+                if self.request_timeout_ns and now_ns - call.started_ns > self.request_timeout_ns:
+                    connection.on_request_timeout(call)
+            else:
+                connection.forget()
+            if connection.deadline_ns and now_ns >= connection.deadline_ns:
+                connection.on_timeout()
+        self.pressure.look(self.connections, now_ns)
+        self.row[row_layout.OLDEST_START_NS] = oldest
+
+
+# Named alike: a number for each costs as much as the rest of making a task.
+_TASK = "request"
+
+if sys.version_info >= (3, 12):
+
+    def _start_task(
+        loop: asyncio.AbstractEventLoop,
+        coroutine: Coroutine[Any, Any, None],
+        context: contextvars.Context,
+    ) -> asyncio.Task[None]:
+        # Eagerly: an application that never waits is done here, without a turn of the loop.
+        return asyncio.Task(
+            coroutine, loop=loop, name=_TASK, context=context.copy(), eager_start=True
+        )
+elif sys.version_info >= (3, 11):
+
+    def _start_task(
+        loop: asyncio.AbstractEventLoop,
+        coroutine: Coroutine[Any, Any, None],
+        context: contextvars.Context,
+    ) -> asyncio.Task[None]:
+        return asyncio.Task(coroutine, loop=loop, name=_TASK, context=context.copy())
+else:
+
+    def _start_task(
+        loop: asyncio.AbstractEventLoop,
+        coroutine: Coroutine[Any, Any, None],
+        context: contextvars.Context,
+    ) -> asyncio.Task[None]:
+        return context.run(loop.create_task, coroutine)
+
+
+def _http2(settings: Settings, tls: TLS | None) -> HTTP2 | None:
+    """HTTP/2, if its library is installed and a connection can come to speak it."""
+    if not has_http2() or "h2" not in (settings.http_protocols or ("h2",)):
+        return None
+    if tls is None and settings.http2_cleartext == "off":
+        return None
+    # A third of what an `async` worker imports.
+    from servo.workers.aio.h2 import HTTP2
+
+    return HTTP2(settings)

@@ -1,0 +1,101 @@
+"""A WebSocket on a stream of an HTTP/2 connection (RFC 8441)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from servo.http.h2.frames import CANCEL
+from servo.workers.aio.websocket import WebSocketSession
+
+if TYPE_CHECKING:
+    from servo.apps.asgi_websocket import WebSocketCall
+    from servo.http.events import Data
+    from servo.http.h2.stream import H2Stream
+    from servo.http.websocket import WebSocketConnection
+    from servo.workers.aio.h1_upgrade import WebSockets
+    from servo.workers.aio.h2_stream import H2Channel
+    from servo.workers.aio.server import StreamServer
+
+# Bytes that wait for the client: too many, and few enough again.
+_HIGH_WATER = 65536
+_LOW_WATER = 16384
+
+
+class H2WebSocket(WebSocketSession):
+    """Its wire is a stream: END_STREAM is what closing is to TCP (RFC 8441 section 5)."""
+
+    __slots__ = ("_channel", "_hung_up", "_listening", "_stream", "_waiting")
+
+    def __init__(
+        self,
+        server: StreamServer,
+        settings: WebSockets,
+        app: WebSocketCall,
+        connection: WebSocketConnection,
+        stream: H2Stream,
+        waiting: set[H2Channel],
+        channel: H2Channel,
+    ) -> None:
+        """`waiting`: the channels that are told when something was sent."""
+        super().__init__(server, settings, app, connection)
+        self._stream = stream
+        self._waiting = waiting
+        self._channel = channel
+        self._listening = True
+        self._hung_up = False
+
+    def feed(self, event: Data) -> None:
+        """The stream has brought this."""
+        if event.data:
+            self.received(event.data)
+        if self._listening:
+            self._stream.read(0)
+        if not event.more_body:
+            self.eof()
+            if self._hung_up:
+                self.lost()
+
+    def sent(self) -> None:
+        """Something was sent."""
+        if self._congested and self._stream.queued <= _LOW_WATER:
+            self._waiting.discard(self._channel)
+            self.buffer_empty()
+
+    def write(self, data: bytes) -> None:
+        """See WebSocketSession."""
+        self._stream.send_data(data)
+        if not self._congested and self._stream.queued > _HIGH_WATER:
+            self._waiting.add(self._channel)
+            self.buffer_full()
+
+    def unsent(self) -> int:
+        """See WebSocketSession."""
+        return self._stream.queued
+
+    def held_bytes(self) -> int:
+        """See pressure.Client. The connection counts it."""
+        return 0
+
+    def read_on(self, on: bool) -> None:
+        """See WebSocketSession: the client's window stays closed, or opens."""
+        self._listening = on
+        if on:
+            self._stream.read(0)
+
+    def hang_up(self, linger: bool) -> None:
+        """See WebSocketSession."""
+        if not self._hung_up:
+            self._hung_up = True
+            self._stream.end_response()
+            if not self._stream.incoming:
+                self.lost()
+
+    def cut(self) -> None:
+        """See WebSocketSession."""
+        self._stream.reset(CANCEL)
+        self.lost()
+
+    def lost(self) -> None:
+        """See WebSocketSession."""
+        self._waiting.discard(self._channel)
+        super().lost()

@@ -1,0 +1,543 @@
+"""One accepted socket of a blocking worker, and what all of them are made from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import select
+import socket
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from servo.apps.body_spool import discard, refusal
+from servo.apps.wsgi import WSGIResponder
+from servo.apps.wsgi_environ import WSGIAdapter, is_nameless, name_server
+from servo.apps.wsgi_file import FileRegion
+from servo.http.errors import ClientDisconnected
+from servo.http.forwarded import resolve_client
+from servo.http.h1.connection import H1Connection
+from servo.net.sockets import has_unread
+from servo.workers.blocking.output_buffer import PATIENCE_S, OutputBuffer, OutputSpace
+from servo.workers.request.body_rate import BodyPace
+from servo.workers.request.hooks import HookResponse
+
+if TYPE_CHECKING:
+    from tempfile import SpooledTemporaryFile
+
+    from servo.apps.loader import LoadedApp
+    from servo.http.events import Request
+    from servo.http.forwarded import TrustedPeers
+    from servo.net.tls_facts import TLSFacts
+    from servo.settings.sources import Settings
+    from servo.workers.request.accounting import Meter
+    from servo.workers.request.hooks import RequestHooks
+    from servo.workers.request.preface import ProxyProtocol
+
+# What a connection is doing.
+IDLE: Final = 0  # nothing of a request has come
+HEAD: Final = 1  # a part of a head has come
+BODY: Final = 2  # a part of a body has come
+APP: Final = (
+    3  # the application has the request; only the thread that runs it may touch the connection
+)
+SEND: Final = 4  # a finished response is being sent
+LINGER: Final = 5  # the response is out, our side is closed; what still comes in is thrown away
+_NO_ENVIRON: dict[str, Any] = {}
+
+
+class Host(Protocol):
+    """What connections need of their worker."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def context(self) -> Any: ...
+
+    @property
+    def trusted_proxies(self) -> TrustedPeers: ...
+
+    @property
+    def proxy_protocol(self) -> ProxyProtocol: ...
+
+    @property
+    def request_hooks(self) -> RequestHooks: ...
+
+    @property
+    def multiprocess(self) -> bool: ...
+
+    def progress(self) -> None: ...
+
+
+class ConnectionFactory:
+    """What the connections of one worker have in common."""
+
+    def __init__(self, worker: Host, app: LoadedApp, multithread: bool) -> None:
+        settings = worker.settings
+        self.worker = worker
+        self.settings = settings
+        self.limits = settings.limits
+        self.server_header = settings.server_header.encode() or None
+        self.trusted = worker.trusted_proxies
+        self.adapter = WSGIAdapter(
+            app.app,
+            log=logging.getLogger("servo.error"),
+            multithread=multithread,
+            multiprocess=worker.multiprocess,
+            root_path=settings.root_path,
+            header_map=settings.header_map,
+            sendfile=settings.sendfile,
+        )
+        self.adapter.watch_forks()
+        self.output_space = OutputSpace(
+            settings.response_buffer_size, settings.response_spool_limit, settings.tmp_upload_dir
+        )
+        self.hooks = worker.request_hooks or None
+        self.tls = worker.context.tls
+        if self.tls is not None:
+            from servo.workers.blocking.tls import TLSSocket  # see servo.net.tls_switch
+
+            self.tls.offer("http/1.1")
+            self.secure = TLSSocket
+
+    def make(self, sock: socket.socket, peer: Any) -> Connection:
+        """A connection for a freshly accepted socket."""
+        return Connection(self, sock, peer)
+
+    def spool(self) -> SpooledTemporaryFile[bytes]:
+        """A place for a request body: memory, and the disk past `body_buffer_size`."""
+        from tempfile import SpooledTemporaryFile  # not needed otherwise
+
+        return SpooledTemporaryFile(
+            max_size=self.settings.body_buffer_size, dir=self.settings.tmp_upload_dir
+        )
+
+
+class Connection:
+    """The socket, its HTTP state, and the request that it is about. A `wsgi.Transport`."""
+
+    __slots__ = (
+        "_factory",
+        "_headed",
+        "_named",
+        "_nameless",
+        "_template",
+        "body",
+        "broken",
+        "claim",
+        "client",
+        "deadline_ns",
+        "environ",
+        "eof",
+        "fd",
+        "http",
+        "linger",
+        "out",
+        "output",
+        "pace",
+        "peer_name",
+        "phase",
+        "preface",
+        "request",
+        "requests",
+        "responder",
+        "sock",
+        "started_ns",
+        "thread",
+        "trusted",
+        "watched",
+    )
+
+    def __init__(self, factory: ConnectionFactory, sock: socket.socket, peer: Any) -> None:
+        settings = factory.settings
+        self._factory = factory
+        self._named: dict[bytes, bytes] | None = None
+        self._headed: dict[str, Any] | None = None
+        self.sock: Any = sock if factory.tls is None else factory.secure(sock, factory.tls, self)
+        self.fd = sock.fileno()
+        self.http = H1Connection(
+            factory.limits,
+            parser=settings.http_parser,
+            server=factory.server_header,
+            date=settings.date_header,
+        )
+        self.responder = WSGIResponder(factory.adapter, self.http, self)
+        self.client: tuple[str, int] | None = peer[:2] if isinstance(peer, tuple) else None
+        self.preface = factory.worker.proxy_protocol.preface(self.client)
+        self.pace: BodyPace | None = None
+        server = sock.getsockname()
+        if isinstance(server, bytes):
+            server = server.decode("utf-8", "backslashreplace")
+        self._describe(server if isinstance(server, str) else server[:2])
+        self.phase = IDLE
+        self.watched = 0
+        self.requests = 0
+        self.eof = False
+        self.broken = False
+        self.linger = False
+        self.request: Request | None = None
+        self.body: Any = None
+        self.environ: dict[str, Any] = _NO_ENVIRON
+        self.started_ns = 0
+        self.out: bytes | memoryview = b""
+        self.output: OutputBuffer | None = None
+        self.claim: list[bool] | None = None
+        self.thread = 0
+        self.deadline_ns = 0
+        self.expires_in(settings.header_timeout)
+
+    def _describe(self, server: tuple[str, int] | str) -> None:
+        """What the environs say of the two ends."""
+        client = self.client
+        self._nameless = is_nameless(server)
+        scheme = "http" if self._factory.tls is None else "https"
+        self._template = self._factory.adapter.template(server, client, scheme)
+        self._template["wsgi.early_hints"] = self.responder.early_hints
+        self.peer_name = client[0] if client else ""
+        self.trusted = (client[0] if client else None) in self._factory.trusted
+
+    def read_preface(self, data: bytes) -> bytes:
+        """Take the PROXY protocol's header off the first bytes. Raises ProtocolError."""
+        assert self.preface is not None
+        found = self.preface.feed(data)
+        if found is None:
+            return b""
+        self.preface = None
+        header, rest = found
+        if header.source is not None:
+            self.client = header.source
+            self._describe(header.destination or ("", 0))
+        return rest
+
+    def secured(self, facts: TLSFacts) -> None:
+        """The TLS handshake is done."""
+        self._template.update(facts.environ)
+
+    def begin_body(self) -> None:
+        """A body begins that has not all come with its head."""
+        self.phase = BODY
+        self.body = self._factory.spool()
+        settings = self._factory.settings
+        self.pace = BodyPace(settings.body_timeout, settings.body_min_rate, monotonic_ns())
+
+    def store(self, data: bytes) -> None:
+        """Keep a part of the body. Raises OSError."""
+        assert self.pace is not None
+        self.body.write(data)
+        self.deadline_ns = self.pace.deadline_ns(monotonic_ns(), len(data))
+
+    def expires_in(self, seconds: float) -> None:
+        """The poller's sweep ends this phase after that time; 0 seconds: never."""
+        self.deadline_ns = monotonic_ns() + int(seconds * 1e9) if seconds else 0
+
+    # --- one request ----------------------------------------------------------------------------
+
+    def prepare(self, started_ns: int) -> None:
+        """Build the environ of the complete request. Raises ProtocolError."""
+        request = self.request
+        assert request is not None
+        self.started_ns = started_ns
+        body = self.body
+        length = 0
+        if body.__class__ is bytes:
+            length = len(body)
+            self.body = body = io.BytesIO(body) if body else None
+        else:
+            length = body.tell()
+            try:
+                body.seek(0)
+            except OSError as error:  # what it had in its buffer doesn't fit any more
+                raise refusal(error) from error
+        adapter = self._factory.adapter
+        named = request.named
+        if named is not self._named:
+            self._named = named
+            self._headed = None
+            environ = adapter.environ(self._template, request, body, length)
+        else:
+            # The very fields of the request before: see http.known_fields.KnownFields.
+            if self._headed is None:
+                self._headed = adapter.with_headers(self._template, request)
+            environ = adapter.fill(self._headed.copy(), request, body, length)
+        if self.trusted and not self._factory.trusted.names.isdisjoint(request.named):
+            self._apply_forwarded(environ, request)
+        if self._nameless:
+            name_server(environ)
+        self.environ = environ
+
+    def forget(self) -> None:
+        """The connection has become idle: keep nothing of its last request."""
+        self.http.forget()
+        self._named = self._headed = None
+
+    def _apply_forwarded(self, environ: dict[str, Any], request: Request) -> None:
+        """Put what a trusted proxy says of the client in place of what the socket says."""
+        info = resolve_client(
+            request.headers,
+            self.client,
+            self._factory.trusted,
+            environ["wsgi.url_scheme"],
+            request.named,
+        )
+        if info.address is not None:
+            environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = info.address[0], str(info.address[1])
+        environ["wsgi.url_scheme"] = info.scheme
+        if info.host is not None:
+            environ["HTTP_HOST"] = info.host.decode("latin-1")
+        if info.prefix:
+            environ["SCRIPT_NAME"] = info.prefix + environ["SCRIPT_NAME"]
+
+    def run(self) -> None:
+        """Call the application; leave what the client has not taken in `output`."""
+        hooks = self._factory.hooks
+        if hooks is not None:
+            assert self.request is not None
+            facade = hooks.before(self.request, self.environ["REMOTE_ADDR"])
+        rest = self.responder.run(self.environ)
+        if rest:
+            try:
+                if self.output is None and rest.__class__ is bytes:
+                    # The ordinary response: one call, and nothing is left.
+                    left = self.send_some(rest)
+                    if left:
+                        self._leave(left)
+                else:
+                    self._hand_over(rest)
+            except ClientDisconnected:
+                self.broken = True
+
+        if hooks is not None:
+            http = self.http
+            status = self.responder.status or http.status
+            response = HookResponse(status, self.responder.headers, http.body_sent)
+            hooks.after(facade, self.environ, response)
+
+    def finish_request(self, meter: Meter) -> int:
+        """Account for the request, and let its parts go. Returns the time, as `meter.end` does."""
+        request = self.request
+        assert request is not None
+        responder = self.responder
+        http = self.http
+        # As in gunicorn the application may put another address there, as ProxyFix does. It may
+        # also have removed it, or put anything there.
+        remote = self.environ.get("REMOTE_ADDR")
+        if type(remote) is not str:
+            remote = "-"
+        now = meter.end(
+            self.started_ns,
+            request,
+            http.status,
+            http.body_sent,
+            remote,
+            responder.headers,
+            self.environ,
+        )
+        if self.body is not None:
+            self.close_body()
+        self.request = None
+        self.environ = _NO_ENVIRON
+        return now
+
+    def close_body(self) -> None:
+        """Let the stored body go."""
+        if self.body is not None and self.body.__class__ is not bytes:
+            discard(self.body)
+        self.body = None
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def send_some(self, data: bytes | memoryview) -> bytes | memoryview:
+        """See wsgi.Transport."""
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.broken = True
+            raise ClientDisconnected(str(error)) from error
+        return b"" if sent == len(data) else memoryview(data)[sent:]
+
+    def send_all(self, data: bytes | memoryview) -> None:
+        """See wsgi.Transport."""
+        output = self.output
+        if output is None or not output.size():
+            data = self.send_some(data)
+        if data:
+            self._keep(data)
+        # A `sync` worker that sends is not silent.
+        self._factory.worker.progress()
+
+    def finish(self, rest: bytes | FileRegion) -> None:
+        """See wsgi.Transport."""
+        if rest:
+            self._hand_over(rest)
+            self._see_off()
+
+    def _hand_over(self, rest: bytes | memoryview | FileRegion) -> None:
+        """Send the end of a response, or leave it to the poller."""
+        region: FileRegion | None = None
+        if isinstance(rest, FileRegion):
+            region = rest
+            rest = region.head
+        output = self.output
+        try:
+            if output is None or not output.size():
+                rest = self.send_some(rest)
+            if rest:
+                self._leave(rest)
+        except ClientDisconnected:
+            if region is not None:
+                region.close()
+            raise
+        if region is None:
+            return
+        if region.count:
+            self._buffer().append_file(region)
+            self._announce()
+        else:
+            region.close()
+
+    def _leave(self, rest: bytes | memoryview) -> None:
+        """Leave the end of a response to the poller, or wait if there is no room for it."""
+        if self._buffer().append_last(rest):
+            self._announce()
+        else:
+            self._keep(rest)
+
+    def _see_off(self) -> None:
+        """Nobody sends while `close` runs: let a client that reads on have all of it before."""
+        while self.output is not None and self.output.size() and self._is_patient(self.output):
+            pass
+
+    def _buffer(self) -> OutputBuffer:
+        output = self.output
+        if output is None:
+            output = self.output = OutputBuffer(self._factory.output_space)
+        return output
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        """Keep what the socket doesn't take. Waits past the limits, or where that is cheaper."""
+        output = self._buffer()
+        if self.broken:
+            raise ClientDisconnected("the client is gone")
+        rest: bytes | memoryview = output.append(data, False)
+        self._announce()
+        while rest and self._is_patient(output):
+            rest = self._offer(output, rest, False)
+        if rest:
+            rest = self._offer(output, rest, True)
+        while rest:
+            if not self._await_progress(self._factory.settings.send_timeout):
+                self.broken = True
+                raise ClientDisconnected("the client has stopped reading")
+            self._factory.worker.progress()
+            rest = self._offer(output, rest, True)
+
+    def _offer(
+        self, output: OutputBuffer, data: bytes | memoryview, spool: bool
+    ) -> bytes | memoryview:
+        """Send or keep what there is room for; returns the rest."""
+        if not output.size():
+            data = self.send_some(data)
+        if data:
+            data = output.append(data, spool)
+            self._announce()
+        return data
+
+    def _is_patient(self, output: OutputBuffer) -> bool:
+        """Wait a moment for a client that reads on; whether it does, and may go on doing so."""
+        if output.patience_ns <= 0:
+            return False
+        started = monotonic_ns()
+        if not self._await_progress(PATIENCE_S):
+            output.patience_ns = 0
+            return False
+        output.patience_ns -= monotonic_ns() - started
+        return True
+
+    def _announce(self) -> None:
+        """The buffer has more: here nobody else sends it while the application runs."""
+        self.flush_output()
+
+    def _await_progress(self, seconds: float) -> bool:
+        """Wait until the client has taken something; whether it has. 0 seconds: no limit."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        if not poll.poll(seconds * 1000 or None):
+            return False
+        self.flush_output()
+        return True
+
+    def flush_output(self) -> bool:
+        """Send what the socket takes of the buffer; whether that was any.
+
+        Raises ClientDisconnected.
+        """
+        output = self.output
+        if output is None:
+            return False
+        try:
+            return output.send(self)
+        except OSError as error:
+            self.broken = True
+            output.wake()
+            raise ClientDisconnected(str(error)) from error
+
+    def flush(self) -> tuple[bool, bool]:
+        """Send more of a finished response. Returns (all sent, any sent).
+
+        Raises ClientDisconnected.
+        """
+        output = self.output
+        if output is not None:
+            progress = self.flush_output()
+            if output.size():
+                return False, progress
+            self._close_output()
+            return True, progress
+        before = len(self.out)
+        self.out = self.send_some(self.out)
+        return not self.out, len(self.out) < before
+
+    # The two that an OutputBuffer sends by.
+
+    def send(self, data: bytes | memoryview) -> int:
+        """See output_buffer.Wire."""
+        return int(self.sock.send(data))
+
+    def send_file(self, fd: int, offset: int, count: int) -> int:
+        """See output_buffer.Wire."""
+        count = min(count, 1 << 30)
+        if self._factory.tls is not None:
+            return int(self.sock.sendfile(fd, offset, count))
+        return os.sendfile(self.fd, fd, offset, count)
+
+    def cut(self) -> None:
+        """End the connection under the hands of the thread that runs the application; the socket
+        stays open, or its descriptor might come to mean another connection meanwhile."""
+        self.broken = True
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        if self.output is not None:
+            self.output.wake()
+
+    def _close_output(self) -> None:
+        if self.output is not None:
+            self.output.close()
+            self.output = None
+
+    def unread(self) -> bool:
+        """Whether the kernel holds bytes of the client that nobody has read."""
+        return has_unread(self.fd)
+
+    def close(self) -> None:
+        """Close the socket and everything that hangs on it."""
+        self.close_body()
+        if self.phase != APP:
+            self._close_output()
+        # See net.sockets.end_output; over TLS it says goodbye first.
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+        self.sock.close()

@@ -1,0 +1,439 @@
+"""The epoll front of the blocking workers: many sockets, one thread, no application code.
+
+The poller accepts, reads requests until they are whole, flushes finished responses, and closes.
+A subclass says in `dispatch` who runs the application. So a slow or silent client costs a few
+hundred bytes of memory here, and never a thread. Its loop is that of `poll_loop.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import signal
+import socket
+import sys
+import time
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from servo.apps.body_spool import refusal
+from servo.http import serialise
+from servo.http.errors import ClientDisconnected, ProtocolError
+from servo.http.events import Data, Refused, Request
+from servo.net.sockets import WantsWrite
+from servo.shared_memory import row_layout
+from servo.workers.blocking.connection import (
+    APP,
+    BODY,
+    HEAD,
+    IDLE,
+    LINGER,
+    SEND,
+    Connection,
+    ConnectionFactory,
+)
+from servo.workers.blocking.poll_loop import PollLoop
+
+if TYPE_CHECKING:
+    from servo.apps.loader import LoadedApp
+    from servo.http.events import Event
+    from servo.workers.context import WorkerContext
+
+log = logging.getLogger("servo.error")
+
+READ_SIZE: Final = 65536
+LINGER_S: Final = 2.0
+# A stopping worker waits this long for the first request of a connection that it took just now.
+FRESH_GRACE_S: Final = 1.0
+
+_READ = select.EPOLLIN | select.EPOLLRDHUP
+_GONE = select.EPOLLHUP | select.EPOLLERR
+
+
+class PollerWorker(PollLoop):
+    """A worker whose main thread is the poller."""
+
+    interfaces: ClassVar[tuple[str, ...]] = ("wsgi",)
+
+    def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
+        super().__init__(context, app)
+        self.most_in_flight: int = self.settings.limit_concurrency
+        self.most_requests: int = self.settings.keepalive_requests or sys.maxsize
+        self.keep_alive_s = self.settings.keepalive_s
+        self.closes_each = not self.keep_alive_s
+        self.idle_ns = int(self.keep_alive_s * 1e9)
+        self.send_timeout_ns = int(self.settings.send_timeout * 1e9)
+        self.factory = ConnectionFactory(self, app, type(self).multithread)
+
+    def dispatch(self, connection: Connection) -> None:
+        """Have `connection.run()` called, and then `self.complete(connection)` in this thread."""
+        raise NotImplementedError
+
+    def opened(self, sock: socket.socket, peer: Any) -> None:
+        """See acceptor.Driver."""
+        connection = self.factory.make(sock, peer)
+        self.connections[connection.fd] = connection
+        # The first request is usually here already: read it before asking epoll.
+        self._on_readable(connection)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def _on_connection(self, connection: Connection, mask: int) -> None:
+        phase = connection.phase
+        if phase < APP:
+            if mask & _GONE and not mask & select.EPOLLIN:
+                self.drop(connection)
+            else:
+                self._on_readable(connection)
+        elif phase == APP:
+            if connection.output is not None:
+                self.flush_running(connection)
+            else:
+                # More bytes, or the client's end, while the application runs: neither may be read
+                # now, and a level-triggered event left registered would spin.
+                self.watch(connection, 0)
+        elif phase == SEND:
+            self._flush(connection)
+        else:
+            self._discard(connection)
+
+    def _on_readable(self, connection: Connection) -> None:
+        try:
+            data = connection.sock.recv(READ_SIZE)
+        except WantsWrite:
+            self.watch(connection, _READ | select.EPOLLOUT)
+            return
+        except BlockingIOError:
+            self.watch(connection, _READ)
+            return
+        except OSError:
+            self.drop(connection)
+            return
+        http = connection.http
+        if connection.preface is not None and data:
+            try:
+                data = connection.read_preface(data)
+            except ProtocolError as error:
+                self._refuse(connection, Refused(error))
+                return
+            if not data:
+                self.watch(connection, _READ)
+                return
+        if data:
+            event = http.receive_data(data)
+        else:
+            connection.eof = True
+            event = http.receive_eof()
+            if event is None:
+                self.drop(connection)
+                return
+        if event.__class__ is Request and not event.more_body:
+            # The ordinary request, all of it in one read.
+            connection.request = event
+            connection.body = event.body
+            self._start(connection)
+        else:
+            self._on_event(connection, event)
+
+    def _await_more(self, connection: Connection) -> None:
+        """Nothing complete has come yet: wait, under the time limit of what is being read."""
+        if connection.phase == IDLE and not connection.http.idle:
+            connection.phase = HEAD
+            connection.expires_in(self.settings.header_timeout)
+        self.watch(connection, _READ)
+
+    def _on_event(self, connection: Connection, event: Event | None) -> None:
+        """Act on events until one waits for the application, or for the client."""
+        http = connection.http
+        while event is not None:
+            if isinstance(event, Request):
+                connection.request = event
+                if not event.more_body:
+                    connection.body = event.body
+                    self._start(connection)
+                    return
+                if not self._begin_body(connection, event):
+                    return
+            elif isinstance(event, Data):
+                self.meter.received(len(event.data))
+                if not self._store(connection, event.data):
+                    return
+                if not event.more_body:
+                    self._start(connection)
+                    return
+            else:
+                self._refuse(connection, event)
+                return
+            event = http.next_event()
+        self._await_more(connection)
+
+    def _begin_body(self, connection: Connection, request: Request) -> bool:
+        connection.begin_body()
+        if request.expect_continue:
+            interim = connection.http.send_continue()
+            try:
+                connection.send_some(interim)
+            except ClientDisconnected:
+                self.drop(connection)
+                return False
+        return self._store(connection, request.body)
+
+    def _store(self, connection: Connection, data: bytes) -> bool:
+        try:
+            connection.store(data)
+        except OSError as error:
+            self._refuse(connection, Refused(refusal(error), in_body=True))
+            return False
+        return True
+
+    def _refuse(self, connection: Connection, event: Refused) -> None:
+        connection.close_body()
+        self.meter.refused(event.error.status, event.method, event.target, connection.peer_name)
+        log.debug("Refused a request of %s: %s", connection.peer_name, event.error)
+        connection.linger = True
+        self._send(connection, connection.http.refuse(event))
+
+    # --- the application ------------------------------------------------------------------------
+
+    def _start(self, connection: Connection) -> None:
+        """A request is complete: hand it to the application."""
+        connection.requests += 1
+        if self.closes_each or self.draining:
+            connection.http.close_next()
+        if connection.requests >= self.most_requests:
+            assert connection.request is not None
+            # Even where more is pipelined, or the limit would be the client's to break.
+            connection.request.keep_alive = False
+        if self.most_in_flight and self.row[row_layout.IN_FLIGHT] >= self.most_in_flight:
+            self._overloaded(connection)
+            return
+        try:
+            connection.prepare(self.meter.begin())
+        except ProtocolError as error:
+            self.meter.take_back()
+            self._refuse(connection, Refused(error, in_body=True))
+            return
+        connection.phase = APP
+        self.dispatch(connection)
+
+    def _overloaded(self, connection: Connection) -> None:
+        request = connection.request
+        assert request is not None
+        connection.close_body()
+        self.meter.shed(request, connection.peer_name)
+        connection.http.close_next()
+        headers = [("Retry-After", "1"), ("Content-Type", "text/plain; charset=utf-8")]
+        self._send(connection, connection.http.send_response(503, headers, b"Overloaded\n"))
+
+    def complete(self, connection: Connection) -> None:
+        """The application is done with a request; what is left is in `connection.out`."""
+        now = connection.finish_request(self.meter)
+        if connection.broken:
+            connection.phase = SEND
+            self.drop(connection)
+        elif connection.output is not None:
+            connection.phase = SEND
+            connection.expires_in(self.settings.send_timeout)
+            self._flush(connection)
+        else:
+            self._after_response(connection, now)
+
+    def _after_response(self, connection: Connection, now_ns: int) -> None:
+        http = connection.http
+        if http.close_after:
+            self._hang_up(connection)
+            return
+        connection.phase = IDLE
+        connection.deadline_ns = now_ns + self.idle_ns
+        if http.idle:
+            if connection.watched != _READ:
+                self.watch(connection, _READ)
+        else:
+            # More was pipelined behind it: others have their turn first.
+            connection.phase = HEAD
+            connection.expires_in(self.settings.header_timeout)
+            self.waiting.append(connection)
+
+    def _run_waiting(self) -> None:
+        for _ in range(len(self.waiting)):
+            connection = self.waiting.popleft()
+            if connection.phase == HEAD and connection.fd in self.connections:
+                self._on_event(connection, connection.http.next_event())
+
+    # --- writing and closing --------------------------------------------------------------------
+
+    def _send(self, connection: Connection, data: bytes) -> None:
+        connection.out = data
+        connection.phase = SEND
+        connection.expires_in(self.settings.send_timeout)
+        self._flush(connection)
+
+    def flush_running(self, connection: Connection) -> None:
+        """Send what the client has not taken of a response that is still being produced."""
+        output = connection.output
+        if output is None:
+            return
+        try:
+            connection.flush_output()
+        except ClientDisconnected:
+            # The application is told when it has more to send.
+            self.watch(connection, 0)
+            return
+        if not output.size():
+            output.watched = False
+            # Looked at again after that: the thread appends first and looks at `watched` second.
+            if not output.size():
+                self.watch(connection, 0)
+                return
+            output.watched = True
+        self.watch(connection, select.EPOLLOUT)
+
+    def _flush(self, connection: Connection) -> None:
+        """Send what is left of a finished response; then what comes after a response."""
+        try:
+            sent_all, progress = connection.flush()
+        except ClientDisconnected:
+            self.drop(connection)
+            return
+        if not sent_all:
+            if progress:
+                connection.expires_in(self.settings.send_timeout)
+            self.watch(connection, select.EPOLLOUT)
+        elif connection.linger:
+            self._hang_up(connection)
+        else:
+            self._after_response(connection, monotonic_ns())
+
+    def _hang_up(self, connection: Connection) -> None:
+        """Close after a response. Where bytes of the client may still come in, linger: closing
+        with unread input makes the kernel reset the connection, and the client might lose the
+        response (RFC 9112 section 9.6)."""
+        if not connection.linger and not connection.unread():
+            self.drop(connection)
+            return
+        try:
+            connection.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.drop(connection)
+            return
+        connection.phase = LINGER
+        connection.expires_in(LINGER_S)
+        self.watch(connection, _READ)
+        self._discard(connection)
+
+    def _discard(self, connection: Connection) -> None:
+        try:
+            for _ in range(16):
+                if not connection.sock.recv(READ_SIZE):
+                    self.drop(connection)
+                    return
+        except BlockingIOError:
+            return
+        except OSError:
+            self.drop(connection)
+
+    def watch(self, connection: Connection, mask: int) -> None:
+        """Have epoll tell of these events on the connection; 0: of nothing."""
+        watched = connection.watched
+        if mask == watched:
+            return
+        connection.watched = mask
+        if not mask:
+            self.epoll.unregister(connection.fd)
+        elif watched:
+            self.epoll.modify(connection.fd, mask)
+        else:
+            self.epoll.register(connection.fd, mask)
+
+    def drop(self, connection: Connection) -> None:
+        """Close the connection at once and forget it."""
+        if self.connections.pop(connection.fd, None) is None:
+            return
+        if connection.watched:
+            self.epoll.unregister(connection.fd)
+            connection.watched = 0
+        connection.close()
+        self.acceptor.closed()
+
+    # --- once a second --------------------------------------------------------------------------
+
+    def sweep(self, now_ns: int) -> None:
+        """Set the clock of responses, and end what has lasted too long."""
+        serialise.set_clock(time.time())
+        self.every_second()
+        oldest = 0
+        for connection in list(self.connections.values()):
+            if connection.phase == APP:
+                oldest = min(oldest or connection.started_ns, connection.started_ns)
+                self.check_running(connection, now_ns)
+                output = connection.output
+                if output is not None and output.is_late(now_ns, self.send_timeout_ns):
+                    connection.cut()
+            elif connection.deadline_ns and now_ns >= connection.deadline_ns:
+                self._on_timeout(connection)
+            elif connection.phase == IDLE:
+                connection.forget()
+        self.row[row_layout.OLDEST_START_NS] = oldest
+
+    def open_requests(self) -> list[tuple[int, str, bytes, str]]:
+        """See Worker.open_requests."""
+        return [
+            (connection.started_ns, request.method, request.target, connection.peer_name)
+            for connection in list(self.connections.values())
+            if connection.phase == APP and (request := connection.request) is not None
+        ]
+
+    def check_running(self, connection: Connection, now_ns: int) -> None:
+        """A request is with the application; subclasses bound its time."""
+
+    def _on_timeout(self, connection: Connection) -> None:
+        if connection.phase in (HEAD, BODY):
+            what = "head" if connection.phase == HEAD else "body"
+            error = ProtocolError(408, f"the request's {what} did not come in time")
+            self._refuse(connection, Refused(error, in_body=connection.phase == BODY))
+        else:
+            self.drop(connection)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def retire(self) -> None:
+        """See Worker.retire."""
+        if self.draining:
+            return
+        self.acceptor.stop(take_queued=False)
+        self._drain(self.settings.drain_idle)
+
+    def stop(self, quick: bool) -> None:
+        """See Worker.stop."""
+        if not self.draining:
+            self.acceptor.stop(take_queued=not quick)
+        if quick:
+            if not self.draining:
+                self.note_draining()
+            self.interrupted()
+            self.finished = True
+            return
+        self._drain(0.0)
+
+    def _drain(self, idle_s: float) -> None:
+        if not self.draining:
+            self.note_draining()
+        self.idle_ns = int(self.settings.drain_idle * 1e9)
+        for connection in list(self.connections.values()):
+            connection.http.close_next()
+            if connection.phase != IDLE:
+                continue
+            if idle_s:
+                connection.expires_in(idle_s)
+                continue
+            self._on_readable(connection)
+            if connection.phase == IDLE and connection.requests:
+                self.drop(connection)
+            elif connection.phase == IDLE:
+                connection.expires_in(FRESH_GRACE_S)
+
+    def close(self) -> None:
+        """Close whatever is still open."""
+        for connection in list(self.connections.values()):
+            self.drop(connection)
+        signal.set_wakeup_fd(-1)

@@ -1,0 +1,45 @@
+"""The `sync` worker: the poller's own thread runs the application, one request at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from servo.shared_memory import row_layout
+from servo.workers.blocking.poller import PollerWorker
+from servo.workers.forks import end_child
+
+if TYPE_CHECKING:
+    from servo.apps.loader import LoadedApp
+    from servo.workers.blocking.connection import Connection
+    from servo.workers.context import WorkerContext
+
+
+class SyncWorker(PollerWorker):
+    """One request at a time. While it runs nothing beats, so a request that outlasts `timeout` (or
+    `request_timeout`) makes the arbiter end this worker, with its stack in the log."""
+
+    kind: ClassVar[str] = "sync"
+
+    def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
+        super().__init__(context, app)
+        self.served = 0
+
+    def dispatch(self, connection: Connection) -> None:
+        """See PollerWorker.dispatch."""
+        self.row[row_layout.OLDEST_START_NS] = connection.started_ns
+        connection.run()
+        if self.is_child:
+            end_child()
+        self.row[row_layout.OLDEST_START_NS] = 0
+        self.served += 1
+        self.complete(connection)
+
+    def sweep(self, now_ns: int) -> None:
+        """See PollerWorker.sweep."""
+        super().sweep(now_ns)
+        busy_ns = self.row[row_layout.LATENCY_SUM_NS]
+        self.closes_each = self.is_held_up(self.served, busy_ns, now_ns)
+
+    def progress(self) -> None:
+        """A part of a response went out: this worker is alive."""
+        self.row[row_layout.BEAT_NS] = row_layout.now_ns()

@@ -1,0 +1,235 @@
+"""The `thread` worker: the poller reads and flushes, a pool of threads runs the application."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections import deque
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, ClassVar
+
+from servo.http.errors import ClientDisconnected, ProtocolError
+from servo.http.events import Refused
+from servo.http.h1.connection import H1Connection
+from servo.ipc.messages import ReplaceMe
+from servo.workers.blocking.connection import APP, SEND, Connection, ConnectionFactory
+from servo.workers.blocking.poller import PollerWorker
+from servo.workers.forks import end_child
+from servo.workers.threads import WorkerThread
+
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+
+    from servo.apps.loader import LoadedApp
+    from servo.workers.context import WorkerContext
+
+log = logging.getLogger("servo.error")
+
+
+class ThreadWorker(PollerWorker):
+    """`threads` requests at a time; the poller's thread goes on reading, and beating."""
+
+    kind: ClassVar[str] = "thread"
+    multithread: ClassVar[bool] = True
+
+    def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
+        super().__init__(context, app)
+        self.factory = ThreadConnectionFactory(self, app, multithread=True)
+        self.requests: SimpleQueue[ThreadConnection | None] = SimpleQueue()
+        self.read: list[ThreadConnection] = []
+        self.done: deque[ThreadConnection] = deque()
+        self.lagging: deque[ThreadConnection] = deque()
+        self.asleep = False
+        self.lost = 0
+        self.timeout_ns = int(self.settings.request_timeout * 1e9)
+        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def serve(self) -> None:
+        """See Worker.serve."""
+        self._handle(self.wake_fd, self._on_wake)
+        for number in range(self.settings.thread_count):
+            WorkerThread(f"servo-{number}", self._work).start()
+        super().serve()
+
+    def dispatch(self, connection: Connection) -> None:
+        """See PollerWorker.dispatch."""
+        assert isinstance(connection, ThreadConnection)
+        connection.claim = [True]
+        self.read.append(connection)
+
+    def wait_s(self) -> float:
+        """See PollLoop.wait_s. Requests go to the threads when all that is here has been read:
+        else each `recv`, which lets go of the interpreter's lock, would mean a switch of threads.
+        """
+        for connection in self.read:
+            self.requests.put(connection)
+        self.read.clear()
+        # Set before the look at the queues: a thread appends first and looks at `asleep` second, so
+        # one of the two always sees the other.
+        self.asleep = True
+        return 0.0 if self.done or self.lagging else super().wait_s()
+
+    def _on_wake(self) -> None:
+        os.eventfd_read(self.wake_fd)
+
+    def after_poll(self) -> None:
+        """Take back what the threads have finished."""
+        self.asleep = False
+        # First those whose clients lag: of one that is done as well, nothing must be left here.
+        while self.lagging:
+            connection = self.lagging.popleft()
+            running = connection.phase == APP and connection.claim is not None
+            if running and self.connections.get(connection.fd) is connection:
+                self.flush_running(connection)
+        done = self.done
+        while done:
+            connection = done.popleft()
+            if connection.claim is None:
+                connection.phase = SEND
+                connection.close()  # given up while the thread was stuck
+                self.lost -= 1
+            else:
+                self.complete(connection)
+
+    def _work(self) -> None:
+        get = self.requests.get
+        done = self.done
+        while True:
+            connection = get()
+            if connection is None:
+                return
+            connection.thread = threading.get_ident()
+            if connection.claim is not None:
+                connection.run()
+            if self.is_child:
+                end_child()
+            connection.thread = 0
+            done.append(connection)
+            if self.asleep:
+                self._wake_poller()
+
+    def lags(self, connection: ThreadConnection) -> None:
+        """Have the poller send what the client of a running request has not taken. Thread-safe."""
+        self.lagging.append(connection)
+        if self.asleep:
+            self._wake_poller()
+
+    def _wake_poller(self) -> None:
+        self.asleep = False
+        os.eventfd_write(self.wake_fd, 1)
+
+    def progress(self) -> None:
+        """The poller beats by itself."""
+
+    # --- a request that takes too long ----------------------------------------------------------
+
+    def check_running(self, connection: Connection, now_ns: int) -> None:
+        """See PollerWorker.check_running."""
+        if self.timeout_ns and now_ns - connection.started_ns > self.timeout_ns:
+            assert isinstance(connection, ThreadConnection)
+            self._give_up(connection)
+
+    def _give_up(self, connection: ThreadConnection) -> None:
+        """Answer 504 in place of the thread, and ask for a worker that has all of its threads."""
+        request = connection.request
+        assert request is not None
+        claimed = connection.take_claim()
+        frame = sys._current_frames().get(connection.thread)
+        stack = "".join(traceback.format_stack(frame)) if frame else "  (it was still queued)\n"
+        log.error(
+            "%s %a has run for more than %g s (request_timeout); its thread hangs here:\n%s",
+            request.method,
+            request.target.decode("latin-1"),
+            self.settings.request_timeout,
+            stack.rstrip(),
+        )
+        self.lost += 1
+        self._forget(connection, answer=claimed)
+        if not self.draining:
+            self.tell(ReplaceMe("request_timeout", f"{self.lost} of its threads hang"))
+
+    def _forget(self, connection: ThreadConnection, answer: bool) -> None:
+        """Let the client go. The socket itself stays open for the thread, which may be using it:
+        its descriptor must not come to mean another connection under its hands."""
+        http = H1Connection(self.factory.limits, server=self.factory.server_header)
+        timed_out = Refused(ProtocolError(504, "the application took too long"))
+        data = http.refuse(timed_out)
+        connection.give_up(data if answer else b"")
+        assert connection.request is not None
+        self.meter.end(connection.started_ns, connection.request, 504, 0, connection.peer_name)
+        self.watch(connection, 0)
+        del self.connections[connection.fd]
+        self.acceptor.closed()
+
+
+class ThreadConnectionFactory(ConnectionFactory):
+    """Makes connections that a thread and the poller can't both answer."""
+
+    def make(self, sock: socket.socket, peer: Any) -> ThreadConnection:
+        """See ConnectionFactory.make."""
+        return ThreadConnection(self, sock, peer)
+
+
+class ThreadConnection(Connection):
+    """The right to send the first byte of a response is claimed once: by the thread, or by the
+    poller that has waited long enough. `list.pop` is atomic."""
+
+    __slots__ = ("_claimed",)
+
+    def run(self) -> None:
+        """See Connection.run."""
+        self._claimed = False
+        super().run()
+
+    def send_some(self, data: bytes | memoryview) -> bytes | memoryview:
+        """See wsgi.Transport."""
+        if self.phase == APP and not self._claimed:
+            if not self.take_claim():
+                raise ClientDisconnected("request_timeout has passed")
+            self._claimed = True
+        return super().send_some(data)
+
+    def _see_off(self) -> None:
+        """The poller sends while `close` runs."""
+
+    def _announce(self) -> None:
+        """The poller sends it."""
+        output = self.output
+        if output is not None and output.size() and not output.watched:
+            output.watched = True
+            worker = self._factory.worker
+            assert isinstance(worker, ThreadWorker)
+            worker.lags(self)
+
+    def _await_progress(self, seconds: float) -> bool:
+        """See Connection._await_progress."""
+        output = self.output
+        if output is None or not output.size():
+            # There was no room for anything: this thread is the one that sends.
+            return super()._await_progress(seconds)
+        happened = output.wait(seconds)
+        if self.broken:
+            raise ClientDisconnected("the client is gone")
+        return happened
+
+    def take_claim(self) -> bool:
+        """Whether the response is the caller's to begin."""
+        claim = self.claim
+        try:
+            return claim is not None and claim.pop()
+        except IndexError:
+            return False
+
+    def give_up(self, answer: bytes) -> None:
+        """Send an answer in the thread's place and end the connection, but keep its descriptor."""
+        self.claim = None
+        try:
+            if answer:
+                super().send_some(answer)
+        except ClientDisconnected as error:
+            log.debug("%s was gone before it was given up: %s", self.peer_name, error)
+        self.cut()

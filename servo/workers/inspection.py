@@ -1,0 +1,272 @@
+"""What an operator can see of a worker while it runs: its stacks, its requests, its log lines.
+
+A worker that reads its channel answers there. One whose only thread is busy is asked by a signal
+(`servo.workers.context`) and answers into its dump file.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from servo.ipc.channel import ChannelClosed
+from servo.ipc.messages import LogRecords
+from servo.logs.error_log import message_of
+from servo.workers.context import REQUESTS_SIGNAL, STACK_SIGNAL
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from types import FrameType
+
+    from servo.ipc.channel import Channel, SharedChannel
+    from servo.workers.worker import Worker
+
+log = logging.getLogger("servo.error")
+
+# A report has to fit a frame of the channel (1 MiB) even if JSON writes each character as six.
+MAX_STACKS_CHARACTERS = 128 << 10
+MAX_STACK_CHARACTERS = 16 << 10
+MAX_REQUESTS = 200
+MAX_TARGET = 500
+
+# In a second. What comes on top of it is counted.
+MAX_RECORDS = 200
+MAX_RECORDS_CHARACTERS = 64 << 10
+MAX_RECORD_CHARACTERS = 8192
+
+
+class LogTap:
+    """Sends the records of the error log to the arbiter, for operators who ask for them.
+
+    Each goes out at once, by the thread that logs it: a line that comes before a worker gets stuck
+    is the one that an operator looks for. So the cost is that of a message for each line, and only
+    so many lines of a second are sent. A record that can't be sent now waits for the worker.
+
+    on_first  called, in any thread, when something begins to wait
+    clock     monotonic seconds
+    """
+
+    on_first: Callable[[], None] | None = None
+    channel: SharedChannel | None = None
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._records: deque[list[Any]] = deque()
+        self._second = clock()
+        self._taken = 0
+        self._characters = 0
+        self._lost = 0
+        # Reentrant: a signal's handler may log amid a line of its own thread.
+        self._lock = threading.RLock()
+        self._passing = threading.Lock()
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        """Take a record in, or count it where too many wait."""
+        text = message_of(record)
+        if len(text) > MAX_RECORD_CHARACTERS:
+            text = text[:MAX_RECORD_CHARACTERS] + " …"
+        with self._lock:
+            is_first = not self.waiting
+            if self._has_room(len(text)):
+                self._records.append([record.created, record.levelname.lower(), text])
+            else:
+                self._lost += 1
+        self.pass_on()
+        if is_first and self.waiting and self.on_first is not None:
+            self.on_first()
+
+    def _has_room(self, characters: int) -> bool:
+        now = self._clock()
+        if now - self._second >= 1.0:
+            self._second = now
+            self._taken = self._characters = 0
+        self._taken += 1
+        self._characters += characters
+        return self._taken <= MAX_RECORDS and self._characters <= MAX_RECORDS_CHARACTERS
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._records or self._lost)
+
+    def pass_on(self) -> None:
+        """Send the records that wait, if this is a moment for it."""
+        # Whoever comes while another thread sends, or a signal's handler amid it, leaves its record
+        # to that one, which looks once more after it has let go.
+        while self._records and self.channel is not None:
+            if not self._passing.acquire(blocking=False):
+                return
+            try:
+                if not self._send_records(self.channel):
+                    return
+            finally:
+                self._passing.release()
+
+    def _send_records(self, channel: SharedChannel) -> bool:
+        with self._lock:
+            records, self._records = self._records, deque()
+        try:
+            sent = channel.send_if_free(LogRecords(list(records)))
+        except ChannelClosed:
+            self.channel = None  # not logged, or this would be called for that line, too
+            return False
+        if not sent:
+            with self._lock:
+                self._records.extendleft(reversed(records))
+        return sent
+
+    def send(self, channel: Channel) -> None:
+        """Send what there is, unless the arbiter is behind with reading.
+
+        Raises ChannelClosed.
+        """
+        if channel.wants_write and not channel.flush():
+            return
+        with self._lock:
+            records, self._records = list(self._records), deque()
+            lost, self._lost = self._lost, 0
+        if records or lost:
+            channel.send(LogRecords(records, lost))
+
+    def send_last(self, channel: Channel) -> None:
+        """The worker ends: what it has said last."""
+        try:
+            self.send(channel)
+        except ChannelClosed:
+            log.debug("No arbiter to send the last log lines to")
+
+
+def stacks(loop: asyncio.AbstractEventLoop | None) -> dict[str, Any]:
+    """The stacks of every thread, and of the loop's tasks, innermost call last."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    frames = sys._current_frames()
+    budget = MAX_STACKS_CHARACTERS
+    threads, tasks, left_out = [], [], 0
+    for ident, frame in frames.items():
+        text = "".join(traceback.format_list(_telling(frame)))[-MAX_STACK_CHARACTERS:]
+        budget -= len(text)
+        if budget < 0:
+            left_out += 1
+        else:
+            threads.append({"name": names.get(ident, f"thread {ident}"), "stack": text})
+    for task in _tasks_of(loop):
+        text = "".join(traceback.format_list(task_frames(task)))[-MAX_STACK_CHARACTERS:]
+        budget -= len(text)
+        if budget < 0:
+            left_out += 1
+        else:
+            tasks.append({"name": task.get_name(), "stack": text})
+    return {"threads": threads, "tasks": tasks, "left_out": left_out}
+
+
+def _telling(frame: FrameType) -> list[traceback.FrameSummary]:
+    """A thread's stack without how the worker came up and how it answers just now."""
+    summary = traceback.extract_stack(frame)
+    names = [each.name for each in summary]
+    start = names.index("run_worker") + 1 if "run_worker" in names else 0
+    end = len(names)
+    if names[-1:] == ["stacks"] and "on_channel" in names:
+        end = names.index("on_channel")
+    return list(summary[start:end])
+
+
+def print_tasks(fd: int) -> None:
+    """Write the stacks of asyncio's tasks: what each coroutine waits for, which no thread shows."""
+    # By `getattr`: what hangs may be the import of asyncio.
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    loop = running() if running is not None else None
+    if loop is None:
+        return
+    tasks = _tasks_of(loop)
+    with os.fdopen(os.dup(fd), "w", encoding="utf-8", errors="backslashreplace") as file:
+        print(f"{len(tasks)} asyncio tasks:", file=file)
+        for task in tasks:
+            print(f"{task!r}:", file=file)
+            traceback.print_list(task_frames(task), file=file)
+
+
+def _tasks_of(loop: asyncio.AbstractEventLoop | None) -> set[asyncio.Task[Any]]:
+    if loop is None:
+        return set()
+    import asyncio  # the loop is one of its
+
+    return asyncio.all_tasks(loop)
+
+
+def task_frames(task: asyncio.Task[Any]) -> list[traceback.FrameSummary]:
+    """Where a task waits, outermost first: `Task.get_stack` shows only the first coroutine."""
+    frames: list[traceback.FrameSummary] = []
+    awaiting: Any = task.get_coro()
+    while awaiting is not None:
+        frame = getattr(awaiting, "cr_frame", None) or getattr(awaiting, "ag_frame", None)
+        if frame is not None:
+            frames += traceback.StackSummary.extract([(frame, frame.f_lineno)])
+        awaiting = getattr(awaiting, "cr_await", None) or getattr(awaiting, "ag_await", None)
+    return frames
+
+
+def running(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> dict[str, Any]:
+    """The requests that a worker has with its application, the oldest first.
+
+    requests   (start in monotonic nanoseconds, method, target, client)
+    """
+    rows = [
+        {
+            "method": method,
+            "target": target[:MAX_TARGET].decode("latin-1"),
+            "client": client,
+            "seconds": round((now_ns - start) / 1e9, 3),
+        }
+        for start, method, target, client in sorted(requests)
+    ]
+    return {"requests": rows[:MAX_REQUESTS], "total": len(rows)}
+
+
+def tell_unfinished(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> None:
+    """Log what a stop waits for, the oldest first, before it is cut off."""
+    if not requests:
+        return
+    rows = running(requests, now_ns)["requests"]
+    shown = ", ".join(
+        f"{row['method']} {row['target']!a} ({row['seconds']:.1f} s)" for row in rows[:5]
+    )
+    more = f" and {len(requests) - 5} more" if len(requests) > 5 else ""
+    log.warning("graceful_timeout is almost over, and these are unfinished: %s%s", shown, more)
+
+
+def let_handlers_run() -> None:
+    """Have the interpreter call the handlers of signals that have come.
+
+    It does so when it enters a function, but none of compiled code: so this module is not compiled.
+    """
+
+
+def answer_signals(dump_fd: int) -> None:
+    """Have the C-level handler of faulthandler dump all stacks, even of a stuck interpreter."""
+    if STACK_SIGNAL and dump_fd >= 0:
+        faulthandler.register(STACK_SIGNAL, file=dump_fd, all_threads=True, chain=False)
+
+
+def answer_requests_signal(worker: Worker, dump_fd: int) -> None:
+    """Have the main thread write down its requests when it is asked amid one."""
+    if not REQUESTS_SIGNAL or dump_fd < 0:
+        return
+
+    def on_signal(_signum: int, _frame: FrameType | None) -> None:
+        try:
+            os.write(dump_fd, json.dumps(worker.requests_report()).encode() + b"\n")
+        except Exception:
+            # It runs amid the application's code, which must not get to see it.
+            log.exception("Requests can't be reported")
+
+    signal.signal(REQUESTS_SIGNAL, on_signal)

@@ -1,0 +1,267 @@
+"""What the hooks of a configuration file are given: objects with the names that gunicorn's have.
+
+They stand beside the objects that do the work. Those are not gunicorn's in their structure, and
+take no attributes of a hook's own where they are compiled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from servo.apps.loader import load_app, named_app, prepare_import_path
+from servo.net.address import TCPAddress, UnixAddress
+from servo.shared_memory import row_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from servo.apps.loader import LoadedApp
+    from servo.http.events import Request
+    from servo.net.listeners import Listener
+    from servo.settings.config_hooks import Hooks
+    from servo.settings.sources import Settings
+    from servo.workers.context import WorkerContext
+    from servo.workers.worker import Worker
+
+log = logging.getLogger("servo.error")
+
+
+class HookObject:
+    """Whatever a hook is given. A hook may keep attributes of its own in it.
+
+    A name that gunicorn has and Servo has not raises an error that says which ones there are.
+    """
+
+    _what = "object"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        known = ", ".join(each for each in dir(self) if not each.startswith("_"))
+        raise AttributeError(f"a hook's {self._what} has no {name!r} in Servo; it has {known}")
+
+
+def address_of(listener: Listener) -> tuple[str, int] | str:
+    """Where a listener listens, as gunicorn has it: (host, port), or a path."""
+    address = listener.address
+    if isinstance(address, TCPAddress):
+        return address.host, address.port
+    return address.path if isinstance(address, UnixAddress) else str(address)
+
+
+class HookSocket:
+    """One of `server.LISTENERS` and `worker.sockets`: the socket, and how gunicorn names it."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.sock = listener.socket
+        self.cfg_addr = address_of(listener)
+        self._name = listener.name
+
+    def __str__(self) -> str:
+        return self._name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+class HookApp(HookObject):
+    """`worker.app`, and `server.app`, which has no application.
+
+    callable  the application; None until it is loaded. A `post_fork` hook may put another there
+    """
+
+    _what = "app"
+
+    def __init__(self, cfg: Settings, *, in_worker: bool) -> None:
+        self.cfg = cfg
+        self.app_uri: str = cfg.app
+        self.callable: Any = None
+        self._in_worker = in_worker
+        self._loaded: LoadedApp | None = None
+
+    def wsgi(self) -> Any:
+        """The application, WSGI or ASGI, which is loaded if it is not yet. Raises AppImportError.
+
+        Raises RuntimeError in the arbiter, which imports no application.
+        """
+        if self.callable is None:
+            self.callable = self.load()
+        return self.callable
+
+    def load(self) -> Any:
+        """Import the application. Raises as `wsgi` does."""
+        if not self._in_worker:
+            raise RuntimeError(
+                "the arbiter imports no application; post_worker_init(worker) is called where"
+                " there is one: worker.app.wsgi()"
+            )
+        os.chdir(self.cfg.directory)
+        prepare_import_path(self.cfg)
+        self._loaded = load_app(self.cfg.app, self.cfg.interface)
+        return self._loaded.app
+
+    def take(self) -> LoadedApp:
+        """What the worker is to serve: the application, or what a hook has put in its place."""
+        app = self.wsgi()
+        if self._loaded is None or app is not self._loaded.app:
+            self._loaded = named_app(app, "worker.app.callable", self.cfg.interface)
+        return self._loaded
+
+
+class HookWorker(HookObject):
+    """The `worker` of all hooks that run in a worker process: one object for its whole life.
+
+    pid, ppid  this process, and the arbiter's
+    age, slot  how many workers were forked before; what operators name it by
+    cfg, log   the settings and the error log
+    app        see HookApp
+    sockets    what it accepts from
+    booted     it has loaded the application
+    """
+
+    _what = "worker"
+
+    def __init__(self, context: WorkerContext) -> None:
+        self.pid = os.getpid()
+        self.ppid = context.arbiter_pid
+        self.slot = context.slot
+        self.age = context.serial
+        self.cfg = context.settings
+        self.timeout = context.settings.timeout
+        self.log = log
+        self.app = HookApp(context.settings, in_worker=True)
+        self.sockets = [HookSocket(listener) for listener in context.listeners]
+        self.booted = self.aborted = False
+        self._row = context.scoreboard.row(context.row_index)
+        self._worker: Worker | None = None
+        self._leaves = False
+        # What pre_fork has put into the arbiter's object.
+        vars(self).update(context.kept)
+
+    def __str__(self) -> str:
+        return f"<Worker {self.pid}>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "wsgi":
+            raise AttributeError("worker.wsgi is there once the app is loaded: in post_worker_init")
+        worker = vars(self).get("_worker")
+        if worker is not None and not name.startswith("_") and hasattr(worker, name):
+            return getattr(worker, name)  # of a worker class of the user's own
+        return super().__getattr__(name)
+
+    def attach(self, worker: Worker) -> None:
+        """The application is loaded, and the worker made."""
+        self._worker = worker
+        self.booted = True
+
+    @property
+    def wsgi(self) -> Any:
+        """The application that is served. AttributeError before it is loaded, as with gunicorn."""
+        if self.app.callable is None:
+            raise AttributeError(name="wsgi", obj=self)  # `__getattr__` says what that means
+        return self.app.callable
+
+    @property
+    def alive(self) -> bool:
+        """False once the worker is to end. A hook that sets it so has it replaced."""
+        return not (self._leaves or (self._worker is not None and self._worker.draining))
+
+    @alive.setter
+    def alive(self, alive: bool) -> None:
+        if not alive and not self._leaves:
+            self._leaves = True
+            if self._worker is not None:
+                self._worker.on_terminate()
+
+    @property
+    def nr(self) -> int:
+        """How many requests it has answered."""
+        return row_layout.requests_in(self._row.tolist())
+
+    def notify(self) -> None:
+        """Give a sign of life, for a hook that takes long."""
+        self._row[row_layout.BEAT_NS] = row_layout.now_ns()
+
+
+_VERSIONS = {"1.0": (1, 0), "1.1": (1, 1), "2": (2, 0)}
+
+
+class HookRequest(HookObject):
+    """The `req` of the hooks. Headers are (NAME, value)."""
+
+    _what = "request"
+
+    def __init__(self, request: Request, remote: str) -> None:
+        self.method = request.method
+        self.uri = request.target.decode("latin-1")
+        self.path = request.path.decode("latin-1")
+        self.query = request.query.decode("latin-1")
+        self.fragment = ""
+        self.version = _VERSIONS[request.version]
+        self.headers = [
+            (name.decode("latin-1").upper(), value.decode("latin-1"))
+            for name, value in request.headers
+        ]
+        self.remote_addr = remote
+
+
+class HookResponse(HookObject):
+    """The `resp` of `post_request`.
+
+    status       "200 OK"; "0" where the client left before there was one
+    status_code  200
+    headers      pairs of text
+    sent         bytes of the body
+    """
+
+    _what = "response"
+
+    def __init__(self, status: int | str, headers: Any, sent: int) -> None:
+        self.status = status if isinstance(status, str) else _status_text(status)
+        self.status_code = int(self.status[:3])
+        self.headers = [(_text(name), _text(value)) for name, value in headers]
+        self.sent = sent
+
+
+class RequestHooks:
+    """Calls the hooks for a worker. What they raise is logged: it is not the client's fault."""
+
+    def __init__(self, hooks: Hooks, worker: object) -> None:
+        self._worker = worker
+        self._before: Callable[..., Any] | None = hooks.pre_request
+        self._after: Callable[..., Any] | None = hooks.post_request
+
+    def __bool__(self) -> bool:
+        return self._before is not None or self._after is not None
+
+    def before(self, request: Request, remote: str) -> HookRequest:
+        """Call `pre_request`; what is returned is to be given to `after`."""
+        facade = HookRequest(request, remote)
+        if self._before is not None:
+            try:
+                self._before(self._worker, facade)
+            except (Exception, SystemExit):
+                log.exception("Error in the pre_request hook")
+        return facade
+
+    def after(self, facade: HookRequest, environ: Any, response: HookResponse) -> None:
+        """Call `post_request`."""
+        if self._after is not None:
+            try:
+                self._after(self._worker, facade, environ, response)
+            except (Exception, SystemExit):
+                log.exception("Error in the post_request hook")
+
+
+def _status_text(code: int) -> str:
+    try:
+        return f"{code} {HTTPStatus(code).phrase}"
+    except ValueError:
+        return str(code)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value

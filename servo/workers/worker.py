@@ -1,0 +1,465 @@
+"""The life of a worker process, from just after the fork to its exit code.
+
+A worker class is a subclass of `Worker` with a `serve` method. What all of them share is here:
+signals, the channel to the arbiter, the end of the arbiter, the crash log, hooks.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import logging
+import os
+import random
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from servo import cluster
+from servo.apps.loader import prepare_import_path
+from servo.errors import AppImportError, ServoError
+from servo.http.forwarded import TrustedPeers
+from servo.ipc.channel import ChannelClosed, SharedChannel
+from servo.ipc.messages import (
+    BootFailed,
+    Booting,
+    Draining,
+    Inquiry,
+    Message,
+    Ready,
+    ReopenLogs,
+    ReplaceMe,
+    Report,
+    Retire,
+    Stop,
+)
+from servo.logs import error_log as log_module
+from servo.logs.access_log import AccessLog
+from servo.logs.entry_counts import count_log
+from servo.metrics.procfs import waited_ns
+from servo.net.privileges import become
+from servo.settings.sources import drop_config_modules
+from servo.shared_memory import row_layout
+from servo.workers import inspection
+from servo.workers.accept.keepalive_policy import Habit
+from servo.workers.context import REQUESTS_SIGNAL
+from servo.workers.forks import Forks, end_on_return
+from servo.workers.messages.handlers import Runner, ThreadRunner
+from servo.workers.messages.mailbox import Mailbox
+from servo.workers.python_exit import (
+    QUICK_S,
+    PythonExit,
+    grace_end_ns,
+    register_exit_functions,
+)
+from servo.workers.registry import worker_for
+from servo.workers.request.accounting import Meter
+from servo.workers.request.hooks import HookWorker, RequestHooks
+from servo.workers.request.preface import ProxyProtocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from types import FrameType
+
+    from servo.apps.loader import LoadedApp
+    from servo.workers.context import WorkerContext
+
+log = logging.getLogger("servo.error")
+
+EXIT_BOOT = 3
+EXIT_APP = 4
+# Who has nothing to do looks around less often than once a second.
+_DOZE_S = 5.0
+
+
+class Worker:
+    """What a worker class builds on. Hooks see a `HookWorker` in its place.
+
+    pid, slot, age   `age` is the serial, as in gunicorn: how many workers were forked before
+    cfg, log         the settings and the error log
+    app              the loaded application, once there is one
+    """
+
+    def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
+        self.context = context
+        self.cfg = self.settings = context.settings
+        self.pid = os.getpid()
+        self.slot = context.slot
+        self.age = context.serial
+        self.log = log
+        self.app = app
+        self.draining = False
+        # When to say what a stop waits for, shortly before graceful_timeout; 0: not, or said.
+        self._tell_at_ns = 0
+        # When it was asked to end; 0: it was not. And whether that was to be quick.
+        self._asked_ns = 0
+        self._quick = False
+        self.mailbox = context.mailbox
+        # A tenth of what the arbiter waits for a heartbeat.
+        self.doze_s = max(1.0, min(_DOZE_S, (self.settings.timeout or _DOZE_S * 10) / 10))
+        self.habit = Habit(context.tls is not None)
+        self._busy_ns = self._waited_ns = 0
+        self.row = context.scoreboard.row(context.row_index)
+        access = AccessLog(self.settings)
+        self.access = access if access.enabled else None
+        self.multiprocess = self.settings.worker_count_for(self.kind) > 1
+        self.request_hooks = RequestHooks(self.settings.hooks, context.hooked)
+        schemes = {
+            name.lower().encode("latin-1"): value.encode("latin-1")
+            for name, value in self.settings.secure_scheme_headers.items()
+        }
+        self.proxy_protocol = ProxyProtocol(self.settings)
+        self.trusted_proxies = TrustedPeers(
+            self.settings.forwarded_allow_ips, schemes, self.settings.forwarded_fields
+        )
+        self.meter = Meter(self.row, self.access, self._max_requests(), self._recycle)
+
+    kind: ClassVar[str] = ""  # the name that settings know it by
+    interfaces: ClassVar[tuple[str, ...]] = ("wsgi", "asgi")
+    tap: inspection.LogTap | None = None
+
+    def wake(self) -> None:
+        """See mailbox.Owner."""
+        raise NotImplementedError
+
+    def progress(self) -> None:
+        """A part of a response went out, in the thread that runs the application."""
+
+    def in_child(self) -> None:
+        """The application has forked, and this is the child: give it nothing of the worker's."""
+        end_on_return(None)
+
+    def own_handlers(self) -> None:
+        """The worker has set its handlers of TERM and USR1, which its children must not have."""
+        self.context.forks.own(signal.SIGTERM, signal.SIGUSR1)
+
+    def serve(self) -> None:
+        """Serve until retired or stopped and drained. Calls `ready` when it accepts."""
+        raise NotImplementedError
+
+    def retire(self) -> None:
+        """Stop accepting, leave the queue to the siblings, end when all is answered."""
+        raise NotImplementedError
+
+    def stop(self, quick: bool) -> None:
+        """Take what is queued (unless quick), then as `retire`; quick: cut what is open."""
+        raise NotImplementedError
+
+    # --- for the subclasses ---------------------------------------------------------------------
+
+    def ready(self) -> None:
+        """Tell the arbiter, and the siblings' gates, that this worker accepts."""
+        self.row[row_layout.BEAT_NS] = row_layout.now_ns()
+        self.row[row_layout.STATE] = row_layout.STATE_READY
+        self.context.channel.send(Ready(self.kind))
+        self.mailbox.open(self.message_runner())
+        if self.tap is not None:
+            # A worker that dozes is to look each second again, while something waits.
+            self.tap.on_first = self.wake
+
+    def note_draining(self) -> None:
+        """Tell that this worker accepts no more."""
+        self.draining = True
+        limit: float = self.settings.graceful_timeout
+        self._asked_ns = row_layout.now_ns()
+        self._tell_at_ns = self._asked_ns + int((limit - min(2.0, limit / 2)) * 1e9)
+        self.row[row_layout.STATE] = row_layout.STATE_DRAINING
+        self.every_second()
+        self.tell(Draining())
+
+    @property
+    def nap_s(self) -> float:
+        """In how many seconds to call `every_second` again, if the worker has no connections."""
+        logged = self.tap is not None and self.tap.waiting
+        return 1.0 if logged or self.draining else self.doze_s
+
+    def every_second(self) -> None:
+        """To be called about once a second: send the log lines that could not be sent at once."""
+        self.mailbox.report()
+        log_module.flush_logs()
+        if self.tap is not None:
+            self.tap.send_last(self.context.channel)
+        if self._tell_at_ns and row_layout.now_ns() >= self._tell_at_ns:
+            self._tell_at_ns = 0
+            inspection.tell_unfinished(self.unfinished(), row_layout.now_ns())
+
+    def event_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop that the application's tasks run in, if any."""
+        return None
+
+    def open_requests(self) -> list[tuple[int, str, bytes, str]]:
+        """What the application has now: (start in monotonic ns, method, target, client)."""
+        return []
+
+    def unfinished(self) -> list[tuple[int, str, bytes, str]]:
+        """What holds up a stop, as `open_requests` has it."""
+        return self.open_requests()
+
+    def requests_report(self) -> dict[str, Any]:
+        """What the application has now, for an operator."""
+        return inspection.running(self.open_requests(), row_layout.now_ns())
+
+    def is_held_up(self, served: int, busy_ns: int, now_ns: int) -> bool:
+        """Whether to close connections after each response. To be asked about once a second.
+
+        served, busy_ns  requests so far, and how long they held the poller's or the loop's thread
+        """
+        if self.settings.keepalive is not None:
+            return not self.settings.keepalive
+        if busy_ns != self._busy_ns:
+            # Not by who is idle: it costs 20 us.
+            self._busy_ns = busy_ns
+            self._waited_ns = waited_ns()
+        busy_ns -= self._waited_ns
+        slow = self.habit.is_slow(served, self.row[row_layout.ACCEPTED], busy_ns, now_ns)
+        return slow and self.context.scoreboard.ready() > 1
+
+    def interrupted(self) -> None:
+        """Told to stop quickly: gunicorn's `worker_int`."""
+        self._quick = True
+        hook = self.settings.hooks.worker_int
+        if hook is not None:
+            try:
+                hook(self.context.hooked)
+            except (Exception, SystemExit):
+                # What it would end, ends anyway.
+                log.exception("Error in the worker_int hook")
+
+    @property
+    def end_ns(self) -> int:
+        """When the process has to have ended by itself, monotonic nanoseconds."""
+        if self._quick or not self._asked_ns:
+            return row_layout.now_ns() + int(QUICK_S * 1e9)
+        return grace_end_ns(self.settings.graceful_timeout, self._asked_ns)
+
+    def tell(self, message: Message) -> None:
+        """Send a message to the arbiter; without one it is dropped, as nobody is left to know."""
+        try:
+            self.context.channel.send(message)
+        except ChannelClosed:
+            log.debug("No arbiter to tell %s", type(message).__name__)
+
+    def on_channel(self) -> None:
+        """The channel is readable: do what the arbiter says."""
+        try:
+            messages = self.mailbox.on_channel()
+        except ChannelClosed:
+            self.on_orphaned()
+            return
+        self._obey(messages)
+
+    def on_wake(self) -> None:
+        """After `mailbox.Owner.wake`: do what the arbiter said while another thread was reading."""
+        if self.tap is not None:
+            self.tap.pass_on()
+        self._obey(self.mailbox.on_wake())
+
+    def _obey(self, messages: list[Message]) -> None:
+        for message in messages:
+            if isinstance(message, Retire):
+                self.retire()
+            elif isinstance(message, Stop):
+                self.stop(message.quick)
+            elif isinstance(message, ReopenLogs):
+                self.reopen_logs()
+            elif isinstance(message, Inquiry):
+                self._report(message)
+        self.mailbox.run()
+
+    def message_runner(self) -> Runner:
+        """What calls the application's message handlers."""
+        return ThreadRunner(self.mailbox)
+
+    def _report(self, inquiry: Inquiry) -> None:
+        if inquiry.what == "stack":
+            values = inspection.stacks(self.event_loop())
+        else:
+            values = self.requests_report()
+        self.tell(Report(inquiry.number, values))
+
+    def on_orphaned(self) -> None:
+        """The arbiter is dead: nobody would restart, count or stop this worker, so it ends."""
+        if self.draining:
+            return
+        log.warning("The arbiter is gone: finishing the open requests, then exiting")
+        # Nobody else enforces it now.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, max(self.settings.graceful_timeout, 0.1))
+        self.stop(quick=False)
+
+    def on_terminate(self) -> None:
+        """SIGTERM to this process alone: ask for a successor first, then be retired."""
+        if not self.draining:
+            self.tell(ReplaceMe("terminated"))
+
+    def reopen_logs(self) -> None:
+        """Reopen the error log and the access log (USR1)."""
+        log_module.reopen_logs()
+        if self.access is not None:
+            self.access.reopen()
+
+    def _recycle(self) -> None:
+        if not self.draining:
+            self.tell(ReplaceMe("recycled", f"served {self.meter.most_requests} requests"))
+
+    def _max_requests(self) -> int:
+        limit: int = self.settings.max_requests
+        # An even balance would let all workers expire at the same moment.
+        jitter: int | None = self.settings.max_requests_jitter
+        most = limit // 10 if jitter is None else jitter
+        return limit and limit + random.randint(0, most)  # noqa: S311  no secret
+
+
+class Hook(Protocol):
+    """A callable of the config file."""
+
+    def __call__(self, *args: Any) -> object: ...
+
+
+def run_worker(context: WorkerContext) -> int:
+    """The whole life of a worker process. Returns its exit code.
+
+    Called in the forked child, with the arbiter's handlers gone and only the worker's own
+    descriptors open.
+    """
+    row = context.scoreboard.row(context.row_index)
+    tap = _set_up(context, row)
+    try:
+        worker = _boot(context)
+        worker.tap = tap
+    except AppImportError as error:
+        text = f"{error}\n{error.details}".rstrip()
+        return _boot_failed(context, "app", text, EXIT_APP)
+    except ServoError as error:
+        return _boot_failed(context, "boot", str(error), EXIT_BOOT)
+    except Exception:  # noqa: BLE001  the arbiter gets the traceback, and logs it
+        return _boot_failed(context, "boot", traceback.format_exc(), EXIT_BOOT)
+    _tune_collector()
+    try:
+        worker.serve()
+    except ServoError as error:
+        if row[row_layout.STATE] != row_layout.STATE_BOOTING:
+            raise
+        return _boot_failed(context, "boot", str(error), EXIT_BOOT)
+    finally:
+        if worker.access is not None:
+            worker.access.close()
+        tap.send_last(context.channel)
+        context.mailbox.close()
+    hooks = context.settings.hooks
+    if hooks.worker_exit is not None:
+        hooks.worker_exit(context.server, context.hooked)
+    PythonExit(worker, worker.end_ns).run()
+    tap.send_last(context.channel)
+    return 0
+
+
+def _set_up(context: WorkerContext, row: memoryview) -> inspection.LogTap:
+    """Make the forked process a worker, before any code of the user's runs in it."""
+    row[row_layout.PID] = os.getpid()
+    row[row_layout.STATE] = row_layout.STATE_BOOTING
+    row[row_layout.BEAT_NS] = row_layout.now_ns()
+    context.hooked = HookWorker(context)
+    tap = _watch_log(row)
+    register_exit_functions()
+    _install_abort(context)
+    inspection.answer_signals(context.dump_fd)
+    context.forks = Forks(context)
+    _set_title(f"servo: worker {context.slot} [{context.settings.app}]")
+    context.channel = tap.channel = SharedChannel(context.channel)
+    context.mailbox = Mailbox(context.channel, context.slot, context.serial, context.scoreboard)
+    cluster.install(context.mailbox)
+    return tap
+
+
+def _boot(context: WorkerContext) -> Worker:
+    """Load the application, and make the worker that its interface asks for."""
+    settings = context.settings
+    hooks = settings.hooks
+    context.channel.send(Booting())
+    if hooks.post_fork is not None:
+        hooks.post_fork(context.server, context.hooked)
+    become(settings.user, settings.group, settings.initgroups)
+    os.chdir(settings.directory)
+    drop_config_modules(settings)
+    if context.hooked.app.callable is None:  # or they may be those of the application itself
+        cluster.forget_handlers()
+    _import_own()
+    prepare_import_path(settings)
+    app = context.hooked.app.take()
+    kind = worker_for(settings, app)
+    worker = kind(context, app)
+    inspection.answer_requests_signal(worker, context.dump_fd)
+    context.forks.own(REQUESTS_SIGNAL)
+    context.forks.worker = worker
+    context.hooked.attach(worker)
+    if hooks.post_worker_init is not None:
+        hooks.post_worker_init(context.hooked)
+    return worker
+
+
+def _watch_log(row: memoryview) -> inspection.LogTap:
+    """Keep what this worker logs for operators, and count it."""
+    tap = inspection.LogTap()
+    log_module.set_tap(tap)
+    count_log(row)
+    return tap
+
+
+def _boot_failed(context: WorkerContext, kind: str, text: str, code: int) -> int:
+    try:
+        context.channel.send(BootFailed(kind, text[-60_000:]))
+        while not context.channel.flush():
+            context.channel.wait_writable(1.0)
+    except ChannelClosed:
+        log.error("This worker could not boot: %s", text)
+    return code
+
+
+def _install_abort(context: WorkerContext) -> None:
+    """SIGABRT: the arbiter has heard no heartbeat. Print every stack, then end.
+
+    The Python handler goes in first: `faulthandler.enable` then prints the threads from C, where
+    even a stuck interpreter is seen, and passes the signal on to it. The other way round the
+    Python handler would silence faulthandler.
+    """
+
+    def on_abort(_signum: int, _frame: FrameType | None) -> None:
+        inspection.print_tasks(log_module.crash_fd())
+        hook = context.settings.hooks.worker_abort
+        if hook is not None:
+            context.hooked.aborted = True
+            hook(context.hooked)
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGABRT)
+
+    signal.signal(signal.SIGABRT, on_abort)
+    faulthandler.enable(file=log_module.crash_fd(), all_threads=True)
+
+
+def _import_own() -> None:
+    """What is used later is loaded before the application's path comes first: it may have a
+    `queue.py` of its own, or leave no descriptor to read a module by."""
+    import queue  # noqa: F401  the arbiter, whose memory workers start with, needs none of these
+    import tempfile  # noqa: F401
+
+
+def _tune_collector() -> None:
+    """Spare requests the search for cyclic garbage where there is none: a tenth of their time in
+    frameworks that make many objects. (`servo.__main__` makes it rare as well.)"""
+    gc.collect()
+    gc.freeze()  # modules, classes and the like are never garbage
+
+
+def _set_title(title: str) -> None:
+    if "setproctitle" in sys.modules or _can_import("setproctitle"):
+        import setproctitle
+
+        setproctitle.setproctitle(title)
+
+
+def _can_import(name: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None

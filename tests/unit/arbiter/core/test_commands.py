@@ -1,0 +1,172 @@
+"""What operators ask for over the control socket: followed, or refused with a reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from servo.arbiter.core import events as ev
+from servo.arbiter.core.policy import Policy
+from servo.arbiter.core.supervisor import Supervisor
+from servo.ipc.messages import BootFailed, Booting, Draining, Ready
+
+
+class House:
+    """A supervisor with workers that do what they are told, and all that it announced."""
+
+    def __init__(self, workers: int = 2, capacity: int = 6) -> None:
+        self.supervisor = Supervisor(Policy(workers=workers, capacity=capacity))
+        self.now = 100.0
+        self.actions: list[ev.Action] = []
+        self.tell(ev.Started())
+        self.boot()
+
+    def tell(self, event: ev.Event) -> list[ev.Action]:
+        actions = self.supervisor.handle(event, self.now)
+        self.actions += actions
+        for action in actions:
+            if isinstance(action, ev.Fork):
+                self.tell(ev.Forked(action.serial, 1000 + action.serial))
+        return actions
+
+    def boot(self) -> None:
+        for handle in self.supervisor.pool:
+            if not handle.ready and handle.live:
+                self.says(handle.serial, Booting())
+                self.says(handle.serial, Ready("sync"))
+
+    def says(self, serial: int, message: Any) -> None:
+        self.tell(ev.MessageReceived(serial, message))
+
+    def drain(self) -> None:
+        for handle in self.supervisor.pool.draining():
+            assert handle.pid is not None
+            self.says(handle.serial, Draining())
+            self.tell(ev.ChildExited(handle.pid, 0))
+
+    def ask(self, command: str, argument: object = None) -> ev.CommandAnswered:
+        actions = self.tell(ev.CommandReceived(7, command, argument))
+        (answer,) = (action for action in actions if isinstance(action, ev.CommandAnswered))
+        assert answer.ticket == 7
+        return answer
+
+    def announced(self) -> list[str]:
+        return [action.name for action in self.actions if isinstance(action, ev.Happened)]
+
+
+@pytest.mark.parametrize(
+    ("to", "workers"), [("4", 4), ("+1", 3), ("-1", 1), (" 2 ", 2), ("+0", 2), ("5", 5)]
+)
+def test_scale(to: str, workers: int) -> None:
+    house = House()
+    answer = house.ask("scale", to)
+    assert (answer.refused, answer.result) == ("", {"workers": workers, "before": 2})
+    assert house.supervisor.target == workers
+
+
+@pytest.mark.parametrize(
+    ("to", "says"),
+    [
+        ("0", "at least one worker stays"),
+        ("-2", "at least one worker stays"),
+        ("6", "no room for more than 5 workers"),
+        ("+4", "no room for more than 5 workers"),
+        ("many", "no number of workers"),
+        ("1" * 500, "no number of workers"),
+        ("--1", "no number of workers"),
+        ("", "no number of workers"),
+    ],
+)
+def test_scale_refused(to: str, says: str) -> None:
+    house = House()
+    assert says in house.ask("scale", to).refused
+    assert house.supervisor.target == 2
+
+
+def test_a_reload_says_which_generation_it_brings() -> None:
+    house = House()
+    assert house.ask("reload").result == {"generation": 2, "workers": 2}
+    # Asked again meanwhile, another follows.
+    assert house.ask("reload").result["generation"] == 3
+    house.tell(ev.ConfigChecked(2, "it is bad"))
+    assert house.supervisor.reload is not None
+    assert house.supervisor.reload.generation == 3
+    events = [action for action in house.actions if isinstance(action, ev.Happened)]
+    (rolled_back,) = (each for each in events if each.name == "reload_rolled_back")
+    assert (rolled_back.generation, rolled_back.reason) == (
+        2,
+        "the configuration is bad: it is bad",
+    )
+
+
+def test_a_roll_back_has_the_traceback() -> None:
+    house = House()
+    house.ask("reload")
+    house.tell(ev.ConfigChecked(2))
+    house.tell(ev.ConfigLoaded(2, house.supervisor.policy))
+    assert house.supervisor.reload is not None
+    canary = house.supervisor.reload.canary
+    assert canary is not None
+    house.says(canary, Booting())
+    house.says(canary, BootFailed("app", "it raised\nTraceback (most recent call last): …"))
+    (event,) = (
+        action
+        for action in house.actions
+        if isinstance(action, ev.Happened) and action.name == "reload_rolled_back"
+    )
+    assert event.reason == "its first worker failed: it raised"
+    assert "Traceback" in event.details
+
+
+def test_a_restart_is_new_first() -> None:
+    house = House()
+    answer = house.ask("restart-worker", 2)
+    assert answer.result["slot"] == 2
+    assert sum(handle.ready for handle in house.supervisor.pool.live()) == 2
+    house.boot()
+    (old,) = house.supervisor.pool.draining()
+    assert (old.serial, old.slot) == (answer.result["serial"], 2)
+    events = [action for action in house.actions if isinstance(action, ev.Happened)]
+    assert [(each.name, each.reason) for each in events][-1] == ("draining", "restarted")
+    assert house.ask("restart-worker", 2).refused == ""
+
+
+def test_a_restart_refused() -> None:
+    house = House()
+    assert house.ask("restart-worker", 9).refused == "no worker serves in slot 9; there is 1, 2"
+    assert house.ask("restart-worker", 1).refused == ""
+    assert "is being replaced already" in house.ask("restart-worker", 1).refused
+
+
+def test_stop_and_what_comes_after_it() -> None:
+    house = House()
+    assert house.ask("stop", False).refused == ""
+    assert house.supervisor.stopping is not None
+    assert not house.supervisor.stopping.quick
+    for command, argument in (("reload", None), ("scale", "3"), ("restart-worker", 1)):
+        assert house.ask(command, argument).refused == "the server is stopping"
+    house.ask("stop", True)
+    assert house.supervisor.stopping.quick
+    house.drain()
+    assert isinstance(house.actions[-1], ev.Exit)
+
+
+def test_every_transition_is_one_event() -> None:
+    house = House(workers=1)
+    house.ask("scale", "2")
+    house.boot()
+    house.ask("scale", "1")
+    house.drain()
+    assert house.announced() == [
+        "spawned",
+        "booting",
+        "ready",
+        "scaled",
+        "spawned",
+        "booting",
+        "ready",
+        "scaled",
+        "draining",
+        "exited",
+    ]

@@ -1,0 +1,136 @@
+"""Forking: a child shares no handler, and never returns into its parent's code."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from servo.arbiter import signals
+from servo.arbiter.processes import spawn
+from servo.arbiter.processes.config_check import ConfigCheck
+from servo.errors import ConfigError
+
+
+def code_of(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def nothing() -> None:
+    pass
+
+
+def leave(code: object) -> int:
+    raise SystemExit(code)
+
+
+def fail() -> int:
+    raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize(
+    ("main", "code"),
+    [
+        (lambda: 7, 7),
+        (lambda: leave(5), 5),
+        (lambda: leave(None), 0),
+        (lambda: leave("text"), 1),
+        (fail, 1),
+    ],
+)
+def test_exit_codes(main: Callable[[], int], code: int) -> None:
+    assert code_of(spawn.fork(main, nothing)) == code
+
+
+def test_exit_functions_are_the_childs_own() -> None:
+    import atexit
+
+    reader, writer = os.pipe()
+    atexit.register(os.write, writer, b"parent's ")
+
+    def main() -> int:
+        atexit.register(os.write, writer, b"child's")
+        return 0
+
+    code_of(spawn.fork(main, nothing))
+    atexit.unregister(os.write)
+    assert os.read(reader, 100) == b"child's"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_child_has_neither_handlers_nor_mask_of_the_arbiter() -> None:
+    inbox = signals.SignalInbox(nothing)
+    inbox.install()
+
+    def main() -> int:
+        for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTTIN"):
+            os.kill(os.getpid(), signal.Signals[name])
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        default = signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+        return 42 if not blocked and default else 1
+
+    try:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        pid = spawn.fork(main, inbox.close_in_child)
+        assert code_of(pid) == 42
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+        assert set(inbox.read()) <= {"SIGCHLD"}
+    finally:
+        inbox.close()
+
+
+def test_signals_come_in_order_and_handlers_go_back() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    inbox = signals.SignalInbox(nothing)
+    inbox.install()
+    try:
+        for name in ("SIGHUP", "SIGTTIN", "SIGHUP", "SIGTERM"):
+            os.kill(os.getpid(), signal.Signals[name])
+        assert inbox.read() == ["SIGHUP", "SIGTTIN", "SIGHUP", "SIGTERM"]
+        assert inbox.read() == []
+    finally:
+        inbox.close()
+    assert signal.getsignal(signal.SIGHUP) is before
+
+
+def read_none() -> object:
+    raise ConfigError("workers: 'many' is not valid (servo.toml:3)")
+
+
+def read_long() -> object:
+    raise ValueError("x" * 200_000)
+
+
+@pytest.mark.parametrize(
+    ("read", "error"),
+    [
+        (lambda: object(), None),
+        (read_none, "workers: 'many' is not valid (servo.toml:3)"),
+        (lambda: leave(3), "it called sys.exit(3)"),
+        (fail, "RuntimeError: on purpose"),
+        (lambda: os._exit(9), "reading it ended the process (exit code 9)"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "ended the process (exit code -9)"),
+        (read_long, "ValueError: xxx"),
+    ],
+)
+def test_configuration_check(read: Callable[[], object], error: str | None) -> None:
+    check = ConfigCheck(2, read, nothing)
+    os.set_blocking(check.fileno(), True)
+    assert check.read() is False
+    result = check.result(code_of(check.pid))
+    check.close()
+    if error is None:
+        assert result is None
+    else:
+        assert result is not None
+        assert error in result
+
+
+def test_a_check_can_be_cancelled() -> None:
+    check = ConfigCheck(2, signal.pause, nothing)
+    check.cancel()
+    assert code_of(check.pid) == -signal.SIGKILL
+    check.close()

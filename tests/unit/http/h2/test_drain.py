@@ -1,0 +1,179 @@
+"""When a client that takes nothing behind a GOAWAY gets one: by its bytes, with a clock of ours."""
+
+from __future__ import annotations
+
+import pytest
+from h2frames import GET, NO_ERROR, Reader, data, head, hello, ping, settings, window
+
+from servo.http.events import Request
+from servo.http.h2.connection import H2Connection
+from servo.http.h2.drain import GIVE_UP, HURRY_S, MOMENT, SIGNS, STEP_S, WAIT, WAIT_S, Drain
+from servo.http.h2.stream import H2Stream
+from servo.http.limits import H2Limits, Limits
+
+PLAIN = [(b"content-type", b"text/plain")]
+# What the h2 library sends first.
+SPELLED_OUT = {1: 4096, 2: 0, 4: 65535, 5: 16384, 3: 100, 6: 65536}
+
+
+class Leaving:
+    """A connection that has begun to drain, and a client that may answer PINGs."""
+
+    def __init__(self, received: bytes = b"", *, answers: bool = True) -> None:
+        self.http = H2Connection(Limits(), H2Limits())
+        self.http.start()
+        self.now = 100.0
+        self.client = Reader()
+        self.answers = answers
+        self.streams: dict[int, H2Stream] = {}
+        self.say(hello(SPELLED_OUT) + received)
+        self.drain = Drain(self.http, self.now, 5.0, 1.0)
+
+    def say(self, received: bytes) -> None:
+        events = self.http.receive_data(received, self.now)
+        while self.http.more:
+            events += self.http.receive_more(self.now)
+        for stream, event in events:
+            if isinstance(event, Request):
+                assert stream is not None
+                self.streams[stream.id] = stream
+        self.listen()
+
+    def listen(self) -> None:
+        self.client.feed(self.http.output())
+
+    def answer(self, number: int) -> None:
+        self.streams[number].send_response(200, PLAIN, b"ok")
+        self.listen()
+
+    def step(self) -> int:
+        """The next one, after the client has answered."""
+        self.listen()
+        pings, self.client.pings = self.client.pings, []
+        if self.answers:
+            self.say(b"".join(ping(payload, ack=True) for payload in pings))
+        self.now += STEP_S
+        return self.drain.step(self.now)
+
+    def outcome(self, most_s: float = 10.0) -> tuple[int, float]:
+        """What comes of it, and after how long."""
+        began = self.now
+        while (outcome := self.step()) == WAIT:
+            assert self.now - began < most_s, "nothing comes of it"
+        return outcome, self.now - began
+
+
+def test_who_is_taken_for_such_a_client() -> None:
+    for values, strict in (
+        (SPELLED_OUT, True),
+        ({**SPELLED_OUT, 4: 1 << 20, 8: 0}, True),
+        ({}, False),
+        ({3: 100, 4: 1 << 20, 2: 0}, False),  # curl
+        ({1: 65536, 2: 0, 4: 131072, 5: 16384}, False),  # Firefox
+        ({1: 65536, 2: 0, 4: 6291456, 6: 262144}, False),  # Chromium
+        ({2: 0, 4: 4194304, 6: 10485760}, False),  # Go
+    ):
+        http = H2Connection(Limits(), H2Limits())
+        http.start()
+        http.receive_data(hello(values), 0.0)
+        assert http.strict is strict, values
+        # Only its first word counts.
+        http.receive_data(settings(SPELLED_OUT), 0.0)
+        assert http.strict is strict, values
+
+
+def test_goaway_waits_for_open_streams() -> None:
+    leaving = Leaving(head(1) + head(3))
+    for _ in range(10):
+        assert leaving.step() == WAIT
+    leaving.answer(1)
+    assert leaving.step() == WAIT
+    assert leaving.client.pings == []
+    leaving.answer(3)
+    outcome, after_s = leaving.outcome()
+    assert outcome == MOMENT
+    assert after_s < 1.0
+    assert leaving.client.goaways == []
+
+
+def test_later_requests_are_not_begun_and_may_come_again() -> None:
+    leaving = Leaving(head(1))
+    assert not leaving.drain.lets_begin(3)
+    leaving.say(head(3) + head(5))
+    leaving.answer(1)
+    outcome, _ = leaving.outcome()
+    assert outcome == MOMENT
+    leaving.http.finish_after(leaving.drain.last_id)
+    leaving.listen()
+    assert leaving.client.goaways == [(1, NO_ERROR)]
+    assert leaving.http.over
+    assert leaving.http.streams == {}
+    # Nothing follows the GOAWAY, whatever comes.
+    frames = len(leaving.client.frames)
+    leaving.say(head(7) + data(3, b"x") + window(3, 1))
+    assert len(leaving.client.frames) == frames
+
+
+def test_a_client_gives_several_signs_without_a_request_in_between() -> None:
+    leaving = Leaving(head(1))
+    leaving.answer(1)
+    number = 3
+    for _ in range(SIGNS + 2):
+        assert leaving.step() == WAIT
+        leaving.say(head(number))
+        number += 2
+    outcome, after_s = leaving.outcome()
+    assert outcome == MOMENT
+    # Each request that waits is a task, and they take turns.
+    assert after_s >= min(SIGNS * len(leaving.streams) * STEP_S, HURRY_S) * 0.9
+
+
+def test_a_client_that_never_pauses_has_its_time() -> None:
+    leaving = Leaving(head(1))
+    leaving.answer(1)
+    began = leaving.now
+    number = 3
+    while leaving.step() == WAIT:
+        leaving.say(head(number))
+        number += 2
+        assert leaving.now - began < 2 * HURRY_S
+    assert leaving.now - began >= HURRY_S
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_client_that_reads_nothing(used: bool) -> None:
+    """It will, with its next request: then that is above the last stream."""
+    leaving = Leaving(head(1), answers=False)
+    if used:
+        leaving.answer(1)
+        outcome, after_s = leaving.outcome()
+        assert outcome == MOMENT
+        assert after_s == pytest.approx(WAIT_S, abs=0.1)
+    else:
+        assert leaving.outcome()[0] == GIVE_UP
+
+
+def test_an_endless_stream_ends_the_attempt() -> None:
+    leaving = Leaving(head(1))
+    outcome, after_s = leaving.outcome()
+    assert outcome == GIVE_UP
+    assert after_s == pytest.approx(WAIT_S, abs=0.1)
+
+
+def test_a_new_connection_may_bring_its_first_request() -> None:
+    leaving = Leaving()
+    for _ in range(5):
+        assert leaving.step() == WAIT
+    assert leaving.drain.lets_begin(1)
+    assert not leaving.drain.lets_begin(3)
+    leaving.say(head(1) + head(3, GET))
+    assert leaving.step() == WAIT
+    leaving.answer(1)
+    assert leaving.outcome()[0] == MOMENT
+    assert leaving.drain.last_id == 1
+
+
+def test_a_new_connection_that_brings_none() -> None:
+    outcome, after_s = Leaving().outcome()
+    assert outcome == MOMENT
+    assert after_s == pytest.approx(1.0, abs=0.1)

@@ -1,0 +1,336 @@
+"""The user's logging configuration: the forms of its file, whose it was, and what is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from servo.errors import ConfigError
+from servo.logs import error_log as error_log_module
+from servo.logs.error_log import check_logging, setup_logging
+from servo.settings.sections.process import SETTINGS, split_form
+
+pytestmark = pytest.mark.usefixtures("untouched_logging")
+
+error_log = logging.getLogger("servo.error")
+
+JSON = """\
+{
+  "version": 1,
+  "formatters": {"plain": {"format": "own %(message)s"}},
+  "handlers": {
+    "own": {"class": "logging.FileHandler", "filename": "OWN", "formatter": "plain"}
+  },
+  "loggers": {"servo.error": {"handlers": ["own"], "level": "INFO"}}
+}
+"""
+YAML = """\
+# The form that uvicorn's users have.
+version: 1
+formatters:
+  plain:
+    format: own %(message)s
+handlers:
+  own:
+    class: logging.FileHandler
+    filename: OWN
+    formatter: plain
+loggers:
+  servo.error:
+    handlers: [own]
+    level: INFO
+"""
+TOML = """\
+version = 1
+[formatters.plain]
+format = "own %(message)s"
+[handlers.own]
+class = "logging.FileHandler"
+filename = "OWN"
+formatter = "plain"
+[loggers."servo.error"]
+handlers = ["own"]
+level = "INFO"
+"""
+INI = """\
+; The form of logging.config.fileConfig
+[loggers]
+keys=root,error
+[handlers]
+keys=own
+[formatters]
+keys=plain
+[logger_root]
+handlers=
+[logger_error]
+qualname=servo.error
+handlers=own
+level=INFO
+propagate=0
+[handler_own]
+class=FileHandler
+formatter=plain
+args=("OWN",)
+[formatter_plain]
+format=own %(message)s
+"""
+
+
+def settings(**changes: object) -> SimpleNamespace:
+    values = {
+        "errorlog": "-",
+        "accesslog": None,
+        "loglevel": "info",
+        "log_format": "text",
+        "capture_output": False,
+        "logconfig": None,
+        "logconfig_json": None,
+        "logconfig_dict": {},
+    }
+    return SimpleNamespace(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("log.json", JSON),
+        ("log.JSON", JSON),
+        ("log.yaml", YAML),
+        ("log.yml", YAML),
+        ("log.toml", TOML),
+        ("log.ini", INI),
+        ("log.cfg", INI),
+        *[("log.conf", text) for text in (JSON, YAML, TOML, INI)],
+        *[("log", text) for text in ("\n" + JSON, "---\n" + YAML, "# x\n" + TOML, INI)],
+        ("log.conf", "\ufeff" + JSON),
+        ("log.yaml", "filters:\n" + YAML),
+        ("log.conf", TOML.replace("version = 1\n", "")),
+    ],
+)
+def test_a_file_is_read_as_what_it_is(tmp_path, name, text):
+    if text.endswith(YAML):
+        pytest.importorskip("yaml")
+    own = tmp_path / "own.log"
+    path = tmp_path / name
+    path.write_text(text.replace("OWN", str(own)))
+    check_logging(settings(logconfig=str(path)))
+    assert not own.exists()
+    setup_logging(settings(errorlog=str(tmp_path / "log.error"), logconfig=str(path)))
+    error_log.info("line")
+    assert own.read_text() == "own line\n"
+    assert (tmp_path / "log.error").read_text() == ""
+
+
+@pytest.mark.parametrize(("prefix", "text"), [("json:", JSON), ("toml:", TOML), ("ini:", INI)])
+def test_hypercorn_has_the_form_before_the_path(tmp_path, prefix, text):
+    own = tmp_path / "own.log"
+    path = tmp_path / "log.txt"
+    path.write_text(text.replace("OWN", str(own)))
+    setting = next(setting for setting in SETTINGS if setting.name == "logconfig")
+    setting.check(f"{prefix}log.txt", "here", tmp_path)
+    with pytest.raises(ConfigError, match="expected an existing file"):
+        setting.check(f"{prefix}other.txt", "here", tmp_path)
+    setup_logging(settings(logconfig=f"{prefix}{path}"))
+    error_log.info("line")
+    assert own.read_text() == "own line\n"
+
+
+def test_what_is_no_form_belongs_to_the_path():
+    assert split_form("log:x.json") == ("", "log:x.json")
+    assert split_form("json:") == ("", "json:")
+    assert split_form("toml:a:b") == ("toml", "a:b")
+
+
+SECRET = "pass" + "word"  # stands in for the rest of the file
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("log.json", '{\n"version": 1,\n"x": [SECRET]\n}', ":3: no JSON: Expecting value"),
+        ("log.json", "", ":1: no JSON: Expecting value"),
+        ("log.json", '["SECRET"]', ": a logging configuration is a table, not of type list"),
+        ("log.json", "[" * 100_000, ": no JSON: nested too deep"),
+        ("log.yaml", "version: 1\nhandlers: {a: [SECRET\n", ":3: no YAML: "),
+        ("log.yaml", "version: 1\n\tx: SECRET\n", ":2: no YAML: "),
+        ("log.yaml", "version: 1\nx: !!python/object:os.system SECRET\n", ":2: no YAML: "),
+        ("log.yaml", "version: 1\nx: SECRET\x01\n", ":2: no YAML: "),
+        ("log.yaml", "SECRET", ": a logging configuration is a table, not of type str"),
+        ("log.yaml", "", ": a logging configuration is a table, not of type NoneType"),
+        ("log.toml", "version = 1\nx = SECRET\n", ":2: no TOML: Invalid value"),
+        ("log.toml", "version = 1\nversion = 2\n", ":2: no TOML: Cannot overwrite a value"),
+        ("log.ini", "SECRET\n[loggers]\n", ":1: neither INI (there is no [section] before"),
+        ("log.ini", "[loggers]\nkeys=root\nSECRET\nSECRET\n", ":3: no INI: neither a [section]"),
+        ("log.ini", "[loggers]\nkeys=root\n[loggers]\n", ":3: no INI: a second [loggers]"),
+        ("log.ini", "[loggers]\nkeys=root\nkeys=SECRET\n", ":3: no INI: a second keys in [logg"),
+        ("log.ini", "[loggers]\nkeys=root\n", ": 'formatters' is missing"),
+        ("log", "what SECRET\n", ":1: neither INI (there is no [section] before this line)"),
+        ("log.json", b'{\n"x": "SECRET\xff"}', ":2: not UTF-8 (invalid start byte)"),
+    ],
+)
+def test_what_is_wrong_with_a_file(tmp_path, name, text, says):
+    if name == "log.yaml":
+        pytest.importorskip("yaml")
+    path = tmp_path / name
+    data = text if isinstance(text, bytes) else text.encode()
+    path.write_bytes(data.replace(b"SECRET", SECRET.encode()))
+    for use in (check_logging, setup_logging):
+        with pytest.raises(ConfigError) as caught:
+            use(settings(logconfig=str(path)))
+        message = str(caught.value)
+        assert message.startswith(f"logconfig {path}{says}")
+        assert "\n" not in message
+        assert SECRET not in message or "a second" in message
+
+
+# A handler that is made before something fails is closed when it is collected, not before.
+NO_FILE = {
+    '"logging.FileHandler", "filename": "OWN"': '"logging.StreamHandler"',
+    "logging.FileHandler\n    filename: OWN": "logging.StreamHandler",
+    'FileHandler\nformatter=plain\nargs=("OWN",)': "StreamHandler\nformatter=plain\nargs=()",
+}
+
+
+def without_file(text: str) -> str:
+    for before, after in NO_FILE.items():
+        text = text.replace(before, after)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        (
+            "log.json",
+            JSON.replace("logging.FileHandler", "no.such.Handler"),
+            ":5: Unable to configure handler 'own' (Cannot resolve 'no.such.Handler': No module",
+        ),
+        ("log.json", JSON.replace('"plain": {', '"other": {'), ":5: Unable to configure handler"),
+        (
+            "log.json",
+            without_file(JSON).replace('["own"]', '["gone"]'),
+            ":7: Unable to configure logger 'servo.error' (Unable to add handler 'gone': 'gone'",
+        ),
+        ("log.json", JSON.replace("1", "2"), ": Unsupported version: 2"),
+        ("log.json", '{"loggers": ["app"]}', ": loggers is a table, not of type list"),
+        ("log.json", '{"loggers": {"servo.error": 1}}', ":1: Unable to configure logger 'servo"),
+        (
+            "log.toml",
+            TOML.replace("OWN", "/nonexistent/OWN"),
+            ":4: Unable to configure handler 'own' ([Errno 2] No such file or directory",
+        ),
+        (
+            "log.yaml",
+            without_file(YAML).replace("INFO", "LOUD"),
+            ":11: Unable to configure logger 'servo.error'",
+        ),
+        ("log.ini", without_file(INI).replace("()", "(("), ": "),
+        ("log.ini", INI.replace("FileHandler", "NoHandler"), ": No module named 'NoHandler'"),
+        (
+            "log.ini",
+            without_file(INI).replace("handlers=own", "handlers=gone"),
+            ": 'gone' is missing",
+        ),
+    ],
+)
+def test_what_can_not_be_applied_is_named_with_its_line(tmp_path, name, text, says):
+    if name == "log.yaml":
+        pytest.importorskip("yaml")
+    path = tmp_path / name
+    path.write_text(text.replace("OWN", str(tmp_path / "own.log")))
+    for use in (check_logging, setup_logging):
+        with pytest.raises(ConfigError) as caught:
+            use(settings(logconfig=str(path)))
+        assert str(caught.value).startswith(f"logconfig {path}{says}")
+        assert "\n" not in str(caught.value)
+
+
+def test_yaml_without_its_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    path = tmp_path / "log.yaml"
+    path.write_text(YAML)
+    with pytest.raises(ConfigError) as caught:
+        check_logging(settings(logconfig=str(path)))
+    assert str(caught.value) == f"logconfig {path}: YAML needs PyYAML: pip install PyYAML"
+
+
+def test_a_file_that_can_not_be_opened(tmp_path):
+    with pytest.raises(ConfigError, match=rf"logconfig {tmp_path} can't be read: Is a directory"):
+        check_logging(settings(logconfig=str(tmp_path)))
+
+
+# --- uvicorn's ----------------------------------------------------------------------------------
+
+UVICORNS = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "default": {
+            "()": "uvicorn.logging.DefaultFormatter",
+            "fmt": "%(levelprefix)s %(message)s",
+            "use_colors": None,
+        },
+        "access": {
+            "()": "uvicorn.logging.AccessFormatter",
+            "fmt": '%(levelprefix)s %(client_addr)s - "%(request_line)s" %(status_code)s',
+        },
+    },
+    "handlers": {
+        "default": {"formatter": "default", "class": "logging.FileHandler", "filename": "DEFAULT"},
+        "access": {"formatter": "access", "class": "logging.FileHandler", "filename": "ACCESS"},
+    },
+    "loggers": {
+        "uvicorn": {"handlers": ["default"], "level": "INFO", "propagate": False},
+        "uvicorn.error": {"level": "INFO"},
+        "uvicorn.access": {"handlers": ["access"], "level": "INFO", "propagate": False},
+    },
+}
+
+
+@pytest.mark.parametrize("left_out", [None, "uvicorn.error"])
+def test_uvicorns_own_configuration_works_without_uvicorn(tmp_path, left_out):
+    config = {**UVICORNS, "loggers": {**UVICORNS["loggers"]}}
+    config["loggers"].pop(left_out, None)
+    text = json.dumps(config).replace("DEFAULT", str(tmp_path / "default"))
+    (tmp_path / "log.json").write_text(text.replace("ACCESS", str(tmp_path / "access")))
+    changes = {"errorlog": str(tmp_path / "error"), "logconfig": str(tmp_path / "log.json")}
+    setup_logging(settings(**changes))
+    error_log.info("one %s", "line")
+    logging.getLogger("servo.access").info("a request")
+    assert (tmp_path / "default").read_text() == "INFO: one line\n"
+    assert (tmp_path / "access").read_text() == "INFO: a request\n"
+    assert (tmp_path / "error").read_text() == ""
+    assert error_log_module.access_by_user()
+
+    setup_logging(settings(errorlog=str(tmp_path / "error")))
+    error_log.info("another")
+    assert (tmp_path / "default").read_text() == "INFO: one line\n"
+    assert "another" in (tmp_path / "error").read_text()
+
+
+@pytest.mark.parametrize("disable", [True, False])
+@pytest.mark.parametrize("ours", [{}, {"servo.error": {"level": "INFO"}}, {"servo": {}}])
+def test_no_configuration_disables_our_loggers(tmp_path, disable, ours):
+    apps = logging.getLogger("shop.error")
+    config = {
+        "version": 1,
+        "disable_existing_loggers": disable,
+        "handlers": {"own": {"class": "logging.FileHandler", "filename": str(tmp_path / "own")}},
+        "root": {"level": "INFO", "handlers": ["own"]},
+        "loggers": ours,
+    }
+    (tmp_path / "log.json").write_text(json.dumps(config))
+    try:
+        setup_logging(
+            settings(errorlog=str(tmp_path / "error"), logconfig=str(tmp_path / "log.json"))
+        )
+        error_log.info("a line")
+        assert apps.disabled is disable
+    finally:
+        apps.disabled = False
+    said = (tmp_path / "error").read_text(), (tmp_path / "own").read_text()
+    assert sum("a line" in text for text in said) == 1

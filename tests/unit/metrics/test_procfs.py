@@ -1,0 +1,60 @@
+"""CPU and memory of processes, as this machine's kernel tells them."""
+
+from __future__ import annotations
+
+import os
+
+from servo.metrics import procfs
+
+
+def test_this_process_has_used_something():
+    own = procfs.cpu_of(os.getpid())
+    family = procfs.cpu_of_family(os.getpid())
+    assert own is not None
+    assert family is not None
+    assert 0 < own.user <= family.user
+    memory = procfs.memory_of(os.getpid())
+    assert memory is not None
+    assert memory.resident > 1 << 20
+    assert memory.proportional is None or 0 < memory.proportional <= memory.resident * 2
+
+
+def test_a_child_is_listed_until_it_is_waited_for():
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(reader, 1)
+        os._exit(0)
+    assert pid in procfs.children_of(os.getpid())
+    os.write(writer, b"x")
+    os.waitpid(pid, 0)
+    assert pid not in procfs.children_of(os.getpid())
+    os.close(reader)
+    os.close(writer)
+
+
+def test_nobody_has_nothing():
+    nobody = 2**22 + 1  # above the kernel's greatest pid
+    assert procfs.memory_of(nobody) is None
+    assert procfs.cpu_of(nobody) is None
+    assert procfs.cpu_of_family(nobody) is None
+    assert procfs.children_of(nobody) == []
+
+
+def test_a_family_is_counted_again_when_a_child_ended_meanwhile(monkeypatch):
+    """A child that moves from the living to its parent's account is neither lost nor doubled."""
+    turns = iter([["1", "0"], ["2", "0"], ["2", "0"], ["2", "0"]])
+    own = iter([procfs.CPU(1, 0), procfs.CPU(6, 0)])
+    monkeypatch.setattr(procfs, "_below", lambda _pid: next(turns))
+    monkeypatch.setattr(procfs, "cpu_of", lambda pid: next(own) if pid == 1 else procfs.CPU(5, 0))
+    children = iter([[2], []])
+    monkeypatch.setattr(procfs, "children_of", lambda _pid: next(children))
+    assert procfs.cpu_of_family(1) == procfs.CPU(6, 0)
+
+
+def test_waiting_for_a_cpu_is_counted(monkeypatch, tmp_path):
+    assert procfs.waited_ns() >= 0
+    monkeypatch.setattr(procfs, "Path", lambda _path: tmp_path / "schedstat")
+    assert procfs.waited_ns() == 0  # a kernel that does not tell
+    (tmp_path / "schedstat").write_text("1200 34 5\n")
+    assert procfs.waited_ns() == 34

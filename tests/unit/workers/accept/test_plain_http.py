@@ -1,0 +1,30 @@
+"""Plain HTTP at a TLS port: each client is answered, the log is not filled."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import pytest
+
+from servo.workers.accept.plain_http import ANSWER, QUIET_S, Teller
+
+
+def test_each_is_answered_and_few_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    now = 5.0
+    teller = Teller(lambda: now)
+    for _ in range(3):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            teller.answer(ours, "192.0.2.1")
+            assert theirs.recv(1000) == ANSWER
+    assert caplog.messages == ["192.0.2.1 has sent a plain HTTP request to an HTTPS port: 400"]
+    now += QUIET_S
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours:
+        teller.answer(ours, "192.0.2.2")
+    assert caplog.messages[1:] == [
+        "192.0.2.2 has sent a plain HTTP request to an HTTPS port: 400 (and 2 before, not logged)"
+    ]

@@ -1,0 +1,61 @@
+"""How long a closed connection is kept."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from servo.workers.aio.linger import Linger
+
+SECOND = 1_000_000_000
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_what_was_taken_is_not_waited_for(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    assert Linger(ours.fileno(), 60.0, 0).is_over(0, 2 * SECOND)
+
+
+def test_a_client_that_takes_its_time(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    for _ in range(20):
+        ours.send(b"x" * 1000)
+    linger = Linger(ours.fileno(), 60.0, 0)
+    for number in range(19):
+        assert not linger.is_over(0, number * 50 * SECOND)
+        theirs.recv(1000)
+    theirs.recv(1000)
+    assert linger.is_over(0, 1000 * SECOND)
+
+
+def test_a_client_that_takes_nothing(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    ours.send(b"x" * 1000)
+    linger, patient = Linger(ours.fileno(), 60.0, 0), Linger(ours.fileno(), 0.0, 0)
+    assert not linger.is_over(0, 2 * SECOND)
+    assert not linger.is_over(0, 62 * SECOND)
+    assert linger.is_over(0, 63 * SECOND)
+    assert not patient.is_over(0, 2 * SECOND)
+    assert not patient.is_over(0, 10_000 * SECOND)
+
+
+def test_what_the_kernel_has_not_taken_counts(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    linger = Linger(ours.fileno(), 60.0, 0)
+    assert not linger.is_over(1000, 2 * SECOND)
+    assert not linger.is_over(900, 62 * SECOND)
+    assert linger.is_over(0, 63 * SECOND)
+
+
+def test_a_closed_socket(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    ours.close()
+    assert Linger(ours.fileno(), 60.0, 0).is_over(0, 0)
