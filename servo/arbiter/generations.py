@@ -91,7 +91,7 @@ class Generations:
 
     def _apply_logging(self) -> None:
         try:
-            _set_up_logging(self.settings)
+            self._limit.call(self.settings.hook_timeout, _set_up_logging, self.settings)
         except ServoError as error:
             log.error("The log can't be set up: %s", error)
 

@@ -34,6 +34,7 @@ from servo.arbiter.message_router import Post
 from servo.arbiter.operator import lifecycle_events
 from servo.arbiter.operator.control_service import Control
 from servo.arbiter.pidfile import PidFile
+from servo.arbiter.processes import spawn
 from servo.arbiter.processes.config_check import ConfigCheck
 from servo.arbiter.processes.guard import Guard, Watched
 from servo.arbiter.processes.metrics import Metrics
@@ -144,6 +145,9 @@ class Arbiter:
             except (Exception, SystemExit) as error:
                 text = traceback.format_exc()
                 raise ConfigError(f"the on_starting hook failed: {error}\n{text}") from error
+        # Each child would write what waits here, and the arbiter waits for one of them (the guard's
+        # parent). Here a reader that has stopped holds up only the start, which a signal ends.
+        spawn.flush_output()
         tls = self._generations.read_certificates()
         if self._pidfile is not None:
             self._pidfile.acquire()
@@ -278,7 +282,7 @@ class Arbiter:
             # Before anything else, the supervisor is to know which pids there are.
             self._inbox.extendleft(reversed(self._answers))
             self._answers.clear()
-        self._control.settle()
+        self._attempt(self._control.settle)
         self._metrics.settle(self.supervisor)
 
     def _on_descriptor(self, fd: int, mask: int) -> None:

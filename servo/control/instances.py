@@ -77,7 +77,7 @@ def make_directory(environ: Mapping[str, str], uid: int, *, shared: bool = False
     why = []
     for place in directories(environ, uid):
         # What others made for us (/run/user) is used when it's there, and never made.
-        if not place.parent.is_dir():
+        if not os.path.isdir(place.parent):
             continue
         if not _keeps_names(place.parent, uid):
             # Its owner could put another directory in this one's place. $XDG_RUNTIME_DIR is
@@ -119,14 +119,15 @@ class Lock:
                 fd = os.open(self.path, flags, 0o600)
             except OSError as error:
                 raise InstanceError(f"{self.path}: {error.strerror}") from error
-            if not _lock(fd):
-                os.close(fd)
-                return False
             try:
-                is_ours = _is_at(self.path, fd)
+                is_locked = _lock(fd)
+                is_ours = is_locked and _is_at(self.path, fd)
             except OSError as error:
                 os.close(fd)
                 raise InstanceError(f"{self.path}: {error.strerror}") from error
+            if not is_locked:
+                os.close(fd)
+                return False
             if is_ours:
                 self._fd = fd
             else:
@@ -284,9 +285,10 @@ def _keeps_names(place: Path, uid: int) -> bool:
 
 
 def _lock(fd: int) -> bool:
+    """False when somebody has it. Raises OSError where there are no locks (ENOLCK)."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
     return True
 

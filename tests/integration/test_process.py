@@ -199,6 +199,14 @@ def test_proc_name(serve: Serve) -> None:
     assert command_line(server.pid) == "servo: arbiter [shop]"
 
 
+def test_a_print_of_the_configuration_is_written_once(serve: Serve, tmp_path: Path) -> None:
+    """It waits in a buffer, which no child may write again, nor wait for its reader."""
+    (tmp_path / "conf.py").write_text("print('read by the arbiter')")
+    server = serve(WSGI, "-c", "conf.py", "-w", "2", ready=2, env={"PYTHONUNBUFFERED": ""})
+    assert server.stop() == 0
+    assert server.log().count("read by the arbiter") == 1
+
+
 def test_orphans_are_reaped(serve: Serve) -> None:
     """What an app leaves behind becomes the arbiter's child, and is no zombie in the end."""
     server = serve(WSGI, "-w", "1", command=(sys.executable, "-c", SUBREAPER))

@@ -228,12 +228,16 @@ class Metrics:
     def _wait(self) -> None:
         # The server is over: nothing else is to be done meanwhile.
         end = time.monotonic() + _END_S
+        killed = False
         try:
             while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
                 if time.monotonic() >= end:
-                    if process_info.send_signal(self.pid, signal.SIGKILL, self._settings.user):
-                        os.waitpid(self.pid, 0)
-                    break
+                    # One that waits for a dead disk doesn't end by SIGKILL either.
+                    if killed or not process_info.send_signal(
+                        self.pid, signal.SIGKILL, self._settings.user
+                    ):
+                        break
+                    killed, end = True, time.monotonic() + _END_S
                 time.sleep(0.01)
         except ChildProcessError:
             log.debug("The metrics process was reaped elsewhere")

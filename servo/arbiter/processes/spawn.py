@@ -26,7 +26,7 @@ def fork(main: Callable[[], int], close: Callable[[], None]) -> int:
     from before the fork until the child's handlers are set: one that arrived in between would
     be written to the arbiter's socket, and stop the server.
     """
-    _flush_output()
+    flush_output()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     # The child's collector writes to all that it looks at. So it leaves alone what is ours, or each
     # page of it would be copied.
@@ -73,11 +73,12 @@ def _live(main: Callable[[], int], close: Callable[[], None], mask: Iterable[int
     except BaseException:  # whatever it is, the child must not go on as an arbiter
         log.exception("Process %d ends by an unexpected error", os.getpid())
     finally:
-        _flush_output()
+        flush_output()
         os._exit(code)
 
 
-def _flush_output() -> None:
+def flush_output() -> None:
+    """Write what waits in the standard streams."""
     _flush(sys.stdout)
     _flush(sys.stderr)
 

@@ -230,8 +230,11 @@ class Children:
         if child is None:
             return False
         child.reaped = True
-        while child.channel is not None and self._receive(child, LAST_READS):
-            pass
+        # Twice, as the end is raised after what came before it. A process that the worker has left
+        # behind may hold the channel and fill it without end: the rest is dropped with the worker.
+        for _ in range(2):
+            if child.channel is not None:
+                self._receive(child, LAST_READS)
         return True
 
     def _receive(self, child: Child, reads: int) -> bool:
@@ -278,7 +281,11 @@ class Children:
         child = self._by_serial.get(serial)
         if child is None or child.reaped or child.dump_fd < 0 or not signum:
             return False
-        os.ftruncate(child.dump_fd, 0)
+        try:
+            os.ftruncate(child.dump_fd, 0)
+        except OSError as error:
+            log.debug("The dump file can't be emptied: %s", error)
+            return False
         return process_info.send_signal(child.pid, signum, child.settings.user)
 
     def dumped(self, serial: int) -> str:
@@ -286,7 +293,11 @@ class Children:
         child = self._by_serial.get(serial)
         if child is None or child.dump_fd < 0:
             return ""
-        return os.pread(child.dump_fd, MAX_DUMP_BYTES, 0).decode("utf-8", "replace")
+        try:
+            return os.pread(child.dump_fd, MAX_DUMP_BYTES, 0).decode("utf-8", "replace")
+        except OSError as error:
+            log.debug("The dump file can't be read: %s", error)
+            return ""
 
     # --- the rest ---------------------------------------------------------------------------------
 

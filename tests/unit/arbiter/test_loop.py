@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from servo.arbiter.loop import Arbiter
+from servo.arbiter.operator.control_service import Control
 from servo.arbiter.processes import spawn
 from servo.errors import ConfigError, ServoError
 from servo.ipc import messages as msg
@@ -313,6 +314,21 @@ def test_a_configuration_that_is_bad_only_in_the_arbiter(
     outcome = serve(tmp_path, worker, reload=read, hooks=hooks, hook_timeout=0.05)
     assert outcome.code == 0
     assert "the configuration can't be taken up: " in outcome.log
+
+
+def test_a_system_call_that_fails_after_the_inbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [OSError("on purpose")]
+
+    def settle(_control: Control) -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(Control, "settle", settle)
+    outcome = serve(tmp_path, asks_to_stop)
+    assert outcome.code == 0
+    assert "A system call failed; the arbiter goes on" in outcome.log
 
 
 def test_on_starting_can_leave(tmp_path: Path) -> None:

@@ -200,6 +200,33 @@ def test_files_that_nobody_can_look_at(place: Path, monkeypatch: pytest.MonkeyPa
     lock.release()
 
 
+def test_a_file_system_without_locks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error, and no lock of somebody else's: the next name would fail as well."""
+
+    def fails(_fd: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(instances.fcntl, "flock", fails)
+    with pytest.raises(InstanceError, match="No locks available"):
+        instances.new_lock(place, "shop", 1)
+
+
+def test_a_directory_that_may_not_be_looked_at(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat_of = os.stat
+
+    def fails(path: str | Path, *args: object, **options: object) -> object:
+        if str(path) == str(place / "theirs"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return stat_of(path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", fails)
+    places = [place / "theirs" / "servo", place / "servo"]
+    monkeypatch.setattr(instances, "directories", lambda _environ, _uid: places)
+    assert instances.make_directory({}, os.getuid()) == place / "servo"
+
+
 def test_a_disk_that_takes_no_description(place: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
