@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 
 
-@pytest.mark.parametrize(("page", "least"), [("threat-model", 40), ("memory", 20)])
+@pytest.mark.parametrize(
+    ("page", "least"), [("threat-model", 40), ("memory", 20), ("arbiter-calls", 50)]
+)
 def test_each_test_that_is_named_exists(page: str, least: int) -> None:
     text = (REFERENCE / f"{page}.md").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
