@@ -5,12 +5,7 @@ Library code raises these; only `servo.cli` turns them into a message and an exi
 
 from __future__ import annotations
 
-import errno
 from typing import ClassVar
-
-# An accept fails with one of these while there is no descriptor, or no memory, left for a
-# connection. A listener is level-triggered: it has to be left alone for a while, or it spins.
-NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
 class ServoError(Exception):

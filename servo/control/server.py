@@ -14,9 +14,9 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from servo.accept_errors import AcceptErrors
 from servo.control import protocol
 from servo.control.protocol import LineReader, RequestError
-from servo.errors import NO_ROOM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -144,6 +144,8 @@ class ControlServer:
         self._first: deque[Caller] = deque()
         self._more: deque[Caller] = deque()
         self._more_at = 0.0
+        self._errors = AcceptErrors()
+        self._has_complained = False
         self.listen(sock)
 
     def __len__(self) -> int:
@@ -260,15 +262,26 @@ class ControlServer:
             try:
                 sock, _ = self._sock.accept()
             except BlockingIOError:
+                self._errors.lost = 0
                 return
             except OSError as error:
-                if error.errno in NO_ROOM:
-                    # Level-triggered, the listener would spin: look again at the next tick.
-                    log.warning("No control connection can be accepted: %s", error)
-                    self._accepting = False
-                    self._epoll.modify(self._sock.fileno(), 0)
-                return
+                if self._errors.must_pause(error):
+                    self._pause(error)
+                    return
+                continue
+            self._errors.lost = 0
+            self._has_complained = False
             self._greet(sock)
+
+    def _pause(self, error: OSError) -> None:
+        """Accept nothing until the next tick."""
+        if not self._has_complained:
+            self._has_complained = True
+            log.warning(
+                "No control connection can be accepted: %s; trying again each second", error
+            )
+        self._accepting = False
+        self._epoll.modify(self._sock.fileno(), 0)
 
     def _greet(self, sock: socket.socket) -> None:
         sock.setblocking(False)

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from servo.errors import NO_ROOM
+from servo.accept_errors import AcceptErrors
 from servo.http import serialise
 from servo.http.errors import ProtocolError
 from servo.http.events import Refused, Request
@@ -68,7 +68,8 @@ class SmallServer:
         self._clients: dict[_Client, None] = {}  # the one that was silent for longest comes first
         self.selector = selectors.DefaultSelector()
         self._listeners = listeners
-        self._is_full = False
+        self._is_pausing = False
+        self._errors = AcceptErrors()
         for listener in listeners:
             self.selector.register(listener, selectors.EVENT_READ, listener)
 
@@ -91,8 +92,8 @@ class SmallServer:
 
     def sweep(self) -> None:
         """Drop whoever has taken too long. To be called about once a second."""
-        if self._is_full:
-            self._is_full = False
+        if self._is_pausing:
+            self._is_pausing = False
             for listener in self._listeners:
                 self.selector.register(listener, selectors.EVENT_READ, listener)
         now = self._clock()
@@ -112,15 +113,19 @@ class SmallServer:
             try:
                 sock, _ = listener.accept()
             except BlockingIOError:
+                self._errors.lost = 0
                 return
             except OSError as error:
                 log.debug("A client of the metrics can't be accepted: %s", error)
-                if error.errno in NO_ROOM and not self._is_full:
-                    # Level-triggered, the listeners would spin: look again at the next sweep.
-                    self._is_full = True
+                if not self._errors.must_pause(error):
+                    continue
+                if not self._is_pausing:
+                    # Until the next sweep.
+                    self._is_pausing = True
                     for each in self._listeners:
                         self.selector.unregister(each)
                 return
+            self._errors.lost = 0
             if len(self._clients) >= MAX_CLIENTS:
                 self._drop(next(iter(self._clients)))
             sock.setblocking(False)

@@ -5,12 +5,11 @@ Both drivers use it; each brings its own way of watching a socket and of waiting
 
 from __future__ import annotations
 
-import errno
 import logging
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Protocol
 
-from servo.errors import NO_ROOM
+from servo.accept_errors import CLIENT_LOST, NO_ROOM, AcceptErrors
 from servo.shared_memory import row_layout
 from servo.workers.accept.gate import WAIT_S, Gate
 
@@ -25,26 +24,6 @@ log = logging.getLogger("servo.error")
 # With no descriptor or buffer left, accepting again at once would spin.
 BACKOFF_S = 0.1
 COMPLAINT_NS = 10_000_000_000
-# accept(2): errors that are already pending on the new connection, or a firewall's refusal of it.
-# They concern that one client, so Linux asks servers to treat them as EAGAIN.
-_CLIENT_LOST = frozenset(
-    {
-        errno.ECONNABORTED,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.ENETDOWN,
-        errno.ENETUNREACH,
-        errno.ENONET,
-        errno.ENOPROTOOPT,
-        errno.EOPNOTSUPP,
-        errno.EPERM,
-        errno.EPROTO,
-        errno.ETIMEDOUT,
-    }
-)
-# So many in a row are no clients' errors: a sandbox that forbids accept(2) returns EPERM for ever,
-# with the connection still queued, and the worker would spin.
-MOST_LOST = 100
 
 
 class Driver(Protocol):
@@ -83,7 +62,7 @@ class Acceptor:
         self._pausing = False
         self._stopped = False
         self._next_complaint_ns = 0
-        self._lost = 0  # connections in a row that failed while they were accepted
+        self._errors = AcceptErrors()
 
     def start(self) -> None:
         """Begin to accept."""
@@ -132,21 +111,18 @@ class Acceptor:
         try:
             accepted = listener.accept()
         except BlockingIOError:
-            self._lost = 0
+            self._errors.lost = 0
             return None
         except OSError as error:
-            if error.errno in _CLIENT_LOST:
-                self._lost += 1
-                if self._lost < MOST_LOST:
-                    log.debug("A client was lost before it was accepted: %s", error)
-                    return None
-            elif error.errno not in NO_ROOM:
+            if not self._errors.must_pause(error):
+                log.debug("A client was lost before it was accepted: %s", error)
+                return None
+            if error.errno not in NO_ROOM and error.errno not in CLIENT_LOST:
                 raise
-            self._lost = 0
             self._complain(error)
             self._pause(BACKOFF_S)
             return None
-        self._lost = 0
+        self._errors.lost = 0
         return accepted
 
     def _accept_all(self, listener: socket.socket) -> list[tuple[socket.socket, Any]]:
@@ -156,7 +132,7 @@ class Acceptor:
             accepted = self._accept(listener)
             if accepted is not None:
                 taken.append(accepted)
-            elif not self._lost:
+            elif not self._errors.lost:
                 return taken
 
     def _complain(self, error: OSError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from servo.accept_errors import MOST_LOST
 from servo.control import protocol, server
 from servo.control.protocol import Request
 from servo.control.server import FULL, READ, Caller, ControlServer
@@ -312,6 +314,53 @@ def test_all_that_waits_is_bounded(house: House) -> None:
     good = house.connect()
     good.ask("status")
     assert good.read() == [{"ok": True, "result": {"was": "status"}}]
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EPERM])
+def test_an_error_of_accept_that_lasts_makes_it_pause(
+    house: House,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+) -> None:
+    calls = 0
+
+    def fail(_sock: socket.socket) -> None:
+        nonlocal calls
+        calls += 1
+        raise OSError(code, "not now")
+
+    client = Client(house.path, house)
+    with client.sock:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "accept", fail)
+            for _ in range(2):
+                for _ in range(MOST_LOST):
+                    for fd, mask in house.epoll.poll(0):
+                        house.server.on_ready(fd, mask)
+                assert house.epoll.poll(0) == []
+                house.server.tick()
+        assert calls <= 2 * MOST_LOST
+        assert caplog.text.count("No control connection can be accepted") == 1
+        client.ask("status")
+        assert client.read() == [{"ok": True, "result": {"was": "status"}}]
+
+
+def test_a_caller_that_is_lost_while_it_is_accepted_holds_up_no_other(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept = socket.socket.accept
+    failures = [errno.ECONNABORTED, errno.EPERM]
+
+    def fail_first(sock: socket.socket) -> tuple[socket.socket, Any]:
+        if failures:
+            raise OSError(failures.pop(), "the caller is lost")
+        return accept(sock)
+
+    monkeypatch.setattr(socket.socket, "accept", fail_first)
+    client = house.connect()
+    client.ask("status")
+    assert client.read() == [{"ok": True, "result": {"was": "status"}}]
 
 
 def test_silent_connections_make_room(house: House) -> None:

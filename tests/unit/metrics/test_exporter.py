@@ -11,6 +11,7 @@ import threading
 
 import pytest
 
+from servo.accept_errors import MOST_LOST
 from servo.http.events import Request
 from servo.metrics import arbiter_facts as facts_module
 from servo.metrics import exporter, http_server
@@ -314,7 +315,8 @@ def test_it_ends_when_it_is_told_to(reader):
     os.close(here)
 
 
-def test_without_a_descriptor_it_waits(monkeypatch):
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EPERM])
+def test_an_error_of_accept_that_lasts_makes_it_wait(monkeypatch, code):
     """The listener is readable all the time; asking it again at once would spin."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
@@ -323,16 +325,16 @@ def test_without_a_descriptor_it_waits(monkeypatch):
             client.settimeout(30)
             client.sendall(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
 
-            def full(_listener):
-                raise OSError(errno.EMFILE, "Too many open files")
+            def fail(_listener):
+                raise OSError(code, "not now")
 
             with monkeypatch.context() as patch:
-                patch.setattr(socket.socket, "accept", full)
-                server.turn(30)
-                assert server.selector.select(0) == []
-                server.sweep()
-                server.turn(30)
-                assert server.selector.select(0) == []
+                patch.setattr(socket.socket, "accept", fail)
+                for _ in range(2):
+                    for _ in range(MOST_LOST):
+                        server.turn(0)
+                    assert server.selector.select(0) == []
+                    server.sweep()
             server.sweep()
             while server.selector.select(0) and not readable(client):
                 server.turn(0)

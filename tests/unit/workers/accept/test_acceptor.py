@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from servo.accept_errors import MOST_LOST
 from servo.shared_memory import row_layout
 from servo.shared_memory.scoreboard import Scoreboard
-from servo.workers.accept.acceptor import MOST_LOST, Acceptor
+from servo.workers.accept.acceptor import Acceptor
 
 
 class Driver:
