@@ -88,14 +88,24 @@ class Listener:
     def close(self, *, unlink: bool = True) -> None:
         """Close this process's copy, and remove a socket file of our own making (see `unlink`).
 
-        The file goes first: a client then finds nothing there rather than nobody behind it.
+        The file goes first: a client then finds nothing there rather than nobody behind it. A file
+        that can't be removed is logged and left: it counts as a dead server's at the next start.
         """
         if unlink:
-            self.unlink()
-        self.socket.close()
+            try:
+                self.unlink()
+            except OSError as error:
+                log.warning("The socket file of %s can't be removed: %s", self.name, error)
+        try:
+            self.socket.close()
+        except OSError as error:  # the descriptor is closed all the same, see close(2)
+            log.warning("Closing %s failed: %s", self.name, error)
 
     def unlink(self) -> None:
-        """Remove the socket file, if this process made it and it is still the same file."""
+        """Remove the socket file, if this process made it and it is still the same file.
+
+        Raises OSError when it can't be removed.
+        """
         address = self.address
         if self.identity is None or not isinstance(address, UnixAddress):
             return

@@ -360,6 +360,38 @@ def test_closing_can_leave_the_file_for_a_successor(bind, tmp_path):
     assert path.exists()
 
 
+@pytest.mark.parametrize("call", ["unlink", "lstat"])
+def test_a_file_that_can_not_be_removed_leaves_nothing_open(
+    bind, tmp_path, monkeypatch, caplog, call
+):
+    listeners = bind(f"unix:{tmp_path}/a", f"unix:{tmp_path}/b", "127.0.0.1:0")
+
+    def fail(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        for listener in listeners:
+            listener.close()
+    assert [listener.fileno() for listener in listeners] == [-1, -1, -1]
+    assert [record.args[0] for record in caplog.records] == [
+        f"unix:{tmp_path}/a",
+        f"unix:{tmp_path}/b",
+    ]
+
+
+def test_a_close_that_fails_is_survived(bind, monkeypatch, caplog):
+    (listener,) = bind("127.0.0.1:0")
+
+    def fail(sock):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket.socket, "close", fail)
+        listener.close()
+    assert "Input/output error" in caplog.text
+
+
 def test_an_abstract_socket(bind):
     name = f"servo-test-{os.getpid()}"
     (listener,) = bind(f"unix:@{name}")
