@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from servo.arbiter import process, spawn
+from servo.arbiter import process_info
+from servo.arbiter.processes import spawn
 from servo.arbiter.processes.metrics import Metrics
 from servo.settings.sources import Settings
 
@@ -25,7 +26,9 @@ def test_one_that_no_signal_ends_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
     metrics.pid = pid = spawn.fork(pause, lambda: None)
     monkeypatch.setattr("servo.arbiter.processes.metrics._END_S", 0.02)
     with monkeypatch.context() as patch:
-        patch.setattr(process, "send_signal", lambda _pid, signum, _owner: sent.append(signum) or 1)
+        patch.setattr(
+            process_info, "send_signal", lambda _pid, signum, _owner: sent.append(signum) or 1
+        )
         metrics.close()
     assert sent == [signal.SIGKILL]
     assert metrics.pid == 0
