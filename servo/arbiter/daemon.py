@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-from servo.arbiter.core import events as ev
+from servo.arbiter.core import actions
 from servo.errors import BootError
 from servo.logs import error_log as log_module
 
@@ -56,9 +56,9 @@ class Launch:
             os.close(null)
         log_module.follow_standard_streams()
 
-    def hear(self, action: ev.Log) -> None:
+    def hear(self, action: actions.Log) -> None:
         """Something is logged: that a worker is ready, or what may be the reason of an end."""
-        if isinstance(action, ev.Happened) and action.name == "ready":
+        if isinstance(action, actions.Happened) and action.name == "ready":
             self._tell(0)
         elif self._fd >= 0 and action.level in ("error", "critical"):
             self._said.append(action.text)

@@ -10,6 +10,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from servo.arbiter.core.policy import Policy
 from servo.arbiter.processes.config_check import configuration_error
 from servo.errors import ConfigError, ServoError
 from servo.logs import error_log as log_module
@@ -94,6 +95,39 @@ class Generations:
             self._limit.call(self.settings.hook_timeout, _set_up_logging, self.settings)
         except ServoError as error:
             log.error("The log can't be set up: %s", error)
+
+
+def policy_of(settings: Settings, capacity: int) -> Policy:
+    """Build the supervisor's policy from the settings.
+
+    capacity  rows of the scoreboard: at most this many worker processes at a time
+    """
+    return Policy(
+        workers=settings.worker_count,
+        timeout_s=settings.timeout,
+        boot_timeout_s=settings.boot_timeout,
+        graceful_timeout_s=settings.graceful_timeout,
+        pre_stop_delay_s=settings.pre_stop_delay,
+        max_lifetime_s=settings.max_lifetime,
+        request_timeout_s=settings.request_timeout,
+        reload_batch=settings.reload_batch,
+        capacity=capacity,
+        wait_for_change=settings.reload,
+        own_queues=settings.reuse_port,
+        workers_of=counts_by_class(settings),
+    )
+
+
+def counts_by_class(settings: Settings) -> dict[str, int]:
+    """The number of workers for each class that the app may turn out to need.
+
+    Empty unless both the number and the class are "auto": only then does the number depend on
+    whether the app speaks WSGI or ASGI, which a worker knows once it has imported the app.
+    """
+    if settings.workers != "auto" or settings.worker_class != "auto":
+        return {}
+    classes = {settings.worker_class_for(interface) for interface in ("wsgi", "asgi")}
+    return {name: settings.worker_count_for(name) for name in sorted(classes)}
 
 
 def _set_up_logging(settings: Settings) -> None:

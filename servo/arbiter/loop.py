@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from servo import __version__
 from servo.arbiter import process_info
-from servo.arbiter.core import events as ev
-from servo.arbiter.core.policy import TICK_S, counts_by_class, policy_of
+from servo.arbiter.core import actions, events
+from servo.arbiter.core.policy import TICK_S
 from servo.arbiter.core.supervisor import Supervisor
 from servo.arbiter.daemon import Launch
 from servo.arbiter.generations import (
     Generations,
     apply_environment,
+    counts_by_class,
     hand_over_logs,
+    policy_of,
     tell_notes,
 )
 from servo.arbiter.hook_objects import ServerFacade
@@ -49,7 +51,8 @@ from servo.shared_memory.scoreboard import Scoreboard
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from servo.arbiter.core.events import Action, Event
+    from servo.arbiter.core.actions import Action
+    from servo.arbiter.core.events import Event
     from servo.arbiter.processes.workers import Child
     from servo.settings.sources import Settings
 
@@ -99,7 +102,7 @@ class Arbiter:
 
     def tell(self, event: Event) -> None:
         """Put an event into the inbox; what a worker has for operators goes straight to them."""
-        if isinstance(event, ev.MessageReceived) and isinstance(
+        if isinstance(event, events.MessageReceived) and isinstance(
             event.message, (LogRecords, Report)
         ):
             self._control.on_message(event.serial, event.message)
@@ -232,7 +235,7 @@ class Arbiter:
         self._metrics.start(settings, self.scoreboard, self.sockets, self._close_inherited)
         self._look_after_guard()
         self._run_hook("when_ready", self._facade)
-        self._inbox.append(ev.Started())
+        self._inbox.append(events.Started())
         next_tick = time.monotonic() + TICK_S
         while True:
             self._empty_inbox()
@@ -258,7 +261,7 @@ class Arbiter:
         log_module.flush_logs()
         self._attempt(self.sockets.look_after)
         self._attempt(self._look_after_guard)
-        self._inbox.append(ev.Tick(*self.children.heartbeats()))
+        self._inbox.append(events.Tick(*self.children.heartbeats()))
 
     def _attempt(self, function: Callable[..., object], *args: Any) -> None:
         """Call a function. A system call that fails in it where nothing is prepared for that is
@@ -312,7 +315,7 @@ class Arbiter:
         elif name == "SIGWINCH" and at_foreground_of_terminal():
             log.debug("SIGWINCH ignored: it tells of a resized terminal, not of an operator")
         else:
-            self._inbox.append(ev.SignalReceived(name))
+            self._inbox.append(events.SignalReceived(name))
 
     def _reap(self) -> None:
         """Wait for every dead child, strangers (as PID 1) included."""
@@ -337,15 +340,15 @@ class Arbiter:
             else:
                 name = process_info.signal_name(-code) if code < 0 else ""
                 out_of_memory = code == -signal.SIGKILL and self._oom.took_one()
-                self._inbox.append(ev.ChildExited(pid, code, name, out_of_memory))
+                self._inbox.append(events.ChildExited(pid, code, name, out_of_memory))
 
     # --- configuration ----------------------------------------------------------------------------
 
-    def _check_config(self, action: ev.CheckConfig) -> None:
+    def _check_config(self, action: actions.CheckConfig) -> None:
         try:
             check = ConfigCheck(action.generation, self._generations.read, self._close_inherited)
         except OSError as error:
-            self._inbox.append(ev.ConfigChecked(action.generation, f"can't fork: {error}"))
+            self._inbox.append(events.ConfigChecked(action.generation, f"can't fork: {error}"))
             return
         self._check = check
         try:
@@ -355,11 +358,11 @@ class Arbiter:
             log.exception("The check of the configuration can't be watched")
 
     def _on_checked(self, check: ConfigCheck, code: int) -> None:
-        self._inbox.append(ev.ConfigChecked(check.generation, check.result(code)))
+        self._inbox.append(events.ConfigChecked(check.generation, check.result(code)))
         check.close()  # which also takes it out of the epoll
         self._check = None
 
-    def _cancel_check(self, _action: ev.CancelCheck) -> None:
+    def _cancel_check(self, _action: actions.CancelCheck) -> None:
         self._end_check()
 
     def _end_check(self) -> None:
@@ -368,29 +371,29 @@ class Arbiter:
             self._check.close()
             self._check = None
 
-    def _load_config(self, action: ev.LoadConfig) -> None:
+    def _load_config(self, action: actions.LoadConfig) -> None:
         generation = action.generation
         try:
             error = self._generations.load(generation)
         except OSError as failure:
             error = str(failure)
         if error is not None:
-            self._inbox.append(ev.ConfigFailed(generation, error))
+            self._inbox.append(events.ConfigFailed(generation, error))
             return
         settings, _ = self._generations[generation]
         self._run_hook("on_reload", self._facade, settings=settings)
         policy = policy_of(settings, self.scoreboard.capacity)
-        self._inbox.append(ev.ConfigLoaded(generation, policy))
+        self._inbox.append(events.ConfigLoaded(generation, policy))
 
-    def _adopt(self, action: ev.AdoptGeneration) -> None:
+    def _adopt(self, action: actions.AdoptGeneration) -> None:
         self._generations.adopt(action.generation)
 
-    def _drop(self, action: ev.DropGeneration) -> None:
+    def _drop(self, action: actions.DropGeneration) -> None:
         self._generations.drop(action.generation)
 
     # --- actions ----------------------------------------------------------------------------------
 
-    def _fork(self, action: ev.Fork) -> None:
+    def _fork(self, action: actions.Fork) -> None:
         settings, tls = self._generations[action.generation]
         child = self.children.prepare(action, settings, tls)
         child.facade.post = self.post.send_to
@@ -401,43 +404,43 @@ class Arbiter:
                 child, listeners, self.sockets.others(action.slot), self._facade
             )
         except (OSError, ServoError) as error:
-            self._answers.append(ev.ForkFailed(action.serial, str(error)))
+            self._answers.append(events.ForkFailed(action.serial, str(error)))
         else:
             self._guard.watch(_watched(child))
-            self._answers.append(ev.Forked(action.serial, pid))
+            self._answers.append(events.Forked(action.serial, pid))
 
-    def _send(self, action: ev.SendMessage) -> None:
+    def _send(self, action: actions.SendMessage) -> None:
         self.children.send(action.serial, action.message)
 
-    def _kill(self, action: ev.KillWorker) -> None:
+    def _kill(self, action: actions.KillWorker) -> None:
         if not self.children.kill(action.serial, action.signal):
-            self._inbox.append(ev.KillFailed(action.serial, action.signal))
+            self._inbox.append(events.KillFailed(action.serial, action.signal))
 
-    def _release(self, action: ev.Release) -> None:
+    def _release(self, action: actions.Release) -> None:
         facade = self.children.release(action.serial)
         if facade is not None:
             facade.alive = False
             self._run_hook("child_exit", self._facade, facade)
 
-    def _close_slot(self, action: ev.CloseSlot) -> None:
+    def _close_slot(self, action: actions.CloseSlot) -> None:
         self.sockets.close_slot(action.slot)
 
-    def _close_listeners(self, _action: ev.CloseListeners) -> None:
+    def _close_listeners(self, _action: actions.CloseListeners) -> None:
         self._end_watcher()
         self.sockets.close()
 
-    def _reopen_logs(self, _action: ev.ReopenLogFiles) -> None:
+    def _reopen_logs(self, _action: actions.ReopenLogFiles) -> None:
         log_module.reopen_logs()
         self._metrics.reopen_logs()
 
-    def _count_changed(self, action: ev.WorkerCountChanged) -> None:
+    def _count_changed(self, action: actions.WorkerCountChanged) -> None:
         self._run_hook("nworkers_changed", self._facade, action.new, action.old)
 
-    def _log(self, action: ev.Log) -> None:
+    def _log(self, action: actions.Log) -> None:
         self._launch.hear(action)
         log.log(log_module.LEVELS[action.level], "%s", action.text)
 
-    def _happened(self, action: ev.Happened) -> None:
+    def _happened(self, action: actions.Happened) -> None:
         self._launch.hear(action)
         event = lifecycle_events.event_of(action, time.time())
         level = log_module.LEVELS[action.level]
@@ -446,10 +449,10 @@ class Arbiter:
         self._control.on_event(event)
         self._metrics.happened(action)
 
-    def _answered(self, action: ev.CommandAnswered) -> None:
+    def _answered(self, action: actions.CommandAnswered) -> None:
         self._control.answered(action)
 
-    def _exit(self, action: ev.Exit) -> None:
+    def _exit(self, action: actions.Exit) -> None:
         self._exit_code = action.code
 
     # --- the rest ---------------------------------------------------------------------------------
@@ -474,7 +477,7 @@ class Arbiter:
         if changes is None:
             self._epoll.unregister(watcher.fileno())  # its end is told by waitpid
             return
-        self._inbox.extend(ev.FileChanged(paths) for paths in changes)
+        self._inbox.extend(events.FileChanged(paths) for paths in changes)
 
     def _look_after_guard(self) -> None:
         workers = [_watched(child) for child in self.children if not child.reaped]
@@ -492,21 +495,21 @@ def _watched(child: Child) -> Watched:
 
 
 _PERFORM: dict[type[Action], Callable[[Arbiter, Any], None]] = {
-    ev.Fork: Arbiter._fork,
-    ev.SendMessage: Arbiter._send,
-    ev.KillWorker: Arbiter._kill,
-    ev.Release: Arbiter._release,
-    ev.CheckConfig: Arbiter._check_config,
-    ev.CancelCheck: Arbiter._cancel_check,
-    ev.LoadConfig: Arbiter._load_config,
-    ev.AdoptGeneration: Arbiter._adopt,
-    ev.DropGeneration: Arbiter._drop,
-    ev.CloseSlot: Arbiter._close_slot,
-    ev.CloseListeners: Arbiter._close_listeners,
-    ev.ReopenLogFiles: Arbiter._reopen_logs,
-    ev.WorkerCountChanged: Arbiter._count_changed,
-    ev.Log: Arbiter._log,
-    ev.Happened: Arbiter._happened,
-    ev.CommandAnswered: Arbiter._answered,
-    ev.Exit: Arbiter._exit,
+    actions.Fork: Arbiter._fork,
+    actions.SendMessage: Arbiter._send,
+    actions.KillWorker: Arbiter._kill,
+    actions.Release: Arbiter._release,
+    actions.CheckConfig: Arbiter._check_config,
+    actions.CancelCheck: Arbiter._cancel_check,
+    actions.LoadConfig: Arbiter._load_config,
+    actions.AdoptGeneration: Arbiter._adopt,
+    actions.DropGeneration: Arbiter._drop,
+    actions.CloseSlot: Arbiter._close_slot,
+    actions.CloseListeners: Arbiter._close_listeners,
+    actions.ReopenLogFiles: Arbiter._reopen_logs,
+    actions.WorkerCountChanged: Arbiter._count_changed,
+    actions.Log: Arbiter._log,
+    actions.Happened: Arbiter._happened,
+    actions.CommandAnswered: Arbiter._answered,
+    actions.Exit: Arbiter._exit,
 }

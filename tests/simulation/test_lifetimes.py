@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 from simulation.world import Proc, World
 
-from servo.arbiter.core import events as ev
+from servo.arbiter.core import events
 from servo.arbiter.core.policy import TICK_S, Policy
 from servo.ipc.messages import BootFailed, Booting, Draining, Message, Ready, ReplaceMe
 
@@ -202,7 +202,7 @@ def live_a_life(seed: int) -> RandomWorld:
     world = RandomWorld(seed)
     rng = world.rng
     try:
-        world.tell(ev.Started())
+        world.tell(events.Started())
         for _ in range(rng.randrange(1, 25)):
             world.run(rng.choice([0.01, 0.2, 1, 3]))
             if world.exit_code is not None:
@@ -212,7 +212,7 @@ def live_a_life(seed: int) -> RandomWorld:
             elif rng.random() < 0.2:
                 world.freeze(rng.choice([2, 30, 600]))
             elif rng.random() < 0.2:
-                world.tell(ev.FileChanged(("app.py",)))
+                world.tell(events.FileChanged(("app.py",)))
         if world.exit_code is None and rng.random() < 0.5:
             calms_down(world)
         if world.exit_code is None:
@@ -233,7 +233,7 @@ def calms_down(world: RandomWorld) -> None:
             world.exits(proc, -9, "SIGKILL")
     world.run(60)
     if supervisor.held or supervisor.paused:
-        world.tell(ev.FileChanged(("app.py",)))
+        world.tell(events.FileChanged(("app.py",)))
         world.run(60)
     if world.exit_code is not None:
         return

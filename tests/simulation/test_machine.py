@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from simulation.world import Proc, World
 
-from servo.arbiter.core import events as ev
+from servo.arbiter.core import events
 from servo.arbiter.core.policy import Policy
 from servo.ipc.messages import BootFailed, Booting, Draining, Ready, ReplaceMe
 
@@ -55,7 +55,7 @@ class SupervisorMachine(RuleBasedStateMachine):
     @initialize(policy=POLICIES)
     def starts(self, policy: Policy) -> None:
         self.world = ChosenWorld(policy)
-        self.world.tell(ev.Started())
+        self.world.tell(events.Started())
 
     @precondition(lambda self: not self.running())
     @rule()
@@ -98,7 +98,7 @@ class SupervisorMachine(RuleBasedStateMachine):
     @precondition(running)
     @rule()
     def a_file_changes(self) -> None:
-        self.world.tell(ev.FileChanged(("a.py", "b.py")))
+        self.world.tell(events.FileChanged(("a.py", "b.py")))
 
     @precondition(peopled)
     @rule(data=st.data())

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from servo.arbiter.core import events as ev
+from servo.arbiter.core import actions, events
 from servo.arbiter.core.policy import TICK_S, Policy
 from servo.arbiter.core.supervisor import Supervisor
 from servo.arbiter.core.worker_table import WorkerState
@@ -41,8 +41,8 @@ class World:
         self.supervisor = Supervisor(policy)
         self.now = 1000.0
         self.procs: dict[int, Proc] = {}
-        self.inbox: deque[ev.Event] = deque()
-        self.answers: list[ev.Event] = []
+        self.inbox: deque[events.Event] = deque()
+        self.answers: list[events.Event] = []
         self.exit_code: int | None = None
         self.stop_asked = False
         self.ever_ready = False
@@ -55,7 +55,7 @@ class World:
         self.last_serial = 0
         self.batch = policy.reload_batch
         self.killed_healthy: list[str] = []
-        self.answered: list[ev.CommandAnswered] = []
+        self.answered: list[actions.CommandAnswered] = []
         self.lives: dict[int, list[str]] = {}
         self.reloads: list[str] = []
         self._ready_before = 0
@@ -63,16 +63,17 @@ class World:
 
     # --- what a driver calls ----------------------------------------------------------------------
 
-    def tell(self, *events: ev.Event) -> None:
+    def tell(self, *happened: events.Event) -> None:
         """Events; the supervisor's actions are performed, and the invariants checked after each."""
-        self.inbox.extend(events)
+        self.inbox.extend(happened)
         while self.inbox and self.exit_code is None:
             event = self.inbox.popleft()
             self._retired_ready = False
             ready = {handle.serial for handle in self.supervisor.pool if handle.ready}
-            actions = self.supervisor.handle(event, self.now)
-            for action in actions:
-                retires = isinstance(action, ev.SendMessage) and isinstance(action.message, Retire)
+            for action in self.supervisor.handle(event, self.now):
+                retires = isinstance(action, actions.SendMessage) and isinstance(
+                    action.message, Retire
+                )
                 if retires and action.serial in ready:
                     self._retired_ready = True
                 self.perform(action)
@@ -86,7 +87,7 @@ class World:
         for proc in self.procs.values():
             if proc.ready:
                 beats[proc.serial] = self.now if proc.hung_at is None else proc.hung_at
-        self.tell(ev.Tick(beats))
+        self.tell(events.Tick(beats))
 
     def advance(self, seconds: float) -> None:
         """Let time pass as the loop does: a Tick at least every TICK_S, and when one is due."""
@@ -98,36 +99,36 @@ class World:
     def signal(self, name: str) -> None:
         if name in ("SIGTERM", "SIGINT", "SIGQUIT"):
             self.stop_asked = True
-        self.tell(ev.SignalReceived(name))
+        self.tell(events.SignalReceived(name))
 
-    def asks(self, command: str, argument: object) -> ev.CommandAnswered:
+    def asks(self, command: str, argument: object) -> actions.CommandAnswered:
         """An operator's command, over the control socket."""
         if command == "stop":
             self.stop_asked = True
         self.answered.clear()
-        self.tell(ev.CommandReceived(1, command, argument))
+        self.tell(events.CommandReceived(1, command, argument))
         (answer,) = self.answered
         return answer
 
     def says(self, proc: Proc, message: Message) -> None:
         if proc.pid in self.procs and not proc.deaf:
-            self.tell(ev.MessageReceived(proc.serial, message))
+            self.tell(events.MessageReceived(proc.serial, message))
 
     def exits(self, proc: Proc, code: int = 0, signal: str = "") -> None:
         if proc.pid in self.procs:
             del self.procs[proc.pid]
-            lost = [] if proc.deaf else [ev.ChannelLost(proc.serial)]
-            self.tell(*lost, ev.ChildExited(proc.pid, code, signal))
+            lost = [] if proc.deaf else [events.ChannelLost(proc.serial)]
+            self.tell(*lost, events.ChildExited(proc.pid, code, signal))
 
     def loses_channel(self, proc: Proc) -> None:
         if proc.pid in self.procs and not proc.deaf:
             proc.deaf = True
-            self.tell(ev.ChannelLost(proc.serial))
+            self.tell(events.ChannelLost(proc.serial))
 
     def config_checked(self, error: str | None) -> None:
         generation, self.checking = self.checking, None
         assert generation is not None
-        self.tell(ev.ConfigChecked(generation, error))
+        self.tell(events.ConfigChecked(generation, error))
 
     # --- what happens to processes, for a driver to override --------------------------------------
 
@@ -152,16 +153,16 @@ class World:
 
     # --- the loop's part --------------------------------------------------------------------------
 
-    def perform(self, action: ev.Action) -> None:
-        if isinstance(action, ev.Fork):
+    def perform(self, action: actions.Action) -> None:
+        if isinstance(action, actions.Fork):
             self._fork(action)
-        elif isinstance(action, ev.SendMessage):
+        elif isinstance(action, actions.SendMessage):
             proc = self._proc(action.serial)
             if proc is not None and not isinstance(action.message, ReopenLogs):
                 assert isinstance(action.message, (Retire, Stop))
                 proc.asked = action.message
                 self.on_asked(proc)
-        elif isinstance(action, ev.KillWorker):
+        elif isinstance(action, actions.KillWorker):
             assert self.supervisor.pool.get(action.serial) is not None, "kill of an unknown worker"
             proc = self._proc(action.serial)
             if proc is not None:
@@ -169,50 +170,50 @@ class World:
                 if healthy and "no heartbeat" in action.why:
                     self.killed_healthy.append(action.why)
                 if proc.untouchable:
-                    self.answers.append(ev.KillFailed(proc.serial, action.signal))
+                    self.answers.append(events.KillFailed(proc.serial, action.signal))
                 else:
                     self.on_kill(proc, action.signal)
-        elif isinstance(action, ev.CheckConfig):
+        elif isinstance(action, actions.CheckConfig):
             assert self.checking is None, "two checks at a time"
             self.checking = action.generation
             self.on_check()
-        elif isinstance(action, ev.CancelCheck):
+        elif isinstance(action, actions.CancelCheck):
             self.checking = None
-        elif isinstance(action, ev.LoadConfig):
+        elif isinstance(action, actions.LoadConfig):
             self._load(action)
-        elif isinstance(action, ev.DropGeneration):
+        elif isinstance(action, actions.DropGeneration):
             assert action.generation not in {h.generation for h in self.supervisor.pool}
             assert action.generation != self.supervisor.generation
             self.dropped.add(action.generation)
-        elif isinstance(action, ev.CloseListeners):
+        elif isinstance(action, actions.CloseListeners):
             assert self.listeners_open
             self.listeners_open = False
-        elif isinstance(action, ev.Happened):
+        elif isinstance(action, actions.Happened):
             self.log.append(f"{self.now - 1000:.2f} {action.text}")
             self._note(action)
-        elif isinstance(action, ev.Log):
+        elif isinstance(action, actions.Log):
             self.log.append(f"{self.now - 1000:.2f} {action.text}")
-        elif isinstance(action, ev.CommandAnswered):
+        elif isinstance(action, actions.CommandAnswered):
             self.answered.append(action)
-        elif isinstance(action, ev.Exit):
+        elif isinstance(action, actions.Exit):
             assert all(proc.untouchable for proc in self.procs.values()), "an orphan"
             self.exit_code = action.code
 
-    def _fork(self, action: ev.Fork) -> None:
+    def _fork(self, action: actions.Fork) -> None:
         assert action.serial > self.last_serial, "a serial came twice"
         assert self.listeners_open, "a fork during the stop"
         assert action.generation not in self.dropped
         self.last_serial = action.serial
         if self.fork_fails():
-            self.answers.append(ev.ForkFailed(action.serial, "no process can be had"))
+            self.answers.append(events.ForkFailed(action.serial, "no process can be had"))
             return
         self.last_pid += 1
         proc = Proc(self.last_pid, action.serial, action.slot, action.generation)
         self.procs[proc.pid] = proc
-        self.answers.append(ev.Forked(proc.serial, proc.pid))
+        self.answers.append(events.Forked(proc.serial, proc.pid))
         self.on_fork(proc)
 
-    def _note(self, event: ev.Happened) -> None:
+    def _note(self, event: actions.Happened) -> None:
         """Lifecycle events tell each life once, in its order, and each reload's end."""
         if event.serial is not None:
             life = self.lives.setdefault(event.serial, [])
@@ -226,20 +227,20 @@ class World:
             assert begun or event.name == "reload_started", (self.reloads, event)
             self.reloads.append(event.name)
 
-    def _load(self, action: ev.LoadConfig) -> None:
+    def _load(self, action: actions.LoadConfig) -> None:
         config = self.new_config()
         if isinstance(config, str):
-            self.inbox.append(ev.ConfigFailed(action.generation, config))
+            self.inbox.append(events.ConfigFailed(action.generation, config))
         else:
             self.batch = max(self.batch, config.reload_batch)
-            self.inbox.append(ev.ConfigLoaded(action.generation, config))
+            self.inbox.append(events.ConfigLoaded(action.generation, config))
 
     def _proc(self, serial: int) -> Proc | None:
         return next((proc for proc in self.procs.values() if proc.serial == serial), None)
 
     # --- the invariants ---------------------------------------------------------------------------
 
-    def check(self, event: ev.Event) -> None:
+    def check(self, event: events.Event) -> None:
         supervisor = self.supervisor
         pool = supervisor.pool
         if not self.inbox:

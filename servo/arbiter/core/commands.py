@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from servo.arbiter.core.events import CommandReceived
     from servo.arbiter.core.supervisor import Supervisor
 
-from servo.arbiter.core.events import CommandAnswered, ReopenLogFiles, SendMessage
+from servo.arbiter.core.actions import CommandAnswered, ReopenLogFiles, SendMessage
 from servo.arbiter.core.reload import ask_reload
 from servo.ipc.messages import ReopenLogs, ReplaceMe
 

@@ -1,9 +1,11 @@
-"""What the supervisor is told (events) and what it answers (actions).
+"""The inputs of the supervisor: everything that can happen to the arbiter, one class each.
 
-Times are seconds of one monotonic clock; the supervisor only ever sees them as arguments.
+`Supervisor.handle` takes one event and returns actions (`servo.arbiter.core.actions`). All times
+are seconds of one monotonic clock. The supervisor never reads that clock itself: times reach it
+only as arguments, which is why a test can play an hour in a millisecond.
 
-None of them is ever changed. They are not `frozen` all the same: to make so many classes that say
-it takes 10 ms of every start.
+Nobody changes an event once it is made. The classes are still not `frozen`: building that many
+frozen dataclasses takes 10 ms of every start.
 """
 
 from __future__ import annotations
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
 
     from servo.arbiter.core.policy import Policy
     from servo.ipc.messages import Message
-
-# --- events -----------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -166,164 +166,4 @@ Event = (
     | ConfigFailed
     | FileChanged
     | CommandReceived
-)
-
-# --- actions ----------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Fork:
-    """Fork a worker; answer with `Forked` or `ForkFailed`."""
-
-    serial: int
-    slot: int
-    generation: int
-
-
-@dataclass(slots=True)
-class SendMessage:
-    """Put a message on a worker's channel."""
-
-    serial: int
-    message: Message
-
-
-@dataclass(slots=True)
-class KillWorker:
-    """Send a signal ("SIGKILL") to a worker; answer with `KillFailed` where that isn't allowed."""
-
-    serial: int
-    signal: str
-    why: str
-
-
-@dataclass(slots=True)
-class Release:
-    """A worker was reaped: run `child_exit`, close its channel, free its row."""
-
-    serial: int
-
-
-@dataclass(slots=True)
-class CheckConfig:
-    """Read the configuration in a throw-away child; answer with `ConfigChecked`."""
-
-    generation: int
-
-
-@dataclass(slots=True)
-class CancelCheck:
-    """Kill the throw-away child of `CheckConfig`; no answer is wanted any more."""
-
-
-@dataclass(slots=True)
-class LoadConfig:
-    """Read the configuration in the arbiter; answer with `ConfigLoaded` or `ConfigFailed`."""
-
-    generation: int
-
-
-@dataclass(slots=True)
-class AdoptGeneration:
-    """This generation's settings are the server's settings from now on."""
-
-    generation: int
-
-
-@dataclass(slots=True)
-class DropGeneration:
-    """No worker of this generation is left or will come: free what only it used."""
-
-    generation: int
-
-
-@dataclass(slots=True)
-class CloseSlot:
-    """Close the arbiter's copies of a slot's own listeners (reuse_port): the slot is given up."""
-
-    slot: int
-
-
-@dataclass(slots=True)
-class CloseListeners:
-    """Close the arbiter's copies of all listeners: the stop has begun."""
-
-
-@dataclass(slots=True)
-class ReopenLogFiles:
-    """Reopen the arbiter's own log files."""
-
-
-@dataclass(slots=True)
-class WorkerCountChanged:
-    """The number of workers asked for is another one (the `nworkers_changed` hook)."""
-
-    new: int
-    old: int | None
-
-
-@dataclass(slots=True)
-class Log:
-    """One entry of the error log. `level` is a name of `logging`'s, in lower case."""
-
-    level: str
-    text: str
-
-
-@dataclass(slots=True)
-class Happened(Log):
-    """An entry of the log that is also a lifecycle event, for hooks and operators.
-
-    name     spawned, booting, ready, draining, exited (of a worker); reload_started,
-             reload_finished, reload_rolled_back, scaled, stopping
-    slot, serial, pid, generation   of the worker; a reload has only its generation
-    reason   an ExitReason's name in lower case (draining, exited), or why (the others)
-    details  a traceback, or ""
-    data     what else there is: numbers by name
-    """
-
-    name: str = ""
-    slot: int | None = None
-    serial: int | None = None
-    pid: int | None = None
-    generation: int | None = None
-    reason: str = ""
-    details: str = ""
-    data: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class CommandAnswered:
-    """What became of a command. `refused`: why nothing was done, or ""."""
-
-    ticket: int
-    refused: str = ""
-    result: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Exit:
-    """No child is left that could be waited for: end the arbiter with this code."""
-
-    code: int
-
-
-Action = (
-    Fork
-    | SendMessage
-    | KillWorker
-    | Release
-    | CheckConfig
-    | CancelCheck
-    | LoadConfig
-    | AdoptGeneration
-    | DropGeneration
-    | CloseSlot
-    | CloseListeners
-    | ReopenLogFiles
-    | WorkerCountChanged
-    | Log
-    | Happened
-    | CommandAnswered
-    | Exit
 )

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from servo.settings.sources import Settings
-
 # The arbiter looks at its workers at least this often. Later than this means that the arbiter
 # itself was not running, so whatever the workers did not do meanwhile is not their fault.
 TICK_S = 1.0
@@ -75,32 +73,6 @@ class Policy:
     def most_workers(self) -> int:
         """The largest number of workers that leaves room for successors."""
         return max(1, self.capacity - self.reload_batch)
-
-
-def policy_of(settings: Settings, capacity: int) -> Policy:
-    """The part of the settings that supervision goes by."""
-    return Policy(
-        workers=settings.worker_count,
-        timeout_s=settings.timeout,
-        boot_timeout_s=settings.boot_timeout,
-        graceful_timeout_s=settings.graceful_timeout,
-        pre_stop_delay_s=settings.pre_stop_delay,
-        max_lifetime_s=settings.max_lifetime,
-        request_timeout_s=settings.request_timeout,
-        reload_batch=settings.reload_batch,
-        capacity=capacity,
-        wait_for_change=settings.reload,
-        own_queues=settings.reuse_port,
-        workers_of=counts_by_class(settings),
-    )
-
-
-def counts_by_class(settings: Settings) -> dict[str, int]:
-    """How many workers of each class there would be, where the app decides on the class."""
-    if settings.workers != "auto" or settings.worker_class != "auto":
-        return {}
-    classes = {settings.worker_class_for(interface) for interface in ("wsgi", "asgi")}
-    return {name: settings.worker_count_for(name) for name in sorted(classes)}
 
 
 class Backoff:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from servo.arbiter.core import events as ev
+from servo.arbiter.core import actions, events
 from servo.arbiter.core.exit_reasons import ExitReason
 from servo.arbiter.core.policy import ROLLING_ATTEMPTS
 
@@ -103,10 +103,10 @@ def ask_reload(supervisor: Supervisor, cause: str, now: float) -> None:
     supervisor.crew.announce(
         "reload_started", "info", text, reason=cause, generation=supervisor.last_generation
     )
-    supervisor.crew.do(ev.CheckConfig(supervisor.last_generation))
+    supervisor.crew.do(actions.CheckConfig(supervisor.last_generation))
 
 
-def on_config_checked(supervisor: Supervisor, event: ev.ConfigChecked, now: float) -> None:
+def on_config_checked(supervisor: Supervisor, event: events.ConfigChecked, now: float) -> None:
     reload = supervisor.reload
     if reload is None or reload.generation != event.generation:
         return
@@ -117,10 +117,10 @@ def on_config_checked(supervisor: Supervisor, event: ev.ConfigChecked, now: floa
         roll_back(supervisor, f"the configuration is bad: {event.error}", now)
     else:
         reload.advance(Phase.LOADING)
-        supervisor.crew.do(ev.LoadConfig(reload.generation))
+        supervisor.crew.do(actions.LoadConfig(reload.generation))
 
 
-def on_config_loaded(supervisor: Supervisor, event: ev.ConfigLoaded, now: float) -> None:
+def on_config_loaded(supervisor: Supervisor, event: events.ConfigLoaded, now: float) -> None:
     supervisor.crew.policies[event.generation] = event.policy
     reload = supervisor.reload
     if reload is None or reload.generation != event.generation:
@@ -135,7 +135,7 @@ def on_config_loaded(supervisor: Supervisor, event: ev.ConfigLoaded, now: float)
         )
 
 
-def on_config_failed(supervisor: Supervisor, event: ev.ConfigFailed, now: float) -> None:
+def on_config_failed(supervisor: Supervisor, event: events.ConfigFailed, now: float) -> None:
     if supervisor.reload is not None and supervisor.reload.generation == event.generation:
         roll_back(supervisor, f"the configuration can't be taken up: {event.error}", now)
 
@@ -164,7 +164,7 @@ def commit_reload(supervisor: Supervisor, now: float) -> None:
     supervisor.generation = reload.generation
     supervisor.paused = supervisor.held = False
     supervisor.backoff.reset()
-    supervisor.crew.do(ev.AdoptGeneration(reload.generation))
+    supervisor.crew.do(actions.AdoptGeneration(reload.generation))
     took = now - reload.started_at
     supervisor.crew.log(
         "info", f"reload: a new worker is ready after {took:.2f} s; the others follow"
@@ -220,10 +220,10 @@ def roll_back(supervisor: Supervisor, text: str, now: float, details: str = "") 
     reload, supervisor.reload = supervisor.reload, None
     assert reload is not None
     if reload.phase is Phase.CHECKING:
-        supervisor.crew.do(ev.CancelCheck())
+        supervisor.crew.do(actions.CancelCheck())
     if reload.phase is Phase.ROLLING:
         supervisor.generation = reload.old_generation
-        supervisor.crew.do(ev.AdoptGeneration(supervisor.generation))
+        supervisor.crew.do(actions.AdoptGeneration(supervisor.generation))
         supervisor.scale(reload.old_target, "rolled back")
     for handle in supervisor.pool.live():
         if handle.generation == reload.generation and not handle.ready:

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from servo.arbiter.core import events as ev
+from servo.arbiter.core import actions, events
 from servo.arbiter.core.balance import balance
 from servo.arbiter.core.commands import SIGNALS, on_command
 from servo.arbiter.core.exit_reasons import ExitReason
@@ -47,7 +47,8 @@ from servo.ipc import messages as msg
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from servo.arbiter.core.events import Action, Event
+    from servo.arbiter.core.actions import Action
+    from servo.arbiter.core.events import Event
     from servo.arbiter.core.worker_table import Pool, WorkerHandle
 
 EXIT_BOOT = 3
@@ -127,8 +128,8 @@ class Supervisor:
         self._notice_standstill(now)
         _HANDLERS[type(event)](self, event, now)
         self._settle(now)
-        actions, self.crew.actions = self.crew.actions, []
-        return actions
+        taken, self.crew.actions = self.crew.actions, []
+        return taken
 
     def wake_at(self) -> float:
         """When a Tick is due for something other than heartbeats; infinity for nothing known."""
@@ -144,26 +145,26 @@ class Supervisor:
 
     # --- events -----------------------------------------------------------------------------------
 
-    def _on_started(self, _event: ev.Started, _now: float) -> None:
+    def _on_started(self, _event: events.Started, _now: float) -> None:
         self._started = True
-        self.crew.do(ev.WorkerCountChanged(self.target, None))
+        self.crew.do(actions.WorkerCountChanged(self.target, None))
 
-    def _on_signal(self, event: ev.SignalReceived, now: float) -> None:
+    def _on_signal(self, event: events.SignalReceived, now: float) -> None:
         command = SIGNALS.get(event.name)
         if command is None:
             self.crew.log("info", f"{event.name} has no meaning here")
         else:
             command(self, now)
 
-    def _on_forked(self, event: ev.Forked, _now: float) -> None:
+    def _on_forked(self, event: events.Forked, _now: float) -> None:
         self.crew.forked(event.serial, event.pid)
 
-    def _on_fork_failed(self, event: ev.ForkFailed, now: float) -> None:
+    def _on_fork_failed(self, event: events.ForkFailed, now: float) -> None:
         handle = self.crew.not_forked(event.serial, event.text)
         text = f"it can't be forked: {event.text}"
         self._boot_failure(handle, EXIT_BOOT, text, now, final=False)
 
-    def _on_exited(self, event: ev.ChildExited, now: float) -> None:
+    def _on_exited(self, event: events.ChildExited, now: float) -> None:
         departure = self.crew.exited(event, now)
         if departure is None:
             return
@@ -177,7 +178,7 @@ class Supervisor:
         elif is_canary(self, handle):
             roll_back(self, f"its first worker ended: {departure.text}", now)
 
-    def _on_row_overwritten(self, event: ev.RowOverwritten, now: float) -> None:
+    def _on_row_overwritten(self, event: events.RowOverwritten, now: float) -> None:
         handle = self.pool.get(event.serial)
         if handle is not None:
             # By its own code, as a rule; what else that has damaged nobody knows.
@@ -185,12 +186,12 @@ class Supervisor:
             self.crew.log("error", f"{handle}: {reason.value}; the row is put right")
             self.crew.wishes(handle, msg.ReplaceMe(reason.name.lower()), now)
 
-    def _on_kill_failed(self, event: ev.KillFailed, _now: float) -> None:
+    def _on_kill_failed(self, event: events.KillFailed, _now: float) -> None:
         handle = self.pool.get(event.serial)
         if handle is not None:
             self.crew.not_killed(handle, event.signal)
 
-    def _on_message(self, event: ev.MessageReceived, now: float) -> None:
+    def _on_message(self, event: events.MessageReceived, now: float) -> None:
         handle = self.pool.get(event.serial)
         if handle is None:
             return
@@ -212,12 +213,12 @@ class Supervisor:
         elif isinstance(message, msg.ReplaceMe):
             self.crew.wishes(handle, message, now)
 
-    def _on_channel_lost(self, event: ev.ChannelLost, _now: float) -> None:
+    def _on_channel_lost(self, event: events.ChannelLost, _now: float) -> None:
         handle = self.pool.get(event.serial)
         if handle is not None:
             self.crew.lost_channel(handle)
 
-    def _on_tick(self, event: ev.Tick, now: float) -> None:
+    def _on_tick(self, event: events.Tick, now: float) -> None:
         for handle in self.crew.check_limits(event.beats, event.oldest, now):
             self._boot_failure(handle, EXIT_BOOT, str(handle.ending), now)
         for handle in self.pool:
@@ -227,7 +228,7 @@ class Supervisor:
         if self.leaving is not None and now >= self.leaving.until:
             self.stop(now, quick=False, why=self.leaving.why)
 
-    def _on_file_changed(self, event: ev.FileChanged, now: float) -> None:
+    def _on_file_changed(self, event: events.FileChanged, now: float) -> None:
         more = f" and {len(event.paths) - 1} more" if len(event.paths) > 1 else ""
         ask_reload(self, f"{event.paths[0]}{more} changed", now)
 
@@ -240,7 +241,7 @@ class Supervisor:
             text = f"{why}: {target} worker{'s' * (target != 1)} instead of {old}"
             data = {"workers": target, "before": old}
             self.crew.announce("scaled", "info", text, reason=why, data=data)
-            self.crew.do(ev.WorkerCountChanged(target, old))
+            self.crew.do(actions.WorkerCountChanged(target, old))
 
     def stop(self, now: float, *, quick: bool, why: str, code: int = 0) -> None:
         """End the server; `quick` cuts requests, also those of a slower stop under way.
@@ -258,10 +259,10 @@ class Supervisor:
             self.stopping.quick = self.stopping.quick or quick
         else:
             if self.reload is not None and self.reload.phase is Phase.CHECKING:
-                self.crew.do(ev.CancelCheck())
+                self.crew.do(actions.CancelCheck())
             self.reload = None
             self.stopping = Stopping(quick, code)
-            self.crew.do(ev.CloseListeners())
+            self.crew.do(actions.CloseListeners())
         way = "open requests are cut" if quick else "what is under way is finished"
         data = {"quick": quick, "code": code}
         if code:
@@ -350,7 +351,7 @@ class Supervisor:
         if self.stopping is not None:
             if all(handle.unkillable for handle in self.pool):
                 self.exited = True
-                self.crew.do(ev.Exit(self.stopping.code))
+                self.crew.do(actions.Exit(self.stopping.code))
             return
         if not self._started:
             return
@@ -400,7 +401,7 @@ class Supervisor:
             and handle.slot not in others
         ):
             # Nobody inherits this slot's queue: the worker empties it, as on a stop.
-            self.crew.do(ev.CloseSlot(handle.slot))
+            self.crew.do(actions.CloseSlot(handle.slot))
             self.crew.retire(handle, reason, now, msg.Stop())
         else:
             self.crew.retire(handle, reason, now)
@@ -411,7 +412,7 @@ class Supervisor:
             keep |= {self.reload.generation, self.reload.old_generation}
         for generation in sorted(set(self.crew.policies) - keep):
             del self.crew.policies[generation]
-            self.crew.do(ev.DropGeneration(generation))
+            self.crew.do(actions.DropGeneration(generation))
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -436,19 +437,19 @@ class Supervisor:
 
 
 _HANDLERS: dict[type, Callable[..., None]] = {
-    ev.Started: Supervisor._on_started,
-    ev.SignalReceived: Supervisor._on_signal,
-    ev.Forked: Supervisor._on_forked,
-    ev.ForkFailed: Supervisor._on_fork_failed,
-    ev.KillFailed: Supervisor._on_kill_failed,
-    ev.RowOverwritten: Supervisor._on_row_overwritten,
-    ev.ChildExited: Supervisor._on_exited,
-    ev.MessageReceived: Supervisor._on_message,
-    ev.ChannelLost: Supervisor._on_channel_lost,
-    ev.Tick: Supervisor._on_tick,
-    ev.ConfigChecked: on_config_checked,
-    ev.ConfigLoaded: on_config_loaded,
-    ev.ConfigFailed: on_config_failed,
-    ev.FileChanged: Supervisor._on_file_changed,
-    ev.CommandReceived: on_command,
+    events.Started: Supervisor._on_started,
+    events.SignalReceived: Supervisor._on_signal,
+    events.Forked: Supervisor._on_forked,
+    events.ForkFailed: Supervisor._on_fork_failed,
+    events.KillFailed: Supervisor._on_kill_failed,
+    events.RowOverwritten: Supervisor._on_row_overwritten,
+    events.ChildExited: Supervisor._on_exited,
+    events.MessageReceived: Supervisor._on_message,
+    events.ChannelLost: Supervisor._on_channel_lost,
+    events.Tick: Supervisor._on_tick,
+    events.ConfigChecked: on_config_checked,
+    events.ConfigLoaded: on_config_loaded,
+    events.ConfigFailed: on_config_failed,
+    events.FileChanged: Supervisor._on_file_changed,
+    events.CommandReceived: on_command,
 }

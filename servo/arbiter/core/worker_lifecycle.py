@@ -8,16 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from servo.arbiter.core.events import (
-    Action,
-    ChildExited,
-    Fork,
-    Happened,
-    KillWorker,
-    Log,
-    Release,
-    SendMessage,
-)
+from servo.arbiter.core.actions import Action, Fork, Happened, KillWorker, Log, Release, SendMessage
 from servo.arbiter.core.exit_reasons import Ending, ExitReason, conclude, reason_named
 from servo.arbiter.core.policy import ABORT_S, BOOT_EXIT_S, BOOT_STOP_S, QUICK_STOP_S, Policy
 from servo.arbiter.core.worker_table import Pool, WorkerHandle, WorkerState
@@ -25,6 +16,8 @@ from servo.ipc.messages import BootFailed, Message, ReplaceMe, Retire, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from servo.arbiter.core.events import ChildExited
 
 # All workers of a generation get ready together; their lifetimes are cut by up to this part, spread
 # by the golden ratio, so that they don't end together.

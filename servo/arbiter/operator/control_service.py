@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from servo.arbiter.core import events as ev
+from servo.arbiter.core import actions, events
 from servo.arbiter.core.worker_table import WorkerState
 from servo.arbiter.operator import status
 from servo.arbiter.operator.lifecycle_events import MAX_EVENTS, MAX_RECORDS, MAX_RECORDS_BYTES, Ring
@@ -203,7 +203,7 @@ class Control:
             )
             self._keep({"time": time.time(), "level": "warning", **worker, "text": text})
 
-    def answered(self, action: ev.CommandAnswered) -> None:
+    def answered(self, action: actions.CommandAnswered) -> None:
         """The supervisor has followed a command, or refused."""
         caller, follow = self._tickets.pop(action.ticket)
         if action.refused:
@@ -318,7 +318,7 @@ class Control:
     ) -> None:
         self._last_ticket += 1
         self._tickets[self._last_ticket] = (caller, follow)
-        self._arbiter.tell(ev.CommandReceived(self._last_ticket, name, argument))
+        self._arbiter.tell(events.CommandReceived(self._last_ticket, name, argument))
 
     # --- messages to applications -----------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from servo.arbiter.core.events import Happened
+    from servo.arbiter.core.actions import Happened
 
 # What `servoctl events` and `servoctl logs` can look back on.
 MAX_EVENTS = 1000

@@ -29,7 +29,7 @@ from servo.net.privileges import become
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from servo.arbiter.core.events import Happened
+    from servo.arbiter.core.actions import Happened
     from servo.arbiter.core.supervisor import Supervisor
     from servo.arbiter.listeners import Sockets
     from servo.net.listeners import Listener

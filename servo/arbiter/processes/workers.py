@@ -14,7 +14,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from servo.arbiter import process_info
-from servo.arbiter.core import events as ev
+from servo.arbiter.core import actions, events
 from servo.arbiter.hook_objects import WorkerFacade
 from servo.arbiter.processes import spawn
 from servo.ipc.channel import ChannelClosed, ChannelOverflow, channel_pair
@@ -114,7 +114,7 @@ class Children:
 
     # --- forking ----------------------------------------------------------------------------------
 
-    def prepare(self, action: ev.Fork, settings: Settings, tls: TLS | None) -> Child:
+    def prepare(self, action: actions.Fork, settings: Settings, tls: TLS | None) -> Child:
         """A worker that is about to be forked."""
         facade = WorkerFacade(action.serial, action.slot, settings)
         return Child(action.serial, action.slot, action.generation, settings, facade, tls)
@@ -250,7 +250,7 @@ class Children:
             if isinstance(message, AppMessage):
                 self._add_mail(child, message)
             else:
-                self._tell(ev.MessageReceived(child.serial, message))
+                self._tell(events.MessageReceived(child.serial, message))
         return bool(messages)
 
     def _add_mail(self, child: Child, message: AppMessage | None) -> None:
@@ -260,7 +260,7 @@ class Children:
 
     def _lose(self, child: Child) -> None:
         self._close_channel(child)
-        self._tell(ev.ChannelLost(child.serial))
+        self._tell(events.ChannelLost(child.serial))
 
     def _close_channel(self, child: Child) -> None:
         if child.channel is not None:
@@ -318,7 +318,7 @@ class Children:
         """By serial, in monotonic seconds: the last heartbeats, and the oldest requests' starts."""
         now = monotonic_ns()
         for serial in self._scoreboard.check(now):
-            self._tell(ev.RowOverwritten(serial))
+            self._tell(events.RowOverwritten(serial))
         beats, oldest = {}, {}
         for serial, child in self._by_serial.items():
             assert child.row is not None

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from servo.arbiter import daemon
-from servo.arbiter.core import events as ev
+from servo.arbiter.core import actions
 from servo.arbiter.daemon import Launch
 
-READY = ev.Happened("info", "worker 1 is ready", name="ready")
-FAILED = ev.Happened("error", "worker 1 could not boot: no module", name="draining")
+READY = actions.Happened("info", "worker 1 is ready", name="ready")
+FAILED = actions.Happened("error", "worker 1 could not boot: no module", name="draining")
 
 
 @dataclass
@@ -68,7 +68,7 @@ def test_a_worker_is_ready(start: Start, tmp_path: Path) -> None:
     def story(launch: Launch) -> None:
         assert os.getsid(0) != os.getpid(), "it could get a terminal"
         assert os.readlink("/proc/self/fd/2") == "/dev/null"
-        launch.hear(ev.Log("info", "worker 1 is booting"))
+        launch.hear(actions.Log("info", "worker 1 is booting"))
         launch.hear(READY)
         launch.hear(FAILED)
         launch.ended(3)
@@ -78,7 +78,7 @@ def test_a_worker_is_ready(start: Start, tmp_path: Path) -> None:
 
 def test_no_worker_can_boot(start: Start) -> None:
     def story(launch: Launch) -> None:
-        launch.hear(ev.Log("info", "worker 1 is booting"))
+        launch.hear(actions.Log("info", "worker 1 is booting"))
         launch.hear(FAILED)
         launch.ended(4, "the last word")
 

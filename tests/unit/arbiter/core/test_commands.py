@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from servo.arbiter.core import events as ev
+from servo.arbiter.core import actions, events
 from servo.arbiter.core.policy import Policy
 from servo.arbiter.core.supervisor import Supervisor
 from servo.ipc.messages import BootFailed, Booting, Draining, Ready
@@ -18,17 +18,17 @@ class House:
     def __init__(self, workers: int = 2, capacity: int = 6) -> None:
         self.supervisor = Supervisor(Policy(workers=workers, capacity=capacity))
         self.now = 100.0
-        self.actions: list[ev.Action] = []
-        self.tell(ev.Started())
+        self.actions: list[actions.Action] = []
+        self.tell(events.Started())
         self.boot()
 
-    def tell(self, event: ev.Event) -> list[ev.Action]:
-        actions = self.supervisor.handle(event, self.now)
-        self.actions += actions
-        for action in actions:
-            if isinstance(action, ev.Fork):
-                self.tell(ev.Forked(action.serial, 1000 + action.serial))
-        return actions
+    def tell(self, event: events.Event) -> list[actions.Action]:
+        answer = self.supervisor.handle(event, self.now)
+        self.actions += answer
+        for action in answer:
+            if isinstance(action, actions.Fork):
+                self.tell(events.Forked(action.serial, 1000 + action.serial))
+        return answer
 
     def boot(self) -> None:
         for handle in self.supervisor.pool:
@@ -37,22 +37,22 @@ class House:
                 self.says(handle.serial, Ready("sync"))
 
     def says(self, serial: int, message: Any) -> None:
-        self.tell(ev.MessageReceived(serial, message))
+        self.tell(events.MessageReceived(serial, message))
 
     def drain(self) -> None:
         for handle in self.supervisor.pool.draining():
             assert handle.pid is not None
             self.says(handle.serial, Draining())
-            self.tell(ev.ChildExited(handle.pid, 0))
+            self.tell(events.ChildExited(handle.pid, 0))
 
-    def ask(self, command: str, argument: object = None) -> ev.CommandAnswered:
-        actions = self.tell(ev.CommandReceived(7, command, argument))
-        (answer,) = (action for action in actions if isinstance(action, ev.CommandAnswered))
+    def ask(self, command: str, argument: object = None) -> actions.CommandAnswered:
+        done = self.tell(events.CommandReceived(7, command, argument))
+        (answer,) = (action for action in done if isinstance(action, actions.CommandAnswered))
         assert answer.ticket == 7
         return answer
 
     def announced(self) -> list[str]:
-        return [action.name for action in self.actions if isinstance(action, ev.Happened)]
+        return [action.name for action in self.actions if isinstance(action, actions.Happened)]
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_a_reload_says_which_generation_it_brings() -> None:
     assert house.ask("reload").result == {"generation": 2, "workers": 2}
     # Asked again meanwhile, another follows.
     assert house.ask("reload").result["generation"] == 3
-    house.tell(ev.ConfigChecked(2, "it is bad"))
+    house.tell(events.ConfigChecked(2, "it is bad"))
     assert house.supervisor.reload is not None
     assert house.supervisor.reload.generation == 3
-    events = [action for action in house.actions if isinstance(action, ev.Happened)]
-    (rolled_back,) = (each for each in events if each.name == "reload_rolled_back")
+    happened = [action for action in house.actions if isinstance(action, actions.Happened)]
+    (rolled_back,) = (each for each in happened if each.name == "reload_rolled_back")
     assert (rolled_back.generation, rolled_back.reason) == (
         2,
         "the configuration is bad: it is bad",
@@ -103,8 +103,8 @@ def test_a_reload_says_which_generation_it_brings() -> None:
 def test_a_roll_back_has_the_traceback() -> None:
     house = House()
     house.ask("reload")
-    house.tell(ev.ConfigChecked(2))
-    house.tell(ev.ConfigLoaded(2, house.supervisor.policy))
+    house.tell(events.ConfigChecked(2))
+    house.tell(events.ConfigLoaded(2, house.supervisor.policy))
     assert house.supervisor.reload is not None
     canary = house.supervisor.reload.canary
     assert canary is not None
@@ -113,7 +113,7 @@ def test_a_roll_back_has_the_traceback() -> None:
     (event,) = (
         action
         for action in house.actions
-        if isinstance(action, ev.Happened) and action.name == "reload_rolled_back"
+        if isinstance(action, actions.Happened) and action.name == "reload_rolled_back"
     )
     assert event.reason == "its first worker failed: it raised"
     assert "Traceback" in event.details
@@ -127,8 +127,8 @@ def test_a_restart_is_new_first() -> None:
     house.boot()
     (old,) = house.supervisor.pool.draining()
     assert (old.serial, old.slot) == (answer.result["serial"], 2)
-    events = [action for action in house.actions if isinstance(action, ev.Happened)]
-    assert [(each.name, each.reason) for each in events][-1] == ("draining", "restarted")
+    happened = [action for action in house.actions if isinstance(action, actions.Happened)]
+    assert [(each.name, each.reason) for each in happened][-1] == ("draining", "restarted")
     assert house.ask("restart-worker", 2).refused == ""
 
 
@@ -149,7 +149,7 @@ def test_stop_and_what_comes_after_it() -> None:
     house.ask("stop", True)
     assert house.supervisor.stopping.quick
     house.drain()
-    assert isinstance(house.actions[-1], ev.Exit)
+    assert isinstance(house.actions[-1], actions.Exit)
 
 
 def test_every_transition_is_one_event() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from simulation.world import Proc, World
 
-from servo.arbiter.core import events as ev
+from servo.arbiter.core import actions, events
 from servo.arbiter.core.policy import BACKOFF_CAP_S, BOOT_STOP_S, QUICK_STOP_S, YOUNG_S, Policy
 from servo.ipc import messages as msg
 
@@ -16,11 +16,11 @@ class Story(World):
 
     def __init__(self, workers: int = 2, **values: object) -> None:
         super().__init__(Policy(workers=workers, **values))  # type: ignore[arg-type]
-        self.actions: list[ev.Action] = []
+        self.actions: list[actions.Action] = []
         self.config: Policy | str = self.supervisor.policy
         self.refuse_forks = False
 
-    def perform(self, action: ev.Action) -> None:
+    def perform(self, action: actions.Action) -> None:
         self.actions.append(action)
         super().perform(action)
 
@@ -31,7 +31,7 @@ class Story(World):
         return self.refuse_forks
 
     def start(self) -> Story:
-        self.tell(ev.Started())
+        self.tell(events.Started())
         return self
 
     def serve(self) -> Story:
@@ -61,11 +61,11 @@ class Story(World):
         self.signal("SIGHUP")
         self.config_checked(error)
 
-    def took(self, kind: type[ev.Action]) -> list[ev.Action]:
+    def took(self, kind: type[actions.Action]) -> list[actions.Action]:
         return [action for action in self.actions if isinstance(action, kind)]
 
     def kills(self) -> list[tuple[int, str]]:
-        return [(k.serial, k.signal) for k in self.actions if isinstance(k, ev.KillWorker)]
+        return [(k.serial, k.signal) for k in self.actions if isinstance(k, actions.KillWorker)]
 
     def retired(self) -> list[int]:
         return [proc.slot for proc in self.alive() if isinstance(proc.asked, msg.Retire)]
@@ -84,7 +84,7 @@ def test_start_forks_one_worker_a_slot() -> None:
         (2, 2, 1),
         (3, 3, 1),
     ]
-    assert ev.WorkerCountChanged(3, None) in story.actions
+    assert actions.WorkerCountChanged(3, None) in story.actions
     story.all_ready()
     assert story.said("worker 3 (pid 103) is ready after 0.00 s")
 
@@ -153,7 +153,7 @@ def test_watching_waits_for_the_fix() -> None:
     assert story.exit_code is None
     assert story.alive() == []
     for fixed in (False, True):
-        story.tell(ev.FileChanged(("app.py", "db.py")))
+        story.tell(events.FileChanged(("app.py", "db.py")))
         story.config_checked(None)
         (canary,) = story.alive()
         if fixed:
@@ -203,7 +203,7 @@ def test_out_of_memory_is_said_only_with_evidence() -> None:
     story = Story(2).serve()
     first, second = story.alive()
     del story.procs[first.pid]
-    story.tell(ev.ChildExited(first.pid, -9, "SIGKILL", out_of_memory=True))
+    story.tell(events.ChildExited(first.pid, -9, "SIGKILL", out_of_memory=True))
     assert story.said("(pid 101) ended after 0.00 s: killed by the kernel: out of memory")
     story.exits(second, -9, "SIGKILL")
     assert story.said("(pid 102) ended after 0.00 s: killed by signal 9 (SIGKILL), not by the")
@@ -211,7 +211,7 @@ def test_out_of_memory_is_said_only_with_evidence() -> None:
 
 def test_strangers_are_nobodys_matter() -> None:
     story = Story(1).serve()
-    story.tell(ev.ChildExited(99999, 0))
+    story.tell(events.ChildExited(99999, 0))
     assert len(story.alive()) == 1
 
 
@@ -276,14 +276,14 @@ def test_one_that_could_not_be_killed_may_end_by_itself() -> None:
 def test_a_worker_whose_row_was_written_over_is_replaced() -> None:
     story = Story(2).serve()
     first, second = story.alive()
-    story.tell(ev.RowOverwritten(first.serial))
+    story.tell(events.RowOverwritten(first.serial))
     assert story.said("written over its row of the scoreboard; the row is put right")
     story.ready(story.newest())
     assert first.asked is not None
     assert second.asked is None
     story.exits(first)
     assert story.said("something has written over its row")
-    story.tell(ev.RowOverwritten(first.serial))
+    story.tell(events.RowOverwritten(first.serial))
 
 
 def test_a_frozen_machine_is_nobodys_hang() -> None:
@@ -311,7 +311,7 @@ def test_request_timeout_of_a_worker_that_cant_end_it_itself(beating: bool, kill
     began = story.now
     for _ in range(15):
         story.now += 1
-        story.tell(ev.Tick({1: story.now if beating else began}, {1: began}))
+        story.tell(events.Tick({1: story.now if beating else began}, {1: began}))
     assert bool(story.kills()) is killed
     assert story.said("a request runs for more than 10 s (request_timeout)") is killed
 
@@ -407,23 +407,23 @@ def test_reload_checks_then_boots_a_canary_then_rolls() -> None:
     story = Story(3).serve()
     old = story.alive()
     story.signal("SIGHUP")
-    assert ev.CheckConfig(2) in story.actions
+    assert actions.CheckConfig(2) in story.actions
     assert story.alive() == old
     story.config_checked(None)
-    assert ev.LoadConfig(2) in story.actions
+    assert actions.LoadConfig(2) in story.actions
     canary = story.newest()
     assert (canary.slot, canary.generation, len(story.alive())) == (1, 2, 4)
     story.ready(canary)
-    assert ev.AdoptGeneration(2) in story.actions
+    assert actions.AdoptGeneration(2) in story.actions
     for slot in (2, 3):
         assert story.retired() == list(range(1, slot))
         assert (story.newest().slot, story.newest().generation) == (slot, 2)
         story.ready(story.newest())
     assert story.said("reload (SIGHUP) finished")
-    assert story.took(ev.DropGeneration) == []
+    assert story.took(actions.DropGeneration) == []
     for proc in old:
         story.exits(proc)
-    assert story.took(ev.DropGeneration) == [ev.DropGeneration(1)]
+    assert story.took(actions.DropGeneration) == [actions.DropGeneration(1)]
     assert [proc.slot for proc in story.alive()] == [1, 2, 3]
 
 
@@ -453,7 +453,7 @@ def test_a_configuration_that_hangs_is_given_up() -> None:
     story = Story(1, boot_timeout_s=20.0).serve()
     story.signal("SIGHUP")
     story.advance(20)
-    assert story.took(ev.CancelCheck)
+    assert story.took(actions.CancelCheck)
     assert story.said("rolled back: reading the configuration takes over 20 s (boot_timeout)")
 
 
@@ -478,7 +478,7 @@ def test_a_canary_that_fails_is_rolled_back_without_a_second_try(fate: str) -> N
     assert story.said("rolled back: its first worker")
     assert story.alive() == old
     assert story.supervisor.generation == 1
-    assert story.took(ev.DropGeneration) == [ev.DropGeneration(2)]
+    assert story.took(actions.DropGeneration) == [actions.DropGeneration(2)]
 
 
 def test_a_reload_that_fails_half_way_returns_to_the_old_generation() -> None:
@@ -503,13 +503,13 @@ def test_further_hups_become_one_more_reload() -> None:
     story.signal("SIGHUP")
     story.signal("SIGHUP")
     story.signal("SIGHUP")
-    assert story.took(ev.CheckConfig) == [ev.CheckConfig(2)]
+    assert story.took(actions.CheckConfig) == [actions.CheckConfig(2)]
     story.config_checked(None)
     story.ready(story.newest())
-    assert story.took(ev.CheckConfig) == [ev.CheckConfig(2), ev.CheckConfig(3)]
+    assert story.took(actions.CheckConfig) == [actions.CheckConfig(2), actions.CheckConfig(3)]
     story.config_checked("bad")
     story.advance(10)
-    assert len(story.took(ev.CheckConfig)) == 2
+    assert len(story.took(actions.CheckConfig)) == 2
 
 
 def test_a_hup_during_a_failing_reload_follows_it() -> None:
@@ -517,7 +517,7 @@ def test_a_hup_during_a_failing_reload_follows_it() -> None:
     story.hup()
     story.signal("SIGHUP")
     story.says(story.newest(), msg.BootFailed("app", "old bug"))
-    assert story.took(ev.CheckConfig) == [ev.CheckConfig(2), ev.CheckConfig(3)]
+    assert story.took(actions.CheckConfig) == [actions.CheckConfig(2), actions.CheckConfig(3)]
 
 
 def test_a_crash_during_the_canary_respawns_the_old_generation() -> None:
@@ -541,7 +541,7 @@ def test_a_new_worker_count_comes_with_the_reload_and_scaling_by_hand_stays() ->
     story.hup(Policy(workers=5))
     story.ready(story.newest())
     assert story.supervisor.target == 5
-    assert ev.WorkerCountChanged(5, 3) in story.actions
+    assert actions.WorkerCountChanged(5, 3) in story.actions
 
 
 def test_auto_workers_follow_the_class_that_the_app_led_to() -> None:
@@ -589,7 +589,7 @@ def test_scaling_ends_where_the_scoreboard_does() -> None:
 def test_a_slot_with_a_queue_of_its_own_is_emptied() -> None:
     story = Story(2, own_queues=True).serve()
     story.signal("SIGTTOU")
-    assert story.took(ev.CloseSlot) == [ev.CloseSlot(2)]
+    assert story.took(actions.CloseSlot) == [actions.CloseSlot(2)]
     assert story.alive()[1].asked == msg.Stop()
 
 
@@ -637,9 +637,9 @@ def test_winch_gives_a_reload_up() -> None:
 def test_usr1_reaches_every_worker() -> None:
     story = Story(2).serve()
     story.signal("SIGUSR1")
-    assert story.took(ev.ReopenLogFiles)
+    assert story.took(actions.ReopenLogFiles)
     for serial in (1, 2):
-        assert ev.SendMessage(serial, msg.ReopenLogs()) in story.actions
+        assert actions.SendMessage(serial, msg.ReopenLogs()) in story.actions
 
 
 def test_usr2_is_not_there_yet() -> None:
@@ -655,8 +655,8 @@ def test_term_closes_first_then_asks_then_exits() -> None:
     story = Story(2).serve()
     story.actions.clear()
     story.signal("SIGTERM")
-    kinds = [type(action) for action in story.actions if not isinstance(action, ev.Log)]
-    assert kinds == [ev.CloseListeners, ev.SendMessage, ev.SendMessage]
+    kinds = [type(action) for action in story.actions if not isinstance(action, actions.Log)]
+    assert kinds == [actions.CloseListeners, actions.SendMessage, actions.SendMessage]
     for proc in story.alive():
         assert proc.asked == msg.Stop(quick=False)
         story.exits(proc)
@@ -711,7 +711,7 @@ def test_a_stop_ends_the_check() -> None:
     story = Story(1).serve()
     story.signal("SIGHUP")
     story.signal("SIGTERM")
-    assert story.took(ev.CancelCheck)
+    assert story.took(actions.CancelCheck)
     story.exits(story.newest())
     assert story.exit_code == 0
 
@@ -720,8 +720,8 @@ def test_a_configuration_that_arrives_too_late_is_dropped() -> None:
     story = Story(1).serve()
     story.signal("SIGHUP")
     story.signal("SIGWINCH")
-    story.tell(ev.ConfigLoaded(2, Policy(workers=9)))
-    assert ev.DropGeneration(2) in story.actions
+    story.tell(events.ConfigLoaded(2, Policy(workers=9)))
+    assert actions.DropGeneration(2) in story.actions
     assert story.supervisor.target == 1
 
 
