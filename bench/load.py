@@ -27,23 +27,23 @@ ERRORS = 0.01
 PATIENCE_S = 10
 
 
-def closed(workload: Workload, seconds: float) -> Load:
+def closed(workload: Workload, seconds: float, port: int = PORT) -> Load:
     """A request on each connection, and the next one as soon as it is answered."""
     if shutil.which("wrk"):
-        return checked(wrk(workload, seconds))
-    if workload.setup.tls or workload.request.varies:
+        return checked(wrk(workload, seconds, port))
+    if port != PORT or workload.setup.tls or workload.request.varies:
         raise FailedError("this needs wrk, which is not here (Debian: apt-get install wrk)")
     return checked(client(workload, seconds))
 
 
-def wrk(workload: Workload, seconds: float) -> Load:
+def wrk(workload: Workload, seconds: float, port: int) -> Load:
     request = workload.request
     scheme = "https" if workload.setup.tls else "http"
     command = ["wrk", "-t1", f"-c{workload.connections}", f"-d{max(1, round(seconds))}s"]
     command += ["--timeout", f"{PATIENCE_S}s", "-s", str(HERE / "wrk.lua")]
     for name, value in request.fields:
         command += ["-H", f"{name}: {value}"]
-    command.append(f"{scheme}://{BIND}{request.path}")
+    command.append(f"{scheme}://127.0.0.1:{port}{request.path}")
     if request.body:
         body = ENVIRONMENT / "body"
         body.write_bytes(request.body)

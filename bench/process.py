@@ -64,14 +64,14 @@ def running(python: str, server: Server, setup: Setup) -> Iterator[Running]:
         )
     pin(process.pid, first=True)
     try:
-        wait_open(process)
+        wait_open(process, server.port)
         yield Running(process.pid, started)
     except FailedError as error:
         if process.poll() is not None:
             raise FailedError(f"the server ended with {process.returncode}; {error}") from error
         raise
     finally:
-        end(process)
+        end(process, server.port)
 
 
 def pin(pid: int, first: bool) -> None:

@@ -118,6 +118,8 @@ class Server:
     keeps_alive: bool = True
     # Servo from this tree, before the build with compiled modules that is installed.
     source: Path | None = None
+    # Where a Servo listens; two can run side by side.
+    port: int = PORT
 
     @property
     def is_servo(self) -> bool:
@@ -131,7 +133,9 @@ class Server:
         if self.family is FAMILIES["fastpysgi"]:
             tls = [certificate] if setup.tls else []
             return [*self.family.command, app, str(PORT), str(setup.workers), *tls]
-        command = [*self.family.command, *self.flags]
+        bind = f"127.0.0.1:{self.port}"
+        command = [bind if part == BIND else part for part in self.family.command]
+        command += self.flags
         if self.family.workers:
             command += [self.family.workers, str(setup.workers)]
         if setup.tls:
