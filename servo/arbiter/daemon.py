@@ -58,7 +58,7 @@ class Launch:
 
     def hear(self, action: actions.Log) -> None:
         """Something is logged: that a worker is ready, or what may be the reason of an end."""
-        if isinstance(action, actions.Happened) and action.name == "ready":
+        if isinstance(action, actions.RecordLifecycleEvent) and action.name == "ready":
             self._tell(0)
         elif self._fd >= 0 and action.level in ("error", "critical"):
             self._said.append(action.text)

@@ -440,7 +440,7 @@ class Arbiter:
         self._launch.hear(action)
         log.log(log_module.LEVELS[action.level], "%s", action.text)
 
-    def _happened(self, action: actions.Happened) -> None:
+    def _record(self, action: actions.RecordLifecycleEvent) -> None:
         self._launch.hear(action)
         event = lifecycle_events.event_of(action, time.time())
         level = log_module.LEVELS[action.level]
@@ -509,7 +509,7 @@ _PERFORM: dict[type[Action], Callable[[Arbiter, Any], None]] = {
     actions.ReopenLogFiles: Arbiter._reopen_logs,
     actions.WorkerCountChanged: Arbiter._count_changed,
     actions.Log: Arbiter._log,
-    actions.Happened: Arbiter._happened,
+    actions.RecordLifecycleEvent: Arbiter._record,
     actions.CommandAnswered: Arbiter._answered,
     actions.Exit: Arbiter._exit,
 }

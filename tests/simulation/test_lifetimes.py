@@ -103,7 +103,7 @@ class RandomWorld(World):
 
     def on_fork(self, proc: Proc) -> None:
         rng = self.rng
-        limit = self.supervisor.crew.policies[proc.generation].boot_timeout_s
+        limit = self.supervisor.policies[proc.generation].boot_timeout_s
         self.after(rng.uniform(0, 0.1), lambda: self.says(proc, Booting()))
         boot = rng.uniform(0.1, 0.6)
         if not self.bad():
@@ -239,15 +239,15 @@ def calms_down(world: RandomWorld) -> None:
         return
     lifetime = supervisor.policy.max_lifetime_s
     for _ in range(60 if lifetime else 1):
-        ready = [handle for handle in supervisor.pool.live() if handle.ready]
+        ready = [worker for worker in supervisor.workers.live() if worker.ready]
         if len(ready) == supervisor.target and supervisor.reload is None:
             break
         world.run(0.5)
     assert supervisor.reload is None, "a reload that never ends"
     assert len(ready) == supervisor.target, f"{len(ready)} of {supervisor.target} serve"
-    assert {handle.generation for handle in ready} == {supervisor.generation}
-    assert len({handle.slot for handle in ready}) == len(ready), "two workers in a slot"
-    if not lifetime and not any(handle.wish for handle in ready):
+    assert {worker.generation for worker in ready} == {supervisor.generation}
+    assert len({worker.slot for worker in ready}) == len(ready), "two workers in a slot"
+    if not lifetime and not any(worker.replace_reason for worker in ready):
         forks = world.last_serial
         world.run(5)
         assert world.last_serial == forks, "workers come and go without a reason"
@@ -255,7 +255,7 @@ def calms_down(world: RandomWorld) -> None:
 
 def stops(world: RandomWorld) -> None:
     rng = world.rng
-    grace = max(policy.graceful_timeout_s for policy in world.supervisor.crew.policies.values())
+    grace = max(policy.graceful_timeout_s for policy in world.supervisor.policies.values())
     world.signal(rng.choice(["SIGTERM", "SIGTERM", "SIGINT", "SIGQUIT"]))
     for name in rng.choices(["SIGTERM", "SIGINT", "SIGHUP", "SIGTTIN", "SIGWINCH"], k=2):
         world.run(rng.uniform(0, 0.5))

@@ -69,7 +69,7 @@ class World:
         while self.inbox and self.exit_code is None:
             event = self.inbox.popleft()
             self._retired_ready = False
-            ready = {handle.serial for handle in self.supervisor.pool if handle.ready}
+            ready = {worker.serial for worker in self.supervisor.workers if worker.ready}
             for action in self.supervisor.handle(event, self.now):
                 retires = isinstance(action, actions.SendMessage) and isinstance(
                     action.message, Retire
@@ -163,7 +163,9 @@ class World:
                 proc.asked = action.message
                 self.on_asked(proc)
         elif isinstance(action, actions.KillWorker):
-            assert self.supervisor.pool.get(action.serial) is not None, "kill of an unknown worker"
+            assert self.supervisor.workers.get(action.serial) is not None, (
+                "kill of an unknown worker"
+            )
             proc = self._proc(action.serial)
             if proc is not None:
                 healthy = proc.ready and proc.hung_at is None and proc.asked is None
@@ -182,13 +184,15 @@ class World:
         elif isinstance(action, actions.LoadConfig):
             self._load(action)
         elif isinstance(action, actions.DropGeneration):
-            assert action.generation not in {h.generation for h in self.supervisor.pool}
+            assert action.generation not in {
+                worker.generation for worker in self.supervisor.workers
+            }
             assert action.generation != self.supervisor.generation
             self.dropped.add(action.generation)
         elif isinstance(action, actions.CloseListeners):
             assert self.listeners_open
             self.listeners_open = False
-        elif isinstance(action, actions.Happened):
+        elif isinstance(action, actions.RecordLifecycleEvent):
             self.log.append(f"{self.now - 1000:.2f} {action.text}")
             self._note(action)
         elif isinstance(action, actions.Log):
@@ -213,7 +217,7 @@ class World:
         self.answers.append(events.Forked(proc.serial, proc.pid))
         self.on_fork(proc)
 
-    def _note(self, event: actions.Happened) -> None:
+    def _note(self, event: actions.RecordLifecycleEvent) -> None:
         """Lifecycle events tell each life once, in its order, and each reload's end."""
         if event.serial is not None:
             life = self.lives.setdefault(event.serial, [])
@@ -242,33 +246,35 @@ class World:
 
     def check(self, event: events.Event) -> None:
         supervisor = self.supervisor
-        pool = supervisor.pool
+        workers = supervisor.workers
         if not self.inbox:
-            known = {handle.pid for handle in pool}
+            known = {worker.pid for worker in workers}
             assert known == set(self.procs), f"orphans or ghosts after {event}"
             told = {serial for serial, life in self.lives.items() if life[-1] != "exited"}
-            assert told == {handle.serial for handle in pool}, f"events miss a worker after {event}"
+            assert told == {worker.serial for worker in workers}, (
+                f"events miss a worker after {event}"
+            )
             under_way = self.reloads[-1:] == ["reload_started"]
             assert under_way == (supervisor.reload is not None) or supervisor.stopping is not None
-        live = pool.live()
+        live = workers.live()
         desired = 0 if supervisor.paused else supervisor.target
         if supervisor.stopping is None:
             assert len(live) <= desired + max(1, self.batch), f"too many workers after {event}"
-            assert len(pool) <= supervisor.policy.capacity
+            assert len(workers) <= supervisor.policy.capacity
             if self._retired_ready and not supervisor.paused:
-                ready = sum(handle.ready for handle in live)
+                ready = sum(worker.ready for worker in live)
                 assert ready >= desired, f"a serving worker was retired too early after {event}"
         else:
             assert not live, f"a worker was not told of the stop after {event}"
-        self.ever_ready = self.ever_ready or any(handle.ready for handle in live)
+        self.ever_ready = self.ever_ready or any(worker.ready for worker in live)
         if self.exit_code is not None and not self.stop_asked:
             assert not self.ever_ready, "a server that has served ended by itself"
             assert self.exit_code in (3, 4)
         if self.exit_code is not None and self.stop_asked:
             assert self.exit_code in (0, 3, 4)
-        for handle in pool:
-            if handle.state is WorkerState.DRAINING:
-                assert handle.kill_at is not None or handle.killed_by == "SIGKILL", (
+        for worker in workers:
+            if worker.state is WorkerState.DRAINING:
+                assert worker.kill_at is not None or worker.signal_sent == "SIGKILL", (
                     "no end in sight"
                 )
         assert not self.killed_healthy, self.killed_healthy

@@ -117,7 +117,7 @@ class Log:
 
 
 @dataclass(slots=True)
-class Happened(Log):
+class RecordLifecycleEvent(Log):
     """An entry of the log that is also a lifecycle event, for hooks and operators.
 
     name     spawned, booting, ready, draining, exited (of a worker); reload_started,
@@ -169,7 +169,7 @@ Action = (
     | ReopenLogFiles
     | WorkerCountChanged
     | Log
-    | Happened
+    | RecordLifecycleEvent
     | CommandAnswered
     | Exit
 )

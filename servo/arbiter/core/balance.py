@@ -1,8 +1,14 @@
-"""Which workers to retire and which to fork, so that as many serve as are asked for.
+"""Balance: which workers to retire and which to fork, so that the right number serves.
 
-One rule for a reload, a recycling, a scaling and a crash: a worker is *stale* when it is of another
-generation or has asked for a successor. Stale workers serve until a fresh one is ready in
-their place, and only `surge` more workers than asked for may live meanwhile.
+This one function covers a start, a crash, scaling, recycling and a reload. The supervisor calls it
+after every event. It compares the workers that live with the number that should serve, and returns
+the next step towards that number; it never waits, and remembers nothing.
+
+A worker is *stale* if it is of an older generation or has asked for a replacement. A stale worker
+serves until a fresh one is ready in its place, so replacing workers costs no capacity. For that,
+`surge` more workers than asked for may live at a time (Kubernetes calls this maxSurge). Example for
+3 workers and a surge of 1, where ' marks a fresh one: 1 2 3, fork 1'; 1' is ready: retire 1, fork
+2'; 2' is ready: retire 2, fork 3'; 3' is ready: retire 3.
 """
 
 from __future__ import annotations
@@ -13,19 +19,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from servo.arbiter.core.worker_table import WorkerHandle
+    from servo.arbiter.core.worker_table import WorkerEntry
 
 
 @dataclass(slots=True)
 class Plan:
-    """Workers to retire, and the slots of workers to fork."""
+    """The next step.
 
-    retire: list[WorkerHandle] = field(default_factory=list)
+    retire  workers to retire
+    fork    the slots to fork a worker for
+    """
+
+    retire: list[WorkerEntry] = field(default_factory=list)
     fork: list[int] = field(default_factory=list)
 
 
 def balance(
-    live: Sequence[WorkerHandle],
+    live: Sequence[WorkerEntry],
     *,
     desired: int,
     generation: int,
@@ -33,64 +43,69 @@ def balance(
     room: int,
     may_surge: bool = True,
 ) -> Plan:
-    """What to do about these live workers.
+    """Return the next step towards `desired` fresh workers.
 
-    desired    how many are to serve
-    generation the one that is current
-    surge      how many more may live while stale ones are replaced
-    room       how many may be forked now at most (0 while backing off)
-    may_surge  False: fork no further successors now, but keep those on the way
+    live        the workers that serve or boot
+    desired     how many workers should serve
+    generation  the current generation
+    surge       how many more workers may live while stale ones are replaced
+    room        how many may be forked now at most (0 during a back-off)
+    may_surge   False: fork no further replacements now, but keep those that boot already
     """
     plan = Plan()
-    ready = [handle for handle in live if handle.ready]
-    coming = [handle for handle in live if not handle.ready]
-    for handle in [h for h in coming if h.generation != generation]:
-        plan.retire.append(handle)
-        coming.remove(handle)
+    ready = [worker for worker in live if worker.ready]
+    coming = [worker for worker in live if not worker.ready]
+    for worker in [each for each in coming if each.generation != generation]:
+        plan.retire.append(worker)
+        coming.remove(worker)
 
-    for handle in _least_wanted(ready, generation)[: max(0, len(ready) - desired)]:
-        plan.retire.append(handle)
-        ready.remove(handle)
+    for worker in _by_need(ready, generation)[: max(0, len(ready) - desired)]:
+        plan.retire.append(worker)
+        ready.remove(worker)
 
-    stale = [handle for handle in ready if is_stale(handle, generation)]
+    stale = [worker for worker in ready if is_stale(worker, generation)]
     keep = desired + min(surge, len(stale))
     while coming and len(ready) + len(coming) > keep:
-        last = max(coming, key=lambda handle: (handle.slot, handle.serial))
+        last = max(coming, key=lambda worker: (worker.slot, worker.serial))
         plan.retire.append(last)
         coming.remove(last)
 
     wanted = desired if not may_surge else keep
     missing = min(room, wanted - len(ready) - len(coming))
     if missing > 0:
-        fresh = [handle for handle in ready if not is_stale(handle, generation)] + coming
+        fresh = [worker for worker in ready if not is_stale(worker, generation)] + coming
         plan.fork = _free_slots(stale, fresh, desired)[:missing]
     return plan
 
 
-def is_stale(handle: WorkerHandle, generation: int) -> bool:
-    """True for a worker that is to be replaced."""
-    return handle.generation != generation or handle.wish is not None
+def is_stale(worker: WorkerEntry, generation: int) -> bool:
+    """Return True if a fresh worker should take this worker's place."""
+    return worker.generation != generation or worker.replace_reason is not None
 
 
-def _least_wanted(ready: list[WorkerHandle], generation: int) -> list[WorkerHandle]:
-    """Stale ones first, and of those the ones whose successor is ready; then the highest slots."""
-    served = {handle.slot for handle in ready if not is_stale(handle, generation)}
+def _by_need(ready: list[WorkerEntry], generation: int) -> list[WorkerEntry]:
+    """Sort the workers, the least needed first.
 
-    def rank(handle: WorkerHandle) -> tuple[bool, bool, float, int]:
-        stale = is_stale(handle, generation)
-        by_slot = handle.slot if stale else -handle.slot
-        return (not stale, handle.slot not in served, handle.wished_at, by_slot)
+    Stale ones come first, and among them those whose replacement is ready; then fresh ones, the
+    highest slot first.
+    """
+    replaced = {worker.slot for worker in ready if not is_stale(worker, generation)}
+
+    def rank(worker: WorkerEntry) -> tuple[bool, bool, float, int]:
+        stale = is_stale(worker, generation)
+        by_slot = worker.slot if stale else -worker.slot
+        return (not stale, worker.slot not in replaced, worker.replace_asked_at, by_slot)
 
     return sorted(ready, key=rank)
 
 
-def _free_slots(stale: list[WorkerHandle], fresh: list[WorkerHandle], desired: int) -> list[int]:
-    """The slots that no fresh worker has: first the empty ones, then those of stale workers."""
-    taken = {handle.slot for handle in fresh}
-    old = {handle.slot: handle for handle in stale}
+def _free_slots(stale: list[WorkerEntry], fresh: list[WorkerEntry], desired: int) -> list[int]:
+    """Return the slots without a fresh worker: the empty ones, then those of stale workers."""
+    taken = {worker.slot for worker in fresh}
+    old = {worker.slot: worker for worker in stale}
     free = [slot for slot in range(1, desired + 1) if slot not in taken]
-    return sorted(free, key=lambda slot: (slot in old, _wished(old.get(slot)), slot))
+    return sorted(free, key=lambda slot: (slot in old, _asked_at(old.get(slot)), slot))
 
 
-def _wished(handle: WorkerHandle | None) -> float:
-    return handle.wished_at if handle is not None else 0.0
+def _asked_at(worker: WorkerEntry | None) -> float:
+    return worker.replace_asked_at if worker is not None else 0.0

@@ -1,4 +1,9 @@
-"""Why a worker ended, told truthfully: from what the arbiter did and what waitpid said."""
+"""The reason for a worker's exit, as the log and operators see it.
+
+The arbiter never guesses. A reason follows from two facts: what the arbiter did to the worker
+before (it told it to end, it sent it a signal), and what waitpid returned (an exit code or a
+signal). A death by SIGKILL counts as "out of memory" only if the kernel's counters confirm it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from enum import Enum
 
 
 class ExitReason(Enum):
-    """The name is what messages carry (in lower case); the value is what the log says."""
+    """Why a worker ends. Messages carry the name in lower case; the log shows the value."""
 
     ASKED = "the server stops"
     RECYCLED = "recycled"
@@ -30,8 +35,12 @@ class ExitReason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """Why the arbiter ends a worker; `detail` replaces the reason's general wording."""
+class StopCause:
+    """Why the arbiter ends a worker.
+
+    reason  the kind of cause
+    detail  the text for the log, in place of the reason's general one; "" for the general one
+    """
 
     reason: ExitReason
     detail: str = ""
@@ -41,35 +50,35 @@ class Ending:
 
 
 def reason_named(name: str) -> ExitReason | None:
-    """The reason that a message names, or None."""
+    """Return the reason with this name (in any case), or None if there is none."""
     return ExitReason.__members__.get(name.upper())
 
 
 def conclude(
-    code: int, signal: str, ending: Ending | None, killed_by: str, out_of_memory: bool
+    code: int, signal: str, cause: StopCause | None, signal_sent: str, out_of_memory: bool
 ) -> tuple[ExitReason, str]:
-    """The reason for an exit and the words for it.
+    """Return the reason for an exit, and the text for the log.
 
     code, signal   see `events.ChildExited`
-    ending         why the arbiter had asked the worker to end, or None
-    killed_by      the hardest signal that the arbiter has sent it, or ""
-    out_of_memory  the kernel says that it killed for memory
+    cause          why the arbiter had told the worker to end, or None
+    signal_sent    the strongest signal that the arbiter has sent to it, or ""
+    out_of_memory  the kernel's counters say that it killed a process for memory
     """
     if signal:
-        if ending is not None and signal == killed_by:
-            return ending.reason, f"killed by the arbiter: {ending}"
+        if cause is not None and signal == signal_sent:
+            return cause.reason, f"killed by the arbiter: {cause}"
         if signal == "SIGKILL" and out_of_memory:
             return ExitReason.OUT_OF_MEMORY, "killed by the kernel: out of memory"
         if signal in _SENT_BY_PEOPLE:
             return ExitReason.CRASHED, f"killed by signal {-code} ({signal}), not by the arbiter"
         return ExitReason.CRASHED, f"crashed by signal {-code} ({signal})"
-    if ending is not None and (code == 0 or ending.reason is ExitReason.BOOT_FAILED):
-        return ending.reason, str(ending)
+    if cause is not None and (code == 0 or cause.reason is ExitReason.BOOT_FAILED):
+        return cause.reason, str(cause)
     if code == 0:
         return ExitReason.LEFT, "exited by itself with code 0"
-    asked = f" after it was asked to end ({ending})" if ending is not None else ""
+    asked = f" after it was asked to end ({cause})" if cause is not None else ""
     return ExitReason.EXITED, f"exited with code {code}{asked}"
 
 
-# A program's own fault has other signals.
+# A program that crashes by a fault of its own gets other signals (SIGSEGV, SIGABRT, SIGBUS, …).
 _SENT_BY_PEOPLE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2")

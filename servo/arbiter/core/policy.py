@@ -1,4 +1,10 @@
-"""How workers are to be treated: the numbers that the supervisor decides by."""
+"""The numbers that the supervisor decides by: time limits, worker counts, retries.
+
+Constants are the limits that no setting changes, each with its reason. `Policy` is the part of the
+settings that concerns supervision. It knows nothing about how settings are read: see
+`servo.arbiter.generations.policy_of`. Every generation of workers has a policy of its own, since a
+reload may change any setting.
+"""
 
 from __future__ import annotations
 
@@ -8,52 +14,51 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# The arbiter looks at its workers at least this often. Later than this means that the arbiter
-# itself was not running, so whatever the workers did not do meanwhile is not their fault.
+# The arbiter looks at its workers at least this often. If a tick comes much later, the arbiter
+# itself was not running, and its workers may not have been running either.
 TICK_S = 1.0
-# A scheduler under load delays a tick by tens of milliseconds; a paused container by seconds.
+# A busy scheduler delays a tick by tens of milliseconds; a paused container delays it by seconds.
 TICK_SLACK_S = 0.5
-# From here on the log tells of it.
+# Shorter standstills move the limits silently; from this length on, the log mentions them.
 STANDSTILL_S = 3.0
 
-# SIGABRT makes the worker print its stacks; this is how long it may take for that.
+# SIGABRT makes a worker print its stacks; SIGKILL follows after this time.
 ABORT_S = 2.0
-# A worker that is still booting has no request to finish, so a stop waits only this long for it.
+# A worker that is still booting has no request to finish, so a stop waits no longer than this.
 BOOT_STOP_S = 2.0
-# A worker that has reported a failed boot only has to exit.
+# A worker that has reported a failed boot has nothing left to do but exit.
 BOOT_EXIT_S = 5.0
-# A quick stop cuts requests; the rest is the lifespan shutdown and atexit handlers.
+# A quick stop cuts open requests; this time is for the lifespan shutdown and atexit handlers.
 QUICK_STOP_S = 5.0
 
-# A worker that dies sooner than this after it got ready counts as failing.
+# A worker that dies sooner than this after it got ready counts as failing: see `backoff`.
 YOUNG_S = 5.0
-BACKOFF_FIRST_S = 0.1
-BACKOFF_CAP_S = 30.0
 
-# Before any worker has served: how many rounds of crashes (a reported boot failure needs only one).
+# Until the first worker gets ready, the server gives up after this many rounds of crashes. A worker
+# that reports why it can't boot ends the server at once: another attempt would not help.
 FIRST_BOOT_ATTEMPTS = 3
-# After the canary: how many rounds of failed boots until a reload is rolled back.
+# Once the canary is ready, a reload is rolled back after this many rounds of failed workers.
 ROLLING_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The settings that supervision depends on. A time of 0 means no limit (but for the drain).
+    """The settings that concern supervision. A limit of 0 is no limit, unless it says otherwise.
 
-    workers             how many are asked for
-    workers_of          worker class -> how many, where that hangs on the class (workers = "auto"),
-                        which only a worker that has loaded the app can tell
-    timeout_s           the oldest heartbeat that passes for life (gunicorn: 30)
-    boot_timeout_s      from fork to Ready
-    graceful_timeout_s  from Retire or Stop to SIGKILL
-    pre_stop_delay_s    from the wish for a stop to the stop: readiness has failed meanwhile
-    max_lifetime_s      from Ready to the wish for a successor
-    request_timeout_s   for one request; enforced here only for a worker that can't do it itself,
-                        as its one thread, or its loop, is busy
+    workers             how many workers the configuration asks for
+    timeout_s           a worker with no heartbeat for this long is killed (gunicorn: 30)
+    boot_timeout_s      limit from the fork until the worker is ready
+    graceful_timeout_s  limit from Retire or Stop until SIGKILL; 0 kills at once
+    pre_stop_delay_s    how long the server goes on serving after it was asked to stop
+    max_lifetime_s      a worker asks for a replacement this long after it got ready
+    request_timeout_s   limit for one request; the arbiter enforces it only if the worker can't,
+                        because its only thread, or its event loop, is blocked
     reload_batch        how many more workers than asked for may live during a reload
-    capacity            rows of the scoreboard: more processes than this can't be told apart
-    wait_for_change     (--reload) a broken first generation waits for the next change of a file
+    capacity            rows of the scoreboard: at most this many worker processes at a time
+    wait_for_change     (--reload) if the first generation is broken, wait until a file changes
     own_queues          (reuse_port) each slot has listeners of its own
+    workers_of          worker class -> number of workers, if the number depends on the class
+                        (workers = "auto"), which is known once a worker has imported the app
     """
 
     workers: int
@@ -71,44 +76,5 @@ class Policy:
 
     @property
     def most_workers(self) -> int:
-        """The largest number of workers that leaves room for successors."""
+        """The largest number of workers that leaves rows free for their replacements."""
         return max(1, self.capacity - self.reload_batch)
-
-
-class Backoff:
-    """When the next worker may be forked after some have died young.
-
-    Workers forked before the last failure belong to its round and don't count again: if the
-    kernel kills 64 workers at once, that is one failure and not a wait of 30 s.
-    """
-
-    def __init__(self) -> None:
-        self.rounds = 0
-        self.not_before = 0.0
-        self._failed_at = 0.0
-
-    def failed(self, spawned_at: float, now: float) -> bool:
-        """A worker forked at `spawned_at` has failed. True when that begins a new round."""
-        if self.rounds and spawned_at < self._failed_at:
-            return False
-        self.rounds += 1
-        delay = min(BACKOFF_CAP_S, BACKOFF_FIRST_S * 2.0 ** min(self.rounds - 1, 20))
-        self._failed_at = now
-        self.not_before = now + delay
-        return True
-
-    def proved(self, spawned_at: float) -> None:
-        """A worker forked at `spawned_at` has served for a while."""
-        if self.rounds and spawned_at >= self._failed_at:
-            self.reset()
-
-    def reset(self) -> None:
-        """Start afresh: a new release, or one that works again."""
-        self.rounds = 0
-        self.not_before = 0.0
-        self._failed_at = 0.0
-
-    def shift(self, gap: float) -> None:
-        """The machine stood still for `gap` seconds."""
-        self._failed_at += gap
-        self.not_before += gap

@@ -1,30 +1,45 @@
-"""What is done to one worker: fork it, believe it, ask it to end, end it.
+"""The lifecycle of one worker: fork, boot, readiness, drain, exit; and the limits of each step.
 
-The supervisor decides about all of them; this keeps each one's life in order and its limits.
+The supervisor decides how many workers there should be, and which ones; this module carries out
+those decisions for a single worker. Every method is one step: it moves the worker's entry to its
+next state, records that as a lifecycle event, and queues the actions that follow.
+
+How a worker ends. The arbiter sends `Retire` (close the listeners, finish open requests, exit; the
+other workers serve on) or `Stop` (the same, while the whole server stops; a quick one cuts open
+requests). Either sets `kill_at`: a worker that still exists then gets SIGKILL. A worker whose
+channel is gone can't read a message, so it gets SIGTERM, which has the same effect. A worker that
+hangs can't end by itself: it gets SIGABRT first, which makes it print its stacks, and SIGKILL two
+seconds later.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from servo.arbiter.core.actions import Action, Fork, Happened, KillWorker, Log, Release, SendMessage
-from servo.arbiter.core.exit_reasons import Ending, ExitReason, conclude, reason_named
-from servo.arbiter.core.policy import ABORT_S, BOOT_EXIT_S, BOOT_STOP_S, QUICK_STOP_S, Policy
-from servo.arbiter.core.worker_table import Pool, WorkerHandle, WorkerState
-from servo.ipc.messages import BootFailed, Message, ReplaceMe, Retire, Stop
+from servo.arbiter.core.actions import Fork, KillWorker, Release, SendMessage
+from servo.arbiter.core.exit_reasons import ExitReason, StopCause, conclude, reason_named
+from servo.arbiter.core.policy import ABORT_S, BOOT_EXIT_S, BOOT_STOP_S, QUICK_STOP_S
+from servo.arbiter.core.worker_table import WorkerState
+from servo.ipc.messages import ReplaceMe, Retire, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from servo.arbiter.core.action_queue import ActionQueue
     from servo.arbiter.core.events import ChildExited
+    from servo.arbiter.core.policy import Policy
+    from servo.arbiter.core.worker_table import WorkerEntry, WorkerTable
+    from servo.ipc.messages import BootFailed, Message
 
-# All workers of a generation get ready together; their lifetimes are cut by up to this part, spread
-# by the golden ratio, so that they don't end together.
+# The workers of a generation get ready at about the same time. Without a spread, `max_lifetime`
+# would end them all at the same time, too. Each lifetime is cut by up to this share; multiples of
+# the golden ratio spread the cuts evenly, however many workers there are.
 _LIFETIME_SPREAD = 0.1
-_GOLDEN = 0.6180339887498949
+_GOLDEN_RATIO = 0.6180339887498949
 
-_QUIET = frozenset(
+# Exits that are part of normal work: the log shows them as "info" and not as "error".
+_ORDINARY = frozenset(
     {
         ExitReason.ASKED,
         ExitReason.RECYCLED,
@@ -42,320 +57,335 @@ _HUNG = (ExitReason.NO_HEARTBEAT, ExitReason.REQUEST_TIMEOUT)
 
 
 @dataclass(frozen=True, slots=True)
-class Departure:
-    """A worker that was reaped. `unasked`: the arbiter had not asked it to end."""
+class WorkerExit:
+    """A worker that was reaped.
 
-    handle: WorkerHandle
+    worker   its entry, already removed from the table
+    reason   why it exited
+    text     the same for the log
+    unasked  the arbiter had not told it to end
+    """
+
+    worker: WorkerEntry
     reason: ExitReason
     text: str
     unasked: bool
 
 
-class Crew:
-    """The workers. `actions` collects what is to be done; `policies` is by generation."""
+class WorkerLifecycle:
+    """Takes single workers from one state to the next.
 
-    def __init__(self, policy: Policy) -> None:
-        self.pool = Pool()
-        self.policies: dict[int, Policy] = {1: policy}
-        self.actions: list[Action] = []
+    workers   the table; this object adds entries to it and removes them
+    policies  the limits, by generation; the supervisor keeps them up to date
+    queue     collects the actions
+    """
 
-    def do(self, action: Action) -> None:
-        self.actions.append(action)
-
-    def log(self, level: str, text: str) -> None:
-        self.actions.append(Log(level, text))
-
-    def announce(self, name: str, level: str, text: str, **values: Any) -> None:
-        """One log line that is an event, too; `values` are `Happened`'s."""
-        self.do(Happened(level, text, name=name, **values))
-
-    def tell(
-        self,
-        handle: WorkerHandle,
-        name: str,
-        level: str,
-        text: str,
-        reason: ExitReason | None = None,
-        details: str = "",
+    def __init__(
+        self, workers: WorkerTable, policies: Mapping[int, Policy], queue: ActionQueue
     ) -> None:
-        """A worker's transition."""
-        self.announce(
-            name,
-            level,
-            text,
-            slot=handle.slot,
-            serial=handle.serial,
-            pid=handle.pid,
-            generation=handle.generation,
-            reason=reason.name.lower() if reason is not None else "",
-            details=details,
-        )
+        self._workers = workers
+        self._policies = policies
+        self._queue = queue
 
-    # --- getting up -----------------------------------------------------------------------------
+    # --- fork and boot --------------------------------------------------------------------------
 
-    def fork(self, slot: int, generation: int, now: float) -> WorkerHandle:
-        """Have a worker forked."""
-        handle = self.pool.add(slot, generation, now)
-        self.do(Fork(handle.serial, slot, generation))
-        return handle
+    def fork(self, slot: int, generation: int, now: float) -> WorkerEntry:
+        """Request a fork.
+
+        slot        the place of the new worker, 1 to N
+        generation  the configuration that it runs
+        now         the current time, in seconds (in every method here)
+        """
+        worker = self._workers.add(slot, generation, now)
+        self._queue.do(Fork(worker.serial, slot, generation))
+        return worker
 
     def forked(self, serial: int, pid: int) -> None:
-        """The fork was performed."""
-        handle = self.pool.get(serial)
-        assert handle is not None
-        handle.pid = pid
-        text = f"{handle} is forked, serial {serial}, generation {handle.generation}"
-        self.tell(handle, "spawned", "debug", text)
+        """The fork of worker `serial` has succeeded: its process is `pid`."""
+        worker = self._workers.get(serial)
+        assert worker is not None
+        worker.pid = pid
+        text = f"{worker} is forked, serial {serial}, generation {worker.generation}"
+        self._queue.record_worker(worker, "spawned", "debug", text)
 
-    def not_forked(self, serial: int, text: str) -> WorkerHandle:
-        """The fork failed: there is no such worker."""
-        handle = self.pool.get(serial)
-        assert handle is not None
-        self.log("error", f"worker {handle.slot} can't be forked: {text}")
-        handle.move(WorkerState.EXITED)
-        self.pool.remove(handle)
-        return handle
+    def fork_failed(self, serial: int, text: str) -> WorkerEntry:
+        """The fork of worker `serial` has failed, `text` says why. Return the removed entry."""
+        worker = self._workers.get(serial)
+        assert worker is not None
+        self._queue.log("error", f"worker {worker.slot} can't be forked: {text}")
+        worker.move(WorkerState.EXITED)
+        self._workers.remove(worker)
+        return worker
 
-    def booting(self, handle: WorkerHandle) -> None:
-        """It says that it boots."""
-        if handle.state is WorkerState.SPAWNED:
-            handle.move(WorkerState.BOOTING)
-            self.tell(handle, "booting", "info", f"{handle} is booting")
+    def booting(self, worker: WorkerEntry) -> None:
+        """The worker reports that it boots."""
+        if worker.state is WorkerState.SPAWNED:
+            worker.move(WorkerState.BOOTING)
+            self._queue.record_worker(worker, "booting", "info", f"{worker} is booting")
 
-    def ready(self, handle: WorkerHandle, now: float) -> bool:
-        """It says that it accepts connections. False when that no longer counts."""
-        self.booting(handle)
-        if handle.state is WorkerState.BOOTING:
-            handle.move(WorkerState.READY)
-            handle.ready_at = handle.alive_at = now
-            text = f"{handle} is ready after {now - handle.spawned_at:.2f} s"
-            self.tell(handle, "ready", "info", text)
+    def ready(self, worker: WorkerEntry, now: float) -> bool:
+        """The worker reports that it accepts connections.
+
+        Return False if that changes nothing: it was told to end meanwhile, or has reported it
+        before.
+        """
+        self.booting(worker)
+        if worker.state is WorkerState.BOOTING:
+            worker.move(WorkerState.READY)
+            worker.ready_at = worker.heartbeat_at = now
+            text = f"{worker} is ready after {now - worker.spawned_at:.2f} s"
+            self._queue.record_worker(worker, "ready", "info", text)
             return True
-        if handle.state is WorkerState.DRAINING and handle.ready_at is None:
-            # It got up before it read that it is to end, so it may have taken requests by now.
-            handle.ready_at = handle.alive_at = now
-            if handle.asked_at is not None and not handle.killed_by:
-                handle.kill_at = handle.asked_at + handle.grace_s
+        if worker.state is WorkerState.DRAINING and worker.ready_at is None:
+            # It got ready before it read our message, so it may have accepted requests. They get
+            # the whole grace period, in place of the short one of a worker that still boots.
+            worker.ready_at = worker.heartbeat_at = now
+            if worker.stop_asked_at is not None and not worker.signal_sent:
+                worker.kill_at = worker.stop_asked_at + worker.grace_s
         return False
 
-    def boot_failed(self, handle: WorkerHandle, message: BootFailed, now: float) -> bool:
-        """It says that it can't boot, and exits. False when that is no news."""
-        if not handle.live or handle.ready:
+    def boot_failed(self, worker: WorkerEntry, message: BootFailed, now: float) -> bool:
+        """The worker reports that it can't boot and will exit.
+
+        Return False if that changes nothing: it was told to end meanwhile, or is ready already.
+        """
+        if not worker.live or worker.ready:
             return False
-        handle.ending = Ending(ExitReason.BOOT_FAILED)
-        handle.move(WorkerState.DRAINING)
-        text = f"{handle} could not boot: {message.text}"
-        self.tell(handle, "draining", "error", text, ExitReason.BOOT_FAILED, message.text)
-        handle.kill_at = now + BOOT_EXIT_S
+        worker.stop_cause = StopCause(ExitReason.BOOT_FAILED)
+        worker.move(WorkerState.DRAINING)
+        text = f"{worker} could not boot: {message.text}"
+        self._queue.record_worker(
+            worker, "draining", "error", text, ExitReason.BOOT_FAILED, message.text
+        )
+        worker.kill_at = now + BOOT_EXIT_S
         return True
 
-    # --- wishes ---------------------------------------------------------------------------------
+    # --- replacement ----------------------------------------------------------------------------
 
-    def wishes(self, handle: WorkerHandle, message: ReplaceMe, now: float) -> None:
-        """It asks for a successor."""
-        if not handle.live or handle.wish is not None:
+    def request_replacement(self, worker: WorkerEntry, message: ReplaceMe, now: float) -> None:
+        """Mark a worker as one to replace; `balance` forks its replacement first."""
+        if not worker.live or worker.replace_reason is not None:
             return
         reason = reason_named(message.reason) or ExitReason.TERMINATED
         detail = f" ({message.detail})" if message.detail else ""
-        self.log("info", f"{handle} is to be replaced: {reason.value}{detail}")
-        handle.wish = reason.name
-        handle.wished_at = now
+        self._queue.log("info", f"{worker} is to be replaced: {reason.value}{detail}")
+        worker.replace_reason = reason.name
+        worker.replace_asked_at = now
 
-    def drains(self, handle: WorkerHandle, now: float) -> None:
-        """It says that it accepts no more; news only if nobody had asked it."""
-        handle.confirmed = True
-        if handle.live:
-            handle.ending = Ending(ExitReason.LEFT)
-            self._begin_drain(handle, self.policies[handle.generation].graceful_timeout_s, now)
-
-    # --- asking it to end -------------------------------------------------------------------------
+    # --- drain ----------------------------------------------------------------------------------
 
     def retire(
-        self, handle: WorkerHandle, reason: ExitReason, now: float, message: Message | None = None
+        self, worker: WorkerEntry, reason: ExitReason, now: float, message: Message | None = None
     ) -> None:
-        """Ask a live worker to leave the work to its siblings and end."""
-        handle.ending = Ending(reason)
-        self._begin_drain(handle, self.policies[handle.generation].graceful_timeout_s, now)
-        self._tell(handle, message or Retire(reason.name.lower()))
+        """Tell a live worker to end while the others serve on.
 
-    def stop(self, handle: WorkerHandle, quick: bool, now: float) -> None:
-        """Ask a worker to end since the server does; one that drains anyway hears only of haste."""
-        grace_s = self.policies[handle.generation].graceful_timeout_s
+        reason   why, for the log and for the worker
+        message  what to send in place of `Retire`
+        """
+        worker.stop_cause = StopCause(reason)
+        self._begin_drain(worker, self._policies[worker.generation].graceful_timeout_s, now)
+        self._send(worker, message or Retire(reason.name.lower()))
+
+    def stop(self, worker: WorkerEntry, quick: bool, now: float) -> None:
+        """Tell a worker to end because the server stops.
+
+        quick  cut open requests. A worker that drains already is told to hurry if this is True;
+               otherwise there is nothing new to tell it.
+        """
+        grace_s = self._policies[worker.generation].graceful_timeout_s
         if quick:
             grace_s = min(grace_s, QUICK_STOP_S)
-        if handle.live:
-            handle.ending = Ending(ExitReason.ASKED)
-            self._begin_drain(handle, grace_s, now)
-            self._tell(handle, Stop(quick))
-        elif quick and handle.killed_by != "SIGKILL":
-            handle.grace_s = min(handle.grace_s, grace_s)
+        if worker.live:
+            worker.stop_cause = StopCause(ExitReason.ASKED)
+            self._begin_drain(worker, grace_s, now)
+            self._send(worker, Stop(quick))
+        elif quick and worker.signal_sent != "SIGKILL":
+            worker.grace_s = min(worker.grace_s, grace_s)
             due = now + grace_s
-            handle.kill_at = due if handle.kill_at is None else min(handle.kill_at, due)
-            self._tell(handle, Stop(quick))
+            worker.kill_at = due if worker.kill_at is None else min(worker.kill_at, due)
+            self._send(worker, Stop(quick))
 
-    def _begin_drain(self, handle: WorkerHandle, grace_s: float, now: float) -> None:
-        handle.move(WorkerState.DRAINING)
-        handle.asked_at = now
-        handle.grace_s = grace_s
-        handle.kill_at = now + (
-            grace_s if handle.ready_at is not None else min(grace_s, BOOT_STOP_S)
-        )
-        assert handle.ending is not None
-        text = f"{handle} is draining: {handle.ending}"
-        self.tell(handle, "draining", "info", text, handle.ending.reason)
+    def draining(self, worker: WorkerEntry, now: float) -> None:
+        """The worker reports that it drains, which it may have begun without being told."""
+        worker.draining_confirmed = True
+        if worker.live:
+            worker.stop_cause = StopCause(ExitReason.LEFT)
+            self._begin_drain(worker, self._policies[worker.generation].graceful_timeout_s, now)
 
-    def _tell(self, handle: WorkerHandle, message: Message) -> None:
-        if not handle.deaf:
-            self.do(SendMessage(handle.serial, message))
-        elif not handle.confirmed:
-            self._terminate(handle)
+    def channel_lost(self, worker: WorkerEntry) -> None:
+        """Messages no longer reach the worker, and the last one may not have reached it either."""
+        worker.channel_lost = True
+        told = worker.stop_asked_at is not None and not worker.signal_sent
+        if told and not worker.draining_confirmed:
+            self._terminate(worker)
 
-    def lost_channel(self, handle: WorkerHandle) -> None:
-        """Messages no longer reach it; what it was asked last may be lost."""
-        handle.deaf = True
-        if handle.asked_at is not None and not handle.killed_by and not handle.confirmed:
-            self._terminate(handle)
+    def _begin_drain(self, worker: WorkerEntry, grace_s: float, now: float) -> None:
+        worker.move(WorkerState.DRAINING)
+        worker.stop_asked_at = now
+        worker.grace_s = grace_s
+        booting = worker.ready_at is None
+        worker.kill_at = now + (min(grace_s, BOOT_STOP_S) if booting else grace_s)
+        assert worker.stop_cause is not None
+        text = f"{worker} is draining: {worker.stop_cause}"
+        self._queue.record_worker(worker, "draining", "info", text, worker.stop_cause.reason)
 
-    def _terminate(self, handle: WorkerHandle) -> None:
-        # Without its channel a worker drains by itself at SIGTERM.
-        self.do(KillWorker(handle.serial, "SIGTERM", "its channel is gone"))
+    def _send(self, worker: WorkerEntry, message: Message) -> None:
+        if not worker.channel_lost:
+            self._queue.do(SendMessage(worker.serial, message))
+        elif not worker.draining_confirmed:
+            self._terminate(worker)
 
-    # --- ending it --------------------------------------------------------------------------------
+    def _terminate(self, worker: WorkerEntry) -> None:
+        # A worker without its channel drains when it gets SIGTERM; with one, it would ask for a
+        # replacement first.
+        self._queue.do(KillWorker(worker.serial, "SIGTERM", "its channel is gone"))
 
-    def abort(self, handle: WorkerHandle, ending: Ending, now: float) -> None:
-        """Make it print its stacks and die; SIGKILL follows."""
-        text = f"{handle}: {ending}; aborting it, its stacks follow"
-        handle.ending = ending
-        handle.killed_by = "SIGABRT"
-        handle.kill_at = now + ABORT_S
-        if handle.live:
-            handle.move(WorkerState.DRAINING)
-            self.tell(handle, "draining", "error", text, ending.reason)
+    # --- kill -----------------------------------------------------------------------------------
+
+    def abort(self, worker: WorkerEntry, cause: StopCause, now: float) -> None:
+        """Make a hung worker print its stacks and die; SIGKILL follows if it does not."""
+        text = f"{worker}: {cause}; aborting it, its stacks follow"
+        worker.stop_cause = cause
+        worker.signal_sent = "SIGABRT"
+        worker.kill_at = now + ABORT_S
+        if worker.live:
+            worker.move(WorkerState.DRAINING)
+            self._queue.record_worker(worker, "draining", "error", text, cause.reason)
         else:
-            self.log("error", text)
-        self.do(KillWorker(handle.serial, "SIGABRT", str(ending)))
+            self._queue.log("error", text)
+        self._queue.do(KillWorker(worker.serial, "SIGABRT", str(cause)))
 
-    def kill(self, handle: WorkerHandle, now: float) -> None:
-        """End it now."""
-        ending = handle.ending
-        assert ending is not None
-        if not handle.killed_by:
-            since = now - (handle.asked_at if handle.asked_at is not None else handle.spawned_at)
-            ending = Ending(
-                ending.reason, f"still there {since:.3g} s after it was to end: {ending}"
+    def kill(self, worker: WorkerEntry, now: float) -> None:
+        """Send SIGKILL to a worker that was told to end."""
+        cause = worker.stop_cause
+        assert cause is not None
+        if not worker.signal_sent:
+            told_at = worker.stop_asked_at
+            since = now - (told_at if told_at is not None else worker.spawned_at)
+            cause = StopCause(
+                cause.reason, f"still there {since:.3g} s after it was to end: {cause}"
             )
-            self.log("warning", f"{handle} is {ending}; killing it")
-            handle.ending = ending
-        handle.killed_by = "SIGKILL"
-        handle.kill_at = None
-        self.do(KillWorker(handle.serial, "SIGKILL", str(ending)))
+            self._queue.log("warning", f"{worker} is {cause}; killing it")
+            worker.stop_cause = cause
+        worker.signal_sent = "SIGKILL"
+        worker.kill_at = None
+        self._queue.do(KillWorker(worker.serial, "SIGKILL", str(cause)))
 
-    def not_killed(self, handle: WorkerHandle, signal: str) -> None:
-        """The kernel has refused to signal it. If it gets unstuck, it reads that it has to end."""
+    def kill_failed(self, worker: WorkerEntry, signal: str) -> None:
+        """The kernel refused to deliver `signal` to the worker."""
         if signal == "SIGKILL":
-            handle.unkillable = True
-            self.log("error", f"{handle} can't be killed: it stays until it ends by itself")
-        self.do(SendMessage(handle.serial, Stop(quick=True)))
+            worker.unkillable = True
+            self._queue.log("error", f"{worker} can't be killed: it stays until it ends by itself")
+        # If it hangs only for a while, it reads this afterwards and ends.
+        self._queue.do(SendMessage(worker.serial, Stop(quick=True)))
 
-    def exited(self, event: ChildExited, now: float) -> Departure | None:
-        """A child was reaped; None for one that is no worker."""
-        handle = self.pool.find(event.pid)
-        if handle is None:
+    def exited(self, event: ChildExited, now: float) -> WorkerExit | None:
+        """A child was reaped. Return None if it was not a worker."""
+        worker = self._workers.find(event.pid)
+        if worker is None:
             return None
         reason, text = conclude(
-            event.code, event.signal, handle.ending, handle.killed_by, event.out_of_memory
+            event.code, event.signal, worker.stop_cause, worker.signal_sent, event.out_of_memory
         )
-        quiet = reason in _QUIET and not handle.killed_by
-        lived = f" after {_span(now - handle.spawned_at)}"
-        handle.move(WorkerState.EXITED)
-        level = "info" if quiet else "error"
-        self.tell(handle, "exited", level, f"{handle} ended{lived}: {text}", reason)
-        self.do(Release(handle.serial))
-        self.pool.remove(handle)
-        return Departure(handle, reason, text, _unasked(handle))
+        level = "info" if reason in _ORDINARY and not worker.signal_sent else "error"
+        lived = f" after {_duration_text(now - worker.spawned_at)}"
+        worker.move(WorkerState.EXITED)
+        self._queue.record_worker(worker, "exited", level, f"{worker} ended{lived}: {text}", reason)
+        self._queue.do(Release(worker.serial))
+        self._workers.remove(worker)
+        return WorkerExit(worker, reason, text, _ended_unasked(worker))
 
-    # --- time -------------------------------------------------------------------------------------
+    # --- limits ---------------------------------------------------------------------------------
 
-    def check_limits(
-        self, beats: Mapping[int, float], oldest: Mapping[int, float], now: float
-    ) -> list[WorkerHandle]:
-        """Enforce every limit that is due. Returns the workers that have not booted in time."""
+    def enforce_limits(
+        self, heartbeats: Mapping[int, float], oldest: Mapping[int, float], now: float
+    ) -> list[WorkerEntry]:
+        """Enforce every limit that is due.
+
+        heartbeats  serial -> time of the last heartbeat, in seconds
+        oldest      serial -> start of the oldest request in flight, in seconds
+
+        Return the workers that have exceeded `boot_timeout`.
+        """
         late = []
-        for handle in self.pool:
-            policy = self.policies[handle.generation]
-            if handle.kill_at is not None:
-                if now >= handle.kill_at:
-                    self.kill(handle, now)
+        for worker in self._workers:
+            policy = self._policies[worker.generation]
+            if worker.kill_at is not None:
+                if now >= worker.kill_at:
+                    self.kill(worker, now)
                     continue
             elif (
-                handle.live
-                and not handle.ready
-                and _over(handle.spawned_at, policy.boot_timeout_s, now)
+                worker.live
+                and not worker.ready
+                and _exceeded(worker.spawned_at, policy.boot_timeout_s, now)
             ):
                 text = f"not ready after {policy.boot_timeout_s:g} s (boot_timeout)"
-                self.abort(handle, Ending(ExitReason.BOOT_TIMEOUT, text), now)
-                late.append(handle)
-            if handle.ready_at is not None and not handle.killed_by:
-                self._check_life(handle, beats.get(handle.serial, 0.0), oldest, policy, now)
+                self.abort(worker, StopCause(ExitReason.BOOT_TIMEOUT, text), now)
+                late.append(worker)
+            if worker.ready_at is not None and not worker.signal_sent:
+                self._enforce_serving_limits(
+                    worker, heartbeats.get(worker.serial, 0.0), oldest, policy, now
+                )
         return late
 
-    def _check_life(
+    def _enforce_serving_limits(
         self,
-        handle: WorkerHandle,
-        beat: float,
+        worker: WorkerEntry,
+        heartbeat: float,
         oldest: Mapping[int, float],
         policy: Policy,
         now: float,
     ) -> None:
-        handle.alive_at = max(handle.alive_at, beat)
-        began = oldest.get(handle.serial, 0.0)
-        if began != handle.request_began:
-            handle.request_began = handle.request_at = began
-        if _over(handle.alive_at, policy.timeout_s, now):
+        worker.heartbeat_at = max(worker.heartbeat_at, heartbeat)
+        start = oldest.get(worker.serial, 0.0)
+        if start != worker.request_start:
+            worker.request_start = worker.request_limit_from = start
+        if _exceeded(worker.heartbeat_at, policy.timeout_s, now):
             text = f"no heartbeat for {policy.timeout_s:g} s"
-            self.abort(handle, Ending(ExitReason.NO_HEARTBEAT, text), now)
-        # A worker that beats can end the request by itself; the margin is for its last beat,
-        # which came just before or after the request's start.
+            self.abort(worker, StopCause(ExitReason.NO_HEARTBEAT, text), now)
+        # A worker that sends heartbeats can end the request by itself, so this is only for one that
+        # sends none. Its last heartbeat may have come just after the request's start: hence 0.9.
         elif (
-            began
-            and _over(handle.request_at, policy.request_timeout_s, now)
-            and _over(handle.alive_at, 0.9 * policy.request_timeout_s, now)
+            start
+            and _exceeded(worker.request_limit_from, policy.request_timeout_s, now)
+            and _exceeded(worker.heartbeat_at, 0.9 * policy.request_timeout_s, now)
         ):
             text = f"a request runs for more than {policy.request_timeout_s:g} s (request_timeout)"
-            self.abort(handle, Ending(ExitReason.REQUEST_TIMEOUT, text), now)
-        elif handle.ready and handle.wish is None and policy.max_lifetime_s:
-            part = 1 - _LIFETIME_SPREAD * (handle.serial * _GOLDEN % 1)
-            assert handle.ready_at is not None
-            if _over(handle.ready_at, policy.max_lifetime_s * part, now):
-                lived = f"lived for {_span(now - handle.ready_at)}"
-                self.wishes(handle, ReplaceMe("recycled", lived), now)
+            self.abort(worker, StopCause(ExitReason.REQUEST_TIMEOUT, text), now)
+        elif worker.ready and worker.replace_reason is None and policy.max_lifetime_s:
+            share = 1 - _LIFETIME_SPREAD * (worker.serial * _GOLDEN_RATIO % 1)
+            assert worker.ready_at is not None
+            if _exceeded(worker.ready_at, policy.max_lifetime_s * share, now):
+                lived = f"lived for {_duration_text(now - worker.ready_at)}"
+                self.request_replacement(worker, ReplaceMe("recycled", lived), now)
 
     def due_times(self) -> list[float]:
-        """The moments at which `check_limits` has something to do, as far as they are known."""
+        """Return the times, in seconds, at which `enforce_limits` has work, if they are known."""
         times = []
-        for handle in self.pool:
-            boot_timeout_s = self.policies[handle.generation].boot_timeout_s
-            if handle.kill_at is not None:
-                times.append(handle.kill_at)
-            elif handle.live and not handle.ready and boot_timeout_s:
-                times.append(handle.spawned_at + boot_timeout_s)
+        for worker in self._workers:
+            boot_timeout_s = self._policies[worker.generation].boot_timeout_s
+            if worker.kill_at is not None:
+                times.append(worker.kill_at)
+            elif worker.live and not worker.ready and boot_timeout_s:
+                times.append(worker.spawned_at + boot_timeout_s)
         return times
 
 
-def _unasked(handle: WorkerHandle) -> bool:
-    if handle.ending is None or handle.ending.reason is ExitReason.LEFT:
+def _ended_unasked(worker: WorkerEntry) -> bool:
+    cause = worker.stop_cause
+    if cause is None or cause.reason is ExitReason.LEFT:
         return True
-    # It hung; a worker that did so in its drain had been asked.
-    return handle.ending.reason in _HUNG and handle.asked_at is None
+    # A worker that hung had not been told to end, unless it hung while it drained.
+    return cause.reason in _HUNG and worker.stop_asked_at is None
 
 
-def _over(since: float, limit_s: float, now: float) -> bool:
-    """Whether a limit has passed; 0 is none."""
+def _exceeded(since: float, limit_s: float, now: float) -> bool:
+    """Return True if `limit_s` has passed since `since`; a limit of 0 is no limit."""
     return limit_s > 0 and now - since >= limit_s
 
 
-def _span(seconds: float) -> str:
-    """A time as people say it: 0.42 s, 12 s, 3 min, 5 h."""
+def _duration_text(seconds: float) -> str:
+    """Format a duration for people: 0.42 s, 12 s, 3 min, 5 h."""
     if seconds < 10:
         return f"{seconds:.2f} s"
     if seconds < 120:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import select
     from collections.abc import Callable, Iterator
 
-    from servo.arbiter.core.worker_table import WorkerHandle
+    from servo.arbiter.core.worker_table import WorkerEntry
     from servo.arbiter.loop import Arbiter
     from servo.arbiter.operator.lifecycle_events import LifecycleEvent
     from servo.control.server import Caller
@@ -193,7 +193,7 @@ class Control:
             if self._inquiries is not None:
                 self._inquiries.on_report(serial, message)
             return
-        handle = self._arbiter.supervisor.pool.get(serial)
+        handle = self._arbiter.supervisor.workers.get(serial)
         worker = {"slot": handle.slot, "pid": handle.pid} if handle is not None else {}
         for created, level, text in message.records:
             self._keep({"time": created, "level": level, **worker, "text": text})
@@ -346,7 +346,7 @@ class Control:
 
     def _stack(self, caller: Caller, args: dict[str, Any]) -> None:
         slot = args["slot"]
-        pool = self._arbiter.supervisor.pool
+        pool = self._arbiter.supervisor.workers
         handles = [handle for handle in pool if handle.slot == slot and handle.pid is not None]
         if not handles:
             known = ", ".join(str(each) for each in sorted({handle.slot for handle in pool}))
@@ -368,12 +368,12 @@ class Control:
         rows = {row.serial: row for row in self._arbiter.scoreboard.snapshot()}
         handles = [
             handle
-            for handle in self._arbiter.supervisor.pool
+            for handle in self._arbiter.supervisor.workers
             if handle.serial in rows and rows[handle.serial].in_flight
         ]
         found: list[dict[str, Any]] = []
 
-        def tell(handle: WorkerHandle, values: dict[str, Any] | None) -> None:
+        def tell(handle: WorkerEntry, values: dict[str, Any] | None) -> None:
             row = rows[handle.serial]
             start = row.oldest_start_ns / 1e9
             found.append(
@@ -396,7 +396,7 @@ class Control:
             self._ask(handle, REQUESTS, partial(tell, handle))
 
     def _ask(
-        self, handle: WorkerHandle, what: str, tell: Callable[[dict[str, Any] | None], None]
+        self, handle: WorkerEntry, what: str, tell: Callable[[dict[str, Any] | None], None]
     ) -> None:
         assert self._inquiries is not None
         up = handle.ready_at is not None
@@ -405,7 +405,7 @@ class Control:
             what,
             time.monotonic(),
             tell,
-            reads=up and not handle.deaf,
+            reads=up and not handle.channel_lost,
             interrupt=up or (what == STACK and handle.state is WorkerState.BOOTING),
         )
 

@@ -1,6 +1,7 @@
 """Lifecycle events: what hooks, the log, `servoctl events` and metrics all see alike.
 
-The supervisor makes each of them once (`events.Happened`); here it gets the time of day.
+The supervisor makes each of them once (`actions.RecordLifecycleEvent`), and this module adds the
+time of day.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from servo.arbiter.core.actions import Happened
+    from servo.arbiter.core.actions import RecordLifecycleEvent
 
 # What `servoctl events` and `servoctl logs` can look back on.
 MAX_EVENTS = 1000
@@ -67,7 +68,7 @@ class LifecycleEvent:
         return {name: value for name, value in self.as_dict().items() if name not in said}
 
 
-def event_of(action: Happened, time: float) -> LifecycleEvent:
+def event_of(action: RecordLifecycleEvent, time: float) -> LifecycleEvent:
     """The event that the supervisor announces, with its time of day."""
     return LifecycleEvent(
         name=action.name,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from servo.arbiter.core.supervisor import Supervisor
-    from servo.arbiter.core.worker_table import WorkerHandle
+    from servo.arbiter.core.worker_table import WorkerEntry
     from servo.arbiter.operator.lifecycle_events import LifecycleEvent
     from servo.settings.sources import Settings
     from servo.shared_memory.scoreboard import RowSnapshot, Scoreboard
@@ -92,7 +92,7 @@ def status(
     """The server as a whole. `started_at` and `now` are seconds since the epoch."""
     totals = scoreboard.totals()
     reload = supervisor.reload
-    live = supervisor.pool.live()
+    live = supervisor.workers.live()
     import platform  # not needed before somebody asks
 
     return {
@@ -110,7 +110,7 @@ def status(
         "workers": {
             "target": supervisor.target,
             "ready": sum(handle.ready for handle in live),
-            "total": len(supervisor.pool),
+            "total": len(supervisor.workers),
         },
         "requests": totals.requests,
         "requests_per_s": rates.total(),
@@ -133,7 +133,7 @@ def workers(
 ) -> list[dict[str, Any]]:
     """A row for each worker that was forked and not yet reaped. `now` is monotonic."""
     rows = {row.serial: row for row in scoreboard.snapshot()}
-    handles = sorted(supervisor.pool, key=lambda handle: (handle.slot, handle.serial))
+    handles = sorted(supervisor.workers, key=lambda handle: (handle.slot, handle.serial))
     return [
         _worker(handle, rows.get(handle.serial), rates, last_exits.get(handle.slot), now)
         for handle in handles
@@ -141,7 +141,7 @@ def workers(
 
 
 def _worker(
-    handle: WorkerHandle,
+    handle: WorkerEntry,
     row: RowSnapshot | None,
     rates: Rates,
     last_exit: LifecycleEvent | None,
@@ -154,7 +154,7 @@ def _worker(
         "generation": handle.generation,
         "state": handle.state.value,
         "age_s": round(now - handle.spawned_at, 3),
-        "leaving": str(handle.ending) if handle.ending is not None else "",
+        "leaving": str(handle.stop_cause) if handle.stop_cause is not None else "",
         "last_exit": "",
     }
     if last_exit is not None:

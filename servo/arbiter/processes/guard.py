@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from servo.arbiter import process_info
-from servo.arbiter.core.policy import Backoff
+from servo.arbiter.core.backoff import Backoff
 from servo.arbiter.processes import spawn
 
 if TYPE_CHECKING:

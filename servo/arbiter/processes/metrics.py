@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from servo.arbiter import process_info
+from servo.arbiter.core.backoff import Backoff
 from servo.arbiter.core.exit_reasons import ExitReason
-from servo.arbiter.core.policy import Backoff
 from servo.arbiter.processes import spawn
 from servo.errors import ConfigError
 from servo.logs import error_log as log_module
@@ -29,7 +29,7 @@ from servo.net.privileges import become
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from servo.arbiter.core.actions import Happened
+    from servo.arbiter.core.actions import RecordLifecycleEvent
     from servo.arbiter.core.supervisor import Supervisor
     from servo.arbiter.listeners import Sockets
     from servo.net.listeners import Listener
@@ -114,7 +114,7 @@ class Metrics:
         """Once a second: write everything anew, in case that somebody has written over it."""
         self.facts.renew()
 
-    def happened(self, event: Happened) -> None:
+    def happened(self, event: RecordLifecycleEvent) -> None:
         """Count a lifecycle event."""
         self.facts.happened(event.name, event.reason)
 
@@ -263,7 +263,7 @@ class _Bind:
 def _state(supervisor: Supervisor) -> int:
     if supervisor.stopping is not None:
         return facts_module.STOPPING
-    if supervisor.leaving is not None:
+    if supervisor.pending_stop is not None:
         return facts_module.LEAVING
     if supervisor.paused:
         return facts_module.PAUSED

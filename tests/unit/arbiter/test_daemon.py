@@ -15,8 +15,10 @@ from servo.arbiter import daemon
 from servo.arbiter.core import actions
 from servo.arbiter.daemon import Launch
 
-READY = actions.Happened("info", "worker 1 is ready", name="ready")
-FAILED = actions.Happened("error", "worker 1 could not boot: no module", name="draining")
+READY = actions.RecordLifecycleEvent("info", "worker 1 is ready", name="ready")
+FAILED = actions.RecordLifecycleEvent(
+    "error", "worker 1 could not boot: no module", name="draining"
+)
 
 
 @dataclass

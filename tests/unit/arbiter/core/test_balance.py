@@ -9,29 +9,29 @@ from __future__ import annotations
 import pytest
 
 from servo.arbiter.core.balance import Plan, balance
-from servo.arbiter.core.worker_table import Pool, WorkerHandle, WorkerState
+from servo.arbiter.core.worker_table import WorkerEntry, WorkerState, WorkerTable
 
 
-def draw(text: str) -> list[WorkerHandle]:
-    pool = Pool()
-    handles = []
+def draw(text: str) -> list[WorkerEntry]:
+    table = WorkerTable()
+    workers = []
     for word in text.split():
         slot, kind = int(word[:-1]), word[-1]
-        handle = pool.add(slot, 1 if kind in "op" else 2, 0.0)
-        handle.move(WorkerState.BOOTING)
+        worker = table.add(slot, 1 if kind in "op" else 2, 0.0)
+        worker.move(WorkerState.BOOTING)
         if kind in "row":
-            handle.move(WorkerState.READY)
+            worker.move(WorkerState.READY)
         if kind == "w":
-            handle.wish = "RECYCLED"
-        handles.append(handle)
-    return handles
+            worker.replace_reason = "RECYCLED"
+        workers.append(worker)
+    return workers
 
 
 def plan_for(text: str, desired: int, surge: int = 1, room: int = 99) -> tuple[str, list[int]]:
-    handles = draw(text)
-    plan: Plan = balance(handles, desired=desired, generation=2, surge=surge, room=room)
-    words = dict(zip([handle.serial for handle in handles], text.split(), strict=True))
-    return " ".join(words[handle.serial] for handle in plan.retire), plan.fork
+    workers = draw(text)
+    plan: Plan = balance(workers, desired=desired, generation=2, surge=surge, room=room)
+    words = dict(zip([worker.serial for worker in workers], text.split(), strict=True))
+    return " ".join(words[worker.serial] for worker in plan.retire), plan.fork
 
 
 @pytest.mark.parametrize(

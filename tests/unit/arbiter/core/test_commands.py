@@ -31,19 +31,19 @@ class House:
         return answer
 
     def boot(self) -> None:
-        for handle in self.supervisor.pool:
-            if not handle.ready and handle.live:
-                self.says(handle.serial, Booting())
-                self.says(handle.serial, Ready("sync"))
+        for worker in self.supervisor.workers:
+            if not worker.ready and worker.live:
+                self.says(worker.serial, Booting())
+                self.says(worker.serial, Ready("sync"))
 
     def says(self, serial: int, message: Any) -> None:
         self.tell(events.MessageReceived(serial, message))
 
     def drain(self) -> None:
-        for handle in self.supervisor.pool.draining():
-            assert handle.pid is not None
-            self.says(handle.serial, Draining())
-            self.tell(events.ChildExited(handle.pid, 0))
+        for worker in self.supervisor.workers.draining():
+            assert worker.pid is not None
+            self.says(worker.serial, Draining())
+            self.tell(events.ChildExited(worker.pid, 0))
 
     def ask(self, command: str, argument: object = None) -> actions.CommandAnswered:
         done = self.tell(events.CommandReceived(7, command, argument))
@@ -52,7 +52,11 @@ class House:
         return answer
 
     def announced(self) -> list[str]:
-        return [action.name for action in self.actions if isinstance(action, actions.Happened)]
+        return [
+            action.name
+            for action in self.actions
+            if isinstance(action, actions.RecordLifecycleEvent)
+        ]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,9 @@ def test_a_reload_says_which_generation_it_brings() -> None:
     house.tell(events.ConfigChecked(2, "it is bad"))
     assert house.supervisor.reload is not None
     assert house.supervisor.reload.generation == 3
-    happened = [action for action in house.actions if isinstance(action, actions.Happened)]
+    happened = [
+        action for action in house.actions if isinstance(action, actions.RecordLifecycleEvent)
+    ]
     (rolled_back,) = (each for each in happened if each.name == "reload_rolled_back")
     assert (rolled_back.generation, rolled_back.reason) == (
         2,
@@ -113,7 +119,7 @@ def test_a_roll_back_has_the_traceback() -> None:
     (event,) = (
         action
         for action in house.actions
-        if isinstance(action, actions.Happened) and action.name == "reload_rolled_back"
+        if isinstance(action, actions.RecordLifecycleEvent) and action.name == "reload_rolled_back"
     )
     assert event.reason == "its first worker failed: it raised"
     assert "Traceback" in event.details
@@ -123,11 +129,13 @@ def test_a_restart_is_new_first() -> None:
     house = House()
     answer = house.ask("restart-worker", 2)
     assert answer.result["slot"] == 2
-    assert sum(handle.ready for handle in house.supervisor.pool.live()) == 2
+    assert sum(worker.ready for worker in house.supervisor.workers.live()) == 2
     house.boot()
-    (old,) = house.supervisor.pool.draining()
+    (old,) = house.supervisor.workers.draining()
     assert (old.serial, old.slot) == (answer.result["serial"], 2)
-    happened = [action for action in house.actions if isinstance(action, actions.Happened)]
+    happened = [
+        action for action in house.actions if isinstance(action, actions.RecordLifecycleEvent)
+    ]
     assert [(each.name, each.reason) for each in happened][-1] == ("draining", "restarted")
     assert house.ask("restart-worker", 2).refused == ""
 

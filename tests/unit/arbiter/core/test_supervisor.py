@@ -7,7 +7,8 @@ import pytest
 from simulation.world import Proc, World
 
 from servo.arbiter.core import actions, events
-from servo.arbiter.core.policy import BACKOFF_CAP_S, BOOT_STOP_S, QUICK_STOP_S, YOUNG_S, Policy
+from servo.arbiter.core.backoff import BACKOFF_CAP_S
+from servo.arbiter.core.policy import BOOT_STOP_S, QUICK_STOP_S, YOUNG_S, Policy
 from servo.ipc import messages as msg
 
 
@@ -731,7 +732,7 @@ def test_a_configuration_that_arrives_too_late_is_dropped() -> None:
 def test_a_stop_waits_for_balancers_and_serves_on() -> None:
     story = Story(2, pre_stop_delay_s=5.0).serve()
     story.signal("SIGTERM")
-    assert story.supervisor.leaving is not None
+    assert story.supervisor.pending_stop is not None
     assert story.listeners_open
     assert all(proc.asked is None for proc in story.alive())
     assert story.said("SIGTERM: not ready any more; stopping in 5 s (pre_stop_delay)")
@@ -742,7 +743,7 @@ def test_a_stop_waits_for_balancers_and_serves_on() -> None:
     story.signal("SIGHUP")
     assert story.said("no reload (SIGHUP): the server is stopping")
     story.advance(1)
-    assert story.supervisor.leaving is None
+    assert story.supervisor.pending_stop is None
     assert story.listeners_open is False
     for proc in story.alive():
         assert proc.asked == msg.Stop(quick=False)
@@ -781,7 +782,7 @@ def test_a_frozen_machine_prolongs_the_wait() -> None:
     story.signal("SIGTERM")
     story.now += 100
     story.tick()
-    assert story.supervisor.leaving is not None
+    assert story.supervisor.pending_stop is not None
     story.advance(5)
     assert not story.listeners_open
 
