@@ -61,7 +61,7 @@ def test_children_are_no_workers(serve: Serve, name: str) -> None:
     assert get(server, "/own-handler") == "3"
     assert get(server, "/alone") == str(pids[0])
     assert server.worker_pids() == pids
-    assert "is to be replaced" not in server.log()
+    assert "will be replaced" not in server.log()
     assert server.stop() == 0
 
 

@@ -65,7 +65,7 @@ def test_graceful_timeout_ends_what_does_not_end(serve: Serve, worker_class: str
         client.sendall(b"GET /slow?s=3600 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         wait_for(lambda: accepted(server), "the request in a worker")
         assert server.stop(signal.SIGTERM) == 0
-    server.wait_log(r"still there 1(\.\d+)? s after")
+    server.wait_log(r"still running 1(\.\d+)? s after")
 
 
 @pytest.mark.parametrize("kind", ["thread", "async"])

@@ -150,7 +150,7 @@ def test_a_configuration_that_hangs_when_it_is_taken_up(serve: Serve, tmp_path: 
     old = server.worker_pids()
     (tmp_path / "hang").touch()
     server.signal(signal.SIGHUP)
-    server.wait_log(r"can't be taken up: .*it took over 1 s \(hook_timeout\)")
+    server.wait_log(r"can't be used: .*it took over 1 s \(hook_timeout\)")
     assert requests.get(f"{server.url}/", timeout=DEADLINE_S).ok
     os.kill(old[0], signal.SIGKILL)
     server.wait_replaced(old)

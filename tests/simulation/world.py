@@ -1,8 +1,8 @@
 """A model of everything around the supervisor: processes, their messages, a configuration, a clock.
 
 `World` performs the supervisor's actions on model processes and checks the invariants after every
-event. What the processes do, and when, is decided by who drives it: seeded chance in
-`test_lifetimes.py`, hypothesis in `test_machine.py`.
+event. A driver decides what the processes do, and when: seeded chance in `test_lifetimes.py`,
+hypothesis in `test_machine.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ from servo.ipc.messages import Message, ReopenLogs, Retire, Stop
 
 @dataclass
 class Proc:
-    """A model process. `hung_at`: when it stopped beating; `asked`: it is to end; `untouchable`:
-    the arbiter may send it no signal."""
+    """A model process.
+
+    hung_at      when its heartbeats stopped
+    asked        the message that told it to end
+    deaf         its channel is gone
+    killed       it got SIGKILL
+    untouchable  the kernel refuses the arbiter's signals to it
+    """
 
     pid: int
     serial: int
@@ -35,7 +41,7 @@ class Proc:
 
 
 class World:
-    """The supervisor's surroundings, with the invariants of its work."""
+    """Everything around the supervisor, and the invariants that it must keep."""
 
     def __init__(self, policy: Policy) -> None:
         self.supervisor = Supervisor(policy)
@@ -64,7 +70,7 @@ class World:
     # --- what a driver calls ----------------------------------------------------------------------
 
     def tell(self, *happened: events.Event) -> None:
-        """Events; the supervisor's actions are performed, and the invariants checked after each."""
+        """Give the supervisor events; perform its actions and check the invariants after each."""
         self.inbox.extend(happened)
         while self.inbox and self.exit_code is None:
             event = self.inbox.popleft()
@@ -102,7 +108,7 @@ class World:
         self.tell(events.SignalReceived(name))
 
     def asks(self, command: str, argument: object) -> actions.CommandAnswered:
-        """An operator's command, over the control socket."""
+        """Send an operator's command over the control socket; return the answer."""
         if command == "stop":
             self.stop_asked = True
         self.answered.clear()
@@ -139,16 +145,16 @@ class World:
         """A process begins its life."""
 
     def on_asked(self, proc: Proc) -> None:
-        """A process was told to end."""
+        """A process was told to end: it may obey."""
 
     def on_kill(self, proc: Proc, signal: str) -> None:
         """A process got a signal."""
 
     def on_check(self) -> None:
-        """The configuration is to be read in a child."""
+        """A child process begins to read the configuration."""
 
     def new_config(self) -> Policy | str:
-        """The configuration that the arbiter loads, or why it can't."""
+        """Return the configuration that the arbiter reads, or why it can't."""
         return self.supervisor.policy
 
     # --- the loop's part --------------------------------------------------------------------------
@@ -218,7 +224,7 @@ class World:
         self.on_fork(proc)
 
     def _note(self, event: actions.RecordLifecycleEvent) -> None:
-        """Lifecycle events tell each life once, in its order, and each reload's end."""
+        """Check that lifecycle events report states once and in order, and how reloads end."""
         if event.serial is not None:
             life = self.lives.setdefault(event.serial, [])
             order = ["spawned", "booting", "ready", "draining", "exited"]
@@ -227,7 +233,7 @@ class World:
             assert life[0] == "spawned"
         elif event.name.startswith("reload_"):
             begun = self.reloads[-1:] == ["reload_started"]
-            # A stop ends a reload without a word of its own.
+            # A stop ends a reload without an event for the reload.
             assert begun or event.name == "reload_started", (self.reloads, event)
             self.reloads.append(event.name)
 
@@ -250,8 +256,8 @@ class World:
         if not self.inbox:
             known = {worker.pid for worker in workers}
             assert known == set(self.procs), f"orphans or ghosts after {event}"
-            told = {serial for serial, life in self.lives.items() if life[-1] != "exited"}
-            assert told == {worker.serial for worker in workers}, (
+            recorded = {serial for serial, life in self.lives.items() if life[-1] != "exited"}
+            assert recorded == {worker.serial for worker in workers}, (
                 f"events miss a worker after {event}"
             )
             under_way = self.reloads[-1:] == ["reload_started"]

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Fork:
-    """Fork a worker; answer with `Forked` or `ForkFailed`."""
+    """Fork a worker. `Forked` or `ForkFailed` reports the outcome.
+
+    serial      the worker's number, never given twice
+    slot        its place, 1 to N
+    generation  the configuration that it runs
+    """
 
     serial: int
     slot: int
@@ -28,7 +33,11 @@ class Fork:
 
 @dataclass(slots=True)
 class SendMessage:
-    """Put a message on a worker's channel."""
+    """Send a message to a worker.
+
+    serial   the worker's
+    message  what to send
+    """
 
     serial: int
     message: Message
@@ -36,7 +45,12 @@ class SendMessage:
 
 @dataclass(slots=True)
 class KillWorker:
-    """Send a signal ("SIGKILL") to a worker; answer with `KillFailed` where that isn't allowed."""
+    """Send a signal to a worker. `KillFailed` reports a refusal of the kernel.
+
+    serial  the worker's
+    signal  such as "SIGKILL"
+    why     for the log
+    """
 
     serial: int
     signal: str
@@ -45,54 +59,73 @@ class KillWorker:
 
 @dataclass(slots=True)
 class Release:
-    """A worker was reaped: run `child_exit`, close its channel, free its row."""
+    """Free what a reaped worker has used: call the hook `child_exit`, close its channel, free its
+    row of the scoreboard.
+
+    serial  the worker's
+    """
 
     serial: int
 
 
 @dataclass(slots=True)
 class CheckConfig:
-    """Read the configuration in a throw-away child; answer with `ConfigChecked`."""
+    """Read the configuration in a child process. `ConfigChecked` reports the outcome.
+
+    generation  the one that the configuration is for
+    """
 
     generation: int
 
 
 @dataclass(slots=True)
 class CancelCheck:
-    """Kill the throw-away child of `CheckConfig`; no answer is wanted any more."""
+    """Kill the child process of `CheckConfig`: its outcome no longer matters."""
 
 
 @dataclass(slots=True)
 class LoadConfig:
-    """Read the configuration in the arbiter; answer with `ConfigLoaded` or `ConfigFailed`."""
+    """Read the configuration in the arbiter. `ConfigLoaded` or `ConfigFailed` reports the outcome.
+
+    generation  the one that the configuration is for
+    """
 
     generation: int
 
 
 @dataclass(slots=True)
 class AdoptGeneration:
-    """This generation's settings are the server's settings from now on."""
+    """Make this generation's settings the settings of the server.
+
+    generation  the new current one
+    """
 
     generation: int
 
 
 @dataclass(slots=True)
 class DropGeneration:
-    """No worker of this generation is left or will come: free what only it used."""
+    """Free what only this generation has used: it has no workers, and will get none.
+
+    generation  the one to free
+    """
 
     generation: int
 
 
 @dataclass(slots=True)
 class CloseSlot:
-    """Close the arbiter's copies of a slot's own listeners (reuse_port): the slot is given up."""
+    """Close the arbiter's copies of the listeners of one slot (reuse_port): the slot is given up.
+
+    slot  its number
+    """
 
     slot: int
 
 
 @dataclass(slots=True)
 class CloseListeners:
-    """Close the arbiter's copies of all listeners: the stop has begun."""
+    """Close the arbiter's copies of all listeners: the server stops."""
 
 
 @dataclass(slots=True)
@@ -102,7 +135,11 @@ class ReopenLogFiles:
 
 @dataclass(slots=True)
 class WorkerCountChanged:
-    """The number of workers asked for is another one (the `nworkers_changed` hook)."""
+    """The number of workers asked for has changed: call the hook `nworkers_changed`.
+
+    new  the number now
+    old  the number before; None at the start
+    """
 
     new: int
     old: int | None
@@ -110,7 +147,11 @@ class WorkerCountChanged:
 
 @dataclass(slots=True)
 class Log:
-    """One entry of the error log. `level` is a name of `logging`'s, in lower case."""
+    """Write one line to the error log.
+
+    level  a name of `logging`'s levels, in lower case
+    text   the line
+    """
 
     level: str
     text: str
@@ -118,14 +159,18 @@ class Log:
 
 @dataclass(slots=True)
 class RecordLifecycleEvent(Log):
-    """An entry of the log that is also a lifecycle event, for hooks and operators.
+    """Write one line to the error log, and record it as a lifecycle event for hooks and operators.
 
-    name     spawned, booting, ready, draining, exited (of a worker); reload_started,
-             reload_finished, reload_rolled_back, scaled, stopping
-    slot, serial, pid, generation   of the worker; a reload has only its generation
-    reason   an ExitReason's name in lower case (draining, exited), or why (the others)
-    details  a traceback, or ""
-    data     what else there is: numbers by name
+    name        of a worker: spawned, booting, ready, draining, exited; of the server:
+                reload_started, reload_finished, reload_rolled_back, scaled, stopping
+    slot        the worker's, or None
+    serial      the worker's, or None
+    pid         the worker's, or None
+    generation  the worker's, or the one that a reload brings, or None
+    reason      of draining and exited: the name of an ExitReason in lower case; of the others: who
+                or what caused it
+    details     a traceback, or ""
+    data        numbers that belong to the event, by name
     """
 
     name: str = ""
@@ -140,7 +185,12 @@ class RecordLifecycleEvent(Log):
 
 @dataclass(slots=True)
 class CommandAnswered:
-    """What became of a command. `refused`: why nothing was done, or ""."""
+    """Answer a command.
+
+    ticket   the number from `CommandReceived`
+    refused  why nothing was done, or ""
+    result   values for the operator, by name
+    """
 
     ticket: int
     refused: str = ""
@@ -149,7 +199,10 @@ class CommandAnswered:
 
 @dataclass(slots=True)
 class Exit:
-    """No child is left that could be waited for: end the arbiter with this code."""
+    """End the arbiter: no child is left, except those that can't be killed.
+
+    code  the exit code
+    """
 
     code: int
 

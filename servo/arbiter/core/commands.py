@@ -71,7 +71,7 @@ def stop_quickly(server: Server, now: float) -> None:
     if server.stopping is None or not server.stopping.quick:
         server.stop(now, quick=True, why="interrupted")
     else:
-        server.queue.log("warning", "interrupted again: killing what is left")
+        server.queue.log("warning", "interrupted again: killing the workers")
         server.kill_all(now)
 
 

@@ -22,19 +22,26 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Started:
-    """The sockets are bound; the first generation may be forked."""
+    """The sockets are bound: the first workers may be forked."""
 
 
 @dataclass(slots=True)
 class SignalReceived:
-    """The arbiter got a signal; `name` as in "SIGTERM"."""
+    """The arbiter got a signal.
+
+    name  such as "SIGTERM"
+    """
 
     name: str
 
 
 @dataclass(slots=True)
 class Forked:
-    """A `Fork` was performed."""
+    """A `Fork` has succeeded.
+
+    serial  the worker's
+    pid     of its process
+    """
 
     serial: int
     pid: int
@@ -42,7 +49,11 @@ class Forked:
 
 @dataclass(slots=True)
 class ForkFailed:
-    """A `Fork` could not be performed (no memory, no process, no scoreboard row)."""
+    """A `Fork` has failed: no memory, no process, or no free row of the scoreboard.
+
+    serial  the worker's
+    text    why, for the log
+    """
 
     serial: int
     text: str
@@ -50,7 +61,11 @@ class ForkFailed:
 
 @dataclass(slots=True)
 class KillFailed:
-    """The kernel refused the signal of a `KillWorker`: the arbiter lacks CAP_KILL, say."""
+    """The kernel refused to deliver the signal of a `KillWorker`, for example without CAP_KILL.
+
+    serial  the worker's
+    signal  such as "SIGKILL"
+    """
 
     serial: int
     signal: str
@@ -58,11 +73,12 @@ class KillFailed:
 
 @dataclass(slots=True)
 class ChildExited:
-    """A child was reaped; every message that it had sent came before this.
+    """A child was reaped. All its messages have been handled before this event.
 
-    code           its exit code; for a death by a signal, the signal's negative number
-    signal         that signal's name, else ""
-    out_of_memory  the kernel's counters say that it killed for memory
+    pid            the child's; it need not be a worker's
+    code           its exit code; if a signal ended it, the signal's number, negated
+    signal         that signal's name, or ""
+    out_of_memory  the kernel's counters say that it killed a process for memory
     """
 
     pid: int
@@ -73,7 +89,11 @@ class ChildExited:
 
 @dataclass(slots=True)
 class MessageReceived:
-    """A worker said something."""
+    """A worker sent a message.
+
+    serial   the worker's
+    message  what it sent
+    """
 
     serial: int
     message: Message
@@ -81,33 +101,44 @@ class MessageReceived:
 
 @dataclass(slots=True)
 class ChannelLost:
-    """A worker's channel is closed or broken; messages no longer reach it."""
+    """A worker's channel is closed or broken: messages no longer reach it.
+
+    serial  the worker's
+    """
 
     serial: int
 
 
 @dataclass(slots=True)
 class RowOverwritten:
-    """A worker's row of the scoreboard made no sense: something has written over it."""
+    """A worker's row of the scoreboard holds impossible values: something has overwritten it.
+
+    serial  the worker's
+    """
 
     serial: int
 
 
 @dataclass(slots=True)
 class Tick:
-    """Time passed.
+    """Time has passed.
 
-    beats   serial -> the moment of its last heartbeat
-    oldest  serial -> the start of its oldest request in flight; absent when there is none
+    heartbeats  serial -> time of the worker's last heartbeat, in seconds
+    oldest      serial -> start of its oldest request in flight, in seconds; workers without a
+                request are absent
     """
 
-    beats: Mapping[int, float] = field(default_factory=dict)
+    heartbeats: Mapping[int, float] = field(default_factory=dict)
     oldest: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class ConfigChecked:
-    """The throw-away child has read the configuration. `error` is None when it is good."""
+    """The child process of `CheckConfig` has read the configuration.
+
+    generation  the one that the configuration is for
+    error       what is wrong with the configuration, or None
+    """
 
     generation: int
     error: str | None = None
@@ -115,7 +146,11 @@ class ConfigChecked:
 
 @dataclass(slots=True)
 class ConfigLoaded:
-    """The arbiter has the new settings, and listeners for them."""
+    """The arbiter has read the new configuration, and bound listeners for it.
+
+    generation  the one that the configuration is for
+    policy      the part of the settings that concerns supervision
+    """
 
     generation: int
     policy: Policy
@@ -123,7 +158,11 @@ class ConfigLoaded:
 
 @dataclass(slots=True)
 class ConfigFailed:
-    """The configuration was good in the child but can't be taken up (a port is taken, …)."""
+    """The configuration was good in the child, but the arbiter can't use it: a port is taken, …
+
+    generation  the one that the configuration is for
+    error       what is wrong
+    """
 
     generation: int
     error: str
@@ -131,18 +170,21 @@ class ConfigFailed:
 
 @dataclass(slots=True)
 class FileChanged:
-    """The watcher saw source files change."""
+    """Source files have changed (--reload).
+
+    paths  at least one
+    """
 
     paths: tuple[str, ...]
 
 
 @dataclass(slots=True)
 class CommandReceived:
-    """An operator asks for something, through the control socket; answered by `CommandAnswered`.
+    """An operator sent a command over the control socket; `CommandAnswered` answers it.
 
-    ticket    given back with the answer
+    ticket    a number that the answer repeats
     command   a name in `commands.COMMANDS`
-    argument  what that command takes
+    argument  the argument of that command
     """
 
     ticket: int

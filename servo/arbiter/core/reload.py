@@ -192,7 +192,7 @@ class Reload:
         """The arbiter could not read the configuration of `generation`, or not use it."""
         if generation != self.generation:
             return None
-        return self.give_up(f"the configuration can't be taken up: {error}")
+        return self.give_up(f"the configuration can't be used: {error}")
 
     def check_limit(self, now: float) -> Decision | None:
         """Time has passed: give up if reading the configuration takes too long."""

@@ -181,7 +181,10 @@ class Supervisor:
             # Usually the worker's own code has a stray pointer, and nobody knows what else it has
             # overwritten: so the worker is replaced.
             reason = ExitReason.ROW_OVERWRITTEN
-            self.queue.log("error", f"{worker}: {reason.value}; the row is put right")
+            self.queue.log(
+                "error",
+                f"{worker}: {reason.value}; the row is repaired, the worker will be replaced",
+            )
             self.lifecycle.request_replacement(worker, msg.ReplaceMe(reason.name.lower()), now)
 
     def _on_kill_failed(self, event: events.KillFailed, _now: float) -> None:
@@ -217,7 +220,7 @@ class Supervisor:
             self.lifecycle.channel_lost(worker)
 
     def _on_tick(self, event: events.Tick, now: float) -> None:
-        for worker in self.lifecycle.enforce_limits(event.beats, event.oldest, now):
+        for worker in self.lifecycle.enforce_limits(event.heartbeats, event.oldest, now):
             self._boot_failed(worker, EXIT_BOOT, str(worker.stop_cause), now)
         for worker in self.workers:
             if worker.ready and now - (worker.ready_at or now) >= YOUNG_S:
@@ -298,7 +301,7 @@ class Supervisor:
         delay_s = self.policy.pre_stop_delay_s
         if delay_s and self.served and not (quick or code or self.ending):
             self.pending_stop = PendingStop(now + delay_s, why)
-            text = f"{why}: not ready any more; stopping in {delay_s:g} s (pre_stop_delay)"
+            text = f"{why}: not ready any more, stopping in {delay_s:g} s (pre_stop_delay)"
             self.queue.log("info", text)
             return
         self.pending_stop = None
@@ -310,7 +313,7 @@ class Supervisor:
             self.reload = None
             self.stopping = Stopping(quick, code)
             self.queue.do(actions.CloseListeners())
-        way = "open requests are cut" if quick else "what is under way is finished"
+        way = "open requests are cut" if quick else "open requests are finished"
         data = {"quick": quick, "code": code}
         if code:
             text = f"{why}: the server ends with exit code {code}"
@@ -331,7 +334,7 @@ class Supervisor:
         """Drain all workers but keep the sockets; a reload that is under way is rolled back."""
         if self.reload is not None:
             self.reload.next_cause = ""
-            self._carry_out(self.reload.give_up("all workers are to drain"), now)
+            self._carry_out(self.reload.give_up("all workers drain"), now)
         self.paused = True
 
     # --- boot -------------------------------------------------------------------------------------
@@ -549,7 +552,7 @@ class Supervisor:
         # is a second too long does no harm.
         gap_s = now - last
         if gap_s >= STANDSTILL_S:
-            text = f"the arbiter stood still for {gap_s:.1f} s: limits wait as long"
+            text = f"the arbiter stood still for {gap_s:.1f} s: all limits are extended by that"
             self.queue.log("warning", text)
         for worker in self.workers:
             worker.shift(gap_s)

@@ -168,7 +168,7 @@ class WorkerLifecycle:
             return
         reason = reason_named(message.reason) or ExitReason.TERMINATED
         detail = f" ({message.detail})" if message.detail else ""
-        self._queue.log("info", f"{worker} is to be replaced: {reason.value}{detail}")
+        self._queue.log("info", f"{worker} will be replaced: {reason.value}{detail}")
         worker.replace_reason = reason.name
         worker.replace_asked_at = now
 
@@ -263,7 +263,7 @@ class WorkerLifecycle:
             told_at = worker.stop_asked_at
             since = now - (told_at if told_at is not None else worker.spawned_at)
             cause = StopCause(
-                cause.reason, f"still there {since:.3g} s after it was to end: {cause}"
+                cause.reason, f"still running {since:.3g} s after it was told to end: {cause}"
             )
             self._queue.log("warning", f"{worker} is {cause}; killing it")
             worker.stop_cause = cause
@@ -275,7 +275,7 @@ class WorkerLifecycle:
         """The kernel refused to deliver `signal` to the worker."""
         if signal == "SIGKILL":
             worker.unkillable = True
-            self._queue.log("error", f"{worker} can't be killed: it stays until it ends by itself")
+            self._queue.log("error", f"{worker} can't be killed: it runs until it ends by itself")
         # If it hangs only for a while, it reads this afterwards and ends.
         self._queue.do(SendMessage(worker.serial, Stop(quick=True)))
 

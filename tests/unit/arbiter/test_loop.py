@@ -313,7 +313,7 @@ def test_a_configuration_that_is_bad_only_in_the_arbiter(
     hooks = {"when_ready": lambda _server: arbiter.append(os.getpid())}
     outcome = serve(tmp_path, worker, reload=read, hooks=hooks, hook_timeout=0.05)
     assert outcome.code == 0
-    assert "the configuration can't be taken up: " in outcome.log
+    assert "the configuration can't be used: " in outcome.log
 
 
 def test_a_system_call_that_fails_after_the_inbox(

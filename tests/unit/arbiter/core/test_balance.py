@@ -1,7 +1,7 @@
-"""What to fork and to retire, for pools drawn as text.
+"""The workers to fork and to retire, for tables of workers written as text.
 
 A worker is written as slot and state: `r` ready, `b` booting, `o` ready of the old generation,
-`p` booting of the old one, `w` ready with a wish for a successor.
+`p` booting of the old generation, `w` ready and waiting for a replacement.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from servo.arbiter.core.worker_table import WorkerEntry, WorkerState, WorkerTabl
 def draw(text: str) -> list[WorkerEntry]:
     table = WorkerTable()
     workers = []
-    for word in text.split():
-        slot, kind = int(word[:-1]), word[-1]
+    for drawn in text.split():
+        slot, kind = int(drawn[:-1]), drawn[-1]
         worker = table.add(slot, 1 if kind in "op" else 2, 0.0)
         worker.move(WorkerState.BOOTING)
         if kind in "row":
@@ -30,8 +30,8 @@ def draw(text: str) -> list[WorkerEntry]:
 def plan_for(text: str, desired: int, surge: int = 1, room: int = 99) -> tuple[str, list[int]]:
     workers = draw(text)
     plan: Plan = balance(workers, desired=desired, generation=2, surge=surge, room=room)
-    words = dict(zip([worker.serial for worker in workers], text.split(), strict=True))
-    return " ".join(words[worker.serial] for worker in plan.retire), plan.fork
+    texts = dict(zip([worker.serial for worker in workers], text.split(), strict=True))
+    return " ".join(texts[worker.serial] for worker in plan.retire), plan.fork
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def plan_for(text: str, desired: int, surge: int = 1, room: int = 99) -> tuple[s
         ("1r 2r 3r", 3, 1, "", []),
         ("1r 3r", 3, 1, "", [2]),
         ("1r 2b 3r", 3, 1, "", []),
-        # a recycling: the successor first, in the same slot
+        # recycling: the replacement is forked first, in the same slot
         ("1r 2w 3r", 3, 1, "", [2]),
         ("1r 2w 3r 2b", 3, 1, "", []),
         ("1r 2w 3r 2r", 3, 1, "2w", []),
         ("1w 2w 3w", 3, 1, "", [1]),
-        # one died while the successor of another boots
+        # a worker died while the replacement of another boots
         ("1r 2w 2b", 3, 1, "", [3]),
         ("2w 2r", 2, 1, "", [1]),
         # a reload

@@ -1,4 +1,4 @@
-"""What operators ask for over the control socket: followed, or refused with a reason."""
+"""Commands over the control socket: each is carried out, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from servo.arbiter.core.supervisor import Supervisor
 from servo.ipc.messages import BootFailed, Booting, Draining, Ready
 
 
-class House:
-    """A supervisor with workers that do what they are told, and all that it announced."""
+class Server:
+    """A supervisor, workers that obey it, and all actions so far."""
 
     def __init__(self, workers: int = 2, capacity: int = 6) -> None:
         self.supervisor = Supervisor(Policy(workers=workers, capacity=capacity))
@@ -51,7 +51,7 @@ class House:
         assert answer.ticket == 7
         return answer
 
-    def announced(self) -> list[str]:
+    def recorded(self) -> list[str]:
         return [
             action.name
             for action in self.actions
@@ -63,10 +63,10 @@ class House:
     ("to", "workers"), [("4", 4), ("+1", 3), ("-1", 1), (" 2 ", 2), ("+0", 2), ("5", 5)]
 )
 def test_scale(to: str, workers: int) -> None:
-    house = House()
-    answer = house.ask("scale", to)
+    server = Server()
+    answer = server.ask("scale", to)
     assert (answer.refused, answer.result) == ("", {"workers": workers, "before": 2})
-    assert house.supervisor.target == workers
+    assert server.supervisor.target == workers
 
 
 @pytest.mark.parametrize(
@@ -83,21 +83,21 @@ def test_scale(to: str, workers: int) -> None:
     ],
 )
 def test_scale_refused(to: str, says: str) -> None:
-    house = House()
-    assert says in house.ask("scale", to).refused
-    assert house.supervisor.target == 2
+    server = Server()
+    assert says in server.ask("scale", to).refused
+    assert server.supervisor.target == 2
 
 
 def test_a_reload_says_which_generation_it_brings() -> None:
-    house = House()
-    assert house.ask("reload").result == {"generation": 2, "workers": 2}
+    server = Server()
+    assert server.ask("reload").result == {"generation": 2, "workers": 2}
     # Asked again meanwhile, another follows.
-    assert house.ask("reload").result["generation"] == 3
-    house.tell(events.ConfigChecked(2, "it is bad"))
-    assert house.supervisor.reload is not None
-    assert house.supervisor.reload.generation == 3
+    assert server.ask("reload").result["generation"] == 3
+    server.tell(events.ConfigChecked(2, "it is bad"))
+    assert server.supervisor.reload is not None
+    assert server.supervisor.reload.generation == 3
     happened = [
-        action for action in house.actions if isinstance(action, actions.RecordLifecycleEvent)
+        action for action in server.actions if isinstance(action, actions.RecordLifecycleEvent)
     ]
     (rolled_back,) = (each for each in happened if each.name == "reload_rolled_back")
     assert (rolled_back.generation, rolled_back.reason) == (
@@ -107,18 +107,18 @@ def test_a_reload_says_which_generation_it_brings() -> None:
 
 
 def test_a_roll_back_has_the_traceback() -> None:
-    house = House()
-    house.ask("reload")
-    house.tell(events.ConfigChecked(2))
-    house.tell(events.ConfigLoaded(2, house.supervisor.policy))
-    assert house.supervisor.reload is not None
-    canary = house.supervisor.reload.canary
+    server = Server()
+    server.ask("reload")
+    server.tell(events.ConfigChecked(2))
+    server.tell(events.ConfigLoaded(2, server.supervisor.policy))
+    assert server.supervisor.reload is not None
+    canary = server.supervisor.reload.canary
     assert canary is not None
-    house.says(canary, Booting())
-    house.says(canary, BootFailed("app", "it raised\nTraceback (most recent call last): …"))
+    server.says(canary, Booting())
+    server.says(canary, BootFailed("app", "it raised\nTraceback (most recent call last): …"))
     (event,) = (
         action
-        for action in house.actions
+        for action in server.actions
         if isinstance(action, actions.RecordLifecycleEvent) and action.name == "reload_rolled_back"
     )
     assert event.reason == "its first worker failed: it raised"
@@ -126,47 +126,47 @@ def test_a_roll_back_has_the_traceback() -> None:
 
 
 def test_a_restart_is_new_first() -> None:
-    house = House()
-    answer = house.ask("restart-worker", 2)
+    server = Server()
+    answer = server.ask("restart-worker", 2)
     assert answer.result["slot"] == 2
-    assert sum(worker.ready for worker in house.supervisor.workers.live()) == 2
-    house.boot()
-    (old,) = house.supervisor.workers.draining()
+    assert sum(worker.ready for worker in server.supervisor.workers.live()) == 2
+    server.boot()
+    (old,) = server.supervisor.workers.draining()
     assert (old.serial, old.slot) == (answer.result["serial"], 2)
     happened = [
-        action for action in house.actions if isinstance(action, actions.RecordLifecycleEvent)
+        action for action in server.actions if isinstance(action, actions.RecordLifecycleEvent)
     ]
     assert [(each.name, each.reason) for each in happened][-1] == ("draining", "restarted")
-    assert house.ask("restart-worker", 2).refused == ""
+    assert server.ask("restart-worker", 2).refused == ""
 
 
 def test_a_restart_refused() -> None:
-    house = House()
-    assert house.ask("restart-worker", 9).refused == "no worker serves in slot 9; there is 1, 2"
-    assert house.ask("restart-worker", 1).refused == ""
-    assert "is being replaced already" in house.ask("restart-worker", 1).refused
+    server = Server()
+    assert server.ask("restart-worker", 9).refused == "no worker serves in slot 9; there is 1, 2"
+    assert server.ask("restart-worker", 1).refused == ""
+    assert "is being replaced already" in server.ask("restart-worker", 1).refused
 
 
 def test_stop_and_what_comes_after_it() -> None:
-    house = House()
-    assert house.ask("stop", False).refused == ""
-    assert house.supervisor.stopping is not None
-    assert not house.supervisor.stopping.quick
+    server = Server()
+    assert server.ask("stop", False).refused == ""
+    assert server.supervisor.stopping is not None
+    assert not server.supervisor.stopping.quick
     for command, argument in (("reload", None), ("scale", "3"), ("restart-worker", 1)):
-        assert house.ask(command, argument).refused == "the server is stopping"
-    house.ask("stop", True)
-    assert house.supervisor.stopping.quick
-    house.drain()
-    assert isinstance(house.actions[-1], actions.Exit)
+        assert server.ask(command, argument).refused == "the server is stopping"
+    server.ask("stop", True)
+    assert server.supervisor.stopping.quick
+    server.drain()
+    assert isinstance(server.actions[-1], actions.Exit)
 
 
 def test_every_transition_is_one_event() -> None:
-    house = House(workers=1)
-    house.ask("scale", "2")
-    house.boot()
-    house.ask("scale", "1")
-    house.drain()
-    assert house.announced() == [
+    server = Server(workers=1)
+    server.ask("scale", "2")
+    server.boot()
+    server.ask("scale", "1")
+    server.drain()
+    assert server.recorded() == [
         "spawned",
         "booting",
         "ready",

@@ -1,5 +1,5 @@
-"""The supervisor told a story event by event. `World` performs its actions on model processes and
-checks its invariants after each."""
+"""The supervisor, one event at a time. `World` performs its actions on model processes, and checks
+its invariants after each event."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from servo.ipc import messages as msg
 
 
 class Story(World):
-    """A world in which processes do what the test says, and nothing by themselves."""
+    """A world in which processes do only what the test says."""
 
     def __init__(self, workers: int = 2, **values: object) -> None:
         super().__init__(Policy(workers=workers, **values))  # type: ignore[arg-type]
@@ -36,7 +36,7 @@ class Story(World):
         return self
 
     def serve(self) -> Story:
-        """Started, and all are ready."""
+        """Start, and let all workers get ready."""
         self.start()
         self.all_ready()
         return self
@@ -57,7 +57,7 @@ class Story(World):
         return self.alive()[-1]
 
     def hup(self, config: Policy | str | None = None, error: str | None = None) -> None:
-        """A HUP whose configuration check answers at once."""
+        """Send a HUP; the check of the configuration answers at once."""
         self.config = config if config is not None else self.supervisor.policy
         self.signal("SIGHUP")
         self.config_checked(error)
@@ -68,7 +68,7 @@ class Story(World):
     def kills(self) -> list[tuple[int, str]]:
         return [(k.serial, k.signal) for k in self.actions if isinstance(k, actions.KillWorker)]
 
-    def retired(self) -> list[int]:
+    def reold(self) -> list[int]:
         return [proc.slot for proc in self.alive() if isinstance(proc.asked, msg.Retire)]
 
     def said(self, text: str) -> bool:
@@ -168,7 +168,7 @@ def test_watching_waits_for_the_fix() -> None:
     assert story.said("app.py and 1 more changed")
 
 
-# --- deaths -----------------------------------------------------------------------------------
+# --- exits ------------------------------------------------------------------------------------
 
 
 def test_a_crash_is_replaced_in_its_slot() -> None:
@@ -210,7 +210,7 @@ def test_out_of_memory_is_said_only_with_evidence() -> None:
     assert story.said("(pid 102) ended after 0.00 s: killed by signal 9 (SIGKILL), not by the")
 
 
-def test_strangers_are_nobodys_matter() -> None:
+def test_the_exit_of_another_child_changes_nothing() -> None:
     story = Story(1).serve()
     story.tell(events.ChildExited(99999, 0))
     assert len(story.alive()) == 1
@@ -278,7 +278,7 @@ def test_a_worker_whose_row_was_written_over_is_replaced() -> None:
     story = Story(2).serve()
     first, second = story.alive()
     story.tell(events.RowOverwritten(first.serial))
-    assert story.said("written over its row of the scoreboard; the row is put right")
+    assert story.said("written over its row of the scoreboard; the row is repaired")
     story.ready(story.newest())
     assert first.asked is not None
     assert second.asked is None
@@ -287,11 +287,11 @@ def test_a_worker_whose_row_was_written_over_is_replaced() -> None:
     story.tell(events.RowOverwritten(first.serial))
 
 
-def test_a_frozen_machine_is_nobodys_hang() -> None:
+def test_a_standstill_of_the_machine_is_not_a_hang() -> None:
     story = Story(2, timeout_s=30.0, graceful_timeout_s=10.0).serve()
     story.advance(5)
     story.signal("SIGTTOU")
-    (retired,) = (proc for proc in story.alive() if proc.asked)
+    (reold,) = (proc for proc in story.alive() if proc.asked)
     for proc in story.alive():
         proc.hung_at = story.now
     story.now += 3600
@@ -303,7 +303,7 @@ def test_a_frozen_machine_is_nobodys_hang() -> None:
     story.advance(9)
     assert story.kills() == []
     story.advance(2)
-    assert story.kills() == [(retired.serial, "SIGKILL")]
+    assert story.kills() == [(reold.serial, "SIGKILL")]
 
 
 @pytest.mark.parametrize(("beating", "killed"), [(False, True), (True, False)])
@@ -323,25 +323,27 @@ def test_max_lifetime_recycles_one_at_a_time() -> None:
     for _ in range(3):
         assert len(story.alive()) == 4
         successor = story.newest()
-        assert story.retired() == []
+        assert story.reold() == []
         story.ready(successor)
-        assert story.retired() == [successor.slot]
+        assert story.reold() == [successor.slot]
         story.exits(next(proc for proc in story.alive() if proc.asked))
     assert sorted(proc.slot for proc in story.alive()) == [1, 2, 3]
-    assert story.said("is to be replaced: recycled (lived for")
+    assert story.said("will be replaced: recycled (lived for")
 
 
 def test_drain_is_bounded() -> None:
     story = Story(2, graceful_timeout_s=10.0).serve()
     story.signal("SIGTTOU")
-    (retired,) = (proc for proc in story.alive() if proc.asked)
-    assert retired.slot == 2
+    (reold,) = (proc for proc in story.alive() if proc.asked)
+    assert reold.slot == 2
     story.advance(9.5)
     assert story.kills() == []
     story.advance(1)
-    assert story.kills() == [(retired.serial, "SIGKILL")]
-    story.exits(retired, -9, "SIGKILL")
-    assert story.said("killed by the arbiter: still there 10 s after it was to end: scaled down")
+    assert story.kills() == [(reold.serial, "SIGKILL")]
+    story.exits(reold, -9, "SIGKILL")
+    assert story.said(
+        "killed by the arbiter: still running 10 s after it was told to end: scaled down"
+    )
 
 
 def test_wake_at_names_the_next_deadline() -> None:
@@ -353,34 +355,34 @@ def test_wake_at_names_the_next_deadline() -> None:
     assert story.supervisor.wake_at() == pytest.approx(story.now + 0.1)
 
 
-# --- wishes -----------------------------------------------------------------------------------
+# --- replacement ------------------------------------------------------------------------------
 
 
-def test_a_wish_brings_the_successor_first() -> None:
+def test_a_replacement_gets_ready_before_the_old_worker_ends() -> None:
     story = Story(2).serve()
-    tired = story.alive()[1]
-    story.says(tired, msg.ReplaceMe("terminated"))
+    old = story.alive()[1]
+    story.says(old, msg.ReplaceMe("terminated"))
     successor = story.newest()
-    assert (successor.slot, tired.asked) == (2, None)
+    assert (successor.slot, old.asked) == (2, None)
     story.ready(successor)
-    assert tired.asked == msg.Retire("terminated")
-    story.says(tired, msg.Draining())
-    story.exits(tired)
+    assert old.asked == msg.Retire("terminated")
+    story.says(old, msg.Draining())
+    story.exits(old)
     assert story.said("(pid 102) ended after 0.00 s: it was sent SIGTERM")
     assert len(story.alive()) == 2
 
 
-def test_successors_that_fail_leave_the_old_one_serving() -> None:
+def test_while_replacements_fail_the_old_worker_serves() -> None:
     story = Story(1).serve()
-    tired = story.newest()
-    story.says(tired, msg.ReplaceMe("recycled"))
+    old = story.newest()
+    story.says(old, msg.ReplaceMe("recycled"))
     for _ in range(5):
         story.says(story.newest(), msg.BootFailed("app", "no"))
         story.exits(story.newest(), 4)
         story.advance(5)
-    assert tired.asked is None
+    assert old.asked is None
     story.ready(story.newest())
-    assert tired.asked is not None
+    assert old.asked is not None
 
 
 def test_a_worker_that_leaves_by_itself_is_replaced() -> None:
@@ -393,12 +395,12 @@ def test_a_worker_that_leaves_by_itself_is_replaced() -> None:
     assert story.said("it left by itself")
 
 
-def test_a_deaf_worker_is_told_by_sigterm() -> None:
+def test_a_worker_without_its_channel_gets_sigterm() -> None:
     story = Story(2).serve()
-    deaf = story.alive()[1]
-    story.loses_channel(deaf)
+    worker = story.alive()[1]
+    story.loses_channel(worker)
     story.signal("SIGTTOU")
-    assert story.kills() == [(deaf.serial, "SIGTERM")]
+    assert story.kills() == [(worker.serial, "SIGTERM")]
 
 
 # --- reload -----------------------------------------------------------------------------------
@@ -417,7 +419,7 @@ def test_reload_checks_then_boots_a_canary_then_rolls() -> None:
     story.ready(canary)
     assert actions.AdoptGeneration(2) in story.actions
     for slot in (2, 3):
-        assert story.retired() == list(range(1, slot))
+        assert story.reold() == list(range(1, slot))
         assert (story.newest().slot, story.newest().generation) == (slot, 2)
         story.ready(story.newest())
     assert story.said("reload (SIGHUP) finished")
@@ -435,7 +437,7 @@ def test_reload_batch() -> None:
     assert len([proc for proc in story.alive() if proc.generation == 2]) == 3
     story.all_ready()
     story.all_ready()
-    assert story.retired() == [1, 2, 3, 4]
+    assert story.reold() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("phase", ["check", "load"])
@@ -565,7 +567,7 @@ def test_ttin_and_ttou() -> None:
     story.signal("SIGTTOU")
     story.signal("SIGTTOU")
     assert story.said("the last worker stays")
-    assert story.retired() == [2]
+    assert story.reold() == [2]
 
 
 def test_ttou_drops_a_booting_worker_first() -> None:
@@ -726,7 +728,7 @@ def test_a_configuration_that_arrives_too_late_is_dropped() -> None:
     assert story.supervisor.target == 1
 
 
-# --- leaving ----------------------------------------------------------------------------------
+# --- pre_stop_delay ---------------------------------------------------------------------------
 
 
 def test_a_stop_waits_for_balancers_and_serves_on() -> None:
@@ -735,7 +737,7 @@ def test_a_stop_waits_for_balancers_and_serves_on() -> None:
     assert story.supervisor.pending_stop is not None
     assert story.listeners_open
     assert all(proc.asked is None for proc in story.alive())
-    assert story.said("SIGTERM: not ready any more; stopping in 5 s (pre_stop_delay)")
+    assert story.said("SIGTERM: not ready any more, stopping in 5 s (pre_stop_delay)")
     story.exits(story.alive()[0], -11, "SIGSEGV")  # it is replaced: requests still come
     story.advance(4)
     story.all_ready()
@@ -763,7 +765,7 @@ def test_a_second_term_begins_the_stop_and_a_third_cuts() -> None:
 
 
 @pytest.mark.parametrize("before", [[], ["SIGTERM"]])
-def test_an_interrupt_waits_for_nobody(before: list[str]) -> None:
+def test_an_interrupt_does_not_wait_for_balancers(before: list[str]) -> None:
     story = Story(1, pre_stop_delay_s=60.0).serve()
     for name in [*before, "SIGINT"]:
         story.signal(name)
@@ -777,7 +779,7 @@ def test_a_server_that_never_served_does_not_wait() -> None:
     assert story.newest().asked == msg.Stop(quick=False)
 
 
-def test_a_frozen_machine_prolongs_the_wait() -> None:
+def test_a_standstill_extends_pre_stop_delay() -> None:
     story = Story(1, pre_stop_delay_s=5.0).serve()
     story.signal("SIGTERM")
     story.now += 100
@@ -787,7 +789,7 @@ def test_a_frozen_machine_prolongs_the_wait() -> None:
     assert not story.listeners_open
 
 
-def test_a_reload_under_way_goes_on_while_leaving() -> None:
+def test_a_reload_under_way_goes_on_during_pre_stop_delay() -> None:
     story = Story(1, pre_stop_delay_s=5.0).serve()
     story.hup()
     story.signal("SIGTERM")
