@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 from servo.errors import ServoError
 
@@ -36,6 +36,11 @@ class Ready:
     """
 
     worker_class: str = ""
+
+
+# Exit codes of a worker that could not boot. The arbiter exits with the same ones, like gunicorn.
+EXIT_BOOT: Final = 3
+EXIT_APP: Final = 4  # the app could not be imported
 
 
 @dataclass(slots=True)

@@ -22,6 +22,8 @@ from servo.errors import AppImportError, ServoError
 from servo.http.forwarded import TrustedPeers
 from servo.ipc.channel import ChannelClosed, SharedChannel
 from servo.ipc.messages import (
+    EXIT_APP,
+    EXIT_BOOT,
     BootFailed,
     Booting,
     Draining,
@@ -67,8 +69,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-EXIT_BOOT = 3
-EXIT_APP = 4
 # Who has nothing to do looks around less often than once a second.
 _DOZE_S = 5.0
 

@@ -43,6 +43,7 @@ from servo.arbiter.core.stopping import PendingStop, Stopping
 from servo.arbiter.core.worker_lifecycle import WorkerLifecycle
 from servo.arbiter.core.worker_table import WorkerTable
 from servo.ipc import messages as msg
+from servo.ipc.messages import EXIT_APP, EXIT_BOOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,9 +52,6 @@ if TYPE_CHECKING:
     from servo.arbiter.core.events import Event
     from servo.arbiter.core.reload import Decision
     from servo.arbiter.core.worker_table import WorkerEntry
-
-EXIT_BOOT = 3
-EXIT_APP = 4
 
 
 class Supervisor:
