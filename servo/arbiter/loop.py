@@ -5,6 +5,7 @@ It never blocks but in one `epoll` call, runs no application code and starts no 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -46,6 +47,7 @@ from servo.arbiter.signals import SignalInbox, at_foreground_of_terminal
 from servo.errors import ConfigError, ServoError
 from servo.ipc.messages import LogRecords, Report
 from servo.logs import error_log as log_module
+from servo.observe.prints import prints_never_block
 from servo.shared_memory.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -114,24 +116,27 @@ class Arbiter:
 
         Raises ServoError when the server can't start: a port is taken, the pidfile is held, …
         """
-        try:
-            self._open()
-            with log_module.prints_never_block():
+        with contextlib.ExitStack() as stack:
+            try:
+                self._open()
+                # From here on the arbiter's own handlers take the signals.
+                stack.enter_context(prints_never_block())
                 self._serve()
-        except ServoError as error:
+            except ServoError as error:
+                self._close()
+                self._launch.ended(error.exit_code, str(error))
+                raise
+            except Exception:
+                # The terminal may be gone. The workers notice that the arbiter is, finish, and
+                # exit.
+                log.critical("The arbiter ends by an error of its own", exc_info=True)
+                self._close()
+                self._launch.ended(1, traceback.format_exc())
+                raise
             self._close()
-            self._launch.ended(error.exit_code, str(error))
-            raise
-        except Exception:
-            # The terminal may be gone. The workers notice that the arbiter is, finish, and exit.
-            log.critical("The arbiter ends by an error of its own", exc_info=True)
-            self._close()
-            self._launch.ended(1, traceback.format_exc())
-            raise
-        self._close()
-        assert self._exit_code is not None
-        self._launch.ended(self._exit_code)
-        return self._exit_code
+            assert self._exit_code is not None
+            self._launch.ended(self._exit_code)
+            return self._exit_code
 
     # --- start and end ----------------------------------------------------------------------------
 

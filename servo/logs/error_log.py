@@ -9,8 +9,6 @@ A message may span lines (a traceback does). What a client can choose goes throu
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
 import os
@@ -19,14 +17,20 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 from servo.errors import ConfigError
 from servo.logs.log_file import LogFile, blocking_copy, check_log_file
 from servo.logs.user_config import apply_user_config, check_user_config
+from servo.observe.prints import (
+    bind_handlers,
+    drain_prints,
+    flush_prints,
+    follow_standard_prints,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 ERROR_LOGGER = "servo.error"
 ACCESS_LOGGER = "servo.access"
@@ -127,6 +131,7 @@ def setup_logging(settings: LogSettings) -> None:
     _logs.by_user = True
     _logs.by_user = apply_user_config(settings)
     _logs.access_by_user = bool(access_logger.handlers) or access_logger.propagate
+    bind_handlers()
 
 
 def check_logging(settings: LogSettings) -> None:
@@ -192,14 +197,18 @@ def message_of(record: logging.LogRecord) -> str:
 
 
 def flush_logs() -> None:
-    """Try again to write what a slow reader of the error log had no room for."""
+    """Try again to write what a slow reader of the error log, or of a print, had no room for."""
     if _logs.error.pending:
         _logs.error.write(b"")
+    flush_prints()
 
 
 def drain_logs(timeout_s: float) -> None:
-    """Wait up to `timeout_s` for a slow reader of the error log: the process is about to end."""
+    """Wait up to `timeout_s` for slow readers of the error log, and of prints: the process is about
+    to end."""
+    end = time.monotonic() + timeout_s
     _logs.error.drain(timeout_s)
+    drain_prints(max(end - time.monotonic(), 0.0))
 
 
 def follow_standard_streams() -> None:
@@ -207,72 +216,6 @@ def follow_standard_streams() -> None:
     for file in (_logs.error, _logs.access):
         if file is not None:
             file.follow_standard()
-
-
-@contextlib.contextmanager
-def prints_never_block() -> Iterator[None]:
-    """While entered, `print` goes through LogFiles: a hook of the configuration that prints must
-    not hold the arbiter up because the reader of its output has stopped."""
-    before = sys.stdout, sys.stderr
-    warn = logging.getLogger(ERROR_LOGGER).warning
-    sys.stdout, sys.stderr = (_print_stream(stream, warn) for stream in before)
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
-
-
-def print_as_before() -> None:
-    """In a process that was forked within `prints_never_block`: its prints are its own business."""
-    for name in ("stdout", "stderr"):
-        if isinstance(getattr(sys, name), _PrintStream):
-            setattr(sys, name, getattr(sys, f"__{name}__"))
-
-
-def _print_stream(stream: TextIO, warn: Callable[[str], None]) -> TextIO:
-    """A text stream like this one that never blocks; the very one if it is no standard stream."""
-    number = {id(sys.__stdout__): 1, id(sys.__stderr__): 2}.get(id(stream))
-    if stream is None or number is None:
-        return stream
-    file = LogFile(None, number)
-    file.on_trouble = warn
-    raw = io.BufferedWriter(_RawLog(file))
-    return _PrintStream(raw, stream.encoding, stream.errors, line_buffering=True)
-
-
-class _PrintStream(io.TextIOWrapper):
-    """What stands for a standard stream."""
-
-
-class _RawLog(io.RawIOBase):
-    """A LogFile as the bottom of a text stream: it takes everything at once."""
-
-    def __init__(self, file: LogFile) -> None:
-        super().__init__()
-        self._file = file
-
-    def writable(self) -> bool:
-        """Yes."""
-        return True
-
-    def fileno(self) -> int:
-        """The standard descriptor's number."""
-        return self._file.standard
-
-    def isatty(self) -> bool:
-        """Whether the standard stream is a terminal."""
-        return os.isatty(self._file.standard)
-
-    def write(self, data: Any) -> int:
-        """Take bytes; what finds no room is dropped and counted by the LogFile."""
-        self._file.write(bytes(data))
-        return len(data)
-
-    def close(self) -> None:
-        """Close the copy of the descriptor."""
-        if not self.closed:
-            self._file.close()
-        super().close()
 
 
 def crash_fd() -> int:
@@ -466,6 +409,7 @@ def _capture_output() -> None:
     for fd in (1, 2):
         os.dup2(source, fd)
     os.close(source)
+    follow_standard_prints()
 
 
 def _alias_for_gunicorn(logger: logging.Logger) -> None:

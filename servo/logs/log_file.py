@@ -209,14 +209,22 @@ class LogFile:
             return
         # The oldest lines go: the newest tell what is happening.
         end = data.find(b"\n", len(data) - MAX_PENDING_BYTES) + 1
-        self._lose(data[:end], "its reader does not keep up")
+        self._count_lost(data[:end])
         self._pending = b"\n" + data[end:] if self._torn else data[end:]
         self._torn = False
+        self._complain("its reader does not keep up")
 
     def _lose(self, data: bytes, reason: str) -> None:
+        self._count_lost(data)
+        self._complain(reason)
+
+    def _count_lost(self, data: bytes) -> None:
         # The newline that ends a torn line is none of the lines.
         self.lost += data.count(b"\n") - self._torn
         self._torn = self._mid_line
+
+    def _complain(self, reason: str) -> None:
+        """Comes last: `on_trouble` may write to this very file."""
         if not self._in_trouble:
             self._in_trouble = True
             self._tell(f"Lines of the log {self.name} are being lost: {reason}")

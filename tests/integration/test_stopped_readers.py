@@ -144,6 +144,73 @@ def test_a_hook_that_prints_does_not_hold_the_arbiter_up(tmp_path: Path, full: i
         server.kill()
 
 
+# The handlers hold the streams that are there before the arbiter replaces its own.
+LOGCONFIG_DICT = """
+logconfig_dict = {"version": 1, "root": {"handlers": ["console", "error_console"]}}
+"""
+LOGCONFIG_FILE = """
+logconfig = "log.ini"
+"""
+LOG_INI = """
+[loggers]
+keys=root,error
+[handlers]
+keys=out,err
+[formatters]
+keys=
+[logger_root]
+handlers=out
+[logger_error]
+qualname=gunicorn.error
+handlers=out,err
+[handler_out]
+class=StreamHandler
+args=(sys.stdout,)
+[handler_err]
+class=StreamHandler
+args=(sys.stderr,)
+"""
+LOGGING = """
+import logging
+from pathlib import Path
+
+def when_ready(server):
+    for _ in range(100):
+        logging.error("x" * 1000)
+
+def pre_fork(server, worker):
+    for _ in range(20):
+        logging.error("y" * 100_000)
+
+def on_reload(server):
+    for _ in range(20):
+        logging.error("z" * 100_000)
+    Path("reloaded").touch()
+
+def on_exit(server):
+    logging.error("z" * 1000)
+"""
+
+
+@pytest.mark.parametrize("config", [LOGCONFIG_DICT, LOGCONFIG_FILE], ids=["dict", "file"])
+def test_a_handler_of_logconfig_does_not_hold_the_arbiter_up(
+    tmp_path: Path, full: int, config: str
+) -> None:
+    (tmp_path / "log.ini").write_text(LOG_INI)
+    (tmp_path / "conf.py").write_text(config + LOGGING)
+    server = Stopped((*class_args("sync"), "-c", "conf.py"), full, tmp_path)
+    try:
+        server.wait_ready()
+        assert server.get() == b"ok"
+        server.process.send_signal(signal.SIGTTIN)
+        server.process.send_signal(signal.SIGHUP)
+        wait_for((tmp_path / "reloaded").exists, "the reload")
+        assert server.get() == b"ok"
+        assert server.end(signal.SIGTERM) == 0
+    finally:
+        server.kill()
+
+
 @pytest.mark.parametrize("worker_class", CLASSES)
 def test_what_was_lost_is_said_once_there_is_a_reader(tmp_path: Path, worker_class: str) -> None:
     reader, writer = os.pipe()

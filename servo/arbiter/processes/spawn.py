@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from servo.arbiter.signals import reset_in_child
-from servo.logs.error_log import print_as_before
+from servo.observe.prints import prints_as_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -62,7 +62,7 @@ def _live(main: Callable[[], int], close: Callable[[], None], mask: Iterable[int
         # What the arbiter, or its config file, has registered is to run once, in the arbiter.
         atexit._clear()
         reset_in_child()
-        print_as_before()
+        prints_as_before()
         close()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = main()

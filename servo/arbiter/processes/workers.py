@@ -20,6 +20,7 @@ from servo.arbiter.processes import spawn
 from servo.ipc.channel import ChannelClosed, ChannelOverflow, channel_pair
 from servo.ipc.drops import Drops
 from servo.ipc.messages import AppMessage
+from servo.observe.prints import handlers_as_before
 from servo.shared_memory import row_layout
 from servo.workers.context import WorkerContext
 
@@ -378,4 +379,5 @@ def _work(context: WorkerContext) -> int:
     # Only here, in the worker, is the code that runs applications wanted.
     from servo.workers.worker import run_worker
 
+    handlers_as_before()
     return run_worker(context)
