@@ -211,6 +211,13 @@ def drain_logs(timeout_s: float) -> None:
     drain_prints(max(end - time.monotonic(), 0.0))
 
 
+def forget_pending() -> None:
+    """In a forked process: what a slow reader had no room for is written by its parent."""
+    for file in (_logs.error, _logs.access):
+        if file is not None:
+            file.forget_pending()
+
+
 def follow_standard_streams() -> None:
     """Standard output and error lead elsewhere now (a daemon's lead nowhere)."""
     for file in (_logs.error, _logs.access):

@@ -114,6 +114,13 @@ class LogFile:
             lost, self.lost = self.lost, 0
             self._tell(f"The log {self.name} is written again; {lost} lines were lost")
 
+    def forget_pending(self) -> None:
+        """In a forked process: the process that it was forked from writes what waits, and reports
+        what was lost."""
+        self._pending = b""
+        self.lost = 0
+        self._in_trouble = self._mid_line = self._torn = False
+
     def drain(self, timeout_s: float) -> None:
         """Block up to `timeout_s` while something waits: for a process that is about to end."""
         poller = select.poll()

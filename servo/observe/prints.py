@@ -57,7 +57,9 @@ def bind_handlers() -> None:
 
 
 def prints_as_before() -> None:
-    """In a forked process: its prints are its own business."""
+    """In a forked process: its prints are its own business, and what waits is its parent's."""
+    for stream in _streams.values():
+        stream.file.forget_pending()
     for name in ("stdout", "stderr"):
         setattr(sys, name, _real(getattr(sys, name)))
 

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from servo.arbiter.signals import reset_in_child
+from servo.logs.error_log import forget_pending
 from servo.observe.prints import prints_as_before
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _live(main: Callable[[], int], close: Callable[[], None], mask: Iterable[int
         atexit._clear()
         reset_in_child()
         prints_as_before()
+        forget_pending()
         close()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = main()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -42,6 +44,46 @@ def fail() -> int:
 )
 def test_exit_codes(main: Callable[[], int], code: int) -> None:
     assert code_of(spawn.fork(main, nothing)) == code
+
+
+SLOW_READER = """
+import fcntl, logging, os, sys
+from servo.arbiter import spawn
+from servo.observe import log
+from servo.observe.prints import prints_never_block
+from servo.settings.sources import Settings
+fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 4096)
+config = {"version": 1, "root": {"handlers": ["console"]}}
+log.setup_logging(Settings({"errorlog": "/dev/stdout", "logconfig_dict": config}, {}))
+with prints_never_block():
+    for number in range(20):
+        logging.getLogger("servo.error").error("%d %s", number, "x" * 1000)
+        logging.getLogger("own").error("%d %s", number, "y" * 1000)
+    def live():
+        log.flush_logs()
+        log.drain_logs(30)
+        return 7
+    pid = spawn.fork(live, lambda: None)
+    print("forked", file=sys.stderr)
+    log.drain_logs(30)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+"""
+
+
+def test_what_waits_for_a_slow_reader_is_written_by_the_arbiter_alone() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW_READER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == "forked\n"
+        text = process.stdout.read()
+        assert process.wait(30) == 0
+    assert text.count("x" * 1000) == 20
+    assert text.count("y" * 1000) == 20
 
 
 def test_exit_functions_are_the_childs_own() -> None:
