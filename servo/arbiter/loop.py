@@ -47,7 +47,7 @@ from servo.arbiter.signals import SignalInbox, at_foreground_of_terminal
 from servo.errors import ConfigError, ServoError
 from servo.ipc.messages import LogRecords, Report
 from servo.logs import error_log as log_module
-from servo.observe.prints import prints_never_block
+from servo.logs.standard_streams import prints_never_block
 from servo.shared_memory.scoreboard import Scoreboard
 
 if TYPE_CHECKING:

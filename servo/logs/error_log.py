@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from servo.errors import ConfigError
 from servo.logs.log_file import LogFile, blocking_copy, check_log_file
-from servo.logs.user_config import apply_user_config, check_user_config
-from servo.observe.prints import (
+from servo.logs.standard_streams import (
     bind_handlers,
     drain_prints,
     flush_prints,
     follow_standard_prints,
 )
+from servo.logs.user_config import apply_user_config, check_user_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from servo.arbiter import process_info
 from servo.arbiter.processes import spawn
 from servo.errors import ServoError
-from servo.observe.prints import prints_never_block
+from servo.logs.standard_streams import prints_never_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable

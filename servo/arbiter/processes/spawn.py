@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from servo.arbiter.signals import reset_in_child
 from servo.logs.error_log import forget_pending
-from servo.observe.prints import prints_as_before
+from servo.logs.standard_streams import prints_as_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -20,7 +20,7 @@ from servo.arbiter.processes import spawn
 from servo.ipc.channel import ChannelClosed, ChannelOverflow, channel_pair
 from servo.ipc.drops import Drops
 from servo.ipc.messages import AppMessage
-from servo.observe.prints import handlers_as_before
+from servo.logs.standard_streams import handlers_as_before
 from servo.shared_memory import row_layout
 from servo.workers.context import WorkerContext
 

@@ -48,24 +48,24 @@ def test_exit_codes(main: Callable[[], int], code: int) -> None:
 
 SLOW_READER = """
 import fcntl, logging, os, sys
-from servo.arbiter import spawn
-from servo.observe import log
-from servo.observe.prints import prints_never_block
+from servo.arbiter.processes import spawn
+from servo.logs import error_log
+from servo.logs.standard_streams import prints_never_block
 from servo.settings.sources import Settings
 fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 4096)
 config = {"version": 1, "root": {"handlers": ["console"]}}
-log.setup_logging(Settings({"errorlog": "/dev/stdout", "logconfig_dict": config}, {}))
+error_log.setup_logging(Settings({"errorlog": "/dev/stdout", "logconfig_dict": config}, {}))
 with prints_never_block():
     for number in range(20):
         logging.getLogger("servo.error").error("%d %s", number, "x" * 1000)
         logging.getLogger("own").error("%d %s", number, "y" * 1000)
     def live():
-        log.flush_logs()
-        log.drain_logs(30)
+        error_log.flush_logs()
+        error_log.drain_logs(30)
         return 7
     pid = spawn.fork(live, lambda: None)
     print("forked", file=sys.stderr)
-    log.drain_logs(30)
+    error_log.drain_logs(30)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 """
 

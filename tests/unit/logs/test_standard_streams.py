@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from servo.logs.log_file import MAX_PENDING_BYTES, LogFile
-from servo.observe.prints import (
+from servo.logs.standard_streams import (
     PrintStream,
     bind_handlers,
     handlers_as_before,
@@ -115,7 +115,7 @@ def test_the_warning_of_lost_lines_may_go_where_they_are_lost(logger, pipe, monk
 
 DRAINED = """
 import logging, sys, time
-from servo.observe.prints import drain_prints, prints_never_block
+from servo.logs.standard_streams import drain_prints, prints_never_block
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 with prints_never_block():
     for number in range(200):
@@ -138,7 +138,7 @@ def test_slow_readers_are_waited_for_at_the_end():
 
 STOPPED = """
 import logging, sys, time
-from servo.observe.prints import drain_prints, prints_never_block
+from servo.logs.standard_streams import drain_prints, prints_never_block
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 with prints_never_block():
     logging.error("x" * 200_000)
