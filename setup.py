@@ -45,6 +45,7 @@ COMPILED = [
     "servo/workers/blocking/sync.py",
     "servo/workers/blocking/thread.py",
     "servo/workers/request/accounting.py",
+    "servo/workers/request/admission.py",
     "servo/workers/request/body_rate.py",
     "servo/workers/worker.py",
 ]

@@ -74,6 +74,8 @@ class Exchange(Protocol):
 
     response_started: bool
     close_after: bool
+    status: int
+    body_sent: int
 
     def send_response(
         self, status: Status, headers: Iterable[HeaderItem], body: bytes

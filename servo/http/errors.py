@@ -8,14 +8,17 @@ from servo.errors import ServoError
 class ProtocolError(ServoError):
     """The peer broke a rule of the protocol, or one of our limits.
 
-    status   the response status (RFC 9110 section 15)
-    reason   one line for the log; never holds bytes of the client unescaped
+    status         the response status (RFC 9110 section 15)
+    reason         one line for the log; never holds bytes of the client unescaped
+    retry_after_s  when the client may try again, in whole seconds (RFC 9110 section 10.2.3); 0: the
+                   response doesn't say
     """
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, status: int, reason: str, retry_after_s: int = 0) -> None:
         super().__init__(f"{status}: {reason}")
         self.status = status
         self.reason = reason
+        self.retry_after_s = retry_after_s
 
 
 class LocalProtocolError(ServoError):

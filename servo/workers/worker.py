@@ -57,6 +57,7 @@ from servo.workers.python_exit import (
 )
 from servo.workers.registry import worker_for
 from servo.workers.request.accounting import Meter
+from servo.workers.request.admission import Admission
 from servo.workers.request.hooks import HookWorker, RequestHooks
 from servo.workers.request.preface import ProxyProtocol
 
@@ -104,7 +105,6 @@ class Worker:
         access = AccessLog(self.settings)
         self.access = access if access.enabled else None
         self.multiprocess = self.settings.worker_count_for(self.kind) > 1
-        self.request_hooks = RequestHooks(self.settings.hooks, context.hooked)
         schemes = {
             name.lower().encode("latin-1"): value.encode("latin-1")
             for name, value in self.settings.secure_scheme_headers.items()
@@ -114,6 +114,8 @@ class Worker:
             self.settings.forwarded_allow_ips, schemes, self.settings.forwarded_fields
         )
         self.meter = Meter(self.row, self.access, self._max_requests(), self._recycle)
+        hooks = RequestHooks(self.settings.hooks, context.hooked)
+        self.admission = Admission(self.settings, self.meter, self.trusted_proxies, hooks)
 
     kind: ClassVar[str] = ""  # the name that settings know it by
     interfaces: ClassVar[tuple[str, ...]] = ("wsgi", "asgi")

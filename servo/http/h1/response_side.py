@@ -231,6 +231,8 @@ class ResponseSide:
         if self.status == 426:
             # RFC 9110 section 15.5.22 and RFC 6455 section 4.4: it has to say what would be taken.
             fields += (b"Upgrade: websocket\r\nConnection: Upgrade\r\n", _WEBSOCKET_VERSION)
+        if event.error.retry_after_s:
+            fields += (b"Retry-After: %d\r\n" % event.error.retry_after_s,)
         fields += (b"Content-Type: text/plain; charset=utf-8\r\n", length_line(len(text)))
         return b"".join((line, *fields, self._tail.close, b"" if method == "HEAD" else text))
 

@@ -212,7 +212,10 @@ class H2Stream:
             return
         _, line = status_line(error.status)
         text = b"%b: %b\n" % (line[9:-2], error.reason.encode("ascii", "backslashreplace"))
-        self.send_response(error.status, _PLAIN, text)
+        fields = _PLAIN
+        if error.retry_after_s:
+            fields = [*_PLAIN, (b"retry-after", b"%d" % error.retry_after_s)]
+        self.send_response(error.status, fields, text)
 
     def reset(self, code: int) -> None:
         """End the stream at once: the client sees that what it has was cut."""

@@ -8,22 +8,20 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from servo.apps.asgi import ASGICall
-from servo.apps.asgi_scope import remote_of
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Data, Refused, Request
-from servo.http.headers import map_names
 from servo.net.tls_facts import TLSFacts
-from servo.shared_memory import row_layout
 from servo.workers.aio.h1_upgrade import StreamUpgrade
 from servo.workers.aio.sendfile import send_region, settle
 from servo.workers.aio.tls import ends, send_blocks
+from servo.workers.request.admission import CLIENT_CLOSED, Peer
 from servo.workers.request.body_rate import BodyPace
-from servo.workers.request.hooks import HookResponse
 from servo.workers.request.preface import Beginning
 
 if TYPE_CHECKING:
     from servo.apps.asgi_websocket import WebSocketCall
     from servo.http.events import Event
+    from servo.http.websocket import Handshake
 
 log = logging.getLogger("servo.error")
 
@@ -31,8 +29,6 @@ log = logging.getLogger("servo.error")
 BODY_HIGH_WATER = 65536
 # A stopping worker waits this long for the first request of a connection that it took just now.
 FRESH_GRACE_S = 1.0
-# In the access log, of a client that went before it was answered; nginx's code for it.
-CLIENT_CLOSED = 499
 
 
 class StreamProtocol(StreamUpgrade):
@@ -64,7 +60,7 @@ class StreamProtocol(StreamUpgrade):
                 return
             # A proxy that may speak for others is trusted as far as this goes.
             sniffs = server.http2.prior_knowledge and self._facts is None
-            sniffs = sniffs and (self._trusted or preface is not None)
+            sniffs = sniffs and (self.peer.trusted or preface is not None)
         if preface is not None or sniffs:
             self._beginning = Beginning(preface, sniffs)
         server.connections.add(self)
@@ -77,8 +73,9 @@ class StreamProtocol(StreamUpgrade):
     ) -> None:
         """What the scopes say of the two ends."""
         self._template = self._server.template(server, client, self._facts)
-        self.peer_name = client[0] if client else ""
-        self._trusted = (client[0] if client else None) in self._server.trusted
+        scheme = "http" if self._facts is None else "https"
+        self.peer = Peer(client, scheme, (client[0] if client else None) in self._server.trusted)
+        self.peer_name = self.peer.name
 
     def _read_beginning(self, beginning: Beginning, data: bytes) -> bytes:
         """Take off what comes before HTTP, and see which version of it this is."""
@@ -231,55 +228,46 @@ class StreamProtocol(StreamUpgrade):
     def _start(self, request: Request) -> None:
         server = self._server
         http = self._http
+        admission = server.admission
         self._reading_head = False
-        self._requests += 1
-        if self._requests >= server.most_requests:
-            # Even where more is pipelined, or the limit would be the client's to break.
-            request.keep_alive = False
-        if server.closes_each or server.draining:
-            http.close_next()
-        if server.most_in_flight and server.row[row_layout.IN_FLIGHT] >= server.most_in_flight:
-            self._overloaded(request)
-            return
-        if server.refuses_underscores:
-            try:
-                map_names(request.headers, "refuse")
-            except ProtocolError as error:
-                self._refuse(Refused(error, True, request.method, request.target))
-                return
-        call: ASGICall | WebSocketCall | None = None
+        handshake: Handshake | None = None
         if request.upgrade is not None:
             if self._upgrades_to_h2(request):
                 return
             if request.upgrade == b"websocket" and server.websockets is not None:
-                call = self._start_websocket(request, server.websockets)
-                if call is None:
+                try:
+                    handshake = server.websockets.handshake(request)
+                except ProtocolError as error:
+                    self._refuse(Refused(error, False, request.method, request.target))
                     return
             elif request.upgrade == b"websocket" and server.missing_websockets is not None:
                 server.missing_websockets.asked()
-        if call is None:
-            call = ASGICall(
-                server.adapter, self._template, request, http, self, server.worker.begin_request()
-            )
+        if admission.is_last(self.peer):
+            # Even where more is pipelined, or the limit would be the client's to break.
+            request.keep_alive = False
+        if server.closes_each or server.draining:
+            http.close_next()
+        admitted = admission.admit(request, self.peer)
+        if isinstance(admitted, Refused):
+            self._answer_refused(admitted)
+            return
+        started_ns = admitted.started_ns
+        server.worker.request_began(started_ns)
+        call: ASGICall | WebSocketCall
+        if handshake is None:
+            call = ASGICall(server.adapter, self._template, request, http, self, started_ns)
+        else:
+            call = self._websocket_call(admitted, handshake)
+        self._admitted = admitted
         self.call = call
         self._pace = None
         self.deadline_ns = 0
         if request.more_body:
             self._expect_body(len(request.body))
-        if server.hooks is not None:
-            self._facade = server.hooks.before(request, self.peer_name)
-        if self._trusted and not server.trusted.names.isdisjoint(request.named):
-            try:
-                server.apply_forwarded(call)
-            except ProtocolError as error:
-                server.meter.take_back()
-                self.call = None
-                self._refuse(Refused(error, True, request.method, request.target))
-                return
-        server.spawn(call)
+        server.begin(call, admitted)
 
     def _refuse(self, event: Refused) -> None:
-        log.debug("Refused a request of %s: %s", self.peer_name, event.error)
+        """Refuse what the parser, or a time limit, does not take."""
         call = self.call
         status = event.error.status
         if call is not None:
@@ -287,6 +275,10 @@ class StreamProtocol(StreamUpgrade):
             self._give_up(call, status)
         else:
             self._server.meter.refused(status, event.method, event.target, self.peer_name)
+        self._answer_refused(event)
+
+    def _answer_refused(self, event: Refused) -> None:
+        log.debug("Refused a request of %s: %s", self.peer_name, event.error)
         self._transport.write(self._http.refuse(event))
         self._hang_up(linger=True)
 
@@ -298,27 +290,10 @@ class StreamProtocol(StreamUpgrade):
         self._hang_up(linger=False)
 
     def _give_up(self, call: ASGICall | WebSocketCall, status: int) -> None:
-        self._count(call, status)
+        admitted, self._admitted = self._admitted, None
+        assert admitted is not None
+        self._server.ended(admitted, call, self._http, status)
         call.disconnect()
-
-    def _count(self, call: ASGICall | WebSocketCall, status: int) -> None:
-        http = self._http
-        self._server.meter.end(
-            call.started_ns,
-            call.request,
-            http.status if http.response_started else status,
-            http.body_sent,
-            remote_of(call.scope),
-            call.response_headers,
-        )
-
-    def _overloaded(self, request: Request) -> None:
-        http = self._http
-        http.close_next()
-        headers = [(b"retry-after", b"1"), (b"content-type", b"text/plain; charset=utf-8")]
-        self._transport.write(http.send_response(503, headers, b"Overloaded\n"))
-        self._server.meter.shed(request, self.peer_name)
-        self._hang_up(linger=True)
 
     def _pause_reading(self) -> None:
         if not self._paused and not self._transport.is_closing():
@@ -374,18 +349,9 @@ class StreamProtocol(StreamUpgrade):
         self.call = None
         http = self._http
         server = self._server
-        now = server.meter.end(
-            call.started_ns,
-            call.request,
-            http.status,
-            http.body_sent,
-            remote_of(call.scope),
-            call.response_headers,
-        )
-        if server.hooks is not None and self._facade is not None:
-            response = HookResponse(http.status, call.response_headers, http.body_sent)
-            server.hooks.after(self._facade, call.scope, response)
-            self._facade = None
+        admitted, self._admitted = self._admitted, None
+        assert admitted is not None
+        now = server.ended(admitted, call, http, http.status)
         if http.close_after:
             self._hang_up(linger=call.more_body)
             return

@@ -13,6 +13,7 @@ from servo.http.events import Refused
 from servo.http.h1.connection import H1Connection
 from servo.net.sockets import end_output, has_unread
 from servo.workers.aio.linger import LINGER_S, Linger
+from servo.workers.request.admission import Peer
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,23 +27,26 @@ if TYPE_CHECKING:
     from servo.http.proxy_protocol import ProxyHeader
     from servo.net.tls_facts import TLSFacts
     from servo.workers.aio.server import StreamServer
+    from servo.workers.request.admission import Admitted
     from servo.workers.request.body_rate import BodyPace
-    from servo.workers.request.hooks import HookRequest
     from servo.workers.request.preface import Beginning
 
 log = logging.getLogger("servo.error")
+
+# Until `connection_made`; it is never called where a TLS handshake fails.
+_NOBODY = Peer(None, "http", False)
 
 
 class StreamConnection:
     """The part of `StreamProtocol` that holds its state, closes it, and keeps its time limits."""
 
     __slots__ = (
+        "_admitted",
         "_beginning",
         "_copy",
         "_drain_waiter",
         "_ending",
         "_eof",
-        "_facade",
         "_facts",
         "_header",
         "_http",
@@ -52,16 +56,15 @@ class StreamConnection:
         "_paused_ns",
         "_peer",
         "_reading_head",
-        "_requests",
         "_server",
         "_socket",
         "_template",
         "_transport",
-        "_trusted",
         "_unsent",
         "call",
         "deadline_ns",
         "loop",
+        "peer",
         "peer_name",
         "writable",
         "write",
@@ -96,8 +99,6 @@ class StreamConnection:
         # asgi.Transport's, without a call in between.
         self.write: Callable[[bytes], None] = _not_connected
         self._template: Scope = {}
-        self._trusted = False
-        self._requests = 0
         self._paused = False
         self._paused_ns = 0
         self._pace: BodyPace | None = None
@@ -107,11 +108,12 @@ class StreamConnection:
         self._ending: Linger | None = None
         self._copy = -1
         self._eof = False
-        self._facade: HookRequest | None = None
+        self._admitted: Admitted | None = None
         self._unsent = 0
         self._drain_waiter: asyncio.Future[None] | None = None
         self.writable = True
         self.call: ASGICall | WebSocketCall | None = None
+        self.peer = _NOBODY
         self.peer_name = ""
         self.deadline_ns = 0
 
@@ -169,7 +171,7 @@ class StreamConnection:
         self._http.close_next()
         if self.call is None and self._http.idle and not self._lingering:
             self.deadline_ns = 0
-            self.loop.call_later(idle_s if self._requests else fresh_s, self._close_if_idle)
+            self.loop.call_later(idle_s if self.peer.requests else fresh_s, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
         if self.call is None and self._http.idle and not self._lingering:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from servo.http.errors import ProtocolError
-from servo.http.events import Refused
 from servo.http.negotiate import upgrade_settings
 from servo.workers.aio.h1_connection import StreamConnection
-from servo.workers.request.hooks import HookResponse
 
 if TYPE_CHECKING:
     from servo._types import Scope
-    from servo.apps.asgi import ASGICall, Exchange
+    from servo.apps.asgi import Exchange
     from servo.apps.asgi_websocket import HandshakeTransport, WebSocketCall
     from servo.http.events import Headers, Request
     from servo.http.websocket import Handshake, WebSocketConnection
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
     from servo.workers.aio.h2 import HTTP2, H2Protocol
     from servo.workers.aio.server import StreamServer
     from servo.workers.aio.websocket import WebSocketProtocol
+    from servo.workers.request.admission import Admitted
 
 
 class WebSockets:
@@ -45,12 +43,12 @@ class WebSockets:
         self,
         server: StreamServer,
         template: Scope,
-        request: Request,
+        admitted: Admitted,
         handshake: Handshake,
         http: Exchange,
         transport: HandshakeTransport,
     ) -> WebSocketCall:
-        """The call of a valid handshake, which counts as a request from here on."""
+        """The call of a valid handshake."""
         from servo.apps.asgi_websocket import WebSocketCall
         from servo.workers.aio.allocator import keep_freed_memory
 
@@ -58,11 +56,11 @@ class WebSockets:
         return WebSocketCall(
             server.adapter,
             template,
-            request,
+            admitted.request,
             handshake,
             http,
             transport,
-            server.worker.begin_request(),
+            admitted.started_ns,
             max_queue=self.max_queue,
             max_message_size=self.max_message_size,
         )
@@ -73,18 +71,11 @@ class StreamUpgrade(StreamConnection):
 
     __slots__ = ()
 
-    def _count(self, call: ASGICall | WebSocketCall, status: int) -> None:
-        raise NotImplementedError
-
-    def _start_websocket(self, request: Request, common: WebSockets) -> WebSocketCall | None:
-        """The call of a WebSocket's handshake, or None: it was refused."""
-        try:
-            handshake = common.handshake(request)
-        except ProtocolError as error:
-            self._refuse(Refused(error, False, request.method, request.target))
-            return None
+    def _websocket_call(self, admitted: Admitted, handshake: Handshake) -> WebSocketCall:
+        common = self._server.websockets
+        assert common is not None
         transport = cast("HandshakeTransport", self)  # what StreamProtocol is
-        return common.call(self._server, self._template, request, handshake, self._http, transport)
+        return common.call(self._server, self._template, admitted, handshake, self._http, transport)
 
     def open_websocket(
         self, call: WebSocketCall, headers: Headers, connection: WebSocketConnection
@@ -96,10 +87,10 @@ class StreamUpgrade(StreamConnection):
         http = self._http
         assert server.websockets is not None
         self._transport.write(http.upgrade(b"websocket", headers))
-        self._count(call, 101)
-        if self._facade is not None:
-            response = HookResponse(101, headers, 0)
-            server.worker.request_hooks.after(self._facade, call.scope, response)
+        admitted, self._admitted = self._admitted, None
+        assert admitted is not None
+        call.response_headers = headers
+        server.ended(admitted, call, http, 101)
         self.call = None
         server.connections.discard(self)
         session = WebSocketProtocol(server, server.websockets, call, connection, self._transport)
@@ -116,9 +107,7 @@ class StreamUpgrade(StreamConnection):
         """The protocol object that takes this one's place."""
         server = self._server
         server.connections.discard(self)
-        return common.protocol(
-            server, common, self._transport, self._template, self._trusted, self.peer_name
-        )
+        return common.protocol(server, common, self._transport, self._template, self.peer)
 
     def _upgrades_to_h2(self, request: Request) -> bool:
         """Go over to HTTP/2, if the request asks for it (RFC 7540 section 3.2), and may."""
@@ -128,7 +117,7 @@ class StreamUpgrade(StreamConnection):
         settings = upgrade_settings(request)
         if settings is None or self._facts is not None:
             return False
-        if not (self._trusted or self._header is not None):
+        if not (self.peer.trusted or self._header is not None):
             return False
         http = self._http
         self._transport.write(http.upgrade(b"h2c", []))

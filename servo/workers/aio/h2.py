@@ -16,20 +16,21 @@ from servo.http.events import Data, Refused, Request
 from servo.http.h2.connection import H2Connection
 from servo.http.h2.drain import GIVE_UP, MOMENT, STEP_S, Drain
 from servo.http.h2.frames import CANCEL, NO_ERROR, REFUSED_STREAM, known_settings
-from servo.http.headers import map_names
 from servo.http.limits import H2Limits
 from servo.http.negotiate import protocols
 from servo.net.sockets import end_transport
-from servo.shared_memory import row_layout
 from servo.workers.aio.h2_stream import HIGH_WATER, H2Channel
 from servo.workers.aio.linger import LINGER_S, Linger
+from servo.workers.request.admission import CLIENT_CLOSED
 
 if TYPE_CHECKING:
     from servo._types import Scope
     from servo.http.h2.connection import Event, Reset
     from servo.http.h2.stream import H2Stream
+    from servo.http.websocket import Handshake
     from servo.settings.sources import Settings
     from servo.workers.aio.server import StreamServer
+    from servo.workers.request.admission import Peer
 
 log = logging.getLogger("servo.error")
 
@@ -52,8 +53,6 @@ _FEW = 8
 _DRAIN_LEAST_S = 1.0
 # As in `stream`: a stopping worker waits so long for the first request of a new connection.
 FRESH_GRACE_S = 1.0
-# In the access log, of a client that went before it was answered; nginx's code for it.
-CLIENT_CLOSED = 499
 
 
 class HTTP2:
@@ -87,7 +86,7 @@ class HTTP2:
 class H2Protocol(asyncio.Protocol):
     """One HTTP/2 connection. It is made by the protocol object that accepted the connection.
 
-    template, trusted, peer_name  what that one knows of the two ends
+    template, peer  what that one knows of the two ends
 
     A request begins when it comes, unless its connection drains (see `Drain`), or holds too much
     that the client doesn't take: then it is held, unseen by the application and by the counters.
@@ -108,7 +107,6 @@ class H2Protocol(asyncio.Protocol):
         "_lingering",
         "_listening",
         "_part_ns",
-        "_requests",
         "_requests_seen",
         "_stalled_ns",
         "_transport",
@@ -116,11 +114,11 @@ class H2Protocol(asyncio.Protocol):
         "_write_due",
         "common",
         "deadline_ns",
+        "peer",
         "peer_name",
         "running",
         "server",
         "template",
-        "trusted",
         "waiting",
     )
 
@@ -130,14 +128,13 @@ class H2Protocol(asyncio.Protocol):
         common: HTTP2,
         transport: asyncio.Transport,
         template: Scope,
-        trusted: bool,
-        peer_name: str,
+        peer: Peer,
     ) -> None:
         self.server = server
         self.common = common
         self.template = template
-        self.trusted = trusted
-        self.peer_name = peer_name
+        self.peer = peer
+        self.peer_name = peer.name
         self._transport = transport
         self._http = H2Connection(
             server.limits,
@@ -152,7 +149,6 @@ class H2Protocol(asyncio.Protocol):
         self._held: dict[H2Stream, None] = {}
         self._drain: Drain | None = None
         self._drain_wait_s = 0.0
-        self._requests = 0
         self._requests_seen = 0
         self._listening = True
         self._has_turn = False
@@ -347,28 +343,26 @@ class H2Protocol(asyncio.Protocol):
 
     def _begin(self, stream: H2Stream, request: Request) -> None:
         server = self.server
-        self._requests += 1
-        if not server.keep_alive_s or self._requests >= server.most_requests:
+        if server.admission.is_last(self.peer) or not server.keep_alive_s:
             self.drain(_DRAIN_LEAST_S, _DRAIN_LEAST_S)
-        if server.most_in_flight and server.row[row_layout.IN_FLIGHT] >= server.most_in_flight:
-            headers = [(b"retry-after", b"1"), (b"content-type", b"text/plain; charset=utf-8")]
-            stream.send_response(503, headers, b"Overloaded\n")
-            server.meter.shed(request, self.peer_name)
-            return
         if self.running >= 2 * self.common.limits.streams:
             # Their clients took the requests back, but the applications are at them still.
             stream.reset(REFUSED_STREAM)
             self._count_refused(503, request.method, request.target)
             return
-        try:
-            if server.refuses_underscores:
-                map_names(request.headers, "refuse")
-            channel = H2Channel(self, stream, request)
-        except ProtocolError as error:
-            stream.refuse(error)
-            self._count_refused(error.status, request.method, request.target)
-            return
-        channel.start()
+        handshake: Handshake | None = None
+        if request.upgrade is not None:
+            try:
+                handshake = server.tunnel_handshake(request)
+            except ProtocolError as error:
+                stream.refuse(error)
+                self._count_refused(error.status, request.method, request.target)
+                return
+        admitted = server.admission.admit(request, self.peer)
+        if isinstance(admitted, Refused):
+            stream.refuse(admitted.error)
+        else:
+            H2Channel(self, stream, admitted, handshake).start()
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -449,7 +443,7 @@ class H2Protocol(asyncio.Protocol):
         http = self._http
         if self._lingering or http.announced or self._drain is not None:
             return
-        wait_s = idle_s if self._requests else fresh_s
+        wait_s = idle_s if self.peer.requests else fresh_s
         if http.strict is not False:
             self._drain = Drain(http, monotonic(), max(idle_s, _DRAIN_LEAST_S), fresh_s)
             self._drain_wait_s = wait_s
@@ -515,8 +509,8 @@ class H2Protocol(asyncio.Protocol):
                 self._transport.abort()
             return
         http = self._http
-        if http.streams or self._requests != self._requests_seen:
-            self._requests_seen = self._requests
+        if http.streams or self.peer.requests != self._requests_seen:
+            self._requests_seen = self.peer.requests
             self._idle_ns = now
         if self._stalled_ns and _passed(self._stalled_ns, settings.send_timeout, now):
             self._on_stalled(now)
@@ -536,7 +530,7 @@ class H2Protocol(asyncio.Protocol):
             self._begin_held()
 
     def _most_idle_ns(self) -> int:
-        if self._requests:
+        if self.peer.requests:
             return self.server.idle_ns
         timeout: float = self.server.settings.header_timeout
         return int(timeout * 1e9) if timeout else 1 << 62

@@ -9,28 +9,25 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from servo.apps.asgi import ASGICall
-from servo.apps.asgi_scope import remote_of
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.h2.frames import CANCEL
+from servo.workers.request.admission import CLIENT_CLOSED
 from servo.workers.request.body_rate import BodyPace
-from servo.workers.request.hooks import HookResponse
 
 if TYPE_CHECKING:
     from servo.apps.asgi_websocket import WebSocketCall
-    from servo.http.events import Data, Headers, Request
+    from servo.http.events import Data, Headers
     from servo.http.h2.stream import H2Stream
-    from servo.http.websocket import WebSocketConnection
+    from servo.http.websocket import Handshake, WebSocketConnection
     from servo.workers.aio.h2 import H2Protocol
     from servo.workers.aio.websocket_h2 import H2WebSocket
-    from servo.workers.request.hooks import HookRequest
+    from servo.workers.request.admission import Admitted
 
 log = logging.getLogger("servo.error")
 
 # Bytes of a response that wait for the client, past which `send` waits too; and as many are read of
 # a file at a time.
 HIGH_WATER = 65536
-# In the access log, of a client that takes nothing of its answer; nginx's code for it.
-CLIENT_CLOSED = 499
 
 
 class H2Channel:
@@ -44,8 +41,8 @@ class H2Channel:
     deadline_ns = 0
 
     __slots__ = (
+        "_admitted",
         "_drain_waiter",
-        "_facade",
         "_full_ns",
         "_lost",
         "_pace",
@@ -59,13 +56,19 @@ class H2Channel:
         "websocket",
     )
 
-    def __init__(self, protocol: H2Protocol, stream: H2Stream, request: Request) -> None:
-        """Raises ProtocolError where the request can't be served."""
+    def __init__(
+        self,
+        protocol: H2Protocol,
+        stream: H2Stream,
+        admitted: Admitted,
+        handshake: Handshake | None,
+    ) -> None:
+        """`handshake`: of a WebSocket; None for an ordinary request."""
         server = protocol.server
         self._protocol = protocol
         self._stream = stream
         self.loop = server.loop
-        self._facade: HookRequest | None = None
+        self._admitted = admitted
         self._pace: BodyPace | None = None
         self._paced_ns = 0
         self._full_ns = 0
@@ -75,25 +78,14 @@ class H2Channel:
         self._lost = False
         self._drain_waiter: asyncio.Future[None] | None = None
         self.websocket: H2WebSocket | None = None
-        self.call: ASGICall | WebSocketCall | None = None
-        call: ASGICall | WebSocketCall
+        self.call: ASGICall | WebSocketCall | None
         template = protocol.template
-        if request.upgrade is not None:
-            if server.websockets is None or request.upgrade != b"websocket":
-                raise ProtocolError(501, "no such protocol")
-            handshake = server.websockets.handshake(request, key=False)
-            call = server.websockets.call(server, template, request, handshake, stream, self)
+        if handshake is not None and server.websockets is not None:
+            self.call = server.websockets.call(server, template, admitted, handshake, stream, self)
         else:
-            call = ASGICall(
-                server.adapter, template, request, stream, self, server.worker.begin_request()
+            self.call = ASGICall(
+                server.adapter, template, admitted.request, stream, self, admitted.started_ns
             )
-        if protocol.trusted and not server.trusted.names.isdisjoint(request.named):
-            try:
-                server.apply_forwarded(call)
-            except ProtocolError:
-                server.meter.take_back()
-                raise
-        self.call = call
 
     def start(self) -> None:
         """Run the application."""
@@ -103,12 +95,11 @@ class H2Channel:
         assert call is not None
         self._stream.driver = self
         server.connections.add(self)
+        server.worker.request_began(call.started_ns)
         protocol.running += 1
         if call.more_body:
             self._pace_body(0)
-        if server.hooks is not None:
-            self._facade = server.hooks.before(call.request, protocol.peer_name)
-        server.spawn(call)
+        server.begin(call, self._admitted)
         if call.request.upgrade is not None and not self._stream.incoming:
             # END_STREAM came with the head: as END_STREAM later, and as TCP's end (RFC 8441).
             call.end_of_input()
@@ -282,20 +273,7 @@ class H2Channel:
         return call
 
     def _count(self, call: ASGICall | WebSocketCall, status: int) -> None:
-        stream = self._stream
-        server = self._protocol.server
-        server.meter.end(
-            call.started_ns,
-            call.request,
-            stream.status if stream.response_started else status,
-            stream.body_sent,
-            remote_of(call.scope),
-            call.response_headers,
-        )
-        if server.hooks is not None and self._facade is not None:
-            response = HookResponse(stream.status, call.response_headers, stream.body_sent)
-            server.hooks.after(self._facade, call.scope, response)
-            self._facade = None
+        self._protocol.server.ended(self._admitted, call, self._stream, status)
 
     # --- in StreamServer.connections, for the sweep and for operators ---------------------------
 

@@ -7,9 +7,9 @@ import contextvars
 import sys
 from typing import TYPE_CHECKING
 
-from servo.apps.asgi_scope import TLS_ENVIRON
+from servo.apps.asgi_scope import TLS_ENVIRON, remote_of
 from servo.apps.websockets_missing import MissingWebSockets, has_websockets
-from servo.http.forwarded import resolve_client
+from servo.http.errors import ProtocolError
 from servo.http.negotiate import has_http2
 from servo.shared_memory import row_layout
 from servo.workers.aio.h1_upgrade import WebSockets
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from servo._types import Scope
-    from servo.apps.asgi import ASGICall
+    from servo.apps.asgi import ASGICall, Exchange
     from servo.apps.asgi_scope import ASGIAdapter
     from servo.apps.asgi_websocket import WebSocketCall
+    from servo.http.events import Request
+    from servo.http.forwarded import ClientInfo
+    from servo.http.websocket import Handshake
     from servo.net.tls import TLS
     from servo.net.tls_facts import TLSFacts
     from servo.settings.sources import Settings
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from servo.workers.aio.h2_stream import H2Channel
     from servo.workers.aio.websocket import WebSocketSession
     from servo.workers.aio.worker import AsyncWorker
+    from servo.workers.request.admission import Admitted
 
 
 class StreamServer:
@@ -53,12 +57,8 @@ class StreamServer:
         self.trusted = worker.trusted_proxies
         self.keep_alive_s = settings.keepalive_s
         self.closes_each = not self.keep_alive_s
-        self.most_requests: int = settings.keepalive_requests or sys.maxsize
-        self.most_in_flight: int = settings.limit_concurrency
-        self.hooks = worker.request_hooks or None
+        self.admission = worker.admission
         self.request_timeout_ns = int(settings.request_timeout * 1e9)
-        # The other policies are about environs, where "_" and "-" can't be told apart.
-        self.refuses_underscores = settings.header_map == "refuse"
         # Only an ASGI application can answer them; to others an upgrade is an ordinary request.
         wanted = settings.websocket and worker.app.interface == "asgi"
         self.websockets = WebSockets(settings) if wanted and has_websockets() else None
@@ -89,23 +89,52 @@ class StreamServer:
             template["extensions"][TLS_ENVIRON] = facts.environ
         return template
 
-    def apply_forwarded(self, call: ASGICall | WebSocketCall) -> None:
-        """Put what a trusted proxy says of the client in place of what the socket says.
+    def begin(self, call: ASGICall | WebSocketCall, admitted: Admitted) -> None:
+        """Run the application with an admitted request."""
+        if admitted.client is not None:
+            self._apply_forwarded(call, admitted.client)
+        self.admission.announce(admitted)
+        self.spawn(call)
 
-        Raises ProtocolError.
+    def ended(
+        self, admitted: Admitted, call: ASGICall | WebSocketCall, http: Exchange, status: int
+    ) -> int:
+        """The response is complete, or given up: count the request, and tell the hooks.
+
+        http    what the response went through
+        status  what to count if no response has begun
+
+        Returns the time, monotonic nanoseconds.
         """
-        scope = call.scope
-        request = call.request
-        info = resolve_client(
-            request.headers, scope["client"], self.trusted, scope["scheme"], request.named
+        headers = call.response_headers
+        now = self.meter.end(
+            admitted.started_ns,
+            admitted.request,
+            http.status if http.response_started else status,
+            http.body_sent,
+            remote_of(call.scope),
+            headers,
         )
-        scope["client"] = info.address
-        scope["scheme"] = info.scheme
-        if info.host is not None:
-            others = [item for item in request.headers if item[0] != b"host"]
-            scope["headers"] = [(b"host", info.host), *others]
-        if info.prefix:
-            self.adapter.mount(scope, info.prefix)
+        if admitted.announced is not None:
+            self.admission.answered(admitted, http.status, http.body_sent, headers, call.scope)
+        return now
+
+    def _apply_forwarded(self, call: ASGICall | WebSocketCall, client: ClientInfo) -> None:
+        """Put what a trusted proxy says of the client in place of what the socket says."""
+        scope = call.scope
+        scope["client"] = client.address
+        scope["scheme"] = client.scheme
+        if client.host is not None:
+            others = [item for item in call.request.headers if item[0] != b"host"]
+            scope["headers"] = [(b"host", client.host), *others]
+        if client.prefix:
+            self.adapter.mount(scope, client.prefix)
+
+    def tunnel_handshake(self, request: Request) -> Handshake:
+        """What an extended CONNECT asks for (RFC 8441). Raises ProtocolError."""
+        if self.websockets is None or request.upgrade != b"websocket":
+            raise ProtocolError(501, "no such protocol")
+        return self.websockets.handshake(request, key=False)
 
     def spawn(self, call: ASGICall | WebSocketCall) -> None:
         """Run a call in a task of its own.

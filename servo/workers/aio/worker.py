@@ -289,14 +289,12 @@ class AsyncWorker(Worker):
 
     # --- beating --------------------------------------------------------------------------------
 
-    def begin_request(self) -> int:
-        """Count a request in; returns its start in nanoseconds."""
-        started = self.meter.begin()
+    def request_began(self, started_ns: int) -> None:
+        """A request was admitted: beat from now on, until none is in flight."""
         self._begun += 1
         if not self.beating:
             self.beating = True
-            self._beat_at(started + BEAT_NS)
-        return started
+            self._beat_at(started_ns + BEAT_NS)
 
     def _beat_at(self, due_ns: int) -> None:
         self._beat_due_ns = due_ns

@@ -16,23 +16,22 @@ from servo.apps.wsgi import WSGIResponder
 from servo.apps.wsgi_environ import WSGIAdapter, is_nameless, name_server
 from servo.apps.wsgi_file import FileRegion
 from servo.http.errors import ClientDisconnected
-from servo.http.forwarded import resolve_client
 from servo.http.h1.connection import H1Connection
 from servo.net.sockets import has_unread
 from servo.workers.blocking.output_buffer import PATIENCE_S, OutputBuffer, OutputSpace
+from servo.workers.request.admission import Peer
 from servo.workers.request.body_rate import BodyPace
-from servo.workers.request.hooks import HookResponse
 
 if TYPE_CHECKING:
     from tempfile import SpooledTemporaryFile
 
     from servo.apps.loader import LoadedApp
     from servo.http.events import Request
-    from servo.http.forwarded import TrustedPeers
+    from servo.http.forwarded import ClientInfo, TrustedPeers
     from servo.net.tls_facts import TLSFacts
     from servo.settings.sources import Settings
     from servo.workers.request.accounting import Meter
-    from servo.workers.request.hooks import RequestHooks
+    from servo.workers.request.admission import Admission, Admitted
     from servo.workers.request.preface import ProxyProtocol
 
 # What a connection is doing.
@@ -63,7 +62,7 @@ class Host(Protocol):
     def proxy_protocol(self) -> ProxyProtocol: ...
 
     @property
-    def request_hooks(self) -> RequestHooks: ...
+    def admission(self) -> Admission: ...
 
     @property
     def multiprocess(self) -> bool: ...
@@ -94,7 +93,7 @@ class ConnectionFactory:
         self.output_space = OutputSpace(
             settings.response_buffer_size, settings.response_spool_limit, settings.tmp_upload_dir
         )
-        self.hooks = worker.request_hooks or None
+        self.admission = worker.admission
         self.tls = worker.context.tls
         if self.tls is not None:
             from servo.workers.blocking.tls import TLSSocket  # see servo.net.tls_switch
@@ -124,10 +123,10 @@ class Connection:
         "_named",
         "_nameless",
         "_template",
+        "admitted",
         "body",
         "broken",
         "claim",
-        "client",
         "deadline_ns",
         "environ",
         "eof",
@@ -137,16 +136,15 @@ class Connection:
         "out",
         "output",
         "pace",
+        "peer",
         "peer_name",
         "phase",
         "preface",
         "request",
-        "requests",
         "responder",
         "sock",
         "started_ns",
         "thread",
-        "trusted",
         "watched",
     )
 
@@ -164,22 +162,22 @@ class Connection:
             date=settings.date_header,
         )
         self.responder = WSGIResponder(factory.adapter, self.http, self)
-        self.client: tuple[str, int] | None = peer[:2] if isinstance(peer, tuple) else None
-        self.preface = factory.worker.proxy_protocol.preface(self.client)
+        client: tuple[str, int] | None = peer[:2] if isinstance(peer, tuple) else None
+        self.preface = factory.worker.proxy_protocol.preface(client)
         self.pace: BodyPace | None = None
         server = sock.getsockname()
         if isinstance(server, bytes):
             server = server.decode("utf-8", "backslashreplace")
-        self._describe(server if isinstance(server, str) else server[:2])
+        self._describe(server if isinstance(server, str) else server[:2], client)
         self.phase = IDLE
         self.watched = 0
-        self.requests = 0
         self.eof = False
         self.broken = False
         self.linger = False
         self.request: Request | None = None
         self.body: Any = None
         self.environ: dict[str, Any] = _NO_ENVIRON
+        self.admitted: Admitted | None = None
         self.started_ns = 0
         self.out: bytes | memoryview = b""
         self.output: OutputBuffer | None = None
@@ -188,15 +186,14 @@ class Connection:
         self.deadline_ns = 0
         self.expires_in(settings.header_timeout)
 
-    def _describe(self, server: tuple[str, int] | str) -> None:
+    def _describe(self, server: tuple[str, int] | str, client: tuple[str, int] | None) -> None:
         """What the environs say of the two ends."""
-        client = self.client
         self._nameless = is_nameless(server)
         scheme = "http" if self._factory.tls is None else "https"
         self._template = self._factory.adapter.template(server, client, scheme)
         self._template["wsgi.early_hints"] = self.responder.early_hints
-        self.peer_name = client[0] if client else ""
-        self.trusted = (client[0] if client else None) in self._factory.trusted
+        self.peer = Peer(client, scheme, (client[0] if client else None) in self._factory.trusted)
+        self.peer_name = self.peer.name
 
     def read_preface(self, data: bytes) -> bytes:
         """Take the PROXY protocol's header off the first bytes. Raises ProtocolError."""
@@ -207,8 +204,7 @@ class Connection:
         self.preface = None
         header, rest = found
         if header.source is not None:
-            self.client = header.source
-            self._describe(header.destination or ("", 0))
+            self._describe(header.destination or ("", 0), header.source)
         return rest
 
     def secured(self, facts: TLSFacts) -> None:
@@ -234,11 +230,11 @@ class Connection:
 
     # --- one request ----------------------------------------------------------------------------
 
-    def prepare(self, started_ns: int) -> None:
+    def prepare(self, admitted: Admitted) -> None:
         """Build the environ of the complete request. Raises ProtocolError."""
-        request = self.request
-        assert request is not None
-        self.started_ns = started_ns
+        request = admitted.request
+        self.admitted = admitted
+        self.started_ns = admitted.started_ns
         body = self.body
         length = 0
         if body.__class__ is bytes:
@@ -261,8 +257,8 @@ class Connection:
             if self._headed is None:
                 self._headed = adapter.with_headers(self._template, request)
             environ = adapter.fill(self._headed.copy(), request, body, length)
-        if self.trusted and not self._factory.trusted.names.isdisjoint(request.named):
-            self._apply_forwarded(environ, request)
+        if admitted.client is not None:
+            apply_forwarded(environ, admitted.client)
         if self._nameless:
             name_server(environ)
         self.environ = environ
@@ -272,29 +268,12 @@ class Connection:
         self.http.forget()
         self._named = self._headed = None
 
-    def _apply_forwarded(self, environ: dict[str, Any], request: Request) -> None:
-        """Put what a trusted proxy says of the client in place of what the socket says."""
-        info = resolve_client(
-            request.headers,
-            self.client,
-            self._factory.trusted,
-            environ["wsgi.url_scheme"],
-            request.named,
-        )
-        if info.address is not None:
-            environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = info.address[0], str(info.address[1])
-        environ["wsgi.url_scheme"] = info.scheme
-        if info.host is not None:
-            environ["HTTP_HOST"] = info.host.decode("latin-1")
-        if info.prefix:
-            environ["SCRIPT_NAME"] = info.prefix + environ["SCRIPT_NAME"]
-
     def run(self) -> None:
         """Call the application; leave what the client has not taken in `output`."""
-        hooks = self._factory.hooks
-        if hooks is not None:
-            assert self.request is not None
-            facade = hooks.before(self.request, self.environ["REMOTE_ADDR"])
+        admission = self._factory.admission
+        admitted = self.admitted
+        assert admitted is not None
+        admission.announce(admitted)
         rest = self.responder.run(self.environ)
         if rest:
             try:
@@ -308,11 +287,11 @@ class Connection:
             except ClientDisconnected:
                 self.broken = True
 
-        if hooks is not None:
-            http = self.http
-            status = self.responder.status or http.status
-            response = HookResponse(status, self.responder.headers, http.body_sent)
-            hooks.after(facade, self.environ, response)
+        if admitted.announced is not None:
+            responder = self.responder
+            status = responder.status or self.http.status
+            sent = self.http.body_sent
+            admission.answered(admitted, status, sent, responder.headers, self.environ)
 
     def finish_request(self, meter: Meter) -> int:
         """Account for the request, and let its parts go. Returns the time, as `meter.end` does."""
@@ -337,6 +316,7 @@ class Connection:
         if self.body is not None:
             self.close_body()
         self.request = None
+        self.admitted = None
         self.environ = _NO_ENVIRON
         return now
 
@@ -541,3 +521,14 @@ class Connection:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
         self.sock.close()
+
+
+def apply_forwarded(environ: dict[str, Any], client: ClientInfo) -> None:
+    """Put what a trusted proxy says of the client in place of what the socket says."""
+    if client.address is not None:
+        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client.address[0], str(client.address[1])
+    environ["wsgi.url_scheme"] = client.scheme
+    if client.host is not None:
+        environ["HTTP_HOST"] = client.host.decode("latin-1")
+    if client.prefix:
+        environ["SCRIPT_NAME"] = client.prefix + environ["SCRIPT_NAME"]

@@ -11,7 +11,6 @@ import logging
 import select
 import signal
 import socket
-import sys
 import time
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -57,8 +56,6 @@ class PollerWorker(PollLoop):
 
     def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
         super().__init__(context, app)
-        self.most_in_flight: int = self.settings.limit_concurrency
-        self.most_requests: int = self.settings.keepalive_requests or sys.maxsize
         self.keep_alive_s = self.settings.keepalive_s
         self.closes_each = not self.keep_alive_s
         self.idle_ns = int(self.keep_alive_s * 1e9)
@@ -187,9 +184,13 @@ class PollerWorker(PollLoop):
         return True
 
     def _refuse(self, connection: Connection, event: Refused) -> None:
-        connection.close_body()
+        """Refuse what the parser does not take."""
         self.meter.refused(event.error.status, event.method, event.target, connection.peer_name)
+        self._answer_refused(connection, event)
+
+    def _answer_refused(self, connection: Connection, event: Refused) -> None:
         log.debug("Refused a request of %s: %s", connection.peer_name, event.error)
+        connection.close_body()
         connection.linger = True
         self._send(connection, connection.http.refuse(event))
 
@@ -197,33 +198,27 @@ class PollerWorker(PollLoop):
 
     def _start(self, connection: Connection) -> None:
         """A request is complete: hand it to the application."""
-        connection.requests += 1
+        request = connection.request
+        assert request is not None
+        admission = self.admission
+        peer = connection.peer
         if self.closes_each or self.draining:
             connection.http.close_next()
-        if connection.requests >= self.most_requests:
-            assert connection.request is not None
+        if admission.is_last(peer):
             # Even where more is pipelined, or the limit would be the client's to break.
-            connection.request.keep_alive = False
-        if self.most_in_flight and self.row[row_layout.IN_FLIGHT] >= self.most_in_flight:
-            self._overloaded(connection)
+            request.keep_alive = False
+        admitted = admission.admit(request, peer)
+        if isinstance(admitted, Refused):
+            self._answer_refused(connection, admitted)
             return
         try:
-            connection.prepare(self.meter.begin())
+            connection.prepare(admitted)
         except ProtocolError as error:
             self.meter.take_back()
             self._refuse(connection, Refused(error, in_body=True))
             return
         connection.phase = APP
         self.dispatch(connection)
-
-    def _overloaded(self, connection: Connection) -> None:
-        request = connection.request
-        assert request is not None
-        connection.close_body()
-        self.meter.shed(request, connection.peer_name)
-        connection.http.close_next()
-        headers = [("Retry-After", "1"), ("Content-Type", "text/plain; charset=utf-8")]
-        self._send(connection, connection.http.send_response(503, headers, b"Overloaded\n"))
 
     def complete(self, connection: Connection) -> None:
         """The application is done with a request; what is left is in `connection.out`."""
@@ -427,7 +422,7 @@ class PollerWorker(PollLoop):
                 connection.expires_in(idle_s)
                 continue
             self._on_readable(connection)
-            if connection.phase == IDLE and connection.requests:
+            if connection.phase == IDLE and connection.peer.requests:
                 self.drop(connection)
             elif connection.phase == IDLE:
                 connection.expires_in(FRESH_GRACE_S)

@@ -29,6 +29,7 @@ from servo.workers.aio.server import StreamServer
 from servo.workers.aio.worker import AsyncWorker
 from servo.workers.blocking.connection import Connection, ConnectionFactory
 from servo.workers.blocking.sync import SyncWorker
+from servo.workers.request.admission import Peer
 
 PEER = ("127.0.0.1", 5000)
 # Where the environ has objects of its connection, or a new one each time.
@@ -183,8 +184,11 @@ def environ(connection: Connection, asked: Asked) -> object:
         connection.begin_body()
         for block in blocks:
             connection.store(block)
+    admitted = connection._factory.admission.admit(request, connection.peer)
+    if isinstance(admitted, Refused):
+        return None
     try:
-        connection.prepare(0)
+        connection.prepare(admitted)
     except ProtocolError:
         return None
     given = connection.environ
@@ -265,12 +269,13 @@ def scope(stream: Stream, asked: Asked) -> object:
     if request is None:
         return None
     transport: Any = None
+    peer = Peer(PEER, "http", PEER[0] in stream.server.trusted)
+    admitted = stream.server.admission.admit(request, peer)
+    if isinstance(admitted, Refused):
+        return None
     call = ASGICall(stream.adapter, stream.template, request, stream.http, transport, 0)
-    if PEER[0] in stream.server.trusted:
-        try:
-            stream.server.apply_forwarded(call)
-        except ProtocolError:
-            return None
+    if admitted.client is not None:
+        stream.server._apply_forwarded(call, admitted.client)
     given = call.scope
     seen = {key: _copy(value) for key, value in given.items()}
     stream.http.send_response(200, [], b"")

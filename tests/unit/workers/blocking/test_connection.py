@@ -18,6 +18,8 @@ from servo.shared_memory.row_layout import ROW_WORDS
 from servo.workers.blocking.connection import APP, SEND, Connection, ConnectionFactory
 from servo.workers.blocking.output_buffer import OutputBuffer
 from servo.workers.request.accounting import Meter
+from servo.workers.request.admission import Admission, Admitted
+from servo.workers.request.hooks import RequestHooks
 from servo.workers.request.preface import ProxyProtocol
 
 Make = Callable[..., "Pair"]
@@ -28,11 +30,14 @@ class Pair:
 
     def __init__(self, app: Any, **values: Any) -> None:
         settings = Settings({"send_timeout": 0.05, **values}, {})
+        trusted = TrustedPeers([], {})
+        self.meter = Meter(memoryview(bytearray(8 * ROW_WORDS)).cast("Q"), None, 0, lambda: None)
+        hooks = RequestHooks(settings.hooks, None)
         worker: Any = SimpleNamespace(
             settings=settings,
-            trusted_proxies=TrustedPeers([], {}),
+            trusted_proxies=trusted,
             proxy_protocol=ProxyProtocol(settings),
-            request_hooks=None,
+            admission=Admission(settings, self.meter, trusted, hooks),
             context=SimpleNamespace(tls=None),
             multiprocess=False,
             progress=lambda: None,
@@ -50,7 +55,9 @@ class Pair:
         request = connection.http.receive_data(b"GET / HTTP/1.0\r\n\r\n")
         assert isinstance(request, Request)
         connection.request, connection.body = request, request.body
-        connection.prepare(0)
+        admitted = self.factory.admission.admit(request, connection.peer)
+        assert isinstance(admitted, Admitted)
+        connection.prepare(admitted)
         connection.phase = APP
         connection.run()
         connection.phase = SEND
