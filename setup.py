@@ -34,8 +34,6 @@ COMPILED = [
     "servo/http/limits.py",
     "servo/http/serialise.py",
     "servo/workers/aio/h1.py",
-    "servo/workers/aio/h1_connection.py",
-    "servo/workers/aio/h1_upgrade.py",
     "servo/workers/aio/linger.py",
     "servo/workers/aio/server.py",
     "servo/workers/aio/worker.py",

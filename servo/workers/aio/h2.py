@@ -439,7 +439,7 @@ class H2Protocol(asyncio.Protocol):
             transport.close()
 
     def drain(self, idle_s: float, fresh_s: float) -> None:
-        """Answer what has come, and what comes before the client knows; see StreamProtocol."""
+        """Answer what has come, and what comes before the client knows; see H1Protocol."""
         http = self._http
         if self._lingering or http.announced or self._drain is not None:
             return

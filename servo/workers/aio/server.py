@@ -12,8 +12,8 @@ from servo.apps.websockets_missing import MissingWebSockets, has_websockets
 from servo.http.errors import ProtocolError
 from servo.http.negotiate import has_http2
 from servo.shared_memory import row_layout
-from servo.workers.aio.h1_upgrade import WebSockets
 from servo.workers.aio.memory_pressure import Pressure
+from servo.workers.aio.websocket_handshake import WebSockets
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from servo.net.tls import TLS
     from servo.net.tls_facts import TLSFacts
     from servo.settings.sources import Settings
-    from servo.workers.aio.h1 import StreamProtocol
+    from servo.workers.aio.h1 import H1Protocol
     from servo.workers.aio.h2 import HTTP2, H2Protocol
     from servo.workers.aio.h2_stream import H2Channel
     from servo.workers.aio.websocket import WebSocketSession
@@ -67,7 +67,7 @@ class StreamServer:
             tells = worker.slot == 1
             self.missing_websockets = MissingWebSockets(worker.app.app, tells=tells)
         self.http2 = _http2(settings, self.tls)
-        self.connections: set[StreamProtocol | WebSocketSession | H2Protocol | H2Channel] = set()
+        self.connections: set[H1Protocol | WebSocketSession | H2Protocol | H2Channel] = set()
         self.calls: set[ASGICall | WebSocketCall] = set()
         self.pressure = Pressure()
         self.draining = False

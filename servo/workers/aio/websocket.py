@@ -19,8 +19,8 @@ from servo.net.sockets import end_transport
 if TYPE_CHECKING:
     from servo.apps.asgi_websocket import WebSocketCall
     from servo.http.websocket import WebSocketConnection
-    from servo.workers.aio.h1_upgrade import WebSockets
     from servo.workers.aio.server import StreamServer
+    from servo.workers.aio.websocket_handshake import WebSockets
 
 log = logging.getLogger("servo.error")
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from servo.http.events import Data
     from servo.http.h2.stream import H2Stream
     from servo.http.websocket import WebSocketConnection
-    from servo.workers.aio.h1_upgrade import WebSockets
     from servo.workers.aio.h2_stream import H2Channel
     from servo.workers.aio.server import StreamServer
+    from servo.workers.aio.websocket_handshake import WebSockets
 
 # Bytes that wait for the client: too many, and few enough again.
 _HIGH_WATER = 65536

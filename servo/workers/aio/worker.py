@@ -24,7 +24,7 @@ from servo.net import certificates
 from servo.shared_memory import row_layout
 from servo.workers.accept.acceptor import Acceptor
 from servo.workers.accept.plain_http import is_plain_http, teller
-from servo.workers.aio.h1 import FRESH_GRACE_S, StreamProtocol
+from servo.workers.aio.h1 import FRESH_GRACE_S, H1Protocol
 from servo.workers.aio.server import StreamServer
 from servo.workers.aio.tls import loop_options, read_preface
 from servo.workers.forks import end_on_return, open_fds, sever
@@ -253,13 +253,13 @@ class AsyncWorker(Worker):
         task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, sock: socket.socket, peer: Any) -> None:
-        protocol: StreamProtocol | None = None
+        protocol: H1Protocol | None = None
         spare = None
         try:
             if self.tls_options and len(self._connecting) <= SPARE_MOST:
                 spare = sock.dup()
             header = await self._read_preface(sock, peer) if self.tls_options else None
-            protocol = StreamProtocol(self.server, sock, peer, header)
+            protocol = H1Protocol(self.server, sock, peer, header)
             made = cast("asyncio.Protocol", protocol)  # but in name
             await self.loop.connect_accepted_socket(lambda: made, sock, **self.tls_options)
         except (OSError, ProtocolError, asyncio.TimeoutError) as error:
