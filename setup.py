@@ -38,7 +38,6 @@ COMPILED = [
     "servo/workers/aio/server.py",
     "servo/workers/aio/worker.py",
     "servo/workers/blocking/connection.py",
-    "servo/workers/blocking/poll_loop.py",
     "servo/workers/blocking/poller.py",
     "servo/workers/blocking/sync.py",
     "servo/workers/blocking/thread.py",

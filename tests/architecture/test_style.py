@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "servo"
 SOURCES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 
-FILE_LINES = 600
+# A file holds one object, however long that is; past this it is likely to be two.
+FILE_LINES = 900
 FUNCTION_LINES = 60
 
 

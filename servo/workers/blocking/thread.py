@@ -62,7 +62,7 @@ class ThreadWorker(PollerWorker):
         self.read.append(connection)
 
     def wait_s(self) -> float:
-        """See PollLoop.wait_s. Requests go to the threads when all that is here has been read:
+        """See PollerWorker.wait_s. Requests go to the threads when all that is here has been read:
         else each `recv`, which lets go of the interpreter's lock, would mean a switch of threads.
         """
         for connection in self.read:
