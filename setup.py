@@ -29,7 +29,6 @@ COMPILED = [
     "servo/http/h1/field_lines.py",
     "servo/http/h1/known_fields.py",
     "servo/http/h1/parser_httptools.py",
-    "servo/http/h1/response_side.py",
     "servo/http/headers.py",
     "servo/http/limits.py",
     "servo/http/serialise.py",

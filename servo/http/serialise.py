@@ -264,7 +264,7 @@ def _remember_length(item: HeaderItem, length: int) -> None:
 
 def _is_key(item: HeaderItem) -> bool:
     """Whether a field equals only the same bytes or str: subclasses may have an `__eq__` of their
-    own. `ResponseSide.send_response` asks the same, without a call."""
+    own. `H1Connection.send_response` asks the same, without a call."""
     if type(item) is not tuple or len(item) != 2:
         return False
     kind = type(item[0])

@@ -1,6 +1,6 @@
 """One HTTP/2 stream as a server sees it: how much of a body came in, and what is to go out.
 
-The answering half has the methods of `h1_response.ResponseSide`, with the same rules, from the same
+The answering half has the methods of `H1Connection`, with the same rules, from the same
 functions; but they return no bytes. What may go now goes to the connection, the rest waits here for
 the client's windows, or for the socket: so a stream that nobody reads holds up only itself.
 """
@@ -145,7 +145,7 @@ class H2Stream:
     def start_response(
         self, status: Status, headers: Iterable[HeaderItem], first: int = 0
     ) -> bytes:
-        """The head of a response whose body follows; `first` as `ResponseSide` has it.
+        """The head of a response whose body follows; `first` as `H1Connection` has it.
 
         Raises `LocalProtocolError`.
         """
