@@ -329,13 +329,22 @@ class Http2:
             response = await self.client.get(f"https://localhost:{self.port}/?{token}")
         # httpcore translates all errors of anyio but this one.
         except (httpx.HTTPError, anyio.EndOfStream) as error:
-            raise Lost(self.noting.lines.get(task), repr(error)) from error
+            raise Lost(self.noting.lines.get(task), _with_causes(error)) from error
         finally:
             line = self.noting.lines.pop(task, None)
         assert response.http_version == "HTTP/2"
         if response.status_code != 200:
             raise Lost(line, f"status {response.status_code}")
         assert response.text.endswith(f" {token}"), response.text
+
+
+def _with_causes(error: BaseException | None) -> str:
+    """An error of the client, and what it was made of: httpx's own texts are often empty."""
+    found = []
+    while error is not None and len(found) < 6:
+        found.append(repr(error))
+        error = error.__cause__ or error.__context__
+    return " < ".join(found)
 
 
 class WebSocket:
