@@ -1,4 +1,8 @@
-"""Which version of HTTP a connection speaks: by ALPN, by its first bytes, or by an upgrade."""
+"""Which version of HTTP a connection speaks.
+
+A client chooses it in the TLS handshake (ALPN), by its first bytes (prior knowledge), or by an
+upgrade from HTTP/1.1.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,9 @@ if TYPE_CHECKING:
 
     from servo.http.events import Request
 
+# The first bytes of every HTTP/2 client (RFC 9113 section 3.4).
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+# Our names of the versions to those in TLS handshakes.
 ALPN = {"h1": "http/1.1", "h2": "h2"}
 
 
@@ -24,9 +30,9 @@ def has_http2() -> bool:
 
 
 def protocols(wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The versions to speak, "h1" and "h2", the best first.
+    """The versions to offer, "h1" and "h2", the preferred one first.
 
-    wanted  the setting `http_protocols`; None: HTTP/2 too, where its library is installed
+    wanted  the setting `http_protocols`; None for HTTP/1.1, and HTTP/2 if its library is installed
     """
     if wanted is not None:
         return tuple(dict.fromkeys(wanted))
@@ -34,12 +40,12 @@ def protocols(wanted: Sequence[str] | None) -> tuple[str, ...]:
 
 
 class Sniffer:
-    """Tells HTTP/2 with prior knowledge (RFC 9113 section 3.3) by its first bytes.
+    """Recognises HTTP/2 with prior knowledge (RFC 9113 section 3.3) by a connection's first bytes.
 
-    An HTTP/1 request differs by its fourth byte at the latest: none has the method PRI. So nobody
-    waits for longer than it takes to send those. A whole first line that names no version of HTTP
-    is taken for HTTP/2 with a wrong preface, which a client of HTTP/2 wants to be told in its own
-    protocol (RFC 9113 section 3.4).
+    An HTTP/1 request differs from the preface by its fourth byte at the latest, since no method is
+    called PRI. So a client of HTTP/1 never waits for this. A first line without a version of HTTP
+    is taken for HTTP/2 with a wrong preface: its client expects an error in its own protocol (RFC
+    9113 section 3.4).
     """
 
     __slots__ = ("_data",)
@@ -48,7 +54,10 @@ class Sniffer:
         self._data = b""
 
     def feed(self, data: bytes) -> tuple[bool, bytes] | None:
-        """Whether it is HTTP/2, and all that was received; None: too early to tell."""
+        """Take received bytes. Whether it is HTTP/2, and all bytes so far; None: too early to say.
+
+        data  the bytes that were read
+        """
         data = self._data + data
         if data.startswith(PREFACE):
             return True, data
@@ -62,7 +71,10 @@ class Sniffer:
 def upgrade_settings(request: Request) -> bytes | None:
     """The SETTINGS payload of a valid request for `Upgrade: h2c` (RFC 7540 section 3.2.1).
 
-    None for any other: an upgrade may always be ignored (RFC 9110 section 7.8).
+    request  a request whose `Connection` and `Upgrade` name h2c
+
+    None if it is not valid: the request is served over HTTP/1.1 then, since a server may always
+    ignore an upgrade (RFC 9110 section 7.8).
     """
     found = [value for name, value in request.headers if name == b"http2-settings"]
     options = tokens(request.named.get(b"connection", b""))

@@ -1,19 +1,21 @@
-"""The end of an HTTP/2 connection to a client that takes no frame after a GOAWAY.
+"""Draining an HTTP/2 connection whose client accepts no frame after a GOAWAY.
 
-GOAWAY is made so that no request is lost (RFC 9113 section 6.8): a client is told that the
-connection ends, opens no further stream, and waits for the answers to those that it has. But the
-state machine of Python's h2 library (httpx is built on it) is closed by any GOAWAY: what is open
-then is lost to its user. Requests above the last stream that the GOAWAY names are not lost: httpx
-sends those again on another connection.
+GOAWAY exists so that no request is lost (RFC 9113 section 6.8): it tells the client that the
+connection is ending; the client opens no further streams and waits for the open ones. But in
+Python's h2 library, on which httpx is built, any GOAWAY closes the connection's state machine, and
+the responses to open requests are lost. Requests above the last stream that the GOAWAY names are
+safe: httpx sends them again on another connection.
 
-So such a client gets its GOAWAY when no stream up to the last one is open. While the connection
-drains, no further request is begun: it waits, unanswered. Once those before it have been answered,
-the client is asked for a sign (PING) that it has read the answers: in one read with a GOAWAY, httpx
-would lose them. Then the GOAWAY names the last of them, and nothing follows it: in one read with a
-frame behind it the library would lose that, too.
+So such a client gets its GOAWAY at a moment when no stream up to the last one is open:
 
-Where that does not come about in time (a long download, server-sent events), the requests that wait
-are served, and the connection ends like any other.
+1. While the connection drains, a further request is not started. It waits, unanswered.
+2. Once the earlier requests are answered, PINGs make sure that the client has read the answers:
+   httpx would lose an answer that it reads together with a GOAWAY.
+3. Then the GOAWAY names the last answered stream. Nothing is sent after it, because the library
+   would lose the GOAWAY if it read another frame along with it.
+
+If that moment does not come in time (a long download, server-sent events), the waiting requests are
+served, and the connection ends like any other.
 """
 
 from __future__ import annotations
@@ -23,31 +25,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from servo.http.h2.connection import H2Connection
 
-# Signs from the client after the last answer, for each of its tasks. httpx's tasks take turns to
-# read the connection. A task whose request waits reads one sign in its turn; a task whose answer
-# has come takes one part of it: the head, 16 KiB of a body, the end. So a task may have its whole
-# answer only after as many rounds as the answer has parts.
-SIGNS = 8
-# Without a new request for so long: the library raises an error for what is sent behind a GOAWAY,
-# and other tasks send their next requests once they have their answers.
-PAUSE_S = 0.08
-# A client that sends one request after the other makes no such pause: it has had its time anyway.
-HURRY_S = 1.5
-# The longest that a request waits to be sent again: httpx gives up after 5 s.
-WAIT_S = 3.0
-# How often a connection is looked at, apart from when the client gives a sign.
+# PINGs that the client must answer after the last response, for each of its tasks. httpx's tasks
+# take turns at reading the connection. In its turn a task whose request waits reads one PING, and a
+# task whose response has come takes one part of it: the head, 16 KiB of the body, or the end. So it
+# takes as many rounds as a response has parts until its task has all of it.
+PINGS = 8
+# Seconds without a new request before the GOAWAY. Tasks send their next requests once they have
+# their responses, and the library raises an error in a task that sends after a GOAWAY.
+QUIET_S = 0.08
+# A client that never pauses between requests gets its GOAWAY after so many seconds all the same.
+BUSY_S = 1.5
+# The longest that a request may wait for being sent again, in seconds: httpx gives up after 5.
+RETRY_WAIT_S = 3.0
+# Seconds between two calls of `step` while the client answers no PING.
 STEP_S = 0.02
 
-WAIT, MOMENT, GIVE_UP = range(3)
+# What `Drain.step` returns.
+WAIT, SEND_GOAWAY, GIVE_UP = range(3)
 
 
 class Drain:
-    """One connection on its way to a moment without open streams.
+    """Waits for the moment at which one connection can get its GOAWAY.
 
-    most_s   how long to try, in seconds
-    fresh_s  how long to wait for the first request of a connection that has brought none
+    http     the connection
+    now      seconds, by the clock of `H2Connection.receive_data`
+    most_s   seconds to try for at most
+    fresh_s  seconds to wait for the first request, if the connection has not had one
 
-    last_id  the last stream that is served: later ones wait
+    last_id  the last stream that is served; requests above it wait
     """
 
     __slots__ = (
@@ -58,56 +63,62 @@ class Drain:
         "_most_s",
         "_opened_at",
         "_paused_at",
-        "_signs",
+        "_pings",
         "last_id",
     )
 
     def __init__(self, http: H2Connection, now: float, most_s: float, fresh_s: float) -> None:
         self._http = http
-        self._most_s = min(most_s, WAIT_S)
-        # 0: no request has come yet.
+        self._most_s = min(most_s, RETRY_WAIT_S)
+        # 0 until the first request has come.
         self._ends_at = now + self._most_s if http.last_id else 0.0
         self._fresh_ends_at = now + fresh_s
-        # Since all streams up to the last one were answered; -1: they are not.
-        self._signs = -1
+        # PINGs answered since the last response went out; -1 while responses are outstanding.
+        self._pings = -1
         self._heard_at = self._paused_at = now
         self._opened_at = http.opened_at
         self.last_id = http.last_id
 
     def lets_begin(self, number: int) -> bool:
-        """Whether this request is to be served; only the first of a connection is."""
+        """Whether to serve the request with this stream number.
+
+        A request that comes while the connection drains is served only if it is the first.
+        """
         if not self.last_id:
             self.last_id = number
         return number <= self.last_id
 
     def step(self, now: float) -> int:
-        """To be called every `STEP_S`, and when the client was heard, with `receive_data`'s clock.
+        """Decide what to do now. Call this every `STEP_S`, and whenever a PING was answered.
 
-        WAIT; MOMENT: now is the time for GOAWAY with `last_id`; GIVE_UP: it will not come.
+        now  seconds, by the clock of `H2Connection.receive_data`
+
+        Returns WAIT, SEND_GOAWAY (with `last_id`), or GIVE_UP: end the connection like any other.
         """
         http = self._http
         if not self.last_id:
-            # A GOAWAY that names no stream would tell httpx nothing: it retries above a last one.
-            return MOMENT if now >= self._fresh_ends_at else WAIT
+            # httpx sends a request again only if its number is above the one that GOAWAY names, so
+            # a GOAWAY that names no stream would not help it.
+            return SEND_GOAWAY if now >= self._fresh_ends_at else WAIT
         if not self._ends_at:
             self._ends_at = now + self._most_s
         if any(number <= self.last_id for number in http.streams):
-            self._signs = -1
+            self._pings = -1
             return GIVE_UP if now >= self._ends_at else WAIT
-        if self._signs < 0:
-            self._signs = 0
+        if self._pings < 0:
+            self._pings = 0
             http.probe()
         elif http.heard:
-            if not self._signs:
+            if not self._pings:
                 self._heard_at = self._paused_at = now
             if http.opened_at != self._opened_at:
                 self._opened_at = http.opened_at
                 self._paused_at = now
-            self._signs += 1
+            self._pings += 1
             tasks = 1 + len(http.streams)
-            is_quiet = self._signs >= SIGNS * tasks and now - self._paused_at >= PAUSE_S
-            if is_quiet or now - self._heard_at >= HURRY_S:
-                return MOMENT
+            is_quiet = self._pings >= PINGS * tasks and now - self._paused_at >= QUIET_S
+            if is_quiet or now - self._heard_at >= BUSY_S:
+                return SEND_GOAWAY
             http.probe()
-        # A client that reads only what it waits for will see GOAWAY at its next request.
-        return MOMENT if now >= self._ends_at else WAIT
+        # A client that reads only while it waits for a response sees GOAWAY at its next request.
+        return SEND_GOAWAY if now >= self._ends_at else WAIT

@@ -1,8 +1,13 @@
-"""The frames of an HTTP/2 connection as they come in: cut apart, counted, bounded (RFC 9113 4).
+"""Received HTTP/2 frames: cut apart, counted and bounded (RFC 9113 section 4).
 
-The `h2` library reads frames too, but it holds a whole frame before it looks at its length, and
-answers each PING and SETTINGS, however many there are. So each frame is looked at here first; `h2`
-gets those that pass, one at a time. Nothing here knows what a stream is.
+A frame is nine bytes of header (length, type, flags, stream) and a payload. The `h2` library reads
+frames, too, but it buffers a whole frame before it checks its length, and it answers every PING and
+SETTINGS, however many there are. So `FrameReader` inspects each frame first and passes the good
+ones on, one at a time. Nothing here knows the state of a stream.
+
+Flood allowances: a client may send frames that advance no request (PING, SETTINGS, empty DATA, …),
+and take requests back, but each spends from an `Allowance`. It refills with time, and useful work
+earns more. A client that overdraws one has its connection ended with ENHANCE_YOUR_CALM.
 """
 
 from __future__ import annotations
@@ -11,11 +16,10 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from servo.errors import ServoError
+from servo.http.negotiate import PREFACE
 
 if TYPE_CHECKING:
     from servo.http.limits import H2Limits
-
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 # Frame types (RFC 9113 section 6).
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = range(8)
@@ -32,18 +36,19 @@ FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL, COMPRESSION_ERROR, ENHANCE_YOUR_CALM =
 
 _HEAD = Struct(">HBBBL")
 _SETTING = Struct(">HL")
-# Those that mean something to us (RFC 9113 section 6.5.2, RFC 8441). `h2` keeps each that it sees.
+# The settings that we use (RFC 9113 section 6.5.2, RFC 8441). Others are removed, because `h2`
+# stores every setting that it sees.
 _KNOWN_SETTINGS = frozenset((1, 2, 3, 4, 5, 6, 8))
-# A client sends one SETTINGS frame with a handful.
+# Settings in one frame. Clients send about half a dozen.
 _MOST_SETTINGS = 64
-# CONTINUATION frames of one head, beside one for each 16 KiB that it may have.
+# CONTINUATION frames of one head, beyond one for each 16 KiB that the head may have.
 _CONTINUATIONS = 8
 
 
 class GoAwayError(ServoError):
-    """The client broke a rule that ends the whole connection, or goes on beyond reason.
+    """The connection must end: the client broke a rule of the connection, or floods it.
 
-    code    for GOAWAY (RFC 9113 section 7)
+    code    the error code for GOAWAY (RFC 9113 section 7)
     reason  one line for the log, and for GOAWAY's debug data
     """
 
@@ -54,7 +59,11 @@ class GoAwayError(ServoError):
 
 
 class Allowance:
-    """So much may be spent at once, so much comes back each second, and with `earn`."""
+    """A number that may be spent at once, and that refills with time and through `earn`.
+
+    most        how much it holds when it is full
+    per_second  how much comes back each second
+    """
 
     __slots__ = ("_at", "_left", "_most", "_rate", "_touched_at")
 
@@ -65,7 +74,7 @@ class Allowance:
         self._touched_at: float | None = None
 
     def spend(self, now: float) -> bool:
-        """Take one; False when nothing is left. `now` in seconds, of any clock."""
+        """Take one; False if nothing is left. `now`: seconds of any clock."""
         self._refill(now)
         self._left -= 1
         return self._left >= 0
@@ -76,14 +85,14 @@ class Allowance:
         self._at = now
 
     def earn(self, n: int = 1) -> None:
-        """Something useful was done."""
+        """Give `n` back, because the client did something useful."""
         self._left = min(self._most, self._left + n)
 
     def is_touched(self, now: float) -> bool:
-        """More was taken than comes of ordinary use, within the last second.
+        """Whether more than a tenth was missing within the last second (`now`: seconds).
 
-        What was earned back since is no reason to trust the client as before: it could go to and
-        fro over the border.
+        Ordinary clients stay above that. The second keeps a client from crossing the border to and
+        fro, earning its trust back each time.
         """
         self._refill(now)
         if self._left < self._most * 0.9:
@@ -92,7 +101,7 @@ class Allowance:
 
 
 class Frame(NamedTuple):
-    """One frame: its type, flags and stream, and all its bytes, head included."""
+    """One frame: its type, flags and stream, and all its bytes with the nine of its header."""
 
     type: int
     flags: int
@@ -106,9 +115,9 @@ class Frame(NamedTuple):
 
 
 class FrameReader:
-    """Cuts what was received into frames, and refuses floods. Raises `GoAwayError`.
+    """Cuts received bytes into frames, and refuses floods. Its methods raise `GoAwayError`.
 
-    in_part  something was received that is no whole frame, or no whole head, yet
+    limits  the largest frame and head, and the allowance for control frames
     """
 
     __slots__ = (
@@ -131,36 +140,38 @@ class FrameReader:
         self._pos = 0
         self._want = PREFACE
         self._started = False
-        self._stream = 0  # the last frame's
-        # Of the head that CONTINUATION frames go on with: its bytes and frames, or 0.
+        self._stream = 0  # of the last frame
+        # The head that CONTINUATION frames go on with: its bytes, its stream and its frames so far.
+        # No frames: no head is unfinished.
         self._block = 0
         self._block_of = 0
         self._parts = 0
 
     @property
     def in_part(self) -> bool:
+        """Only a part of a frame, or of a head, has arrived."""
         return bool(self._buffer) or bool(self._parts)
 
     @property
     def backlog(self) -> int:
-        """Bytes that wait."""
+        """Received bytes that wait for `next`."""
         return len(self._buffer) - self._pos
 
     @property
     def in_head(self) -> bool:
-        """A head goes on with the next frame."""
+        """The next frame continues a head."""
         return bool(self._parts)
 
     @property
     def goes_on(self) -> bool:
-        """The next frame has begun to come, and is of the same stream as the last."""
+        """The header of the next frame has arrived, and names the stream of the last frame."""
         if self.backlog < 9:
             return False
         stream: int = _HEAD.unpack_from(self._buffer, self._pos)[4]
         return stream & 0x7FFFFFFF == self._stream
 
     def feed(self, data: bytes) -> None:
-        """Take what was received."""
+        """Take received bytes. The client's connection preface is checked and removed."""
         if self._want:
             n = min(len(self._want), len(data))
             if data[:n] != self._want[:n]:
@@ -173,7 +184,7 @@ class FrameReader:
         self._buffer += data
 
     def next(self, now: float) -> Frame | None:
-        """The next frame, if all of it is there."""
+        """The next frame, once all of it has arrived; None before. `now`: seconds of any clock."""
         buffer = self._buffer
         pos = self._pos
         if len(buffer) - pos < 9:
@@ -196,15 +207,15 @@ class FrameReader:
         return _known_settings(frame) if kind == SETTINGS and length else frame
 
     def is_strained(self, now: float) -> bool:
-        """More frames of no use came than an ordinary client sends."""
+        """Whether more control frames came lately than an ordinary client sends."""
         return self._control.is_touched(now)
 
     def earn(self, n: int) -> None:
-        """Data was sent: so many more WINDOW_UPDATE frames are to be expected."""
+        """Allow the client `n` more control frames, such as WINDOW_UPDATE for data we sent."""
         self._control.earn(n)
 
     def charge(self, now: float, what: str) -> None:
-        """Count something that moves no request on."""
+        """Count a frame that advances no request; `what` names it for the log."""
         if not self._control.spend(now):
             raise GoAwayError(ENHANCE_YOUR_CALM, f"too many frames of no use ({what})")
 
@@ -236,7 +247,10 @@ class FrameReader:
             self.charge(now, _NAMES.get(kind, "of an unknown type"))
 
     def _check_block(self) -> None:
-        """CVE-2024-27316 and its kin: a head that never ends. Compressed it is not larger."""
+        """Refuse a head that never ends (CVE-2024-27316 and others).
+
+        The limit is for the decoded head, but a compressed one is never larger.
+        """
         most = self._limits.header_list
         if self._block > most or self._parts > _CONTINUATIONS + most // 16384:
             raise GoAwayError(ENHANCE_YOUR_CALM, "header block too large")
@@ -253,7 +267,7 @@ _NAMES = {
 
 
 def frame_bytes(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """A frame for the wire."""
+    """The bytes of a frame of this type (`kind`), with these flags, stream and payload."""
     n = len(payload)
     return _HEAD.pack(n >> 8, n & 0xFF, kind, flags, stream) + payload
 
@@ -261,7 +275,7 @@ def frame_bytes(kind: int, flags: int, stream: int, payload: bytes = b"") -> byt
 def depends_on_itself(frame: Frame) -> bool:
     """Whether a PRIORITY frame, or the priority in a HEADERS frame, names the frame's own stream.
 
-    Frames that are too short to say are left to those who judge lengths.
+    False for a frame that is too short to have a priority: other checks refuse it.
     """
     at = 9
     if frame.type == HEADERS:
@@ -275,27 +289,25 @@ def depends_on_itself(frame: Frame) -> bool:
 
 
 def without_priority(frame: Frame) -> bytes:
-    """The bytes of a HEADERS frame that has a priority, as it would be without one."""
+    """The bytes of a HEADERS frame with its priority removed."""
     at = 1 if frame.flags & PADDED else 0
     payload = frame.data[9 : 9 + at] + frame.data[9 + at + 5 :]
     return frame_bytes(HEADERS, frame.flags & ~HAS_PRIORITY, frame.stream, payload)
 
 
 def spells_out_defaults(payload: bytes) -> bool:
-    """Whether a client's first SETTINGS are those of Python's h2 library.
+    """Whether a client's first SETTINGS look like those of Python's h2 library (see `drain`).
 
-    It names each setting that it knows, also with the protocol's default, which others leave out:
-    Firefox names MAX_FRAME_SIZE so, but has a HEADER_TABLE_SIZE of its own.
+    It sends every setting that it knows, even one that has the protocol's default value. Other
+    clients leave defaults out. Firefox sends the default MAX_FRAME_SIZE, but a HEADER_TABLE_SIZE of
+    its own.
     """
     values = dict(_SETTING.iter_unpack(payload)) if len(payload) % 6 == 0 else {}
     return values.get(1) == 4096 and values.get(5) == 16384 and {2, 4} <= values.keys()
 
 
 def known_settings(payload: bytes) -> bytes | None:
-    """A SETTINGS payload without what it is free to hold and we are free to ignore.
-
-    None when it is malformed, or too long.
-    """
+    """A SETTINGS payload without the settings that we ignore; None if malformed or too long."""
     if len(payload) % 6 or len(payload) > 6 * _MOST_SETTINGS:
         return None
     pairs = [(key, value) for key, value in _SETTING.iter_unpack(payload) if key in _KNOWN_SETTINGS]

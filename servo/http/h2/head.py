@@ -1,8 +1,9 @@
-"""What the fields of an HTTP/2 head must obey (RFC 9113 section 8), beside the rules of `headers`.
+"""The rules for the fields of an HTTP/2 head (RFC 9113 section 8), beyond those of `headers`.
 
-A head is turned into the parts that an HTTP/1.1 head has, and judged by the same functions. What is
-particular to HTTP/2 is here: pseudo-header fields, what names and values may hold where nothing
-else delimits them, and fields that speak of the connection.
+In HTTP/2 the request line is a handful of pseudo-header fields (`:method`, `:path`, …). This module
+checks them, turns the head into the parts of an HTTP/1.1 head, and lets the functions of `headers`
+judge those, so that both protocols have one set of rules. Besides, it checks the characters of
+names and values, which HTTP/2 delimits by length, and refuses fields about the connection.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ _PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path", b":protoco
 _CONNECTION_FIELDS = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
 )
-# All names, or values, with a LF after each: one pass over them, in C. A LF within one shows in the
-# count. HTTP/2 delimits by length, so nothing else would stop a name or value from holding more.
+# Match all names, or all values, joined by LF: one pass in C instead of one match for each field. A
+# LF within a name or value shows in the number of LFs.
 _NAMES = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9a-z]+\n)*")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|^[ \t]|[ \t]$", re.MULTILINE)
 
 
 class MalformedError(ProtocolError):
-    """RFC 9113 section 8.1.1: not a request at all. The stream is reset, with PROTOCOL_ERROR."""
+    """A malformed request (RFC 9113 section 8.1.1): its stream is reset with PROTOCOL_ERROR."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(400, reason)
@@ -42,12 +43,13 @@ class MalformedError(ProtocolError):
 def read_head(fields: Fields, ended: bool, limits: Limits, tunnels: bool) -> Request:
     """Turn the fields of a request's head into a `Request`, or refuse it.
 
-    fields   as decoded, in order
-    ended    whether the head is all of the request
+    fields   the decoded fields, in order
+    ended    whether the request ends with its head
+    limits   bounds on the head, and on a declared body
     tunnels  whether CONNECT may ask for a protocol (RFC 8441)
 
-    Raises `MalformedError`, or `ProtocolError` for what is answered with its status. `more_body`
-    says whether a body is to come.
+    The request's `more_body` is true if a body follows. Raises `MalformedError` if the stream must
+    be reset, and `ProtocolError` if the request is answered with the error's status.
     """
     pseudo, headers = _split(fields)
     _check_fields(headers)
@@ -89,7 +91,13 @@ def read_head(fields: Fields, ended: bool, limits: Limits, tunnels: bool) -> Req
 
 
 def read_trailers(fields: Fields, limits: Limits) -> Headers:
-    """The trailer fields of a request. Raises as `read_head`."""
+    """Check the trailer fields of a request and return those that are kept.
+
+    fields  the decoded fields, in order
+    limits  bounds on their number
+
+    Raises `MalformedError` or `ProtocolError`, as `read_head` does.
+    """
     if any(name.startswith(b":") for name, _ in fields):
         raise MalformedError("pseudo-header field in a trailer section")
     headers = list(fields)
@@ -100,14 +108,14 @@ def read_trailers(fields: Fields, limits: Limits) -> Headers:
 
 
 def glimpse(fields: Fields) -> tuple[str, bytes]:
-    """Method and target of a refused head as far as they can be read, for the access log."""
+    """The method and target of a refused head for the access log; empty if unreadable."""
     named = dict(reversed(fields))
     method = named.get(b":method", b"").decode("latin-1")[:32]
     return (method if method.isalpha() else ""), named.get(b":path", b"")[:2048]
 
 
 def _split(fields: Fields) -> tuple[dict[bytes, bytes], Headers]:
-    """The pseudo-header fields, and the others."""
+    """Separate the pseudo-header fields from the others."""
     pseudo: dict[bytes, bytes] = {}
     for name, value in fields:
         if not name.startswith(b":"):
@@ -115,7 +123,7 @@ def _split(fields: Fields) -> tuple[dict[bytes, bytes], Headers]:
         if name in pseudo or name not in _PSEUDO:
             raise MalformedError("repeated or unknown pseudo-header field")
         pseudo[name] = value
-    # One that comes later is refused there for its colon.
+    # `_check_fields` refuses a pseudo-header field behind others, because of its colon.
     headers = [(name, value) for name, value in fields[len(pseudo) :]]
     for value in pseudo.values():
         if _BAD_VALUE.search(value) or b"\n" in value:
@@ -137,7 +145,7 @@ def _check_fields(headers: Headers) -> None:
 
 
 def _check_sizes(method: bytes, path: bytes, headers: Headers, limits: Limits) -> None:
-    """The limits of an HTTP/1.1 head, for what the same head would be there."""
+    """Apply the limits on an HTTP/1.1 head to the sizes that this head would have there."""
     if len(method) + len(path) + 10 > limits.request_line:
         raise request_line_fault(b"%b %b" % (method, path))
     if len(headers) > limits.header_count:
@@ -153,7 +161,7 @@ def _check_sizes(method: bytes, path: bytes, headers: Headers, limits: Limits) -
 
 
 def _with_host(headers: Headers, authority: bytes | None) -> Headers:
-    """:authority as the Host field (RFC 9113 section 8.3.1), in front as ASGI wants it."""
+    """Put :authority in front as the Host field (RFC 9113 section 8.3.1), as ASGI asks for."""
     if authority is None:
         return headers
     others = []
@@ -166,7 +174,7 @@ def _with_host(headers: Headers, authority: bytes | None) -> Headers:
 
 
 def _join_cookies(headers: Headers) -> Headers:
-    """Cookies that were split for compression, as one field again (RFC 9113 section 8.2.3)."""
+    """Join cookies that the client has split for compression (RFC 9113 section 8.2.3)."""
     cookies = [value for name, value in headers if name == b"cookie"]
     if len(cookies) < 2:
         return headers

@@ -1,6 +1,8 @@
-"""Header compression for the `h2` library: its two codecs, replaced (RFC 7541).
+"""Header compression (RFC 7541): our replacements for the two codecs of the `h2` library.
 
-Both stand where `h2.connection.H2Connection` has `encoder` and `decoder`.
+HPACK replaces a header field that was sent before by its index in a table. Each direction has a
+table of its own, which both ends keep alike. `StateMachine` installs the two codecs as `encoder`
+and `decoder`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     Field = tuple[bytes, bytes]
 
-# Bytes of table that we keep for a client's sake, whatever it offers (the protocol's default).
+# Bytes of the encoder's table, even if the client offers more (the protocol's default).
 TABLE_SIZE = 4096
 
 _STATIC = list(HeaderTable.STATIC_TABLE)
@@ -27,9 +29,10 @@ _STATIC_FIELDS = {field: i for i, field in reversed(list(enumerate(_STATIC, 1)))
 _STATIC_NAMES = {field[0]: i for i, field in reversed(list(enumerate(_STATIC, 1)))}
 _FIRST_DYNAMIC = len(_STATIC) + 1
 
-# Secrets: no proxy may compress them together with what an attacker chooses (RFC 7541 7.1.3).
+# Secrets. The mark forbids proxies, too, to compress them together with text that an attacker
+# chooses (RFC 7541 section 7.1.3).
 _NEVER_INDEXED = frozenset((b"set-cookie", b"authorization", b"proxy-authenticate"))
-# Values that change with each response would push those that repeat out of the table.
+# Their values change with each response, and would push repeating fields out of the table.
 _NOT_INDEXED = frozenset(
     (
         *(b"content-length", b"etag", b"last-modified", b"expires", b"location", b"age"),
@@ -40,11 +43,13 @@ _LITERALS_BOUND = 1024
 _FIELD_BOUND = 512
 
 
-class FieldKeeper(Decoder):
-    """Decodes heads, and keeps the fields to itself in `fields`.
+class FieldDecoder(Decoder):
+    """Decodes heads, and keeps the fields in `fields` instead of returning them to `h2`.
 
-    `h2` gets an empty list: what it judges malformed ends the connection, and RFC 9113 section
-    8.1.1 wants only the stream to end. The rules are in `h2_head`.
+    `h2` would end the whole connection for a malformed field, but RFC 9113 section 8.1.1 wants only
+    the stream to end. So it gets an empty list, and `head` judges the fields.
+
+    max_header_list_size  bytes of a decoded head, with 32 for each field
     """
 
     def __init__(self, max_header_list_size: int) -> None:
@@ -55,10 +60,10 @@ class FieldKeeper(Decoder):
         try:
             self.fields = list(super().decode(data, raw=True))
         except OversizedHeaderListError:
-            raise  # `h2` calls it what it is: an attack
+            raise  # `h2` has the right error code for it
         except HPACKError as error:
-            # The two ends' tables differ from here on, so no later head could be read either (RFC
-            # 9113 section 4.3). `h2` would say PROTOCOL_ERROR.
+            # From here on the two ends' tables differ, and no later head could be read either, so
+            # the connection ends (RFC 9113 section 4.3). `h2` would report a PROTOCOL_ERROR.
             raise GoAwayError(COMPRESSION_ERROR, ascii(str(error))[1:-1]) from error
         return []
 
@@ -66,21 +71,21 @@ class FieldKeeper(Decoder):
 class FieldEncoder:
     """Encodes response heads.
 
-    Each field is one look-up: in the static table, in what this connection has sent before, or
-    among literals that were built before for any connection. No Huffman code: what repeats is an
-    index, and what does not is too short to gain from it.
+    Each field costs one look-up: in the static table, among the fields that this connection has
+    sent before, or among the literals built for any connection. Huffman coding is not used: a
+    repeated field is an index anyway, and other fields are too short to gain from it.
     """
 
     __slots__ = ("_entries", "_evicted", "_inserted", "_max", "_seen", "_size", "_sizes_told")
 
-    # Whole literals by field, shared by all connections, with what they would take in the table.
+    # Encoded literals by field, with their size in the table. All connections share them.
     _literals: dict[Field, tuple[bytes, int]] = {}
 
     def __init__(self) -> None:
         self._max = TABLE_SIZE
         self._size = 0
         self._entries: deque[tuple[Field, int]] = deque()
-        # Field to the running number of its entry; how many entries were made, and were evicted.
+        # Field to the running number of its entry, and the numbers of entries made and evicted.
         self._seen: dict[Field, int] = {}
         self._inserted = 0
         self._evicted = 0
@@ -88,20 +93,24 @@ class FieldEncoder:
 
     @property
     def header_table_size(self) -> int:
-        """What the client lets the table have, or less. Set by `h2`."""
+        """Bytes of the table; `h2` sets it to what the client allows."""
         return self._max
 
     @header_table_size.setter
     def header_table_size(self, size: int) -> None:
         size = min(size, TABLE_SIZE)
         if size != self._max:
-            # The least of several changes must be told, and the last (RFC 7541 section 4.2).
+            # Of several changes the smallest and the last must be sent (RFC 7541 section 4.2).
             self._sizes_told = [*[told for told in self._sizes_told if told < size][:1], size]
             self._max = size
             self._evict(0)
 
     def encode(self, headers: Iterable[Field], huffman: bool = True) -> bytes:
-        """The header block of these fields: names in lower case, all bytes."""
+        """Encode a head.
+
+        headers  the fields, all bytes, names in lower case
+        huffman  ignored; `h2` passes it
+        """
         parts = [_integer(size, 5, 0x20) for size in self._sizes_told]
         if parts:
             self._sizes_told = []
@@ -133,7 +142,7 @@ class FieldEncoder:
             self._inserted += 1
             self._size += size
         elif size:
-            # It would empty the table and not go in: the client's does the same.
+            # Too large for the table: it empties it and does not go in, as in the client's table.
             self._evict(size)
         return literal
 
@@ -147,7 +156,7 @@ class FieldEncoder:
 
 
 def _build_literal(field: Field) -> tuple[bytes, int]:
-    """A field as a literal, and its size in the table when it goes there, or else 0."""
+    """Encode a field as a literal. Returns its size in the table, too; 0 if it is not indexed."""
     name, value = field
     size = 0
     if name in _NEVER_INDEXED:
@@ -166,7 +175,7 @@ def _build_literal(field: Field) -> tuple[bytes, int]:
 
 
 def _integer(value: int, bits: int, mark: int) -> bytes:
-    """RFC 7541 section 5.1: an integer behind the bits of `mark`."""
+    """Encode an integer (RFC 7541 section 5.1) in the low `bits` of a byte that has `mark` set."""
     most = (1 << bits) - 1
     if value < most:
         return bytes((mark | value,))
@@ -179,5 +188,5 @@ def _integer(value: int, bits: int, mark: int) -> bytes:
     return bytes(out)
 
 
-# An entry takes 32 bytes at least, which bounds the indices there can be.
+# All indexed fields that can occur: an entry takes at least 32 bytes, which bounds the indices.
 _INDEXED = [_integer(index, 7, 0x80) for index in range(_FIRST_DYNAMIC + TABLE_SIZE // 32 + 1)]

@@ -1,14 +1,15 @@
-"""One HTTP/2 stream as a server sees it: how much of a body came in, and what is to go out.
+"""One HTTP/2 stream as a server sees it: how much of a body has arrived, and what it has to send.
 
-The answering half has the methods of `H1Connection`, with the same rules, from the same
-functions; but they return no bytes. What may go now goes to the connection, the rest waits here for
-the client's windows, or for the socket: so a stream that nobody reads holds up only itself.
+A stream is answered by the methods that `H1Connection` has, which obey the same rules and call the
+same functions; but here they return no bytes. A stream hands to its connection what may be sent at
+once, and keeps the rest until the client's windows and the socket allow it. So a stream that the
+client does not read holds up only itself.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from servo.http.errors import LocalProtocolError, ProtocolError
 from servo.http.h2.frames import INTERNAL_ERROR
@@ -16,37 +17,66 @@ from servo.http.h2.head import MalformedError
 from servo.http.serialise import collect, flat, informational_line, status_line, trailer_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from servo.http.events import Request
-    from servo.http.h2.sending import SendingSide
-    from servo.http.serialise import Body, Collected, HeaderItem, Status
+    from servo.http.serialise import Body, Collected, HeaderItem, Status, Tail
 
     Fields = list[tuple[bytes, bytes]]
 
-# How a response body is delimited. HTTP/2 needs no length, but one that is told must be true.
+# How a response body is delimited. HTTP/2 needs no Content-Length, but if there is one it must be
+# true.
 _UNDECIDED, _NO_BODY, _LENGTH, _OPEN = range(4)
 
-# Lines of HTTP/1 heads to fields: responses repeat them.
+# Lines of HTTP/1 heads to the fields that HTTP/2 sends: most responses have the same lines.
 _FIELDS: dict[bytes, tuple[bytes, bytes]] = {}
 _FIELDS_BOUND = 1024
 _LINE_LENGTH_BOUND = 512
 
 
+class StreamOutput(Protocol):
+    """The part of `H2Connection` that its streams use; it is described there."""
+
+    tail: Tail
+
+    def send_now(
+        self, stream: H2Stream, fields: Sequence[tuple[bytes, bytes]], body: bytes
+    ) -> bool: ...
+
+    def count_unsent(self, n: int) -> None: ...
+
+    def on_queued(self, stream: H2Stream) -> None: ...
+
+    def window(self, stream: H2Stream) -> int: ...
+
+    def put_head(
+        self, stream: H2Stream, fields: Sequence[tuple[bytes, bytes]], ended: bool
+    ) -> None: ...
+
+    def put_data(self, stream: H2Stream, data: bytes | memoryview, ended: bool) -> None: ...
+
+    def reset(self, stream: H2Stream, code: int) -> None: ...
+
+    def give_window(self, stream: H2Stream, n: int) -> bool: ...
+
+
 class H2Stream:
-    """A request, its answer, and the state between them. Made by `H2Connection`.
+    """A request, its response, and the state between them. Made by `H2Connection`.
 
     id                 the stream's number
-    request            its head
+    request            the head of the request
     incoming           more of the request's body may come
-    unread             flow-controlled bytes that came and were not given back as window
-    response_started   a final response has been begun (it may still wait here)
-    response_complete  all of it was handed over
-    closed             nothing can be sent any more: it is over, or was reset
+    unread             received bytes for which the client has not been given new window yet
+    response_started   a final response has begun, though it may still wait here
+    response_complete  the application has handed over all of the response
+    closed             nothing more can be sent: the stream has ended or was reset
     queued             body bytes that wait here
-    tunnel             an extended CONNECT was accepted: either side may end alone
-    status, body_sent  of the response, as it was handed over
-    close_after        ignored: a stream is no connection
+    tunnel             an extended CONNECT was accepted: each side ends its direction by itself
+    status             of the response; 0 before there is one
+    body_sent          body bytes that the application has handed over
+    close_after        ignored; it exists because callers set it on an `H1Connection`
+    raw_body           always False: a driver can't send body bytes past the framing
+    driver             the driver's own object for this stream
     """
 
     __slots__ = (
@@ -75,7 +105,7 @@ class H2Stream:
 
     raw_body = False
 
-    def __init__(self, connection: SendingSide, stream_id: int, request: Request) -> None:
+    def __init__(self, connection: StreamOutput, stream_id: int, request: Request) -> None:
         self._connection = connection
         self.id = stream_id
         self.request = request
@@ -86,7 +116,8 @@ class H2Stream:
         self._framing = _UNDECIDED
         self._response_left = 0
         self._queue: deque[bytes | memoryview | Fields] = deque()
-        # How the response ends, once it is handed over: with trailers (or none), or with a reset.
+        # The end of the response, once it is known: trailers (an empty list for none), or the error
+        # code of a reset.
         self._end: Fields | int | None = None
         self.tunnel = False
         self.unread = 0
@@ -97,12 +128,17 @@ class H2Stream:
         self.close_after = False
         self.status = 0
         self.body_sent = 0
-        self.driver: object = None  # whatever the connection's driver keeps for it
+        self.driver: object = None
 
     # --- the request's body ---------------------------------------------------------------------
 
     def count_body(self, n: int, ended: bool, limit: int) -> None:
-        """`n` more bytes of the body came. Raises ProtocolError; `limit` 0: none."""
+        """Count a part of the request's body. Raises `ProtocolError`.
+
+        n      bytes of the part
+        ended  whether it is the last
+        limit  bytes that the whole body may have; 0: no limit
+        """
         self._received += n
         self._waits_for_continue = False
         self.incoming = not ended
@@ -115,7 +151,7 @@ class H2Stream:
             raise ProtocolError(413, "request body too large")
 
     def read(self, left: int) -> None:
-        """The application has taken all of the body that came but `left` bytes: more may come."""
+        """The application has read all but `left` bytes of what arrived; let the client go on."""
         n = self.unread - left
         if n > 0 and self._connection.give_window(self, n):
             self.unread = left
@@ -123,7 +159,10 @@ class H2Stream:
     # --- the response ---------------------------------------------------------------------------
 
     def send_response(self, status: Status, headers: Iterable[HeaderItem], body: Body) -> bytes:
-        """A whole response. Raises `LocalProtocolError`, having sent nothing."""
+        """Send a whole response. The arguments are as in `H1Connection.send_response`.
+
+        Raises `LocalProtocolError`, and then has sent nothing.
+        """
         if type(body) is memoryview:
             body = flat(body)
         given = collect(headers)
@@ -145,9 +184,9 @@ class H2Stream:
     def start_response(
         self, status: Status, headers: Iterable[HeaderItem], first: int = 0
     ) -> bytes:
-        """The head of a response whose body follows; `first` as `H1Connection` has it.
+        """Send the head of a response whose body follows.
 
-        Raises `LocalProtocolError`.
+        The arguments are as in `H1Connection.start_response`. Raises `LocalProtocolError`.
         """
         given = collect(headers)
         bodiless = self.request.method == "HEAD"
@@ -160,7 +199,7 @@ class H2Stream:
         return b""
 
     def send_data(self, data: bytes) -> bytes:
-        """A part of the body. Raises `LocalProtocolError` past the Content-Length."""
+        """Send a part of the body. Raises `LocalProtocolError` past the Content-Length."""
         framing = self._framing
         if framing == _UNDECIDED:
             raise LocalProtocolError("body data without a response that could have it")
@@ -174,7 +213,10 @@ class H2Stream:
         return b""
 
     def end_response(self, trailers: Iterable[HeaderItem] = ()) -> bytes:
-        """What ends the response. A body shorter than declared ends in a reset instead."""
+        """End the response, with trailers if there are any.
+
+        A body shorter than its Content-Length ends in a reset instead.
+        """
         if self._framing == _UNDECIDED:
             raise LocalProtocolError("no response to end")
         if self._framing == _LENGTH and self._response_left:
@@ -185,7 +227,7 @@ class H2Stream:
         return b""
 
     def send_informational(self, status: int, headers: Iterable[HeaderItem]) -> bytes:
-        """A 1xx response before the real one (RFC 9110 section 15.2)."""
+        """Send a 1xx response before the final one (RFC 9110 section 15.2)."""
         if self.response_started:
             raise LocalProtocolError("no response is owed, or it has been started")
         informational_line(status)
@@ -194,19 +236,19 @@ class H2Stream:
         return b""
 
     def send_continue(self) -> bytes:
-        """100 Continue, if the client waits for it. To be called when the body is wanted."""
+        """Send 100 Continue if the client waits for it. Call this when the body is wanted."""
         if self._waits_for_continue and not self.response_started:
             self._waits_for_continue = False
             self._put([(b":status", b"100")])
         return b""
 
     def accept_tunnel(self, headers: Iterable[HeaderItem]) -> None:
-        """Answer an extended CONNECT (RFC 8441): from here on both sides send what they like."""
+        """Accept an extended CONNECT (RFC 8441): both sides may send any bytes from here on."""
         self.start_response(200, headers)
         self.tunnel = True
 
     def refuse(self, error: ProtocolError) -> None:
-        """The answer to a request that is refused; a reset where another answer has begun."""
+        """Answer a refused request, or reset the stream if another answer has begun."""
         if self.response_started:
             self.reset(INTERNAL_ERROR)
             return
@@ -218,18 +260,23 @@ class H2Stream:
         self.send_response(error.status, fields, text)
 
     def reset(self, code: int) -> None:
-        """End the stream at once: the client sees that what it has was cut."""
+        """End the stream at once, so that the client sees that the response is incomplete.
+
+        code  the error code (RFC 9113 section 7)
+        """
         self._drop()
         self._connection.reset(self, code)
 
     def abandon(self) -> None:
-        """The response will not be completed: what waits of it goes out, and a reset after it."""
+        """Send what waits, then a reset: the application will not complete the response."""
         self._put_end(INTERNAL_ERROR)
 
     def send_some(self, most: int) -> int:
-        """Send the next part of what waits, a frame at a time. Used by the connection.
+        """Send the next frame that waits. Called by the connection when it is this stream's turn.
 
-        Returns how many bytes of a body it was (1 for anything else), or 0 when no window allows.
+        most  bytes of a body to send at most
+
+        Returns the number of body bytes, 1 for any other frame, or 0 if the window is shut.
         """
         queue = self._queue
         connection = self._connection
@@ -251,7 +298,7 @@ class H2Stream:
             self.queued -= n
             connection.count_unsent(-n)
         if not isinstance(item, list) and n < len(item):
-            # A view: a copy of what is left, for each frame, would be quadratic.
+            # A view, since copying the rest after each frame would take quadratic time.
             queue[0] = memoryview(item)[n:]
             item = item[:n]
         else:
@@ -271,7 +318,7 @@ class H2Stream:
         return bool(self._queue) or self._end is not None
 
     def close(self) -> None:
-        """It is over, whoever ended it."""
+        """Mark the stream as ended, by either side, and drop what waits."""
         self.closed = True
         self.incoming = False
         self._drop()
@@ -292,7 +339,7 @@ class H2Stream:
         self._connection.on_queued(self)
 
     def _put_end(self, end: Fields | int) -> None:
-        """Nothing follows what waits but this: trailers, or the code of a reset."""
+        """Set the end of the response: trailers, or the error code of a reset."""
         self.response_complete = True
         if not self.closed:
             self._end = end
@@ -301,9 +348,9 @@ class H2Stream:
     def _start(
         self, status: Status, given: Collected, whole: int | None
     ) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """Decide on the framing; the code and the fields of the head.
+        """Decide how the body is delimited; return the status code and the fields of the head.
 
-        whole  the length of the body where it is known (and the response complete with it)
+        whole  the length of the body if all of it is there; None if it follows
         """
         if self.response_started:
             raise LocalProtocolError("no response is owed, or it has been started")
@@ -339,7 +386,7 @@ _PLAIN = [(b"content-type", b"text/plain; charset=utf-8")]
 
 
 def _field(line: bytes) -> tuple[bytes, bytes]:
-    """A line of an HTTP/1 head, which was validated as such, as HTTP/2 has it."""
+    """Convert a valid line of an HTTP/1 head into a field."""
     field = _FIELDS.get(line)
     if field is None:
         name, _, value = line[:-2].partition(b": ")

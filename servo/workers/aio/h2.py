@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from servo.http.errors import ProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.http.h2.connection import H2Connection
-from servo.http.h2.drain import GIVE_UP, MOMENT, STEP_S, Drain
+from servo.http.h2.drain import GIVE_UP, SEND_GOAWAY, STEP_S, Drain
 from servo.http.h2.frames import CANCEL, NO_ERROR, REFUSED_STREAM, known_settings
 from servo.http.limits import H2Limits
 from servo.http.negotiate import protocols
@@ -470,7 +470,7 @@ class H2Protocol(asyncio.Protocol):
             outcome = GIVE_UP
         else:
             outcome = drain.step(monotonic())
-        if outcome == MOMENT:
+        if outcome == SEND_GOAWAY:
             self._held.clear()
             http.finish_after(drain.last_id)
             self._write()

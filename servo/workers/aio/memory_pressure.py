@@ -12,8 +12,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Protocol
 
-from servo.http.h2.unsent import Unsent
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -45,6 +43,18 @@ class Client(Protocol):
         """Cut the connection."""
 
 
+class UnsentBytes:
+    """Body bytes of HTTP/2 responses that wait for clients, of all connections of the worker.
+
+    bytes  how many; the connections keep it up to date
+    """
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
 class Pressure:
     """What waits in one worker, looked at once a second.
 
@@ -54,7 +64,7 @@ class Pressure:
     __slots__ = ("_since", "_total", "http2")
 
     def __init__(self) -> None:
-        self.http2 = Unsent()
+        self.http2 = UnsentBytes()
         # Of all connections, at the last look.
         self._total = 0
         # While too much waits: what each client had taken when it was seen to take something.

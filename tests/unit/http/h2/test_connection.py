@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from h2cases import MALFORMED, REFUSED
@@ -49,9 +50,8 @@ from hypothesis import strategies as st
 from servo.http.errors import LocalProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.http.h2 import stream as stream_module
-from servo.http.h2.connection import CONNECTION_WINDOW, H2Connection, Reset
+from servo.http.h2.connection import CONNECTION_WINDOW, ByteCount, H2Connection, Reset
 from servo.http.h2.stream import H2Stream
-from servo.http.h2.unsent import Unsent
 from servo.http.limits import H2Limits, Limits
 
 PLAIN = [(b"content-type", b"text/plain")]
@@ -67,7 +67,7 @@ class Pair:
         values: dict[int, int] | None = None,
         *,
         tunnels: bool = False,
-        all_unsent: Unsent | None = None,
+        all_unsent: ByteCount | None = None,
     ) -> None:
         self.server = H2Connection(
             limits or Limits(),
@@ -1022,7 +1022,7 @@ def test_a_reset_stream_swallows_its_response() -> None:
 
 
 def test_what_waits_is_counted() -> None:
-    everything = Unsent()
+    everything = SimpleNamespace(bytes=0)
     pairs = [Pair(values={4: 1000}, all_unsent=everything) for _ in range(2)]
     for pair in pairs:
         whole, parts, one = (pair.ask(head(number)) for number in (1, 3, 5))

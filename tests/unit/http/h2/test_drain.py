@@ -7,7 +7,16 @@ from h2frames import GET, NO_ERROR, Reader, data, head, hello, ping, settings, w
 
 from servo.http.events import Request
 from servo.http.h2.connection import H2Connection
-from servo.http.h2.drain import GIVE_UP, HURRY_S, MOMENT, SIGNS, STEP_S, WAIT, WAIT_S, Drain
+from servo.http.h2.drain import (
+    BUSY_S,
+    GIVE_UP,
+    PINGS,
+    RETRY_WAIT_S,
+    SEND_GOAWAY,
+    STEP_S,
+    WAIT,
+    Drain,
+)
 from servo.http.h2.stream import H2Stream
 from servo.http.limits import H2Limits, Limits
 
@@ -91,7 +100,7 @@ def test_goaway_waits_for_open_streams() -> None:
     assert leaving.client.pings == []
     leaving.answer(3)
     outcome, after_s = leaving.outcome()
-    assert outcome == MOMENT
+    assert outcome == SEND_GOAWAY
     assert after_s < 1.0
     assert leaving.client.goaways == []
 
@@ -102,7 +111,7 @@ def test_later_requests_are_not_begun_and_may_come_again() -> None:
     leaving.say(head(3) + head(5))
     leaving.answer(1)
     outcome, _ = leaving.outcome()
-    assert outcome == MOMENT
+    assert outcome == SEND_GOAWAY
     leaving.http.finish_after(leaving.drain.last_id)
     leaving.listen()
     assert leaving.client.goaways == [(1, NO_ERROR)]
@@ -118,14 +127,14 @@ def test_a_client_gives_several_signs_without_a_request_in_between() -> None:
     leaving = Leaving(head(1))
     leaving.answer(1)
     number = 3
-    for _ in range(SIGNS + 2):
+    for _ in range(PINGS + 2):
         assert leaving.step() == WAIT
         leaving.say(head(number))
         number += 2
     outcome, after_s = leaving.outcome()
-    assert outcome == MOMENT
+    assert outcome == SEND_GOAWAY
     # Each request that waits is a task, and they take turns.
-    assert after_s >= min(SIGNS * len(leaving.streams) * STEP_S, HURRY_S) * 0.9
+    assert after_s >= min(PINGS * len(leaving.streams) * STEP_S, BUSY_S) * 0.9
 
 
 def test_a_client_that_never_pauses_has_its_time() -> None:
@@ -136,8 +145,8 @@ def test_a_client_that_never_pauses_has_its_time() -> None:
     while leaving.step() == WAIT:
         leaving.say(head(number))
         number += 2
-        assert leaving.now - began < 2 * HURRY_S
-    assert leaving.now - began >= HURRY_S
+        assert leaving.now - began < 2 * BUSY_S
+    assert leaving.now - began >= BUSY_S
 
 
 @pytest.mark.parametrize("used", [True, False])
@@ -147,8 +156,8 @@ def test_a_client_that_reads_nothing(used: bool) -> None:
     if used:
         leaving.answer(1)
         outcome, after_s = leaving.outcome()
-        assert outcome == MOMENT
-        assert after_s == pytest.approx(WAIT_S, abs=0.1)
+        assert outcome == SEND_GOAWAY
+        assert after_s == pytest.approx(RETRY_WAIT_S, abs=0.1)
     else:
         assert leaving.outcome()[0] == GIVE_UP
 
@@ -157,7 +166,7 @@ def test_an_endless_stream_ends_the_attempt() -> None:
     leaving = Leaving(head(1))
     outcome, after_s = leaving.outcome()
     assert outcome == GIVE_UP
-    assert after_s == pytest.approx(WAIT_S, abs=0.1)
+    assert after_s == pytest.approx(RETRY_WAIT_S, abs=0.1)
 
 
 def test_a_new_connection_may_bring_its_first_request() -> None:
@@ -169,11 +178,11 @@ def test_a_new_connection_may_bring_its_first_request() -> None:
     leaving.say(head(1) + head(3, GET))
     assert leaving.step() == WAIT
     leaving.answer(1)
-    assert leaving.outcome()[0] == MOMENT
+    assert leaving.outcome()[0] == SEND_GOAWAY
     assert leaving.drain.last_id == 1
 
 
 def test_a_new_connection_that_brings_none() -> None:
     outcome, after_s = Leaving().outcome()
-    assert outcome == MOMENT
+    assert outcome == SEND_GOAWAY
     assert after_s == pytest.approx(1.0, abs=0.1)

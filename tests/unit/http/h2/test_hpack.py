@@ -6,7 +6,7 @@ from hpack import Decoder, Encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from servo.http.h2.hpack import TABLE_SIZE, FieldEncoder, FieldKeeper
+from servo.http.h2.hpack import TABLE_SIZE, FieldDecoder, FieldEncoder
 
 Field = tuple[bytes, bytes]
 
@@ -57,14 +57,14 @@ def test_secrets_are_never_indexed() -> None:
 
 
 def test_the_decoder_keeps_the_fields() -> None:
-    keeper = FieldKeeper(1000)
+    keeper = FieldDecoder(1000)
     assert keeper.decode(bytes((0x82, 0x84))) == []
     assert keeper.fields == [(b":method", b"GET"), (b":path", b"/")]
 
 
 @given(st.lists(heads, min_size=1, max_size=12))
 def test_a_table_of_earlier_fields_gives_the_same_fields(session: list[list[Field]]) -> None:
-    encoder, keeper = Encoder(), FieldKeeper(100_000)
+    encoder, keeper = Encoder(), FieldDecoder(100_000)
     for fields in session:
         keeper.decode(encoder.encode(fields))
         assert keeper.fields == fields

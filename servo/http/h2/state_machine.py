@@ -1,6 +1,7 @@
-"""The `h2` library as it is used here: it keeps the states, the windows and the compression.
+"""The `h2` library's connection, set up for our use: it keeps stream states and windows.
 
-What a message must be is judged elsewhere, and header fields don't pass through it.
+Its own checks of header fields are off: `head` judges requests, `serialise` responses, and our
+codecs (`hpack`) replace its own.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from h2.settings import SettingCodes, Settings
 from servo.http.h2.hpack import FieldEncoder
 
 if TYPE_CHECKING:
-    from servo.http.h2.hpack import FieldKeeper
+    from servo.http.h2.hpack import FieldDecoder
     from servo.http.limits import H2Limits
 
 _CONFIGURATION = H2Configuration(
     client_side=False,
     header_encoding=None,
-    # Judged by `h2_head` and `serialise`.
     validate_inbound_headers=False,
     normalize_inbound_headers=False,
     validate_outbound_headers=False,
@@ -28,17 +28,18 @@ _CONFIGURATION = H2Configuration(
 )
 
 
-class Library(H2Connection):
-    """A server's side of one connection.
+class StateMachine(H2Connection):
+    """The server's side of one connection.
 
+    limits   the values for our SETTINGS
     tunnels  whether to offer extended CONNECT (RFC 8441)
-    decoder  takes the header fields that come
+    decoder  keeps the header fields that arrive
     """
 
-    # How many closed streams it remembers, to tell a late frame from a wrong one; 65536 otherwise.
+    # Closed streams that it remembers, to tell late frames from wrong ones. Its default is 65536.
     MAX_CLOSED_STREAMS = 1024
 
-    def __init__(self, limits: H2Limits, tunnels: bool, decoder: FieldKeeper) -> None:
+    def __init__(self, limits: H2Limits, tunnels: bool, decoder: FieldDecoder) -> None:
         super().__init__(_CONFIGURATION)
         self.encoder = FieldEncoder()  # type: ignore[assignment]
         self.decoder = decoder
