@@ -25,10 +25,10 @@ if __name__ == "__main__":
 
 from authority import Authority
 
-from integration.server import APPS, REPOSITORY, Server
+from integration.server import REPOSITORY, Server
 
 PAGE = REPOSITORY / "docs" / "reference" / "http2-conformance.md"
-APP = f"{APPS / 'asgi_app.py'}:app"
+APP = f"{Path(__file__).parent / 'apps' / 'patient_asgi.py'}:app"
 # Some cases need a response of five bytes or more, and skip a shorter one.
 PATH = "/describe"
 TIMEOUT_S = 300.0
@@ -47,8 +47,9 @@ _HEAD = """\
 """
 _HOW = """\
 `python tests/conformance/h2spec.py` plays them with the `h2spec` on the path or in `$H2SPEC`, and
-`--page` writes this page. The server is `servo -k async` with `tests/integration/apps/asgi_app.py`,
-over TLS with a certificate of its own, or with `--http2-cleartext prior-knowledge`.
+`--page` writes this page. The server is `servo -k async` with
+`tests/conformance/apps/patient_asgi.py`, over TLS with a certificate of its own, or with
+`--http2-cleartext prior-knowledge`.
 `make conformance` does the same, and leaves it out where there is no h2spec.
 """
 
