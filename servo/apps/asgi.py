@@ -69,7 +69,7 @@ class Transport(Protocol):
 class Exchange(Protocol):
     """Where a response goes: an HTTP/1 connection, or a stream of an HTTP/2 one.
 
-    Its methods return what is to be written; see `servo.http.h1.connection.H1Connection`.
+    Its methods return the bytes to write; see `servo.http.h1.connection.H1Connection`.
     """
 
     response_started: bool

@@ -37,7 +37,7 @@ class Transport(Protocol):
 class Exchange(Protocol):
     """Where a response goes: an `H1Connection`, or what stands for one.
 
-    Its methods return what is to be written; see `servo.http.h1.connection.H1Connection`.
+    Its methods return the bytes to write; see `servo.http.h1.connection.H1Connection`.
     """
 
     close_after: bool

@@ -111,7 +111,8 @@ def _preface() -> list[str]:
     return [
         "# WebSocket conformance",
         "",
-        "What the cases of the Autobahn TestSuite say of Servo. `make conformance` plays them with"
+        "This page lists the results of the Autobahn TestSuite's cases against Servo."
+        " `make conformance` plays them with"
         f" [kosoku](https://pypi.org/project/kosoku/) (here {version('kosoku')}, on {today}, with"
         f" `websockets` {version('websockets')}) against a real server with an app that echoes, and"
         " writes this page; `make test` plays those that are not about speed or compression.",

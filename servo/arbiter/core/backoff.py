@@ -3,7 +3,7 @@
 A process that fails right after its fork would fail again right after the next one, and a loop of
 forks would eat a CPU. So the wait starts at 0.1 s and doubles with each failure, up to 30 s.
 
-What doubles it is a *round* of failures and not each single one: if the kernel kills 64 workers at
+A *round* of failures doubles it, not each single failure: if the kernel kills 64 workers at
 once, that is one event, and must not cost a wait of 30 s. A process that was forked before the last
 failure belongs to the same round, and does not count again. A process of the current round that
 survives ends the back-off.

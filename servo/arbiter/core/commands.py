@@ -141,7 +141,7 @@ SIGNALS: dict[str, Callable[[Server, float], None]] = {
 
 # --- requests over the control socket ---------------------------------------------------------
 
-# What the log names as the cause of a command that came over the control socket.
+# The log names this as the cause of a command that came over the control socket.
 OPERATOR = "servoctl"
 
 # At most six digits: `int` takes quadratic time for a text of thousands.
