@@ -237,10 +237,6 @@ def test_a_browser(serve: Serve, files: Files, browse: Callable[[str], None]) ->
     assert_no_noise(server)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="in about one of ten runs Chromium fails up to four fetches at once; the cause is open",
-)
 def test_a_browser_during_reloads(
     serve: Serve, files: Files, browse: Callable[[str], None]
 ) -> None:

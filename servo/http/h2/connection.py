@@ -73,7 +73,6 @@ _MORE_OF_ONE = 2
 _FRAME = 16384
 _LAST_ID = (1 << 31) - 1
 _DEFAULT_WINDOW = 65535
-_PROBE = b"\x00servo\x00\x01"
 
 
 class Reset:
@@ -151,6 +150,7 @@ class H2Connection:
         self._queued: dict[H2Stream, None] = {}
         self._all_unsent = all_unsent
         self._now = self.opened_at = 0.0
+        self._probes = 0
         self.tail = tail_for(server, date)
         self.wake = wake
         self.streams: dict[int, H2Stream] = {}
@@ -427,7 +427,7 @@ class H2Connection:
             self._count_reset()
 
     def _on_ping_ack(self, event: h2.events.PingAckReceived, events: list[Event]) -> None:
-        if event.ping_data == _PROBE and not self.heard:
+        if event.ping_data == _probe(self._probes) and not self.heard:
             self.heard = True
             self._reader.earn(1)  # we asked for this frame
             if self.announced:
@@ -593,7 +593,8 @@ class H2Connection:
     def probe(self) -> None:
         """Send a PING; its answer, which sets `heard`, shows that the client read all up to it."""
         self.heard = False
-        self._h2.ping(_PROBE)
+        self._probes += 1
+        self._h2.ping(_probe(self._probes))
         self.wake()
 
     def finish(self) -> None:
@@ -651,6 +652,11 @@ _HANDLERS: dict[type, Callable[[H2Connection, Any, list[Any]], None]] = {
     h2.events.StreamReset: H2Connection._on_reset,
     h2.events.PingAckReceived: H2Connection._on_ping_ack,
 }
+
+
+def _probe(number: int) -> bytes:
+    """The payload of a PING. Each differs, so that its answer is not taken for another one's."""
+    return b"servo" + (number & 0xFFFFFF).to_bytes(3, "big")
 
 
 def _goaway(last: int, code: int, text: bytes = b"") -> bytes:

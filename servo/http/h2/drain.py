@@ -1,12 +1,14 @@
-"""Draining an HTTP/2 connection whose client accepts no frame after a GOAWAY.
+"""When a draining HTTP/2 connection may get its GOAWAY: `Drain` and `Pause`.
 
 GOAWAY exists so that no request is lost (RFC 9113 section 6.8): it tells the client that the
-connection is ending; the client opens no further streams and waits for the open ones. But in
-Python's h2 library, on which httpx is built, any GOAWAY closes the connection's state machine, and
-the responses to open requests are lost. Requests above the last stream that the GOAWAY names are
-safe: httpx sends them again on another connection.
+connection is ending; the client opens no further streams and waits for the open ones. Two kinds of
+clients lose requests all the same.
 
-So such a client gets its GOAWAY at a moment when no stream up to the last one is open:
+`Drain` is for those that accept no frame after a GOAWAY. In Python's h2 library, on which httpx is
+built, any GOAWAY closes the connection's state machine, and the responses to open requests are
+lost. Requests above the last stream that the GOAWAY names are safe: httpx sends them again on
+another connection. So such a client gets its GOAWAY at a moment when no stream up to the last one
+is open:
 
 1. While the connection drains, a further request is not started. It waits, unanswered.
 2. Once the earlier requests are answered, PINGs make sure that the client has read the answers:
@@ -16,6 +18,11 @@ So such a client gets its GOAWAY at a moment when no stream up to the last one i
 
 If that moment does not come in time (a long download, server-sent events), the waiting requests are
 served, and the connection ends like any other.
+
+`Pause` is for Chromium, whose request fails (`net::ERR_FAILED`) if a GOAWAY arrives between the
+choice of a connection for it and the opening of its stream. That takes a millisecond or less, but a
+page with several requests under way starts one for each answer. So nothing is answered, and no
+request started, for the moment in which the client reads the GOAWAY. All of them are served then.
 """
 
 from __future__ import annotations
@@ -40,7 +47,12 @@ RETRY_WAIT_S = 3.0
 # Seconds between two calls of `step` while the client answers no PING.
 STEP_S = 0.02
 
-# What `Drain.step` returns.
+# Seconds for which a browser must have started no request, after it has read the last answer.
+PAUSE_S = 0.03
+# The longest that a pause may keep requests waiting, in seconds.
+PAUSE_MOST_S = 0.25
+
+# What `step` returns.
 WAIT, SEND_GOAWAY, GIVE_UP = range(3)
 
 
@@ -96,6 +108,8 @@ class Drain:
         Returns WAIT, SEND_GOAWAY (with `last_id`), or GIVE_UP: end the connection like any other.
         """
         http = self._http
+        if http.strict is False:
+            return GIVE_UP
         if not self.last_id:
             # httpx sends a request again only if its number is above the one that GOAWAY names, so
             # a GOAWAY that names no stream would not help it.
@@ -122,3 +136,46 @@ class Drain:
             http.probe()
         # A client that reads only while it waits for a response sees GOAWAY at its next request.
         return SEND_GOAWAY if now >= self._ends_at else WAIT
+
+
+class Pause:
+    """Waits for a moment at which a client that is a browser starts no request.
+
+    http  the connection
+    now   seconds, by the clock of `H2Connection.receive_data`
+
+    last_id  the last stream that is served before the GOAWAY; requests above it wait
+    """
+
+    __slots__ = ("_ends_at", "_http", "_quiet_since", "_seen", "last_id")
+
+    def __init__(self, http: H2Connection, now: float) -> None:
+        self._http = http
+        self._ends_at = now + PAUSE_MOST_S
+        # What was there when the PING went out, and when its answer came; 0 until then.
+        self._seen = (http.opened_at, len(http.streams))
+        self._quiet_since = 0.0
+        self.last_id = http.last_id
+        http.probe()
+
+    def lets_begin(self, number: int) -> bool:
+        """Whether to serve the request with this stream number."""
+        return number <= self.last_id
+
+    def step(self, now: float) -> int:
+        """Decide what to do now: WAIT, or GIVE_UP to end the connection like any other.
+
+        now  seconds, by the clock of `H2Connection.receive_data`
+        """
+        http = self._http
+        seen = (http.opened_at, len(http.streams))
+        if seen != self._seen:
+            # A request has come, or an answer went out, which may bring the next request.
+            self._seen = seen
+            self._quiet_since = 0.0
+            if http.heard:
+                http.probe()
+        elif http.heard and not self._quiet_since:
+            self._quiet_since = now
+        is_quiet = self._quiet_since and now - self._quiet_since >= PAUSE_S
+        return GIVE_UP if is_quiet or now >= self._ends_at else WAIT

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from servo.http.errors import ProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.http.h2.connection import H2Connection
-from servo.http.h2.drain import GIVE_UP, SEND_GOAWAY, STEP_S, Drain
+from servo.http.h2.drain import GIVE_UP, SEND_GOAWAY, STEP_S, Drain, Pause
 from servo.http.h2.frames import CANCEL, NO_ERROR, REFUSED_STREAM, known_settings
 from servo.http.limits import H2Limits
 from servo.http.negotiate import protocols
@@ -147,7 +147,7 @@ class H2Protocol(asyncio.Protocol):
         )
         # Streams whose requests are held, in order.
         self._held: dict[H2Stream, None] = {}
-        self._drain: Drain | None = None
+        self._drain: Drain | Pause | None = None
         self._drain_wait_s = 0.0
         self._requests_seen = 0
         self._listening = True
@@ -446,10 +446,13 @@ class H2Protocol(asyncio.Protocol):
         wait_s = idle_s if self.peer.requests else fresh_s
         if http.strict is not False:
             self._drain = Drain(http, monotonic(), max(idle_s, _DRAIN_LEAST_S), fresh_s)
-            self._drain_wait_s = wait_s
-            self.server.loop.call_later(STEP_S, self._drain_on)
+        elif self.peer.trusted:
+            self._announce(wait_s)  # a proxy
+            return
         else:
-            self._announce(wait_s)
+            self._drain = Pause(http, monotonic())
+        self._drain_wait_s = wait_s
+        self.server.loop.call_later(STEP_S, self._drain_on)
 
     def _announce(self, wait_s: float) -> None:
         """Say that the connection will end, and wait so long for word that this was heard."""
@@ -462,11 +465,11 @@ class H2Protocol(asyncio.Protocol):
             self.server.loop.call_later(STEP_S, self._drain_on)
 
     def _drain_step(self) -> None:
-        """Go on with the drain of a client that takes nothing behind a GOAWAY."""
+        """Go on with a drain that waits for the right moment for GOAWAY."""
         http, drain = self._http, self._drain
         if drain is None or http.closing:
             return
-        if self._lingering or http.fault is not None or http.leaving or http.strict is False:
+        if self._lingering or http.fault is not None or http.leaving:
             outcome = GIVE_UP
         else:
             outcome = drain.step(monotonic())

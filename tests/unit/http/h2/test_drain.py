@@ -1,4 +1,4 @@
-"""When a client that takes nothing behind a GOAWAY gets one: by its bytes, with a clock of ours."""
+"""When a draining connection gets its GOAWAY: by its bytes, with a clock of ours."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from servo.http.h2.connection import H2Connection
 from servo.http.h2.drain import (
     BUSY_S,
     GIVE_UP,
+    PAUSE_MOST_S,
+    PAUSE_S,
     PINGS,
     RETRY_WAIT_S,
     SEND_GOAWAY,
     STEP_S,
     WAIT,
     Drain,
+    Pause,
 )
 from servo.http.h2.stream import H2Stream
 from servo.http.limits import H2Limits, Limits
@@ -23,20 +26,28 @@ from servo.http.limits import H2Limits, Limits
 PLAIN = [(b"content-type", b"text/plain")]
 # What the h2 library sends first.
 SPELLED_OUT = {1: 4096, 2: 0, 4: 65535, 5: 16384, 3: 100, 6: 65536}
+CHROMIUM = {1: 65536, 2: 0, 4: 6291456, 6: 262144}
 
 
 class Leaving:
     """A connection that has begun to drain, and a client that may answer PINGs."""
 
-    def __init__(self, received: bytes = b"", *, answers: bool = True) -> None:
+    def __init__(
+        self, received: bytes = b"", *, answers: bool = True, browser: bool = False
+    ) -> None:
         self.http = H2Connection(Limits(), H2Limits())
         self.http.start()
         self.now = 100.0
         self.client = Reader()
         self.answers = answers
         self.streams: dict[int, H2Stream] = {}
-        self.say(hello(SPELLED_OUT) + received)
-        self.drain = Drain(self.http, self.now, 5.0, 1.0)
+        self.drain: Drain | Pause
+        if browser:
+            self.say(hello(CHROMIUM) + received)
+            self.drain = Pause(self.http, self.now)
+        else:
+            self.say(hello(SPELLED_OUT) + received)
+            self.drain = Drain(self.http, self.now, 5.0, 1.0)
 
     def say(self, received: bytes) -> None:
         events = self.http.receive_data(received, self.now)
@@ -79,7 +90,7 @@ def test_who_is_taken_for_such_a_client() -> None:
         ({}, False),
         ({3: 100, 4: 1 << 20, 2: 0}, False),  # curl
         ({1: 65536, 2: 0, 4: 131072, 5: 16384}, False),  # Firefox
-        ({1: 65536, 2: 0, 4: 6291456, 6: 262144}, False),  # Chromium
+        (CHROMIUM, False),
         ({2: 0, 4: 4194304, 6: 10485760}, False),  # Go
     ):
         http = H2Connection(Limits(), H2Limits())
@@ -186,3 +197,60 @@ def test_a_new_connection_that_brings_none() -> None:
     outcome, after_s = Leaving().outcome()
     assert outcome == SEND_GOAWAY
     assert after_s == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_client_that_turns_out_to_be_another() -> None:
+    """Its SETTINGS come after the drain has begun."""
+    http = H2Connection(Limits(), H2Limits())
+    http.start()
+    drain = Drain(http, 0.0, 5.0, 1.0)
+    assert drain.step(STEP_S) == WAIT
+    http.receive_data(hello(CHROMIUM), 2 * STEP_S)
+    assert drain.step(3 * STEP_S) == GIVE_UP
+
+
+def test_a_browser_that_rests_gets_its_goaway_soon() -> None:
+    for received in (b"", head(1) + head(3)):
+        leaving = Leaving(received, browser=True)
+        outcome, after_s = leaving.outcome()
+        assert outcome == GIVE_UP
+        assert PAUSE_S <= after_s <= PAUSE_S + 3 * STEP_S
+
+
+def test_a_browser_starts_no_request_when_its_goaway_comes() -> None:
+    """Each answer may bring the next request, so the pause begins anew with both."""
+    leaving = Leaving(head(1) + head(3), browser=True)
+    assert leaving.drain.lets_begin(3)
+    assert not leaving.drain.lets_begin(5)
+    for number in (1, 3):
+        assert leaving.step() == WAIT
+        leaving.answer(number)
+        assert leaving.step() == WAIT
+        leaving.say(head(number + 4))
+    outcome, after_s = leaving.outcome()
+    assert outcome == GIVE_UP
+    assert after_s >= PAUSE_S
+    # Those that came meanwhile are there to be answered.
+    assert sorted(leaving.http.streams) == [5, 7]
+    assert leaving.client.goaways == []
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_pause_ends_in_any_case(answers: bool) -> None:
+    leaving = Leaving(answers=answers, browser=True)
+    began, number = leaving.now, 1
+    while leaving.step() == WAIT:
+        leaving.say(head(number))
+        number += 2
+    assert leaving.now - began == pytest.approx(PAUSE_MOST_S, abs=STEP_S)
+
+
+def test_an_earlier_ping_is_no_sign_that_goaway_was_read() -> None:
+    leaving = Leaving(browser=True)
+    leaving.listen()
+    before = leaving.client.pings.pop()
+    leaving.http.announce()
+    leaving.say(ping(before, ack=True))
+    assert not leaving.http.closing
+    leaving.say(ping(leaving.client.pings.pop(), ack=True))
+    assert leaving.http.closing
