@@ -28,6 +28,10 @@ class BindError(ServoError):
     """An address can't be bound, or an inherited socket can't be used."""
 
 
+class AppError(ServoError):
+    """The application broke the specification of its interface (PEP 3333, ASGI)."""
+
+
 class BootError(ServoError):
     """No worker of the first generation could boot."""
 

@@ -1,1 +1,1 @@
-"""Between HTTP events and applications."""
+"""Loading applications, and calling them by WSGI or ASGI for the requests of a connection."""

@@ -1,8 +1,8 @@
 """An ASGI 3 application behind an HTTP connection (the ASGI HTTP specification 2.5).
 
-`ASGIAdapter` is made once a worker (see `asgi_scope`), `ASGICall` once a request. The driver feeds
-a call with body data and disconnects, and is a `Transport` to it. No timer, no lock and no queue is
-made here.
+A worker has one `ASGIAdapter` (see `asgi_scope`), and each request an `ASGICall`. The driver feeds
+the call with body data and disconnects, and acts as its `ASGITransport`. To keep requests cheap, no
+timer, lock or queue is made here.
 """
 
 from __future__ import annotations
@@ -11,52 +11,53 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from servo.apps.awaitables import READY, Ready, see_through
-from servo.errors import ServoError
+from servo.apps.awaitables import READY, Ready, run_app
+from servo.apps.response_writer import ERROR_BODY
+from servo.errors import AppError, ServoError
 from servo.http.errors import ClientDisconnected, LocalProtocolError
 from servo.http.serialise import flat
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Iterable
+    from collections.abc import Awaitable, Coroutine
 
-    from servo._types import Scope
+    from servo._types import ASGIMessage, Scope
     from servo.apps.asgi_scope import ASGIAdapter
+    from servo.apps.response_writer import ASGIResponseWriter
     from servo.http.events import Data, Request
-    from servo.http.serialise import HeaderItem, Status
-
-    Message = dict[str, Any]
-
-
-class AppError(ServoError):
-    """The application broke the ASGI specification."""
 
 
 class ResponseCut(ServoError):  # noqa: N818  it says what happened
-    """Raised by an application of ours that had to give up in the middle, and has said why."""
+    """Raised by `wsgi_in_async` if it had to break off a response, and has logged why."""
 
 
-class Transport(Protocol):
-    """What a call needs of the connection's driver."""
+class ASGITransport(Protocol):
+    """The part of a connection's driver that an `ASGICall` uses.
+
+    loop  the event loop that runs the driver
+    """
 
     loop: asyncio.AbstractEventLoop
 
     @property
     def writable(self) -> bool:
-        """Little of what was written waits for the client."""
+        """Few of the written bytes wait for the client, so the application may go on."""
 
     def write(self, data: bytes) -> None:
-        """Send, buffering what the socket doesn't take; `writable` tells of the buffer."""
+        """Send bytes; buffer those that the socket does not take."""
 
     async def drained(self) -> None:
-        """Wait until the buffer is nearly empty. Raises ClientDisconnected."""
+        """Wait until the buffer is nearly empty. Raises `ClientDisconnected`."""
 
     def resume_reading(self) -> None:
         """The application wants more of the body."""
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
-        """Send a part of an open file as a part of the body, after what was written before.
+        """Send a part of an open file as a part of the body, behind what was written before.
 
-        Raises ClientDisconnected; LocalProtocolError where Content-Length says less.
+        fd             the file's descriptor
+        offset, count  the part, in bytes
+
+        Raises `ClientDisconnected`, and `LocalProtocolError` past the Content-Length.
         """
 
     def response_complete(self) -> None:
@@ -66,40 +67,13 @@ class Transport(Protocol):
         """The application has returned."""
 
 
-class Exchange(Protocol):
-    """Where a response goes: an HTTP/1 connection, or a stream of an HTTP/2 one.
-
-    Its methods return the bytes to write; see `servo.http.h1.connection.H1Connection`.
-    """
-
-    response_started: bool
-    close_after: bool
-    status: int
-    body_sent: int
-
-    def send_response(
-        self, status: Status, headers: Iterable[HeaderItem], body: bytes
-    ) -> bytes: ...
-
-    def start_response(
-        self, status: Status, headers: Iterable[HeaderItem], first: int = 0
-    ) -> bytes: ...
-
-    def send_data(self, data: bytes) -> bytes: ...
-
-    def end_response(self, trailers: Iterable[HeaderItem] = ()) -> bytes: ...
-
-    def send_informational(self, status: int, headers: Iterable[HeaderItem]) -> bytes: ...
-
-    def send_continue(self) -> bytes: ...
-
-
-_DISCONNECT: Message = {"type": "http.disconnect"}
-# Who sends on and on to a client that is fast, or gone, never has to wait: after so many pieces the
-# event loop has its turn all the same. In it others are served, and a lost connection is noticed.
+_DISCONNECT: ASGIMessage = {"type": "http.disconnect"}
+# An application that keeps sending to a fast client, or to one that is gone, would never wait. So
+# `send` yields to the event loop after this many pieces: other requests are served, and a lost
+# connection is noticed.
 PIECES_A_TURN: Final = 32
 
-# Where a call is.
+# The phases of a call. `Final` lets mypyc compile these names as numbers.
 _EXPECT_START: Final = 0
 _EXPECT_BODY: Final = 1
 _STREAMING: Final = 2
@@ -108,9 +82,21 @@ _COMPLETE: Final = 4
 
 
 class ASGICall:
-    """One request on its way through the application.
+    """One request and its response, as the application sees them.
 
-    cancelled  we have cancelled its task: `request_timeout`, or the worker ends
+    adapter     the application, its logger and its lifespan state
+    template    the parts of the scope that the connection's requests share
+    request     the request
+    http        frames the response
+    transport   the connection's driver
+    started_ns  when the request arrived, in nanoseconds of the driver's clock
+
+    status            of the response; 0 before the application has sent one
+    response_headers  of the response, for the access log and hooks
+    more_body         more of the request's body may arrive
+    disconnected      the client is gone
+    cancelled         the driver has cancelled the task: `request_timeout`, or the worker's end
+    task              the task that runs the application
     """
 
     __slots__ = (
@@ -141,8 +127,8 @@ class ASGICall:
         adapter: ASGIAdapter,
         template: Scope,
         request: Request,
-        http: Exchange,
-        transport: Transport,
+        http: ASGIResponseWriter,
+        transport: ASGITransport,
         started_ns: int,
     ) -> None:
         self.adapter = adapter
@@ -167,11 +153,11 @@ class ASGICall:
         self.scope = adapter.scope(template, request)
 
     def run(self) -> Coroutine[Any, Any, None]:
-        """Call the application and see its response through to an end, whatever it does."""
-        return see_through(self)
+        """Make the coroutine that calls the application and brings its response to an end."""
+        return run_app(self)
 
     def returned(self) -> None:
-        """The application has returned."""
+        """The application has returned without an error. Called by `run_app`."""
         if self._phase != _COMPLETE and not self.disconnected:
             if self._told:
                 self._give_up()
@@ -181,23 +167,23 @@ class ASGICall:
     # --- fed by the driver ---------------------------------------------------------------------
 
     def feed(self, event: Data) -> None:
-        """More of the body has come."""
+        """Take a further part of the request's body."""
         self._body += event.data
         self.more_body = event.more_body
         self._wake()
 
     @property
     def buffered(self) -> int:
-        """Bytes of the body that the application has not asked for."""
+        """Bytes of the request's body that the application has not received yet."""
         return len(self._body)
 
     def disconnect(self) -> None:
-        """The client is gone."""
+        """The client is gone: `receive` returns a disconnect, `send` raises an error."""
         self.disconnected = True
         self._wake()
 
     def end_of_input(self) -> None:
-        """The client will send nothing more: `receive` says disconnect, `send` still works."""
+        """The client has closed its side: `receive` returns a disconnect, `send` still works."""
         self._ended = True
         self._wake()
 
@@ -208,8 +194,8 @@ class ASGICall:
 
     # --- called by the application -------------------------------------------------------------
 
-    def receive(self) -> Coroutine[Any, Any, Message]:
-        """ASGI's `receive`."""
+    def receive(self) -> Coroutine[Any, Any, ASGIMessage]:
+        """ASGI's `receive`. A body that is complete already costs no coroutine."""
         if (
             not self._received
             and not self.more_body
@@ -220,7 +206,7 @@ class ASGICall:
             return Ready({"type": "http.request", "body": self._body, "more_body": False})
         return self._receive()
 
-    async def _receive(self) -> Message:
+    async def _receive(self) -> ASGIMessage:
         transport = self.transport
         if self.more_body and not self._http.response_started:
             interim = self._http.send_continue()
@@ -228,7 +214,8 @@ class ASGICall:
                 transport.write(interim)
         while True:
             if self.disconnected or self._phase == _COMPLETE:
-                # A body that was not asked for in time is dropped (ASGI HTTP, "Disconnect").
+                # A body that the application has not asked for by now is dropped (ASGI HTTP
+                # specification, "Disconnect").
                 return self._disconnect()
             if not self._received and (self._body or not self.more_body):
                 body, self._body = self._body, b""
@@ -236,7 +223,7 @@ class ASGICall:
                 transport.resume_reading()
                 return {"type": "http.request", "body": body, "more_body": self.more_body}
             if self._ended:
-                # Nothing more will come of this request.
+                # The client sends nothing more, and the body is complete.
                 return self._disconnect()
             transport.resume_reading()
             self._waiter = transport.loop.create_future()
@@ -245,12 +232,16 @@ class ASGICall:
             finally:
                 self._waiter = None
 
-    def _disconnect(self) -> Message:
+    def _disconnect(self) -> ASGIMessage:
         self._told = True
         return _DISCONNECT
 
-    def send(self, message: Message) -> Awaitable[None]:
-        """ASGI's `send`."""
+    def send(self, message: ASGIMessage) -> Awaitable[None]:
+        """ASGI's `send`.
+
+        The two messages of an ordinary response are handled right here, and answered with an
+        awaitable that is shared by all calls: no coroutine is made, and no task switch happens.
+        """
         if self.disconnected:
             raise ClientDisconnected("the client has closed the connection")
         kind = message["type"]
@@ -280,7 +271,7 @@ class ASGICall:
             return READY
         return self._send_other(message)
 
-    def _send_body(self, message: Message) -> Awaitable[None]:
+    def _send_body(self, message: ASGIMessage) -> Awaitable[None]:
         transport = self.transport
         if self._phase not in (_EXPECT_BODY, _STREAMING):
             raise AppError(f"http.response.body was sent {_WHEN[self._phase]}")
@@ -309,7 +300,7 @@ class ASGICall:
             return b""
         return self._http.start_response(self.status, self.response_headers, first)
 
-    def _send_other(self, message: Message) -> Awaitable[None]:
+    def _send_other(self, message: ASGIMessage) -> Awaitable[None]:
         kind = message["type"]
         transport = self.transport
         if kind == "http.response.trailers" and self._phase == _TRAILERS:
@@ -335,14 +326,14 @@ class ASGICall:
         raise AppError(f"{kind!r} was sent {_WHEN[self._phase]}")
 
     async def _send_path(self, path: str) -> None:
-        # Before the head, so that a file that is not there is a 500.
+        # Open the file before the head is sent, so that a missing file is answered with a 500.
         fd = await self.transport.loop.run_in_executor(None, os.open, path, os.O_RDONLY)
         try:
             await self._send_file(fd, 0, os.fstat(fd).st_size, more_body=False)
         finally:
             os.close(fd)
 
-    async def _send_zero_copy(self, message: Message) -> None:
+    async def _send_zero_copy(self, message: ASGIMessage) -> None:
         file, offset = message["file"], message.get("offset")
         fd = file if isinstance(file, int) else file.fileno()
         start = offset
@@ -372,7 +363,7 @@ class ASGICall:
         self._complete()
 
     def _complete(self) -> None:
-        """The last byte is written. A task that still waits in `receive` is told of the end."""
+        """The last byte was written. Wake a task that still waits in `receive`."""
         self._phase = _COMPLETE
         self._wake()
         self.transport.response_complete()
@@ -380,13 +371,13 @@ class ASGICall:
     # --- errors --------------------------------------------------------------------------------
 
     def _check_connected(self) -> None:
-        """To be called after an `await`: much may have happened since `send` looked."""
+        """Raise an error if the client has gone since `send` checked. Call it after an `await`."""
         if self.disconnected:
             raise ClientDisconnected("the client has closed the connection")
 
     def failed(self, error: BaseException) -> None:
-        """The application has raised an error, or broken a rule."""
-        gone = is_consequence(error) or self._is_ours(error)
+        """The application has raised an error, or broken a rule: log it, and end the response."""
+        gone = comes_of_disconnect(error) or self._is_our_cancellation(error)
         if not gone and not isinstance(error, ResponseCut):
             self._log(error)
         if self.disconnected or self.cancelled:
@@ -405,11 +396,11 @@ class ASGICall:
         else:
             self._give_up()
 
-    def _is_ours(self, error: BaseException) -> bool:
+    def _is_our_cancellation(self, error: BaseException) -> bool:
         return isinstance(error, asyncio.CancelledError) and (self.cancelled or self.disconnected)
 
     def _give_up(self) -> None:
-        """End a response that is not whole, by closing the connection."""
+        """Break off the response by closing the connection, which the client notices."""
         self._http.close_after = True
         self._complete()
 
@@ -422,7 +413,6 @@ class ASGICall:
 
 
 _BYTES: tuple[type, ...] = (bytes, bytearray, memoryview)
-ERROR_BODY = b"Internal Server Error\n"
 _WHEN = {
     _EXPECT_START: "before http.response.start",
     _EXPECT_BODY: "before the body",
@@ -432,8 +422,8 @@ _WHEN = {
 }
 
 
-def is_consequence(error: BaseException | None) -> bool:
-    """Whether the error only says that the client is gone (frameworks wrap ours in their own)."""
+def comes_of_disconnect(error: BaseException | None) -> bool:
+    """Whether an error is, or was caused by, `ClientDisconnected`; frameworks often wrap it."""
     seen = 0
     while error is not None and seen < 20:
         if isinstance(error, ClientDisconnected):

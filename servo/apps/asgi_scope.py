@@ -1,6 +1,7 @@
-"""What an ASGI application is told of a request: its scope (the ASGI HTTP specification 2.5).
+"""Builds the ASGI scope of a request (the ASGI HTTP specification 2.5).
 
-What never changes is put together once a worker, what the connection tells once for each of them.
+The parts that never change are built once a worker, and those of the connection once a connection,
+so a request costs a copy and a few entries.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ if TYPE_CHECKING:
     from servo._types import ASGIApp, Scope
     from servo.http.events import Request
 
-# The extension in which a worker tells `wsgi_in_async` (no application sees it) the TLS variables.
+# The extension by which a worker passes the TLS variables to `wsgi_in_async`. Applications never
+# see it.
 TLS_ENVIRON = "servo.tls.environ"
 
 
 class ASGIAdapter:
-    """One application and what its scopes have in common.
+    """One application, and the parts that its scopes have in common.
 
-    root_path  the mount point, text or percent-encoded; per the specification `path` begins with it
-    state      the lifespan's state: each request gets a shallow copy; None where there is none
+    app        the application
+    log        the logger for its errors
+    root_path  the mount point, as text or percent-encoded; the `path` of scopes begins with it, as
+               the specification asks for
+    state      the lifespan's state, of which each request gets a shallow copy; None for none
     """
 
     def __init__(
@@ -45,7 +50,12 @@ class ASGIAdapter:
         client: tuple[str, int] | None,
         scheme: str,
     ) -> Scope:
-        """The scope parts of one connection; copied for each of its requests."""
+        """The parts of the scope that the requests of one connection share.
+
+        server  host and port, or the path of a Unix socket and None; None if unknown
+        client  host and port of the client; None on a Unix socket
+        scheme  "http" or "https"
+        """
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.5"},
@@ -63,10 +73,10 @@ class ASGIAdapter:
         }
 
     def scope(self, template: Scope, request: Request) -> Scope:
-        """The scope of one request."""
+        """Build the scope of one request from its connection's template."""
         scope = template.copy()
-        # What an app adds to these must not show in the connection's next requests, which may be
-        # other users', behind a proxy.
+        # Copies, because an app may add to these, and the connection's next requests, which may be
+        # those of other users behind a proxy, must not see it.
         scope["asgi"] = template["asgi"].copy()
         scope["extensions"] = template["extensions"].copy()
         raw = request.path
@@ -86,7 +96,11 @@ class ASGIAdapter:
         return scope
 
     def mount(self, scope: Scope, prefix: str) -> None:
-        """Put the application, for one request, under a path that a proxy has mounted it at."""
+        """Mount the application of one request at the path that a proxy names.
+
+        scope   the request's scope; it is changed
+        prefix  the path, decoded, without a slash at its end
+        """
         scope["root_path"] = prefix + self._root_path
         if not _is_under(scope["path"], prefix):
             scope["path"] = prefix + scope["path"]
@@ -94,17 +108,17 @@ class ASGIAdapter:
 
 
 def remote_of(scope: Scope) -> str:
-    """The client's address for logs, as the application left it; "" where it left none."""
+    """The client's host for logs, from a scope that the application may have changed; or ""."""
     client = scope.get("client")
     host = client[0] if client and (type(client) is tuple or type(client) is list) else ""
     return host if type(host) is str else ""
 
 
 def _is_under(path: str, root: str) -> bool:
-    """Whether a decoded path begins with the root path, as the specification wants it to."""
+    """Whether a decoded path is the root path or lies below it."""
     return (path + "/").startswith(root + "/")
 
 
 def _encoded(root: str) -> bytes:
-    # What a path segment may hold unescaped (RFC 3986 section 3.3).
+    # The characters that a path segment may hold unescaped (RFC 3986 section 3.3).
     return quote(root, safe="/!$&'()*+,;=:@~").encode("ascii")

@@ -1,8 +1,8 @@
 """An ASGI 3 application behind a WebSocket (the ASGI WebSocket specification 2.5).
 
-A `WebSocketCall` begins as what its driver takes for an HTTP request: until the application has
-accepted or denied the handshake, everything that holds for a request holds for it. From then on it
-has a `Channel`, which is the open connection.
+A `WebSocketCall` begins like an `ASGICall`: its driver treats the handshake like any other HTTP
+request until the application accepts or denies it. After that the call has an `OpenWebSocket`, the
+driver of the open connection.
 """
 
 from __future__ import annotations
@@ -11,63 +11,67 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from servo.apps.asgi import (
-    ERROR_BODY,
-    PIECES_A_TURN,
-    AppError,
-    Transport,
-    is_consequence,
-)
+from servo.apps.asgi import PIECES_A_TURN, ASGITransport, comes_of_disconnect
 from servo.apps.awaitables import READY, Ready
+from servo.apps.response_writer import ERROR_BODY
+from servo.errors import AppError
 from servo.http.errors import ClientDisconnected, LocalProtocolError
-from servo.http.websocket import ABNORMAL, INTERNAL_ERROR, NORMAL
+from servo.http.websocket import CLOSE_ABNORMAL, CLOSE_INTERNAL_ERROR, CLOSE_NORMAL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
 
-    from servo._types import Scope
-    from servo.apps.asgi import Exchange
+    from servo._types import ASGIMessage, Scope
     from servo.apps.asgi_scope import ASGIAdapter
+    from servo.apps.response_writer import ASGIResponseWriter
     from servo.http.events import Data, Headers, Request
     from servo.http.websocket import Handshake, WebSocketConnection
 
-    Message = dict[str, Any]
-
-# Bytes of messages that wait for an application that doesn't ask for them; past it reading pauses.
+# Bytes of messages that may wait for the application before reading pauses.
 QUEUE_HIGH_WATER = 65536
 
 
-class Channel(Protocol):
-    """What a call needs of an open connection's driver."""
+class OpenWebSocket(Protocol):
+    """The part of an open connection's driver that a call uses.
+
+    writable  few of the sent bytes wait for the client, so the application may go on
+    """
 
     writable: bool
 
     def send(self, message: str | bytes) -> None:
-        """Send a message, buffering what the socket doesn't take. Dropped once we have closed."""
+        """Send a message; buffer what the socket does not take. Dropped after a close frame."""
 
     async def drained(self) -> None:
-        """Wait until the buffer is nearly empty. Raises ClientDisconnected."""
+        """Wait until the buffer is nearly empty. Raises `ClientDisconnected`."""
 
     def close(self, code: int, reason: str) -> None:
-        """Begin the closing handshake. Raises LocalProtocolError for what can't be said."""
+        """Begin the closing handshake. Raises `LocalProtocolError` for an invalid argument."""
 
     def taken(self) -> None:
         """The application has taken a message."""
 
     def waiting(self) -> None:
-        """The application waits for a message, and none is there."""
+        """The application waits for a message, and there is none."""
 
 
-class HandshakeTransport(Transport, Protocol):
-    """What a call needs of the driver before the handshake is answered."""
+class HandshakeTransport(ASGITransport, Protocol):
+    """The part of the driver that a call uses before the handshake is answered."""
 
     def open_websocket(
         self, call: WebSocketCall, headers: Headers, connection: WebSocketConnection
-    ) -> Channel:
-        """Accept the handshake with these header fields. Raises LocalProtocolError."""
+    ) -> OpenWebSocket:
+        """Accept the handshake, and return the driver of the open connection.
+
+        call        the call that gets the messages
+        headers     the fields of the response
+        connection  the connection's protocol
+
+        Raises `LocalProtocolError` for fields that can't be sent.
+        """
 
     def abandon_handshake(self) -> None:
-        """The client has left before an answer: account for the request, and close."""
+        """The client has left before it was answered: count the request, and close."""
 
 
 _CONNECTING, _DENYING, _OPEN, _OVER = range(4)
@@ -76,8 +80,15 @@ _CONNECTING, _DENYING, _OPEN, _OVER = range(4)
 class WebSocketCall:
     """One WebSocket, from its handshake to the application's return.
 
+    adapter           the application, its logger and its lifespan state
+    template          the parts of the scope that the connection's requests share
+    request           the request that asks for the WebSocket
+    handshake         its judged fields
+    http              frames a response that denies the handshake
+    transport         the connection's driver
+    started_ns        when the request arrived, in nanoseconds of the driver's clock
     max_queue         messages that may wait for the application
-    max_message_size  bytes of one message, see WebSocketConnection
+    max_message_size  bytes of one message, see `WebSocketConnection`
 
     disconnected  the connection was lost before the handshake was answered
     """
@@ -88,7 +99,6 @@ class WebSocketCall:
 
     __slots__ = (
         "_adapter",
-        "_channel",
         "_end",
         "_half_closed",
         "_handshake",
@@ -101,6 +111,7 @@ class WebSocketCall:
         "_transport",
         "_waiter",
         "_waiting_bytes",
+        "_websocket",
         "cancelled",
         "disconnected",
         "request",
@@ -117,7 +128,7 @@ class WebSocketCall:
         template: Scope,
         request: Request,
         handshake: Handshake,
-        http: Exchange,
+        http: ASGIResponseWriter,
         transport: HandshakeTransport,
         started_ns: int,
         *,
@@ -132,8 +143,8 @@ class WebSocketCall:
         self._max_message_size = max_message_size
         self._phase = _CONNECTING
         self._pieces = 0
-        self._channel: Channel | None = None
-        self._inbox: deque[Message] = deque([{"type": "websocket.connect"}])
+        self._websocket: OpenWebSocket | None = None
+        self._inbox: deque[ASGIMessage] = deque([{"type": "websocket.connect"}])
         self._waiting_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
         self._end: tuple[int, str] | None = None
@@ -148,21 +159,21 @@ class WebSocketCall:
         self.scope = _scope(adapter.scope(template, request), handshake)
 
     async def run(self) -> None:
-        """Call the application and see the connection through to an end, whatever it does."""
-        # Not before: a trusted proxy's word for the scheme comes after the scope was made.
+        """Call the application and bring the connection to an end, whatever happens."""
+        # Only now, because a trusted proxy's scheme is put into the scope after that was made.
         self.scope["scheme"] = _SCHEMES.get(self.scope["scheme"], self.scope["scheme"])
-        code = INTERNAL_ERROR
+        code = CLOSE_INTERNAL_ERROR
         try:
             await self._adapter.app(self.scope, self.receive, self.send)
-            code = NORMAL
+            code = CLOSE_NORMAL
         except BaseException as error:  # noqa: BLE001  logged, with its traceback
-            self._failed(error)  # see awaitables.see_through
+            self._failed(error)  # see awaitables.run_app
         else:
             self._returned()
         finally:
-            if self._phase == _OPEN and self._channel is not None:
+            if self._phase == _OPEN and self._websocket is not None:
                 self._phase = _OVER
-                self._channel.close(code, "")
+                self._websocket.close(code, "")
             elif self._phase in (_CONNECTING, _DENYING) and self._half_closed:
                 self._abandon()
             self._transport.call_done(self)
@@ -170,26 +181,26 @@ class WebSocketCall:
     # --- fed by the driver ----------------------------------------------------------------------
 
     def feed(self, event: Data) -> None:
-        """Never called: a handshake has no body."""
+        """Refuse a part of a request's body: the driver has found that a handshake has none."""
         raise AssertionError(event)
 
     def disconnect(self) -> None:
-        """The client is gone before the handshake was answered."""
+        """The client has gone before the handshake was answered."""
         self.disconnected = True
-        self.end(ABNORMAL, "")
+        self.end(CLOSE_ABNORMAL, "")
 
     def end_of_input(self) -> None:
-        """The client has closed its side.
+        """The client has closed its side before the handshake was answered.
 
-        No WebSocket is half-closed (RFC 6455 section 7.1.5), so an application that waits for the
-        client is told of a disconnect. One that answers without asking may do so: frames may have
-        come with the handshake, and the end is the open connection's then.
+        A WebSocket can't be half-closed (RFC 6455 section 7.1.5), so an application that waits for
+        the client gets a disconnect. But an application may accept without having waited: frames
+        may have come with the handshake, and the open connection then sees the end behind them.
         """
         self._half_closed = True
         self._wake()
 
     def deliver(self, message: str | bytes) -> None:
-        """A message has come."""
+        """Queue a received message for the application."""
         kind = "text" if message.__class__ is str else "bytes"
         self._inbox.append({"type": "websocket.receive", kind: message})
         self._waiting_bytes += len(message)
@@ -197,16 +208,19 @@ class WebSocketCall:
 
     @property
     def full(self) -> bool:
-        """Enough is waiting for the application."""
+        """So many messages wait for the application that reading should pause."""
         return len(self._inbox) >= self._max_queue or self._waiting_bytes >= QUEUE_HIGH_WATER
 
     @property
     def quiet(self) -> bool:
-        """The application waits for a message, and none is there."""
+        """The application waits for a message, and there is none."""
         return self._waiter is not None and not self._inbox and not self._waiter.done()
 
     def end(self, code: int, reason: str) -> None:
-        """The connection is over. The application gets what has come before that."""
+        """The connection is over. The application still gets the messages that came before.
+
+        code, reason  of the close frame, or 1006 if there was none
+        """
         if self._end is None:
             self._end = code, reason
             self._wake()
@@ -218,43 +232,43 @@ class WebSocketCall:
 
     # --- called by the application --------------------------------------------------------------
 
-    def receive(self) -> Coroutine[Any, Any, Message]:
-        """ASGI's `receive`."""
+    def receive(self) -> Coroutine[Any, Any, ASGIMessage]:
+        """ASGI's `receive`. A message that waits already costs no coroutine."""
         if self._inbox:
             return Ready(self._next())
         return self._receive()
 
-    def _next(self) -> Message:
+    def _next(self) -> ASGIMessage:
         message = self._inbox.popleft()
-        if self._channel is not None:
+        if self._websocket is not None:
             self._waiting_bytes -= len(message.get("text") or message.get("bytes") or "")
-            self._channel.taken()
+            self._websocket.taken()
         return message
 
-    async def _receive(self) -> Message:
+    async def _receive(self) -> ASGIMessage:
         while not self._inbox:
             if self._half_closed and self._phase == _CONNECTING:
                 self._abandon()
             if self._half_closed and self._phase == _DENYING:
-                return {"type": "websocket.disconnect", "code": ABNORMAL, "reason": ""}
+                return {"type": "websocket.disconnect", "code": CLOSE_ABNORMAL, "reason": ""}
             if self._end is not None:
                 code, reason = self._end
                 return {"type": "websocket.disconnect", "code": code, "reason": reason}
             self._waiter = self._transport.loop.create_future()
-            if self._channel is not None:
-                self._channel.waiting()
+            if self._websocket is not None:
+                self._websocket.waiting()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
         return self._next()
 
-    def send(self, message: Message) -> Awaitable[None]:
+    def send(self, message: ASGIMessage) -> Awaitable[None]:
         """ASGI's `send`."""
         if message["type"] != "websocket.send":
             return self._send_other(message)
-        channel = self._channel
-        if self._phase != _OPEN or channel is None:
+        websocket = self._websocket
+        if self._phase != _OPEN or websocket is None:
             raise AppError(f"websocket.send was sent {_WHEN[self._phase]}")
         if self._end is not None:
             raise ClientDisconnected("the WebSocket is closed")
@@ -263,13 +277,13 @@ class WebSocketCall:
             data = message.get("text")
             if not isinstance(data, str):
                 raise AppError("websocket.send with neither bytes nor text")
-        channel.send(data)
-        if not channel.writable:
-            return channel.drained()
+        websocket.send(data)
+        if not websocket.writable:
+            return websocket.drained()
         self._pieces += 1
         return READY if self._pieces % PIECES_A_TURN else asyncio.sleep(0)
 
-    def _send_other(self, message: Message) -> Awaitable[None]:
+    def _send_other(self, message: ASGIMessage) -> Awaitable[None]:
         kind = message["type"]
         phase = self._phase
         if phase == _OVER:
@@ -292,37 +306,37 @@ class WebSocketCall:
             raise AppError(f"{kind} was sent {_WHEN[phase]}")
         return READY
 
-    def _accept(self, message: Message) -> None:
+    def _accept(self, message: ASGIMessage) -> None:
         given = [(name, value) for name, value in message.get("headers", ())]
         headers = self._handshake.fields(message.get("subprotocol"), given)
         connection = self._handshake.connection(self._max_message_size)
         self.response_headers = headers
-        # Open from here on: what came with the handshake is delivered before this returns.
-        self._channel = self._transport.open_websocket(self, headers, connection)
+        # This delivers the messages that came with the handshake before it returns.
+        self._websocket = self._transport.open_websocket(self, headers, connection)
         self._phase = _OPEN
 
-    def _close(self, message: Message) -> None:
-        assert self._channel is not None
-        # A client that is gone already has closed in its own way: there is nothing to add.
+    def _close(self, message: ASGIMessage) -> None:
+        assert self._websocket is not None
+        # If the client has closed the connection already, there is nothing to send.
         if self._end is None:
-            code = message.get("code", NORMAL)
+            code = message.get("code", CLOSE_NORMAL)
             reason = message.get("reason") or ""
-            self._channel.close(code, reason)
+            self._websocket.close(code, reason)
             self.end(code, reason)
         self._phase = _OVER
 
     # --- denying --------------------------------------------------------------------------------
 
     def _deny(self, status: int, headers: Headers, body: bytes) -> None:
-        """Answer the handshake with a whole response."""
+        """Deny the handshake with a whole response."""
         self._phase = _OVER
         self.status = status
         self.response_headers = headers
         self._transport.write(self._http.send_response(status, [*headers, _CLOSE], body))
         self._denied()
 
-    def _send_body(self, message: Message) -> Awaitable[None]:
-        """The body of a denial (the extension `websocket.http.response`)."""
+    def _send_body(self, message: ASGIMessage) -> Awaitable[None]:
+        """Send a part of a denial's body (the extension `websocket.http.response`)."""
         transport = self._transport
         body = message.get("body", b"")
         http = self._http
@@ -343,12 +357,12 @@ class WebSocketCall:
     def _denied(self) -> None:
         self._phase = _OVER
         self._transport.response_complete()
-        self.end(ABNORMAL, "")
+        self.end(CLOSE_ABNORMAL, "")
 
     # --- errors ---------------------------------------------------------------------------------
 
     def _abandon(self) -> None:
-        """Let a client go that has closed its side before the handshake was answered."""
+        """Give up on a client that closed its side before the handshake was answered."""
         if not self.disconnected and not self.cancelled:
             self._transport.abandon_handshake()
 
@@ -359,7 +373,7 @@ class WebSocketCall:
 
     def _failed(self, error: BaseException) -> None:
         if self.disconnected or self.cancelled or self._half_closed or self._end is not None:
-            if not is_consequence(error) and not isinstance(error, asyncio.CancelledError):
+            if not comes_of_disconnect(error) and not isinstance(error, asyncio.CancelledError):
                 self._log(error)
             return
         self._log(error)
@@ -379,7 +393,8 @@ class WebSocketCall:
             self._adapter.log.error("Error in the application for %s", what, exc_info=error)
 
 
-# A client may have sent frames already, which are no next request.
+# A denial closes the connection: the client may have sent frames already, and they are not a next
+# request.
 _CLOSE = (b"connection", b"close")
 _SCHEMES = {"http": "ws", "https": "wss"}
 _WHEN = {
@@ -391,7 +406,7 @@ _WHEN = {
 
 
 def _scope(scope: Scope, handshake: Handshake) -> Scope:
-    """The scope of a WebSocket, made of one for HTTP."""
+    """Turn a scope for HTTP into one for a WebSocket."""
     del scope["method"]
     scope["type"] = "websocket"
     scope["subprotocols"] = handshake.subprotocols

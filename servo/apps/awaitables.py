@@ -1,27 +1,59 @@
-"""What of an ASGI call tasks run and applications await.
+"""The coroutine that runs an ASGI application, and awaitables that are ready at once.
 
-Never compiled (see `setup.py`): a task shows the frames of plain coroutines only, and `servoctl
-stack` is to show the application's.
+This module is never compiled (see `setup.py`): the stack of a task contains only the frames of
+plain Python coroutines, and `servoctl stack` should show the application's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Awaitable, Generator
 
-    from servo.apps.asgi import ASGICall
+    from servo._types import ASGIApp, ASGIMessage, Scope
 
 
-async def see_through(call: ASGICall) -> None:
-    """Call the application and see its response through to an end, whatever it does."""
+class HasApp(Protocol):
+    """The part of an `ASGIAdapter` that `run_app` uses."""
+
+    app: ASGIApp
+
+
+class CallObserver(Protocol):
+    """The part of an `ASGITransport` that `run_app` uses."""
+
+    def call_done(self, call: Any) -> None: ...
+
+
+class AppCall(Protocol):
+    """The part of an `ASGICall` that `run_app` uses."""
+
+    scope: Scope
+
+    @property
+    def adapter(self) -> HasApp: ...
+
+    @property
+    def transport(self) -> CallObserver: ...
+
+    def receive(self) -> Coroutine[Any, Any, ASGIMessage]: ...
+
+    def send(self, message: ASGIMessage) -> Awaitable[None]: ...
+
+    def returned(self) -> None: ...
+
+    def failed(self, error: BaseException) -> None: ...
+
+
+async def run_app(call: AppCall) -> None:
+    """Call the application and bring its response to an end, whatever the application does."""
     try:
         await call.adapter.app(call.scope, call.receive, call.send)
     except BaseException as error:  # noqa: BLE001  logged, with its traceback
-        # SystemExit, CancelledError, …: no worker, and no connection, is the application's to
-        # end in its own way.
+        # SystemExit, CancelledError, …: an application may end neither the worker nor the
+        # connection by raising one of these.
         call.failed(error)
     else:
         call.returned()
@@ -30,9 +62,11 @@ async def see_through(call: ASGICall) -> None:
 
 
 class Ready(Coroutine[Any, Any, Any]):
-    """An awaitable that is ready, with its value: no frame, no trip through the event loop.
+    """An awaitable that has its value already: it costs no frame and no turn of the event loop.
 
-    A Coroutine in every respect, since applications hand `send(…)` to `create_task` and the like.
+    It is a Coroutine in every respect, because applications pass `send(…)` to `create_task`, too.
+
+    value  the result of awaiting it
     """
 
     __slots__ = ("_value",)
@@ -65,8 +99,8 @@ _AT_ITS_END = cast("Generator[Any, Any, Any]", iter(()))
 
 
 class _Nothing(Ready):
-    """Ready without a value: an iterator of C's that is at its end says so in a quarter of the time
-    that `__next__` takes."""
+    """Ready, without a value. An exhausted iterator written in C takes a quarter of the time of
+    `__next__` to say that it has ended."""
 
     __slots__ = ()
 

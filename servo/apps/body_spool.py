@@ -1,4 +1,4 @@
-"""Request bodies that wait until they are whole: in memory, and past a size in a file."""
+"""Errors of stored request bodies, which wait in memory or in a file until they are complete."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# RFC 4918 section 11.5: 507 says that the server has no room for it.
+# Errors that mean a full disk, which status 507 is for (RFC 4918 section 11.5).
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def refusal(error: OSError) -> ProtocolError:
-    """How the request is answered whose body can't be stored; says why in the log."""
+    """Log why a body can't be stored; return the error to answer its request with."""
     log.error("Can't store a request body: %s", error)
     return ProtocolError(507 if error.errno in _FULL else 500, "the body can't be stored")
 
 
 def discard(body: Any) -> None:
-    """Close a stored body, whatever has become of its file."""
+    """Close a stored body; a failure to do so is no error.
+
+    body  a file object
+    """
     try:
         body.close()
     except OSError as error:
-        # It had bytes in its buffer, and they don't fit on the disk. Nobody wants them any more.
+        # The file had bytes in its buffer that don't fit on the disk. Nobody needs them any more.
         log.debug("Closing a request body: %s", error)

@@ -1,4 +1,7 @@
-"""Which app a directory seems to hold, for a message: its files are read, none is imported."""
+"""Finds the app that a directory seems to hold, so that a message can suggest it.
+
+It reads the source of the files, and imports none.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ _MAX_BYTES = 1 << 20
 
 
 def likely_app(directory: Path) -> str | None:
-    """`module:attribute` if exactly one file here binds one of the names that an app goes by."""
+    """`module:attribute`, if exactly one file in the directory binds a usual name of an app."""
     try:
         files = sorted(directory.glob("*.py"))
     except OSError:
@@ -26,7 +29,7 @@ def likely_app(directory: Path) -> str | None:
 
 def _app_in(path: Path) -> str | None:
     if not path.stem.isidentifier():
-        return None  # servo.conf.py, say
+        return None  # not a module: servo.conf.py, say
     try:
         if path.stat().st_size > _MAX_BYTES:
             return None

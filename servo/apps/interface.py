@@ -1,4 +1,4 @@
-"""WSGI or ASGI? Told from the object, without calling it."""
+"""Recognises whether an application speaks WSGI or ASGI, without calling it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 import inspect
 from typing import Any
 
-# Applications whose interface no signature tells (a compiled `__call__`, a metaclass), by the
-# qualified names of their classes and bases.
+# Interfaces of frameworks by the qualified names of their application classes. Their signatures
+# may be unreadable: a compiled `__call__`, a metaclass.
 _KNOWN = {
     "fastapi.applications.FastAPI": "asgi",
     "starlette.applications.Starlette": "asgi",
@@ -24,12 +24,16 @@ _KNOWN = {
 
 
 def detect_interface(app: Any) -> str | None:
-    """ "asgi", "asgi2" (a double callable of ASGI 2), "wsgi", or None: not an application.
+    """Recognise the interface of an application.
 
-    An ASGI 3 app is a coroutine function of three arguments, whatever it hides behind: a bound
-    method, a functools.partial, an instance's `__call__`. A plain callable is judged by how many
-    arguments it takes: two are WSGI (PEP 3333), three are ASGI 3, and one is ASGI 2 if it is called
-    `scope` (any other may be a factory's).
+    app  any object
+
+    Returns "asgi", "asgi2" (a double callable of ASGI 2), "wsgi", or None if it is not an
+    application.
+
+    A coroutine function is an ASGI 3 app, even behind a bound method, a functools.partial or an
+    instance's `__call__`. Any other callable is judged by its arguments: two are WSGI (PEP 3333),
+    three are ASGI 3, and a single one called `scope` is ASGI 2 (any other may be a factory's).
     """
     if not callable(app):
         return None
@@ -46,7 +50,7 @@ def detect_interface(app: Any) -> str | None:
 
 
 def looks_like_factory(app: Any) -> bool:
-    """Whether it is a function that can be called without arguments, and so is no application."""
+    """Whether an object is a function that takes no arguments, and so is not an application."""
     return (
         (inspect.isroutine(app) or isinstance(app, functools.partial))
         and _takes(app, 0)
@@ -55,7 +59,7 @@ def looks_like_factory(app: Any) -> bool:
 
 
 def _detect_class(app: type) -> str | None:
-    """Calling a class makes an instance: ASGI 2's double callable, or a WSGI iterable."""
+    """Recognise a class whose instances answer requests: ASGI 2's double callable, or WSGI."""
     if hasattr(app, "__await__") and _takes(app, 3):
         return "asgi"
     call = inspect.getattr_static(app, "__call__", None)
@@ -67,7 +71,7 @@ def _detect_class(app: type) -> str | None:
 
 
 def _function_of(app: Any) -> Any:
-    """What runs in the end when this is called."""
+    """The function that runs when an object is called."""
     while isinstance(app, functools.partial):
         app = app.func
     if inspect.isroutine(app):
@@ -78,7 +82,7 @@ def _function_of(app: Any) -> Any:
 def _is_async(function: Any) -> bool:
     if isinstance(function, (staticmethod, classmethod)):
         function = function.__func__
-    # asgiref marks plain functions so before Python 3.12, and Cython its compiled ones.
+    # asgiref (before Python 3.12) and Cython mark functions in this way.
     return inspect.iscoroutinefunction(function) or hasattr(function, "_is_coroutine")
 
 
@@ -86,7 +90,7 @@ def _by_arguments(app: Any) -> str | None:
     try:
         parameters = list(inspect.signature(app).parameters.values())
     except (ValueError, TypeError):
-        return "wsgi"  # compiled, and no coroutine function: the older interface
+        return "wsgi"  # a compiled function that is not a coroutine function
     if parameters and parameters[0].name == "scope":
         return "asgi2" if _takes(app, 1) else "asgi"
     if _takes(app, 2):

@@ -1,9 +1,11 @@
-"""The ASGI lifespan: one long call of the application around the life of a worker.
+"""The ASGI lifespan: one call of the application that lasts from a worker's start to its end.
 
-The application's call is a task of its own. It gets `lifespan.startup`, answers, and gets
-`lifespan.shutdown` when the worker ends. Whatever it raises stays in that task: asyncio passes
-`SystemExit` and `KeyboardInterrupt` on to whoever runs the loop, which would end a worker that the
-arbiter takes for a good one, and the next worker after it, without an end.
+The call runs in a task of its own. The application receives `lifespan.startup`, answers it, and
+receives `lifespan.shutdown` when the worker ends.
+
+Errors stay in that task, `SystemExit` and `KeyboardInterrupt` included. asyncio would pass these
+two on to the caller of the event loop and so end the worker. The arbiter would take it for a
+healthy one that had ended, and replace it by another with the same fate, again and again.
 """
 
 from __future__ import annotations
@@ -11,15 +13,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from servo.apps.asgi import AppError
-from servo.errors import BootError
+from servo.errors import AppError, BootError
 
 if TYPE_CHECKING:
     import logging
 
     from servo._types import ASGIApp
 
-# Starting and stopping wait for an answer of the application; an abandoned one is being cancelled.
+# While it is starting or stopping, the worker waits for an answer. An abandoned lifespan is being
+# cancelled.
 _STARTING, _STARTED, _STOPPING, _STOPPED, _FAILED, _ABANDONED = range(6)
 _WHEN = {
     _STARTING: "before lifespan.startup was answered",
@@ -29,16 +31,20 @@ _WHEN = {
     _FAILED: "after the lifespan had failed",
     _ABANDONED: "after the worker had given up its start",
 }
-# An application that has said that it can't start may still put away what it has opened.
+# Seconds that an application has for cleaning up after it has reported a failed start.
 FAILED_END_S = 2.0
 
 
 class Lifespan:
     """Runs `lifespan.startup` and `lifespan.shutdown`.
 
-    mode   "auto": an application that raises an ordinary exception before it answers has no
-           lifespan; "on": it must have one; "off": it is not asked
-    state  what the application left for its requests (ASGI lifespan specification, `state`)
+    app   the application
+    mode  "auto": an application that raises an ordinary exception before it answers has no
+          lifespan; "on": it must have one; "off": it is never called for one
+    log   the logger for its errors
+
+    state      what the application stores for its requests (ASGI lifespan specification, `state`)
+    supported  the application has a lifespan, as far as is known
     """
 
     def __init__(self, app: ASGIApp, mode: str, log: logging.Logger) -> None:
@@ -55,7 +61,7 @@ class Lifespan:
         self._answered = asyncio.Event()
 
     async def startup(self) -> None:
-        """Start the application. Raises BootError when it can't start."""
+        """Start the application. Raises `BootError` if its start fails."""
         if not self.supported:
             return
         self._task = asyncio.get_running_loop().create_task(self._run(), name="servo-lifespan")
@@ -66,7 +72,7 @@ class Lifespan:
             raise BootError(f"the application's lifespan startup failed: {self._message}")
 
     async def shutdown(self) -> None:
-        """Let the application clean up. What it raises is logged: the worker ends anyway."""
+        """Let the application clean up. Errors are only logged, since the worker ends anyway."""
         if self._task is None or self._task.done() or self._phase != _STARTED:
             return
         self._phase = _STOPPING
@@ -75,7 +81,7 @@ class Lifespan:
         await self._answered.wait()
 
     def abandon(self) -> None:
-        """The worker cancels what is left: that is no error of the application."""
+        """The worker gives up its start and cancels the task; don't log that as an error."""
         self._phase = _ABANDONED
 
     async def _run(self) -> None:
@@ -110,10 +116,11 @@ class Lifespan:
             self._log.error("Error in the application's lifespan", exc_info=error)
 
     def _may_have_none(self, error: BaseException) -> bool:
-        """Whether to take an error for the answer of an application that knows no lifespan.
+        """Whether the error may come from an application without a lifespan.
 
-        It may raise whatever it raises for an unknown scope. SystemExit and the like say that the
-        process is to end, and a task that is cancelled after it took `lifespan.startup` had one.
+        Such an application may raise any ordinary exception for the unknown scope. SystemExit and
+        its like mean that the process should end. A task that was cancelled after it had received
+        `lifespan.startup` does have a lifespan.
         """
         if isinstance(error, asyncio.CancelledError):
             return not self._has_asked
@@ -144,7 +151,7 @@ class Lifespan:
         elif kind in ("lifespan.startup.failed", "lifespan.shutdown.failed"):
             self._on_failed(kind, str(message.get("message") or "no message given"))
         elif kind == "lifespan.startup.complete" and phase in (_STARTED, _STOPPING):
-            # It does no harm, and peers serve such applications.
+            # This does no harm, and other servers serve such applications.
             self._log.warning("%s was sent twice", kind)
             return
         elif kind in ("lifespan.startup.complete", "lifespan.shutdown.complete"):
@@ -154,11 +161,11 @@ class Lifespan:
         self._answered.set()
 
     def _on_failed(self, kind: str, text: str) -> None:
-        """The application says that it has failed; that is no answer unless one was awaited."""
+        """The application reports a failure. It is an answer only if one was awaited."""
         phase = self._phase
         if phase in (_STARTING, _STOPPING):
             self._fail(text)
-        # A failed start is reported by `startup`.
+        # `startup` reports a failed start.
         if phase == _STOPPING:
             self._log.error("The application's lifespan shutdown failed: %s", self._message)
         elif phase != _STARTING:
@@ -170,5 +177,5 @@ class Lifespan:
 
 
 def _last_line(text: str) -> str:
-    """Starlette's message is a whole traceback; its last line says what happened."""
+    """The last line of a message. Starlette sends a whole traceback, which ends with the error."""
     return text.strip().rsplit("\n", 1)[-1]

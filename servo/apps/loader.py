@@ -1,12 +1,14 @@
-"""Finding the application that a text names: `module:attribute` and the other forms.
+"""Finds and loads the application that a command line or a setting names.
+
+The forms are:
 
     module:attribute          attribute may be dotted
     module                    its `app`, `application` or `create_app()`
     module:factory(…)         called, with literal arguments
     path/to/file.py[:…]       the same, by file
 
-Whatever goes wrong is an AppImportError that says what to do; its `details` are the traceback of
-the app's own frames.
+Every failure is an `AppImportError` whose message says what to do. Its `details` are the traceback,
+reduced to the frames of the app.
 """
 
 from __future__ import annotations
@@ -42,8 +44,9 @@ _SERVO = str(Path(__file__).resolve().parents[1]) + os.sep
 class LoadedApp:
     """An application, ready to be called.
 
-    interface   "wsgi" or "asgi"
-    is_asgi2    it was a double callable of ASGI 2; `app` wraps it
+    app        the callable
+    interface  "wsgi" or "asgi"
+    is_asgi2   the object was a double callable of ASGI 2, which `app` wraps
     """
 
     app: Any
@@ -53,7 +56,7 @@ class LoadedApp:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What follows the colon: a dotted attribute and, for a factory, its arguments."""
+    """The part behind the colon: a dotted attribute and, for a factory, its arguments."""
 
     path: tuple[str, ...]
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -63,9 +66,10 @@ class _Call:
 
 
 def load_app(spec: str, interface: str = "auto") -> LoadedApp:
-    """Import the app that `spec` names, and tell its interface ("auto") or believe it.
+    """Import an app. Raises `AppImportError`.
 
-    Raises AppImportError.
+    spec       the name of the app, in one of the forms above
+    interface  "wsgi" or "asgi", or "auto" to recognise it
     """
     target, calls = _parse(spec)
     module = _import_file(target) if _is_path(target) else _import_module(target)
@@ -74,15 +78,22 @@ def load_app(spec: str, interface: str = "auto") -> LoadedApp:
 
 
 def named_app(app: Any, name: str, interface: str = "auto") -> LoadedApp:
-    """What an object is served as; `name` is for messages. Raises AppImportError."""
+    """Make a `LoadedApp` of an object. Raises `AppImportError` if it is not an app.
+
+    app        the object
+    name       its name for messages
+    interface  "wsgi" or "asgi", or "auto" to recognise it
+    """
     return _judge(app, name, interface)
 
 
 def prepare_import_path(settings: Settings) -> None:
-    """Put the directories of `pythonpath`, then the app's, at the head of sys.path.
+    """Put the app's directory, then those of `pythonpath`, at the head of sys.path.
 
-    They are there by their real names: what is imported late, by a function, comes from the release
-    that the rest came from, though a link on the way may name another by then.
+    settings  the settings `chdir` and `pythonpath`
+
+    Links are resolved. Deployments often switch a link to the next release, and a module that the
+    app imports late must still come from the release of the rest.
     """
     named, base = Path(settings.chdir), Path(settings.directory)
     for entry in ("", *reversed(settings.pythonpath)):
@@ -104,7 +115,7 @@ def _is_path(target: str) -> bool:
 
 
 def _parse(spec: str) -> tuple[str, list[_Call]]:
-    """(module or path, what to look for in it, in this order)."""
+    """The module or path, and the attributes to look for in it, in this order."""
     target, colon, expression = spec.strip().partition(":")
     if not target or (colon and not expression.strip()):
         raise AppImportError(f"{spec!r} names no app; the forms are {FORMS}")
@@ -160,7 +171,7 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_file(target: str) -> ModuleType:
-    """Import a file under the name that it would have as a module of its topmost package."""
+    """Import a file, by the name that it has as a module of its topmost package."""
     path = Path(target).expanduser().resolve()
     try:
         exists = is_file(path)
@@ -179,7 +190,8 @@ def _import_file(target: str) -> ModuleType:
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded
-    # A file named like a module that is already here (queue.py, test.py) must not get that one.
+    # If another module of this name is loaded (a file called queue.py or test.py), the app needs
+    # another name.
     return _execute_file(name if loaded is None else f"servo_app_{name}", path)
 
 
@@ -229,7 +241,7 @@ def _module_not_found(name: str, missing: str) -> AppImportError:
 
 
 def _app_directories() -> list[Path]:
-    """Where an app of one's own may lie: sys.path without Python's own and installed packages."""
+    """The directories of sys.path that may hold an app: neither Python's nor site-packages."""
     paths = [Path(entry).resolve() for entry in sys.path]
     python = {Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)}
     return [
@@ -267,7 +279,7 @@ def _find(module: ModuleType, target: str, calls: list[_Call]) -> tuple[Any, _Ca
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                # A module's own __getattr__, or a property, runs the app's code.
+                # A look-up may run the app's code: a module's __getattr__, a property.
                 if isinstance(error, AppImportError):
                     raise
                 raise _import_failed(f"{target}:{call}", error) from error
@@ -362,7 +374,7 @@ def _app_frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 def _details(error: BaseException) -> str:
-    """The traceback, without the frames that brought Python to the app."""
+    """The traceback, without the frames of Servo and of the import system."""
     whole = traceback.TracebackException.from_exception(error)
     pending = [whole]
     while pending:

@@ -1,7 +1,6 @@
-"""WebSockets without the library that makes their frames: who needs it, and what to say.
+"""Warns if an application needs WebSockets and the library for their frames is not installed.
 
-Frameworks are recognised by modules that the application has imported already. None is imported
-here.
+Frameworks are recognised by the modules that the application has imported. None is imported here.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 log = logging.getLogger("servo.error")
 
 INSTALL = "pip install 'servo-server[websocket]'"
-# Wrappers around an application, and routes within routes.
+# How deep to look into wrappers around an application, and into routes within routes.
 _DEPTH = 20
 
 
@@ -22,30 +21,33 @@ def has_websockets() -> bool:
     """Whether the `websockets` package can be imported."""
     try:
         return importlib.util.find_spec("websockets") is not None
-    except ImportError:  # of a finder that says no in this way
+    except ImportError:  # some import finders answer so
         return False
 
 
 class MissingWebSockets:
-    """Warns once of the missing package: at the start, if the application is known to need it, or
-    else when the first client asks for a WebSocket.
+    """Warns once of the missing package.
 
-    tells  whether this worker says so at the start: one of several is enough
+    It warns at the start if the application is known to need the package, and otherwise when the
+    first client asks for a WebSocket.
+
+    app   the application
+    logs  whether this worker logs the warning at the start; one of several workers is enough
     """
 
-    def __init__(self, app: Any, *, tells: bool) -> None:
-        self._said = uses_websockets(app)
-        if self._said and tells:
+    def __init__(self, app: Any, *, logs: bool) -> None:
+        self._is_warned = uses_websockets(app)
+        if self._is_warned and logs:
             log.warning(
                 "The application has WebSocket routes, and the package websockets is not installed:"
                 " requests for them are served as plain HTTP. To serve them: %s",
                 INSTALL,
             )
 
-    def asked(self) -> None:
-        """A client asks for a WebSocket."""
-        if not self._said:
-            self._said = True
+    def on_request(self) -> None:
+        """A client has asked for a WebSocket."""
+        if not self._is_warned:
+            self._is_warned = True
             log.warning(
                 "A client has asked for a WebSocket, and the package websockets is not installed:"
                 " the request is served as plain HTTP. To serve WebSockets: %s",
@@ -61,7 +63,7 @@ def uses_websockets(app: Any) -> bool:
     try:
         return bool(kinds) and _has(app, kinds, _DEPTH)
     except Exception:
-        # A property of the application's own: looking must not cost its start.
+        # Looking may run the application's own properties, and must not keep it from starting.
         log.debug("The application's routes can't be looked at", exc_info=True)
         return False
 
@@ -73,6 +75,6 @@ def _has(app: Any, kinds: tuple[type, ...], depth: int) -> bool:
     if not depth:
         return False
     parts = list(getattr(app, "routes", None) or ())
-    # Middleware calls what it wraps `app`; Starlette's Mount has its routes as well.
+    # Middleware keeps the wrapped application as `app`. Starlette's Mount has `app` and `routes`.
     parts += [part for part in (getattr(app, "app", None),) if part is not None and not parts]
     return any(_has(part, kinds, depth - 1) for part in parts)

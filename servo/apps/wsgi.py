@@ -1,9 +1,8 @@
 """A WSGI application behind an HTTP connection (PEP 3333).
 
-`WSGIAdapter` is made once a worker (see `wsgi_environ`), `WSGIResponder` once a connection.
-`responder.run` calls the application and gives back what is still to be sent; only a response that
-is produced in pieces is sent from inside it. Nothing here knows a socket: the driver is a
-`Transport`.
+A worker has one `WSGIAdapter` (see `wsgi_environ`), and each connection a `WSGIResponder`. Its
+method `run` calls the application and returns the bytes of the response. Only a response that comes
+in pieces is sent from inside `run`, through the driver, which acts as a `WSGITransport`.
 """
 
 from __future__ import annotations
@@ -13,62 +12,48 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from servo.apps.response_writer import ERROR_BODY
 from servo.apps.wsgi_file import FileRegion, FileWrapper, bounded, plain_file
-from servo.errors import ServoError
+from servo.errors import AppError
 from servo.http.errors import ClientDisconnected, LocalProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from servo._types import Environ
+    from servo.apps.response_writer import WSGIResponseWriter
     from servo.apps.wsgi_environ import WSGIAdapter
 
 
-class Transport(Protocol):
-    """What a responder needs of the connection's driver. Its methods raise ClientDisconnected."""
+class WSGITransport(Protocol):
+    """The part of a connection's driver that a responder uses.
 
-    def send_all(self, data: bytes) -> None:
-        """Send it, or keep it to be sent; waits for a slow client only past the limits."""
-
-    def finish(self, rest: bytes | FileRegion) -> None:
-        """The same with the end of a response, on which the application's `close` follows."""
-
-
-class Exchange(Protocol):
-    """Where a response goes: an `H1Connection`, or what stands for one.
-
-    Its methods return the bytes to write; see `servo.http.h1.connection.H1Connection`.
+    The methods raise `ClientDisconnected`.
     """
 
-    close_after: bool
+    def send_all(self, data: bytes) -> None:
+        """Send bytes, or buffer them; wait for a slow client only when the buffer is full."""
 
-    @property
-    def response_started(self) -> bool: ...
+    def finish(self, rest: bytes | FileRegion) -> None:
+        """Send the end of a response, before the application's `close` is called.
 
-    @property
-    def response_complete(self) -> bool: ...
-
-    @property
-    def raw_body(self) -> bool: ...
-
-    def send_response(self, status: Any, headers: Any, body: bytes) -> bytes: ...
-
-    def start_response(self, status: Any, headers: Any, first: int = 0) -> bytes: ...
-
-    def send_data(self, data: bytes) -> bytes: ...
-
-    def end_response(self) -> bytes: ...
-
-    def send_informational(self, status: int, headers: Any) -> bytes: ...
-
-    def account(self, n: int) -> None: ...
+        rest  the last bytes, or a part of a file behind its head
+        """
 
 
 _LIST_ITERATOR: type = type(iter([]))
 
 
 class WSGIResponder:
-    """Calls the application for the requests of one connection, one after the other."""
+    """Calls the application for the requests of one connection, one after the other.
+
+    adapter    the application and its settings
+    http       frames the responses
+    transport  the connection's driver
+
+    status, headers  of the current response, for the access log and hooks
+    start_response   the callable of the same name that the application gets
+    """
 
     __slots__ = (
         "_adapter",
@@ -81,7 +66,9 @@ class WSGIResponder:
         "status",
     )
 
-    def __init__(self, adapter: WSGIAdapter, http: Exchange, transport: Transport) -> None:
+    def __init__(
+        self, adapter: WSGIAdapter, http: WSGIResponseWriter, transport: WSGITransport
+    ) -> None:
         self._adapter = adapter
         self._app = adapter.app
         self._http = http
@@ -89,20 +76,23 @@ class WSGIResponder:
         self._started = False
         self.status: str | None = None
         self.headers: Any = ()
-        # Bound once: a bound method a request would be an allocation a request.
+        # Bound once, because looking it up for each request would allocate a bound method.
         self.start_response = self._start_response
 
     def run(self, environ: Environ) -> bytes | FileRegion:
-        """Call the application; returns what the driver has yet to send of the response.
+        """Call the application.
 
-        A response that has a `close` is handed to the driver in here, by `Transport.finish`.
+        environ  the request's environ
 
-        An error of the application is logged with its traceback and answered with a 500 where
-        nothing was sent; otherwise the connection is marked to be closed, so that the client sees
-        that the response is not whole (RFC 9112 section 8).
+        Returns the part of the response that the driver has to send. If the response has a `close`
+        method, the driver gets that part earlier, through `WSGITransport.finish`.
+
+        Errors of the application are logged with their traceback. If nothing was sent, the client
+        gets a 500. Otherwise the connection is closed, so that the client sees that the response is
+        incomplete (RFC 9112 section 8).
         """
         self.status = None
-        self.headers = ()  # an app that fails has none: not those of the request before
+        self.headers = ()  # not those of the request before, should the app fail
         self._started = False
         try:
             result: Any = self._app(environ, self.start_response)
@@ -115,16 +105,15 @@ class WSGIResponder:
             self._http.close_after = True
             return b""
         except BaseException:  # noqa: BLE001  logged, with its traceback
-            # SystemExit, CancelledError, …: neither a worker nor a thread is the application's to
-            # end.
+            # SystemExit, CancelledError, …: an application may end neither the worker nor a thread.
             return self._failed(environ)
         return self._deliver(result, environ)
 
     def _deliver(self, result: Any, environ: Environ) -> bytes | FileRegion:
-        """Send what the application goes on producing, and then let it clean up.
+        """Send what the application produces step by step, and then let it clean up.
 
-        The response is out, or with the driver, before `close` is called: that may take long (jobs
-        after the response) or fail, and neither is the client's business.
+        The response is sent, or handed to the driver, before `close` is called. `close` may take
+        long (some run jobs in it) or fail, and neither should affect the client.
         """
         rest: bytes | FileRegion = b""
         close: Any = None
@@ -161,7 +150,7 @@ class WSGIResponder:
                 if self._started:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
-                exc_info = None  # a reference cycle with the traceback's frames (PEP 3333)
+                exc_info = None  # it would form a reference cycle with the frames (PEP 3333)
         elif self.status is not None:
             raise AppError("start_response was called twice without exc_info")
         if type(status) is not str or len(status) < 3:
@@ -171,7 +160,7 @@ class WSGIResponder:
         return self._write
 
     def _write(self, data: Any) -> None:
-        """PEP 3333's imperative `write`."""
+        """The `write` callable of PEP 3333."""
         self._transport.send_all(self._frame(data))
 
     def early_hints(self, headers: Any) -> None:
@@ -179,8 +168,8 @@ class WSGIResponder:
 
         headers  usually `("Link", "</style.css>; rel=preload; as=style")` and the like
 
-        An HTTP/1.0 client gets nothing. Raises AppError once the response has begun, and
-        ClientDisconnected.
+        An HTTP/1.0 client gets nothing. Raises `AppError` if the response has begun, and
+        `ClientDisconnected`.
         """
         if self._started:
             raise AppError("wsgi.early_hints was called after the response had begun")
@@ -198,7 +187,7 @@ class WSGIResponder:
             return http.send_data(data)
         status = self._status_given()
         if ("Content-Length", str(len(data))) in self.headers:
-            # As most frameworks answer: an iterator of one block, which is all of the body.
+            # The response of most frameworks: an iterator of one block, the whole body.
             framed = http.send_response(status, self.headers, data)
         else:
             framed = http.start_response(status, self.headers, len(data)) + http.send_data(data)
@@ -219,13 +208,15 @@ class WSGIResponder:
                 return region
         blocks = bounded(result, self.headers) if type(result) is FileWrapper else iter(result)
         if type(blocks) is _LIST_ITERATOR and not self._started:
-            # Django's responses: all blocks are there, the application has none to make meanwhile.
+            # As in Django's responses: all blocks exist already, so none has to be sent before the
+            # next is made.
             return self._whole(list(blocks))
         for block in blocks:
             if self._adapter.forked:
                 _end_child(None)
             if block:
-                # Now: PEP 3333 forbids to hold a block back while the application makes the next.
+                # Send at once: PEP 3333 forbids holding a block back while the application makes
+                # the next.
                 self._transport.send_all(self._frame(block))
         if self._adapter.forked:
             _end_child(None)
@@ -239,7 +230,7 @@ class WSGIResponder:
         return self.status
 
     def _file_region(self, wrapper: FileWrapper) -> FileRegion | None:
-        """The file behind the wrapper, if the rest of it can be sent by sendfile."""
+        """The rest of the wrapped file, if sendfile can send it; else None."""
         if not self._adapter.sendfile or self.status is None:
             return None
         plain = plain_file(wrapper.filelike)
@@ -272,10 +263,10 @@ class WSGIResponder:
         if self._http.response_started:
             self._http.close_after = True
             return b""
-        # For the access log and hooks: this is sent, whatever the app had said.
+        # The access log and hooks must see the response that is sent, not the one the app began.
         self.status = "500 Internal Server Error"
         self.headers = [("Content-Type", "text/plain; charset=utf-8")]
-        return self._http.send_response(self.status, self.headers, b"Internal Server Error\n")
+        return self._http.send_response(self.status, self.headers, ERROR_BODY)
 
 
 def _shown(environ: Environ) -> str:
@@ -283,7 +274,7 @@ def _shown(environ: Environ) -> str:
 
 
 def _end_child(error: BaseException | None) -> NoReturn:
-    """The application has forked, and the child has come back out of it: its work is done."""
+    """End a child process that the application has forked, and that has returned from it."""
     code = 0
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -293,7 +284,3 @@ def _end_child(error: BaseException | None) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-class AppError(ServoError):
-    """The application broke PEP 3333."""

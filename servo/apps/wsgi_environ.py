@@ -1,6 +1,7 @@
-"""What a WSGI application is told of a request: its environ (PEP 3333).
+"""Builds the WSGI environ of a request (PEP 3333).
 
-What never changes is put together once a worker, what the connection tells once for each of them.
+The parts that never change are built once a worker, and those of the connection once a connection,
+so a request costs a copy and its own entries.
 """
 
 from __future__ import annotations
@@ -22,18 +23,26 @@ if TYPE_CHECKING:
     from servo.http.events import Request
 
 
-# With a minor version, which CGI wants (RFC 3875 section 4.1.16).
+# CGI asks for a minor version (RFC 3875 section 4.1.16), which "2" does not have.
 _PROTOCOLS = {"1.1": "HTTP/1.1", "1.0": "HTTP/1.0", "2": "HTTP/2.0"}
-_KEYS_KEPT = 1024
+# Names whose environ keys are remembered. Bounded, because clients choose the names.
+_KEYS_BOUND = 1024
 
 
 class WSGIAdapter:
-    """One application and the parts of its environ that never change.
+    """One application, and the parts of its environ that never change.
 
-    header_map   what becomes of header names with underscores, which can't be told from dashes
-                 in an environ: "drop" them, "refuse" the request, or "dangerous" (keep them)
-    root_path    the mount point, text or percent-encoded: becomes SCRIPT_NAME, and is cut from the
-                 front of PATH_INFO
+    app           the application
+    log           the logger for its errors
+    multithread   whether several threads of this process may call it at a time
+    multiprocess  whether several processes may
+    root_path     the mount point, as text or percent-encoded; it becomes SCRIPT_NAME, and is cut
+                  from the front of PATH_INFO
+    header_map    how to treat header names with underscores, which an environ does not tell from
+                  dashes: "drop" them, "refuse" the request, or "dangerous" (keep them)
+    sendfile      whether files may be sent by sendfile
+
+    forked  this process is one that the application has forked; see `watch_forks`
     """
 
     def __init__(
@@ -51,10 +60,10 @@ class WSGIAdapter:
         self.log = log
         self.sendfile = sendfile
         self.forked = False
-        # As PEP 3333 has text: UTF-8 in the guise of latin-1.
+        # PEP 3333's text: the bytes of UTF-8, each as a character of latin-1.
         self._root_path = unquote_to_bytes(root_path.rstrip("/")).decode("latin-1")
         self._header_map = header_map
-        # Header name (lower case) -> environ key. Bounded: clients choose names.
+        # Header name (lower case) to environ key.
         self._keys = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
         self._base: Environ = {
             "wsgi.version": (1, 0),
@@ -70,9 +79,10 @@ class WSGIAdapter:
         }
 
     def watch_forks(self) -> None:
-        """Have processes end that the application forks and lets run on into the worker's code.
+        """Notice when this process is forked, so that a child returning from the app is ended.
 
-        For workers: it can't be undone.
+        Without that, the child would go on as a second worker on the same sockets. Only workers
+        call this, because it can't be undone.
         """
         os.register_at_fork(after_in_child=self._note_fork)
 
@@ -82,10 +92,13 @@ class WSGIAdapter:
     def template(
         self, server: tuple[str, int] | str, client: tuple[str, int] | None, scheme: str
     ) -> Environ:
-        """The environ parts of one connection; copied for each of its requests.
+        """The parts of the environ that the requests of one connection share.
 
-        `server` is (host, port) or the path of a Unix socket; `client` is None on one. Where
-        `is_nameless(server)`, each environ has to go through `name_server`.
+        server  host and port, or the path of a Unix socket
+        client  host and port of the client; None on a Unix socket
+        scheme  "http" or "https"
+
+        If `is_nameless(server)`, each environ must be passed to `name_server`.
         """
         environ = self._base.copy()
         environ["wsgi.url_scheme"] = scheme
@@ -99,19 +112,27 @@ class WSGIAdapter:
         return environ
 
     def environ(self, template: Environ, request: Request, body: Any, length: int) -> Environ:
-        """The environ of a request whose body (`length` bytes) is `body`, or None for none.
+        """Build the environ of one request.
 
-        Raises ProtocolError for a name that `header_map` refuses.
+        template  the connection's template
+        request   the request
+        body      a file object with the body, or None if there is none
+        length    bytes of the body
+
+        Raises `ProtocolError` for a header name that `header_map` refuses.
         """
         return self.fill(self.with_headers(template, request), request, body, length)
 
     def with_headers(self, template: Environ, request: Request) -> Environ:
-        """The template with a request's header fields and version, which the next may share."""
+        """Copy the template and add the headers and the version of a request.
+
+        The result may be kept and used for the next request with the same headers.
+        """
         environ = template.copy()
         environ["SERVER_PROTOCOL"] = _PROTOCOLS[request.version]
         named = request.named
         if len(named) == len(request.headers):
-            # The ordinary case: no name comes twice, each has been seen before.
+            # The ordinary case: no name is repeated, and the keys of all are known.
             keys = self._keys
             try:
                 for name, value in request.headers:
@@ -123,7 +144,10 @@ class WSGIAdapter:
         return environ
 
     def fill(self, environ: Environ, request: Request, body: Any, length: int) -> Environ:
-        """What is left of an environ that has the header fields."""
+        """Add the rest of a request to an environ that has its headers; return the environ.
+
+        The arguments are as in `environ`.
+        """
         environ["REQUEST_METHOD"] = request.method
         path = request.path
         target = request.target
@@ -132,12 +156,12 @@ class WSGIAdapter:
             uri = target.decode("latin-1")
         else:
             text = path.decode("latin-1")
-            # Of the same length: the target is the path, and nothing else.
+            # If the lengths are equal, the target is just the path, and need not be decoded again.
             uri = text if len(target) == len(path) else target.decode("latin-1")
         if self._root_path and (text + "/").startswith(self._root_path + "/"):
             text = text[len(self._root_path) :]
         elif text == "*":
-            text = ""  # OPTIONS about the server as a whole has no path (RFC 3875 section 4.1.5)
+            text = ""  # "OPTIONS *" is about the whole server and has no path (RFC 3875 4.1.5)
         environ["PATH_INFO"] = text
         environ["QUERY_STRING"] = request.query.decode("latin-1")
         environ["RAW_URI"] = environ["REQUEST_URI"] = uri
@@ -147,7 +171,7 @@ class WSGIAdapter:
         return environ
 
     def _add_headers(self, environ: Environ, request: Request) -> None:
-        """Any headers, one by one: new names, repeated ones, ones that are left out."""
+        """Add headers one by one: they may have new, repeated or forbidden names."""
         seen: Environ = {}
         for name, value in request.headers:
             key = self._keys.get(name) or self._learn(name)
@@ -162,34 +186,36 @@ class WSGIAdapter:
 
     def _learn(self, name: bytes) -> str | None:
         if name == b"proxy":
-            # Its variable, HTTP_PROXY, is the one that HTTP clients take their proxy from: a
-            # request could choose where the application's own requests go (CVE-2016-5385).
+            # Its variable would be HTTP_PROXY, from which HTTP clients take their proxy. A request
+            # could redirect the application's own requests (CVE-2016-5385, "httpoxy").
             return None
         if name == b"transfer-encoding":
-            # RFC 9112 section 7.1.3: decoding removes the coding and gives a length instead.
+            # Decoding a body removes the coding and gives it a length (RFC 9112 section 7.1.3).
             return None
         if b"_" in name and self._header_map != "dangerous":
             if self._header_map == "refuse":
                 raise ProtocolError(400, "a header name has an underscore")
             return None
         key = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
-        # Not one with "_": "x_a" and "x-a" share a key, so their values have to be joined, which
-        # `with_headers` doesn't look for among names that it knows.
-        if len(self._keys) < _KEYS_KEPT and b"_" not in name:
+        # Names with "_" are not remembered: "x_a" and "x-a" share a key, so that their values must
+        # be joined, and the short way of `with_headers` would not notice.
+        if len(self._keys) < _KEYS_BOUND and b"_" not in name:
             self._keys[name] = key
         return key
 
 
 def is_nameless(server: tuple[str, int] | str) -> bool:
-    """Whether an address has no name and port: a Unix socket's, or one that a proxy didn't say."""
+    """Whether an address has no host: a Unix socket's, or one that a proxy did not name."""
     return isinstance(server, str) or not server[0]
 
 
 def name_server(environ: Environ) -> None:
-    """Take the server's name and port from Host, for an address that has none.
+    """Take the server's name and port from the Host header, for an address without a host.
 
-    PEP 3333 wants both never to be empty. Without a port in Host it is the scheme's; an HTTP/1.0
-    client without Host gets "localhost". To be called when scheme and Host are final.
+    environ  the environ; call this once its scheme and Host are final
+
+    Neither may be empty (PEP 3333). A Host without a port gets the scheme's, and an HTTP/1.0 client
+    without Host gets "localhost".
     """
     host: str = environ.get("HTTP_HOST", "")
     name, colon, port = host.rpartition(":")
@@ -200,14 +226,17 @@ def name_server(environ: Environ) -> None:
 
 
 class EmptyInput:
-    """`wsgi.input` of a request without a body. It has no state, so all requests share one."""
+    """`wsgi.input` of a request without a body. It has no state, so all requests share one object.
+
+    `size` and `hint` are ignored.
+    """
 
     def read(self, size: int | None = -1) -> bytes:
-        """Nothing."""
+        """No bytes."""
         return b""
 
     def readline(self, size: int | None = -1) -> bytes:
-        """Nothing."""
+        """No bytes."""
         return b""
 
     def readlines(self, hint: int | None = -1) -> list[bytes]:
@@ -218,7 +247,7 @@ class EmptyInput:
         return iter(())
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 _EMPTY_INPUT = EmptyInput()

@@ -1,4 +1,4 @@
-"""Files as bodies of WSGI responses: `wsgi.file_wrapper` (PEP 3333), and what is sent of them."""
+"""Files as bodies of WSGI responses: `wsgi.file_wrapper` (PEP 3333), and sendfile."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ if TYPE_CHECKING:
 
 
 class FileRegion:
-    """A part of a file that the driver sends (by sendfile) after the head, and then closes.
+    """A response whose body is a part of a file. The driver sends the head, then the part.
 
-    `fd` is a descriptor of our own, so that the application may close its file at any time.
+    head    bytes to send first
+    fd      a descriptor of our own, so that the application may close its file at any time
+    offset  where the part begins, in bytes
+    count   bytes of the part
     """
 
     __slots__ = ("count", "fd", "head", "offset")
@@ -31,9 +34,12 @@ class FileRegion:
 
 
 class FileWrapper:
-    """`wsgi.file_wrapper`: an iterator over a file, sent by sendfile where that is possible.
+    """`wsgi.file_wrapper`: an iterator over a file, which is sent by sendfile if possible.
 
-    It seeks as its file does, so that a framework that answers a range need not read its way there.
+    filelike    an object with a method `read`
+    block_size  bytes to read at a time
+
+    It can seek if the file can, so that a framework need not read up to the start of a range.
     """
 
     def __init__(self, filelike: Any, block_size: int = 65536) -> None:
@@ -46,7 +52,7 @@ class FileWrapper:
         return self
 
     def __next__(self) -> Any:
-        # Bytes, if the application is right. The responder says so if they are not.
+        # These should be bytes. The responder refuses them otherwise.
         data = self.filelike.read(self.block_size)
         if not data:
             raise StopIteration
@@ -59,19 +65,21 @@ class FileWrapper:
         return hasattr(self.filelike, "seek")
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> Any:
-        """As the file's."""
+        """Seek in the file; the arguments are as in `io.IOBase.seek`."""
         return self.filelike.seek(offset, whence)
 
     def tell(self) -> Any:
-        """As the file's."""
+        """The position in the file."""
         return self.filelike.tell()
 
 
 def plain_file(filelike: Any) -> tuple[int, int, int] | None:
-    """Descriptor, position and size of a file whose `read` gives its descriptor's very bytes.
+    """The descriptor, position and size of a plain file; None if only `read` gives its content.
 
-    None for anything else: what decompresses (gzip), decodes or counts on its `read` being called
-    has a descriptor, too. So this goes by the types of the objects, and not by what they offer.
+    filelike  the object that the application has wrapped
+
+    Having a descriptor is not enough: objects that decompress, decode or count in `read` have one,
+    too. So this checks the types of the objects instead of their attributes.
     """
     if (
         type(filelike).__name__ == "_TemporaryFileWrapper"
@@ -79,7 +87,7 @@ def plain_file(filelike: Any) -> tuple[int, int, int] | None:
     ):
         filelike = filelike.file
     else:
-        # Objects that stand for a file (Django's, werkzeug's) hand out its own method.
+        # Wrappers around a file (Django's, werkzeug's) have the file's own `read` method.
         filelike = getattr(getattr(filelike, "read", None), "__self__", None)
     kind = type(filelike)
     buffered = kind is io.BufferedReader or kind is io.BufferedRandom
@@ -91,16 +99,20 @@ def plain_file(filelike: Any) -> tuple[int, int, int] | None:
         fd = filelike.fileno()
         offset = filelike.tell()
         facts = os.fstat(fd)
-    except (OSError, ValueError):  # closed, or it can't seek
+    except (OSError, ValueError):  # the file is closed, or can't seek
         return None
-    # Files of /proc have no size, and a content all the same.
+    # Files in /proc have content, but their size is 0.
     if not stat.S_ISREG(facts.st_mode) or not facts.st_size or offset > facts.st_size:
         return None
     return fd, offset, facts.st_size
 
 
 def bounded(wrapper: FileWrapper, headers: Any) -> Iterator[Any]:
-    """A file up to its end or to Content-Length, whichever comes first (PEP 3333)."""
+    """The blocks of a file, up to its end or to Content-Length, whichever comes first (PEP 3333).
+
+    wrapper  the wrapped file
+    headers  the response's headers, pairs of str
+    """
     left = None
     for name, value in headers:
         if name.lower() == "content-length" and value.isdecimal():

@@ -1,7 +1,7 @@
 """A WSGI application in the `async` worker: an ASGI application that calls it in a thread.
 
-So a WSGI application can be served over what only the `async` worker speaks. The rules of PEP 3333
-stay where they are, in `wsgi`: this only stands in for the connection that they talk to.
+So a WSGI application can be served over the protocols that only the `async` worker speaks. `wsgi`
+still applies the rules of PEP 3333; a `_Bridge` takes the place of its connection and its driver.
 """
 
 from __future__ import annotations
@@ -16,23 +16,27 @@ from servo.apps.asgi_scope import TLS_ENVIRON
 from servo.apps.body_spool import discard, refusal
 from servo.apps.wsgi import WSGIResponder
 from servo.apps.wsgi_environ import is_nameless, name_server
+from servo.http.errors import LocalProtocolError
 from servo.http.events import Request
 from servo.http.serialise import status_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from concurrent.futures import Future
 
     from servo._types import Receive, Scope, Send
     from servo.apps.wsgi_environ import WSGIAdapter
     from servo.http.errors import ProtocolError
+    from servo.http.serialise import Body, HeaderItem, Status
 
 
 class WSGIInAsync:
-    """The ASGI face of a WSGI application.
+    """An ASGI application that calls a WSGI application.
 
-    threads    how many requests may run at a time
-    body_buffer_size, directory   where a request body waits: memory up to that size, then a file
+    adapter           the WSGI application
+    threads           the number of requests that may run at a time
+    body_buffer_size  bytes of a request's body that are kept in memory; more go into a file
+    directory         where that file is made; None for the system's default
     """
 
     def __init__(
@@ -91,10 +95,11 @@ class WSGIInAsync:
 
 
 class _Bridge:
-    """What a WSGIResponder sees as its connection and its transport, in a thread.
+    """The response writer and the transport of a `WSGIResponder` that runs in a thread.
 
-    A part of a response waits until the event loop has taken it: that is the back-pressure. A whole
-    response is left in `whole`, and costs no trip from the thread to the loop.
+    Each part of a response waits until the event loop has sent it, which slows the application down
+    to the client's speed. A whole response is only kept in `whole`: the event loop sends it after
+    the thread has ended, so the thread does not wait for the loop at all.
     """
 
     raw_body = False
@@ -108,10 +113,8 @@ class _Bridge:
         self.whole: tuple[dict[str, Any], ...] = ()
         self.finishing: Future[None] | None = None
 
-    def send_response(
-        self, status: int | str, headers: Sequence[tuple[str, str]], body: bytes
-    ) -> bytes:
-        """The whole response."""
+    def send_response(self, status: Status, headers: Iterable[HeaderItem], body: Body) -> bytes:
+        """Keep a whole response. See `H1Connection` for this and the following methods."""
         self.whole = (
             _start(status, headers),
             {"type": "http.response.body", "body": body, "more_body": False},
@@ -120,43 +123,45 @@ class _Bridge:
         return b""
 
     def start_response(
-        self, status: int | str, headers: Sequence[tuple[str, str]], first: int = 0
+        self, status: Status, headers: Iterable[HeaderItem], first: int = 0
     ) -> bytes:
-        """The head alone."""
+        """Send the head of a response."""
         self._post(_start(status, headers))
         self.response_started = True
         return b""
 
-    def send_informational(self, status: int, headers: Sequence[tuple[str, str]]) -> bytes:
-        """An early hint. ASGI has no other fields in it than Link."""
+    def send_informational(self, status: int, headers: Iterable[HeaderItem]) -> bytes:
+        """Send an early hint. In ASGI it can have no other fields than Link."""
         links = [value.encode("latin-1") for name, value in headers if name.lower() == "link"]
         self._post({"type": "http.response.early_hint", "links": links})
         return b""
 
-    def send_data(self, data: bytes) -> bytes:
-        """A part of the body."""
+    def send_data(self, data: Body) -> bytes:
+        """Send a part of the body."""
         self._post({"type": "http.response.body", "body": data, "more_body": True})
         return b""
 
     def account(self, n: int) -> None:
-        """Never called: no `raw_body`."""
-        raise NotImplementedError
+        """Refuse: without `raw_body` a driver can't send body bytes past the framing."""
+        raise LocalProtocolError("body bytes past the framing of the response")
 
     def end_response(self) -> bytes:
-        """The end of the body."""
+        """Send the end of the body."""
         self._post({"type": "http.response.body", "body": b"", "more_body": False})
         self.response_complete = True
         return b""
 
     def send_all(self, data: bytes) -> None:
-        """Nothing is left to send, `send_data` has waited for it; but for a whole response."""
+        """Send a whole response that is kept. Parts were sent by `send_data` already."""
         whole, self.whole = self.whole, ()
         for message in whole:
             self._post(message)
 
     def finish(self, rest: object) -> None:
-        """Have a whole response sent, without waiting for it: the application may go on for long
-        in its `close`. Of any other nothing is left."""
+        """Start sending a whole response that is kept, without waiting for it.
+
+        The application's `close`, which comes next, may take long.
+        """
         whole, self.whole = self.whole, ()
         if whole:
             self.finishing = asyncio.run_coroutine_threadsafe(self._deliver(*whole), self._loop)
@@ -175,8 +180,8 @@ async def _refuse(error: ProtocolError, send: Send) -> None:
     await send({"type": "http.response.body", "body": f"{error.reason}\n".encode()})
 
 
-def _start(status: int | str, headers: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    # ASGI carries a number: what is wrong with the text is found here.
+def _start(status: Status, headers: Iterable[HeaderItem]) -> dict[str, Any]:
+    # ASGI has numbers for statuses, so an invalid text must be found here.
     code, _ = status_line(status)
     encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     return {"type": "http.response.start", "status": code, "headers": encoded}

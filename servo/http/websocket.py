@@ -1,9 +1,12 @@
 """WebSocket as a server sees it, without I/O: RFC 6455, and permessage-deflate (RFC 7692).
 
-`read_handshake` judges a request that asks for a WebSocket; what every request must obey was judged
-in `headers` before. Then a `WebSocketConnection` turns bytes into messages and messages into bytes.
-Frames are read and made by the `websockets` library's Sans-I/O `Protocol`, which measured 2.5 times
-faster than wsproto's (docs/performance.md).
+A WebSocket begins as an HTTP request, which `headers` has judged like any other. `read_handshake`
+judges the fields that ask for a WebSocket. Then a `WebSocketConnection` turns bytes into messages
+and messages into bytes. A message is one frame or several; each frame has a header of 2 to 14 bytes
+and a payload, which clients mask.
+
+The Sans-I/O `Protocol` of the `websockets` library reads and makes the frames. It measured 2.5
+times as fast as wsproto (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -26,36 +29,38 @@ from websockets.typing import ExtensionName
 from websockets.utils import accept_key
 
 from servo.http.errors import LocalProtocolError, ProtocolError
+from servo.http.h1.field_lines import TOKEN
 
 if TYPE_CHECKING:
     from codecs import IncrementalDecoder
 
     from servo.http.events import Headers
 
-VERSION = b"13"
+_VERSION = b"13"
 
-# Codes that a close frame can't carry: nobody sent one with a code, or nobody sent one at all.
-NO_CODE = 1005
-ABNORMAL = 1006
+# Codes that are never sent (RFC 6455 section 7.4.1). They stand for a close frame without a code,
+# and for a connection without a close frame.
+CLOSE_NO_CODE = 1005
+CLOSE_ABNORMAL = 1006
 # Codes that the server itself sends (RFC 6455 section 7.4.1 and the IANA registry).
-NORMAL = 1000
-INTERNAL_ERROR = 1011
-RESTARTING = 1012
+CLOSE_NORMAL = 1000
+CLOSE_INTERNAL_ERROR = 1011
+CLOSE_RESTARTING = 1012
 
-_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
+_TOKEN = re.compile(TOKEN.pattern.decode("ascii"))
 _PREFIX = b"sec-websocket-"
 _ONCE = {
     b"sec-websocket-key": "Sec-WebSocket-Key",
     b"sec-websocket-version": "Sec-WebSocket-Version",
 }
 
-# A window of 4 KiB and a hash table to match: about 32 KiB to compress, and 11 KiB to decompress,
-# for each connection; zlib's own defaults are 300 KiB together. A client that does not let its
-# window be limited (it must say so) costs 32 KiB more.
+# A window of 4 KiB and a hash table of matching size: a connection takes about 32 KiB to compress
+# and 11 KiB to decompress. zlib's defaults would take 300 KiB. A client whose window can't be
+# limited (it has to say whether it can) costs 32 KiB more.
 _WINDOW_BITS = 12
 _MEMORY_LEVEL = 5
 _TEXT, _BINARY = Opcode.TEXT, Opcode.BINARY
-# Bytes of a message from which its head is better sent apart than joined to a copy of it.
+# From this size on (bytes), sending the head apart is cheaper than copying the message behind it.
 _APART = 32768
 _decoder = getincrementaldecoder("utf-8")
 
@@ -63,7 +68,9 @@ _decoder = getincrementaldecoder("utf-8")
 class Handshake:
     """A valid request for a WebSocket.
 
-    subprotocols  what the client offers, in its order of preference
+    accept        the value of Sec-WebSocket-Accept; b"" over HTTP/2, which has none
+    subprotocols  the client's offers, in its order of preference
+    deflate       the value of Sec-WebSocket-Extensions and the extension; None: no compression
     """
 
     __slots__ = ("_accept", "_deflate", "subprotocols")
@@ -76,13 +83,13 @@ class Handshake:
         self.subprotocols = subprotocols
 
     def fields(self, subprotocol: str | None, extra: Headers) -> Headers:
-        """The header fields of the answer that accepts it.
+        """The header fields of the response that accepts the request.
 
-        subprotocol  the application's choice among what was offered
+        subprotocol  the application's choice among the offers, or None
         extra        the application's own fields
 
-        Raises `LocalProtocolError`: a client has to fail a connection whose answer holds something
-        that it did not ask for (RFC 6455 section 4.1).
+        Raises `LocalProtocolError` for a subprotocol that was not offered, since the client must
+        fail the connection then (RFC 6455 section 4.1), and for fields that only the server sends.
         """
         for name, _ in extra:
             if bytes(name).lower().startswith(_PREFIX):
@@ -101,7 +108,10 @@ class Handshake:
         return fields + extra
 
     def connection(self, max_message_size: int) -> WebSocketConnection:
-        """The connection that begins once the answer is sent. To be called once."""
+        """Make the connection that begins behind the response. Call this once.
+
+        max_message_size  as for `WebSocketConnection`
+        """
         extension = None if self._deflate is None else self._deflate[1]
         return WebSocketConnection(max_message_size, extension)
 
@@ -109,10 +119,11 @@ class Handshake:
 def read_handshake(headers: Headers, *, deflate: bool = True, key: bool = True) -> Handshake:
     """Judge the fields of a request for a WebSocket (RFC 6455 section 4.2.1).
 
-    deflate  whether permessage-deflate may be agreed on
-    key      whether Sec-WebSocket-Key is asked for; it is not over HTTP/2 (RFC 8441 section 5)
+    headers  the request's headers
+    deflate  whether to accept an offer of permessage-deflate
+    key      whether Sec-WebSocket-Key is required; not over HTTP/2 (RFC 8441 section 5)
 
-    Raises `ProtocolError`: 426 for another version of the protocol, otherwise 400.
+    Raises `ProtocolError`, with status 426 for another version of the protocol, otherwise 400.
     """
     given: dict[bytes, list[bytes]] = {}
     for name, value in headers:
@@ -124,7 +135,7 @@ def read_handshake(headers: Headers, *, deflate: bool = True, key: bool = True) 
     version = given.get(b"sec-websocket-version", [b""])[0]
     if not version:
         raise ProtocolError(400, "missing Sec-WebSocket-Version")
-    if version != VERSION:
+    if version != _VERSION:
         raise ProtocolError(426, "unsupported WebSocket version")
     accept = _accept(given.get(b"sec-websocket-key", [b""])[0]) if key else b""
     subprotocols = _subprotocols(given.get(b"sec-websocket-protocol", []))
@@ -151,7 +162,7 @@ def _subprotocols(values: list[bytes]) -> list[str]:
 
 
 def _agree(values: list[bytes]) -> tuple[bytes, Extension] | None:
-    """What the response says of compression, and what does it; None without an offer to accept."""
+    """Accept an offer of compression: the field's value and the extension; None without one."""
     if not values:
         return None
     try:
@@ -168,7 +179,7 @@ def _agree(values: list[bytes]) -> tuple[bytes, Extension] | None:
             try:
                 agreed, extension = factory.process_request_params(parameters, [])
             except NegotiationError:
-                continue  # an offer that can't be accepted is passed over (RFC 7692 section 5.1)
+                continue  # try the next offer (RFC 7692 section 5.1)
             return build_extension([(factory.name, agreed)]).encode("ascii"), extension
     return None
 
@@ -176,9 +187,10 @@ def _agree(values: list[bytes]) -> tuple[bytes, Extension] | None:
 class Closed:
     """The last event of a connection.
 
-    code, reason  of the close frame that ended it, whichever side began; 1005 where that had none,
-                  1006 where there was no close frame
-    clean         whether both sides have said that they close
+    code    of the close frame that ended it, whichever side began; 1005 if that had no code, 1006
+            if there was no close frame
+    reason  of the same frame
+    clean   whether both sides have sent a close frame
     """
 
     __slots__ = ("clean", "code", "reason")
@@ -192,11 +204,9 @@ class Closed:
 class WebSocketConnection:
     """One connection after its handshake. A message is a str or a bytes object.
 
-    max_message_size  bytes of a message, decompressed; 0: no limit. More ends it with 1009
-    deflate           the extension that was agreed on
-
-    closing  a close frame was sent: messages may still come, none can be sent
-    over     nothing more comes in; close the transport when `data_to_send` is out
+    max_message_size  bytes that a message may have, decompressed; 0: no limit. A larger one ends
+                      the connection with code 1009.
+    deflate           the agreed compression, or None
     """
 
     __slots__ = ("_closed", "_deflates", "_parts", "_protocol", "_text", "_texts")
@@ -205,26 +215,31 @@ class WebSocketConnection:
         self._protocol = Protocol(SERVER, max_size=max_message_size or None)
         self._deflates = deflate is not None
         self._text = _TextCheck(self._protocol)
-        # Incoming frames go through the list from its end: decompressed first, then checked.
+        # Incoming frames go through this list from its end, so text is decompressed before it is
+        # checked.
         self._protocol.extensions = [self._text, *([deflate] if deflate else [])]
-        # The frames so far of a message in several. Joined at once: an endless number of tiny ones
-        # must not take more memory than the message that they make.
+        # The frames so far of a message that comes in several. They are joined as they come, so
+        # that very many tiny frames take no more memory than their message.
         self._parts: bytearray | None = None
         self._texts = False
         self._closed = False
 
     @property
     def closing(self) -> bool:
+        """A close frame was sent: messages may still arrive, but none can be sent."""
         return self._protocol.state is not State.OPEN
 
     @property
     def over(self) -> bool:
+        """Nothing more will arrive. Close the transport once `data_to_send` is out."""
         return self._protocol.eof_sent
 
     def receive_data(self, data: bytes | memoryview) -> list[str | bytes | Closed]:
-        """Take what was read; return the messages that are complete. Pings are answered.
+        """Take received bytes; return the messages that are complete now, and `Closed` at the end.
 
-        A `Closed` is the last event. After this there may be `data_to_send`.
+        data  the bytes that were read
+
+        Send `data_to_send` afterwards: it has the answers to pings and to a close frame.
         """
         protocol = self._protocol
         protocol.receive_data(data)  # type: ignore[arg-type]  # whatever a bytearray can grow by
@@ -245,15 +260,18 @@ class WebSocketConnection:
         return events
 
     def receive_eof(self) -> Closed | None:
-        """The peer sends no more. The last event, if that has not come before."""
+        """The client sends no more. Returns `Closed` if it has not been returned before."""
         if not self._closed:
             self._protocol.receive_eof()
             return self._end()
         return None
 
     def send(self, message: str | bytes) -> bytes | tuple[bytes, bytes]:
-        """The bytes of a message; in two pieces where to join them would cost more than to send
-        them apart. Raises `LocalProtocolError` once a close frame was sent.
+        """Frame a message. Raises `LocalProtocolError` once a close frame was sent.
+
+        message  a str or bytes
+
+        Returns the bytes; in two pieces if joining them would cost more than sending them apart.
         """
         protocol = self._protocol
         if protocol.state is not State.OPEN:
@@ -270,12 +288,16 @@ class WebSocketConnection:
         return b"".join(protocol.data_to_send())
 
     def ping(self) -> bytes:
-        """The bytes of a ping."""
+        """Frame a ping."""
         self._protocol.send_ping(b"")
         return b"".join(self._protocol.data_to_send())
 
     def close(self, code: int, reason: str = "") -> bytes:
-        """The bytes of a close frame. Raises `LocalProtocolError` for what that can't hold."""
+        """Frame a close frame. Raises `LocalProtocolError` for an invalid code or reason.
+
+        code    of RFC 6455 section 7.4
+        reason  at most 123 bytes in UTF-8
+        """
         try:
             self._protocol.send_close(code, reason)
         except (FrameError, InvalidState) as error:
@@ -283,12 +305,15 @@ class WebSocketConnection:
         return b"".join(self._protocol.data_to_send())
 
     def fail(self, code: int, reason: str) -> bytes:
-        """End the connection without waiting for the peer; the bytes of the close frame."""
+        """Frame a close frame, and end the connection without waiting for the client's.
+
+        code, reason  as for `close`
+        """
         self._protocol.fail(code, reason)
         return b"".join(self._protocol.data_to_send())
 
     def data_to_send(self) -> bytes:
-        """What `receive_data` has to answer."""
+        """The frames that `receive_data` sends in answer."""
         return b"".join(self._protocol.data_to_send())
 
     def _add_fragment(self, frame: Frame, events: list[str | bytes | Closed]) -> None:
@@ -305,7 +330,7 @@ class WebSocketConnection:
         protocol = self._protocol
         sent = protocol.close_sent
         if sent is None:
-            return Closed(ABNORMAL, "", clean=False)
+            return Closed(CLOSE_ABNORMAL, "", clean=False)
         clean = protocol.close_rcvd is not None and protocol.parser_exc is None
         return Closed(int(sent.code), sent.reason, clean)
 
@@ -313,7 +338,7 @@ class WebSocketConnection:
 def _head(opcode: int, length: int) -> bytes:
     """The head of a frame that is a whole message (RFC 6455 section 5.2).
 
-    The library's way takes three times as long, and copies the message once more.
+    The library would take three times as long, and copy the message once more.
     """
     if length < 126:
         return bytes((0x80 | opcode, length))
@@ -327,12 +352,13 @@ _HEAD_64 = struct.Struct("!BBQ").pack
 
 
 class _TextCheck(Extension):
-    """Decodes text as its frames come: an extension is where a frame can still be refused.
+    """Decodes text in each frame as it arrives, and so checks that it is UTF-8.
 
-    Later would be too late for the right answer, since the parser may have answered a close frame
-    behind it by then. The parser makes 1007 of the error.
+    It poses as an extension, because an extension can still refuse a frame: the parser turns the
+    error into code 1007. Later would be too late, since the parser may have answered a close frame
+    that follows.
 
-    messages  the texts of frames that are whole messages
+    messages  the decoded texts of frames that are whole messages
     """
 
     name = ExtensionName("")
@@ -343,6 +369,7 @@ class _TextCheck(Extension):
         self._fragments: IncrementalDecoder | None = None
 
     def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
+        """Check a received frame. `max_size` is for extensions that decompress."""
         if frame.opcode is _TEXT:
             if frame.fin:
                 self.messages.append(str(frame.data, "utf-8"))
@@ -354,10 +381,11 @@ class _TextCheck(Extension):
             if frame.fin:
                 self._fragments = None
         elif frame.opcode is Opcode.CLOSE:
-            # It may come between the frames of a message (RFC 6455 section 5.4), which then is
-            # incomplete; the parser would take that for an error of the client.
+            # A close frame may come between the frames of a message (RFC 6455 section 5.4). The
+            # parser would take the incomplete message for an error of the client.
             self._protocol.current_size = None
         return frame
 
     def encode(self, frame: Frame) -> Frame:
+        """Leave a frame to be sent as it is."""
         return frame

@@ -1,7 +1,7 @@
-"""Field lines: their grammar, read as strictly as it can be (RFC 9112 section 5), and their limits.
+"""The grammar of field lines, read strictly (RFC 9112 section 5), and their limits.
 
-A head or a trailer section is looked at as it comes, cut into packets anywhere; what a field means
-is the business of `headers`.
+Incomplete heads and trailer sections are checked as they arrive, however they are cut into packets.
+The module `headers` knows what the fields mean.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def split_fields(head: bytes) -> Headers:
-    """The fields of a head. Raises `ProtocolError` for a line that breaks the grammar.
+    """Split a head into its fields. Raises `ProtocolError` for a line that breaks the grammar.
 
-    head  bytes whose first line (of a request, or b"") is skipped and whose last is empty
+    head  the head; its first line, which may be empty, is skipped, and its last must be empty
+
+    Returns pairs of the name in lower case and the value without white space around it.
     """
     headers = []
     for line in head.split(b"\r\n")[1:-2]:
@@ -35,9 +37,15 @@ def split_fields(head: bytes) -> Headers:
 
 
 def check_field_lines(part: bytes, section: int, new: int, count: int, limits: Limits) -> None:
-    """Refuse field lines, or the beginning of some, at the first that breaks a rule or a limit.
+    """Refuse a field section, or the beginning of one, at its first faulty line.
 
-    They begin at `section` and may be `count`; `new` is as `headers.check_lines` has it.
+    part     the received bytes
+    section  offset of the first field line in them
+    new      offset of the bytes that the last call did not see
+    count    the number of field lines allowed
+    limits   the other limits
+
+    Raises `ProtocolError` for a line that breaks the grammar or a limit.
     """
     before = part.rfind(b"\r\n", section, new)
     start = section if before < 0 else before + 2
@@ -46,8 +54,8 @@ def check_field_lines(part: bytes, section: int, new: int, count: int, limits: L
         end = part.find(b"\r\n", start)
         if end == start:
             return
-        # What is wrong behind the end of a limit is not looked at: cut into other packets, the
-        # same bytes would meet the limit first.
+        # Faults beyond the end of a limit are ignored, because the same bytes, cut into other
+        # packets, would have exceeded the limit first.
         room = section + limits.header_total - 2 - start
         stop = check_line(part, start, end, new, min(limits.header_field - 2, room))
         if stop - start > limits.header_field - 2:
@@ -67,9 +75,13 @@ def check_field_lines(part: bytes, section: int, new: int, count: int, limits: L
 
 
 def check_line(part: bytes, start: int, end: int, new: int, limit: int) -> int:
-    """Refuse control characters in any line, as far as it keeps within its limit. Where it stops.
+    """Refuse control characters in a line, up to its limit. Returns the offset of the line's end.
 
-    end  where its CRLF is, or -1 while that has not come
+    part   the received bytes
+    start  offset of the line
+    end    offset of its CRLF, or -1 if that has not arrived
+    new    offset of the bytes that the last call did not see
+    limit  bytes that the line may have
     """
     # A CR at the very end may be half of the CRLF.
     stop = end if end >= 0 else len(part) - part.endswith(b"\r")
@@ -79,7 +91,7 @@ def check_line(part: bytes, start: int, end: int, new: int, limit: int) -> int:
 
 
 def _field_fault(line: bytes) -> str:
-    """What is wrong with a field line, in words."""
+    """Describe the fault of a field line."""
     if line[:1] in (b" ", b"\t"):
         return "folded header line"
     name, colon, _ = line.partition(b":")

@@ -63,7 +63,7 @@ _NOBODY = Peer(None, "http", False)
 
 
 class H1Protocol:
-    """One HTTP/1.1 connection: an asyncio.Protocol, and an `asgi.Transport` to its calls."""
+    """One HTTP/1.1 connection: an asyncio.Protocol, and an `ASGITransport` to its calls."""
 
     __slots__ = (
         "_admitted",
@@ -121,7 +121,7 @@ class H1Protocol:
             date=settings.date_header,
         )
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made
-        # asgi.Transport's, without a call in between.
+        # ASGITransport's, without a call in between.
         self.write: Callable[[bytes], None] = _not_connected
         self._template: Scope = {}
         self._paused = False
@@ -344,7 +344,7 @@ class H1Protocol:
                     self._refuse(Refused(error, False, request.method, request.target))
                     return
             elif request.upgrade == b"websocket" and server.missing_websockets is not None:
-                server.missing_websockets.asked()
+                server.missing_websockets.on_request()
         if admission.is_last(self.peer):
             # Even where more is pipelined, or the limit would be the client's to break.
             request.keep_alive = False
@@ -386,7 +386,7 @@ class H1Protocol:
         self._hang_up(linger=True)
 
     def abandon_handshake(self) -> None:
-        """See asgi_websocket.HandshakeTransport."""
+        """See HandshakeTransport."""
         call, self.call = self.call, None
         if call is not None:
             self._give_up(call, CLIENT_CLOSED)
@@ -406,7 +406,7 @@ class H1Protocol:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """See asgi.Transport."""
+        """See ASGITransport."""
         if self._paused and self._http.want_read and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
@@ -417,7 +417,7 @@ class H1Protocol:
     # --- writing --------------------------------------------------------------------------------
 
     async def drained(self) -> None:
-        """See asgi.Transport."""
+        """See ASGITransport."""
         while not self.writable:
             if self._drain_waiter is None or self._drain_waiter.done():
                 self._drain_waiter = self.loop.create_future()
@@ -426,7 +426,7 @@ class H1Protocol:
                 raise ClientDisconnected("the client has closed the connection")
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
-        """See asgi.Transport. By sendfile, if nothing has to be done to the bytes."""
+        """See ASGITransport. By sendfile, if nothing has to be done to the bytes."""
         if self._facts is not None or not self._http.raw_body:
             await send_blocks(self.loop, fd, offset, count, self._write_body, self.drained)
             return
@@ -445,7 +445,7 @@ class H1Protocol:
         self.write(self._http.send_data(data))
 
     def response_complete(self) -> None:
-        """See asgi.Transport."""
+        """See ASGITransport."""
         call = self.call
         if call is None:
             return
@@ -486,7 +486,7 @@ class H1Protocol:
             self._await_more()
 
     def call_done(self, call: ASGICall | WebSocketCall) -> None:
-        """See asgi.Transport."""
+        """See ASGITransport."""
         self._server.calls.discard(call)
         if self._server.draining:
             self._server.worker.check_drained()
@@ -502,7 +502,7 @@ class H1Protocol:
     def open_websocket(
         self, call: WebSocketCall, headers: Headers, connection: WebSocketConnection
     ) -> WebSocketProtocol:
-        """See asgi_websocket.HandshakeTransport. The connection is another protocol's then."""
+        """See HandshakeTransport. The connection is another protocol's then."""
         from servo.workers.aio.websocket import WebSocketProtocol
 
         server = self._server

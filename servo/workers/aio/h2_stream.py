@@ -1,4 +1,4 @@
-"""One HTTP/2 stream between its application's call and the connection: an `asgi.Transport`."""
+"""One HTTP/2 stream between its application's call and the connection: an `ASGITransport`."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class H2Channel:
         self._paced_ns = 0 if full else due
         self._full_ns = now if full else 0
 
-    # --- an asgi.Transport ----------------------------------------------------------------------
+    # --- an ASGITransport ----------------------------------------------------------------------
 
     @property
     def writable(self) -> bool:
@@ -176,10 +176,10 @@ class H2Channel:
         return self._stream.queued <= HIGH_WATER
 
     def write(self, data: bytes) -> None:
-        """See asgi.Transport. The stream has it already."""
+        """See ASGITransport. The stream has it already."""
 
     async def drained(self) -> None:
-        """See asgi.Transport."""
+        """See ASGITransport."""
         while not self.writable and not self._lost:
             if self._drain_waiter is None or self._drain_waiter.done():
                 self._drain_waiter = self.loop.create_future()
@@ -200,7 +200,7 @@ class H2Channel:
                 waiter.set_result(None)
 
     def resume_reading(self) -> None:
-        """See asgi.Transport: the application has taken what came, so as much may follow."""
+        """See ASGITransport: the application has taken what came, so as much may follow."""
         call = self.call
         stream = self._stream
         if call is not None and stream.incoming:
@@ -209,7 +209,7 @@ class H2Channel:
                 self._pace_body(0)
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
-        """See asgi.Transport. In parts, as frames have to be made of them."""
+        """See ASGITransport. In parts, as frames have to be made of them."""
         end = offset + count
         while offset < end and not self._lost:
             size = min(end - offset, HIGH_WATER)
@@ -221,7 +221,7 @@ class H2Channel:
             await self.drained()
 
     def response_complete(self) -> None:
-        """See asgi.Transport."""
+        """See ASGITransport."""
         call = self._take_call()
         if call is None:
             return
@@ -231,7 +231,7 @@ class H2Channel:
         self._count(call, stream.status)
 
     def call_done(self, call: ASGICall | WebSocketCall) -> None:
-        """See asgi.Transport."""
+        """See ASGITransport."""
         server = self._protocol.server
         self._protocol.running -= 1
         server.calls.discard(call)
@@ -241,7 +241,7 @@ class H2Channel:
     def open_websocket(
         self, call: WebSocketCall, headers: Headers, connection: WebSocketConnection
     ) -> H2WebSocket:
-        """See asgi_websocket.HandshakeTransport. The stream is the WebSocket's then (RFC 8441)."""
+        """See HandshakeTransport. The stream is the WebSocket's then (RFC 8441)."""
         from servo.workers.aio.websocket_h2 import H2WebSocket
 
         server = self._protocol.server
@@ -258,7 +258,7 @@ class H2Channel:
         return self.websocket
 
     def abandon_handshake(self) -> None:
-        """See asgi_websocket.HandshakeTransport."""
+        """See HandshakeTransport."""
         self.give_up(CLIENT_CLOSED)
         self._stream.reset(CANCEL)
 

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from servo._types import Scope
-    from servo.apps.asgi import ASGICall, Exchange
+    from servo.apps.asgi import ASGICall
     from servo.apps.asgi_scope import ASGIAdapter
     from servo.apps.asgi_websocket import WebSocketCall
+    from servo.apps.response_writer import ASGIResponseWriter
     from servo.http.events import Request
     from servo.http.forwarded import ClientInfo
     from servo.http.websocket import Handshake
@@ -64,8 +65,8 @@ class StreamServer:
         self.websockets = WebSockets(settings) if wanted and has_websockets() else None
         self.missing_websockets: MissingWebSockets | None = None
         if wanted and self.websockets is None:
-            tells = worker.slot == 1
-            self.missing_websockets = MissingWebSockets(worker.app.app, tells=tells)
+            logs = worker.slot == 1
+            self.missing_websockets = MissingWebSockets(worker.app.app, logs=logs)
         self.http2 = _http2(settings, self.tls)
         self.connections: set[H1Protocol | WebSocketSession | H2Protocol | H2Channel] = set()
         self.calls: set[ASGICall | WebSocketCall] = set()
@@ -97,7 +98,11 @@ class StreamServer:
         self.spawn(call)
 
     def ended(
-        self, admitted: Admitted, call: ASGICall | WebSocketCall, http: Exchange, status: int
+        self,
+        admitted: Admitted,
+        call: ASGICall | WebSocketCall,
+        http: ASGIResponseWriter,
+        status: int,
     ) -> int:
         """The response is complete, or given up: count the request, and tell the hooks.
 

@@ -13,7 +13,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from servo.http.errors import ClientDisconnected
-from servo.http.websocket import ABNORMAL, INTERNAL_ERROR, RESTARTING, Closed
+from servo.http.websocket import CLOSE_ABNORMAL, CLOSE_INTERNAL_ERROR, CLOSE_RESTARTING, Closed
 from servo.net.sockets import end_transport
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _OPEN, _CLOSING, _LINGERING, _ENDED = range(4)
 
 
 class WebSocketSession:
-    """An open WebSocket. A `Channel` to its call; a subclass is its wire.
+    """An open WebSocket: the `OpenWebSocket` of its call. Subclasses add the wire.
 
     deadline_ns  when the worker's sweep is to call `on_timeout`; 0: never
     writable     messages can be sent, and the wire's buffer is nearly empty
@@ -215,7 +215,7 @@ class WebSocketSession:
 
     def lost(self) -> None:
         """The wire is gone."""
-        self._app.end(ABNORMAL, "")
+        self._app.end(CLOSE_ABNORMAL, "")
         self._phase = _ENDED
         self.deadline_ns = 0
         self._server.connections.discard(self)
@@ -225,7 +225,7 @@ class WebSocketSession:
         """Nothing more comes in."""
         self._app.end(closed.code, closed.reason)
         self._rest = b""
-        self._end(linger=not closed.clean and closed.code != ABNORMAL)
+        self._end(linger=not closed.clean and closed.code != CLOSE_ABNORMAL)
 
     def _end(self, linger: bool) -> None:
         if self._phase >= _LINGERING:
@@ -237,10 +237,10 @@ class WebSocketSession:
         self.hang_up(linger)
         self._wake_drained()
 
-    # --- a Channel ------------------------------------------------------------------------------
+    # --- an OpenWebSocket -----------------------------------------------------------------------
 
     def send(self, message: str | bytes) -> None:
-        """See Channel."""
+        """See OpenWebSocket."""
         if self._phase == _OPEN:
             data = self._connection.send(message)
             if data.__class__ is tuple:
@@ -249,7 +249,7 @@ class WebSocketSession:
                 self.write(data)  # type: ignore[arg-type]
 
     async def drained(self) -> None:
-        """See Channel."""
+        """See OpenWebSocket."""
         while self._congested and self._phase < _LINGERING:
             if self._drain_waiter is None or self._drain_waiter.done():
                 self._drain_waiter = self.loop.create_future()
@@ -261,7 +261,7 @@ class WebSocketSession:
             await asyncio.sleep(0)
 
     def close(self, code: int, reason: str) -> None:
-        """See Channel."""
+        """See OpenWebSocket."""
         self._discards = True
         if self._phase == _OPEN:
             self._say_close(code, reason)
@@ -277,12 +277,12 @@ class WebSocketSession:
         self.write(frame)
 
     def taken(self) -> None:
-        """See Channel."""
+        """See OpenWebSocket."""
         if not self._reading:
             self._update_reading()
 
     def waiting(self) -> None:
-        """See Channel."""
+        """See OpenWebSocket."""
         if self._leaving:
             self.loop.call_later(QUIET_S, self._leave_if_quiet)
 
@@ -337,7 +337,7 @@ class WebSocketSession:
 
     def _leave(self) -> None:
         if self._phase == _OPEN:
-            self._say_close(RESTARTING, "")
+            self._say_close(CLOSE_RESTARTING, "")
 
     def forget(self) -> None:
         """For the sweep: nothing is kept of the last request."""
@@ -345,8 +345,8 @@ class WebSocketSession:
     def abort(self) -> None:
         """Cut the connection, saying so as far as the buffer is empty."""
         if self._phase == _OPEN and not self._congested:
-            self._say_close(RESTARTING, "")
-            self._app.end(RESTARTING, "")
+            self._say_close(CLOSE_RESTARTING, "")
+            self._app.end(CLOSE_RESTARTING, "")
             self._end(linger=False)
         else:
             self.cut()
@@ -399,7 +399,11 @@ class WebSocketSession:
             self.cut()
 
     def _own_end(self) -> tuple[int, str]:
-        return (RESTARTING, "") if self._leaving and self._phase == _CLOSING else (ABNORMAL, "")
+        return (
+            (CLOSE_RESTARTING, "")
+            if self._leaving and self._phase == _CLOSING
+            else (CLOSE_ABNORMAL, "")
+        )
 
     def _on_heartbeat(self, now: int) -> None:
         """Send a ping, and look whether the last one was answered.
@@ -413,8 +417,8 @@ class WebSocketSession:
         if self._pong_ns and now >= self._pong_ns:
             if self._reading:
                 reason = "keepalive ping timeout"
-                self.write(self._connection.fail(INTERNAL_ERROR, reason))
-                self._app.end(INTERNAL_ERROR, reason)
+                self.write(self._connection.fail(CLOSE_INTERNAL_ERROR, reason))
+                self._app.end(CLOSE_INTERNAL_ERROR, reason)
                 self._end(linger=True)
                 return
             self._pong_ns = now + settings.timeout_ns

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from servo._types import Scope
-    from servo.apps.asgi import Exchange
     from servo.apps.asgi_websocket import HandshakeTransport, WebSocketCall
+    from servo.apps.response_writer import ASGIResponseWriter
     from servo.http.events import Request
     from servo.http.websocket import Handshake
     from servo.settings.sources import Settings
@@ -41,7 +41,7 @@ class WebSockets:
         template: Scope,
         admitted: Admitted,
         handshake: Handshake,
-        http: Exchange,
+        http: ASGIResponseWriter,
         transport: HandshakeTransport,
     ) -> WebSocketCall:
         """The call of a valid handshake."""

@@ -115,7 +115,7 @@ class ConnectionFactory:
 
 
 class Connection:
-    """The socket, its HTTP state, and the request that it is about. A `wsgi.Transport`."""
+    """The socket, its HTTP state, and the request that it is about. A `WSGITransport`."""
 
     __slots__ = (
         "_factory",
@@ -329,7 +329,7 @@ class Connection:
     # --- sending --------------------------------------------------------------------------------
 
     def send_some(self, data: bytes | memoryview) -> bytes | memoryview:
-        """See wsgi.Transport."""
+        """See WSGITransport."""
         try:
             sent = self.sock.send(data)
         except BlockingIOError:
@@ -340,7 +340,7 @@ class Connection:
         return b"" if sent == len(data) else memoryview(data)[sent:]
 
     def send_all(self, data: bytes | memoryview) -> None:
-        """See wsgi.Transport."""
+        """See WSGITransport."""
         output = self.output
         if output is None or not output.size():
             data = self.send_some(data)
@@ -350,7 +350,7 @@ class Connection:
         self._factory.worker.progress()
 
     def finish(self, rest: bytes | FileRegion) -> None:
-        """See wsgi.Transport."""
+        """See WSGITransport."""
         if rest:
             self._hand_over(rest)
             self._see_off()

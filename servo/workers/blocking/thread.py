@@ -186,7 +186,7 @@ class ThreadConnection(Connection):
         super().run()
 
     def send_some(self, data: bytes | memoryview) -> bytes | memoryview:
-        """See wsgi.Transport."""
+        """See WSGITransport."""
         if self.phase == APP and not self._claimed:
             if not self.take_claim():
                 raise ClientDisconnected("request_timeout has passed")

@@ -85,12 +85,12 @@ def test_no_framework_is_imported(monkeypatch):
 
 @pytest.mark.parametrize("app", [endpoint, router(SOCKET)])
 def test_it_is_said_once(caplog, app):
-    missing = MissingWebSockets(app, tells=True)
-    missing.asked()
-    missing.asked()
+    missing = MissingWebSockets(app, logs=True)
+    missing.on_request()
+    missing.on_request()
     assert caplog.text.count("pip install 'servo-server[websocket]'") == 1
 
 
 def test_one_worker_says_it_for_all(caplog):
-    MissingWebSockets(router(SOCKET), tells=False).asked()
+    MissingWebSockets(router(SOCKET), logs=False).on_request()
     assert not caplog.records
