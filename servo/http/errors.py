@@ -1,4 +1,4 @@
-"""Errors of the HTTP layer. Each carries the status that it is answered with."""
+"""Errors of the HTTP layer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from servo.errors import ServoError
 
 
 class ProtocolError(ServoError):
-    """The peer broke a rule of the protocol, or one of our limits.
+    """The peer broke a rule of the protocol, or exceeded one of our limits.
 
-    status         the response status (RFC 9110 section 15)
-    reason         one line for the log; never holds bytes of the client unescaped
+    status         the status of the response (RFC 9110 section 15)
+    reason         one line for the log, without unescaped bytes of the client
     retry_after_s  when the client may try again, in whole seconds (RFC 9110 section 10.2.3); 0: the
                    response doesn't say
     """
@@ -22,11 +22,12 @@ class ProtocolError(ServoError):
 
 
 class LocalProtocolError(ServoError):
-    """The application (or a driver) sent something that can't go on the wire as it is."""
+    """The application, or a driver, sent something that the protocol does not allow."""
 
 
-class ClientDisconnected(ServoError, OSError):  # noqa: N818  it is no error
-    """The client is gone, or has read nothing for `send_timeout`: expected, never a traceback.
+class ClientDisconnected(ServoError, OSError):  # noqa: N818  it is not an error
+    """The client is gone, or has read nothing for `send_timeout`.
 
-    An OSError, because the ASGI HTTP specification (2.4) asks `send` to raise one.
+    This is an expected outcome, so it is never logged with a traceback. It is an OSError because
+    the ASGI HTTP specification (2.4) asks `send` to raise one.
     """

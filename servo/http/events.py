@@ -1,4 +1,7 @@
-"""What a connection tells its driver. Plain slotted objects: one is made for each request."""
+"""The events that a connection hands to its driver.
+
+They are plain classes with slots: each request makes one, and nothing is cheaper to make.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,22 @@ if TYPE_CHECKING:
 
 
 class Request:
-    """A request's head, with as much of its body as had arrived when the head was handed out.
+    """The head of a request, with the part of its body that had arrived with it.
 
-    method           upper or mixed case as sent ("GET"); methods are case-sensitive
+    method           as sent ("GET"); methods are case-sensitive
     target           the request target as sent (bytes of the request line)
-    path, query      origin form of the target, still percent-encoded; the query without its "?"
-    version          "1.1" or "1.0"
-    headers          (name in lower case, value without surrounding white space), in order
+    path, query      the parts of the target's origin form, percent-encoded, without the "?"
+    version          "1.0", "1.1" or "2"
+    headers          pairs in order: name in lower case, value without white space around it
     body             the body, or its beginning
     more_body        whether `Data` events follow
-    content_length   the declared length, or None (no body, or chunked)
+    content_length   the declared length in bytes; None if there is no body, or it is chunked
     keep_alive       whether the client allows another request after this one
     expect_continue  whether the client waits for a 100 before it sends the body
-    upgrade          the lower-case protocol of an `Upgrade` that `Connection` names, or None
-    trailers         trailer fields, when the whole body is already in `body`
-    named            the headers by name, for look-ups; of repeated ones the last, except that the
-                     lists Connection, Expect, Transfer-Encoding and Upgrade are joined
+    upgrade          the protocol (in lower case) that the client offers to upgrade to, or None
+    trailers         the trailer fields, if the whole body is in `body`
+    named            the headers by name, for look-ups. A repeated name has its last value, but
+                     Connection, Expect, Transfer-Encoding and Upgrade are lists, and are joined.
     """
 
     __slots__ = (
@@ -84,7 +87,9 @@ class Request:
 class Data:
     """Body bytes that arrived after their request was handed out.
 
-    `more_body` is False on the last one, which then carries the trailers (and may have no data).
+    data       the bytes; the last event may have none
+    more_body  whether further `Data` events follow
+    trailers   the trailer fields, in the last event
     """
 
     __slots__ = ("data", "more_body", "trailers")
@@ -98,11 +103,13 @@ class Data:
 
 
 class Refused:
-    """The client broke a rule: answer with `connection.refuse(event)`, then close.
+    """The client broke a rule. Answer with `connection.refuse(event)`, then close.
 
-    Where `in_body` is true the request was handed out before, and its app may be running: if its
-    response has begun, `refuse` returns no bytes; in any case the app is told of a disconnect.
-    `method` and `target` are what could be read of the request line, for the access log.
+    error           the status and the reason
+    in_body         the fault is in the body of a request that was handed out before. Its app may be
+                    running, and has to learn of a disconnect. If its response has begun, `refuse`
+                    returns no bytes.
+    method, target  the readable parts of the request line, for the access log
     """
 
     __slots__ = ("error", "in_body", "method", "target")
@@ -110,7 +117,8 @@ class Refused:
     def __init__(
         self, error: ProtocolError, in_body: bool = False, method: str = "", target: bytes = b""
     ) -> None:
-        # Nobody asks where it was raised; its frames hold what was read, and this event: a cycle.
+        # Nobody needs the traceback, and its frames refer to received bytes and to this event: a
+        # reference cycle that would live until the garbage collector runs.
         error.__traceback__ = error.__cause__ = error.__context__ = None
         self.error = error
         self.in_body = in_body

@@ -1,9 +1,9 @@
-"""Who the client is, when a proxy that is trusted says so.
+"""The client of a request behind proxies: its address, scheme and host.
 
-`X-Forwarded-For` and its relatives, and `Forwarded` (RFC 7239), are claims: anybody can send them.
-They count only from a trusted peer, and are read from the right, where the nearest proxy wrote,
-past every hop that is trusted too. What contradicts itself is refused: an app must never act on
-"https" where a second header says otherwise.
+`X-Forwarded-For` and its relatives, and `Forwarded` (RFC 7239), are claims that anybody can send.
+They count only if the peer is a trusted proxy. A list of hops is read from the right, where the
+nearest proxy wrote, and skips every hop that is trusted, too. A request whose headers contradict
+each other is refused: an app must not act on "https" if a second header says otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from servo.http.errors import ProtocolError
+from servo.http.h1.field_lines import TOKEN
 from servo.http.headers import check_host
 
 if TYPE_CHECKING:
@@ -21,45 +22,44 @@ if TYPE_CHECKING:
 
     from servo.http.events import Headers
 
-_Said = TypeVar("_Said", bool | None, bytes | None, "tuple[str, int] | None")
+_Claim = TypeVar("_Claim", bool | None, bytes | None, "tuple[str, int] | None")
 
 DEFAULT_TRUSTED = "127.0.0.1,::1"
 
-# gunicorn's `secure_scheme_headers`: the value of each that means https.
+# The value of each header that means https; gunicorn's `secure_scheme_headers`.
 DEFAULT_SCHEME_HEADERS: Mapping[bytes, bytes] = {
     b"x-forwarded-protocol": b"ssl",
     b"x-forwarded-proto": b"https",
     b"x-forwarded-ssl": b"on",
 }
-# What a trusted peer may say. Host and prefix are left out of the default: proxies set up for
-# gunicorn, uvicorn or Django pass these fields on as the client sent them, and an app builds its
-# links (in a password-reset mail, say) from the host.
+# What a trusted peer may tell us. The default leaves out host and prefix: proxies set up for
+# gunicorn, uvicorn or Django pass the client's own fields on, and an app builds its links (in a
+# password-reset mail, say) from the host.
 FIELDS = ("for", "proto", "host", "prefix")
 DEFAULT_FIELDS = ("for", "proto")
 
-# More hops than any chain of proxies has; each costs an address to parse.
+# More than any chain of proxies has. Each hop costs parsing an address.
 _MAX_HOPS = 64
 _KNOWN_BOUND = 4096
 
 _PREFIX = re.compile(rb"(?:/[-A-Za-z0-9._~!$&'()*+,;=:@]+)*/?")
 _NODE = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9_A-Za-z.-]+)?|([0-9A-Fa-f:.]+)")
 _PORT = re.compile(rb".*(?:\]|^[0-9.]+):([0-9]{1,5})")
-_TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 # A colon is not allowed outside quotes, but "for=192.0.2.1:80" is seen too often to refuse.
 _PAIR = re.compile(
-    rb'(%b)=(?:([-!#$%%&\'*+.^_`|~0-9A-Za-z:]+)|"((?:[\t !#-\[\]-~]|\\[\t -~])*)")' % _TOKEN
+    rb'(%b)=(?:([-!#$%%&\'*+.^_`|~0-9A-Za-z:]+)|"((?:[\t !#-\[\]-~]|\\[\t -~])*)")' % TOKEN.pattern
 )
 _SPACE = re.compile(rb"[ \t]*")
 _ESCAPE = re.compile(rb"\\(.)")
 
 
 class ClientInfo(NamedTuple):
-    """What is believed about a request's origin.
+    """The origin of a request, as far as we trust the claims about it.
 
-    address  host and port of the client; the port is 0 where it is not known; None: a Unix peer
+    address  host and port of the client, with port 0 if unknown; None for a Unix peer
     scheme   "http" or "https"
-    host     what the client asked for, where a proxy says it (else the Host header holds)
-    prefix   the path under which a proxy has mounted the app, without a slash at its end
+    host     the host that the client asked for, according to a proxy; None: see the Host header
+    prefix   the path at which a proxy has mounted the app, without a slash at its end
     """
 
     address: tuple[str, int] | None
@@ -69,16 +69,18 @@ class ClientInfo(NamedTuple):
 
 
 class TrustedPeers:
-    """Whose word counts, about what, and which headers say it.
+    """The peers whose forwarding headers count, and the claims that are accepted from them.
 
-    cidrs           addresses and networks, as a list or separated by commas. "*": everyone;
-                    "unix": peers of Unix sockets (which the default includes, as in gunicorn)
+    cidrs           addresses and networks, as a list or separated by commas; "*" for everyone,
+                    "unix" for peers on Unix sockets (the default includes them, as in gunicorn)
     scheme_headers  header name (lower case) to the value that means https
-    fields          what is believed, of FIELDS: "for" (client address), "proto" (scheme), "host",
-                    "prefix". Headers that say only other things are as if they were not there.
+    fields          the accepted claims, of FIELDS: "for" (client address), "proto" (scheme),
+                    "host", "prefix". Headers with other claims only are ignored.
 
-    `host in trusted` answers for an address as text; None or "" is a Unix peer. Raises `ValueError`
-    for a network that is none.
+    names  the headers that can hold an accepted claim
+
+    `host in trusted` tells whether to trust an address, given as text; None or "" is a Unix peer.
+    Raises `ValueError` for an invalid network.
     """
 
     __slots__ = ("_everyone", "_known", "_networks", "_unix", "fields", "names", "scheme_headers")
@@ -129,11 +131,15 @@ def resolve_client(
     scheme: str = "http",
     named: Mapping[bytes, bytes] | None = None,
 ) -> ClientInfo:
-    """The client of a request, by its headers where `peer` is trusted. Raises `ProtocolError`.
+    """Find the client of a request: by its headers if the peer is trusted, else the peer itself.
 
-    peer    the other end of the connection; None for a Unix socket
-    scheme  what the connection itself is
-    named   the headers by name, if the caller has them so: `Request.named`
+    headers  the request's headers
+    peer     address of the other end of the connection; None for a Unix socket
+    trusted  whom to trust
+    scheme   the scheme of the connection itself, "http" or "https"
+    named    the headers by name (`Request.named`), if the caller has them
+
+    Raises `ProtocolError` for malformed or contradicting headers.
     """
     if trusted.names.isdisjoint(dict(headers) if named is None else named):
         return ClientInfo(peer, scheme, None, "")
@@ -151,7 +157,7 @@ def resolve_client(
         check_host(host)
     prefix = _prefix(_pick(given.get(b"x-forwarded-prefix", ()), hops))
     if "for" not in trusted.fields:
-        address = None  # the hops were counted for the host's sake
+        address = None  # only the number of hops was needed, for the host and the prefix
     if b"forwarded" in given:
         other = _read_forwarded(b",".join(given[b"forwarded"]), trusted)
         address = _agreed(address, other.address, "client address")
@@ -163,10 +169,10 @@ def resolve_client(
 
 
 def _names(fields: frozenset[str], scheme_headers: Mapping[bytes, bytes]) -> frozenset[bytes]:
-    """The headers that say something about these fields."""
+    """The headers that can hold these claims."""
     names = set(scheme_headers)
     if not fields.isdisjoint(("for", "host", "prefix")):
-        names.add(b"x-forwarded-for")  # its length says which member of the others counts
+        names.add(b"x-forwarded-for")  # its hops say which member of the other lists counts
     if not fields.isdisjoint(("for", "proto", "host")):
         names.add(b"forwarded")
     names.update(b"x-forwarded-" + each.encode() for each in fields & {"host", "prefix"})
@@ -182,9 +188,9 @@ class _Element(NamedTuple):
 def _nearest_untrusted(
     nodes: list[bytes], trusted: TrustedPeers
 ) -> tuple[tuple[str, int] | None, int]:
-    """The client that a chain of nodes names, and how many entries from the right it stands.
+    """The rightmost untrusted node of a chain, and its position counted from the right.
 
-    A node that is no address ("unknown", an obfuscated name) ends the walk at the hop before it.
+    The search stops at a node that is not an address ("unknown", an obfuscated name).
     """
     address = None
     hops = 0
@@ -200,7 +206,7 @@ def _nearest_untrusted(
 
 
 def _parse_node(node: bytes) -> tuple[str, int] | None:
-    """An address with or without port: 192.0.2.1, 192.0.2.1:80, 2001:db8::1, [2001:db8::1]:80."""
+    """Parse an address with or without a port: 192.0.2.1:80, 2001:db8::1, [2001:db8::1]:80."""
     match = _NODE.fullmatch(node)
     if match is None:
         return None
@@ -213,7 +219,7 @@ def _parse_node(node: bytes) -> tuple[str, int] | None:
 
 
 def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """An IPv4 address as itself where it comes mapped into IPv6, as a dual-stack socket has it."""
+    """Undo the mapping of IPv4 addresses into IPv6, in which dual-stack sockets report them."""
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
@@ -228,7 +234,7 @@ def _members(values: Iterable[bytes]) -> list[bytes]:
 
 
 def _pick(values: Iterable[bytes], hops: int) -> bytes | None:
-    """The member that the proxy next to the client wrote, counting from the right as for it."""
+    """The member of a list that the proxy next to the client wrote: `hops` from the right."""
     members = _members(values)
     return members[-min(hops, len(members))] if members else None
 
@@ -236,15 +242,15 @@ def _pick(values: Iterable[bytes], hops: int) -> bytes | None:
 def _secure(
     given: Mapping[bytes, list[bytes]], scheme_headers: Mapping[bytes, bytes]
 ) -> bool | None:
-    """Whether the scheme headers say https. They must all say the same, repeats included."""
-    said = set()
+    """Whether the scheme headers say https; None if there are none. All of them must agree."""
+    claims = set()
     for name, expected in scheme_headers.items():
         for value in _members(given.get(name, ())):
             lower = value.lower()
-            said.add(lower == expected.lower() or (expected == b"https" and lower == b"wss"))
-    if len(said) > 1:
+            claims.add(lower == expected.lower() or (expected == b"https" and lower == b"wss"))
+    if len(claims) > 1:
         raise ProtocolError(400, "forwarding headers contradict each other about the scheme")
-    return said.pop() if said else None
+    return claims.pop() if claims else None
 
 
 def _prefix(value: bytes | None) -> str:
@@ -256,7 +262,7 @@ def _prefix(value: bytes | None) -> str:
 
 
 def _read_forwarded(value: bytes, trusted: TrustedPeers) -> _Element:
-    """What the element that describes the client says: the right one by the same walk as above."""
+    """The claims of the element about the client, which is found as in X-Forwarded-For."""
     elements = _split_forwarded(value)
     _, hops = _nearest_untrusted([element.get(b"for", b"") for element in elements], trusted)
     if not elements:
@@ -277,10 +283,10 @@ def _read_forwarded(value: bytes, trusted: TrustedPeers) -> _Element:
 
 
 def _split_forwarded(value: bytes) -> list[dict[bytes, bytes]]:
-    """Elements and their pairs (RFC 7239 section 4), strictly.
+    """Split a Forwarded field into elements and their pairs (RFC 7239 section 4), strictly.
 
-    A client's half of the field comes before the proxy's: an unclosed quote in it would swallow
-    what the proxy says, so a malformed field is refused as a whole.
+    The client's part of the field comes before the proxy's. An unclosed quote in it would swallow
+    the proxy's part, so a malformed field is refused as a whole.
     """
     elements: list[dict[bytes, bytes]] = [{}]
     pos = 0
@@ -310,7 +316,7 @@ def _skip_space(value: bytes, pos: int) -> int:
     return pos if match is None else match.end()
 
 
-def _agreed(one: _Said, other: _Said, what: str) -> _Said:
+def _agreed(one: _Claim, other: _Claim, what: str) -> _Claim:
     if one is None or other is None:
         return other if one is None else one
     first, second = (v[0] if isinstance(v, tuple) else v for v in (one, other))

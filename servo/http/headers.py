@@ -1,11 +1,11 @@
-"""What a request head must obey, whatever parsed it: RFC 9110, RFC 9112.
+"""The rules for request heads (RFC 9110, RFC 9112), whichever parser has read them.
 
-The parsers behind `h1` split field lines and refuse what is malformed in them, as `field_lines`
-does. Everything that decides what a message means is here, once: the request line, the forms of a
-target, Host, framing, the connection's persistence, and what a trailer may hold. A rule that is
-broken raises `ProtocolError` with the status it is answered with.
+The parsers in `h1` split a head into fields and refuse malformed lines. Everything that decides
+what a message means is here, once for all parsers and for HTTP/2: the request line, the forms of a
+target, Host, the length of the body, the persistence of the connection, and the fields that a
+trailer section may have. A broken rule raises `ProtocolError` with the status of the response.
 
-A head is bytes up to and including the empty line. It never starts with an empty line.
+A head is the bytes up to and including its empty line. It never starts with an empty line.
 """
 
 from __future__ import annotations
@@ -26,48 +26,48 @@ if TYPE_CHECKING:
 
     _RequestLine = tuple[str, bytes, bytes, bytes, str, bytes | None]
 
-# The methods that every parser knows; their names as the str that apps see.
+# The methods that every parser knows, as sent, with the str that apps see.
 METHODS = {
     name.encode(): name
     for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT")
 }
 
-# RFC 3986 allows fewer. Browsers send the brackets, "|", "^", "`", "{", "}" and "\" unescaped in
-# queries, so they pass anywhere. "#" never does: a fragment stays with the client, and a reader
-# that cuts it off sees another target.
+# RFC 3986 allows fewer characters. Browsers send brackets, "|", "^", "`", "{", "}" and "\" in
+# queries without escaping them, so these are allowed everywhere. "#" is not: fragments stay with
+# the client, and a reader that cuts one off would see another target.
 TARGET_CHARS = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>')
-# Scripts put JSON and markup into queries as they are, and all peers but one serve that. In a path
-# these come from no client that can be trusted to agree with a proxy about where the target ends.
+# Scripts put unescaped JSON and markup into queries, and all peers but one serve that. In paths
+# these characters are refused, because client and proxy may disagree about where the target ends.
 _QUERY_CHARS = TARGET_CHARS + b'"<>'
 
 _VERSION_LINE = re.compile(rb"HTTP/[0-9]\.[0-9]\r\n")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(?:\?(.*))?")
 _HOST = re.compile(rb"(?:[-A-Za-z0-9._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+(?::([0-9]{0,5}))?")
 _IP_LITERAL = re.compile(rb"\[([0-9A-Fa-f:.]{2,45})\](?::([0-9]{0,5}))?")
-# Optional white space after a value (RFC 9112 section 5). It must follow something on its line:
-# a line of white space alone is a fold, and must not become the empty line that ends the head.
+# Optional white space after a value (RFC 9112 section 5). It counts only behind something else: a
+# line of white space alone is a fold, and must not become the empty line that ends the head.
 _TRAILING_SPACE = re.compile(rb"(?<=[^\r\n \t])[ \t]+\r\n")
 STRAY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
 
-# More digits than any length in use has; llhttp stops at 2**64.
+# More digits than any real length has. llhttp stops at 2**64.
 _LENGTH_DIGITS = 19
 
-# Fields that a message has once at most: a second one means two readers disagree about the first.
+# Fields that a message may have only once: with two, different readers may believe different ones.
 _ONCE = frozenset((b"host", b"content-length", b"content-type"))
-# List-valued fields whose repeats are one list (RFC 9110 section 5.3), and that are read below.
+# Fields read below whose values are lists: repeated ones form one list (RFC 9110 section 5.3).
 _LISTS = frozenset((b"connection", b"transfer-encoding", b"expect", b"upgrade"))
 
-# RFC 9110 section 6.5.1: a trailer can't frame or route the message it ends.
+# Fields that frame or route a message, which a trailer comes too late for (RFC 9110 section 6.5.1).
 _TRAILERS_REFUSED = frozenset(
     (b"transfer-encoding", b"content-length", b"host", b"connection", b"upgrade", b"expect")
 )
-# Nor can it identify its sender: an app or a proxy in front has decided that from the head.
+# Fields that an app or a proxy in front has judged already, in the head: identity and the like.
 _TRAILERS_DROPPED = re.compile(
     rb"te|trailer|keep-alive|max-forwards|authorization|cookie2?|set-cookie|content-encoding"
     rb"|content-range|forwarded|x-forwarded-.*|x-real-ip|proxy-.*"
 )
 
-# Hosts that were found valid, so that a client's next request costs one look-up.
+# Hosts that were found valid, so that checking one again costs a single look-up.
 _VALID_HOSTS: set[bytes] = set()
 _VALID_HOSTS_BOUND = 1024
 
@@ -75,36 +75,43 @@ _VALID_HOSTS_BOUND = 1024
 def read_request(
     head: bytes, parse_fields: Callable[[bytes], Headers], strict_targets: bool = False
 ) -> Request:
-    """Turn a whole head into a `Request`, or refuse it.
+    """Turn a complete head into a `Request`, or refuse it.
 
-    parse_fields takes the head (with a method that every parser knows) and returns its fields,
-    names in lower case; it raises `ProtocolError` for what it can't parse. In the request
-    returned, `more_body` says whether a body is to be read: of `content_length` bytes, or chunked
-    where that is None. `strict_targets` is as `Limits` has it.
+    head            the head
+    parse_fields    takes a head whose method every parser knows, and returns its fields with the
+                    names in lower case; raises `ProtocolError` for a malformed head
+    strict_targets  as in `Limits`
+
+    In the request, `more_body` is true if a body follows. `content_length` is then the length of
+    the body, or None if it is chunked. Raises `ProtocolError`.
     """
     line = read_request_line(head, strict_targets)
-    # Tabs are rare enough to take the long way; one pass of memchr finds them.
+    # Two searches in C take the place of a regular expression over every head. Tabs are so rare
+    # that a head with one anywhere may take the long way.
     if 9 in head or head.find(b" \r\n") >= 0:
         head = _TRAILING_SPACE.sub(b"\r\n", head)
     if line[0] not in _KNOWN_METHODS or not line[1].startswith(b"/"):
-        # llhttp has a fixed list of methods, and views of its own about URLs. The request line was
-        # judged; a stand-in changes nothing about the fields.
+        # llhttp knows a fixed list of methods, and has rules of its own for URLs. The request line
+        # has been judged already, so the parser gets another one in its place.
         stand_in = b"POST / HTTP/%b" % line[4].encode("ascii")
         head = stand_in + head[head.find(b"\r\n") :]
     try:
         headers = parse_fields(head)
     except ProtocolError:
-        # Parsers differ in what they notice first. The rules say which error this is, if they know.
+        # Parsers differ in the fault that they notice first. If our rules find one, report theirs.
         judge(line, split_fields(head))
         raise
     return judge(line, headers)
 
 
 def read_request_line(head: bytes, strict_targets: bool = False) -> _RequestLine:
-    """Method, target, path, query, version ("1.1" or "1.0"), the authority of an absolute target.
+    """Judge a request line. Raises `ProtocolError`.
 
-    head            bytes that start with a whole request line; what follows it does not matter
-    strict_targets  as `Limits` has it
+    head            bytes that start with a complete request line; the rest does not matter
+    strict_targets  as in `Limits`
+
+    Returns the method, target, path, query, version ("1.1" or "1.0"), and the authority of an
+    absolute target (None for any other).
     """
     try:
         method, target, rest = head.split(b" ", 2)
@@ -129,16 +136,20 @@ def read_request_line(head: bytes, strict_targets: bool = False) -> _RequestLine
 
 
 def _is_lenient(target: bytes) -> bool:
-    """Whether only the query has characters beyond `TARGET_CHARS`, and those that it may have."""
+    """Whether the path has only `TARGET_CHARS`, and the query only what is allowed in queries."""
     path, _, query = target.partition(b"?")
     return not path.translate(None, TARGET_CHARS) and not query.translate(None, _QUERY_CHARS)
 
 
 def judge(line: _RequestLine, headers: Headers) -> Request:
-    """The request that these parts make. One dict of them answers nearly every question.
+    """Judge the parts of a head and make the `Request`. Raises `ProtocolError`.
 
-    line  what `read_request_line` returns; a head of HTTP/2 is judged as one of HTTP/1.1
+    line     the parts of the request line, as `read_request_line` returns them; a head of HTTP/2
+             is judged as one of HTTP/1.1
+    headers  the fields, names in lower case
     """
+    # A dict, made once, answers nearly every question below; walking the list for each would be
+    # dearer.
     method, target, path, query, version, authority = line
     named = dict(headers)
     if len(named) != len(headers):
@@ -191,15 +202,20 @@ def judge(line: _RequestLine, headers: Headers) -> Request:
 
 
 def tokens(value: bytes) -> list[bytes]:
-    """The members of a comma-separated list, in lower case, without white space."""
+    """The members of a comma-separated list, in lower case and without white space.
+
+    value  the value of a field
+    """
     return [member.strip(b" \t") for member in value.lower().split(b",")]
 
 
 def check_host(host: bytes) -> None:
-    """Refuse a Host that is no `uri-host [":" port]` (RFC 9110 section 7.2). Empty is allowed.
+    """Refuse a Host that is not `uri-host [":" port]` (RFC 9110 section 7.2). It may be empty.
 
-    A comma is refused although RFC 3986 would let it pass in a name: it is how an intermediary
-    joins two Host fields.
+    host  the value of the field
+
+    A comma is refused, although RFC 3986 allows it in names, because intermediaries join two Host
+    fields with one. Raises `ProtocolError`.
     """
     if host:
         match = _HOST.fullmatch(host)
@@ -219,9 +235,10 @@ def check_host(host: bytes) -> None:
 
 
 def read_trailers(section: bytes, limits: Limits) -> Headers:
-    """The trailer fields of a chunked body, kept apart from the headers (RFC 9110 section 6.5).
+    """Read the trailer section of a chunked body (RFC 9110 section 6.5). Raises `ProtocolError`.
 
-    section  the lines between the last chunk's and the empty one, which is included
+    section  the lines behind the last chunk, up to and including the empty one
+    limits   bounds on the lines
     """
     check_field_lines(section, 0, 0, limits.trailer_count, limits)
     fields = split_fields(b"\r\n" + section)
@@ -229,7 +246,10 @@ def read_trailers(section: bytes, limits: Limits) -> Headers:
 
 
 def keep_trailers(fields: Headers) -> Headers:
-    """The fields that may stand in a trailer section, whatever brought it."""
+    """Refuse or drop trailer fields that only make sense in a head; return the others.
+
+    fields  the trailer fields, names in lower case
+    """
     for name, _ in fields:
         if name in _TRAILERS_REFUSED:
             raise ProtocolError(400, "forbidden field in the trailer section")
@@ -237,9 +257,10 @@ def keep_trailers(fields: Headers) -> Headers:
 
 
 def map_names(headers: Headers, policy: str) -> Headers:
-    """Headers without those whose names CGI can't tell apart: "_" and "-" are one to it.
+    """Apply the setting `header_map` to names with "_", which CGI variables don't tell from "-".
 
-    policy  "drop" such fields, "refuse" the request, or "dangerous": keep them (gunicorn's names)
+    headers  the request's headers
+    policy   "drop" such fields, "refuse" the request, or "dangerous": keep them (gunicorn's names)
     """
     if policy == "dangerous" or not any(b"_" in name for name, _ in headers):
         return headers
@@ -251,12 +272,13 @@ def map_names(headers: Headers, policy: str) -> Headers:
 def check_lines(part: bytes, new: int, limits: Limits) -> None:
     """Refuse a head, or the beginning of one, at the first line that breaks a rule or a limit.
 
-    Without this, a client that ends its lines wrongly would wait for `header_timeout`, and one that
-    never ends them would fill the memory. A head that was refused whole passes here as well: so
-    what is wrong with it does not depend on how it was cut into packets.
+    part    the beginning of a head, or all of it
+    new     offset of the bytes that the last call did not see
+    limits  the limits
 
-    part  the beginning of a head, or all of it
-    new   offset of the bytes that were not in the last call's part
+    Without this, a client that ends its lines wrongly would wait for `header_timeout`, and one that
+    never ends them would fill the memory. Complete heads that are refused are checked here, too, so
+    that the error does not depend on how the head was cut into packets. Raises `ProtocolError`.
     """
     end = part.find(b"\r\n")
     if new <= end + 1 or end < 0:
@@ -272,9 +294,11 @@ def check_lines(part: bytes, new: int, limits: Limits) -> None:
 def request_line_fault(beginning: bytes) -> ProtocolError:
     """The error for a request line that is too long (RFC 9112 section 3).
 
-    A method longer than any that is implemented is answered with 501, a target that is too long
-    with 414. `beginning` is as much of the line as its limit allows: so the answer does not depend
-    on how the line was cut into packets.
+    beginning  as much of the line as its limit allows, so that the error does not depend on how the
+               line was cut into packets
+
+    The status is 501 if the method is too long to be an implemented one, and 414 if the target is
+    too long.
     """
     method, space, _ = beginning.partition(b" ")
     try:
@@ -288,7 +312,10 @@ def request_line_fault(beginning: bytes) -> ProtocolError:
 
 
 def glimpse(head: bytes) -> tuple[str, bytes]:
-    """Method and target of a refused head as far as they can be read, for the access log."""
+    """The method and target of a refused head for the access log; empty if unreadable.
+
+    head  the head, or its beginning
+    """
     line = head[:2048].split(b"\r\n", 1)[0].split(b" ")
     if len(line) > 1 and TOKEN.fullmatch(line[0]):
         return line[0].decode("ascii")[:32], line[1]
@@ -299,10 +326,10 @@ _KNOWN_METHODS = frozenset(METHODS.values())
 
 
 def _unusual_method(method: bytes) -> str:
-    """A method that is not in the table: any token in the shape that method names have.
+    """Accept a method outside the table if it is a token that looks like the name of a method.
 
-    gunicorn draws the same line (3 to 20 characters, no lower case, no "#") for names that more
-    likely are a broken client's.
+    Like gunicorn, this refuses lower case, "#", and names outside 3 to 20 characters: they more
+    likely come from broken clients.
     """
     if not TOKEN.fullmatch(method):
         raise ProtocolError(400, "invalid method")
@@ -312,7 +339,7 @@ def _unusual_method(method: bytes) -> str:
 
 
 def _unusual_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | None]:
-    """Path, query and authority of a target that is not in origin form (RFC 9112 3.2)."""
+    """The path, query and authority of a target that is not in origin form (RFC 9112 3.2)."""
     if method == "CONNECT":
         if target.startswith(b"/") or b":" not in target:
             raise ProtocolError(400, "CONNECT without an authority")
@@ -323,7 +350,7 @@ def _unusual_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | N
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         raise ProtocolError(400, "invalid request target")
-    # User information is of no use to an origin server, and of much to a phisher (RFC 9110 4.2.4).
+    # Drop user information: an origin server has no use for it, but phishers do (RFC 9110 4.2.4).
     userinfo, at, host = match[1].partition(b"@")
     authority: bytes = host if at else userinfo
     if not authority:
@@ -333,14 +360,14 @@ def _unusual_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | N
 
 
 def _override_host(headers: Headers, named: dict[bytes, bytes], authority: bytes) -> None:
-    """An absolute target's authority replaces what Host says (RFC 9112 section 3.2.2)."""
+    """Replace the Host field by the authority of an absolute target (RFC 9112 section 3.2.2)."""
     headers[:] = [(name, value) for name, value in headers if name != b"host"]
     headers.insert(0, (b"host", authority))
     named[b"host"] = authority
 
 
 def _check_repeats(headers: Headers, named: dict[bytes, bytes]) -> None:
-    """Refuse repeats of what must come once; join the lists in `named` that are read here."""
+    """Refuse repeated fields that may come only once; join the repeated lists in `named`."""
     seen = set()
     for name, _ in headers:
         if name in seen:
@@ -360,7 +387,7 @@ def _content_length(value: bytes) -> int:
 
 
 def _body_length(named: dict[bytes, bytes], version: str) -> int | None:
-    """The length that a head declares; None: the body is chunked (RFC 9112 section 6.3)."""
+    """The length of the body in bytes; None if it is chunked (RFC 9112 section 6.3)."""
     if b"transfer-encoding" not in named:
         return _content_length(named[b"content-length"])
     if b"content-length" in named:
@@ -370,7 +397,7 @@ def _body_length(named: dict[bytes, bytes], version: str) -> int | None:
 
 
 def _upgrade(named: dict[bytes, bytes]) -> bytes | None:
-    """The protocol asked for, if it is one that can be had; another is ignored (RFC 9110 7.8)."""
+    """The protocol to upgrade to, if it is supported. Others are ignored (RFC 9110 section 7.8)."""
     protocols = tokens(named.get(b"upgrade", b""))
     if b"websocket" in protocols:
         return b"websocket"
@@ -378,7 +405,7 @@ def _upgrade(named: dict[bytes, bytes]) -> bytes | None:
 
 
 def _check_transfer_encoding(value: bytes, version: str) -> None:
-    """Only "chunked" is understood (RFC 9112 section 6.1), and only from HTTP/1.1 clients."""
+    """Refuse all codings but "chunked" (RFC 9112 section 6.1), and any in an HTTP/1.0 request."""
     if version != "1.1":
         raise ProtocolError(400, "Transfer-Encoding in an HTTP/1.0 request")
     codings = tokens(value)

@@ -1,4 +1,4 @@
-"""How much of everything a client may send, with the unit and the precedent of each default."""
+"""Limits on what a client may send, with the unit of each and the precedent of its default."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds that the HTTP connections enforce by themselves; 0 means no limit where said so.
+    """The limits that HTTP connections enforce themselves.
 
     request_line      bytes of the request line without its CRLF (nginx and Apache: 8 KiB)
     header_count      header fields in a head (gunicorn and Apache: 100)
@@ -16,8 +16,8 @@ class Limits:
     body              bytes of a request body after dechunking; 0: no limit (gunicorn)
     trailer_count     fields in a trailer section
     chunk_extension   bytes of one chunk's extensions (llhttp and Go: a bound after CVE-2023-39326)
-    pipeline_depth    requests waiting behind the one being answered; reading pauses there
-    strict_targets    whether a quote, "<" or ">" is refused in a query, too (RFC 3986)
+    pipeline_depth    requests that may wait behind the one being answered before reading pauses
+    strict_targets    whether to refuse quotes, "<" and ">" in queries, as RFC 3986 does
     """
 
     request_line: int = 8190
@@ -33,20 +33,22 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class H2Limits:
-    """What an HTTP/2 connection allows beside `Limits`; the first four are told to the client.
+    """Further limits on an HTTP/2 connection. SETTINGS tell the client the first four.
 
-    An allowance is a number that may be spent at once, and what comes back of it each second.
+    The last two are allowances: a number that may be spent at once, and how much of it comes back
+    each second.
 
-    streams       requests at a time (gunicorn, hypercorn, curl: 100; RFC 9113 wants no fewer)
-    window        bytes of a body that a client may send ahead of the application, each stream
-                  (gunicorn, and the protocol's own default: 65535)
-    frame         bytes of a frame (the protocol's default, and least: 16384)
+    streams       concurrent requests (gunicorn, hypercorn, curl: 100; RFC 9113 asks for no fewer)
+    window        bytes of a body that a client may send ahead of the application, for each stream
+                  (gunicorn, and the protocol's default: 65535)
+    frame         bytes of a frame's payload (the protocol's default and minimum: 16384)
     header_list   bytes of a decoded head, with 32 for each field (gunicorn: 65536)
-    control       frames that move no request on: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty or
-                  unknown ones; each frame of a response gives two back, for the windows that it
-                  makes needed, each request one (nghttp2's "glitches": 1000, 33 a second)
-    resets        requests that the client made and took back, or made us take back: all of its
-                  streams at once (nghttp2: 1000, 33 a second); each that is served gives one back
+    control       frames that advance no request: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty or
+                  unknown ones. A request earns one, and a frame of a response two, because the
+                  client answers it with WINDOW_UPDATE. (nghttp2's "glitches": 1000, 33 a second)
+    resets        requests that the client takes back, or makes us reset. The default lets it take
+                  back all of its streams at once. A request that is served earns one. (nghttp2:
+                  1000, 33 a second)
     """
 
     streams: int = 100

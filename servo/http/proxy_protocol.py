@@ -1,8 +1,10 @@
-"""The PROXY protocol, versions 1 and 2: a balancer tells whose connection it passes on.
+"""The PROXY protocol, versions 1 and 2 (haproxy.org, proxy-protocol.txt).
 
-By the specification (haproxy.org, proxy-protocol.txt): a receiver that expects the header must get
-it; guessing whether it is there would let any client claim an address. Where it is expected and
-missing, the connection is refused.
+A load balancer that passes on TCP connections puts a header in front of each, which names the
+client's address. Version 1 is a line of text, version 2 is binary.
+
+If the header is expected, it must be there, and the connection is refused otherwise. Accepting it
+only where it happens to be present would let any client claim an address.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ MODES = ("v1", "v2", "auto")
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _V1_START = b"PROXY "
-# Section 2.1: the longest line, with its CRLF.
+# Bytes of the longest line, with its CRLF (section 2.1).
 _V1_LENGTH = 107
-# Section 2.2 allows 64 KiB of addresses and TLVs. Certificates in TLVs stay below this.
+# Bytes of addresses and TLVs. Section 2.2 allows 64 KiB, but even certificates in TLVs fit here.
 _V2_LENGTH = 4096
 _PORT = re.compile(rb"0|[1-9][0-9]{0,4}")
 
@@ -29,7 +31,7 @@ _ADDRESS_LENGTHS = {_UNSPECIFIED: 0, _TCP4: 12, _TCP6: 36, _UNIX: 216}
 
 
 class ProxyHeader(NamedTuple):
-    """What the header says; None for both where it names no TCP connection (LOCAL, UNKNOWN).
+    """The addresses in a header. Both are None if it names no TCP connection (LOCAL, UNKNOWN).
 
     source       host and port of the client
     destination  host and port that the client connected to
@@ -55,9 +57,11 @@ class ProxyProtocolReader:
         self._starts = starts[mode]
 
     def feed(self, data: bytes) -> tuple[ProxyHeader, bytes] | None:
-        """Take what was read. The header and the bytes behind it, once it is whole; None before.
+        """Take received bytes. Raises `ProtocolError` (400).
 
-        Raises `ProtocolError` (400).
+        data  the bytes that were read
+
+        Returns the header and the bytes behind it once the header is complete; None before.
         """
         buffer = self._buffer = self._buffer + data
         for start in self._starts:
@@ -76,18 +80,18 @@ def _parse_v1(buffer: bytes) -> tuple[ProxyHeader, bytes] | None:
             raise ProtocolError(400, "PROXY protocol v1 line is not ended")
         return None
     rest = buffer[end + 2 :]
-    words = buffer[:end].split(b" ")
-    # Section 2.1: after UNKNOWN anything may follow, and is ignored.
-    if words[1] == b"UNKNOWN":
+    fields = buffer[:end].split(b" ")
+    # Anything may follow UNKNOWN, and is ignored (section 2.1).
+    if fields[1] == b"UNKNOWN":
         return ProxyHeader(None, None), rest
-    if len(words) != 6 or words[1] not in (b"TCP4", b"TCP6"):
+    if len(fields) != 6 or fields[1] not in (b"TCP4", b"TCP6"):
         raise ProtocolError(400, "malformed PROXY protocol v1 line")
-    kind = IPv4Address if words[1] == b"TCP4" else IPv6Address
+    kind = IPv4Address if fields[1] == b"TCP4" else IPv6Address
     try:
-        source, destination = (str(kind(word.decode("ascii"))) for word in words[2:4])
+        source, destination = (str(kind(field.decode("ascii"))) for field in fields[2:4])
     except ValueError:
         raise ProtocolError(400, "invalid address in a PROXY protocol v1 line") from None
-    ports = [int(word) for word in words[4:] if _PORT.fullmatch(word)]
+    ports = [int(field) for field in fields[4:] if _PORT.fullmatch(field)]
     if len(ports) != 2 or max(ports) > 65535:
         raise ProtocolError(400, "invalid port in a PROXY protocol v1 line")
     return ProxyHeader((source, ports[0]), (destination, ports[1])), rest
@@ -108,8 +112,8 @@ def _parse_v2(buffer: bytes) -> tuple[ProxyHeader, bytes] | None:
     if len(buffer) < 16 + length:
         return None
     rest = buffer[16 + length :]
-    # Section 2.2: a LOCAL connection is the balancer's own (a health check); what TLVs say behind
-    # the addresses is skipped.
+    # A LOCAL connection is the balancer's own, a health check say (section 2.2). TLVs behind the
+    # addresses are ignored.
     if command == _LOCAL or family not in (_TCP4, _TCP6):
         return ProxyHeader(None, None), rest
     size = 4 if family == _TCP4 else 16

@@ -1,7 +1,10 @@
-"""Response heads to bytes, from caches: a response repeats almost all of the one before it.
+"""Turning the heads of responses into bytes, mostly from caches.
 
-Everything that an app hands over is validated here: a name must be a token, a value must hold no
-control character, or it could end its line and begin one of its own (response splitting).
+A response repeats nearly all lines of the one before it. So each line is made and validated once,
+and then kept by the very objects that the application passes: a status, or a (name, value) pair.
+
+Every name must be a token, and no value may contain a control character: a CR or LF in a value
+would let it begin a line of its own (response splitting).
 """
 
 from __future__ import annotations
@@ -12,23 +15,25 @@ from typing import TYPE_CHECKING, NamedTuple
 from wsgiref.handlers import format_date_time
 
 from servo.http.errors import LocalProtocolError
+from servo.http.h1.field_lines import TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    # What applications give. A status should be an int or a str, a field a pair, both bytes or both
-    # str, a body bytes, bytearray or memoryview. What else comes is refused where it is used, not
-    # where it is passed on: compiled code checks what other annotations promise.
+    # Values that come from applications. A status should be an int or a str, a field a pair of
+    # bytes or of str, a body bytes, bytearray or memoryview. Other types get a proper error where
+    # the value is used. The annotation is Any because mypyc checks every other annotation at run
+    # time, and would raise a TypeError where the value is merely passed on.
     Status = Any
     HeaderItem = Any
     Body = Any
 
-_TOKEN = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
 _FORBIDDEN_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _STATUS = re.compile(rb"([2-9][0-9][0-9])(?: ([\t -~\x80-\xff]*))?")
 
-# RFC 9110 section 7.6.1, with the older names of the same. A server frames its own messages.
+# Fields about the connection (RFC 9110 section 7.6.1), some by their older names. They are the
+# server's to send, because it frames the messages.
 _HOP_BY_HOP = frozenset(
     (
         b"keep-alive",
@@ -42,7 +47,7 @@ _HOP_BY_HOP = frozenset(
 )
 _SPECIAL = _HOP_BY_HOP | {b"connection", b"content-length", b"date", b"server"}
 
-# Values that change with each response, or that are secrets: not worth a place in the cache.
+# Their values change with each response, or are secrets, so they are not cached.
 _NEVER_CACHED = frozenset(
     (b"set-cookie", b"etag", b"last-modified", b"expires", b"location", b"x-request-id", b"age")
 )
@@ -52,28 +57,31 @@ _LINE_LENGTH_BOUND = 512
 _LENGTHS_BOUND = 4096
 _STATUSES_BOUND = 256
 
-# (name, value), as the app gave it, to its line. A Content-Length gives the very line of LENGTHS;
-# other special names are never in here, and so take the long way.
+# (name, value), as the app gave it, to its line. A Content-Length maps to the line of LENGTHS. The
+# other special names are never in here, so that they take the long way through `collect`.
 LINES: dict[object, bytes] = {}
-# How many values of a name are cached: past the bound the name is one whose values change.
+# The number of cached values of each name. At the bound, the name's values are taken for ones that
+# change, and no more are cached.
 _VALUES: dict[bytes, int] = {}
-# Status as the app gave it (int, or WSGI's "200 OK") to the code and the status line; and apart,
-# those of responses that never have a body (RFC 9110 section 6.4.1).
+# Status as the app gave it (int, or WSGI's "200 OK") to its code and its status line. The statuses
+# of responses that never have a body are kept apart (RFC 9110 section 6.4.1), so that the short way
+# of `H1Connection.send_response` does not find them.
 STATUSES: dict[int | str, tuple[int, bytes]] = {}
 _BODILESS: dict[int | str, tuple[int, bytes]] = {}
-# Body length to Content-Length line, and the lines alone.
+# The length of a body to its Content-Length line, and the set of those lines.
 LENGTHS: dict[int, bytes] = {}
 LENGTH_LINES: set[bytes] = set()
 
 
 class Collected(NamedTuple):
-    """What a response's headers come to.
+    """The headers of a response, validated and sorted out.
 
-    lines     the lines to send, without Content-Length
-    length    the Content-Length that the app gave, or None
-    close     whether the app asked for the connection to be closed
-    has_date, has_server  whether the app sent its own
-    unusual   whether any of these three is true
+    lines       the lines to send, without Content-Length
+    length      the Content-Length that the app gave, or None
+    close       whether the app asked for the connection to be closed
+    has_date    whether the app sent a Date of its own
+    has_server  whether the app sent a Server field of its own
+    unusual     whether any of these three is true
     """
 
     lines: list[bytes]
@@ -85,11 +93,16 @@ class Collected(NamedTuple):
 
 
 class Tail:
-    """The end of a head: Date, Server, Connection, the empty line; one object per configuration.
+    """The end of a head: Date, Server, Connection and the empty line.
 
-    keep    for a connection that goes on
-    close   for one that ends
-    keep_1_0  for an HTTP/1.0 client that asked for it to go on
+    All connections with the same settings share one object, so a new second costs one update.
+
+    server  the value of the Server field, or None
+    date    whether to send a Date field
+
+    keep      the end of a head if the connection stays open
+    close     the same if it closes
+    keep_1_0  the same if it stays open for an HTTP/1.0 client, which must be told so
     """
 
     __slots__ = ("close", "date", "has_date", "keep", "keep_1_0", "server")
@@ -100,6 +113,7 @@ class Tail:
         self.set_date(_clock_line if date else b"")
 
     def set_date(self, line: bytes) -> None:
+        """Renew the Date field; `line` is the whole line, or b"" for none."""
         self.date = line if self.has_date else b""
         self.keep = self.date + self.server + b"\r\n"
         self.close = self.date + self.server + b"Connection: close\r\n\r\n"
@@ -112,7 +126,11 @@ _tails: dict[tuple[bytes | None, bool], Tail] = {}
 
 
 def tail_for(server: bytes | None, date: bool) -> Tail:
-    """The shared tail of this configuration. `set_clock` keeps it up to date."""
+    """The shared tail for these settings, which `set_clock` keeps up to date.
+
+    server  the value of the Server field, or None
+    date    whether to send a Date field
+    """
     tail = _tails.get((server, date))
     if tail is None:
         tail = _tails[server, date] = Tail(server, date)
@@ -120,9 +138,11 @@ def tail_for(server: bytes | None, date: bool) -> Tail:
 
 
 def set_clock(now: float) -> None:
-    """Tell the time, in seconds since the epoch. Workers call this at least once a second.
+    """Set the time of Date fields. Workers call this at least once a second.
 
-    Before the first call no Date is sent: a server without a clock must not (RFC 9110 6.6.1).
+    now  seconds since the epoch
+
+    No Date is sent before the first call: a server without a clock must not (RFC 9110 6.6.1).
     """
     global _clock_second, _clock_line
     second = int(now)
@@ -134,17 +154,20 @@ def set_clock(now: float) -> None:
 
 
 def date_line(now: float) -> bytes:
-    """The Date field of a moment (seconds since the epoch), as RFC 9110 section 5.6.7 wants it."""
+    """The Date line (RFC 9110 section 5.6.7) for `now`, in seconds since the epoch."""
     return b"Date: %b\r\n" % format_date_time(now).encode("ascii")
 
 
 def status_line(status: Status) -> tuple[int, bytes]:
-    """Code and status line of a final response. Raises `LocalProtocolError`."""
+    """The code and the status line of a final response. Raises `LocalProtocolError`.
+
+    status  an int of 200 or more, or a string as in WSGI ("200 OK")
+    """
     if type(status) is not int and isinstance(status, int):
         status = int(status)  # HTTPStatus
     kind = type(status)
-    # No other type is looked up or kept: 200.0 equals 200 and is no status, and a subclass of str
-    # may call itself equal to anything.
+    # Only these exact types are looked up and cached. 200.0 equals 200 but is not a status, and a
+    # subclass of str may claim to equal anything.
     exact = kind is int or kind is str
     if exact:
         known = STATUSES.get(status) or _BODILESS.get(status)
@@ -169,14 +192,14 @@ def status_line(status: Status) -> tuple[int, bytes]:
 
 
 def informational_line(status: int) -> bytes:
-    """The status line of a 1xx response. 101 is not sent by this layer."""
+    """The status line of a 1xx response. 101 is refused: `H1Connection.upgrade` sends it."""
     if not 100 <= status <= 199 or status == 101:
         raise LocalProtocolError(f"not an informational status: {status!r:.80}")
     return b"HTTP/1.1 %d %b\r\n" % (status, _reason(status))
 
 
 def length_line(length: int) -> bytes:
-    """The Content-Length line of a length."""
+    """The Content-Length line for a length in bytes."""
     line = LENGTHS.get(length)
     if line is None:
         line = b"Content-Length: %d\r\n" % length
@@ -187,7 +210,12 @@ def length_line(length: int) -> bytes:
 
 
 def collect(headers: Iterable[HeaderItem]) -> Collected:
-    """Validate an app's headers, take out what is not its to say. Raises `LocalProtocolError`."""
+    """Validate an app's headers, and take out those that only the server may send.
+
+    headers  pairs of name and value, both bytes or both str (latin-1)
+
+    Raises `LocalProtocolError`.
+    """
     lines = []
     length: int | None = None
     close = has_date = has_server = False
@@ -215,8 +243,8 @@ def collect(headers: Iterable[HeaderItem]) -> Collected:
 
 
 def field_line(name: bytes, value: bytes) -> bytes:
-    """A validated header line."""
-    if not _TOKEN.fullmatch(name):
+    """The line for a field. Raises `LocalProtocolError` for an invalid name or value."""
+    if not TOKEN.fullmatch(name):
         raise LocalProtocolError(f"invalid header name: {name!r:.80}")
     if _FORBIDDEN_IN_VALUE.search(value):
         raise LocalProtocolError(f"control character in the value of header {name!r:.80}")
@@ -224,12 +252,15 @@ def field_line(name: bytes, value: bytes) -> bytes:
 
 
 def flat(body: memoryview) -> Body:
-    """A body whose `len` is its length in bytes: a view of wider items counts those."""
+    """Make sure that `len(body)` is its length in bytes: a view of wider items counts items."""
     return body if body.itemsize == 1 and body.ndim == 1 and body.contiguous else body.tobytes()
 
 
 def trailer_lines(trailers: Iterable[HeaderItem]) -> bytes:
-    """The lines of a trailer section. What would frame or route a message is dropped."""
+    """The lines of a trailer section. Fields that frame or route a message are dropped.
+
+    trailers  pairs of name and value, both bytes or both str (latin-1)
+    """
     lines = []
     for item in trailers:
         name, value = _pair(item)
@@ -256,15 +287,18 @@ def _remember(item: HeaderItem, name: bytes, line: bytes) -> None:
 
 
 def _remember_length(item: HeaderItem, length: int) -> None:
-    """Small bodies of fixed sizes are common, so their Content-Length may go the short way."""
+    """Cache a Content-Length that the app sent, since apps often send bodies of the same size."""
     line = length_line(length)
     if line in LENGTH_LINES:
         _remember(item, b"content-length", line)
 
 
 def _is_key(item: HeaderItem) -> bool:
-    """Whether a field equals only the same bytes or str: subclasses may have an `__eq__` of their
-    own. `H1Connection.send_response` asks the same, without a call."""
+    """Whether a field is a plain tuple of two bytes or two str, and so can be a key of the cache.
+
+    A subclass may have an `__eq__` of its own, and would find lines that are not its own.
+    `H1Connection.send_response` has the same check, written out to save a call for each field.
+    """
     if type(item) is not tuple or len(item) != 2:
         return False
     kind = type(item[0])

@@ -1,7 +1,10 @@
 """The chunked transfer coding (RFC 9112 section 7.1), read strictly and within limits.
 
-Neither parser in use bounds chunk extensions or tells where a message ends, and h11 lets pass in
-a chunk's line what llhttp refuses: so the connection reads chunks itself, the same for both.
+A chunked body is a series of chunks (a hexadecimal size, CRLF, the data, CRLF), a chunk of size 0,
+and a trailer section that ends with an empty line. A size may have extensions, which are ignored.
+
+The connection reads chunks itself instead of leaving them to its parser. Neither parser bounds
+extensions or says where a message ends, and h11 accepts size lines that llhttp refuses.
 """
 
 from __future__ import annotations
@@ -10,35 +13,39 @@ import re
 from typing import TYPE_CHECKING
 
 from servo.http.errors import ProtocolError
-from servo.http.h1.field_lines import check_field_lines
+from servo.http.h1.field_lines import TOKEN, check_field_lines
 from servo.http.headers import read_trailers
 
 if TYPE_CHECKING:
     from servo.http.events import Headers
     from servo.http.limits import Limits
 
-# 16 hexadecimal digits hold any length; more are an attempt at some reader's overflow.
+# 16 hexadecimal digits hold any length. More are an attempt to overflow somebody's integer.
 _DIGITS = 16
 _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
-_TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 _SIZE_LINE = re.compile(
     rb"([0-9A-Fa-f]{1,16})((?:[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?)*)"
-    % (_TOKEN, _TOKEN, _QUOTED)
+    % (TOKEN.pattern, TOKEN.pattern, _QUOTED)
 )
-# A line still without its end; anything else can be refused at once.
+# A size line whose end has not arrived. Anything else can be refused at once.
 _SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}([ \t]*(?:;[\t -~\x80-\xff]*)?)\r?")
 _MAX_SIZE = 2**63 - 1
 
-# Extensions of a whole message, in multiples of what one chunk may have. Go bounds the excess
-# over the data at 16 KiB since CVE-2023-39326.
+# Bytes of extensions in a whole body, as a multiple of the limit for one chunk. Go allows 16 KiB
+# beyond the data, since CVE-2023-39326.
 _EXTENSIONS_FACTOR = 16
 
 _SIZE, _DATA, _DATA_END, _TRAILERS = range(4)
 
 
 class ChunkedReader:
-    """Reads one chunked body. `trailers` is filled when it is complete."""
+    """Reads one chunked body.
+
+    limits  bounds on the body, the extensions and the trailers
+
+    trailers  the trailer fields, once the body is complete
+    """
 
     __slots__ = ("_checked", "_extensions", "_left", "_limits", "_received", "_state", "trailers")
 
@@ -48,15 +55,18 @@ class ChunkedReader:
         self._left = 0
         self._received = 0
         self._extensions = 0
-        # Bytes of an unfinished trailer section that were found in order.
+        # Bytes of an incomplete trailer section that have been checked.
         self._checked = 0
         self.trailers: Headers = []
 
     def read(self, buffer: bytes, start: int) -> tuple[bytes, int, bool]:
-        """Read on at `start`: the data found, where reading stopped, whether the body is complete.
+        """Read chunks until the end of the buffer or of the body.
 
-        What is left behind the stop has to be passed again, with more behind it. Raises
-        `ProtocolError`.
+        buffer  received bytes
+        start   offset of the first byte to read
+
+        Returns the data, the offset at which reading stopped, and whether the body is complete.
+        Pass the bytes behind that offset again, with more behind them. Raises `ProtocolError`.
         """
         parts: list[bytes] = []
         pos = start

@@ -1,13 +1,19 @@
 """An HTTP/1.1 connection as a server sees it, without I/O (RFC 9112).
 
-Bytes go in through `receive_data` and come out as events; answers go in through `send_response` or
-`start_response`, `send_data` and `end_response`, and come out as bytes. One request is handed out
-at a time. What a client sends behind it waits as bytes, unparsed, until the answer is complete: so
-pipelining needs no queue, its memory is what was read, and a message ends where the rules say,
-whichever parser reads the heads.
+Bytes go in through `receive_data` and come out as events. Responses go in through `send_response`,
+or through `start_response`, `send_data` and `end_response`, and come out as bytes.
 
-Each head is found by its empty line and parsed whole. The parser sees nothing but heads; the
-connection cuts the bodies itself, since it alone knows how a head was judged.
+One request is handed out at a time. Further requests that the client has sent already (pipelining)
+wait as unparsed bytes until the response is complete. So pipelining needs no queue, and takes no
+more memory than the bytes that were read.
+
+A head ends at its empty line. The connection looks for that line, and gives the whole head to the
+parser, which sees nothing else. The connection reads the bodies itself, so where a message ends
+does not depend on the parser.
+
+The ordinary request (one read that is one whole head) and the ordinary response (a whole body, a
+head like earlier ones) take a short way through `receive_data` and `send_response`. Other methods
+handle everything else.
 """
 
 from __future__ import annotations
@@ -47,19 +53,20 @@ PARSERS = ("httptools", "h11")
 
 # Bytes that may wait behind the request being answered before reading pauses: one ordinary read.
 _WAITING_BYTES = 65536
-# Longer field sections than this are not remembered.
+# Field sections longer than this are not remembered.
 _REMEMBERED_BYTES = 4096
-# Empty lines before a request line: RFC 9112 section 2.2 wants one ignored, old clients send two.
+# Empty lines that may precede a request line. RFC 9112 section 2.2 asks to ignore one; old clients
+# send two.
 _EMPTY_LINES = 8
 
-# Where the incoming side is. _IDLE, and only _IDLE, is false: the ordinary request begins there.
-_IDLE: Final = 0  # nothing received since the last message
-_HEAD: Final = (
-    1  # unparsed bytes wait; of a head, or of whole messages until `next_event` is called
-)
-_BODY: Final = 2  # a request was handed out, its body is not complete
-_DONE: Final = 3  # a request is complete, its answer is not
-_CLOSED: Final = 4  # nothing is parsed any more
+# The state of the incoming side. The ordinary request begins in _IDLE, which is the only false
+# value, so that `receive_data` can test for it without a comparison. `Final` lets mypyc compile
+# these names as numbers.
+_IDLE: Final = 0  # nothing has arrived since the last message
+_HEAD: Final = 1  # unparsed bytes wait: a part of a head, or requests for `next_event`
+_BODY: Final = 2  # a request was handed out, but its body is incomplete
+_DONE: Final = 3  # a request is complete, but its response is not
+_CLOSED: Final = 4  # nothing more is parsed
 
 # How a response body is delimited.
 _UNDECIDED: Final = 0
@@ -70,25 +77,26 @@ _UNTIL_CLOSE: Final = 4
 
 _WEBSOCKET_VERSION = b"Sec-WebSocket-Version: 13\r\n"
 
+# Bound once: `map` calls it for each field of an ordinary response.
 _line_of = LINES.__getitem__
 
 
 class H1Connection:
-    """One connection. Not thread-safe; may be passed between threads.
+    """One connection. It may move between threads, but is not thread-safe.
 
-    limits   what a client may send
+    limits   bounds on what a client may send
     parser   "httptools" (llhttp) or "h11"
     server   the value of the Server field, or None for no such field
     date     whether to send a Date field
 
-    want_read          False: the driver should pause reading, enough is waiting, or all is over
+    want_read          False: stop reading, because enough bytes wait or the connection is over
     response_started   a response head, or a whole response, has been produced
-    response_complete  nothing is owed to the client
+    response_complete  the client is owed no response
     close_after        close the connection once the response is complete
-    raw_body           body bytes go on the wire as they are: a driver may send them from a file
-                       itself, and `account` for them
-    status             of the current response, or of the last
-    body_sent          bytes of its body so far, without framing
+    raw_body           the body is sent without framing: the driver may send a part of it itself,
+                       from a file say, and `account` for it
+    status             the status code of the current response, or of the last
+    body_sent          bytes of the response's body so far, without framing
     """
 
     __slots__ = (
@@ -130,25 +138,26 @@ class H1Connection:
     ) -> None:
         self._limits = limits
         self._fields = _backend(parser)
-        # A head no longer than each limit keeps all of them but the count of its fields.
+        # A head that is no longer than the smallest limit on a length breaks none of these limits.
+        # Only the number of its fields must be checked.
         self._small_head = min(limits.request_line, limits.header_field, limits.header_total) - 4
-        # All behind the last request line; what two requests in a row had in common.
+        # The field section of the last head, and the judged fields if the one before was the same.
         self._previous = b""
         self._known: KnownFields | None = None
-        # How far the buffer was searched for the end of a head; empty lines before that head.
+        # How far the buffer was searched for the end of a head. Empty lines before that head.
         self._scanned = 0
         self._blank = 0
-        # What is missing of a body of known length; or the reader of a chunked one.
+        # Missing bytes of a body with a Content-Length, or the reader of a chunked body.
         self._body_left = 0
         self._chunks: ChunkedReader | None = None
         self._eof = False
         self._tail = tail_for(server, date)
         self._state = _IDLE
-        # What was received and not parsed: the bytes of _buffer from _pos on.
+        # The unparsed bytes are those of _buffer from _pos on.
         self._buffer = b""
         self._pos = 0
         self._request: Request | None = None
-        # Set once the answer to the last request received is to close the connection.
+        # Close after the response to the last request that has been received.
         self._last = False
         self._waits_for_continue = False
         self._framing = _UNDECIDED
@@ -164,12 +173,19 @@ class H1Connection:
     # --- receiving ------------------------------------------------------------------------------
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> Event | None:
-        """Take what was read; return the next event, if there is one by now."""
+        """Take received bytes; return the next event, if there is one by now.
+
+        data  the bytes that were read
+
+        At most one event comes of a read. Call `next_event` when the response is complete.
+        """
         if data.__class__ is not bytes:
             data = bytes(data)
         if not self._state:
             end = data.find(b"\r\n\r\n")
-            # The ordinary read: a head that starts with no empty line, and what follows it.
+            # The ordinary read: a head that no empty line precedes, and perhaps bytes behind it.
+            # One `find` takes the place of a state machine, and a head that is all of the read is
+            # parsed without being copied.
             if 0 < end < self._small_head and data[0] > 32:
                 end += 4
                 rest = len(data) - end
@@ -194,7 +210,7 @@ class H1Connection:
         return self._receive_more(data)
 
     def _get_to_know(self, head: bytes, request: Request) -> None:
-        """Remember the fields once two requests have had the same."""
+        """Remember the judged fields once two requests in a row have had the same."""
         fields = head.partition(b"\r\n")[2]
         if fields == self._previous and KnownFields.fit(request):
             self._known = KnownFields(fields, request)
@@ -203,12 +219,15 @@ class H1Connection:
             self._previous = fields if len(fields) <= _REMEMBERED_BYTES else b""
 
     def forget(self) -> None:
-        """Let go what is remembered of earlier requests, as the connection has become idle."""
+        """Drop what is remembered of earlier requests. Drivers call this on idle connections."""
         self._known = None
         self._previous = b""
 
     def receive_eof(self) -> Event | None:
-        """The client has shut its side. What it sent whole is still answered, the rest refused."""
+        """The client sends no more. Complete requests are still answered, a partial one refused.
+
+        Returns the next event, if the end of the input causes one.
+        """
         self._eof = self._last = True
         if self._state == _BODY:
             return self._refuse(ProtocolError(400, "the connection ended within a body"))
@@ -219,34 +238,34 @@ class H1Connection:
         return None
 
     def next_event(self) -> Event | None:
-        """The next request, if it was received while the one before it was answered."""
+        """The next pipelined request, if one has arrived and no response is outstanding."""
         if self._state != _HEAD or not self.response_complete:
             return None
         return self._take_next()
 
     @property
     def in_head(self) -> bool:
-        """Some bytes of a head have arrived, but not all."""
+        """A part of a head has arrived."""
         return self._state == _HEAD and self.response_complete
 
     @property
     def idle(self) -> bool:
-        """Nothing was received that waits for anything, nothing is owed."""
+        """No bytes wait, and no response is owed."""
         return self._state == _IDLE
 
     def take_over(self) -> bytes:
-        """Leave the connection to another protocol: the bytes that were received and not parsed."""
+        """Leave the connection to another protocol; return the bytes that are not parsed yet."""
         rest = self._buffer[self._pos :]
         self._close()
         self.response_started = self.response_complete = True
         return rest
 
     def close_next(self) -> None:
-        """Close after the answer to the last request already received; there will be no more."""
+        """Close the connection after the responses to the requests that have been received."""
         self._last = True
 
     def _receive_more(self, data: bytes) -> Event | None:
-        """Everything but the ordinary read."""
+        """Take received bytes in any state, when they are not the ordinary read."""
         state = self._state
         if state == _CLOSED:
             return None
@@ -264,7 +283,7 @@ class H1Connection:
         return self.next_event() if state == _HEAD else self._take_next()
 
     def _settle_buffer(self) -> None:
-        """After a message or a part of one was taken from the buffer."""
+        """Drop or keep the buffer after a message, or a part of one, was taken from it."""
         if self._pos == len(self._buffer):
             self._drop_buffer()
         elif self._state == _BODY:
@@ -273,7 +292,10 @@ class H1Connection:
             self._pause_if_full()
 
     def _pause_if_full(self) -> None:
-        """Once paused, reading goes on when all that waits was taken: so each byte counts once."""
+        """Pause reading if enough requests wait.
+
+        Reading resumes only when the whole buffer was taken, so each byte is counted only once.
+        """
         if self.want_read:
             waiting = self._buffer
             heads = waiting.count(b"\r\n\r\n", self._pos)
@@ -281,7 +303,7 @@ class H1Connection:
                 self.want_read = False
 
     def _take_next(self) -> Event | None:
-        """Parse the next head out of the buffer, once all of it is there."""
+        """Parse the next head in the buffer, if it is complete."""
         buffer = self._buffer
         pos = self._skip_empty_lines()
         try:
@@ -306,7 +328,7 @@ class H1Connection:
         return self._admit(request, head)
 
     def _wait_idle(self) -> None:
-        """Nothing waits for anything. After the end of what the client sends, that is the end."""
+        """Wait for the next request; or close, if the client has ended its side."""
         self._state = _IDLE
         self._drop_buffer()
         self.close_after = self._eof
@@ -332,7 +354,7 @@ class H1Connection:
         return None
 
     def _admit(self, request: Request, head: bytes) -> Event:
-        """Hand out a request, with as much of its body as there is."""
+        """Hand out a request, with the part of its body that has arrived."""
         limits = self._limits
         self._scanned = self._blank = 0
         if len(request.headers) > limits.header_count:
@@ -382,7 +404,7 @@ class H1Connection:
         return None
 
     def _read_body(self) -> tuple[bytes, bool]:
-        """Body bytes from the buffer, and whether they complete it."""
+        """Take body bytes from the buffer; also return whether they complete the body."""
         if self._chunks is not None:
             data, self._pos, complete = self._chunks.read(self._buffer, self._pos)
             return data, complete
@@ -392,7 +414,11 @@ class H1Connection:
         return data, not self._body_left
 
     def _refuse_head(self, error: ProtocolError, head: bytes) -> Refused:
-        """Refuse a whole head: for its first line at fault, as if it had come line by line."""
+        """Refuse a complete head.
+
+        The error is that of the first faulty line, as if the head had come line by line: it must
+        not depend on how the bytes were cut into packets.
+        """
         try:
             check_lines(head, 0, self._limits)
         except ProtocolError as first:
@@ -400,7 +426,7 @@ class H1Connection:
         return self._refuse(error, head)
 
     def _refuse(self, error: ProtocolError, head: bytes = b"") -> Refused:
-        """The event for a broken rule. Nothing is parsed after it."""
+        """Make the event for a broken rule, and stop parsing."""
         request = self._request
         in_body = self._state == _BODY
         if in_body and request is not None:
@@ -420,10 +446,14 @@ class H1Connection:
     # --- responding ------------------------------------------------------------------------------
 
     def send_response(self, status: Status, headers: Iterable[HeaderItem], body: Body) -> bytes:
-        """A whole response as one bytes object. Raises `LocalProtocolError`, having sent nothing.
+        """Frame a whole response; return its bytes.
 
-        status   an int, or as WSGI has it ("200 OK")
-        headers  pairs, both bytes or both str (latin-1); a missing Content-Length is added
+        status   an int, or a string as in WSGI ("200 OK")
+        headers  pairs of name and value, both bytes or both str (latin-1); a missing
+                 Content-Length is added
+        body     the whole body
+
+        Raises `LocalProtocolError`. Nothing has changed then, so another response can be sent.
         """
         request = self._request
         if headers.__class__ is not list:
@@ -436,9 +466,11 @@ class H1Connection:
             and request.version == "1.1"
             and type(body) is bytes
         ):
-            # The ordinary response: status, each header and the length are known from before.
-            # Known means the same bytes or str. A subclass, or another type, may call itself equal
-            # to what it is not, so all types are looked at first.
+            # The ordinary response: the lines for this status, each of these fields and this length
+            # are in the caches, so one `map` and one `join` make the head. The types are checked
+            # first, because an object of another type (a subclass of str, say) may claim to equal a
+            # cached key that it differs from. The checks are written out here, since a call for
+            # each field would cost more than the check.
             size = len(body)
             lengths = 0
             try:
@@ -475,15 +507,18 @@ class H1Connection:
     def start_response(
         self, status: Status, headers: Iterable[HeaderItem], first: int = 0
     ) -> bytes:
-        """The head of a response whose body follows. Raises `LocalProtocolError`.
+        """Frame the head of a response whose body follows; return its bytes.
 
-        first   bytes of the body that are known to follow: where they already are too many, nothing
-                has begun, and another response can be sent
+        status, headers  as in `send_response`
+        first            bytes of the body that are known to follow
+
+        Raises `LocalProtocolError`, also if `first` exceeds the Content-Length. Nothing has changed
+        then, so another response can be sent.
         """
         return self._start(status, collect(headers), None, first)
 
     def send_data(self, data: Body) -> Body:
-        """A part of the body, framed. Raises `LocalProtocolError` past the Content-Length."""
+        """Frame a part of the body. Raises `LocalProtocolError` past the Content-Length."""
         framing = self._framing
         if framing == _CHUNKED:
             self.body_sent += len(data)
@@ -494,7 +529,10 @@ class H1Connection:
         return data
 
     def account(self, n: int) -> None:
-        """Count n body bytes that a driver sends itself, while `raw_body` is true."""
+        """Count `n` body bytes that the driver sends itself, while `raw_body` is true.
+
+        Raises `LocalProtocolError` past the Content-Length.
+        """
         if self._framing == _LENGTH:
             if n > self._response_left:
                 self.close_after = True
@@ -505,7 +543,13 @@ class H1Connection:
         self.body_sent += n
 
     def end_response(self, trailers: Iterable[HeaderItem] = ()) -> bytes:
-        """What ends the response. A body shorter than declared can only be told by closing."""
+        """End the response; return its last bytes.
+
+        trailers  pairs as in `send_response`; sent only if the body is chunked
+
+        If the body is shorter than its Content-Length, the connection closes: nothing else tells
+        the client that the response is incomplete.
+        """
         framing = self._framing
         if framing == _UNDECIDED:
             raise LocalProtocolError("no response to end")
@@ -518,13 +562,25 @@ class H1Connection:
         return end
 
     def send_informational(self, status: int, headers: Iterable[HeaderItem]) -> bytes:
-        """A 1xx response before the real one; nothing for an HTTP/1.0 client (RFC 9110 15.2)."""
+        """Frame a 1xx response before the final one (RFC 9110 section 15.2).
+
+        status   100 to 199, except 101
+        headers  pairs as in `send_response`
+
+        Returns no bytes for an HTTP/1.0 client, which knows no such responses.
+        """
         request = self._owed()
         parts = [informational_line(status), *collect(headers).lines, b"\r\n"]
         return b"" if request.version == "1.0" else b"".join(parts)
 
     def upgrade(self, protocol: bytes, headers: Iterable[HeaderItem]) -> bytes:
-        """101: what follows is of another protocol, and `take_over` has what it sent already."""
+        """Frame a 101 response: both sides speak another protocol after it.
+
+        protocol  the protocol, as in the Upgrade field
+        headers   pairs as in `send_response`
+
+        `take_over` returns what the client has sent in that protocol already.
+        """
         request = self._owed()
         given = collect(headers)
         switch = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: %b\r\nConnection: Upgrade\r\n"
@@ -534,16 +590,19 @@ class H1Connection:
         return b"".join((switch % protocol, *given.lines, self._tail_of(given, False, request)))
 
     def send_continue(self) -> bytes:
-        """100 Continue, if the client waits for it. To be called when the body is wanted."""
+        """Frame a 100 Continue if the client waits for one. Call this when the body is wanted."""
         if not self._waits_for_continue or self.response_started or self._state != _BODY:
             return b""
         self._waits_for_continue = False
         return b"HTTP/1.1 100 Continue\r\n\r\n"
 
     def refuse(self, event: Refused, headers: Iterable[HeaderItem] = ()) -> bytes:
-        """The answer to a request that is refused; nothing if another answer has begun.
+        """Frame the response to a refused request, and close the connection after it.
 
-        The connection is over then. A driver may make the event itself (408, 503, 504).
+        event    the refusal; a driver may make one itself (408, 503, 504)
+        headers  further fields of the response, as in `send_response`
+
+        Returns no bytes if another response to the request has begun.
         """
         method = event.method if self._request is None else self._request.method
         begun = self.response_started and (event.in_body or not self.response_complete)
@@ -558,7 +617,7 @@ class H1Connection:
         text = b"%b: %b\n" % (line[9:-2], event.error.reason.encode("ascii", "backslashreplace"))
         fields = collect(headers).lines
         if self.status == 426:
-            # RFC 9110 section 15.5.22 and RFC 6455 section 4.4: it has to say what would be taken.
+            # The response must say what is supported (RFC 9110 section 15.5.22, RFC 6455 4.4).
             fields += (b"Upgrade: websocket\r\nConnection: Upgrade\r\n", _WEBSOCKET_VERSION)
         if event.error.retry_after_s:
             fields += (b"Retry-After: %d\r\n" % event.error.retry_after_s,)
@@ -566,7 +625,7 @@ class H1Connection:
         return b"".join((line, *fields, self._tail.close, b"" if method == "HEAD" else text))
 
     def _send_new(self, status: Status, given: Collected, body: Body) -> bytes:
-        """An ordinary response with something in its head that was not seen before."""
+        """Frame an otherwise ordinary response that has an uncached line in its head."""
         size = len(body)
         code, line = status_line(status)
         if given.unusual or given.length not in (None, size) or code in (204, 304):
@@ -580,7 +639,8 @@ class H1Connection:
     def _sent(self, code: int, parts: list[bytes], body: Body) -> bytes:
         parts.append(self._tail.keep)
         parts.append(body)
-        data = b"".join(parts)  # raises TypeError for what is no bytes: before anything has changed
+        # Before any state changes, because it raises TypeError if the body is not bytes.
+        data = b"".join(parts)
         self.status = code
         self.body_sent = len(body)
         self.response_started = self.response_complete = True
@@ -589,7 +649,7 @@ class H1Connection:
         return data
 
     def _sent_last(self, code: int, parts: list[bytes], body: Body, request: Request) -> bytes:
-        """As `_sent`, where the connection may end with the response."""
+        """Like `_sent`, if the connection may have to close after the response."""
         if request.keep_alive and self._next_is_whole():
             return self._sent(code, parts, body)
         parts.append(self._tail.close)
@@ -615,9 +675,10 @@ class H1Connection:
         return b"".join((head, body, self.end_response()))
 
     def _start(self, status: Status, given: Collected, whole: int | None, first: int = 0) -> bytes:
-        """Decide on the framing, produce the head.
+        """Decide how the body is delimited, and frame the head.
 
-        whole  the length of the body where it is known (and the response complete with it)
+        whole  the length of the body, if the response is complete with it; None if a body follows
+        first  as in `start_response`
         """
         request = self._owed()
         code, line = status_line(status)
@@ -660,7 +721,7 @@ class H1Connection:
         return b"".join(parts)
 
     def _tail_of(self, given: Collected, close: bool, request: Request) -> bytes:
-        """Date and Server unless the app gave them; Connection; the empty line."""
+        """The end of a head: Date and Server (unless the app set them), Connection, empty line."""
         tail = self._tail
         if not given.unusual:
             return tail.close if close else tail.keep if request.version == "1.1" else tail.keep_1_0
@@ -672,10 +733,10 @@ class H1Connection:
         return b"%b\r\n" % b"".join(lines)
 
     def _ends_with(self, complete: bool) -> bool:
-        """Whether the connection can't go on after the response that is being made.
+        """Whether the connection must close after the response that is being framed.
 
-        complete  the response is complete with this: then what is missing of the request's body
-                  would have to be read for nothing, and its end is not certain to come
+        complete  the response has no further parts. If the request's body is incomplete, the
+                  connection closes: the rest might never come, and reading it would be wasted work.
         """
         request = self._request
         if request is None or not request.keep_alive or self._state == _CLOSED:
@@ -698,11 +759,11 @@ class H1Connection:
         if self._state == _DONE and not self.close_after:
             self._state = _HEAD if self._buffer else _IDLE
         else:
-            # A body that was not read to its end can't be told from a next request.
+            # The rest of an unread body can't be told from a next request.
             self._close()
 
     def _close(self) -> None:
-        """Nothing is parsed any more, and no memory is kept for it."""
+        """Stop parsing, and free the buffer."""
         self._state = _CLOSED
         self._buffer = b""
         self._pos = 0
@@ -710,7 +771,10 @@ class H1Connection:
         self.want_read = False
 
     def _next_is_whole(self) -> bool:
-        """Whether what waits in the buffer begins with a message that can be answered."""
+        """Whether the buffer holds a complete request, or one to refuse.
+
+        If so, the response before it must not announce the end of the connection.
+        """
         waiting = self._buffer[self._pos :]
         if not waiting:
             return False

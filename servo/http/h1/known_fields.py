@@ -1,12 +1,13 @@
-"""Fields that repeat on a connection are judged once.
+"""Remembering the fields of a connection's requests, so that repeated ones are judged only once.
 
-A client repeats most of its fields to the byte, request after request; HTTP/2's compression is
-built on that. If everything behind the request line, and the version in it, equals the request
-before, only method and target are read anew, by the rules of `headers` for an ordinary request.
+Clients repeat most of their fields byte by byte, request after request. (The compression of HTTP/2
+relies on the same fact.) If the version and everything behind the request line equal those of the
+last request, only the method and the target are read, by the rules that `headers` has for ordinary
+ones.
 
-The comparison is exact: the first CRLF ends the request line (RFC 9112 section 3), and all bytes
-behind it must be equal. Comparing only the end of a head would let a client hide a Content-Length
-in front of the remembered fields and have the body run as a second request.
+The comparison is exact: all bytes behind the first CRLF, which ends the request line (RFC 9112
+section 3), must be equal. If only the end of a head were compared, a client could hide a
+Content-Length in front of the remembered fields, and its body would run as a second request.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from servo.http.headers import METHODS, TARGET_CHARS
 
 
 class KnownFields:
-    """A field section that a connection's last requests had in common, and how it was judged.
+    """A field section that the last requests of a connection had in common, and its meaning.
 
-    fields   all of a head behind its request line, CRLFs included
+    fields   the bytes of a head behind its request line, CRLFs included
     request  the request that was read from that head
     """
 
@@ -37,7 +38,7 @@ class KnownFields:
         self._fields = fields
         self._version = request.version
         self._protocol = b"HTTP/" + request.version.encode("ascii")
-        # A copy: an app may change the list that it is given.
+        # A copy, because an application may change the list that it gets.
         self._headers = tuple(request.headers)
         self._named = request.named
         self._keep_alive = request.keep_alive
@@ -46,9 +47,10 @@ class KnownFields:
 
     @staticmethod
     def fit(request: Request) -> bool:
-        """Whether the fields mean the same behind every other request line of this version.
+        """Whether the fields of this request mean the same behind every request line.
 
-        Upgrade does not: it counts with GET only. A chunked body needs a reader of its own.
+        Upgrade does not, since only GET requests may upgrade. Chunked bodies are left out because
+        each needs a reader of its own.
         """
         return (
             (request.content_length is not None or not request.more_body)
@@ -58,7 +60,7 @@ class KnownFields:
         )
 
     def recall(self, head: bytes) -> Request | None:
-        """The request of a head with exactly these fields and version; None for any other."""
+        """The request of this head, if it has exactly these fields and this version; else None."""
         request_line, _, fields = head.partition(b"\r\n")
         if fields != self._fields:
             return None
@@ -68,7 +70,8 @@ class KnownFields:
         target = line[1]
         name = METHODS.get(line[0])
         if name is None or name == "CONNECT" or target.translate(None, TARGET_CHARS):
-            # Also a query with characters that `read_request_line` allows there: they are rare.
+            # This leaves out the characters that `read_request_line` allows in queries: they are
+            # rare.
             return None
         if not target.startswith(b"/"):
             return None

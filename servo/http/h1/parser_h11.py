@@ -1,4 +1,4 @@
-"""The pure-Python parser of field lines: h11, as a second opinion on what llhttp accepts."""
+"""The pure-Python parser of heads: h11. Tests compare it with llhttp as a second opinion."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from servo.http.events import Headers
 
 _FOLD = re.compile(rb"\r\n[ \t]")
-# h11 hands these out in a normal form ("5, 5" as "5", "Chunked" as "chunked"). The rules want them
+# h11 normalises these values ("5, 5" to "5", "Chunked" to "chunked"), but `headers` must judge them
 # as they were sent.
 _NORMALISED = re.compile(rb"\r\n(content-length|transfer-encoding):[ \t]*([^\r]*)", re.IGNORECASE)
 
 
 class H11Fields:
-    """Called with a whole head, returns its fields. One object serves one connection."""
+    """Parses a whole head into its fields. One object serves one connection."""
 
     __slots__ = ()
 
     def __call__(self, head: bytes) -> Headers:
-        # h11 is lenient by design where old clients need it: it lets pass control characters in
-        # values, bare LF as a line's end, and folds.
+        # For the sake of old clients h11 accepts control characters in values, lines that end in a
+        # bare LF, and folded lines.
         if STRAY.search(head):
             raise ProtocolError(400, "control character, bare CR or bare LF in the head")
         if _FOLD.search(head):
@@ -36,7 +36,7 @@ class H11Fields:
         try:
             event = connection.next_event()
         except h11.RemoteProtocolError as error:
-            # Its message may quote the client's bytes, so it is not passed on.
+            # Its message may quote bytes of the client, so it must not reach the log.
             raise ProtocolError(400, "malformed head (h11)") from error
         if not isinstance(event, h11.Request):
             raise ProtocolError(400, "incomplete head (h11)")
@@ -47,4 +47,4 @@ class H11Fields:
         return [(name, sent.get(name, value)) for name, value in fields]
 
     def renew(self) -> None:
-        """Nothing to forget: every head gets a connection of its own."""
+        """Do nothing: every head gets an h11 connection of its own."""

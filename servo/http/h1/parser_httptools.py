@@ -1,4 +1,4 @@
-"""The default parser of field lines: httptools, which is Node's llhttp."""
+"""The default parser of heads: httptools, which is Node's llhttp."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class HttptoolsFields:
-    """Called with a whole head, returns its fields. One object serves one connection.
+    """Parses a whole head into its fields. One object serves one connection.
 
-    llhttp parses each head as a message. It refuses control characters, bare CR and LF, folds,
-    malformed names, and what it knows about framing; the connection keeps the bodies to itself.
+    llhttp takes each head for a message. It refuses control characters, bare CR and LF, folded
+    lines, malformed names and framing that it knows to be wrong. It never sees a body.
     """
 
     __slots__ = ("_collector", "_feed")
@@ -31,21 +31,23 @@ class HttptoolsFields:
         try:
             self._feed(head)
         except httptools.HttpParserUpgrade:
-            # llhttp has stopped behind the head, ready for another. The connection decides what an
-            # Upgrade means; ignored, it is a request like any other.
+            # llhttp has read the whole head, and is ready for another. `headers` decides whether
+            # the upgrade counts; without it, this is a request like any other.
             pass
         except httptools.HttpParserError as error:
             raise ProtocolError(400, f"llhttp: {error}") from error
         return fields
 
     def renew(self) -> None:
-        """Forget the last head. To be called when a body follows, which llhttp would wait for."""
-        # A new parser costs 0.25 us. The parser must not know this object: a cycle would keep every
-        # closed connection until the garbage collector runs.
+        """Make a new parser. Call this when a body follows, for which the old one would wait."""
+        # A new parser costs 0.25 us. It gets a collector, not this object: a reference cycle would
+        # keep every closed connection alive until the garbage collector runs.
         self._feed = httptools.HttpRequestParser(self._collector).feed_data
 
 
 class _Collector:
+    """Receives the callbacks of llhttp."""
+
     __slots__ = ("fields",)
 
     fields: Headers
