@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -123,11 +124,12 @@ def spooled(path):
     return file
 
 
+@contextlib.contextmanager
 def zipped(path):
-    archive = path.with_suffix(".zip")
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        file.write(path, "member")
-    return zipfile.ZipFile(archive).open("member")
+    with zipfile.ZipFile(path.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(path, "member")
+    with zipfile.ZipFile(path.with_suffix(".zip")) as archive, archive.open("member") as member:
+        yield member
 
 
 def packed(module):
