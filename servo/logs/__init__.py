@@ -1,1 +1,1 @@
-"""The error log, the access log, and the files behind them."""
+"""The error log and the access log, the files behind them, and the user's logging configuration."""

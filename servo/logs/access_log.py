@@ -1,13 +1,18 @@
 """The access log: one line for each request, in gunicorn's format language or as JSON.
 
-The format is compiled once into one expression that computes only what it uses; lines are batched
-and written with one system call. Whatever a client can choose is escaped, so that no request can
-write a line, or a field, of its own.
+The format is a template of "atoms": `%(h)s "%(r)s" %(s)s` gives `127.0.0.1 "GET / HTTP/1.1" 200`.
+gunicorn builds a dictionary of all atoms for each request and formats it. Here, when a worker
+starts, each atom of the format is looked up in a table of Python expressions, and one function is
+generated that evaluates only these expressions and fills the template in. So an atom that the
+format doesn't use costs nothing.
+
+Finished lines are collected in a batch, which is written with one system call. Every value that a
+client chooses is escaped, so that no request can forge a line or a field.
 
 Atoms: h remote address, l "-", u user (Basic), t time, r request line, m method, U path, q query,
 H protocol, s status, b/B body bytes, f referer, a user agent, T seconds, M milliseconds,
 D microseconds, L decimal seconds, p <pid>, {name}i request header, {name}o response header,
-{name}e environ variable. An unknown one is "-".
+{name}e environ variable. An unknown atom is written as "-".
 """
 
 from __future__ import annotations
@@ -30,17 +35,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     HeaderPairs = Iterable[tuple[bytes, bytes]] | Iterable[tuple[str, str]]
-    # A record's arguments in the order of `AccessLog.record`, and a clock -> the line.
+    # Takes the arguments of `AccessLog.record` in their order, returns the line.
     Formatter = Callable[..., str]
 
+# A batch of this many characters is written without waiting for the end of the loop's turn.
 BATCH_BYTES = 32 << 10
-# Under load, lines reach the log at most this late; a single request's line goes out at once.
+# The longest time that a line waits in the batch of a busy worker. An idle worker writes the line
+# of a single request at once.
 FLUSH_INTERVAL_NS = 500_000_000
 
 _APACHE_TIME = "[%d/%b/%Y:%H:%M:%S %z]"
 _ISO_TIME = "%Y-%m-%dT%H:%M:%S%z"
 
-# The fields of the JSON format, in their order: key, and expression (see `_ATOMS`) of its JSON.
+# The JSON format: each key, in order, with the expression (see `_ATOMS`) that gives its JSON value.
 _JSON_FIELDS = {
     "time": "quote(iso())",
     "pid": "getpid()",
@@ -57,13 +64,14 @@ _JSON_FIELDS = {
     "user_agent": "quote(text(received[b'user-agent'])) if b'user-agent' in received else 'null'",
 }
 
-# Atom -> the expression of its value, over the arguments of `AccessLog.record` and `_HELPERS`;
-# `received` and `answered` are the header fields by lower-case name.
+# Each atom with the expression that gives its value. An expression can use the arguments of
+# `AccessLog.record`, the functions in `_HELPERS`, and two dictionaries of header fields by
+# lower-case name: `received` for the request, `answered` for the response.
 _ATOMS = {
     "h": "known_text[remote]",
     "l": "'-'",
-    # The one field that a client chooses and that stands without quotes: its spaces would be read
-    # as the ends of fields.
+    # The client chooses this value, and the usual format doesn't quote it. Spaces are escaped,
+    # because a reader of the log would take them for the ends of fields.
     "u": "escape(user(received[b'authorization'])).replace(' ', '\\\\x20')"
     " if b'authorization' in received else '-'",
     "t": "apache()",
@@ -83,15 +91,15 @@ _ATOMS = {
     "L": "'%d.%06d' % (duration_ns // 1000000000, duration_ns // 1000 % 1000000)",
     "p": "'<%d>' % getpid()",
 }
-# In the records that a user's loggers and formatters get these two are text, as in gunicorn's.
-# In a line of ours the digits are the same, and making text of them first would be for nothing.
+# A user's own formatters expect these two atoms as text, because gunicorn passes text. Our own
+# lines format the numbers directly: the digits are the same, and it saves a conversion.
 _RECORD_ATOMS = {**_ATOMS, "s": "str(status)", "b": "'-' if sent is None else str(sent)"}
 _MAPPED_ATOMS = {
     "i": "known[received.get({name!r}, b'-')]",
     "o": "escape(answered.get({name!r}, '-'))",
     "e": "escape(variable(environ, {text!r}))",
 }
-# A record's arguments, to try a format with.
+# Arguments of `AccessLog.record` to test a format with.
 _SAMPLE: tuple[Any, ...] = ("-", "GET", b"/", "1.1", 200, 0, 0, (), (), None)
 _ARGUMENTS = (
     "remote, method, target, version, status, sent, duration_ns, headers, response_headers, environ"
@@ -99,7 +107,7 @@ _ARGUMENTS = (
 
 
 class AccessSettings(Protocol):
-    """The settings that are read here."""
+    """The settings that this module reads."""
 
     @property
     def accesslog(self) -> str | None: ...
@@ -108,10 +116,13 @@ class AccessSettings(Protocol):
 
 
 class AccessLog:
-    """One process's access log. Made in the worker, used by one thread.
+    """The access log of one worker. One thread uses it.
 
-    `file` is where lines go, by default what `setup_logging` opened; `now` is the wall clock.
-    Raises ConfigError when the format can't be used.
+    settings  name the log's file and format
+    file      receives the lines; by default the file that `setup_logging` opened
+    now       the wall clock, in seconds since the epoch
+
+    Raises ConfigError for a format that can't be used.
     """
 
     def __init__(
@@ -147,12 +158,22 @@ class AccessLog:
         response_headers: HeaderPairs = (),
         environ: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add a request's line. The names of `headers` are in lower case, `version` as "1.1".
+        """Add the line of one request. If it can't be formatted, log an error instead.
 
-        Where no line can be made, an error is logged instead.
+        remote            address of the client
+        method            such as "GET"
+        target            of the request line: path and query
+        version           of HTTP, such as "1.1"
+        status            of the response
+        sent              bytes of the response's body; None if unknown
+        duration_ns       of the request, in nanoseconds
+        headers           fields of the request, with lower-case names
+        response_headers  fields of the response, with names in any case
+        environ           of a WSGI application; None for ASGI
         """
         try:
-            # One by one: spreading a tuple of them costs more than all else here.
+            # The arguments are listed one by one because packing and unpacking a tuple (`*values`)
+            # would cost more than everything else here.
             line = self._format(
                 remote,
                 method,
@@ -166,11 +187,12 @@ class AccessLog:
                 environ,
             )
         except Exception:
-            # Environ and header lists are the application's own objects: it may have put anything
-            # there since, and their text is made by its code. Its request is answered; the worker
-            # must not end for the log's sake.
+            # The application owns the environ and the header lists. It may have put any object
+            # there, and that object's `__str__` is the application's code. The request has been
+            # answered already, and a log line is no reason to end the worker.
             logging.getLogger(error_log.ERROR_LOGGER).exception(
-                "No access-log line can be made of %s %s, as the application left its data",
+                "Can't write the access-log line of %s %s: the application has put a value into "
+                "its environ or headers that can't be formatted",
                 safe(method),
                 safe(target),
             )
@@ -183,17 +205,20 @@ class AccessLog:
 
     @property
     def pending(self) -> bool:
-        """Whether there is something that a flush would write."""
+        """Whether a flush would write something."""
         return bool(self._lines) or (self._file is not None and self._file.pending)
 
     def flush_due(self, now_ns: int) -> None:
-        """Flush, unless the last time was less than FLUSH_INTERVAL_NS ago (monotonic)."""
+        """Flush, unless the last call that flushed was less than FLUSH_INTERVAL_NS ago.
+
+        now_ns  the monotonic clock, in nanoseconds
+        """
         if now_ns >= self._next_flush_ns:
             self._next_flush_ns = now_ns + FLUSH_INTERVAL_NS
             self.flush()
 
     def flush(self) -> None:
-        """Write the batch: once a turn of the loop, or at least twice a second."""
+        """Write the batch with one system call."""
         if self._file is not None and self.pending:
             data = "".join(self._lines).encode("utf-8", "surrogateescape")
             self._lines.clear()
@@ -201,13 +226,13 @@ class AccessLog:
             self._file.write(data)
 
     def close(self) -> None:
-        """Flush, and wait a moment for a slow reader: the worker is about to end."""
+        """Flush, and wait up to a second for a slow reader, because the worker is about to end."""
         self.flush()
         if self._file is not None:
             self._file.drain(1.0)
 
     def reopen(self) -> None:
-        """Go on in a new file of the same name, after a rotation."""
+        """After a log rotation, continue in a new file of the same name."""
         self.flush()
         failure = self._file.reopen() if self._file is not None else ""
         if failure:
@@ -216,17 +241,18 @@ class AccessLog:
             )
 
     def _check_record_format(self) -> None:
-        """Raises ConfigError for a format that records can't fill in, such as `%(s)d`."""
+        """Raise ConfigError for a format that a record's atoms don't fit, such as `%(s)d`."""
         try:
             _ = self._source % _all_atoms(self._basic_atoms, *_SAMPLE)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"access_log_format {self._source!r}: {error}") from error
 
     def _log(self, *values: Any) -> str:
-        """The slow way, for a logging configuration of the user's: a record as gunicorn's is.
+        """Log through `servo.access`, which a user's logging configuration has set up.
 
-        Its `args` is the mapping of atoms, which JSON formatters written for gunicorn read.
-        Returns "", as no line is left to write.
+        This is slower than a line of ours. The record is like gunicorn's: its `args` is a mapping
+        of all atoms, which JSON formatters written for gunicorn read. Returns "", because no line
+        is left to write.
         """
         logger = logging.getLogger(ACCESS_LOGGER)
         if self._source == "json":
@@ -237,10 +263,12 @@ class AccessLog:
 
 
 def compile_format(source: str, clocks: Mapping[str, Callable[[], str]]) -> Formatter:
-    """The function that makes a line (with its newline) of a record's arguments.
+    """Return a function that takes the arguments of `AccessLog.record` and returns a line.
 
-    `clocks` has "apache" and "iso", which give the current time as text. Raises ConfigError for a
-    bad format.
+    source  the format, or "json"
+    clocks  functions "apache" and "iso", which return the current time as text
+
+    The line ends with a newline. Raises ConfigError for a bad format.
     """
     if source == "json":
         template = ", ".join(f'"{key}": %s' for key in _JSON_FIELDS)
@@ -265,9 +293,15 @@ def compile_format(source: str, clocks: Mapping[str, Callable[[], str]]) -> Form
 
 
 def _compile(template: str | None, expressions: list[str], names: dict[str, Any]) -> Any:
-    """A function of a record's arguments: the template filled in, or without one the values."""
-    # One generated function costs half of a list of closures, and this runs for every request. All
-    # of its text is from the tables above, but for the template and header names: literals.
+    """Generate a function that takes the arguments of `AccessLog.record`.
+
+    template     to fill in with the values; if None, the function returns a tuple of the values
+    expressions  that give the values, over the record's arguments and `names`
+    names        the functions that the expressions can call
+    """
+    # This runs for every request, and one generated function costs half as much as calling a list
+    # of closures would. `exec` is safe here: the code comes from the tables above, and the user's
+    # template and header names enter it only as literals (`repr`).
     body = f"({''.join(f'({e}), ' for e in expressions)})"
     lines = [f"def line({_ARGUMENTS}):"]
     if "received" in body:
@@ -288,7 +322,7 @@ def _expression(atom: str) -> str:
 
 
 class _Clock:
-    """The current second as text, made once a second."""
+    """The current time as text. It is formatted once a second, not once a request."""
 
     def __init__(self, form: str, now: Callable[[], float]) -> None:
         self._form = form
@@ -305,7 +339,11 @@ class _Clock:
 
 
 class _Known(dict[Any, str]):
-    """Escaped values that come again and again: addresses, user agents, referers."""
+    """A cache of escaped values. Addresses, user agents and referers repeat in most requests.
+
+    A hit costs one look-up and saves the escaping. Values over 512 bytes are not kept, and the
+    cache starts anew at 1024 entries, so that clients can't fill the memory with new values.
+    """
 
     def __missing__(self, value: bytes | str) -> str:
         text = _escape(value)
@@ -317,7 +355,7 @@ class _Known(dict[Any, str]):
 
 
 def _escape(value: bytes | str) -> str:
-    """`safe`, faster for what needs no escaping."""
+    """The same as `safe`, but faster for text that needs no escaping."""
     text = value.decode("latin-1") if isinstance(value, bytes) else value
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return text
@@ -325,14 +363,14 @@ def _escape(value: bytes | str) -> str:
 
 
 def _text(value: bytes | str) -> str:
-    """What JSON can hold: no lone surrogates, undecodable bytes as `\\xNN`."""
+    """Text for JSON, which can't hold lone surrogates: undecodable bytes become `\\xNN`."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
 
 
 def _user(authorization: bytes) -> str:
-    """The user of Basic credentials, or "-"."""
+    """The user name in an `Authorization: Basic` field, or "-"."""
     scheme, _, credentials = authorization.partition(b" ")
     if scheme.lower() != b"basic":
         return "-"
@@ -344,7 +382,11 @@ def _user(authorization: bytes) -> str:
 
 
 def _variable(environ: Mapping[str, Any] | None, name: str) -> bytes | str:
-    """A WSGI variable, by its name in any case as gunicorn has it; those of CGI are in capitals."""
+    """The environ variable of this name, or "-".
+
+    As in gunicorn the format may write the name in any case. CGI's variables are in capitals,
+    `wsgi.*` is in lower case.
+    """
     if environ is None:
         return "-"
     return _shown(environ.get(name, environ.get(name.upper(), environ.get(name.lower(), "-"))))
@@ -366,10 +408,11 @@ _HELPERS: dict[str, Any] = {
     "by_name": _by_name,
     "escape": _escape,
     "getpid": os.getpid,
-    # Two, so that bytes and text of the same characters and hash are not compared (python -b).
+    # Bytes and text have caches of their own. b"GET" and "GET" have the same hash, so a shared
+    # dictionary would compare them, and `python -b` warns about that.
     "known": _Known(),
     "known_text": _Known(),
-    # Of their own, so that a scan of many paths does not push the others out.
+    # Targets have a cache of their own, so that a scan of many paths doesn't empty the others.
     "targets": _Known(),
     "quote": encode_basestring_ascii,
     "text": _text,
@@ -379,7 +422,7 @@ _HELPERS: dict[str, Any] = {
 
 
 class _Atoms(dict[str, Any]):
-    """All atoms of one record; header and variable names in any case, unknown ones are "-"."""
+    """All atoms of one record. Names in braces are found in any case; unknown atoms are "-"."""
 
     def __missing__(self, key: str) -> Any:
         return self.get(key.lower(), "-") if key.startswith("{") else "-"
@@ -396,7 +439,7 @@ def _all_atoms(basic: Callable[..., tuple[Any, ...]], *values: Any) -> _Atoms:
 
 
 def _open(accesslog: str | None) -> LogFile | None:
-    """The log's file where `setup_logging` has not opened it."""
+    """Open the log's file, if `setup_logging` has not done so."""
     if not accesslog:
         return None
     return LogFile(None, 1) if accesslog == "-" else LogFile(accesslog)

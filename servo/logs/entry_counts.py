@@ -1,7 +1,9 @@
-"""How many entries the error log got, by level: counted in the shared memory of this process.
+"""Counts the entries of the error log by level, for the metrics.
 
-What says so is a filter on the logger, not a handler: a user's logging configuration replaces
-handlers. It counts what passes the log's level, whatever becomes of it then.
+Each process counts in its own words of shared memory (a worker: in its row of the scoreboard),
+where the metrics process reads them. The counter is a filter on the logger and not a handler,
+because a user's logging configuration may replace the handlers. It counts each record that the
+log's level lets through, even if no handler writes it.
 """
 
 from __future__ import annotations
@@ -12,25 +14,30 @@ import threading
 from servo.logs.error_log import ERROR_LOGGER
 from servo.shared_memory.row_layout import LOG_CRITICAL, LOG_ERROR, LOG_EXCEPTION, LOG_WARNING
 
-# The words of a worker's row, in the order of `LOG_LEVELS`.
+# The first of four words in a worker's row, one for each of `LOG_LEVELS`.
 ROW_LOG = LOG_WARNING
 LOG_LEVELS = ("warning", "error", "critical", "exception")
 
 
 class LogCounter(logging.Filter):
-    """Lets every record pass, and counts it in four words from `first` on."""
+    """A filter that lets every record pass and counts it.
+
+    words  the shared memory
+    first  index of the first of the four words to count in
+    """
 
     def __init__(self, words: memoryview, first: int) -> None:
         super().__init__()
         self._words = words
         self._first = first
-        # A copy, as another process may write over the words: what is counted can't overflow then.
+        # The count is kept here and only copied to the words. A faulty process may overwrite the
+        # words, and adding to such a number could overflow.
         self._counts = [0] * len(LOG_LEVELS)
-        # Records come from any thread, and `+= 1` on a memoryview is no single step.
+        # Any thread may log, and `+= 1` is not atomic.
         self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """See logging.Filter. As in gunicorn, an entry with a traceback is an exception only."""
+        """See logging.Filter. As in gunicorn, an entry with a traceback is only an "exception"."""
         if record.levelno >= logging.WARNING:
             if record.exc_info:
                 level = LOG_EXCEPTION
@@ -41,16 +48,19 @@ class LogCounter(logging.Filter):
             else:
                 level = LOG_WARNING
             with self._lock:
-                place = level - LOG_WARNING
-                self._counts[place] += 1
-                self._words[self._first + place] = self._counts[place]
+                index = level - LOG_WARNING
+                self._counts[index] += 1
+                self._words[self._first + index] = self._counts[index]
         return True
 
 
 def count_log(words: memoryview | None, first: int = ROW_LOG) -> None:
-    """Count this process's entries in these words; None: count them nowhere.
+    """Set where this process counts the entries of its error log.
 
-    A forked child inherits the counter of its parent, and has to say where its own is.
+    words  the shared memory; None to stop counting
+    first  index of the first of the four words to count in
+
+    A forked child inherits its parent's counter, so it must call this, too.
     """
     logger = logging.getLogger(ERROR_LOGGER)
     for each in [each for each in logger.filters if isinstance(each, LogCounter)]:

@@ -1,10 +1,15 @@
-"""The error log: where Servo and, through it, the app's WSGI/ASGI errors are written.
+"""The error log: Servo's own messages, and errors of the application (`wsgi.errors`, tracebacks).
 
-`setup_logging` opens the logs once, in the arbiter; workers inherit them. The error logger is
-`servo.error`, and `gunicorn.error` (`gunicorn.access`) is the same object under its old name, so
-an app that borrows gunicorn's handlers gets Servo's. A record is one write to the descriptor.
+The arbiter opens both logs with `setup_logging`, and workers inherit them. The logger is called
+`servo.error`. `gunicorn.error` (and `gunicorn.access`) is the same object under another name, so an
+application that borrows gunicorn's handlers gets Servo's. Each record is one write to the
+descriptor, so that the records of several processes don't mix.
 
-A message may span lines (a traceback does). What a client can choose goes through `safe` first.
+A log is rotated by renaming its file and sending SIGUSR1: `reopen_logs` then opens a new file of
+the old name behind the same descriptor.
+
+A message may span lines (a traceback does). Text that a client chose goes through `safe` first, so
+that no client can forge a line of the log.
 """
 
 from __future__ import annotations
@@ -52,15 +57,16 @@ _COLOURS = {
 }
 _PLAIN = "\x1b[0m"
 
-# What is no path. Their device files can't be opened when they are sockets, as under systemd.
+# These settings mean a standard descriptor, not a path. Under systemd /dev/stdout is a socket,
+# which can't be opened by its path.
 _STANDARD = {"-": -1, "/dev/stdout": 1, "/dev/stderr": 2}
 
-# A printable ASCII line is its own escape, but for the quote and the backslash.
+# Printable ASCII stays as it is, except the quote and the backslash.
 _ESCAPES = {byte: f"\\x{byte:02x}" for byte in range(256) if not 32 <= byte < 127 or byte in b'"\\'}
 
 
 class LogSettings(Protocol):
-    """The settings that are read here."""
+    """The settings that this module reads."""
 
     @property
     def errorlog(self) -> str | None: ...
@@ -82,7 +88,15 @@ class LogSettings(Protocol):
 
 @dataclass
 class _Logs:
-    """What this process writes to."""
+    """The logs of this process.
+
+    error           the error log's file
+    access          the access log's file, if there is one
+    by_user         a user's logging configuration has been applied
+    access_by_user  that configuration handles `servo.access`
+    captured        standard output and error go to the error log, too (capture_output)
+    owner           the uid and gid that reopened files are given to
+    """
 
     error: LogFile
     access: LogFile | None = None
@@ -96,14 +110,14 @@ _logs = _Logs(LogFile(None, 2))
 
 
 def setup_logging(settings: LogSettings) -> None:
-    """Open the logs and set the loggers up; called again, it applies changed settings.
+    """Open the logs and set up the loggers. Call it again to apply changed settings.
 
-    Raises ConfigError, with everything as it was, when a file can't be opened; a logging
-    configuration of the user's that fails raises it too, but may have been applied in part.
+    Raises ConfigError if a file can't be opened; then nothing has changed. Raises it, too, if the
+    user's own logging configuration fails; then a part of that may have been applied.
     """
     level = LEVELS.get(settings.loglevel.lower())
     if level is None:
-        raise ConfigError(f"loglevel {settings.loglevel!r} is none of {', '.join(LEVELS)}")
+        raise ConfigError(f"loglevel {settings.loglevel!r} is not one of {', '.join(LEVELS)}")
     _open_files(settings)
     error = _logs.error
     logger = logging.getLogger(ERROR_LOGGER)
@@ -113,7 +127,8 @@ def setup_logging(settings: LogSettings) -> None:
     for each in (logger, access_logger):
         each.propagate = False
         if _logs.by_user:
-            # The last configuration's handlers; this one has its own, or none.
+            # Remove the handlers of the previous user configuration: the new one brings its own,
+            # or there is none.
             each.handlers = []
         _alias_for_gunicorn(each)
     handler = _FileHandler(error)
@@ -124,10 +139,11 @@ def setup_logging(settings: LogSettings) -> None:
     if _logs.access is not None:
         _logs.access.on_trouble = logger.warning
 
-    _take_strays()
+    _log_lost_exceptions()
     _logs.captured = settings.capture_output and error.path is not None
     _capture_output()
-    # One that fails half-way has left handlers too.
+    # Set before the call: a configuration that fails half-way leaves handlers behind, too, and the
+    # next `setup_logging` has to remove them.
     _logs.by_user = True
     _logs.by_user = apply_user_config(settings)
     _logs.access_by_user = bool(access_logger.handlers) or access_logger.propagate
@@ -135,7 +151,7 @@ def setup_logging(settings: LogSettings) -> None:
 
 
 def check_logging(settings: LogSettings) -> None:
-    """Raise the ConfigError that `setup_logging` would raise; no file is made or changed."""
+    """Raise the ConfigError that `setup_logging` would raise. Creates and changes no file."""
     for setting in (settings.errorlog, settings.accesslog):
         if setting and setting not in _STANDARD:
             check_log_file(setting)
@@ -143,7 +159,10 @@ def check_logging(settings: LogSettings) -> None:
 
 
 def reopen_logs() -> None:
-    """Open the log files anew by their paths, after a rotation. What fails keeps its old file."""
+    """After a rotation, open the log files again by their paths.
+
+    A file that can't be opened is logged, and the old one stays in use.
+    """
     logger = logging.getLogger(ERROR_LOGGER)
     for file in (_logs.error, _logs.access):
         if file is not None:
@@ -160,9 +179,12 @@ def reopen_logs() -> None:
 
 
 def chown_logs(uid: int | None, gid: int | None) -> None:
-    """Give the log files to the user that the workers become, so that these can reopen them.
+    """Give the log files to the workers' user, so that workers can reopen them.
 
-    It is remembered for the files that a later `reopen_logs` creates.
+    uid  of the workers; None to leave the owner as it is
+    gid  of the workers; None to leave the group as it is
+
+    `reopen_logs` gives later files to the same user.
     """
     _logs.owner = (-1 if uid is None else uid, -1 if gid is None else gid)
     for file in (_logs.error, _logs.access):
@@ -171,14 +193,20 @@ def chown_logs(uid: int | None, gid: int | None) -> None:
                 file.chown(*_logs.owner)
             except OSError as error:
                 logging.getLogger(ERROR_LOGGER).warning(
-                    "Workers may be unable to reopen %s: %s", file.path, error
+                    "Can't give the log file %s to the workers' user, who may be unable to reopen "
+                    "it: %s",
+                    file.path,
+                    error,
                 )
 
 
 def set_tap(see: Callable[[logging.LogRecord], None] | None) -> None:
-    """Have every record of the error log shown to this function, too; None: to nobody.
+    """Pass every record of the error log to a function, too.
 
-    It sits on the logger, not beside its handlers, which a user's configuration may replace.
+    see  the function; None to stop
+
+    It is called by a filter of the logger and not by a handler, because a user's logging
+    configuration may replace the handlers.
     """
     logger = logging.getLogger(ERROR_LOGGER)
     logger.filters = [each for each in logger.filters if not isinstance(each, _Tap)]
@@ -187,75 +215,75 @@ def set_tap(see: Callable[[logging.LogRecord], None] | None) -> None:
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """A record's text with its traceback, but without time and level."""
+    """The message of a record with its traceback, but without time and level."""
     try:
         text = record.getMessage()
-    except Exception:  # noqa: BLE001  its handlers report a bad record; here its words will do
+    except Exception:  # noqa: BLE001  handlers report a bad record; here its format string will do
         text = str(record.msg)
     details = _details(_PLAIN_FORMATTER, record)
     return f"{text}\n{details}" if details else text
 
 
 def flush_logs() -> None:
-    """Try again to write what a slow reader of the error log, or of a print, had no room for."""
+    """Retry the writes that a slow reader of the error log or of standard output held up."""
     if _logs.error.pending:
         _logs.error.write(b"")
     flush_prints()
 
 
 def drain_logs(timeout_s: float) -> None:
-    """Wait up to `timeout_s` for slow readers of the error log, and of prints: the process is about
-    to end."""
+    """Wait up to `timeout_s` seconds for slow readers, because the process is about to end."""
     end = time.monotonic() + timeout_s
     _logs.error.drain(timeout_s)
     drain_prints(max(end - time.monotonic(), 0.0))
 
 
 def forget_pending() -> None:
-    """In a forked process: what a slow reader had no room for is written by its parent."""
+    """In a forked process: drop the lines that wait for a slow reader. The parent writes them."""
     for file in (_logs.error, _logs.access):
         if file is not None:
             file.forget_pending()
 
 
 def follow_standard_streams() -> None:
-    """Standard output and error lead elsewhere now (a daemon's lead nowhere)."""
+    """Call this after descriptors 1 and 2 were redirected; a daemon's go to /dev/null."""
     for file in (_logs.error, _logs.access):
         if file is not None:
             file.follow_standard()
 
 
 def crash_fd() -> int:
-    """The error log's descriptor: for faulthandler. It keeps its number when logs are reopened."""
+    """The error log's descriptor, for faulthandler. Reopening the logs keeps its number."""
     return _logs.error.fd
 
 
 def outlives_terminal() -> bool:
-    """Whether the error log goes to a file, or where the user's own configuration says."""
+    """Whether the error log goes to a file, or to a destination that the user has configured."""
     return _logs.error.path is not None or _logs.by_user
 
 
 def access_file() -> LogFile | None:
-    """Where the access log goes; None when there is none."""
+    """The access log's file; None without an access log."""
     return _logs.access
 
 
 def access_by_user() -> bool:
-    """Whether the user's logging configuration says what happens to `servo.access`."""
+    """Whether the user's logging configuration handles the records of `servo.access`."""
     return _logs.access_by_user
 
 
 def safe(text: str | bytes) -> str:
-    """Text that a client chose, as printable ASCII on one line.
+    """Escape text that a client chose: the result is printable ASCII on one line.
 
-    Control characters, the quote, the backslash and all above ASCII become `\\xNN` of their bytes.
+    Control characters, the quote, the backslash and the bytes of characters above ASCII become
+    `\\xNN`.
     """
     if isinstance(text, bytes):
         return text.decode("latin-1").translate(_ESCAPES)
     if text.isascii():
         return text.translate(_ESCAPES)
     try:
-        # WSGI's strings are bytes in disguise (PEP 3333): these are the bytes.
+        # WSGI's strings hold one byte in each character (PEP 3333): get the bytes back.
         data = text.encode("latin-1")
     except UnicodeEncodeError:
         data = text.encode("utf-8", "surrogatepass")
@@ -272,24 +300,30 @@ def _open_files(settings: LogSettings) -> None:
             if error is not _logs.error:
                 error.close()
             raise
-    # Another error log's descriptor is left open: faulthandler may hold its number.
+    # A former error log's descriptor stays open, because faulthandler may still write to it.
     if _logs.access is not None and _logs.access is not access:
         _logs.access.close()
     _logs.error, _logs.access = error, access
 
 
-def _take_strays() -> None:
-    """Have the log told of exceptions that nobody else tells it of: lost tasks', and threads'."""
+def _log_lost_exceptions() -> None:
+    """Log the exceptions of threads, and of asyncio tasks that nobody awaited.
+
+    Without this they would only be printed to standard error.
+    """
     logger = logging.getLogger("asyncio")
-    if not any(isinstance(each, _StrayHandler) for each in logger.handlers):
-        logger.addHandler(_StrayHandler())
+    if not any(isinstance(each, _AsyncioHandler) for each in logger.handlers):
+        logger.addHandler(_AsyncioHandler())
     if threading.excepthook is threading.__excepthook__:
         threading.excepthook = _on_thread_failed
 
 
-class _StrayHandler(logging.Handler):
-    """Passes records on to the error log, unless the application, or the user's configuration, has
-    said where all logs go: they get there by themselves."""
+class _AsyncioHandler(logging.Handler):
+    """Passes asyncio's records on to the error log.
+
+    Does nothing if the application or the user's configuration has given the root logger a handler:
+    that one gets these records without our help.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         logger = logging.getLogger(ERROR_LOGGER)
@@ -299,14 +333,14 @@ class _StrayHandler(logging.Handler):
 
 def _on_thread_failed(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is SystemExit:
-        return  # that is how a thread may end
+        return  # `sys.exit()` is a legitimate way to end a thread
     name = args.thread.name if args.thread is not None else "unknown"
     error = args.exc_value or args.exc_type()
     logging.getLogger(ERROR_LOGGER).error("Uncaught exception in thread %s", name, exc_info=error)
 
 
 class _Tap(logging.Filter):
-    """Lets every record pass, and shows it."""
+    """A filter that lets every record pass, and calls a function with it."""
 
     def __init__(self, see: Callable[[logging.LogRecord], None]) -> None:
         super().__init__()
@@ -318,7 +352,7 @@ class _Tap(logging.Filter):
 
 
 class _FileHandler(logging.Handler):
-    """A record is one line (or a traceback's lines) in one write to a LogFile."""
+    """Writes each record, with the lines of its traceback, to a LogFile in one write."""
 
     def __init__(self, file: LogFile) -> None:
         super().__init__()
@@ -333,7 +367,10 @@ class _FileHandler(logging.Handler):
 
 
 class TextFormatter(logging.Formatter):
-    """gunicorn's format: `[2026-11-23 20:10:00 +0000] [pid] [INFO] message`."""
+    """gunicorn's format: `[2026-11-23 20:10:00 +0000] [pid] [INFO] message`.
+
+    colour  whether to colour the level, for a terminal
+    """
 
     def __init__(self, colour: bool = False) -> None:
         super().__init__()
@@ -355,8 +392,11 @@ class TextFormatter(logging.Formatter):
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object a line: time (ISO 8601), level, pid, logger, message and, if any, exc (a
-    traceback) and event (a lifecycle event)."""
+    """One JSON object for each record, on one line.
+
+    Its keys are time (ISO 8601), level, pid, logger and message. `exc` is added for a traceback,
+    `event` for an event in the life of a worker.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created).astimezone()
@@ -392,12 +432,12 @@ def _formatter(name: str, file: LogFile) -> logging.Formatter:
     if name == "json":
         return JSONFormatter()
     at_terminal = file.fd >= 0 and os.isatty(file.fd) and os.environ.get("TERM") != "dumb"
-    # https://no-color.org: set and not empty.
+    # https://no-color.org asks for no colours if the variable is set and not empty.
     return TextFormatter(colour=at_terminal and not os.environ.get("NO_COLOR"))
 
 
 def _destination(setting: str, standard: int, current: LogFile | None) -> LogFile:
-    """The file for "-" or a path; the one in use already, if it is the same."""
+    """The LogFile for a setting ("-" or a path); `current` if it is the same."""
     fd = standard if setting == "-" else _STANDARD.get(setting)
     path = os.path.abspath(setting) if fd is None else None
     if current is not None and current.path == path and (path or current.standard == fd):
@@ -406,7 +446,7 @@ def _destination(setting: str, standard: int, current: LogFile | None) -> LogFil
 
 
 def _capture_output() -> None:
-    """With capture_output, whatever is printed lands in the error log's file."""
+    """With capture_output, redirect standard output and error to the error log's file."""
     if not _logs.captured:
         return
     for stream in (sys.stdout, sys.stderr):
@@ -424,16 +464,17 @@ def _alias_for_gunicorn(logger: logging.Logger) -> None:
     loggers = logging.Logger.manager.loggerDict
     existing = loggers.get(name)
     if isinstance(existing, logging.Logger) and existing is not logger:
-        # Somebody may hold it already: what is logged there reaches us all the same.
+        # The application may hold this logger already. As our child, it passes its records on.
         existing.parent = logger
     loggers[name] = logger
 
 
 def _reopen_handler(handler: logging.FileHandler) -> None:
-    """A file of the user's own logging configuration."""
+    """Open the file of a handler that the user has configured again by its path."""
     handler.acquire()
     try:
-        # None: delayed, or closed; it opens by its path when it is first written to.
+        # The stream is None if nothing was written yet (`delay`) or the handler is closed. Then
+        # the first write opens the path.
         if handler.stream is not None:
             fresh = handler._open()
             handler.stream.close()

@@ -1,16 +1,24 @@
-"""A log's destination: a descriptor that keeps its number while the file behind it changes.
+"""The destination of a log: a file, or standard output or error.
 
-A full disk or a reader that has stopped must neither hold a process up nor go unnoticed. So no
-write here waits: a pipe or a terminal gets a non-blocking descriptor of its own, and a socket is
-written to with MSG_DONTWAIT. O_NONBLOCK belongs to the open file, which other programs share (the
-shell's terminal, the pipe of a container), so it is never set on a descriptor that was given to us:
-/proc/self/fd/N is opened anew. Where that is not allowed (the pipe belongs to another user), each
-write is preceded by a poll and is so short that it fits. Lines that do not fit are dropped whole
-and counted, and the count is logged when writing works again.
+Rotation. A tool such as logrotate renames the log file and signals the server, which opens the path
+again and so creates a new file. `dup2` puts the new file behind the old descriptor. The number must
+not change, because faulthandler has kept it.
 
-Several processes write to one pipe. A write of up to PIPE_BUF bytes goes in whole or not at all. A
-longer line could be cut where the pipe is full, and another process's line would continue it: so
-it waits until the pipe surely has room for all of it.
+Slow readers. Standard output often is a pipe (to a container runtime or `tee`) or a terminal. When
+its reader stops, an ordinary write blocks, and the whole server would stand still for its log. So
+no write here waits. A pipe or a terminal is opened a second time through /proc/self/fd/N with
+O_NONBLOCK; the flag is never set on the inherited descriptor, because it belongs to the open file,
+which other programs share (the shell, for instance). If the second opening is not allowed (the pipe
+belongs to another user), `poll` comes before each write, and each write is short enough to fit. A
+socket is written to with MSG_DONTWAIT.
+
+Lost lines. Lines that don't fit wait in memory, up to MAX_PENDING_BYTES. Beyond that, and when a
+write fails (a full disk), whole lines are dropped and counted. Two messages say when lines begin to
+be lost, and how many were lost once writing works again.
+
+Whole lines. Several processes write to one pipe. A write of up to PIPE_BUF bytes goes in whole or
+not at all. A longer one could be cut where the pipe is full, and another process's line would
+continue it. So a longer line waits until the pipe surely has room for all of it.
 """
 
 from __future__ import annotations
@@ -32,22 +40,21 @@ from servo.safe_files import Opened, check_appendable, open_to_append
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What may wait for a non-blocking pipe or terminal whose reader is behind.
+# How much may wait in memory for a slow reader.
 MAX_PENDING_BYTES = 1 << 20
-# pipe(7): a write of at most PIPE_BUF bytes is atomic; a longer one mixes with other processes'.
+# A write of up to PIPE_BUF bytes is atomic; a longer one can mix with other processes' (pipe(7)).
 _PIPE_BUF_BYTES = getattr(select, "PIPE_BUF", 512)
 _NEWLINE = 10
 
 
 class LogFile:
-    """An append-only file by its path, or a standard descriptor by its number.
+    """An append-only file, or a standard descriptor.
 
     path      of the file; None for a standard descriptor
     standard  the number of that descriptor (1 or 2)
 
-    fd        the descriptor that is written to
-    `on_trouble` is called with a sentence when lines begin to be lost, and when that is over.
-    Raises ConfigError when the file can't be opened.
+    `fd` is the descriptor that is written to. `on_trouble` is called with a sentence when lines
+    begin to be lost, and when writing works again. Raises ConfigError if the file can't be opened.
     """
 
     def __init__(self, path: str | None, standard: int = -1) -> None:
@@ -65,8 +72,8 @@ class LogFile:
         self.on_trouble: Callable[[str], None] | None = None
         self._in_trouble = False
         self._pending = b""
-        self._mid_line = False  # the last byte written was no newline
-        self._torn = False  # ... and the rest of that line was lost
+        self._mid_line = False  # the last byte that was written was not a newline
+        self._torn = False  # the beginning of a line was written, and its rest was lost
         self._is_pipe = _is_pipe(self.fd)
 
     def __repr__(self) -> str:
@@ -74,19 +81,22 @@ class LogFile:
 
     @property
     def name(self) -> str:
-        """For messages: the path, "stdout" or "stderr"."""
+        """The path, "stdout" or "stderr", for messages."""
         number = self.standard
         return self.path or {1: "stdout", 2: "stderr"}.get(number, f"descriptor {number}")
 
     @property
     def pending(self) -> bool:
-        """Whether something waits for the descriptor to take it; a `write` tries again."""
+        """Whether data waits for a slow reader. The next `write` tries again."""
         return bool(self._pending)
 
     def write(self, data: bytes) -> None:
-        """Append whole lines. What the descriptor can't take now waits, within a bound."""
+        """Append whole lines. Data for which there is no room waits, up to MAX_PENDING_BYTES.
+
+        data  lines with their newlines; b"" only retries what waits
+        """
         if self._torn:
-            # Or our first line would read as the rest of the one that was cut.
+            # End the torn line, or the next one would read as its continuation.
             data = b"\n" + data
         if self._pending:
             data = self._pending + data
@@ -112,17 +122,16 @@ class LogFile:
         if self._in_trouble:
             self._in_trouble = False
             lost, self.lost = self.lost, 0
-            self._tell(f"The log {self.name} is written again; {lost} lines were lost")
+            self._report(f"The log {self.name} can be written again; {lost} lines were lost")
 
     def forget_pending(self) -> None:
-        """In a forked process: the process that it was forked from writes what waits, and reports
-        what was lost."""
+        """In a forked process: drop waiting data and counts. The parent writes and reports them."""
         self._pending = b""
         self.lost = 0
         self._in_trouble = self._mid_line = self._torn = False
 
     def drain(self, timeout_s: float) -> None:
-        """Block up to `timeout_s` while something waits: for a process that is about to end."""
+        """Wait up to `timeout_s` seconds for a slow reader, because the process is about to end."""
         poller = select.poll()
         poller.register(self.fd, select.POLLOUT)
         end = time.monotonic() + timeout_s
@@ -132,10 +141,10 @@ class LogFile:
         self._ends = False
 
     def reopen(self) -> str:
-        """Open the path anew under the same descriptor. "" or why the old file stays in use.
+        """Open the path again behind the same descriptor. Returns "" or why that failed.
 
-        The number must not change: faulthandler writes to it from a signal handler, and would
-        else write into whatever file gets that number next.
+        The number must not change: faulthandler has kept it and writes to it from a signal
+        handler. Were it closed, the next file that the application opens could get the number.
         """
         if self.path is None:
             return ""
@@ -150,9 +159,12 @@ class LogFile:
         return ""
 
     def chown(self, uid: int, gid: int) -> None:
-        """Give the file to the workers' user, who has to reopen it. Raises OSError.
+        """Give the file to the workers' user, so that workers can reopen it. Raises OSError.
 
-        Only if another user can't have chosen the file: see safe_files.
+        uid  the new owner, -1 to keep the owner
+        gid  the new group, -1 to keep the group
+
+        Does nothing if another user may have chosen the file (see servo.safe_files).
         """
         opened = self._opened
         if opened is None or not stat.S_ISREG(os.fstat(self.fd).st_mode):
@@ -161,7 +173,7 @@ class LogFile:
             os.fchown(self.fd, uid, gid)
 
     def follow_standard(self) -> None:
-        """The standard descriptor leads elsewhere now: a daemon has left its terminal."""
+        """Call this after the standard descriptor was redirected; a daemon leaves its terminal."""
         if self.path is None:
             self._close_copies()
             copy = non_blocking_copy(self.standard)
@@ -172,7 +184,7 @@ class LogFile:
             self._may_block = not self._has_copy and (self._is_pipe or os.isatty(self.fd))
 
     def close(self) -> None:
-        """Close what was opened here; the standard descriptors stay."""
+        """Close the descriptors that this object opened. The standard descriptors stay open."""
         self._close_copies()
         if self.path is not None and self.fd >= 0:
             os.close(self.fd)
@@ -195,8 +207,11 @@ class LogFile:
         return self._opened.fd
 
     def _portion(self, data: bytes) -> bytes:
-        """As much of `data` as one write may carry: whole lines up to PIPE_BUF for a pipe, or one
-        longer line. Raises BlockingIOError when that finds no room."""
+        """The part of `data` that the next write may carry.
+
+        For a pipe that is whole lines up to PIPE_BUF bytes, or one longer line. Raises
+        BlockingIOError if the longer line may not fit.
+        """
         if len(data) <= _PIPE_BUF_BYTES or not (self._is_pipe or self._may_block):
             return data
         end = data.rfind(b"\n", 0, _PIPE_BUF_BYTES) + 1
@@ -205,7 +220,7 @@ class LogFile:
         if self._may_block:
             return data[:_PIPE_BUF_BYTES]
         line = data[: data.find(b"\n") + 1 or len(data)]
-        # What is begun is continued; a process that ends has no time to wait for a better moment.
+        # A line that is partly written has to be continued, and a process that ends can't wait.
         if not (self._mid_line or self._ends or _pipe_takes(self.fd, len(line))):
             raise BlockingIOError(errno.EAGAIN, "the pipe might cut this line")
         return line
@@ -214,37 +229,37 @@ class LogFile:
         if len(data) <= MAX_PENDING_BYTES:
             self._pending = data
             return
-        # The oldest lines go: the newest tell what is happening.
+        # Drop the oldest lines: the newest say what is happening now.
         end = data.find(b"\n", len(data) - MAX_PENDING_BYTES) + 1
         self._count_lost(data[:end])
         self._pending = b"\n" + data[end:] if self._torn else data[end:]
         self._torn = False
-        self._complain("its reader does not keep up")
+        self._report_loss("its reader does not keep up")
 
     def _lose(self, data: bytes, reason: str) -> None:
         self._count_lost(data)
-        self._complain(reason)
+        self._report_loss(reason)
 
     def _count_lost(self, data: bytes) -> None:
-        # The newline that ends a torn line is none of the lines.
+        # `write` has put a newline before the data to end a torn line. It doesn't count as a line.
         self.lost += data.count(b"\n") - self._torn
         self._torn = self._mid_line
 
-    def _complain(self, reason: str) -> None:
-        """Comes last: `on_trouble` may write to this very file."""
+    def _report_loss(self, reason: str) -> None:
+        """Callers call this last, because `on_trouble` may write to this very file."""
         if not self._in_trouble:
             self._in_trouble = True
-            self._tell(f"Lines of the log {self.name} are being lost: {reason}")
+            self._report(f"Lines of the log {self.name} are being lost: {reason}")
 
-    def _tell(self, sentence: str) -> None:
+    def _report(self, sentence: str) -> None:
         if self.on_trouble is not None:
             self.on_trouble(sentence)
 
 
 def check_log_file(path: str) -> None:
-    """Raise the ConfigError that a LogFile of this path would raise; no file is made.
+    """Raise the ConfigError that a LogFile of this path would raise. Creates no file.
 
-    A FIFO passes: its reader may come before the server starts.
+    A FIFO without a reader passes, because the reader may come before the server starts.
     """
     try:
         check_appendable(path)
@@ -259,10 +274,10 @@ def _unopened(path: str, error: OSError) -> ConfigError:
 
 
 def non_blocking_copy(fd: int) -> int:
-    """A non-blocking descriptor of our own for the pipe or terminal behind `fd`; else -1.
+    """Open the pipe or terminal behind `fd` a second time, without blocking. -1 if that fails.
 
-    -1 also where it can't be opened anew: a pipe whose reader is gone (writing to it fails at
-    once, so it blocks nobody), or a terminal of another user (after `su`).
+    It fails for other kinds of files, for a pipe whose reader is gone (writing to it fails at once,
+    so it never blocks), and for a terminal or pipe of another user (after `su`).
     """
     try:
         kind = os.fstat(fd).st_mode
@@ -275,9 +290,10 @@ def non_blocking_copy(fd: int) -> int:
 
 
 def blocking_copy(fd: int) -> int:
-    """A descriptor for the same file that waits in a write, as what an application prints to must.
+    """Return a new descriptor for the file behind `fd`, with writes that block.
 
-    A FIFO of ours is non-blocking: `print` would raise BlockingIOError when its reader is slow.
+    `print` needs one: a FIFO's `fd` is non-blocking, and `print` would raise BlockingIOError when
+    the reader is slow.
     """
     if not _is_pipe(fd):
         return os.dup(fd)
@@ -287,7 +303,7 @@ def blocking_copy(fd: int) -> int:
 
 
 def _socket_at(fd: int) -> socket.socket | None:
-    """A socket object for a copy of the descriptor, if it is a socket (systemd's journal)."""
+    """A socket object for a copy of `fd`, if that is a socket (systemd's journal is one)."""
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             return None
@@ -297,16 +313,17 @@ def _socket_at(fd: int) -> socket.socket | None:
 
 
 def _pipe_takes(fd: int, size: int) -> bool:
-    """Whether one write of `size` bytes goes into the pipe whole, or could never do so."""
+    """Whether to write `size` bytes at once: they fit, or the pipe is empty and can't fit more."""
     capacity = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
     queued = int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
-    # The kernel counts pages, not bytes. Two neighbours are more than half full, or they would
-    # have been merged.
+    # The kernel stores pages, not bytes, and a page may be partly filled. Two neighbouring pages
+    # are more than half full together, or the kernel would have merged them: so `queued` bytes
+    # take up less than twice their size.
     return not queued or capacity - 2 * queued - _PIPE_BUF_BYTES >= size
 
 
 def _require_room(fd: int) -> None:
-    """Raise BlockingIOError unless a write of up to PIPE_BUF bytes finds room, or fails at once."""
+    """Raise BlockingIOError if a write of up to PIPE_BUF bytes would block."""
     poller = select.poll()
     poller.register(fd, select.POLLOUT)
     if not poller.poll(0):
@@ -317,5 +334,5 @@ def _is_pipe(fd: int) -> bool:
     try:
         return stat.S_ISFIFO(os.fstat(fd).st_mode)
     except OSError:
-        # A closed stdout: each write will fail, and be counted and told of.
+        # Standard output is closed. Each write will fail, and its lines will be counted as lost.
         return False

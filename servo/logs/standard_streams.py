@@ -1,14 +1,17 @@
-"""Standard output and error of the arbiter: no write to them waits for a reader.
+"""Keeps the arbiter from blocking in a write to its standard output or error.
 
-Within `prints_never_block`, `print` and the log handlers that have taken a standard stream (a
-`StreamHandler` of `logconfig`, of `logging.basicConfig`) write to a text stream on a LogFile: what
-finds no room there waits within a bound, and is lost and counted beyond it.
+The error log never blocks (see servo.logs.log_file), but `print` and the user's own log handlers (a
+`StreamHandler` of `logconfig` or of `logging.basicConfig`) write to the standard streams. If the
+reader of a stream stopped, the arbiter would stop, too, and no worker would be replaced. Within
+`prints_never_block`, these write to a text stream on a LogFile instead: lines for which there is no
+room wait in memory up to a limit, and beyond it they are dropped and counted.
 
 A LogFile reports its first loss to the error log, whose handler may write to the very stream that
-is just losing: so the stream has no io.BufferedWriter, which refuses to be entered twice.
+is just losing lines. So the text stream has no io.BufferedWriter in between: that one raises an
+error when it is called again from within its own write.
 
-Workers get the real streams back (`handlers_as_before`): their threads write through many handlers,
-each with a lock of its own, and a LogFile has none.
+Workers get the real streams back (`handlers_as_before`). Their threads write through many handlers,
+each with a lock of its own, and a LogFile has no lock.
 """
 
 from __future__ import annotations
@@ -28,13 +31,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# By the number of the standard descriptor; empty outside of `prints_never_block`.
+# The stand-in for each standard descriptor, by its number. Empty outside of `prints_never_block`.
 _streams: dict[int, PrintStream] = {}
 
 
 @contextlib.contextmanager
 def prints_never_block() -> Iterator[None]:
-    """While entered, nothing printed or logged to a standard stream waits for its reader."""
+    """While this is entered, printing or logging to a standard stream never waits for a reader."""
     for number, real in ((1, sys.__stdout__), (2, sys.__stderr__)):
         if real is not None and number not in _streams:
             file = LogFile(None, number)
@@ -51,13 +54,13 @@ def prints_never_block() -> Iterator[None]:
 
 
 def bind_handlers() -> None:
-    """Within `prints_never_block`: let new log handlers, too, write to streams that never block."""
+    """Within `prints_never_block`: make new log handlers write to the stand-ins, too."""
     for handler in _stream_handlers():
         _set_stream(handler, _bounded(handler.stream))
 
 
 def prints_as_before() -> None:
-    """In a forked process: its prints are its own business, and what waits is its parent's."""
+    """In a forked process: print to the real streams, and drop the lines that the parent writes."""
     for stream in _streams.values():
         stream.file.forget_pending()
     for name in ("stdout", "stderr"):
@@ -65,21 +68,21 @@ def prints_as_before() -> None:
 
 
 def handlers_as_before() -> None:
-    """In a worker, or at the end: log handlers write to the real streams again."""
+    """In a worker, or at the end: make log handlers write to the real streams again."""
     for handler in _stream_handlers():
         _set_stream(handler, _real(handler.stream))
     _streams.clear()
 
 
 def flush_prints() -> None:
-    """Try again to write what a slow reader had no room for."""
+    """Retry the writes that a slow reader held up."""
     for stream in _streams.values():
         if stream.file.pending:
             stream.file.write(b"")
 
 
 def drain_prints(timeout_s: float) -> None:
-    """Wait up to `timeout_s` for slow readers: the process is about to end."""
+    """Wait up to `timeout_s` seconds for slow readers, because the process is about to end."""
     end = time.monotonic() + timeout_s
     for stream in _streams.values():
         stream.flush()
@@ -87,16 +90,16 @@ def drain_prints(timeout_s: float) -> None:
 
 
 def follow_standard_prints() -> None:
-    """Standard output and error lead elsewhere now."""
+    """Call this after descriptors 1 and 2 were redirected."""
     for stream in _streams.values():
         stream.file.follow_standard()
 
 
 class PrintStream(io.TextIOWrapper):
-    """Stands for a standard stream.
+    """A text stream that stands in for a standard stream.
 
-    file    where it writes to
-    like    the stream that it stands for: of the same encoding
+    file  receives the text
+    like  the standard stream, whose encoding is used
     """
 
     def __init__(self, file: LogFile, like: TextIO) -> None:
@@ -110,14 +113,14 @@ class PrintStream(io.TextIOWrapper):
 
 
 class _LogBuffer(io.BufferedIOBase):
-    """A LogFile as the bottom of a text stream: it takes everything at once."""
+    """The byte stream below a PrintStream. It passes all data on to a LogFile at once."""
 
     def __init__(self, file: LogFile) -> None:
         super().__init__()
         self._file = file
 
     def writable(self) -> bool:
-        """Yes."""
+        """Always true."""
         return True
 
     def fileno(self) -> int:
@@ -129,25 +132,25 @@ class _LogBuffer(io.BufferedIOBase):
         return os.isatty(self._file.standard)
 
     def write(self, data: Any) -> int:
-        """Take bytes; what finds no room is dropped and counted by the LogFile."""
+        """Take all bytes. The LogFile keeps, or drops and counts, those that find no room."""
         self._file.write(bytes(data))
         return len(data)
 
     def close(self) -> None:
-        """Close the copy of the descriptor."""
+        """Close the LogFile's copy of the descriptor."""
         if not self.closed:
             self._file.close()
         super().close()
 
 
 def _bounded(stream: TextIO) -> TextIO:
-    """The stream that stands for this one; the very one if none does."""
+    """The stand-in for a standard stream; any other stream unchanged."""
     number = {id(sys.__stdout__): 1, id(sys.__stderr__): 2}.get(id(stream), 0)
     return _streams.get(number, stream)
 
 
 def _real(stream: TextIO) -> TextIO:
-    """The standard stream that this one stands for; the very one if it stands for none."""
+    """The standard stream behind a stand-in; any other stream unchanged."""
     if not isinstance(stream, PrintStream):
         return stream
     real = sys.__stdout__ if stream.file.standard == 1 else sys.__stderr__
@@ -156,7 +159,7 @@ def _real(stream: TextIO) -> TextIO:
 
 
 def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
-    """Of all loggers, and those that a MemoryHandler passes its records on to."""
+    """The StreamHandlers of all loggers, also those behind a MemoryHandler."""
     for logger in (logging.root, *logging.Logger.manager.loggerDict.values()):
         for handler in getattr(logger, "handlers", ()):
             each = handler
@@ -167,7 +170,10 @@ def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
 
 
 def _set_stream(handler: logging.StreamHandler[Any], stream: TextIO) -> None:
-    """Not `setStream`: it flushes the old stream, whose reader may be gone or have stopped."""
+    """Set a handler's stream.
+
+    The handler's own `setStream` would flush the old stream, whose reader may be gone or stopped.
+    """
     if handler.stream is stream:
         return
     handler.acquire()

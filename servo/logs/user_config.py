@@ -1,10 +1,9 @@
 """The user's own logging configuration: logconfig (a file), logconfig_json and logconfig_dict.
 
-They are applied as they are by the standard library, after Servo's own setup, with one change: the
-logger names `gunicorn`, `gunicorn.error` and `gunicorn.access`, or `uvicorn` and so on, are read as
-`servo`, `servo.error` and `servo.access`, so a file written for either works unchanged. Loggers
-that it does not name keep Servo's handlers. When it configures `servo.access`, access-log records
-go through logging.
+The standard library applies it after Servo's own setup. Configurations written for gunicorn or
+uvicorn work unchanged: the logger names `gunicorn` and `uvicorn` are read as `servo`,
+`gunicorn.error` as `servo.error`, and so on. Loggers that the configuration does not name keep
+Servo's handlers. If it configures `servo.access`, access-log records go through logging.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 _OURS = ("servo.error", "servo.access")
 
-# What gunicorn's users may refer to in a dict or JSON configuration without defining it.
+# gunicorn defines these, so its users refer to them without a definition of their own.
 _DEFAULT_HANDLERS = {
     "console": {
         "class": "logging.StreamHandler",
@@ -50,8 +49,9 @@ _DEFAULT_FORMATTERS = {
     }
 }
 
-# uvicorn's formatters read its own records, and are not there when uvicorn isn't.
-_UVICORNS = "uvicorn.logging."
+# uvicorn's formatter classes expect records of uvicorn, and may not be installed. They are replaced
+# by the standard library's, and their fields by fields that every record has.
+_UVICORN_FORMATTERS = "uvicorn.logging."
 _UVICORN_FIELDS = {
     "%(levelprefix)s": "%(levelname)s:",
     '%(client_addr)s - "%(request_line)s" %(status_code)s': "%(message)s",
@@ -59,7 +59,7 @@ _UVICORN_FIELDS = {
 
 
 class UserConfig(Protocol):
-    """The settings that are read here."""
+    """The settings that this module reads."""
 
     @property
     def logconfig(self) -> str | None: ...
@@ -72,21 +72,23 @@ class UserConfig(Protocol):
 def apply_user_config(settings: UserConfig) -> bool:
     """Apply the first of logconfig_dict, logconfig_json and logconfig that is set.
 
-    Its log files are opened as Servo's own are, now and whenever they are opened anew: root
-    follows no link that another user can have put there. Returns whether there was one. Raises
-    ConfigError when the file can't be read or the configuration can't be applied.
+    Returns whether one is set. Raises ConfigError if the file can't be read or the configuration
+    can't be applied.
+
+    The log files of the configuration are opened, and later reopened, as Servo's own are: root does
+    not follow a link that another user may have put there (see servo.safe_files).
     """
     with _opening(open_safely):
         found = _apply(settings)
     for _, handler in _file_handlers() if found else ():
-        # A class that opens in a way of its own is left alone.
+        # Leave a class alone that has an `_open` of its own.
         if type(handler)._open is logging.FileHandler._open:
             handler._open = partial(open_safely, handler)  # type: ignore[method-assign]
     return found
 
 
 def open_safely(handler: logging.FileHandler) -> TextIOWrapper:
-    """What `logging.FileHandler._open` does, with `safe_files`. Raises OSError."""
+    """Replaces `logging.FileHandler._open`, and opens by `servo.safe_files`. Raises OSError."""
     fd = open_to_append(handler.baseFilename).fd
     if "w" in handler.mode and stat.S_ISREG(os.fstat(fd).st_mode):
         os.ftruncate(fd, 0)
@@ -112,7 +114,7 @@ def _apply(settings: UserConfig) -> bool:
             named = _apply_ini(file.parser)
         else:
             named = _apply_dict(file.table)
-    except Exception as error:  # a handler's class and its arguments are the user's own code
+    except Exception as error:  # a handler's class is the user's own code, which may raise anything
         raise _refusal(error, where, file) from error
     _keep_audible(named)
     return True
@@ -128,7 +130,11 @@ def _read(setting: str, path: str, form: str = "") -> LogConfigFile:
 
 
 def _refusal(error: Exception, setting: str, file: LogConfigFile | None) -> ConfigError:
-    """Which part can't be applied, where it stands, and why, by the chain of causes."""
+    """The ConfigError for a configuration that can't be applied.
+
+    It names the part and its place in the file, and collects the reasons from the chain of causes:
+    the standard library's own message is only "Unable to configure handler 'x'".
+    """
     reasons: list[str] = []
     name = None
     cause: BaseException | None = error
@@ -146,24 +152,26 @@ def _refusal(error: Exception, setting: str, file: LogConfigFile | None) -> Conf
 
 
 def _keep_audible(named: set[str]) -> None:
-    """Let no configuration make the server mute without saying so.
+    """Keep a configuration from silencing the server's own log by accident.
 
-    named   the loggers that it has, by the names that it has for them
+    named  the loggers that the configuration names, by its own names for them
     """
     for name in (*_OURS, "servo"):
-        # disable_existing_loggers means the app's loggers; a mute server helps nobody.
+        # Users who set disable_existing_loggers mean the application's loggers.
         logging.getLogger(name).disabled = False
     if "uvicorn" in named and not named & {"uvicorn.error", "gunicorn.error", "servo.error"}:
-        # Of uvicorn's loggers people configure `uvicorn`, and the others pass on to it.
+        # uvicorn's users often configure only `uvicorn`, and expect `uvicorn.error` to pass its
+        # records on to that logger.
         logger = logging.getLogger("servo.error")
         logger.handlers = []
         logger.propagate = True
 
 
 def check_user_config(settings: UserConfig) -> None:
-    """Raise the ConfigError that `apply_user_config` would raise; no file is made or changed.
+    """Raise the ConfigError that `apply_user_config` would raise. Creates and changes no file.
 
-    The configuration is applied, but for its files: one must not be rotated by whoever checks.
+    The configuration is applied, but its file handlers open /dev/null: a check must not create,
+    truncate or rotate a log.
     """
     before = {handler for _, handler in _file_handlers()}
     with _opening(_open_nothing):
@@ -192,7 +200,7 @@ def _open_nothing(handler: logging.FileHandler) -> TextIOWrapper:
 
 @contextmanager
 def _opening(opens: Callable[[logging.FileHandler], TextIOWrapper]) -> Iterator[None]:
-    """Have the handlers of files that are made meanwhile, of whatever class, opened so."""
+    """While this is entered, new file handlers of any class open their files with `opens`."""
     before = logging.FileHandler._open
     logging.FileHandler._open = opens  # type: ignore[assignment,method-assign]
     try:
@@ -202,8 +210,8 @@ def _opening(opens: Callable[[logging.FileHandler], TextIOWrapper]) -> Iterator[
 
 
 def _apply_dict(given: Mapping[str, Any]) -> set[str]:
-    """Returns the names of the loggers that it has."""
-    # In YAML a key without a value is None.
+    """Apply a configuration for dictConfig. Returns the names of the loggers that it names."""
+    # A YAML key without a value is None; dictConfig expects it to be left out.
     given = {name: value for name, value in given.items() if value is not None}
     config: dict[str, Any] = {"version": 1, "disable_existing_loggers": False, **given}
     if not config.get("incremental"):
@@ -213,10 +221,10 @@ def _apply_dict(given: Mapping[str, Any]) -> set[str]:
         config.setdefault("root", {"level": "INFO", "handlers": ["console"]})
     loggers = _part(config, "loggers")
     renamed = {_our_name(name): value for name, value in loggers.items()}
-    # Where a file names both, ours is meant for us.
+    # If the file configures `gunicorn.error` and `servo.error`, the latter is meant for us.
     renamed.update({name: value for name, value in loggers.items() if name in renamed})
     if not config.get("incremental"):
-        renamed = {name: _with_outlet(name, value) for name, value in renamed.items()}
+        renamed = {name: _with_propagation(name, value) for name, value in renamed.items()}
     config["loggers"] = renamed
     import logging.config  # not needed otherwise
 
@@ -225,15 +233,18 @@ def _apply_dict(given: Mapping[str, Any]) -> set[str]:
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A table of the configuration, empty where it has none. Raises ValueError."""
+    """A table of the configuration; empty if it is missing. Raises ValueError for another type."""
     part = config.get(name, {})
     if not isinstance(part, dict):
-        raise ValueError(f"{name} is a table, not of type {type(part).__name__}")
+        raise ValueError(f"{name} must be a table, not {type(part).__name__}")
     return part
 
 
-def _with_outlet(name: str, value: Any) -> Any:
-    """A logger of ours that is given no handler passes on to its parent, as other loggers do."""
+def _with_propagation(name: str, value: Any) -> Any:
+    """Let a logger of ours without a handler pass its records on to its parent, as others do.
+
+    `setup_logging` has turned propagation off, so the records would reach no handler at all.
+    """
     if (
         name in _OURS
         and isinstance(value, dict)
@@ -245,9 +256,9 @@ def _with_outlet(name: str, value: Any) -> Any:
 
 
 def _plain_formatter(value: Any) -> Any:
-    """A formatter of uvicorn's own as one of the standard library's."""
+    """Turn the configuration of a uvicorn formatter into one for the standard library's."""
     kind = isinstance(value, dict) and (value.get("()") or value.get("class"))
-    if not isinstance(kind, str) or not kind.startswith(_UVICORNS):
+    if not isinstance(kind, str) or not kind.startswith(_UVICORN_FORMATTERS):
         return value
     text = value.get("fmt") or value.get("format") or "%(levelprefix)s %(message)s"
     for theirs, ours in _UVICORN_FIELDS.items():

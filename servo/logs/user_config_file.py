@@ -1,9 +1,11 @@
-"""A file with a logging configuration: INI, JSON, YAML or TOML, by its name or its content.
+"""Reads a file with a logging configuration: INI, JSON, YAML or TOML.
 
-gunicorn's users have INI (and JSON, in a setting of its own), uvicorn's JSON and YAML by the file's
-suffix, hypercorn's `json:` and `toml:` before the path. What is wrong with a file is said with its
-line, and without quoting the file: a configuration may hold passwords, of a mail server or a
-database that a handler logs to.
+gunicorn's users have INI files (and JSON, through a setting of its own), uvicorn's have JSON and
+YAML files with the usual suffixes, and hypercorn's write `json:` or `toml:` before the path. If
+none of these decides, the content does.
+
+Error messages name the file and the line. They don't quote the file, because it may hold passwords:
+a handler may log to a mail server or a database.
 """
 
 from __future__ import annotations
@@ -34,12 +36,12 @@ _BY_SUFFIX = {
 
 @dataclass(frozen=True)
 class LogConfigFile:
-    """What such a file holds.
+    """The content of such a file.
 
-    path    as it was given, for messages
-    text    all of it
-    table   for dictConfig; empty where it is INI
-    parser  for fileConfig, where it is INI
+    path    as the user gave it, for messages
+    text    the whole file
+    table   for dictConfig; empty for an INI file
+    parser  for fileConfig; None unless it is an INI file
     """
 
     path: str
@@ -48,16 +50,19 @@ class LogConfigFile:
     parser: configparser.ConfigParser | None = None
 
     def where(self, name: str | None) -> str:
-        """The file, and the line on which a handler, formatter, filter or logger begins."""
+        """The path and, if it can be found, the line where a part begins: `log.yaml:12`.
+
+        name  of a handler, formatter, filter or logger; None if unknown
+        """
         if name is None:
             return self.path
-        # As a key (`name:`, "name": or name =), or at the end of a section's header.
+        # The name stands as a key (`name:`, "name": or name =) or ends a section's header.
         key = re.compile(
             rf"""^\s*(?:["'{{,\s]*{re.escape(name)}["']?\s*[:=]|\[[^\]]*{re.escape(name)}["']?\s*\])""",
             re.MULTILINE,
         )
         found = key.search(self.text)
-        # In JSON it may be anywhere on a line.
+        # In JSON the name may stand anywhere on a line.
         start = found.start() if found else self.text.find(json.dumps(name))
         if start < 0:
             return self.path
@@ -66,12 +71,12 @@ class LogConfigFile:
 
 
 def read_log_config(given: str, form: str = "") -> LogConfigFile:
-    """Read such a file.
+    """Read a file with a logging configuration.
 
-    given   its path, hypercorn's prefix included
-    form    "json" whatever its name says, or ""
+    given  its path, perhaps with hypercorn's prefix (`json:`, `toml:`)
+    form   "json" if it must be JSON whatever its name says, else ""
 
-    Raises ConfigError, which names the file, the line and what is wrong there.
+    Raises ConfigError, which names the file, the line and the problem.
     """
     prefix, path = split_form(given)
     text = _read(path)
@@ -81,7 +86,7 @@ def read_log_config(given: str, form: str = "") -> LogConfigFile:
     table = _PARSERS[form](path, text)
     if not isinstance(table, dict):
         kind = type(table).__name__
-        raise ConfigError(f"{path}: a logging configuration is a table, not of type {kind}")
+        raise ConfigError(f"{path}: a logging configuration must be a table, not {kind}")
     return LogConfigFile(path, text, table)
 
 
@@ -98,7 +103,7 @@ def _read(path: str) -> str:
 
 
 def _form_of(path: str, text: str) -> str:
-    """By the suffix or, as `.conf` and the like say nothing, by the content."""
+    """Tell the form by the suffix or, for a suffix such as `.conf`, by the content."""
     form = _BY_SUFFIX.get(os.path.splitext(path)[1].lower())
     if form is not None:
         return form
@@ -116,7 +121,7 @@ def _form_of(path: str, text: str) -> str:
 
 
 def _is_toml(text: str) -> bool:
-    """An INI file for logging is none: its lists (`keys=root`) have no quotes."""
+    """Whether this is TOML. INI for logging never is: its values (`keys=root`) have no quotes."""
     try:
         parse_toml(text)
     except TOMLError:
@@ -131,24 +136,25 @@ def _parse_json(path: str, text: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: no JSON: {error.msg}") from error
+        raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
     except RecursionError as error:
-        raise ConfigError(f"{path}: no JSON: nested too deep") from error
+        raise ConfigError(f"{path}: not valid JSON: nested too deep") from error
 
 
 def _parse_toml(path: str, text: str) -> object:
     try:
         return parse_toml(text)
     except TOMLError as error:
-        # "... (at line 3, column 7)"
+        # Cut "(at line 3, column 7)" off the message: the line is named before it.
         reason = re.sub(r" \(at .*\)$", "", str(error), flags=re.DOTALL)
         line = error.line or text.count("\n") + 1
-        raise ConfigError(f"{path}:{line}: no TOML: {_short(reason)}") from error
+        raise ConfigError(f"{path}:{line}: not valid TOML: {_short(reason)}") from error
 
 
 def _parse_yaml(path: str, text: str) -> object:
     try:
-        # By name: a directory `yaml` beside the app can be imported, too, but has none of it.
+        # The names are imported, not the module: a directory `yaml` beside the application could
+        # be imported as a module, too, but has none of these names.
         from yaml import MarkedYAMLError, YAMLError, safe_load
         from yaml.reader import ReaderError
     except ImportError as error:
@@ -159,12 +165,12 @@ def _parse_yaml(path: str, text: str) -> object:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark is not None else ""
         reason = error.problem or error.context or "it can't be parsed"
-        raise ConfigError(f"{path}{line}: no YAML: {_short(reason)}") from error
+        raise ConfigError(f"{path}{line}: not valid YAML: {_short(reason)}") from error
     except ReaderError as error:
         number = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{path}:{number}: no YAML: {_short(error.reason)}") from error
-    except (YAMLError, ValueError, RecursionError) as error:  # a day that no month has; too deep
-        raise ConfigError(f"{path}: no YAML: {_short(str(error))}") from error
+        raise ConfigError(f"{path}:{number}: not valid YAML: {_short(error.reason)}") from error
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: for 2026-02-30
+        raise ConfigError(f"{path}: not valid YAML: {_short(str(error))}") from error
 
 
 def _parse_ini(path: str, text: str) -> configparser.ConfigParser:
@@ -177,20 +183,21 @@ def _parse_ini(path: str, text: str) -> configparser.ConfigParser:
         reason = "neither INI (there is no [section] before this line) nor JSON, YAML or TOML"
         raise ConfigError(f"{path}:{error.lineno}: {reason}") from error
     except configparser.ParsingError as error:
-        # Its subclass for a continuation of nothing (Python 3.13) has no list.
+        # Python 3.13's subclass, for a continuation line without an option, has no `errors`.
         line = getattr(error, "lineno", 0) or error.errors[0][0]
-        raise ConfigError(f"{path}:{line}: no INI: neither a [section] nor NAME = VALUE") from error
+        reason = "neither a [section] nor NAME = VALUE"
+        raise ConfigError(f"{path}:{line}: not valid INI: {reason}") from error
     except configparser.DuplicateSectionError as error:
         reason = f"a second [{error.section}]"
-        raise ConfigError(f"{path}:{error.lineno}: no INI: {_short(reason)}") from error
+        raise ConfigError(f"{path}:{error.lineno}: not valid INI: {_short(reason)}") from error
     except configparser.DuplicateOptionError as error:
         reason = f"a second {error.option} in [{error.section}]"
-        raise ConfigError(f"{path}:{error.lineno}: no INI: {_short(reason)}") from error
+        raise ConfigError(f"{path}:{error.lineno}: not valid INI: {_short(reason)}") from error
     return parser
 
 
 def _short(text: str) -> str:
-    """At most so much of a library's message, on one line: it may quote the file."""
+    """A library's message on one line. It may quote the file, so only the beginning is kept."""
     line = " ".join(text.split())
     return line if len(line) <= 160 else line[:159] + "…"
 

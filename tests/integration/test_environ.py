@@ -115,7 +115,7 @@ def test_an_app_may_take_apart_what_it_was_given(serve: Serve, worker_class: str
     assert pids == set(server.worker_pids())
     with control(server) as client:
         wait_for(lambda: not client.request("status")["in_flight"], "the end of all requests")
-    assert server.wait_log("No access-log line can be made of GET /\\?")
+    assert server.wait_log("Can't write the access-log line of GET /\\?")
     first = f"nothing - {len(body)} -\nremoved "
     wait_for(
         lambda: (server.cwd / "access.log").read_text().startswith(first),

@@ -162,7 +162,7 @@ def test_log_config_file_with_a_mistake(serve: Serve, tmp_path: Path) -> None:
     for more in ("--check-config",), ("--bind", "127.0.0.1:0"):
         done = run_servo(*arguments, *more, cwd=tmp_path)
         assert done.returncode == 1
-        assert f"logconfig {path}:2: no JSON: " in done.stderr
+        assert f"logconfig {path}:2: not valid JSON: " in done.stderr
 
     path.write_text(json.dumps(good))
     assert "OK" in run_servo(*arguments, "--check-config", cwd=tmp_path).stdout

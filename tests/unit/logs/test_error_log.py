@@ -229,7 +229,7 @@ def test_ownership_that_can_not_be_given_is_warned_of(path, monkeypatch):
     monkeypatch.setattr(os, "fchown", refuse)
     setup_logging(settings(errorlog=str(path)))
     error_log_module.chown_logs(12, 34)
-    assert "Workers may be unable to reopen" in path.read_text()
+    assert "who may be unable to reopen it" in path.read_text()
 
 
 def test_standard_devices_are_the_descriptors_behind_them():

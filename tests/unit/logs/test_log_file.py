@@ -129,7 +129,7 @@ def test_a_full_disk_loses_whole_lines_and_says_so(path, file, monkeypatch):
     assert file.lost == 3
     disk.left = 1000
     file.write(b"line five\n")
-    assert told[1:] == [f"The log {path} is written again; 3 lines were lost"]
+    assert told[1:] == [f"The log {path} can be written again; 3 lines were lost"]
     assert file.lost == 0
     # The torn line has an end of its own: nothing else reads as a part of it.
     assert path.read_bytes() == b"line one\nline \nline five\n"
