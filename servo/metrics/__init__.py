@@ -1,1 +1,4 @@
-"""Metrics: what is measured, and the ways to export it."""
+"""Metrics: collects them from shared memory and the kernel, and exports them.
+
+scoreboard, arbiter_facts, accept_queue, procfs -> families -> exporter (prometheus) | statsd
+"""

@@ -1,7 +1,13 @@
-"""The accept queues of listening sockets, asked of the kernel over sock_diag(7). Linux only.
+"""Reads the accept queues of listening sockets from the kernel. Linux only.
 
-A copy of the listening socket would tell as well (TCP_INFO), but who holds one keeps the port open:
-during a stop, clients would queue there for nobody.
+The kernel completes the handshake of a new connection and then keeps the connection in the
+listener's accept queue until a worker accepts it. A queue that grows says that the workers can't
+keep up; when it is full, the kernel drops new connections.
+
+The kernel reports the queues of all sockets over a netlink socket: one dump request for each family
+of addresses, and one binary answer for each listening socket (sock_diag(7)). `getsockopt(TCP_INFO)`
+on a copy of the listener would be simpler, but the process that holds the copy keeps the port open:
+during a stop, clients would queue there, and nobody would accept them.
 """
 
 from __future__ import annotations
@@ -32,13 +38,18 @@ _UNIX_ANSWER = struct.Struct("=BBBxI8s")
 _ATTRIBUTE = struct.Struct("=HH")
 _DROPS = 8  # SK_MEMINFO_DROPS, an index into 32-bit words
 
-# A bound for a kernel that would never end its answer.
+# An answer ends with NLMSG_DONE. This bound ends the loop if that never came.
 _MOST_READS = 1000
 
 
 class Queue(NamedTuple):
-    """One listener's: connections that wait to be accepted, how many may, how many were dropped
-    since the socket was made (None: not told, as of Unix sockets)."""
+    """The accept queue of one listener.
+
+    waiting  connections that wait to be accepted
+    limit    how many may wait
+    drops    connections dropped since the socket was made; None for Unix sockets, which don't
+             count them
+    """
 
     waiting: int
     limit: int
@@ -46,9 +57,12 @@ class Queue(NamedTuple):
 
 
 def queues(addresses: Sequence[tuple[str, int] | str | bytes]) -> list[Queue | None]:
-    """The queues of what listens there (as `getsockname` says it), in the same order.
+    """The accept queues of the listeners at these addresses, in the same order.
 
-    Sockets that share a port are summed up. None: nobody listens, or the kernel doesn't tell.
+    addresses  as `getsockname` returns them
+
+    Sockets that share a port are added up. A queue is None if nothing listens at the address, or
+    if the kernel doesn't report it.
     """
     found: dict[object, Queue] = {}
     with contextlib.suppress(OSError):
@@ -68,7 +82,10 @@ def queues(addresses: Sequence[tuple[str, int] | str | bytes]) -> list[Queue | N
 
 
 def overflows() -> int | None:
-    """How often any TCP accept queue of this network namespace was full, since it was made."""
+    """How often a TCP accept queue of this network namespace was full (ListenOverflows).
+
+    Counts from the creation of the namespace. None if the kernel doesn't report it.
+    """
     try:
         lines = Path("/proc/net/netstat").read_text().splitlines()
     except OSError:
@@ -117,7 +134,7 @@ def _unix() -> Iterator[tuple[object, Queue]]:
 
 
 def _dump(request: bytes) -> Iterator[bytes]:
-    """The answers to a dump request. Raises OSError."""
+    """Send a dump request, and yield the payload of each answer. Raises OSError."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(1.0)
         size = _HEADER.size + len(request)

@@ -1,10 +1,11 @@
-"""What only the arbiter knows, in shared memory for whoever reports it.
+"""Passes the arbiter's own state and counters to the metrics process, through shared memory.
 
-The arbiter writes a few words of the scoreboard's header after each turn of its loop; the process
-that serves metrics reads them. They outlive both that process and a reload.
+The arbiter writes a few words of the scoreboard's header after each turn of its loop, and the
+metrics process reads them. The words outlive that process, and a reload.
 
-A worker could write over them, so the arbiter counts in memory of its own and writes the words
-anew; a checksum tells readers whether they are the arbiter's.
+A faulty worker can overwrite them. So the arbiter counts in its own memory, and writes all words
+again once a second with a checksum. If the checksum doesn't match, a reader uses the last words
+that it accepted.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 # --- the words (of `Scoreboard.arbiter_words`) --------------------------------------------------
 
 _PID = 0
-_BEAT_NS = 1  # the arbiter's last turn, monotonic
-_STARTED_NS = 2  # since the epoch
+_BEAT_NS = 1  # the last turn of the arbiter's loop, on the monotonic clock
+_STARTED_NS = 2  # nanoseconds since the epoch
 _GENERATION = 3
 _TARGET = 4
 _STATE = 5
@@ -30,27 +31,40 @@ _RELOADING = 6
 _RELOADS_STARTED = 7
 _RELOADS_FINISHED = 8
 _RELOADS_ROLLED_BACK = 9
-_RELOADED_NS = 10  # when the last reload ended, since the epoch; 0: there was none
-_RELOADED_WELL = 11
+_RELOADED_NS = 10  # the end of the last reload, nanoseconds since the epoch; 0 without a reload
+_RELOADED_WELL = 11  # 1 unless the last reload was rolled back
 _SPAWNED = 12
 LOG_0 = 16  # entries of the arbiter's error log, one word for each of LOG_LEVELS
-_EXITS_0 = 32  # workers that ended, a word for each reason
+_EXITS_0 = 32  # ended workers, one word for each exit reason
 _MOST_REASONS = 96
-# Of all words that only the arbiter's events change.
+# The checksum covers the words that only `happened` changes, not those of each turn.
 _CHECKSUM = _EXITS_0 + _MOST_REASONS
 _COUNTED = (*range(_RELOADS_STARTED, _SPAWNED + 1), *range(_EXITS_0, _CHECKSUM))
 
-# What the server is doing. PAUSED: drained by SIGWINCH. LEAVING: told to stop, but it waits
-# (`pre_stop_delay`) until balancers have noticed that it isn't ready any more.
+# The server's state. PAUSED: SIGWINCH has drained all workers. LEAVING: the server was told to
+# stop, but still serves (`pre_stop_delay`) until balancers have noticed that it isn't ready.
 STARTING, SERVING, PAUSED, LEAVING, STOPPING = range(5)
 SERVER_STATES = ("starting", "serving", "paused", "leaving", "stopping")
 
 
 class ServerFacts(NamedTuple):
-    """The words as they were read. Times are seconds, `beat_age_s` from then to now.
+    """The arbiter's state and counters as a reader sees them.
 
-    exits  reason -> how many workers ended for it
-    log    entries of the arbiter's own log, by level
+    pid                  of the arbiter
+    beat_age_s           seconds since the last turn of the arbiter's loop
+    started_at           when the server started, seconds since the epoch
+    generation           of the release that serves: 1, and one more with each reload
+    target               how many workers there should be
+    state                one of SERVER_STATES
+    reloading            whether a reload is under way
+    reloads_started      number of reloads that began
+    reloads_finished     ... that succeeded
+    reloads_rolled_back  ... that did not
+    reloaded_at          when the last reload ended, seconds since the epoch; 0 without a reload
+    reloaded_well        whether the last reload succeeded
+    spawned              number of workers ever forked
+    exits                number of ended workers, by exit reason
+    log                  entries of the arbiter's error log, by level
     """
 
     pid: int
@@ -71,23 +85,26 @@ class ServerFacts(NamedTuple):
 
 
 class Facts:
-    """The words, for the one who writes and those who read.
+    """The shared words. The arbiter writes them, other processes read them.
 
     words    `Scoreboard.arbiter_words`
-    reasons  the names of all exit reasons, in an order that stays
+    reasons  the names of all exit reasons, always in the same order
     """
 
     def __init__(self, words: memoryview, reasons: Sequence[str]) -> None:
         assert len(reasons) <= _MOST_REASONS
         self.words = words
-        self._own = [0] * len(words)  # the writer's
-        self._last = [0] * len(words)  # the reader's: what made sense last
+        self._own = [0] * len(words)  # in the arbiter: the true words
+        self._last = [0] * len(words)  # in a reader: the last words with a correct checksum
         self._reasons = {reason: _EXITS_0 + i for i, reason in enumerate(reasons)}
 
     # --- the arbiter's --------------------------------------------------------------------------
 
     def begin(self, pid: int) -> None:
-        """The server starts."""
+        """Record the start of the server.
+
+        pid  of the arbiter
+        """
         own = self._own
         own[_PID] = pid
         own[_STARTED_NS] = time.time_ns()
@@ -95,7 +112,13 @@ class Facts:
         self.renew()
 
     def publish(self, state: int, generation: int, target: int, reloading: bool) -> None:
-        """How things are after a turn of the arbiter's loop."""
+        """Publish the state after a turn of the arbiter's loop.
+
+        state       one of STARTING to STOPPING
+        generation  of the release that serves
+        target      how many workers there should be
+        reloading   whether a reload is under way
+        """
         words, own = self.words, self._own
         words[_BEAT_NS] = own[_BEAT_NS] = time.monotonic_ns()
         words[_STATE] = own[_STATE] = state
@@ -104,7 +127,11 @@ class Facts:
         words[_RELOADING] = own[_RELOADING] = reloading
 
     def happened(self, name: str, reason: str = "") -> None:
-        """Count a lifecycle event, by the name that all the world knows it by."""
+        """Count a lifecycle event.
+
+        name    of the event, as `servoctl events` shows it
+        reason  the exit reason of an "exited" event
+        """
         words = self._own
         if name == "spawned":
             words[_SPAWNED] += 1
@@ -122,7 +149,10 @@ class Facts:
         self.renew()
 
     def renew(self) -> None:
-        """Write all words anew, but those that the log's counter writes; once a second, too."""
+        """Write all words again, except those that the log's counter writes itself.
+
+        Also called once a second, in case a faulty worker has overwritten them.
+        """
         own = self._own
         own[_CHECKSUM] = checksum(own[word] for word in _COUNTED)
         for word, value in enumerate(own):
@@ -132,14 +162,14 @@ class Facts:
     # --- the readers' ---------------------------------------------------------------------------
 
     def read(self) -> ServerFacts:
-        """All of it."""
+        """Read all words."""
         words = self.words.tolist()
         if words[_STATE] < len(SERVER_STATES) and words[_CHECKSUM] == checksum(
             words[word] for word in _COUNTED
         ):
             self._last = words
         else:
-            # Written over by somebody, or just being written by the arbiter.
+            # A worker has overwritten the words, or the arbiter is writing them just now.
             words = self._last
         return ServerFacts(
             pid=words[_PID],

@@ -1,12 +1,12 @@
-"""The process that serves metrics and probes, over the shared memory.
+"""The metrics process: serves metrics and health probes, and sends statsd's datagrams.
 
-The arbiter forks it, so that neither a scraper nor a balancer's probe, however hostile, can hold up
-the supervision or a worker. It ends when the arbiter says so, or dies.
+It reads everything from shared memory and /proc. It is a process of its own, so that no scraper or
+probe can slow down the arbiter or a worker. It ends when the arbiter says so, or dies.
 
-/metrics      Prometheus' text or OpenMetrics, as the client asks
-/-/live       200 while the arbiter does its work
-/-/ready      200 while requests are welcome; 503 from the moment that a stop is asked for
-/status.json  the same numbers for people and scripts
+/metrics      Prometheus' text format or OpenMetrics, by the client's Accept field
+/-/live       200 while the arbiter's loop turns
+/-/ready      200 while the server wants requests; 503 from the moment that it is told to stop
+/status.json  the same numbers as JSON
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("servo.error")
 
 TICK_S = 1.0
-# Scrapes within this time get the same text, whoever asks how often.
+# Scrapes within this time get the same text, so that frequent scrapes cost little.
 CACHE_S = 0.25
 
 _TEXT = "text/plain; charset=utf-8"
@@ -43,14 +43,14 @@ _LIVE_FILE = re.compile(r"gauge_live\w*_(\d+)\.db", re.ASCII)
 
 @dataclass(frozen=True)
 class ExporterSetup:
-    """What the process is made of.
+    """What the metrics process needs.
 
-    listeners    the sockets that it serves on; none: only statsd
-    reader       looks at the server
-    end_fd       readable, or closed at its other end, when the process is to end
-    arbiter_pid  whose end is this process's, too
+    listeners    the sockets to serve on; empty if only statsd is used
+    reader       collects the numbers
+    end_fd       a pipe; the process ends when it becomes readable or its other end is closed
+    arbiter_pid  the process also ends when this one does
     directory    PROMETHEUS_MULTIPROC_DIR, or None
-    statsd       a client to send by, or None
+    statsd       the statsd client, or None
     """
 
     listeners: Sequence[socket.socket]
@@ -62,7 +62,7 @@ class ExporterSetup:
 
 
 def export(setup: ExporterSetup) -> int:
-    """Serve until told to end; the exit code."""
+    """Serve until the arbiter says to end, or dies. Returns the exit code."""
     pages = Pages(setup.reader, setup.directory) if setup.listeners else None
     server = SmallServer(setup.listeners, pages.answer if pages is not None else _nothing)
     ended: list[bool] = []
@@ -84,7 +84,7 @@ def export(setup: ExporterSetup) -> int:
             if setup.statsd is not None:
                 setup.statsd.look(setup.reader)
     if setup.statsd is not None:
-        # What was counted since the last second.
+        # Send what was counted since the last tick.
         setup.statsd.look(setup.reader)
         setup.statsd.close()
     server.close()
@@ -92,7 +92,14 @@ def export(setup: ExporterSetup) -> int:
 
 
 class Pages:
-    """What is served. prometheus-client is imported here, and nowhere else in Servo."""
+    """The pages that the metrics process serves.
+
+    reader     collects the numbers
+    directory  PROMETHEUS_MULTIPROC_DIR, or None
+    clock      monotonic, in seconds
+
+    Only a `Pages` imports prometheus-client, so the arbiter and the workers don't pay for that.
+    """
 
     def __init__(
         self,
@@ -116,32 +123,34 @@ class Pages:
         }
 
     def answer(self, request: Request) -> Answer:
-        """The answer to a request."""
+        """Return the answer to a request. Never raises."""
         page = self._pages.get(request.path)
         if page is None:
             names = b"".join(b"%b\n" % name for name in self._pages)
-            return Answer(404, _TEXT, b"There are:\n" + names)
+            return Answer(404, _TEXT, b"Not found. The pages are:\n" + names)
         if request.method not in ("GET", "HEAD"):
-            return Answer(405, _TEXT, b"Only GET and HEAD\n")
+            return Answer(405, _TEXT, b"Only GET and HEAD are allowed\n")
         try:
             return page(request)
         except Exception:
             # A bug in one page must not end the probes.
-            log.exception("%s can't be served", request.target.decode("latin-1"))
-            return Answer(500, _TEXT, b"See the server's log\n")
+            log.exception("The metrics page %s failed", request.target.decode("latin-1"))
+            return Answer(500, _TEXT, b"Internal error. See the server's log\n")
 
     def tick(self) -> None:
-        """Once a second: remove what workers that are gone have left of themselves.
+        """Once a second: remove the metrics that only hold for a live process, if it is gone.
 
-        By their files: a worker may come and go between two looks at the scoreboard.
+        This goes through the files and not through the rows of the scoreboard, because a worker
+        may come and go between two ticks.
         """
         left = _pids_of_files(self._directory)
         for pid in left.difference(row.pid for row in self._reader.scoreboard.snapshot()):
-            if not os.path.exists(f"/proc/{pid}"):  # else it is a worker's child, say
+            # A live process without a row may be a child of a worker.
+            if not os.path.exists(f"/proc/{pid}"):
                 self._exposition.forget(pid)
 
     def _metrics(self, request: Request) -> Answer:
-        # Several Accept fields mean one list (RFC 9110 section 5.3).
+        # Several Accept fields are one list (RFC 9110 section 5.3).
         given = [value for name, value in request.headers if name.lower() == b"accept"]
         content_type = self._negotiate(b",".join(given).decode("latin-1"))
 
@@ -162,14 +171,14 @@ class Pages:
         age = self._reader.facts.read().beat_age_s
         if age < ARBITER_SILENT_S:
             return Answer(200, _TEXT, b"live\n")
-        return Answer(503, _TEXT, b"the arbiter has done nothing for %.0f s\n" % age)
+        return Answer(503, _TEXT, b"the arbiter has been silent for %.0f s\n" % age)
 
     def _ready(self, _request: Request) -> Answer:
         why = why_not_ready(self._reader.facts.read(), self._reader.scoreboard.snapshot())
         return Answer(503 if why else 200, _TEXT, f"{why or 'ready'}\n".encode())
 
     def _fresh(self, key: str, render: Callable[[], Answer]) -> Answer:
-        """What was rendered under this key a moment ago, or now."""
+        """The answer under this key: from the cache, or rendered now."""
         now = self._clock()
         self._cached = {k: v for k, v in self._cached.items() if now - v[0] < CACHE_S}
         if key not in self._cached:
@@ -178,7 +187,7 @@ class Pages:
 
 
 def _pids_of_files(directory: str | None) -> set[int]:
-    """Whose living-process metrics lie there."""
+    """The processes that have left `gauge_live` files there: metrics of live processes."""
     if directory is None or not os.path.isdir(directory):
         return set()
     return {

@@ -1,7 +1,12 @@
-"""Everything there is to measure, read from shared memory and the kernel, under its names.
+"""Defines all metrics: where their values come from, and under which names they are exported.
 
-`Reader.read` looks at the whole server once; `families` puts what it saw into metrics, as
-Prometheus names them, and `status` into one JSON object. Nothing here needs prometheus-client.
+`Reader.read` takes a snapshot of the whole server. `families` turns the snapshot into metrics with
+Prometheus' names, and `status` turns it into one JSON object. "Family" is Prometheus' word for all
+series of one name. Nothing here needs prometheus-client.
+
+A counter must never go back, or Prometheus takes it for a restart and adds the whole value again.
+But a faulty worker may overwrite shared memory, and the kernel's counts of a socket or process end
+with it. So the Reader remembers the last values, and ignores a change that can't be true.
 """
 
 from __future__ import annotations
@@ -30,14 +35,14 @@ if TYPE_CHECKING:
     from servo.metrics.procfs import CPU, Memory
     from servo.shared_memory.scoreboard import RowSnapshot, Scoreboard, Totals
 
-# The kernel walks a process's page tables to say its memory, which takes milliseconds a gigabyte:
-# not more often than this, and not for more than a tenth of the time.
+# To report the memory of a process, the kernel walks its page tables, which takes milliseconds for
+# each gigabyte. So memory is read at most this often, and takes at most a tenth of the time.
 PROCESS_AGE_S = 1.0
 _PROCESS_SHARE = 10
-# The arbiter writes a word each second; one that has not for so long does nothing any more.
+# The arbiter's loop turns at least once a second. After this silence it counts as dead.
 ARBITER_SILENT_S = 10.0
 
-# The fields of `Totals` that only grow.
+# The fields of `Totals` that are counters: they only grow.
 _COUNTED = (
     *("requests", "statuses", "bytes_in", "bytes_out", "accepted", "shed", "latency_sum_us"),
     *("latency", "methods", "codes", "log"),
@@ -47,7 +52,11 @@ _CODE_NAMES = (*map(str, STATUS_CODES), *(f"other {name}" for name in _CLASS_NAM
 
 
 class ListenerInfo(NamedTuple):
-    """A listener of the server's: its name for people, and what `getsockname` says."""
+    """A listener of the server.
+
+    name     for people
+    address  as `getsockname` returns it
+    """
 
     name: str
     address: tuple[str, int] | str | bytes
@@ -55,12 +64,15 @@ class ListenerInfo(NamedTuple):
 
 @dataclass
 class Family:
-    """One metric.
+    """One metric: all series of one name.
 
-    kind     "counter" (the name is without `_total`), "gauge", "info" or "histogram"
-    samples  (values of the labels, value)
-    buckets  of a histogram: (upper bound, how many are no greater)
-    sum      of what a histogram has counted
+    name     without the `_total` of a counter
+    kind     "counter", "gauge", "info" or "histogram"
+    help     the text that Prometheus shows
+    labels   names of the labels
+    samples  pairs of (the labels' values, the value)
+    buckets  of a histogram: pairs of (upper bound, number of values up to it)
+    sum      of a histogram: the sum of all values
     """
 
     name: str
@@ -74,7 +86,11 @@ class Family:
 
 @dataclass(frozen=True)
 class Processes:
-    """CPU and memory. `memory` is by pid; the arbiter and all its children are in it."""
+    """CPU time and memory of the arbiter and all its children.
+
+    cpu     of all of them together; None if unknown
+    memory  of each one, by its pid
+    """
 
     cpu: CPU | None
     memory: dict[int, Memory]
@@ -82,7 +98,18 @@ class Processes:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The server at one moment. `queues` are in the order of `listeners`."""
+    """The server at one moment.
+
+    facts      the arbiter's own state and counters
+    totals     sums over all workers, ended ones included
+    rows       the live workers
+    processes  CPU time and memory, at most a little old
+    listeners  of the application
+    queues     their accept queues, in the same order; None where unknown
+    drops      connections that the kernel has dropped at these listeners
+    overflows  full TCP accept queues in the network namespace; None if unknown
+    now_ns     the time of the snapshot, on the monotonic clock
+    """
 
     facts: ServerFacts
     totals: Totals
@@ -96,28 +123,34 @@ class Snapshot:
 
     @property
     def live(self) -> bool:
-        """Whether the arbiter does its work."""
+        """Whether the arbiter's loop turns."""
         return self.facts.beat_age_s < ARBITER_SILENT_S
 
     @property
     def not_ready(self) -> str:
-        """Why no request should be sent here; "" when nothing speaks against it."""
+        """Why a balancer should send no requests; "" if it should."""
         return why_not_ready(self.facts, self.rows)
 
 
 def why_not_ready(facts: ServerFacts, rows: Iterable[RowSnapshot]) -> str:
-    """Why no request should be sent here; "" when nothing speaks against it."""
+    """Why a balancer should send no requests; "" if it should."""
     if facts.state != "serving":
         return f"the server is {facts.state}"
     if facts.beat_age_s >= ARBITER_SILENT_S:
-        return f"the arbiter has done nothing for {facts.beat_age_s:.0f} s"
+        return f"the arbiter has been silent for {facts.beat_age_s:.0f} s"
     if not any(row.state == "ready" for row in rows):
         return "no worker is ready"
     return ""
 
 
 class Reader:
-    """Looks at the server. `listeners` are those that clients of the application reach."""
+    """Takes snapshots of the server.
+
+    scoreboard  the workers' rows
+    facts       the arbiter's words
+    listeners   of the application
+    clock       monotonic, in seconds
+    """
 
     def __init__(
         self,
@@ -136,7 +169,11 @@ class Reader:
         self._totals: Totals | None = None
 
     def read(self, *, processes: bool = True, queues: bool = True) -> Snapshot:
-        """What there is to see; of what the kernel would have to be asked for, what is wanted."""
+        """Take a snapshot.
+
+        processes  whether to read CPU time and memory; else the last ones are used
+        queues     whether to read the accept queues; else they are None
+        """
         facts = self.facts.read()
         found: list[Queue | None] = [None] * len(self.listeners)
         if queues:
@@ -157,8 +194,11 @@ class Reader:
         )
 
     def _growing(self, totals: Totals) -> Totals:
-        """Counters don't go back: not what is calculated of two words that a worker writes, nor
-        while the arbiter has not yet put right what somebody has written over."""
+        """The totals without counters that go back or jump.
+
+        That happens when a worker is just writing two words that belong together, and when
+        something has overwritten a row and the arbiter has not repaired it yet.
+        """
         if self._totals is not None:
             now, before = totals._asdict(), self._totals._asdict()
             grown = {name: _grown(now[name], before[name]) for name in _COUNTED}
@@ -172,7 +212,7 @@ class Reader:
             before = self._processes.cpu
             cpu = procfs.cpu_of_family(arbiter)
             if cpu is not None and before is not None:
-                # The arbiter's children may change all the while that they are counted.
+                # Children come and go while they are counted, so the sum may be too small.
                 cpu = procfs.CPU(max(cpu.user, before.user), max(cpu.system, before.system))
             found = ((pid, procfs.memory_of(pid)) for pid in _family(arbiter))
             memory = {pid: size for pid, size in found if size is not None}
@@ -183,14 +223,14 @@ class Reader:
 
 
 def _grown(now: Any, before: Any) -> Any:
-    """A counter, or each of several, unless it went back or grew beyond belief."""
+    """The new value of a counter (or a tuple of them), or the old one if the new can't be true."""
     if isinstance(now, tuple):
         return tuple(map(_grown, now, before))
     return now if 0 <= now - before < MOST_GROWTH else before
 
 
 def families(seen: Snapshot) -> Iterator[Family]:
-    """The metrics of what was seen. Names and labels are part of the public interface."""
+    """The metrics of a snapshot. Their names and labels are part of the public interface."""
     yield from _server(seen)
     yield from _requests(seen.totals)
     yield from _workers(seen)
@@ -199,7 +239,7 @@ def families(seen: Snapshot) -> Iterator[Family]:
 
 
 def status(seen: Snapshot) -> dict[str, Any]:
-    """The same for people and scripts: one JSON object."""
+    """The content of /status.json."""
     facts, totals = seen.facts, seen.totals
     return {
         "version": __version__,
@@ -263,25 +303,25 @@ def _worker_status(row: RowSnapshot, seen: Snapshot) -> dict[str, Any]:
 
 
 def _server(seen: Snapshot) -> Iterator[Family]:
-    import platform  # not needed before somebody asks
+    import platform  # imported here because few processes need it
 
     facts = seen.facts
     yield Family(
         "servo_build",
         "info",
-        "What runs here.",
+        "Versions of Servo and Python.",
         ("version", "python", "implementation"),
         [((__version__, platform.python_version(), platform.python_implementation()), 1)],
     )
     yield _gauge("servo_start_time_seconds", "When the server started.", facts.started_at)
-    yield _gauge("servo_live", "1 while the arbiter does its work.", seen.live)
-    yield _gauge("servo_ready", "1 while requests are welcome.", not seen.not_ready)
+    yield _gauge("servo_live", "1 while the arbiter's loop turns.", seen.live)
+    yield _gauge("servo_ready", "1 while the server wants requests.", not seen.not_ready)
     yield _gauge(
         "servo_generation",
-        "The release that serves: 1, and more with each reload.",
+        "Generation of the release that serves: 1, and one more with each reload.",
         facts.generation,
     )
-    yield _gauge("servo_reload_under_way", "1 while workers are being replaced.", facts.reloading)
+    yield _gauge("servo_reload_under_way", "1 while a reload replaces workers.", facts.reloading)
     yield Family(
         "servo_reloads",
         "counter",
@@ -294,13 +334,15 @@ def _server(seen: Snapshot) -> Iterator[Family]:
             "servo_last_reload_time_seconds", "When the last reload ended.", facts.reloaded_at
         )
         yield _gauge(
-            "servo_last_reload_success", "1 if it was not rolled back.", facts.reloaded_well
+            "servo_last_reload_success",
+            "1 if the last reload was not rolled back.",
+            facts.reloaded_well,
         )
     entries = map(sum, zip(facts.log, seen.totals.log, strict=True))
     yield Family(
         "servo_log_entries",
         "counter",
-        "Entries of the error log; exception: those with a traceback, which count as nothing else.",
+        "Entries of the error log. Those with a traceback count as exception only.",
         ("level",),
         [((level,), count) for level, count in zip(LOG_LEVELS, entries, strict=True)],
     )
@@ -310,20 +352,20 @@ def _requests(totals: Totals) -> Iterator[Family]:
     yield Family(
         "servo_requests",
         "counter",
-        "Requests answered, refused ones included.",
+        "Answered requests, refused ones included.",
         ("method", "status"),
         [
             ((method, name), count)
             for method, counts in zip(METHODS, totals.methods, strict=True)
             for name, count in zip(_CLASS_NAMES, counts, strict=True)
-            # A series that was never counted is not worth its line, but for the usual ones.
+            # Leave out series that are still zero, except the usual ones.
             if count or (method == "GET" and name != "1xx")
         ],
     )
     yield Family(
         "servo_responses",
         "counter",
-        "The same requests by the response's exact status.",
+        "Answered requests by the exact status of the response.",
         ("code",),
         [
             ((code,), count)
@@ -339,14 +381,16 @@ def _requests(totals: Totals) -> Iterator[Family]:
     yield Family(
         "servo_request_duration_seconds",
         "histogram",
-        "From the request's being complete to the response's; requests that reached the app.",
+        "Time from a complete request to a complete response, for requests that reached the app.",
         buckets=buckets,
         sum=totals.latency_sum_us / 1e6,
     )
-    yield _gauge("servo_requests_in_flight", "Requests that the app has now.", totals.in_flight)
+    yield _gauge(
+        "servo_requests_in_flight", "Requests that the app is working on.", totals.in_flight
+    )
     yield _counter("servo_requests_shed", "Requests refused by limit_concurrency.", totals.shed)
     yield _gauge("servo_connections", "Open connections.", totals.connections)
-    yield _counter("servo_connections_accepted", "Connections ever accepted.", totals.accepted)
+    yield _counter("servo_connections_accepted", "Accepted connections.", totals.accepted)
     yield _counter("servo_request_body_bytes", "Bytes of request bodies.", totals.bytes_in)
     yield _counter("servo_response_body_bytes", "Bytes of response bodies.", totals.bytes_out)
 
@@ -361,18 +405,18 @@ def _workers(seen: Snapshot) -> Iterator[Family]:
         ("state",),
         [((state,), states.count(state)) for state in STATE_NAMES[1:-1]],
     )
-    yield _gauge("servo_workers_target", "How many workers are asked for.", facts.target)
-    yield _counter("servo_worker_spawns", "Workers ever forked.", facts.spawned)
+    yield _gauge("servo_workers_target", "How many workers there should be.", facts.target)
+    yield _counter("servo_worker_spawns", "Forked workers.", facts.spawned)
     yield Family(
         "servo_worker_exits",
         "counter",
-        "Workers that ended, by reason.",
+        "Ended workers, by reason.",
         ("reason",),
         [((reason,), count) for reason, count in facts.exits.items()],
     )
     yield _by_slot(
         "servo_worker_requests_in_flight",
-        "Requests that a worker's app has now.",
+        "Requests that a worker's app is working on.",
         rows,
         lambda row: row.in_flight,
     )
@@ -391,7 +435,7 @@ def _workers(seen: Snapshot) -> Iterator[Family]:
     )
     yield _by_slot(
         "servo_worker_loop_lag_seconds",
-        "How late the event loop was at its last look, once a second (async workers).",
+        "How late the event loop of an async worker ran its last check, once a second.",
         rows,
         lambda row: row.lag_us / 1e6,
         max,
@@ -404,7 +448,7 @@ def _processes(seen: Snapshot) -> Iterator[Family]:
         yield Family(
             "servo_cpu_seconds",
             "counter",
-            "CPU time of the arbiter and all its children, those that have ended included.",
+            "CPU time of the arbiter and all its children, ended ones included.",
             ("mode",),
             [(("user",), processes.cpu.user), (("system",), processes.cpu.system)],
         )
@@ -416,7 +460,7 @@ def _processes(seen: Snapshot) -> Iterator[Family]:
         (
             "servo_proportional_memory_bytes",
             "proportional",
-            "Memory with shared pages divided among those who share them: what may be summed up.",
+            "Memory by process, shared pages divided among the processes that share them (PSS).",
         ),
     ):
         sums: dict[str, int] = {}
@@ -439,20 +483,20 @@ def _queues(seen: Snapshot) -> Iterator[Family]:
     yield Family(
         "servo_accept_queue_length",
         "gauge",
-        "Connections that wait to be accepted.",
+        "Connections that wait for a worker to accept them.",
         ("listener",),
         [((name,), queue.waiting) for name, queue in known],
     )
     yield Family(
         "servo_accept_queue_limit",
         "gauge",
-        "How many may wait; the kernel drops what comes then.",
+        "How many connections may wait. The kernel drops any more.",
         ("listener",),
         [((name,), queue.limit) for name, queue in known],
     )
     yield _counter(
         "servo_accept_queue_drops",
-        "Connections that the kernel dropped at the server's TCP listeners: a full queue, mostly.",
+        "Connections that the kernel dropped at the TCP listeners, mostly for a full queue.",
         seen.drops,
     )
     if seen.overflows is not None:
@@ -467,14 +511,14 @@ def _queues(seen: Snapshot) -> Iterator[Family]:
 
 
 class _Growing:
-    """The increases of a count that goes back when a socket is closed: `total` never does."""
+    """Makes a counter of a count that falls when a socket is closed: adds up its increases."""
 
     def __init__(self) -> None:
         self.total = 0
         self._last = 0
 
     def see(self, value: int) -> None:
-        """The count is `value` now."""
+        """Note that the count is `value` now."""
         self.total += max(value - self._last, 0)
         self._last = value
 
@@ -498,7 +542,10 @@ def _by_slot(
     value: Callable[[RowSnapshot], float],
     join: Callable[[list[float]], float] = sum,
 ) -> Family:
-    """A gauge of each slot; during a replacement two workers have the same."""
+    """A gauge with one series for each slot.
+
+    While a worker is being replaced, two workers have the same slot; `join` combines their values.
+    """
     by_slot: dict[int, list[float]] = {}
     for row in rows:
         by_slot.setdefault(row.slot, []).append(value(row))

@@ -1,7 +1,8 @@
-"""A small HTTP/1.1 server for probes and scrapers: one thread, and a bound on everything.
+"""A small HTTP/1.1 server for health probes and scrapers.
 
-It answers GET and HEAD without a body, from one function. Clients past MAX_CLIENTS push out the one
-that has been silent for longest: a hostile crowd can't keep a probe out for good.
+It has one thread, and limits the size, time and number of everything. It answers requests without
+a body by calling one function. When MAX_CLIENTS are connected, a new one replaces the client that
+has been silent for longest, so that idle connections can't keep a probe out.
 """
 
 from __future__ import annotations
@@ -30,13 +31,11 @@ log = logging.getLogger("servo.error")
 
 LIMITS = Limits(request_line=2048, header_count=64, header_field=4096, header_total=8192, body=1024)
 MAX_CLIENTS = 32
-# For a whole request head; for a whole answer to be taken; between two requests (Prometheus asks
-# once a minute at most, as a rule); after an answer that ends the connection.
-HEAD_S = 10.0
-SEND_S = 20.0
-IDLE_S = 75.0
-LINGER_S = 2.0
-# A client that sends more than this in one go is no scraper.
+HEAD_S = 10.0  # for a client to send a whole request head
+SEND_S = 20.0  # for a client to read a whole answer
+IDLE_S = 75.0  # between two requests: Prometheus usually scrapes at least once a minute
+LINGER_S = 2.0  # for a client to close after the last answer
+# A client that pipelines more requests than this is not a scraper, and is dropped.
 _PIPELINED = 16
 _READ_SIZE = 16384
 _ACCEPT_AT_ONCE = 16
@@ -44,7 +43,7 @@ _ACCEPT_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Answer:
-    """A response. `body` may be shared by many."""
+    """A response. Several clients may get the same object."""
 
     status: int
     content_type: str
@@ -52,9 +51,11 @@ class Answer:
 
 
 class SmallServer:
-    """Serves on these listening sockets; `turn` is to be called again and again.
+    """Serves HTTP on listening sockets. Its owner calls `turn` in a loop.
 
-    answer  called with each request; must not raise
+    listeners  the sockets, non-blocking
+    answer     called with each request; must not raise
+    clock      monotonic, in seconds
     """
 
     def __init__(
@@ -65,7 +66,8 @@ class SmallServer:
     ) -> None:
         self._answer = answer
         self._clock = clock
-        self._clients: dict[_Client, None] = {}  # the one that was silent for longest comes first
+        # A dict keeps its order: the client that has been silent for longest comes first.
+        self._clients: dict[_Client, None] = {}
         self.selector = selectors.DefaultSelector()
         self._listeners = listeners
         self._is_pausing = False
@@ -74,11 +76,11 @@ class SmallServer:
             self.selector.register(listener, selectors.EVENT_READ, listener)
 
     def call_when_readable(self, fd: int, handler: Callable[[], None]) -> None:
-        """Have another descriptor watched."""
+        """Watch another descriptor, and call `handler` when it is readable."""
         self.selector.register(fd, selectors.EVENT_READ, handler)
 
     def turn(self, timeout_s: float) -> None:
-        """Wait for something to do, no longer than that, and do it."""
+        """Wait up to `timeout_s` seconds for events, and handle them."""
         ready = self.selector.select(timeout_s)
         serialise.set_clock(time.time())
         for key, mask in ready:
@@ -91,7 +93,7 @@ class SmallServer:
                 key.data()
 
     def sweep(self) -> None:
-        """Drop whoever has taken too long. To be called about once a second."""
+        """Drop clients that have taken too long. The owner calls this about once a second."""
         if self._is_pausing:
             self._is_pausing = False
             for listener in self._listeners:
@@ -101,7 +103,7 @@ class SmallServer:
             self._drop(client)
 
     def close(self) -> None:
-        """Close the clients' connections and the selector; not the listeners."""
+        """Close the clients' connections and the selector. The listeners stay open."""
         for client in list(self._clients):
             self._drop(client)
         self.selector.close()
@@ -116,11 +118,11 @@ class SmallServer:
                 self._errors.lost = 0
                 return
             except OSError as error:
-                log.debug("A client of the metrics can't be accepted: %s", error)
+                log.debug("Can't accept a client of the metrics: %s", error)
                 if not self._errors.must_pause(error):
                     continue
                 if not self._is_pausing:
-                    # Until the next sweep.
+                    # The next sweep watches the listeners again.
                     self._is_pausing = True
                     for each in self._listeners:
                         self.selector.unregister(each)
@@ -134,6 +136,7 @@ class SmallServer:
             self.selector.register(sock, selectors.EVENT_READ, client)
 
     def _on_client(self, client: _Client, mask: int) -> None:
+        # Move the client to the end: it is the last to be replaced now.
         del self._clients[client]
         self._clients[client] = None
         try:
@@ -167,7 +170,7 @@ class SmallServer:
         self._act(client, event)
 
     def _act(self, client: _Client, event: Event | None) -> None:
-        """Answer what has come, as far as the client takes the answers."""
+        """Answer received requests, until the client stops reading the answers."""
         http = client.http
         answered = 0
         while event is not None:
@@ -185,7 +188,7 @@ class SmallServer:
             elif isinstance(event, Refused):
                 client.out = memoryview(http.refuse(event))
             else:
-                error = ProtocolError(413, "no body is wanted here")
+                error = ProtocolError(413, "a request for metrics can't have a body")
                 client.out = memoryview(http.refuse(Refused(error, in_body=True)))
             client.deadline = self._clock() + SEND_S
             if not self._flush(client):
@@ -195,7 +198,10 @@ class SmallServer:
             self._drop(client)
 
     def _flush(self, client: _Client) -> bool:
-        """Send what is left of an answer. True: all is out, and more may come. Raises OSError."""
+        """Send the rest of an answer. Raises OSError.
+
+        Returns True if all of it is sent and the connection can take another request.
+        """
         with contextlib.suppress(BlockingIOError):
             while client.out:
                 client.out = client.out[client.sock.send(client.out) :]
@@ -204,7 +210,8 @@ class SmallServer:
             return False
         self.selector.modify(client.sock, selectors.EVENT_READ, client)
         if client.http.close_after:
-            # Closing with unread input would make the kernel take the answer back.
+            # Closing while input is unread makes the kernel send a reset, and a reset can destroy
+            # the answer before the client reads it. So shut down only our side, and read on.
             client.sock.shutdown(socket.SHUT_WR)
             client.lingers = True
             client.deadline = self._clock() + LINGER_S
@@ -219,7 +226,7 @@ class SmallServer:
 
 
 class _Client:
-    """A connection. `deadline`: when it is dropped, on the server's clock."""
+    """A connection. It is dropped when the server's clock reaches `deadline`."""
 
     __slots__ = ("deadline", "eof", "http", "in_head", "lingers", "out", "sock")
 

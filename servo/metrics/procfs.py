@@ -1,4 +1,4 @@
-"""What the kernel tells of a process: CPU time and memory, from /proc. Linux; elsewhere nothing."""
+"""Reads CPU time and memory of processes from /proc. On systems without /proc it finds nothing."""
 
 from __future__ import annotations
 
@@ -10,27 +10,31 @@ from typing import NamedTuple
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PSS = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
-# Children come and go while they are counted; after so many tries the last count is taken.
+# Children come and go while they are counted. After this many attempts, the last count is used.
 _ATTEMPTS = 5
 
 
 class Memory(NamedTuple):
-    """Bytes. `proportional`: pages that processes share are divided among them; None where the
-    kernel does not tell, as of a process of another user."""
+    """The memory of a process, in bytes.
+
+    resident      RSS: all pages in memory
+    proportional  PSS: shared pages are divided among the processes that share them; None if the
+                  kernel doesn't say (a process of another user)
+    """
 
     resident: int
     proportional: int | None
 
 
 class CPU(NamedTuple):
-    """Seconds that a process has used, with those of its children that were waited for."""
+    """CPU time of a process and of its ended children, in seconds."""
 
     user: float
     system: float
 
 
 def children_of(pid: int) -> list[int]:
-    """The live children of a process's main thread, zombies included."""
+    """The children that a process's main thread has forked and not yet reaped, zombies included."""
     try:
         return [
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -40,7 +44,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def memory_of(pid: int) -> Memory | None:
-    """The memory of a process; None when it is gone."""
+    """The memory of a process; None if it has ended."""
     try:
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
     except (OSError, IndexError):
@@ -53,21 +57,23 @@ def memory_of(pid: int) -> Memory | None:
 
 
 def cpu_of(pid: int) -> CPU | None:
-    """The CPU time of a process; None when it is gone."""
+    """The CPU time of a process; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    # proc_pid_stat(5): utime, stime, cutime, cstime, counted from the state.
+    # The fields are utime, stime, cutime and cstime (proc_pid_stat(5)). The command's name, which
+    # may contain spaces, was cut off, so the first field here is the state.
     user, system, user_below, system_below = map(int, fields[11:15])
     return CPU((user + user_below) / _TICKS_S, (system + system_below) / _TICKS_S)
 
 
 def cpu_of_family(pid: int) -> CPU | None:
-    """The CPU time of a process and all its children, those included that have ended.
+    """The CPU time of a process and all its children, ended ones included.
 
-    A child that is waited for while we count would be missed, or counted twice: its parent's own
-    time changes then, and we count again.
+    When a child is reaped, the kernel adds its time to the parent's. A child that is reaped while
+    we count would be missed or counted twice. The parent's count of its children's time shows that,
+    and we count again.
     """
     total = None
     for _ in range(_ATTEMPTS):
@@ -95,7 +101,10 @@ def _below(pid: int) -> list[str]:
 
 
 def waited_ns() -> int:
-    """How long this process's first thread was ready to run and had no CPU; 0 if nobody tells."""
+    """How long this process's main thread was ready to run but waited for a CPU, in nanoseconds.
+
+    0 if the kernel doesn't say.
+    """
     try:
         return int(Path("/proc/self/schedstat").read_bytes().split()[1])
     except (OSError, IndexError):

@@ -1,8 +1,9 @@
-"""The metrics in Prometheus' formats, through prometheus-client; an app's own are put beside them.
+"""Renders the metrics of Servo and of the application in Prometheus' formats, by prometheus-client.
 
-An application that uses prometheus-client in several processes (PROMETHEUS_MULTIPROC_DIR) leaves
-its values in files, one set for each process. They are merged here as prometheus-client does it,
-and what says only what a *living* process has is removed when that worker is gone.
+An application that uses prometheus-client in several processes (PROMETHEUS_MULTIPROC_DIR) writes
+its values to files, one set for each process. prometheus-client merges them here. Some of its
+gauges count only live processes (`livesum`, for instance): `Exposition.forget` removes the files of
+these when a worker is gone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# prometheus-client's module for this has no annotations.
+# prometheus-client's `multiprocess` module has no annotations.
 _merge: Any = multiprocess.MultiProcessCollector
 _mark_dead: Any = multiprocess.mark_process_dead
 
@@ -41,14 +42,19 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 def negotiate(accept: str) -> str:
-    """The content type for an Accept field. Not prometheus-client's choice: that one repeats what
-    the client has written, and knows versions that our names don't need."""
+    """Choose the content type for a request.
+
+    accept  the value of its Accept field
+
+    prometheus-client could choose, too, but it repeats parameters that the client has written, and
+    offers versions of the formats that our metrics don't need.
+    """
     kinds = [item.partition(";")[0].strip().lower() for item in accept.split(",")]
     return OPENMETRICS if "application/openmetrics-text" in kinds else TEXT
 
 
 class ServoCollector(Collector):
-    """What Servo itself measures."""
+    """Collects Servo's own metrics."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
@@ -59,7 +65,12 @@ class ServoCollector(Collector):
 
 
 class AppCollector(Collector):
-    """What the application's processes have written. Their trouble is not to be ours."""
+    """Collects the metrics that the application's processes have written.
+
+    directory  PROMETHEUS_MULTIPROC_DIR
+
+    If they can't be read, Servo's own metrics are served without them.
+    """
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -70,9 +81,9 @@ class AppCollector(Collector):
         try:
             found = _merge(None, self._directory).collect()
         except Exception:
-            # A file may be half written, or of another version: any error is possible.
+            # A file may be half written, or by another version, so any exception is possible.
             if not self._failed:
-                log.exception("The application's metrics in %s can't be read", self._directory)
+                log.exception("Can't read the application's metrics in %s", self._directory)
             self._failed = True
             found = []
         else:
@@ -86,9 +97,10 @@ class AppCollector(Collector):
 
 
 class Exposition:
-    """All metrics as text.
+    """Renders all metrics as text.
 
-    directory  PROMETHEUS_MULTIPROC_DIR, or None where the app has no such metrics
+    reader     collects Servo's own metrics
+    directory  PROMETHEUS_MULTIPROC_DIR; None if the application has no metrics
     """
 
     def __init__(self, reader: Reader, directory: str | None) -> None:
@@ -99,17 +111,17 @@ class Exposition:
             self._registry.register(AppCollector(directory))
 
     def render(self, content_type: str) -> bytes:
-        """The text in one of the formats that `negotiate` says."""
+        """Render all metrics in the format of a content type that `negotiate` returned."""
         generate = generate_openmetrics if content_type == OPENMETRICS else generate_latest
         return generate(self._registry)
 
     def forget(self, pid: int) -> None:
-        """A worker is gone: remove what tells only of living processes."""
+        """After a worker has ended, remove its files of metrics that count only live processes."""
         if self._directory is not None and os.path.isdir(self._directory):
             try:
                 _mark_dead(pid, self._directory)
             except OSError as error:
-                log.warning("The metrics of process %d can't be removed: %s", pid, error)
+                log.warning("Can't remove the metrics of the ended process %d: %s", pid, error)
 
 
 def _metric(family: Family) -> Metric:

@@ -1,15 +1,15 @@
-"""gunicorn's statsd metrics, under gunicorn's names, sent once a second from the shared counters.
+"""Sends gunicorn's statsd metrics, under gunicorn's names, once a second.
 
-gunicorn's workers send three datagrams for each request. Here a worker sends nothing: what the
-scoreboard has counted since the last time goes out in a few datagrams with several lines each.
+gunicorn's workers send three datagrams for each request. Here workers send nothing: the metrics
+process compares the scoreboard with the second before, and sends the differences in a few datagrams
+with several lines each.
 
 gunicorn.requests                a counter
 gunicorn.request.status.200      a counter for each status that occurred
-gunicorn.request.duration        a timer: of each bucket of the histogram that has grown, one value
-                                 with the sample rate that makes a server count it as often
+gunicorn.request.duration        a timer, see `durations`
 gunicorn.workers                 a gauge: worker processes
-gunicorn.backlog                 a gauge: connections that wait to be accepted, where asked for
-gunicorn.log.warning             a counter; error, critical and exception likewise
+gunicorn.backlog                 a gauge: connections in the accept queues, if the user wants it
+gunicorn.log.warning             a counter; also for error, critical and exception
 """
 
 from __future__ import annotations
@@ -31,18 +31,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# What a datagram may hold without being cut up on its way through an ordinary Ethernet; statsd's
-# own advice.
+# Ordinary Ethernet carries a datagram of this size in one piece; statsd's documentation advises it.
 DATAGRAM_BYTES = 1432
-# A host name that can't be looked up is tried again after so long: the look-up may block.
+# After this time, a host name that could not be looked up is tried again. The look-up may block.
 RETRY_S = 60.0
 
-# A status without a word of its own goes by its class.
+# The scoreboard counts common statuses one by one, and the others by their class.
 _CODE_NAMES = (*map(str, STATUS_CODES), *(f"{digit}xx" for digit in range(1, 6)))
 
 
 class Counts(NamedTuple):
-    """What is compared with what it was a second before."""
+    """The counters that are compared with those of a second before."""
 
     requests: int
     codes: tuple[int, ...]
@@ -52,14 +51,14 @@ class Counts(NamedTuple):
 
 
 def counts_of(seen: Snapshot) -> Counts:
-    """The counters of a snapshot that are sent."""
+    """The counters of a snapshot that statsd gets."""
     totals = seen.totals
     entries = tuple(map(sum, zip(seen.facts.log, totals.log, strict=True)))
     return Counts(totals.requests, totals.codes, totals.latency, totals.latency_sum_us, entries)
 
 
 def changes(before: Counts, after: Counts) -> Iterator[str]:
-    """The lines for what was counted in between, without prefix and tags."""
+    """The lines for the differences between two counts, without prefix and tags."""
     if after.requests > before.requests:
         yield f"gunicorn.requests:{after.requests - before.requests}|c"
     for name, old, new in zip(_CODE_NAMES, before.codes, after.codes, strict=True):
@@ -73,9 +72,14 @@ def changes(before: Counts, after: Counts) -> Iterator[str]:
 
 
 def durations(grown: list[int], sum_us: int) -> Iterator[str]:
-    """The timer's lines for so many new requests in each bucket, that took so long in all.
+    """The timer's lines.
 
-    A bucket is sent as one value within its bounds; together they have the true sum, or nearly.
+    grown   new requests in each bucket of the scoreboard's histogram
+    sum_us  how long all of them took together, in microseconds
+
+    The scoreboard doesn't keep single durations. So one value is sent for each bucket that has
+    grown, with the sample rate 1/n that makes the server count it n times. The value lies within
+    the bucket's bounds, and all values are scaled so that their sum is the true one, or nearly.
     """
     lows = (0.0, *LATENCY_BOUNDS_S)
     values = [_typical_ms(low, high) for low, high in zip(lows, LATENCY_BOUNDS_S, strict=False)]
@@ -89,7 +93,12 @@ def durations(grown: list[int], sum_us: int) -> Iterator[str]:
 
 
 def datagrams(lines: Iterable[str], prefix: str, tags: str) -> Iterator[bytes]:
-    """The lines with what every one of them gets, joined to datagrams of DATAGRAM_BYTES."""
+    """Join the lines to datagrams of up to DATAGRAM_BYTES.
+
+    lines   without prefix and tags
+    prefix  put before each line, with a dot between
+    tags    put after each line; "" for none
+    """
     start = f"{prefix.rstrip('.')}." if prefix.rstrip(".") else ""
     end = f"|#{tags}" if tags else ""
     packet = b""
@@ -104,12 +113,13 @@ def datagrams(lines: Iterable[str], prefix: str, tags: str) -> Iterator[bytes]:
 
 
 class StatsdClient:
-    """Sends to one server.
+    """Sends the metrics to one statsd server.
 
-    address  as the setting `statsd_host` has it
+    address  the value of the setting `statsd_host`
     prefix   put before each name, with a dot between
-    tags     dogstatsd's, as they are to be sent: "name:value,name:value"
+    tags     of dogstatsd, in its format: "name:value,name:value"
     backlog  whether to send gunicorn.backlog
+    clock    monotonic, in seconds
     """
 
     def __init__(
@@ -132,8 +142,10 @@ class StatsdClient:
         self._before: Counts | None = None
 
     def look(self, reader: Reader) -> None:
-        """Look at the server, and tell of what has changed since the last call; the first one only
-        takes notice."""
+        """Send the differences since the last call. The first call sends only the gauges.
+
+        reader  takes the snapshot
+        """
         seen = reader.read(processes=False, queues=self._backlog)
         after = counts_of(seen)
         lines = [f"gunicorn.workers:{len(seen.rows)}|g"]
@@ -150,7 +162,8 @@ class StatsdClient:
             for packet in datagrams(lines, self._prefix, self._tags):
                 sock.send(packet)
         except OSError as error:
-            # Nobody listens there now (UDP tells of the datagram before), or its queue is full.
+            # Nothing listens there now (UDP reports that for the datagram before), or the receive
+            # queue is full. Neither needs a new socket.
             self._trouble(error)
             if not isinstance(error, (BlockingIOError, ConnectionRefusedError)):
                 self.close()
@@ -158,7 +171,7 @@ class StatsdClient:
             self._in_trouble = False
 
     def close(self) -> None:
-        """Close the socket; `look` opens another."""
+        """Close the socket. The next `look` opens a new one."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -169,7 +182,7 @@ class StatsdClient:
                 self._socket = _connect(self._address)
             except OSError as error:
                 self._trouble(error)
-                # A Unix socket costs nothing to try; a name may take seconds to look up.
+                # Trying a Unix socket costs nothing; looking up a host name may take seconds.
                 wait = 0.0 if isinstance(self._address, str) else RETRY_S
                 self._retry_at = self._clock() + wait
         return self._socket
@@ -177,7 +190,7 @@ class StatsdClient:
     def _trouble(self, error: OSError) -> None:
         if not self._in_trouble:
             self._in_trouble = True
-            log.warning("Metrics don't reach statsd at %s: %s", self._name, error)
+            log.warning("Can't send metrics to statsd at %s: %s", self._name, error)
 
 
 def _connect(address: str | tuple[str, int]) -> socket.socket:
