@@ -1,1 +1,1 @@
-"""Memory that the arbiter and its workers share: the scoreboard and its rows."""
+"""Memory that the arbiter and its workers share: the scoreboard, and the layout of its rows."""

@@ -1,9 +1,17 @@
-"""The words of a scoreboard row: what each of them holds, how a worker counts, how a row is read.
+"""The layout of a scoreboard row: what each word means, how a worker counts, how a row is read.
 
-    row[words.IN_FLIGHT] += 1
-    words.count_request(row, "GET", 200, elapsed_ns)
+A row is an array of 64-bit numbers ("words") that belongs to one worker. The names below are
+indexes into it:
 
-A row is a few cache lines of 64-bit words. The first line is what a sibling's gate reads.
+    row[row_layout.IN_FLIGHT] += 1
+    row_layout.count_request(row, "GET", 200, elapsed_ns)
+
+Counting must cost as little as possible, because it happens for every request. So there is no lock
+(only one thread of the worker writes its row), a latency finds its bucket by its bit length, and
+the most common case, a 200, adds one to a single word. Sums are left to the few readers.
+
+The words that other workers read before each connection (see workers/accept/gate.py) come first, so
+that they share one cache line of 64 bytes.
 """
 
 from __future__ import annotations
@@ -11,40 +19,42 @@ from __future__ import annotations
 import time
 from typing import Final
 
+# Compiled modules use those that are Final: mypyc puts the number into the code, and saves the
+# look-up of a global.
 STATE: Final = 0  # a STATE_* code
 BEAT_NS: Final = 1  # the last heartbeat, on the monotonic clock
-IN_FLIGHT: Final = 2  # requests being answered
+IN_FLIGHT: Final = 2  # requests that the application is working on
 CONNECTIONS: Final = 3  # open connections
-OLDEST_START_NS: Final = 4  # when the oldest request in flight began, monotonic; 0 when none
-SERIAL: Final = 5
-SLOT: Final = 6
-GENERATION: Final = 7
+OLDEST_START_NS: Final = 4  # when the oldest of them began, on the monotonic clock; 0 without any
+SERIAL: Final = 5  # number of the worker process; never used twice
+SLOT: Final = 6  # number of the worker for operators; its successor has the same
+GENERATION: Final = 7  # 1, and one more with each reload
 
 PID: Final = 8
 BYTES_IN: Final = 9  # of request bodies
 BYTES_OUT: Final = 10  # of response bodies
-ACCEPTED: Final = 11  # connections ever accepted
+ACCEPTED: Final = 11  # accepted connections
 SHED: Final = 12  # requests refused with 503 because of limit_concurrency
 LATENCY_SUM_NS: Final = 13  # of all requests in the histogram
 LOG_WARNING = 14  # entries of the error log; LOG_EXCEPTION counts those with a traceback
 LOG_ERROR = 15
 LOG_CRITICAL = 16
 LOG_EXCEPTION = 17
-LAG_US: Final = 18  # how late the event loop or poller woke up last
-RSS_KIB = 19
-STARTED_NS = 20  # when the row was allocated, monotonic
+LAG_US: Final = 18  # how late the event loop or poller last woke up, in microseconds
+RSS_KIB = 19  # resident memory
+STARTED_NS = 20  # when the row was allocated, on the monotonic clock
 
-LATENCY_0 = 24  # the histogram's first bucket; the others follow
+LATENCY_0 = 24  # the first bucket of the histogram of latencies; the others follow
 LATENCY_BUCKETS = 20
 
-# Final responses by method and class of status: five words (1xx to 5xx) for each method. A request
-# is counted here once, so that the sum is how many there were; 1xx means upgrades (101).
+# Final responses by method and class of status: five words (1xx to 5xx) for each method. Each
+# request is counted once, so the sum is the number of requests. 1xx counts upgrades (101).
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other")
 CLASSES = 5
 METHOD_0 = 44
 
-# And by status, unless it is 200, which is what is left of the 2xx: the usual ones have words of
-# their own, then comes one for the rest of each class.
+# The same responses by exact status. Common statuses have words of their own; one word for each
+# class counts the rest. 200 has no count: `codes_in` gets it by subtraction.
 STATUS_CODES = (
     *(101, 200, 201, 202, 203, 204, 205, 206, 207, 301, 302, 303, 304, 307, 308),
     *(400, 401, 402, 403, 404, 405, 406, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417),
@@ -54,8 +64,9 @@ STATUS_CODES = (
 STATUS_0 = METHOD_0 + len(METHODS) * CLASSES
 STATUS_REST = STATUS_0 + len(STATUS_CODES)
 
-# The commonest responses are counted in one step, by latency alone: a histogram for 200s to each of
-# these methods. They are in none of the words above, and the readers below add them up.
+# Most responses are 200s to a common method. Each of these methods has a histogram of its own for
+# them, so that adding one to a single word counts method, status and latency at once. They are not
+# in the words above; the readers below add them up.
 OK_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 OK_0 = STATUS_REST + CLASSES
 
@@ -69,17 +80,18 @@ STATE_DRAINING = 4
 STATE_EXITED = 5
 STATE_NAMES = ("free", "spawned", "booting", "ready", "draining", "exited")
 
-# The words that only ever grow, and are summed over all workers that ever lived.
+# The words that only grow. They are summed over all workers, ended ones included.
 COUNTERS = (
     *range(BYTES_IN, LOG_EXCEPTION + 1),
     *range(LATENCY_0, LATENCY_0 + LATENCY_BUCKETS),
     *range(METHOD_0, OK_0 + len(OK_METHODS) * LATENCY_BUCKETS),
 )
 
-# The clock of BEAT_NS, STARTED_NS and OLDEST_START_NS, the same in all processes of a machine.
+# The clock of BEAT_NS, STARTED_NS and OLDEST_START_NS. All processes of a machine share it.
 now_ns = time.monotonic_ns
 
-# Bucket i holds latencies below 2**(16 + i) ns: 66 us, 131 us, ... 17 s; the last takes the rest.
+# Bucket i holds latencies below 2**(16 + i) ns: 66 us, 131 us, ... 17 s; the last holds the rest.
+# With powers of two, a latency's bit length gives its bucket without a search.
 _FIRST_BUCKET_BITS = 16
 LATENCY_BOUNDS_S = (
     *((1 << (_FIRST_BUCKET_BITS + i)) / 1e9 for i in range(LATENCY_BUCKETS - 1)),
@@ -88,17 +100,18 @@ LATENCY_BOUNDS_S = (
 # The bucket of a latency, by the bit length of its nanoseconds.
 _BUCKET = tuple(min(max(bits - _FIRST_BUCKET_BITS, 0), LATENCY_BUCKETS - 1) for bits in range(65))
 
-# The word before a method's five. What clients make up is "other".
+# The word before the five of each method, as a class of status counts from 1. Methods that are not
+# in the table count as "other": clients may invent any number of them.
 _METHOD_WORD = {method: METHOD_0 + i * CLASSES - 1 for i, method in enumerate(METHODS[:-1])}
 _OTHER_METHOD = METHOD_0 + (len(METHODS) - 1) * CLASSES - 1
 _OK_WORD = {method: OK_0 + i * LATENCY_BUCKETS for i, method in enumerate(OK_METHODS)}
-# Method -> the word to count a 200 in, by the bit length of its nanoseconds. A driver that spares
-# the call of `count_request` writes `row[OK_WORDS[method][ns.bit_length()]] += 1`.
+# For each method: the word that counts a 200, by the bit length of its nanoseconds. The hot path
+# writes `row[OK_WORDS[method][ns.bit_length()]] += 1`, which saves the call of `count_request`.
 OK_WORDS = {
     method: tuple(start + bucket for bucket in _BUCKET) for method, start in _OK_WORD.items()
 }
-# By status, up to the 999 that three digits can say; what is none (0: nothing was sent) counts
-# as an error of ours.
+# Class and word of each status from 0 to 999. A status outside 100 to 599 counts as 5xx; so does 0,
+# which means that the application sent no response.
 _STATUS_CLASS = tuple(status // 100 if 100 <= status < 600 else 5 for status in range(1000))
 _STATUS_WORD = tuple(
     STATUS_0 + STATUS_CODES.index(status)
@@ -109,7 +122,10 @@ _STATUS_WORD = tuple(
 
 
 def latency_bucket(ns: int) -> int:
-    """The histogram's bucket for a latency: 0 to LATENCY_BUCKETS - 1, see LATENCY_BOUNDS_S."""
+    """The bucket of a latency, from 0 to LATENCY_BUCKETS - 1 (see LATENCY_BOUNDS_S).
+
+    ns  the latency in nanoseconds
+    """
     bucket = ns.bit_length() - _FIRST_BUCKET_BITS
     if bucket <= 0:
         return 0
@@ -117,7 +133,13 @@ def latency_bucket(ns: int) -> int:
 
 
 def count_request(row: memoryview, method: str, status: int, elapsed_ns: int) -> None:
-    """Count a request that the application has answered, in its worker's own row."""
+    """Count a request that the application has answered.
+
+    row         of this worker
+    method      of the request
+    status      of the response; 0 if none was sent
+    elapsed_ns  how long it took, in nanoseconds
+    """
     bits = elapsed_ns.bit_length()
     if status == 200 and method in OK_WORDS:
         row[OK_WORDS[method][bits]] += 1
@@ -127,14 +149,19 @@ def count_request(row: memoryview, method: str, status: int, elapsed_ns: int) ->
 
 
 def count_response(row: memoryview, method: str, status: int) -> None:
-    """Count a request that the application has not seen."""
+    """Count a request that was answered without the application.
+
+    row     of this worker
+    method  of the request
+    status  of the response
+    """
     row[_METHOD_WORD.get(method, _OTHER_METHOD) + _STATUS_CLASS[status]] += 1
     if status != 200:
         row[_STATUS_WORD[status]] += 1
 
 
 def methods_in(row: list[int]) -> tuple[tuple[int, ...], ...]:
-    """Of each method: its responses by class."""
+    """The responses of a row: for each of METHODS, by class of status."""
     counts = [row[start : start + CLASSES] for start in range(METHOD_0, STATUS_0, CLASSES)]
     for method, start in _OK_WORD.items():
         counts[METHODS.index(method)][1] += sum(row[start : start + LATENCY_BUCKETS])
@@ -142,25 +169,29 @@ def methods_in(row: list[int]) -> tuple[tuple[int, ...], ...]:
 
 
 def requests_in(row: list[int]) -> int:
-    """How many responses `methods_in` would tell of."""
+    """The number of responses of a row: the sum of `methods_in`."""
     counts = row[METHOD_0:STATUS_0] + row[OK_0 : OK_0 + len(OK_METHODS) * LATENCY_BUCKETS]
     return sum(counts)
 
 
 def latency_in(row: list[int]) -> tuple[int, ...]:
-    """The histogram over all requests that the application has answered."""
+    """The histogram of a row, over all requests that the application has answered."""
     starts = (LATENCY_0, *_OK_WORD.values())
     parts = [row[start : start + LATENCY_BUCKETS] for start in starts]
     return tuple(map(sum, zip(*parts, strict=True)))
 
 
 def codes_in(row: list[int], methods: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-    """Responses by STATUS_CODES, and by class for the rest."""
+    """The responses of a row for each of STATUS_CODES, then the rest of each class.
+
+    methods  what `methods_in` returned for the same row
+    """
     codes = row[STATUS_0 : STATUS_REST + CLASSES]
     others = sum(
         count for code, count in zip(STATUS_CODES, codes, strict=False) if 200 < code < 300
     )
     successes = sum(counts[1] for counts in methods)
-    # A worker may be between its two words for a response that is no 200.
+    # A worker counts another 2xx in two words, one after the other. If the row was read in between,
+    # the difference may be one too small.
     codes[STATUS_CODES.index(200)] = max(successes - others - codes[-CLASSES + 1], 0)
     return tuple(codes)

@@ -1,17 +1,27 @@
-"""The scoreboard: one shared table of numbers, a row for each worker process.
+"""The scoreboard: a table of numbers in shared memory, with one row for each worker process.
 
-The arbiter maps it before it forks. A worker writes its own row, from one thread, with plain item
-assignments on the memoryview that `Scoreboard.row` gives (`row[IN_FLIGHT] += 1`); everybody may
-read all rows. Only the arbiter allocates and releases rows. When a row is released its counters
-are folded into a base, so that the totals never go back. No system call is made after the mapping.
+Workers report their heartbeat, load and counters here, and the arbiter, the metrics process and
+other workers read them. The arbiter maps the memory before it forks, so every process sees the same
+table. A worker writes to its own row with plain assignments (`row[IN_FLIGHT] += 1`), from one
+thread, without locks or system calls. Any process may read all rows. Only the arbiter allocates
+and releases rows. servo.shared_memory.row_layout defines the words of a row.
 
-A worker whose memory is damaged, or that somebody has taken over, may write anything anywhere in
-the table. So the arbiter keeps what is its own (which rows are taken, by whom, the base) in its
-memory as well, and only publishes it here. What it reads in a row it compares with what it read
-before (`check`, once a second): a row that makes no sense is put right and reported. A checksum
-tells other readers whether the base is the arbiter's.
+Folding. When a worker has ended, its row is needed for another one. But its counters must not
+disappear from the totals. So the arbiter adds them to the "base", a list of sums over all ended
+workers, and then frees the row.
 
-What each word of a row holds, and how requests are counted in it, is in `words`.
+Reading while a row is folded (a seqlock). A reader that sees the row and the new base counts the
+worker twice; one that sees the old base and no row doesn't count it at all. The arbiter can't lock
+readers out: one that dies with the lock would stop it. Instead it makes the word _FOLDING odd
+before a fold and even again after it, two more than before. A reader reads _FOLDING, then the
+table, then _FOLDING again. If both numbers are even and equal, no fold came in between; otherwise
+it reads again.
+
+Distrust. A worker with damaged memory, or one that an attacker controls, may write anything
+anywhere in the table. So the arbiter keeps its own data (the base, and which rows are allocated to
+which workers) in its own memory, too, and the table has only a copy. Once a second `check` compares
+each row with what it was before; it repairs and reports a row that no working worker can have
+written. A checksum tells other readers whether the base is the arbiter's.
 """
 
 from __future__ import annotations
@@ -65,46 +75,49 @@ from servo.shared_memory.row_layout import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# --- the words of the header (two rows' size; row 0 follows it) ---------------------------------
+# --- the words of the header, which is as large as two rows; row 0 follows it -------------------
 
 _MAGIC = 0
 _CAPACITY = 1
-_HIGH = 2  # rows below this index have been used; a reader need not look further
+_HIGH = 2  # rows from this index on have never been used, so readers can stop there
 _FOLDING = 3  # odd while a row is being folded into the base
 _FIRST_COUNTER = BYTES_IN  # the lowest of COUNTERS
-_BASE = 8  # the counters' base, at _BASE + (word - _FIRST_COUNTER): it fits up to the row's end
-_HEADER_ROWS = 2  # the second one is the arbiter's (see `servo.metrics.arbiter_facts`)
-_BASE_CHECKSUM = ROW_WORDS - 1  # behind the base
+_BASE = 8  # the base: a counter's sum is at _BASE + (word - _FIRST_COUNTER)
+_HEADER_ROWS = 2  # the second one is for servo.metrics.arbiter_facts
+_BASE_CHECKSUM = ROW_WORDS - 1  # after the base
 
-# No counter grows by so much between two looks: it would be a petabyte, or two weeks of requests.
+# A counter that grows by more than this within a second was overwritten: it would be a petabyte, or
+# two weeks of requests.
 MOST_GROWTH = 1 << 50
-# No gauge is greater, and no clock further ahead.
+# The same for a gauge above this value, a total above this, and a time further in the future.
 _MOST_GAUGE = 1 << 32
 _MOST_TOTAL = 1 << 62
 _AHEAD_NS = 1 << 32
 _COUNTER_RUNS = (slice(BYTES_IN, LOG_EXCEPTION + 1), slice(LATENCY_0, COUNTERS[-1] + 1))
 
 _MAGIC_VALUE = 0x5365_7276_6F_30_32_00 | ROW_WORDS
-# A fold takes microseconds. One whose process was killed in it never ends, and so does one that
-# something else than the arbiter has begun; it isn't waited for.
+# A fold takes microseconds. It never seems to end if the arbiter was killed in the middle, or if
+# a worker has overwritten _FOLDING, so a reader waits only this long.
 _FOLD_NS = 20_000_000
 _WORD = 8
 _ROW_BYTES = ROW_WORDS * _WORD
 
 # --- load ---------------------------------------------------------------------------------------
 
-# While something is in flight a worker beats every 5 ms. A beat older than this is a blocked loop:
-# a 1 s limit would switch the gate off, and beating while idle burns a core in a large pool.
+# A worker with requests in flight sends a heartbeat every 5 ms. If the last one is older than this,
+# its loop is blocked, and the gate leaves the worker out. With a limit of 1 s the gate would have
+# no effect. Idle workers send no such heartbeats: in a large pool they would burn a core.
 BLOCKED_AFTER_NS = 10_000_000
-# What `least_load` returns when no worker can take a connection: more than any load.
+# `least_load` returns this when no worker can take a connection. It is more than any load.
 NO_LOAD = 1 << 64
 
-# STATE, BEAT_NS, IN_FLIGHT, CONNECTIONS of each row, unpacked in one pass of C code.
+# STATE, BEAT_NS, IN_FLIGHT and CONNECTIONS of a row. `iter_unpack` reads them for all rows in C,
+# without an object for each row or a look-up for each word.
 _GATE = struct.Struct(f"=4Q{_ROW_BYTES - 4 * _WORD}x")
 
 
 class ScoreboardError(ServoError):
-    """The scoreboard can't be made, or a file is none."""
+    """The scoreboard can't be created, or a file is not a scoreboard."""
 
 
 class ScoreboardFull(ScoreboardError):  # noqa: N818
@@ -112,7 +125,7 @@ class ScoreboardFull(ScoreboardError):  # noqa: N818
 
 
 class RowSnapshot(NamedTuple):
-    """One row as it was read; the names are those of the words, `state` is a name."""
+    """A copy of one row. Its fields have the names of the words; `state` is a name."""
 
     row_index: int
     serial: int
@@ -139,11 +152,14 @@ class RowSnapshot(NamedTuple):
 
 @dataclass(slots=True)
 class _Owned:
-    """What the arbiter knows of a row that it has allocated.
+    """The arbiter's own data about a row that it has allocated.
 
-    pid       0 until the worker is forked
-    good      the words as they made sense last
-    reported  `check` has named the row
+    serial      of the worker
+    slot        of the worker
+    generation  of the worker
+    good        a copy of the row from when it last made sense
+    pid         of the worker; 0 until it is forked
+    reported    whether `check` has reported the row
     """
 
     serial: int
@@ -155,13 +171,23 @@ class _Owned:
 
 
 class Totals(NamedTuple):
-    """The counters of all workers that ever lived, and the gauges of those that live now.
+    """The counters of all workers, ended ones included, and the gauges of live workers.
 
-    statuses   by class, 1xx to 5xx
-    methods    of each of METHODS: by class of status
-    codes      of each of STATUS_CODES, then the rest of each class; the count of 200 may be one too
-               small or too great for an instant, for each worker
-    log        entries of the error log: warnings, errors, critical ones, tracebacks
+    requests        answered requests
+    statuses        responses by class, 1xx to 5xx
+    bytes_in        of request bodies
+    bytes_out       of response bodies
+    accepted        accepted connections
+    shed            requests refused because of limit_concurrency
+    latency_sum_us  of all requests in `latency`, in microseconds
+    latency         the histogram (see LATENCY_BOUNDS_S)
+    methods         responses for each of METHODS, by class of status
+    codes           responses for each of STATUS_CODES, then the rest of each class; for a moment
+                    the count of 200 may be wrong by one for each worker
+    log             entries of the error log: warning, error, critical, exception
+    workers         live workers
+    in_flight       requests that applications are working on
+    connections     open connections
     """
 
     requests: int
@@ -181,10 +207,12 @@ class Totals(NamedTuple):
 
 
 class Scoreboard:
-    """The table, mapped and shared with every process forked after it was made.
+    """The table. Every process that is forked after its creation shares it.
 
-    `capacity` is the number of rows, fixed. `directory` puts an unlinked file there in place of an
-    anonymous memory file. Raises ScoreboardError when the space can't be had.
+    capacity   number of rows, which never changes
+    directory  for a file on disk, unlinked at once; None for an anonymous file in memory
+
+    Raises ScoreboardError if the space can't be allocated.
     """
 
     def __init__(self, capacity: int, directory: str | None = None) -> None:
@@ -200,16 +228,18 @@ class Scoreboard:
 
     @classmethod
     def attach(cls, fd: int) -> Scoreboard:
-        """Map the scoreboard that another program image left in this open file, and own it.
+        """Map the scoreboard in an open file, as a reader.
 
-        Raises ScoreboardError when the file is none, or was laid out by another version; the
-        descriptor stays open then.
+        fd  the file; `close` closes it
+
+        Raises ScoreboardError if the file is not a scoreboard, or one of another version. Then the
+        descriptor stays open.
         """
         size = os.fstat(fd).st_size
         if size <= _HEADER_ROWS * _ROW_BYTES or size % _ROW_BYTES:
-            raise ScoreboardError(f"file descriptor {fd} is no scoreboard: it has {size} bytes")
+            raise ScoreboardError(f"file descriptor {fd} is not a scoreboard: it has {size} bytes")
         if os.pread(fd, _WORD, 0) != _MAGIC_VALUE.to_bytes(_WORD, sys.byteorder):
-            raise ScoreboardError(f"file descriptor {fd} is no scoreboard of this version")
+            raise ScoreboardError(f"file descriptor {fd} is not a scoreboard of this version")
         board = cls.__new__(cls)
         board.fd = fd
         board._map(size)
@@ -220,7 +250,7 @@ class Scoreboard:
         self._bytes = memoryview(self._mmap)
         self._words = self._bytes.cast("Q")
         self._rows = self._bytes[_HEADER_ROWS * _ROW_BYTES :]
-        # How many rows there are.
+        # The number of rows.
         self.capacity = size // _ROW_BYTES - _HEADER_ROWS
         self._owned: dict[int, _Owned] = {}
         self._high = 0
@@ -229,7 +259,7 @@ class Scoreboard:
         self._last_base = [0] * (ROW_WORDS - _FIRST_COUNTER)
 
     def _publish(self) -> None:
-        """Write what is the arbiter's own into the header, for others."""
+        """Copy the arbiter's own data into the header, for other processes."""
         words = self._words
         words[_MAGIC] = _MAGIC_VALUE
         words[_CAPACITY] = self.capacity
@@ -237,19 +267,24 @@ class Scoreboard:
         for place, count in enumerate(self._base, _BASE):
             words[place] = count
         words[_BASE_CHECKSUM] = checksum(self._base)
-        words[_FOLDING] = self._folding  # last: it says that all else is written
+        words[_FOLDING] = self._folding  # comes last, because it ends a fold
 
     def allocate(self, serial: int, slot: int, generation: int, now_ns: int = 0) -> int:
-        """Take the lowest free row for a worker that is about to be forked; return its index.
+        """Allocate the first free row for a worker that is about to be forked.
 
-        `now_ns` (monotonic) becomes the row's start and first heartbeat. Raises ScoreboardFull.
+        serial      of the worker
+        slot        of the worker
+        generation  of the worker
+        now_ns      monotonic; becomes the row's start and first heartbeat
+
+        Returns the row's index. Raises ScoreboardFull.
         """
         words = self._words
         for index in range(self.capacity):
             if index not in self._owned:
                 break
         else:
-            raise ScoreboardFull(f"all {self.capacity} rows of the scoreboard are taken")
+            raise ScoreboardFull(f"all {self.capacity} rows of the scoreboard are in use")
         start = (index + _HEADER_ROWS) * ROW_WORDS
         self._bytes[start * _WORD : start * _WORD + _ROW_BYTES] = bytes(_ROW_BYTES)
         words[start + SERIAL] = serial
@@ -263,12 +298,12 @@ class Scoreboard:
         return index
 
     def forked(self, index: int, pid: int) -> None:
-        """The worker of a row has this pid."""
+        """Note the pid of a row's worker after it was forked."""
         self._owned[index].pid = pid
         self.row(index)[PID] = pid
 
     def row(self, index: int) -> memoryview:
-        """The row's words, to be written by its worker (the state and pid also by the arbiter)."""
+        """The words of a row. Its worker writes them; the arbiter may write the state and pid."""
         if not 0 <= index < self.capacity:
             raise IndexError(index)
         start = (index + _HEADER_ROWS) * ROW_WORDS
@@ -276,13 +311,13 @@ class Scoreboard:
 
     @property
     def arbiter_words(self) -> memoryview:
-        """ROW_WORDS words that only the arbiter writes; see `metrics.arbiter_facts`."""
+        """ROW_WORDS words that only the arbiter writes (see servo.metrics.arbiter_facts)."""
         return self._words[ROW_WORDS : _HEADER_ROWS * ROW_WORDS]
 
     def release(self, index: int) -> None:
-        """Fold the row's counters into the base and free it. Its worker must be dead (waited for).
+        """Add a row's counters to the base, and free the row. Does nothing for a free row.
 
-        Releasing a free row does nothing.
+        The row's worker must have been reaped: a live one would go on writing to the row.
         """
         if index not in self._owned:
             return
@@ -290,7 +325,7 @@ class Scoreboard:
         del self._owned[index]
         row = self.row(index)
         self._folding += 2
-        # Odd until all is written: who reads meanwhile reads once more.
+        # Odd until everything is written: readers in the meantime read again.
         self._words[_FOLDING] = self._folding - 1
         for word in COUNTERS:
             self._base[word - _FIRST_COUNTER] = _wrapped(
@@ -301,9 +336,11 @@ class Scoreboard:
         self._publish()
 
     def check(self, now_ns: int) -> list[int]:
-        """Put right what somebody else has written over. To be called by the arbiter, each second.
+        """Repair what other processes have overwritten. The arbiter calls this once a second.
 
-        Returns the serials of the workers whose rows made no sense, each of them once.
+        now_ns  monotonic
+
+        Returns the serials of workers whose rows made no sense, each worker only once.
         """
         self._publish()
         bad = []
@@ -321,13 +358,13 @@ class Scoreboard:
         return bad
 
     def snapshot(self) -> list[RowSnapshot]:
-        """Every row in use, in the order of the table."""
+        """A copy of every row in use, in the order of the table."""
         return [_snapshot(index, row) for index, row in self._rows_in_use()]
 
     def requests(self) -> tuple[dict[int, int], int]:
-        """Requests answered so far: by serial of the rows in use, and in all.
+        """The number of answered requests: by serial for the rows in use, and in all.
 
-        For who folds rows, the arbiter: another process had better ask for `totals`.
+        For the arbiter only. Other processes call `totals`, which waits for folds to end.
         """
         total = requests_in([0] * _FIRST_COUNTER + self._read_base())
         rows = {}
@@ -337,13 +374,13 @@ class Scoreboard:
         return rows, total
 
     def totals(self) -> Totals:
-        """The base and all rows in use, summed."""
+        """The sums of the base and all rows in use."""
         end_ns = time.monotonic_ns() + _FOLD_NS
         while True:
             before = self._words[_FOLDING]
             sums = self._read_base()
             rows = [row for _, row in self._rows_in_use()]
-            # A row that another process folds meanwhile would be counted twice or not at all.
+            # Only if no row was folded in between (see the top of this module).
             if self._is_owner or (before % 2 == 0 and self._words[_FOLDING] == before):
                 self._last_totals = _sum_up(sums, rows)
                 return self._last_totals
@@ -351,10 +388,14 @@ class Scoreboard:
                 return self._last_totals or _sum_up(sums, rows)
 
     def least_load(self, now_ns: int) -> int:
-        """The smallest load of the workers that can take a connection; NO_LOAD when there is none.
+        """The smallest load of all workers that can take a connection; NO_LOAD if none can.
 
-        A load is `in_flight << 32 | connections`. Only ready workers count, and of those with
-        requests in flight only the ones whose heartbeat is younger than BLOCKED_AFTER_NS.
+        now_ns  monotonic
+
+        A load is `in_flight << 32 | connections`: connections decide only between workers with
+        equally many requests in flight, and one comparison of integers is enough. A worker can take
+        a connection if it is ready and, if it has requests in flight, its last heartbeat is younger
+        than BLOCKED_AFTER_NS.
         """
         least = NO_LOAD
         oldest_beat = now_ns - BLOCKED_AFTER_NS
@@ -367,12 +408,12 @@ class Scoreboard:
         return least
 
     def ready(self) -> int:
-        """How many workers accept connections."""
+        """The number of workers that accept connections."""
         used = self._rows[: self._words[_HIGH] * _ROW_BYTES]
         return sum(state == STATE_READY for state, *_ in _GATE.iter_unpack(used))
 
     def close(self) -> None:
-        """Give up this process's mapping and descriptor; the rows handed out stay usable."""
+        """Close this process's mapping and descriptor. Rows that `row` returned stay usable."""
         if self.fd < 0:
             return
         os.close(self.fd)
@@ -380,13 +421,13 @@ class Scoreboard:
         self._rows.release()
         self._words.release()
         self._bytes.release()
-        # Refused while a row is still in use somewhere: the last one that goes frees the memory.
+        # Fails while a memoryview of a row exists; then the last of these frees the memory.
         with contextlib.suppress(BufferError):
             self._mmap.close()
 
     @property
     def _is_owner(self) -> bool:
-        # Forked workers have a copy of this object.
+        # A forked worker has a copy of the arbiter's object, but is not the owner.
         return self._owner == os.getpid()
 
     def _read_base(self) -> list[int]:
@@ -395,16 +436,16 @@ class Scoreboard:
         words = self._words[_BASE : _BASE_CHECKSUM + 1].tolist()
         if words.pop() == checksum(words):
             self._last_base = words
-        # Else somebody has written over it, or the arbiter is just writing.
+        # Otherwise the base was overwritten, or the arbiter is just writing it.
         return self._last_base.copy()
 
     def _read_owned(self, index: int) -> list[int]:
-        """A row of the arbiter's, as it is or as it made sense last."""
+        """The words of an allocated row; repaired if they make no sense."""
         owned = self._owned[index]
         row = self.row(index).tolist()
         if not _makes_sense(row, owned):
             return _mended(owned, row)
-        owned.good = row  # so that what is read next is no less
+        owned.good = row  # so that counters of the next read are not smaller
         return row
 
     def _rows_in_use(self) -> list[tuple[int, list[int]]]:
@@ -421,7 +462,7 @@ class Scoreboard:
 
 
 def checksum(words: Iterable[int]) -> int:
-    """A word that tells whether all of these were written by the arbiter."""
+    """A word by which a reader tells whether the arbiter has written all of these words."""
     return _wrapped(sum(words) + _MAGIC_VALUE)
 
 
@@ -430,7 +471,7 @@ def _wrapped(count: int) -> int:
 
 
 def _makes_sense(row: list[int], owned: _Owned, now_ns: int | None = None) -> bool:
-    """Whether the row's worker can have written this, after what was seen of it before."""
+    """Whether a working worker can have written this row, given its last good copy."""
     good = owned.good
     return bool(
         STATE_FREE < row[STATE] < len(STATE_NAMES)
@@ -450,10 +491,10 @@ def _grow(counts: list[int], before: list[int]) -> bool:
 
 
 def _mended(owned: _Owned, row: list[int]) -> list[int]:
-    """The row without what makes no sense: its worker's last good words."""
+    """A repaired row: the last good copy, with those counters that may be true."""
     good = owned.good.copy()
     good[PID] = owned.pid
-    # Its worker has counted on, so as much of that as may be true is kept.
+    # The worker has gone on counting since then.
     for word in COUNTERS:
         if 0 <= row[word] - good[word] < MOST_GROWTH:
             good[word] = row[word]
@@ -461,13 +502,13 @@ def _mended(owned: _Owned, row: list[int]) -> list[int]:
 
 
 def _plausible(row: list[int]) -> bool:
-    """Whether a row can be true; for who does not know what was in it before."""
+    """Whether a row may be true, for a reader that has no earlier copy of it."""
     most: int = max(row[IN_FLIGHT], row[CONNECTIONS], *(row[word] for word in COUNTERS))
     return most < _MOST_TOTAL
 
 
 def load_of(row: memoryview) -> int:
-    """The load of one's own row, to be compared with `least_load`."""
+    """The load of a worker by its row, to compare with `least_load`."""
     load: int = row[IN_FLIGHT] << 32 | row[CONNECTIONS]
     return load
 
@@ -525,19 +566,19 @@ def _snapshot(index: int, row: list[int]) -> RowSnapshot:
 
 
 def _allocate_file(size: int, directory: str | None) -> int:
-    """An unnamed file of zeros with all its space allocated. Raises ScoreboardError."""
+    """Create an unnamed file of zeros with its space allocated. Raises ScoreboardError."""
     place = f"in {directory}" if directory else "in memory"
     try:
         fd = _open_file(directory)
     except OSError as error:
-        raise ScoreboardError(f"the scoreboard can't be made {place}: {error}") from error
+        raise ScoreboardError(f"can't create the scoreboard {place}: {error}") from error
     try:
         _fill(fd, size)
         _seal(fd)
     except OSError as error:
         os.close(fd)
         raise ScoreboardError(
-            f"the scoreboard needs {size} bytes {place}, which can't be allocated: {error}"
+            f"can't allocate {size} bytes {place} for the scoreboard: {error}"
         ) from error
     return fd
 
@@ -547,9 +588,9 @@ def _open_file(directory: str | None) -> int:
         try:
             return os.memfd_create("servo-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError:
-            # Some sandboxes and old kernels have no memfd; an unlinked file does as well.
+            # Some sandboxes and old kernels have no memfd. An unlinked file works as well.
             directory = None
-    import tempfile  # not needed otherwise
+    import tempfile  # imported here because it is rarely needed
 
     fd, path = tempfile.mkstemp(prefix="servo-scoreboard-", dir=directory)
     try:
@@ -561,20 +602,23 @@ def _open_file(directory: str | None) -> int:
 
 
 def _seal(fd: int) -> None:
-    """Let nobody change the file's size: a worker that somebody has taken over could cut it, and
-    whoever touched the table then, the arbiter too, would be ended by SIGBUS."""
+    """Forbid changes of the file's size.
+
+    A worker that an attacker controls could truncate the file. Then SIGBUS would kill every process
+    that touches the table, the arbiter included.
+    """
     seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     try:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except OSError as error:
-        # An ordinary file knows no seals, and one of a tmpfs (/dev/shm) takes none.
+        # An ordinary file has no seals (EINVAL), and one on a tmpfs takes none (EPERM).
         if error.errno not in (errno.EINVAL, errno.EPERM):
             raise
 
 
 def _fill(fd: int, size: int) -> None:
-    # A sparse file on a full file system would end its writer by SIGBUS at the first touch of a
-    # page, so the space is taken now, where its lack is an error that can be reported.
+    # On a full file system, SIGBUS kills a process that touches a page of a sparse file for the
+    # first time. So allocate the space now, while its lack is an error that can be reported.
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fd, 0, size)
         return
