@@ -317,7 +317,7 @@ def test_a_full_file_system_is_an_error_of_ours(monkeypatch):
 
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(ScoreboardError, match=r"needs \d+ bytes in memory.*No space left"):
+    with pytest.raises(ScoreboardError, match=r"allocate \d+ bytes in memory.*No space left"):
         Scoreboard(4)
     assert len(os.listdir("/proc/self/fd")) == before
 
