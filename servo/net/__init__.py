@@ -1,1 +1,1 @@
-"""Addresses and the sockets that listen on them."""
+"""Addresses, listening sockets, TLS, and giving up root."""

@@ -1,4 +1,4 @@
-"""Addresses to listen on, as an operator writes them.
+"""Parses the addresses to listen on, as an operator writes them in `bind`.
 
 127.0.0.1:8000  localhost:8000  0.0.0.0  :8000  *:8000     TCP; the port defaults to 8000
 [::1]:8000  [::]  ::1                                      TCP over IPv6
@@ -18,13 +18,18 @@ from servo.errors import ConfigError
 
 DEFAULT_PORT = 8000
 
-# `sun_path` of Linux; the last byte of a path is its NUL, the first of an abstract name too.
+# `sun_path` has 108 bytes on Linux (unix(7)). A path ends with a NUL, an abstract name begins with
+# one.
 _MAX_UNIX_BYTES = 107
 
 
 @dataclass(frozen=True, slots=True)
 class TCPAddress:
-    """A host (name or literal, IPv6 without brackets) and a port; 0 lets the kernel choose."""
+    """A TCP address.
+
+    host  a name or a literal address, IPv6 without brackets
+    port  0 lets the kernel choose one
+    """
 
     host: str
     port: int
@@ -36,7 +41,7 @@ class TCPAddress:
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """A path of the file system."""
+    """The path of a Unix socket."""
 
     path: str
 
@@ -47,7 +52,7 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class AbstractAddress:
-    """A name in Linux's abstract namespace: no file, gone with its last socket."""
+    """A name in Linux's abstract namespace. It has no file, and disappears with its last socket."""
 
     name: str
 
@@ -57,7 +62,7 @@ class AbstractAddress:
 
 @dataclass(frozen=True, slots=True)
 class FdAddress:
-    """A file descriptor that this process was started with."""
+    """A file descriptor that this process has inherited."""
 
     fd: int
 
@@ -69,7 +74,7 @@ Address = TCPAddress | UnixAddress | AbstractAddress | FdAddress
 
 
 def parse_address(text: str) -> Address:
-    """The address that this text means; `str()` of it is read back as the same address.
+    """Parse an address. `str()` of the result parses to the same address.
 
     Raises ConfigError with the reason.
     """
@@ -79,14 +84,14 @@ def parse_address(text: str) -> Address:
     if text.startswith("fd://"):
         number = text.removeprefix("fd://")
         if not re.fullmatch(r"[0-9]{1,9}", number):
-            raise ConfigError(f"bind {text!r}: fd:// wants the number of a file descriptor")
+            raise ConfigError(f"bind {text!r}: fd:// needs the number of a file descriptor")
         return FdAddress(int(number))
     if text.startswith("unix:"):
         return _unix(text, text.removeprefix("unix:").removeprefix("//"))
     if text.startswith("@"):
         return _unix(text, text)
     if "/" in text.removeprefix("tcp://"):
-        raise ConfigError(f"bind {text!r}: a path is written unix:/run/app.sock, a host host:port")
+        raise ConfigError(f"bind {text!r}: write unix:/run/app.sock for a path, host:port for TCP")
     return _tcp(text, text.removeprefix("tcp://"))
 
 
@@ -94,7 +99,7 @@ def _unix(text: str, path: str) -> Address:
     abstract = path.startswith("@")
     name = path.removeprefix("@")
     if not name:
-        raise ConfigError(f"bind {text!r}: unix: wants a path, or @ and a name")
+        raise ConfigError(f"bind {text!r}: unix: needs a path, or @ and a name")
     length = len(os.fsencode(name))
     if length > _MAX_UNIX_BYTES - abstract:
         raise ConfigError(
@@ -108,7 +113,7 @@ def _tcp(text: str, rest: str) -> TCPAddress:
     if rest.startswith("["):
         host, bracket, port = rest[1:].partition("]")
         if not bracket or not _is_ipv6(host) or (port and not port.startswith(":")):
-            raise ConfigError(f"bind {text!r}: an IPv6 address is written [::1]:8000")
+            raise ConfigError(f"bind {text!r}: write an IPv6 address as [::1]:8000")
         return TCPAddress(host, _port(text, port[1:]) if port else DEFAULT_PORT)
     host, colon, port = rest.rpartition(":")
     if ":" in host:
@@ -117,10 +122,10 @@ def _tcp(text: str, rest: str) -> TCPAddress:
         host, port = rest, str(DEFAULT_PORT)
         if not host or host.isdecimal():
             raise ConfigError(f"bind {text!r}: write host:port, such as 127.0.0.1:8000 or :8000")
-    # As elsewhere, no host means every IPv4 interface; IPv6 is asked for by [::].
+    # No host means every IPv4 interface, as in gunicorn. [::] means IPv6.
     host = "0.0.0.0" if host in ("", "*") else host  # noqa: S104
     if not re.fullmatch(r"[^\s\[\]@/%]+", host):
-        raise ConfigError(f"bind {text!r}: {host!r} is no host name")
+        raise ConfigError(f"bind {text!r}: {host!r} is not a host name")
     return TCPAddress(host.lower(), _port(text, port))
 
 
@@ -128,8 +133,7 @@ def _bare_ipv6(text: str, rest: str, host: str, port: str) -> TCPAddress:
     whole, split = _is_ipv6(rest), _is_ipv6(host) and port.isdecimal()
     if whole and split:
         raise ConfigError(
-            f"bind {text!r} can be read in two ways: write [{host}]:{port} "
-            f"or [{rest}]:{DEFAULT_PORT}"
+            f"bind {text!r} is ambiguous: write [{host}]:{port} or [{rest}]:{DEFAULT_PORT}"
         )
     if whole:
         return TCPAddress(rest, DEFAULT_PORT)

@@ -1,4 +1,7 @@
-"""Certificate files: read, and judged in words that an operator can act on."""
+"""Loads certificates and keys, with error messages that an operator can act on.
+
+OpenSSL's own messages ("key values mismatch") name neither the file nor the setting.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,12 @@ _CERTIFICATE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A certificate file (its issuers follow in it) and the file of its private key.
+    """A certificate file and the file of its private key.
 
-    keyfile    None: the certificate file holds the key
-    password   called for an encrypted key; None as its result: none is known
-    source     the setting that names them, for messages
+    certfile  holds the certificate, followed by its issuers (PEM)
+    keyfile   holds the key; None if the certificate file does
+    password  returns the password of an encrypted key; None if it is not known
+    source    the setting that names the files, for messages
     """
 
     certfile: str
@@ -35,17 +39,18 @@ class KeyPair:
     source: str
 
     def load(self, context: ssl.SSLContext) -> list[str]:
-        """Make the context show this certificate; the PEM text of it and its issuers.
+        """Load the certificate and key into a TLS context.
 
-        Raises ConfigError, which names the file and what is wrong with it.
+        Returns the certificate and its issuers (PEM). Raises ConfigError, which names the file and
+        the problem.
         """
         chain = read_certificates(self.certfile, self.source)
         keyfile = self.keyfile or self.certfile
         text = _read(keyfile, f"the key of {self.source}")
         if b"PRIVATE KEY-----" not in text:
             raise ConfigError(
-                f"{self.source}: {keyfile} holds no private key (PEM)"
-                + ("" if self.keyfile else "; name the file that does as keyfile")
+                f"{self.source}: {keyfile} contains no private key (PEM)"
+                + ("" if self.keyfile else "; set keyfile to the file that does")
             )
         asked: list[bytes] = []
 
@@ -53,7 +58,7 @@ class KeyPair:
             secret = self.password()
             if secret is None:
                 raise ConfigError(
-                    f"{self.source}: the key in {keyfile} is encrypted; give its password by "
+                    f"{self.source}: the key in {keyfile} is encrypted; give its password in "
                     "keyfile_password_file, or SERVO_KEYFILE_PASSWORD in the environment"
                 )
             asked.append(secret)
@@ -63,7 +68,7 @@ class KeyPair:
             context.load_cert_chain(self.certfile, self.keyfile, password)
         except ssl.SSLError as error:
             raise ConfigError(self._explain(error, keyfile, bool(asked))) from error
-        except (OSError, ValueError) as error:  # a password of more than 1,023 bytes
+        except (OSError, ValueError) as error:  # ValueError: a password of more than 1,023 bytes
             raise ConfigError(f"{self.source}: {keyfile} can't be used: {error}") from error
         return chain
 
@@ -71,44 +76,56 @@ class KeyPair:
         reason = getattr(error, "reason", None)
         if reason == "KEY_VALUES_MISMATCH" or reason == "KEY_TYPE_MISMATCH":
             return (
-                f"{self.source}: the key in {keyfile} is not that of the certificate in "
-                f"{self.certfile} (its first one; issuers come after it)"
+                f"{self.source}: the key in {keyfile} does not belong to the certificate in "
+                f"{self.certfile} (the first one in the file; its issuers follow it)"
             )
         if reason == "EE_KEY_TOO_SMALL":
             return f"{self.source}: the key of {self.certfile} is too short to be safe"
         if had_password:
             return f"{self.source}: the key in {keyfile} can't be decrypted: wrong password?"
-        return f"{self.source}: {self.certfile} or {keyfile} can't be used: {words(error)}"
+        return f"{self.source}: {self.certfile} or {keyfile} can't be used: {openssl_reason(error)}"
 
 
 def read_certificates(path: str, source: str) -> list[str]:
-    """The certificates (PEM) in a file, one at least. Raises ConfigError."""
+    """Read the certificates (PEM) in a file.
+
+    path    of the file
+    source  the setting that names it, for messages
+
+    Raises ConfigError for a damaged certificate, or if there is none.
+    """
     text = _read(path, source).decode("latin-1")
     found = _CERTIFICATE.findall(text)
     if not found:
-        raise ConfigError(f"{source}: {path} holds no certificate (PEM)")
+        raise ConfigError(f"{source}: {path} contains no certificate (PEM)")
     try:
         for pem in found:
             validity(ssl.PEM_cert_to_DER_cert(pem))
     except (ValueError, IndexError) as error:
-        raise ConfigError(f"{source}: {path} holds a damaged certificate") from error
+        raise ConfigError(f"{source}: {path} contains a damaged certificate") from error
     return [f"{pem}\n" for pem in found]
 
 
 def date_warning(pem: str, path: str, now: datetime) -> str | None:
-    """What to tell of a certificate that is out of its time, if it is."""
+    """A warning about a certificate that has expired or is not valid yet; otherwise None.
+
+    pem   the certificate
+    path  of its file, for the message
+    now   with a time zone
+    """
     begin, end = validity(ssl.PEM_cert_to_DER_cert(pem))
     if now > end:
-        return f"the certificate in {path} has expired: on {end:%Y-%m-%d %H:%M} UTC"
+        return f"the certificate in {path} expired on {end:%Y-%m-%d %H:%M} UTC"
     if now < begin:
-        return f"the certificate in {path} is not valid yet: from {begin:%Y-%m-%d %H:%M} UTC on"
+        return f"the certificate in {path} is not valid before {begin:%Y-%m-%d %H:%M} UTC"
     return None
 
 
 def validity(der: bytes) -> tuple[datetime, datetime]:
-    """notBefore and notAfter of a certificate (RFC 5280 section 4.1).
+    """Read notBefore and notAfter of a certificate (DER, RFC 5280 section 4.1).
 
-    The ssl module tells them only of a peer's. Raises ValueError or IndexError.
+    The ssl module offers this only for a peer's certificate. Raises ValueError or IndexError if the
+    certificate is damaged.
     """
     _, at, _ = _element(der, 0)  # Certificate
     _, at, _ = _element(der, at)  # TBSCertificate
@@ -124,7 +141,7 @@ def validity(der: bytes) -> tuple[datetime, datetime]:
 
 
 def _element(der: bytes, at: int) -> tuple[int, int, int]:
-    """Tag, start and end of the content of the element there (X.690 section 8.1)."""
+    """The tag of the DER element at an offset, and where its content lies (X.690 section 8.1)."""
     tag, length = der[at], der[at + 1]
     at += 2
     if length & 0x80:
@@ -139,8 +156,8 @@ def _element(der: bytes, at: int) -> tuple[int, int, int]:
 def _time(der: bytes, element: tuple[int, int, int]) -> datetime:
     tag, start, end = element
     text = der[start:end].decode("ascii")
-    # UTCTime has two digits for the year, which RFC 5280 places in 1950 to 2049; GeneralizedTime
-    # has four.
+    # UTCTime (tag 0x17) has two digits for the year, which mean 1950 to 2049 (RFC 5280 section
+    # 4.1.2.5.1). GeneralizedTime has four.
     if tag == 0x17:
         text = ("20" if text < "50" else "19") + text
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
@@ -154,9 +171,9 @@ def _read(path: str, source: str) -> bytes:
         raise ConfigError(f"{source}: can't read {path}: {error.strerror}") from error
 
 
-def words(error: ssl.SSLError) -> str:
-    """OpenSSL's reason, for people."""
-    # Some of the ssl module's errors come without.
+def openssl_reason(error: ssl.SSLError) -> str:
+    """OpenSSL's reason in readable form: "no certificate or crl found"."""
+    # Some of the ssl module's errors have no reason.
     reason = getattr(error, "reason", None) or str(error)
     return reason.replace("_", " ").lower()
 
@@ -166,9 +183,12 @@ def words(error: ssl.SSLError) -> str:
 
 @functools.cache
 def self_signed(hosts: tuple[str, ...]) -> bytes:
-    """A throw-away certificate for these names and its key (PEM), the same one in each call.
+    """Make a throw-away certificate and its key (PEM).
 
-    Raises ConfigError when trustme is not installed.
+    hosts  the names and addresses that it is valid for
+
+    The same hosts give the same certificate until the process ends. Raises ConfigError if trustme
+    is not installed.
     """
     try:
         import trustme
@@ -181,8 +201,8 @@ def self_signed(hosts: tuple[str, ...]) -> bytes:
 
 
 def load_pem(context: ssl.SSLContext, pem: bytes) -> None:
-    """Have a context use a certificate and its key that are no file yet (OpenSSL wants one)."""
-    import tempfile  # for 5 ms, which others need not wait
+    """Load a certificate and its key from memory, by way of a file, as OpenSSL reads only files."""
+    import tempfile  # imported here because it takes 5 ms and few servers need it
 
     descriptor, path = tempfile.mkstemp(prefix="servo-", suffix=".pem")  # mode 0600
     try:

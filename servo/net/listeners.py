@@ -1,7 +1,8 @@
-"""The sockets that Servo listens on: bound, taken over from systemd, or given by number.
+"""Opens the sockets that Servo listens on: binds them, or takes them over from systemd.
 
-`bind_all` makes them all or raises a BindError that names the address, the reason and, where there
-is one, the remedy. Listeners are non-blocking and closed on exec; forked workers share them.
+`bind_all` opens all of them, or raises a BindError that names the address, the reason and, if there
+is one, the remedy. The arbiter opens the listeners and the workers inherit them, so a restart of a
+worker closes no port. Listeners are non-blocking, and closed on exec.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ log = logging.getLogger("servo.error")
 
 # sd_listen_fds(3): the first descriptor that systemd passes.
 _SYSTEMD_FIRST_FD = 3
-# Binding takes microseconds; a directory that stays locked is locked by somebody else.
+# Binding takes microseconds. If a directory stays locked for longer, another program has locked it.
 _LOCK_WAIT_S = 2.0
 _LOCK_POLL_S = 0.02
 
 
 class BindSettings(Protocol):
-    """The settings that are read here. `user` and `group` are ids, or None to keep ours."""
+    """The settings that this module reads. `user` and `group` are ids, or None to keep ours."""
 
     @property
     def bind(self) -> Sequence[str]: ...
@@ -61,12 +62,12 @@ class BindSettings(Protocol):
 class Listener:
     """A listening stream socket.
 
-    socket     non-blocking; -1 as its fileno once closed
-    address    where it really listens (the kernel's port for port 0)
+    socket     non-blocking
+    address    where it listens; for port 0, this has the port that the kernel chose
     name       for people: "http://127.0.0.1:8000", "unix:/run/app.sock"
-    requested  the address as it was asked for
+    requested  the address from the settings
     label      systemd's name for it (FileDescriptorName=), or ""
-    identity   (device, inode) of the socket file that we made; None when there is none of ours
+    identity   (device, inode) of the socket file, if this process has created it; else None
     owner_pid  the process that may unlink that file
     """
 
@@ -82,29 +83,31 @@ class Listener:
         return f"<Listener {self.name} fd={self.fileno()}>"
 
     def fileno(self) -> int:
-        """The socket's descriptor; -1 once closed."""
+        """The socket's descriptor; -1 if it is closed."""
         return self.socket.fileno()
 
     def close(self, *, unlink: bool = True) -> None:
-        """Close this process's copy, and remove a socket file of our own making (see `unlink`).
+        """Close this process's copy of the socket.
 
-        The file goes first: a client then finds nothing there rather than nobody behind it. A file
-        that can't be removed is logged and left: it counts as a dead server's at the next start.
+        unlink  whether to remove the socket file, too (see the method `unlink`)
+
+        The file is removed first, so that a client finds no socket rather than one that refuses
+        connections. If it can't be removed, that is logged; the next start removes it as stale.
         """
         if unlink:
             try:
                 self.unlink()
             except OSError as error:
-                log.warning("The socket file of %s can't be removed: %s", self.name, error)
+                log.warning("Can't remove the socket file of %s: %s", self.name, error)
         try:
             self.socket.close()
-        except OSError as error:  # the descriptor is closed all the same, see close(2)
+        except OSError as error:  # the descriptor is closed in spite of the error (close(2))
             log.warning("Closing %s failed: %s", self.name, error)
 
     def unlink(self) -> None:
-        """Remove the socket file, if this process made it and it is still the same file.
+        """Remove the socket file, if this process has created it and it is still the same file.
 
-        Raises OSError when it can't be removed.
+        Raises OSError if it can't be removed.
         """
         address = self.address
         if self.identity is None or not isinstance(address, UnixAddress):
@@ -119,7 +122,7 @@ class Listener:
 
     @property
     def is_lost(self) -> bool:
-        """Whether a socket file of our own making is no more where it was made."""
+        """Whether the socket file that this process has created is gone, or was replaced."""
         address = self.address
         if self.identity is None or not isinstance(address, UnixAddress):
             return False
@@ -130,15 +133,17 @@ class Listener:
         return (status.st_dev, status.st_ino) != self.identity
 
     def sibling(self, backlog: int) -> Listener:
-        """Another socket on the same port, with a queue of its own (reuse_port).
+        """Open another socket on the same port, with an accept queue of its own (reuse_port).
 
-        Raises BindError unless this listener is a TCP one that was bound with reuse_port.
+        backlog  the length of that queue
+
+        Raises BindError unless this is a TCP listener that was bound with reuse_port.
         """
         address = self.address
         if not isinstance(address, TCPAddress) or not self.socket.getsockopt(
             socket.SOL_SOCKET, socket.SO_REUSEPORT
         ):
-            raise BindError(f"{self.name} can't have a second listener: it has no SO_REUSEPORT")
+            raise BindError(f"can't open a second listener for {self.name} without SO_REUSEPORT")
         target = (self.socket.family, self.socket.getsockname())
         v6_only = self.socket.family == socket.AF_INET6 and bool(
             self.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -150,11 +155,14 @@ class Listener:
 def bind_all(
     settings: BindSettings, environ: MutableMapping[str, str] | None = None
 ) -> list[Listener]:
-    """Listen on every address of `settings.bind`, or on systemd's sockets when it passed some.
+    """Listen on every address of `settings.bind`, or on systemd's sockets if it has passed any.
 
-    LISTEN_FDS and its companions are removed from `environ` (the process's by default), as they
-    mean no process that this one starts. Raises BindError, or ConfigError for a malformed address;
-    nothing stays open then.
+    settings  the addresses, and how to open them
+    environ   the environment variables; by default those of this process
+
+    LISTEN_FDS and its companions are removed from the environment: they are meant for this process
+    and not for its children. Raises BindError, or ConfigError for a malformed address; then no
+    socket stays open.
     """
     inherited = _systemd_fds(os.environ if environ is None else environ)
     listeners: list[Listener] = []
@@ -191,15 +199,19 @@ def _bind(address: Address, all_of: list[Address], settings: BindSettings) -> li
 
 
 def _bind_tcp(address: TCPAddress, all_of: list[Address], settings: BindSettings) -> list[Listener]:
-    """One listener for each address that the host has; one that this machine lacks is left out."""
+    """Open a listener for each address that the host name has.
+
+    Addresses that this machine doesn't have are left out, such as IPv6's ::1 of `localhost`; but
+    one must remain.
+    """
     listeners: list[Listener] = []
     missing: BindError | None = None
-    # By Linux's default [::] takes IPv4 connections too, which is what it is wanted for, unless
-    # the operator binds IPv4's wildcard on the same port himself.
+    # On Linux [::] accepts IPv4 connections, too, and operators expect that. But if they bind
+    # 0.0.0.0 to the same port as well, both sockets would conflict.
     v6_only = TCPAddress("0.0.0.0", address.port) in all_of  # noqa: S104
     targets = _resolve(address)
     if address.port == 0:
-        # The kernel would choose another port for each.
+        # The kernel would choose a different port for each address.
         del targets[1:]
     for target in targets:
         try:
@@ -261,7 +273,7 @@ def _listen_tcp(
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted sockets inherit it on Linux, so no driver has to set it on each.
+        # On Linux accepted sockets inherit this, which saves a system call for each connection.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -278,7 +290,7 @@ def _listen_tcp(
 
 
 def _tcp_error(error: OSError, address: TCPAddress, sockaddr: tuple[str | int, ...]) -> BindError:
-    # A name stands for several addresses: say which of them.
+    # A name may have several addresses, so say which one failed.
     where = str(address)
     if sockaddr[0] != address.host:
         where += f" ({sockaddr[0]})"
@@ -287,7 +299,7 @@ def _tcp_error(error: OSError, address: TCPAddress, sockaddr: tuple[str | int, .
         return BindError(f"{where} is already in use{f' by {owner}' if owner else ''}")
     if error.errno in (errno.EACCES, errno.EPERM) and address.port < 1024:
         return BindError(
-            f"can't bind {where}: permission denied: ports below 1024 need root or "
+            f"can't bind {where}: permission denied; ports below 1024 need root or "
             "CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE)"
         )
     if error.errno == errno.EADDRNOTAVAIL:
@@ -301,10 +313,11 @@ def _tcp_error(error: OSError, address: TCPAddress, sockaddr: tuple[str | int, .
 
 
 def _bind_unix(address: UnixAddress, settings: BindSettings) -> Listener:
-    """Bind and listen, in the place of a dead server's socket.
+    """Bind and listen. A stale socket file, which a dead server has left, is replaced.
 
-    Of two servers that start at once on a stale socket each would find it dead, and the second
-    would remove the first one's. So the directory is locked until the new socket listens.
+    Suppose two servers start at the same time: both find the stale file, the first one replaces it,
+    and the second one then removes the first one's new file. So the directory is locked until the
+    new socket listens.
     """
     with _locked(os.path.dirname(address.path) or ".", address):
         _remove_stale(address)
@@ -313,11 +326,12 @@ def _bind_unix(address: UnixAddress, settings: BindSettings) -> Listener:
 
 @contextlib.contextmanager
 def _locked(directory: str, address: UnixAddress) -> Iterator[None]:
-    """Hold the lock (flock) of a directory, which leaves no file behind."""
+    """Lock a directory itself (flock), so that no lock file stays behind."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        # It can't be listed, or is not there: bind() says why, or does without.
+        # The directory can't be read, or doesn't exist. Then bind() fails and says why; or it
+        # succeeds, without the lock.
         yield
         return
     try:
@@ -328,14 +342,16 @@ def _locked(directory: str, address: UnixAddress) -> Iterator[None]:
 
 
 def _lock(fd: int, directory: str, address: UnixAddress) -> None:
-    """Wait for the lock, but not for long: any user who can read a directory can lock it for good,
-    and would keep the server from starting. Without the lock only two starts in one instant clash.
+    """Wait for the lock, but go on without it after _LOCK_WAIT_S.
+
+    Any user who can read a directory can lock it for good, and must not keep the server from
+    starting. Without the lock, only two simultaneous starts can go wrong.
     """
     end = time.monotonic() + _LOCK_WAIT_S
     while not _try_lock(fd):
         if time.monotonic() >= end:
             log.warning(
-                "Binding %s without a lock: another process has held the one of %s for %g s",
+                "Binding %s without a lock: another process has locked the directory %s for %g s",
                 address,
                 directory,
                 _LOCK_WAIT_S,
@@ -350,7 +366,7 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        log.debug("A directory can't be locked, so binding is not guarded: %s", error)
+        log.debug("Can't lock the directory of a Unix socket: %s", error)
     return True
 
 
@@ -358,7 +374,8 @@ def _bind_file(address: UnixAddress, settings: BindSettings) -> Listener:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     identity = None
     try:
-        # The file's mode is 0777 less the umask at bind(): set before anybody could connect.
+        # The umask at bind() decides the file's mode. A chmod after it would come too late: clients
+        # could connect before.
         before = None if settings.umask is None else os.umask(settings.umask)
         try:
             sock.bind(address.path)
@@ -379,7 +396,7 @@ def _bind_file(address: UnixAddress, settings: BindSettings) -> Listener:
 
 
 def _remove_stale(address: UnixAddress) -> None:
-    """Remove a socket file that no process listens behind. Raises BindError for anything else."""
+    """Remove a socket file on which no process listens. Raises BindError for anything else."""
     try:
         mode = os.lstat(address.path).st_mode
     except FileNotFoundError:
@@ -387,7 +404,7 @@ def _remove_stale(address: UnixAddress) -> None:
     except OSError as error:
         raise _unix_error(error, address) from error
     if not stat.S_ISSOCK(mode):
-        raise BindError(f"can't bind {address}: the file exists and is not a socket; not touched")
+        raise BindError(f"can't bind {address}: the file exists and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -397,7 +414,7 @@ def _remove_stale(address: UnixAddress) -> None:
         except FileNotFoundError:
             return
         except BlockingIOError:
-            # Its queue is full: somebody listens, if badly.
+            # The accept queue is full, so a process listens there.
             raise BindError(f"{address} is already in use by a running server") from None
         except OSError as error:
             raise BindError(
@@ -409,7 +426,7 @@ def _remove_stale(address: UnixAddress) -> None:
         os.unlink(address.path)
     except OSError as error:
         raise BindError(
-            f"can't bind {address}: a dead server's socket can't be removed: {error.strerror}"
+            f"can't bind {address}: can't remove a dead server's socket: {error.strerror}"
         ) from error
 
 
@@ -421,10 +438,11 @@ def _in_use(address: Address, probe: socket.socket) -> BindError:
 
 
 def _give_away(path: str, user: int | None, group: int | None) -> None:
-    """Let the workers' user own the file, as far as this process isn't that user already.
+    """Give the socket file to the workers' user, unless this process has that user already.
 
-    In a directory that others can write, another file may lie at the path by now. So it is opened
-    (O_PATH: without its being read or connected to), looked at, and given away by its descriptor.
+    If other users can write to the directory, one of them may have replaced the file by now, and
+    would be given that one. So the file is opened (with O_PATH, as a socket can't be opened
+    otherwise), checked, and given away through its descriptor.
     """
     uid = -1 if user is None or user == os.geteuid() else user
     gid = -1 if group is None or group == os.getegid() else group
@@ -433,7 +451,7 @@ def _give_away(path: str, user: int | None, group: int | None) -> None:
         try:
             if not stat.S_ISSOCK(os.fstat(fd).st_mode):
                 raise OSError(errno.EBUSY, "another process has put a file in its place")
-            link = f"/proc/self/fd/{fd}"  # fchown() takes no O_PATH
+            link = f"/proc/self/fd/{fd}"  # fchown() refuses descriptors of O_PATH
             os.chown(link if os.path.exists(link) else path, uid, gid, follow_symlinks=True)
         finally:
             os.close(fd)
@@ -462,24 +480,27 @@ def _bind_abstract(address: AbstractAddress, backlog: int) -> Listener:
     return Listener(sock, address, str(address), address)
 
 
-# --- sockets that were here before us -----------------------------------------------------------
+# --- inherited sockets --------------------------------------------------------------------------
 
 
 def _systemd_fds(environ: MutableMapping[str, str]) -> list[tuple[int, str]]:
-    """systemd's descriptors with their names, see sd_listen_fds(3). Raises BindError."""
+    """The descriptors that systemd has passed, with their names (sd_listen_fds(3)).
+
+    Raises BindError.
+    """
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     environ.pop("LISTEN_PID", None)
     count = environ.pop("LISTEN_FDS", "0")
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
     if not count.isdecimal():
-        raise BindError(f"LISTEN_FDS is {count!r}, which is no number")
+        raise BindError(f"LISTEN_FDS is {count!r}, not a number")
     names += [""] * (int(count) - len(names))
     return [(_SYSTEMD_FIRST_FD + i, names[i]) for i in range(int(count))]
 
 
 def _adopt(requested: FdAddress, backlog: int, what: str, label: str = "") -> Listener:
-    """A listener over an open descriptor. Raises BindError unless it is a bound stream socket."""
+    """Make an open descriptor a listener. Raises BindError unless it is a bound stream socket."""
     fd = requested.fd
     try:
         is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
@@ -497,7 +518,7 @@ def _adopt(requested: FdAddress, backlog: int, what: str, label: str = "") -> Li
         sock.setblocking(False)
         sock.set_inheritable(False)
     except BaseException as error:
-        # It was not ours to begin with: leave it open as it was found.
+        # Leave the descriptor open: this process has inherited it, not opened it.
         sock.detach()
         if isinstance(error, OSError):
             raise BindError(f"{what}: can't listen: {error.strerror or error}") from error
@@ -513,7 +534,7 @@ def _check_adopted(sock: socket.socket, what: str) -> Address:
     try:
         sock.getpeername()
     except OSError as error:
-        # Some systems say EINVAL of a listening socket.
+        # On some systems getpeername of a listening socket fails with EINVAL.
         if error.errno not in (errno.ENOTCONN, errno.EINVAL):
             raise
     else:

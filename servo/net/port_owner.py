@@ -1,4 +1,8 @@
-"""Which process listens already: for the message of a bind that failed. Linux only, best effort."""
+"""Finds the process that listens on a port already, to name it when a bind fails.
+
+/proc/net/tcp lists the listening sockets with their inodes, and /proc/PID/fd shows which process
+has a descriptor with that inode. Linux only. Nothing is found if that process is another user's.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ _LISTEN = "0A"  # TCP_LISTEN of net/tcp_states.h, as /proc/net/tcp prints it
 
 
 def describe_port_owner(port: int) -> str:
-    """Such as "process 1234 (nginx)"; "" when /proc does not tell (another user's, no Linux)."""
+    """Describe the process that listens on a TCP port: "process 1234 (nginx)"; "" if unknown."""
     try:
         inodes = _listening_inodes("/proc/net/tcp", port) | _listening_inodes(
             "/proc/net/tcp6", port
@@ -27,9 +31,10 @@ def describe_port_owner(port: int) -> str:
 
 
 def describe_unix_owner(client: socket.socket) -> str:
-    """Which process listens on the Unix socket that `client` is connected to; "" if unknown.
+    """Describe the process that listens on the Unix socket that `client` is connected to.
 
-    The kernel's word (SO_PEERCRED, unix(7)); unknown is a process of another PID namespace.
+    Returns "" for a process in another PID namespace. The kernel knows the others (SO_PEERCRED,
+    unix(7)).
     """
     size = struct.calcsize("3i")
     pid, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
@@ -58,12 +63,12 @@ def _holds(pid: str, inodes: set[str]) -> bool:
         directory = f"/proc/{pid}/fd"
         return any(os.readlink(f"{directory}/{fd}") in inodes for fd in os.listdir(directory))
     except OSError:
-        # Not ours to look into, or gone meanwhile.
+        # The process is another user's, or has ended.
         return False
 
 
 def _command(pid: int) -> str:
-    """Its name, which any process chooses for itself."""
+    """The command's name in brackets. It is escaped, because a process can choose any name."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="backslashreplace") as file:
             return f" ({printable_line(file.read().strip())})"

@@ -1,4 +1,4 @@
-"""Giving up root: a worker runs as the configured user and group."""
+"""Gives up root: a worker runs as the configured user and group."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from servo.errors import ConfigError
 
 
 def become(user: int | None, group: int | None, initgroups: bool) -> None:
-    """Change this process's user and groups; None leaves one as it is.
+    """Change the user and groups of this process.
 
-    user        a user id. Without a group it brings its own primary and supplementary groups, as
-                systemd's User= does: root's would let it read and write what is root's
-    group       a group id. With it the process has this group alone
-    initgroups  with a group: the user's supplementary groups, too
+    user        a user id; None to keep the user. If `group` is None, the process gets the groups of
+                this user, as with systemd's User=. Had it kept root's groups, it could still read
+                and write files of theirs
+    group       a group id; None to keep the group, or to take the user's. The process has no other
+                group, unless `initgroups` is set
+    initgroups  with a group: add the user's supplementary groups
 
-    Groups change first: once root is given up, the kernel lets nobody change them (CERT POS36-C).
-    Raises ConfigError when the kernel refuses, as it does to anyone but root, and for a user
-    without an entry in the user database whose groups are not known.
+    Groups change first, because a process that has given up root can't change them any more (CERT
+    POS36-C). Raises ConfigError if the kernel refuses (only root may do this), and if the user's
+    groups are needed but the user database has no such user.
     """
     uid = os.geteuid() if user is None else user
     gid = os.getegid() if group is None else group

@@ -1,4 +1,4 @@
-"""What sockets tell beyond Python's own methods."""
+"""Functions on sockets that Python's own methods don't offer."""
 
 from __future__ import annotations
 
@@ -11,52 +11,54 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
+# tcp(7): the number of bytes that wait to be read, and of sent bytes that the peer has not taken.
 _SIOCINQ = 0x541B
 _SIOCOUTQ = 0x5411
 
 
-class WantsWrite(BlockingIOError):  # noqa: N818  no error, as little as its base
-    """`recv` can't go on before the socket takes more: TLS has something to say first."""
+class WantsWrite(BlockingIOError):  # noqa: N818  not an error, like its base class
+    """`recv` on a TLS connection has to send something first, and the socket is full."""
 
 
 def end_output(fd: int) -> None:
-    """Tell the peer that no more will come. To be called before the socket is closed.
+    """Send the end of the stream. Call this before you close a connection.
 
-    Closing alone tells it only once no process holds the socket any more, and a child that an
-    application has forked holds it for as long as it lives (RFC 9112 section 9.6).
+    fd  the socket's descriptor; -1 if it is closed already
 
-    fd  -1: it is closed already
+    `close` alone sends the end only when the last process closes the socket. A child that the
+    application has forked keeps it open as long as the child lives, and the client would wait for
+    that long (RFC 9112 section 9.6).
     """
     if fd < 0:
         return
     borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
     try:
-        with contextlib.suppress(OSError):  # the connection is broken: its end is known
+        with contextlib.suppress(OSError):  # the connection has already ended
             borrowed.shutdown(socket.SHUT_WR)
     finally:
         borrowed.detach()
 
 
 def end_transport(transport: asyncio.BaseTransport) -> None:
-    """`end_output` for a connection that an event loop is about to close."""
+    """Do the same for a transport of asyncio that is about to be closed."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
         end_output(sock.fileno())
 
 
 def has_unread(fd: int) -> bool:
-    """Whether the kernel holds bytes of a TCP or Unix connection that nobody has read."""
+    """Whether received bytes of a TCP or Unix connection wait in the kernel to be read."""
     try:
         count = fcntl.ioctl(fd, _SIOCINQ, b"\0\0\0\0")
-    except (OSError, ValueError):  # it is closed
+    except (OSError, ValueError):  # the socket is closed
         return False
     return count != bytes(4)
 
 
 def unacknowledged(fd: int) -> int:
-    """How many bytes that were sent on a connection its peer has not taken."""
+    """How many sent bytes of a connection the peer has not taken yet."""
     try:
         count = fcntl.ioctl(fd, _SIOCOUTQ, b"\0\0\0\0")
-    except (OSError, ValueError):  # it is closed
+    except (OSError, ValueError):  # the socket is closed
         return 0
     return int.from_bytes(count, sys.byteorder)

@@ -1,7 +1,8 @@
-"""TLS contexts from the settings: made by the arbiter, before it forks the workers that use them.
+"""Makes the TLS contexts from the settings.
 
-So the keys are read with the arbiter's rights, workers need none, and all workers of a generation
-share what OpenSSL encrypts session tickets with: a session begun at one is resumed at any other.
+The arbiter does this before it forks workers. So it reads the keys with its own rights, and workers
+need no right to read them. All workers of a generation inherit the same contexts, and with them the
+key by which OpenSSL encrypts session tickets: a client can resume a session with any worker.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from servo.net.certificates import (
     KeyPair,
     date_warning,
     load_pem,
+    openssl_reason,
     read_certificates,
     self_signed,
-    words,
 )
 from servo.net.tls_switch import wants_tls
 
@@ -33,10 +34,10 @@ _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class TLS:
-    """The TLS of one generation of workers.
+    """The TLS contexts of one generation of workers.
 
-    context    for each connection; its SNI callback may choose another
-    warnings   about certificates that are out of their time, for the log
+    context   for new connections; its SNI callback may choose another one
+    warnings  for the log, such as about expired certificates
     """
 
     def __init__(self, context: ssl.SSLContext, warnings: tuple[str, ...] = ()) -> None:
@@ -48,23 +49,23 @@ class TLS:
         }
 
     def add(self, context: ssl.SSLContext, certificate: str | None) -> None:
-        """Make a context known, with the certificate (PEM) that it shows."""
+        """Add a context with the certificate (PEM) that it presents."""
         self._own[context] = certificate
 
     def certificate(self, context: ssl.SSLContext) -> str | None:
-        """The certificate (PEM) that this context shows; None for one of a hook's making."""
+        """The certificate (PEM) that a context presents; None if a hook has made the context."""
         return self._own.get(context)
 
     def offer(self, *protocols: str) -> None:
-        """Agree with clients (ALPN, RFC 7301) on one of these, the best first."""
+        """Offer these protocols to clients (ALPN, RFC 7301), the preferred one first."""
         for context in self._own:
             context.set_alpn_protocols(list(protocols))
 
 
 def make_tls(settings: Settings) -> TLS | None:
-    """The TLS that these settings ask for; None for none.
+    """Make the TLS contexts for these settings; None if they ask for no TLS.
 
-    Reads every file anew. Raises ConfigError, which names the file and what is wrong with it.
+    Reads all files again. Raises ConfigError, which names the file and the problem.
     """
     if not wants_tls(settings):
         return None
@@ -90,14 +91,15 @@ def _from_hook(settings: Settings, maker: _Maker) -> ssl.SSLContext:
         text = traceback.format_exc()
         raise ConfigError(f"the ssl_context hook failed: {error}\n{text}") from error
     if not isinstance(context, ssl.SSLContext):
-        raise ConfigError(f"the ssl_context hook returned {context!r}, which is no ssl.SSLContext")
+        raise ConfigError(f"the ssl_context hook returned {context!r}, not an ssl.SSLContext")
     return context
 
 
 class _Maker:
     """Makes the contexts of one configuration.
 
-    made      each with the certificate that it shows
+    made      the contexts, each with the certificate (PEM) that it presents
+    warnings  for the log
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -105,26 +107,30 @@ class _Maker:
         self.made: dict[ssl.SSLContext, str | None] = {}
         self.warnings: list[str] = []
         if settings.self_signed and (settings.certfile or settings.sni_certs):
-            raise ConfigError("self_signed and certfile (or sni_certs) can't both be")
+            raise ConfigError("self_signed can't be combined with certfile or sni_certs")
         if settings.keyfile and not settings.certfile:
-            raise ConfigError("keyfile is set, but not the certfile that it belongs to")
+            raise ConfigError("keyfile is set, but certfile is not: set it to the certificate")
         if settings.cert_reqs and not settings.ca_certs and settings.hooks.ssl_context is None:
-            raise ConfigError("cert_reqs asks for client certificates: whose? Set ca_certs")
+            raise ConfigError(
+                "cert_reqs asks clients for certificates: set ca_certs to the CAs that issue them"
+            )
         if settings.ca_certs and not settings.cert_reqs:
-            self.warnings.append("ca_certs has no effect: cert_reqs asks for no certificate")
+            self.warnings.append(
+                "ca_certs has no effect, because cert_reqs does not ask clients for certificates"
+            )
 
     def default(self) -> ssl.SSLContext:
-        """The context for clients that name no host, or none that there is a certificate for.
+        """Make the context for clients that name no host, or a host without its own certificate.
 
-        gunicorn's `default_ssl_context_factory`.
+        gunicorn calls this function `default_ssl_context_factory`.
         """
         settings = self._settings
         if settings.self_signed:
             return self._self_signed()
         if not settings.certfile:
             if settings.sni_certs:
-                raise ConfigError("sni_certs needs a certfile too, for clients that name no host")
-            raise ConfigError("the ssl_context hook wants the default context: set certfile")
+                raise ConfigError("sni_certs needs certfile, too, for clients that name no host")
+            raise ConfigError("the ssl_context hook asks for the default context: set certfile")
         files = {"certfile": settings.certfile, "keyfile": settings.keyfile}
         context = self._from_files(files, "certfile")
         by_host = {
@@ -165,16 +171,16 @@ class _Maker:
         body, dashes, _ = rest.partition("-----END CERTIFICATE-----")
         self.made[context] = f"-----BEGIN CERTIFICATE-----{body}{dashes}\n"
         self.warnings.append(
-            "serving a throw-away certificate (self_signed), which no client can trust: "
-            "for development only"
+            "using a throw-away certificate (self_signed), which no client can trust; use it for "
+            "development only"
         )
         return context
 
     def _bare(self) -> ssl.SSLContext:
-        """A context without a certificate.
+        """Make a context without a certificate.
 
-        Python's defaults are what they should be: no compression, the server's order of ciphers,
-        only ciphers with forward secrecy.
+        Python's defaults are good: no compression, the server's order of ciphers, and only ciphers
+        with forward secrecy.
         """
         settings = self._settings
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -191,7 +197,9 @@ class _Maker:
             try:
                 context.load_verify_locations(path)
             except ssl.SSLError as error:
-                raise ConfigError(f"ca_certs: {path} can't be used: {words(error)}") from error
+                raise ConfigError(
+                    f"ca_certs: {path} can't be used: {openssl_reason(error)}"
+                ) from error
         context.verify_mode = ssl.VerifyMode(settings.cert_reqs)
         return context
 
@@ -214,7 +222,7 @@ class _Maker:
 
 
 class _Chooser:
-    """OpenSSL's servername callback (RFC 6066 section 3): the context for the host named."""
+    """OpenSSL's SNI callback (RFC 6066 section 3): chooses the context for the client's host."""
 
     def __init__(self, by_host: Mapping[str, ssl.SSLContext]) -> None:
         self._by_host = by_host

@@ -1,4 +1,4 @@
-"""What applications are told of a TLS connection: ASGI's `tls` extension, mod_ssl's variables."""
+"""Describes a TLS connection to applications: ASGI's `tls` extension, and mod_ssl's variables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from servo.net.tls import TLS
 
-# RFC 4514 section 3; the other names that Python knows are descriptors too (RFC 4512).
+# The short names of RFC 4514 section 3. Other names are valid as Python writes them: RFC 4512
+# calls them descriptors.
 _SHORT = {
     "commonName": "CN",
     "localityName": "L",
@@ -25,16 +26,20 @@ _ESCAPED = {ord(character): f"\\{character}" for character in '"+,;<>\\'}
 
 
 class TLSFacts:
-    """The facts of one connection.
+    """The description of one connection.
 
-    extension   for `scope["extensions"]["tls"]` (the ASGI TLS extension 0.2)
-    environ     for a WSGI environ, with the names that Apache's mod_ssl gives them
+    extension  for `scope["extensions"]["tls"]` (ASGI's TLS extension 0.2)
+    environ    for a WSGI environ, under the names of Apache's mod_ssl
     """
 
     __slots__ = ("environ", "extension")
 
     def __init__(self, tls: TLS, connection: ssl.SSLObject) -> None:
-        """`connection` has its handshake behind it."""
+        """Describe `connection`, whose handshake is complete.
+
+        tls         the contexts of this worker
+        connection  as the ssl module has it
+        """
         version = connection.version() or ""
         cipher = connection.cipher()
         name = cipher[0] if cipher else ""
@@ -45,7 +50,7 @@ class TLSFacts:
             "server_cert": tls.certificate(connection.context),
             "client_cert_chain": _chain(connection, client) if client else [],
             "client_cert_name": subject,
-            # One that doesn't verify has ended the handshake.
+            # A certificate that fails verification ends the handshake, so there is never an error.
             "client_cert_error": None,
             "tls_version": _VERSIONS.get(version),
             "cipher_suite": tls.cipher_ids.get(name),
@@ -68,7 +73,7 @@ class TLSFacts:
 
 
 def distinguished_name(name: tuple[tuple[tuple[str, str], ...], ...]) -> str:
-    """A name as `SSLObject.getpeercert` gives it, in the form of RFC 4514: the last part first."""
+    """Format a name from `SSLObject.getpeercert` by RFC 4514, which has the last part first."""
     return ",".join(
         "+".join(f"{_SHORT.get(kind, kind)}={_escape(value)}" for kind, value in part)
         for part in reversed(name)
@@ -76,7 +81,7 @@ def distinguished_name(name: tuple[tuple[tuple[str, str], ...], ...]) -> str:
 
 
 def _escape(value: str) -> str:
-    """RFC 4514 section 2.4."""
+    """Escape a value (RFC 4514 section 2.4)."""
     text = value.translate(_ESCAPED).replace("\0", "\\00")
     if text[:1] in (" ", "#"):
         text = "\\" + text
@@ -84,12 +89,12 @@ def _escape(value: str) -> str:
 
 
 def _chain(connection: ssl.SSLObject, leaf: bytes) -> list[str]:
-    """The client's certificates (PEM), its own first; before Python 3.13 only that one."""
+    """The client's certificate and its issuers (PEM); before Python 3.13 without the issuers."""
     verified = getattr(connection, "get_verified_chain", None)
     chain: list[bytes] = verified() if verified is not None else [leaf]
     return [ssl.DER_cert_to_PEM_cert(der) for der in chain]
 
 
 def _latin(text: str) -> str:
-    """As PEP 3333 wants text that Latin-1 can't hold: its UTF-8 bytes as characters."""
+    """Turn text into a WSGI string, which holds one UTF-8 byte in each character (PEP 3333)."""
     return text.encode().decode("latin-1")

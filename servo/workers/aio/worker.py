@@ -266,7 +266,11 @@ class AsyncWorker(Worker):
             name = peer[0] if isinstance(peer, tuple) else "A client"
             if isinstance(error, ssl.SSLError) and is_plain_http(error) and spare is not None:
                 teller.answer(spare, name)
-            what = certificates.words(error) if isinstance(error, ssl.SSLError) else str(error)
+            what = (
+                certificates.openssl_reason(error)
+                if isinstance(error, ssl.SSLError)
+                else str(error)
+            )
             log.debug("%s was gone before it was served: %s", name, what or type(error).__name__)
         finally:
             if spare is not None:

@@ -15,7 +15,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from servo.http.errors import ProtocolError
-from servo.net.certificates import words
+from servo.net.certificates import openssl_reason
 from servo.net.sockets import WantsWrite
 from servo.net.tls_facts import TLSFacts
 from servo.workers.accept.plain_http import is_plain_http, teller
@@ -124,7 +124,7 @@ class TLSSocket:
                 teller.answer(self._socket, owner.peer_name or "A client")
             else:
                 self._push()  # the alert that tells the client why
-            raise self._unopened(words(error)) from error
+            raise self._unopened(openssl_reason(error)) from error
         self._opening = False
         owner.secured(TLSFacts(self._tls, self._wrapped))
         return self._decrypt()

@@ -90,7 +90,7 @@ def test_what_is_wrong_is_said_with_the_file(
         (refusal(damaged, files.key), ["damaged.pem", "damaged"]),
         (refusal(files.cert, None), ["good.pem", "no private key", "keyfile"]),
         (refusal(files.cert, files.cert), ["good.pem", "no private key"]),
-        (refusal(files.cert, other.key), ["other.key", "is not that of the certificate"]),
+        (refusal(files.cert, other.key), ["other.key", "does not belong to the certificate"]),
     ]:
         assert all(word in found for word in words), found
         assert found.startswith("certfile: ") or "the key of certfile" in found
@@ -110,8 +110,8 @@ def test_dates(authority: Authority) -> None:
     assert abs(begin - (now - timedelta(days=5))) < timedelta(minutes=5)
     assert abs(end - (now + timedelta(days=10))) < timedelta(minutes=5)
     assert date_warning(pem, "x.pem", now) is None
-    assert "x.pem has expired" in str(date_warning(pem, "x.pem", end + timedelta(seconds=1)))
-    assert "not valid yet" in str(date_warning(pem, "x.pem", begin - timedelta(seconds=1)))
+    assert "x.pem expired on" in str(date_warning(pem, "x.pem", end + timedelta(seconds=1)))
+    assert "not valid before" in str(date_warning(pem, "x.pem", begin - timedelta(seconds=1)))
 
 
 def test_dates_after_2049_have_another_form(authority: Authority) -> None:
