@@ -1,4 +1,4 @@
-"""Aliases for the shapes that WSGI, ASGI and the socket API fix."""
+"""Type aliases for WSGI, ASGI, headers and addresses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WSGIWrite = Callable[[bytes], object]
 
 
 class StartResponse(Protocol):
-    """The callable that a WSGI application begins its response with."""
+    """The `start_response` that a WSGI application is called with."""
 
     def __call__(
         self,
@@ -40,5 +40,5 @@ ASGI2App = Callable[[Scope], Callable[[Receive, Send], Awaitable[None]]]
 
 RawHeaders = list[tuple[bytes, bytes]]
 
-# Who is at the other end of a connection: (host, port), or None for a Unix socket's peer.
+# The address of the peer of a connection: (host, port), or None for a Unix socket.
 PeerAddress = tuple[str, int] | None

@@ -1,10 +1,11 @@
-"""Which errors of accept(2) last, and which concern one client only.
+"""Tells errors of accept(2) that last from errors that concern only one client.
 
-A level-triggered poller reports a listener for as long as a connection is queued.
+Some errors remove the connection from the accept queue: its client is gone. Then the next accept
+can follow at once.
 
-An error may have taken its connection out of the queue: then the next one can be accepted at once.
-Or it lasts, with the connection still queued, and accepting again at once would spin: a process
-without a free descriptor, or a security module (LSM) that forbids accept(2).
+Others leave it in the queue: the process has no free descriptor, or a security module (LSM) forbids
+accept(2). The poller goes on to report the listener as readable, and a server that accepts again at
+once would burn a whole CPU. So it pauses its listeners for a while.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import errno
 
 # There is no descriptor, or no memory, left for a connection.
 NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-# accept(2): errors that are already pending on the new connection, or a firewall's refusal of it.
-# They concern that one client, so Linux asks servers to treat them as EAGAIN.
+# Errors that are pending on the new connection, or a firewall that refuses it. They concern only
+# that client, so accept(2) asks servers to treat them like EAGAIN.
 CLIENT_LOST = frozenset(
     {
         errno.ECONNABORTED,
@@ -30,22 +31,25 @@ CLIENT_LOST = frozenset(
         errno.ETIMEDOUT,
     }
 )
-# So many in a row are no clients' errors: a sandbox that forbids accept(2) returns EPERM each time.
+# This many in a row don't come from clients: a sandbox that forbids accept(2) always returns EPERM.
 MOST_LOST = 100
 
 
 class AcceptErrors:
-    """Judges the errors of one server's accepts.
+    """Judges the errors of accept(2) in one process.
 
-    lost  clients in a row that were lost while they were accepted; set it to 0 after an accept that
-          succeeds or finds nothing
+    lost  number of accepts in a row that have lost their client; the caller sets it to 0 after an
+          accept that succeeds or finds the queue empty
     """
 
     def __init__(self) -> None:
         self.lost = 0
 
     def must_pause(self, error: OSError) -> bool:
-        """Whether to leave the listeners alone for a while. False: only that client is lost."""
+        """Whether to pause the listeners for a while. If not, only that client is lost.
+
+        error  that accept(2) raised
+        """
         if error.errno in CLIENT_LOST:
             self.lost += 1
             if self.lost < MOST_LOST:

@@ -1,4 +1,4 @@
-"""Messages between the processes of one server: what an application uses to talk to its siblings.
+"""Messages between the processes of one server, for applications.
 
     from servo import cluster
 
@@ -9,14 +9,16 @@
     cluster.broadcast("user:7", topic="cache.drop")
     total = cluster.request(None, to=1, topic="count", timeout=2.0)
 
-A worker is addressed by its `slot`, which a successor takes over; slot 0 is the arbiter, whose
-configuration file may have an `on_message` hook. Messages are JSON values (tuples arrive as lists,
-keys as strings). Each is delivered at most once, and those of one sender to one worker in order;
-every worker gets broadcasts in the same order. Queues are bounded: what does not fit is dropped,
-counted (`stats`) and logged, and no sender ever waits for a slow or dead worker.
+A worker is addressed by its `slot`, which its successor takes over. Slot 0 is the arbiter, whose
+configuration file may have an `on_message` hook. Messages are JSON values: tuples arrive as lists,
+and keys as strings.
 
-Outside of a server, in a shell or a test, this is a cluster of one: slot 1, and only itself to
-talk to.
+Each message is delivered at most once. Messages of one sender to one worker arrive in order, and
+every worker gets broadcasts in the same order. Queues are bounded: messages that don't fit are
+dropped, counted (`stats`) and logged. So no sender ever waits for a slow or dead worker.
+
+Outside of a server, in a shell or a test, the process is a cluster of one: it has slot 1 and can
+only talk to itself.
 """
 
 from __future__ import annotations
@@ -61,12 +63,12 @@ __all__ = [
     "ARBITER",
 ]
 
-# The longest message in JSON; with its header and topic it fits a frame of the channel.
+# The longest message in JSON. With its header and topic it fits into a frame of the channel.
 MAX_MESSAGE_BYTES = (1 << 20) - 1024
 REQUEST_TIMEOUT_S = 5.0
 
-slot: int  # this worker's
-pid: int  # this process's
+slot: int  # of this worker
+pid: int  # of this process
 
 
 class ClusterError(ServoError):
@@ -82,15 +84,15 @@ class NoSuchWorker(ClusterError):  # noqa: N818
 
 
 class ClusterOverflow(ClusterError):  # noqa: N818
-    """A request was dropped: too much waits for its receiver, or for the arbiter, already."""
+    """A request was dropped, because the queue of its receiver or of the arbiter is full."""
 
 
 class WorkerLost(ClusterError):  # noqa: N818
-    """The worker ended before it had answered a request."""
+    """The worker ended before it answered a request."""
 
 
 class RequestFailed(ClusterError):  # noqa: N818
-    """The handler raised, or there is none for the topic; the message says which."""
+    """The handler raised an exception, or the topic has no handler. The message says which."""
 
 
 class RequestTimeout(ClusterError, TimeoutError):  # noqa: N818
@@ -98,16 +100,26 @@ class RequestTimeout(ClusterError, TimeoutError):  # noqa: N818
 
 
 class Sender(NamedTuple):
-    """Who sent a message. `serial` tells a worker from its successor in the slot; slot 0 is the
-    arbiter: its configuration file, or an operator (`servoctl send`)."""
+    """The sender of a message.
+
+    slot    of the worker; 0 is the arbiter: its configuration file, or `servoctl send`
+    serial  differs between a worker and its successor in the slot
+    """
 
     slot: int
     serial: int
 
 
 class WorkerInfo(NamedTuple):
-    """A live worker. `state` is spawned, booting, ready or draining; a slot that is being replaced
-    has two workers. `generation` counts the reloads."""
+    """A live worker.
+
+    slot        its number for operators and applications; while a worker is being replaced, it and
+                its successor have the same
+    pid         of its process
+    state       "spawned", "booting", "ready" or "draining"
+    generation  1, and one more with each reload
+    serial      differs between a worker and its successor
+    """
 
     slot: int
     pid: int
@@ -117,13 +129,13 @@ class WorkerInfo(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """What this process has counted since it started.
+    """The messages of this process since it started.
 
-    sent        messages handed to the arbiter
-    received    messages taken in
-    overflowed  messages not sent, as too many waited already
-    dropped     messages received and dropped: the handlers are too slow
-    unheard     messages received for which there is no handler
+    sent        messages passed to the arbiter
+    received    messages received
+    overflowed  messages not sent, because the queue was full
+    dropped     received messages that were dropped, because the handlers are too slow
+    unheard     received messages without a handler for their topic
     """
 
     sent: int
@@ -134,20 +146,28 @@ class Stats(NamedTuple):
 
 
 def send(message: Any, *, to: int, topic: str = "") -> bool:
-    """Send a message to the worker of a slot; `to=0` is the arbiter. Never waits.
+    """Send a message to a worker, and don't wait.
 
-    During a replacement the slot's newest ready worker gets it; one that boots keeps it until it is
-    ready. Returns False when it was dropped at once because the queue is full. That it arrives is
-    not promised: its receiver may end, or be too slow. Raises TypeError for what is no JSON value,
-    and MessageTooLong.
+    message  a JSON value
+    to       the worker's slot; 0 is the arbiter
+    topic    selects the handlers; at most 255 bytes in UTF-8
+
+    While a worker is being replaced, the newest ready worker of the slot gets the message. A worker
+    that is booting handles it once it is ready. Returns False if the message was dropped at once,
+    because the queue is full. True does not promise that it arrives: the receiver may end, or be
+    too slow. Raises TypeError if the message is not a JSON value, and MessageTooLong.
     """
     return _backend.send(encode_message(message), encode_topic(topic), _target(to), with_self=True)
 
 
 def broadcast(message: Any, *, topic: str = "", with_self: bool = True) -> bool:
-    """Send a message to every worker, booting and draining ones too; otherwise as `send`.
+    """Send a message to all workers, including booting and draining ones.
 
-    with_self   this worker gets it, too, like all others
+    message    a JSON value
+    topic      selects the handlers
+    with_self  whether this worker gets the message, too
+
+    Returns and raises as `send` does.
     """
     return _backend.send(
         encode_message(message), encode_topic(topic), EVERYONE, with_self=with_self
@@ -155,12 +175,16 @@ def broadcast(message: Any, *, topic: str = "", with_self: bool = True) -> bool:
 
 
 def request(message: Any, *, to: int, topic: str = "", timeout: float = REQUEST_TIMEOUT_S) -> Any:
-    """Ask the worker of a slot, wait for what its handler returns, and return that.
+    """Send a request to a worker, wait for its handler, and return what the handler returned.
 
-    timeout   seconds
+    message  a JSON value
+    to       the worker's slot; 0 is the arbiter
+    topic    selects the handler
+    timeout  in seconds
 
-    For code that may block. Raises RuntimeError on an event loop's thread (`arequest` is for that),
-    NoSuchWorker, ClusterOverflow, WorkerLost, RequestFailed, RequestTimeout, and what `send` does.
+    This blocks, so it raises RuntimeError in the thread of an event loop; use `arequest` there.
+    Raises NoSuchWorker, ClusterOverflow, WorkerLost, RequestFailed, RequestTimeout, and what `send`
+    raises.
     """
     if _on_loop():
         raise RuntimeError("cluster.request would block the event loop: await cluster.arequest")
@@ -172,7 +196,7 @@ def request(message: Any, *, to: int, topic: str = "", timeout: float = REQUEST_
 async def arequest(
     message: Any, *, to: int, topic: str = "", timeout: float = REQUEST_TIMEOUT_S
 ) -> Any:
-    """`request`, to be awaited on any event loop."""
+    """The same as `request`, for coroutines on any event loop."""
     payload, name, target = encode_message(message), encode_topic(topic), _target(to)
     return from_json(await _backend.arequest(payload, name, target, timeout))
 
@@ -184,18 +208,20 @@ def on_message(topic: Function) -> Function: ...
 
 
 def on_message(topic: Any = "") -> Any:
-    """A decorator: call the function with each message on this topic. Bare: with those of no topic.
+    """Decorate a function that handles the messages of a topic.
 
-    It is called with the message, and with its `Sender` if it takes two arguments. For a request,
-    what it returns is the answer; if there are several functions for the topic the first one
-    answers. It may be a coroutine function. Where it runs depends on the worker:
+    topic  of the messages; without it (`@cluster.on_message`), messages without a topic
 
-    async    on the event loop; coroutine functions are started in the order of the messages
-             (of a WSGI application in such a worker: as in a thread worker)
-    thread   in a thread of its own, one after the other
-    sync     in the main thread between two requests, one after the other
+    The function is called with the message, and with its `Sender` if it takes two arguments. It may
+    be a coroutine function. If the message is a request, its return value is the answer; if several
+    functions handle the topic, the first one answers. The thread depends on the worker class:
 
-    Register while the application is being imported: handlers are called once the worker is ready.
+    async    the event loop's thread, which starts coroutines in the order of the messages (with a
+             WSGI application: as in a thread worker)
+    thread   a thread only for messages, which handles one after the other
+    sync     the main thread, between two requests
+
+    Register handlers while the application is imported. They are called once the worker is ready.
     """
     if callable(topic):
         _add_handler("", topic)
@@ -210,51 +236,50 @@ def on_message(topic: Any = "") -> Any:
 
 
 def workers() -> list[WorkerInfo]:
-    """The live workers, by slot, and the older first where one is being replaced."""
+    """The live workers, sorted by slot. Within a slot the older one comes first."""
     return sorted(_backend.workers(), key=lambda worker: (worker.slot, worker.serial))
 
 
 def is_draining() -> bool:
-    """Whether this worker accepts no more connections and ends when it has answered what it has."""
+    """Whether this worker is ending: it accepts no connections, and finishes its requests."""
     return _backend.is_draining()
 
 
 def stats() -> Stats:
-    """What was sent and received, and dropped."""
+    """The numbers of messages that this process has sent, received and dropped."""
     return _backend.stats()
 
 
 def __getattr__(name: str) -> Any:
-    # They change with the backend, so they can't be plain attributes.
+    # `install` changes these, so they can't be plain attributes of the module.
     if name in ("slot", "pid"):
         return getattr(_backend, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def encode_message(message: Any) -> bytes:
-    """A message in JSON. Raises TypeError, MessageTooLong."""
+    """Encode a message in JSON. Raises TypeError and MessageTooLong."""
     payload = to_json(message)
     if len(payload) > MAX_MESSAGE_BYTES:
         raise MessageTooLong(
-            f"a message of {len(payload)} bytes is longer than the {MAX_MESSAGE_BYTES} that one "
-            "may have"
+            f"a message of {len(payload)} bytes is longer than the limit of {MAX_MESSAGE_BYTES}"
         )
     return payload
 
 
 def encode_topic(topic: str) -> bytes:
-    """A topic as it travels. Raises TypeError, ValueError."""
+    """Encode a topic. Raises TypeError and ValueError."""
     if not isinstance(topic, str):
-        raise TypeError(f"a topic is text, not {topic!r}")
+        raise TypeError(f"a topic must be text, not {topic!r}")
     encoded = topic.encode()
     if len(encoded) > MAX_TOPIC_BYTES:
-        raise ValueError(f"a topic has at most {MAX_TOPIC_BYTES} bytes: {topic[:40]!r}…")
+        raise ValueError(f"a topic can have at most {MAX_TOPIC_BYTES} bytes: {topic[:40]!r}…")
     return encoded
 
 
 def _target(to: int) -> int:
     if not isinstance(to, int) or isinstance(to, bool):
-        raise TypeError(f"to is a slot, a whole number, not {to!r}")
+        raise TypeError(f"to must be a slot, a whole number, not {to!r}")
     if not 0 <= to < EVERYONE:
         raise ValueError(f"there is no slot {to}")
     return to
@@ -264,13 +289,17 @@ def _target(to: int) -> int:
 
 
 class Handler(NamedTuple):
-    """A function that is called with messages."""
+    """A function that handles messages.
+
+    function      the application's
+    takes_sender  whether it is called with a Sender, too
+    """
 
     function: Callable[..., Any]
     takes_sender: bool
 
     def __call__(self, value: Any, sender: Sender) -> Any:
-        """What the function returns, which may be awaitable."""
+        """Call the function. Its result may be awaitable."""
         return self.function(value, sender) if self.takes_sender else self.function(value)
 
 
@@ -278,27 +307,30 @@ _handlers: dict[str, list[Handler]] = {}
 
 
 def handlers_for(topic: str, *, answering: bool) -> list[Handler]:
-    """Who gets a message on this topic; `answering`: who answers a request."""
+    """The handlers of a topic.
+
+    answering  whether the message is a request, which only the first handler gets
+    """
     found = _handlers.get(topic, [])
     return found[:1] if answering else found
 
 
 def forget_handlers() -> None:
-    """Drop every handler: an application is about to be imported anew."""
+    """Remove all handlers, because an application is about to be imported again."""
     _handlers.clear()
 
 
 def _add_handler(topic: str, function: Callable[..., Any]) -> None:
     try:
         takes_sender = _takes_two(inspect.signature(function))
-    except ValueError:  # a builtin that doesn't tell
+    except ValueError:  # some builtins have no signature
         takes_sender = False
-    # Replaced rather than changed: another thread may be going through it.
+    # A new list, because another thread may be iterating over the old one.
     _handlers[topic] = [*_handlers.get(topic, []), Handler(function, takes_sender)]
 
 
 def _takes_two(signature: inspect.Signature) -> bool:
-    """Whether a second positional argument is wanted; one with a default is the function's own."""
+    """Whether a function requires two positional arguments. A default value is its own business."""
     places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = signature.parameters.values()
     wanted = [each for each in parameters if each.kind in places and each.default is each.empty]
@@ -309,35 +341,35 @@ def _takes_two(signature: inspect.Signature) -> bool:
 
 
 class Backend(Protocol):
-    """What carries the messages of this process. `target` is a slot, ARBITER or EVERYONE."""
+    """Carries the messages of this process. A `target` is a slot, ARBITER or EVERYONE."""
 
     slot: int
 
     @property
     def pid(self) -> int:
-        """This process's."""
+        """The pid of this process."""
 
     def send(self, payload: bytes, topic: bytes, target: int, *, with_self: bool) -> bool:
-        """Send a value in JSON. False: it was dropped."""
+        """Send a value in JSON. Returns False if it was dropped."""
 
     def request(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
-        """Send a request and wait for the answer, in JSON. Raises ClusterError."""
+        """Send a request, and wait for the answer in JSON. Raises ClusterError."""
 
     async def arequest(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
-        """Likewise, on an event loop."""
+        """The same on an event loop."""
 
     def workers(self) -> list[WorkerInfo]:
         """The live workers."""
 
     def is_draining(self) -> bool:
-        """Whether this process ends soon."""
+        """Whether this process is ending."""
 
     def stats(self) -> Stats:
-        """What was counted."""
+        """The numbers of messages."""
 
 
 class Alone:
-    """A cluster of one, which calls its handlers at once."""
+    """The backend outside of a server: one worker, which calls its handlers at once."""
 
     slot = 1
 
@@ -353,10 +385,10 @@ class Alone:
         return os.getpid()
 
     def send(self, payload: bytes, topic: bytes, target: int, *, with_self: bool) -> bool:
-        """See Backend. A message that a handler sends is delivered when it has returned."""
+        """See Backend. A message that a handler sends is delivered after the handler returns."""
         if target not in (self.slot, EVERYONE):
             self._lost += 1
-            return True  # as in a server, where only the arbiter knows who is there
+            return True  # as in a server, where only the arbiter knows which workers exist
         if target == EVERYONE and not with_self:
             return True
         self._waiting.append((payload, topic))
@@ -377,7 +409,7 @@ class Alone:
             result = handler(from_json(payload.decode()), Sender(self.slot, 1))
             if not hasattr(result, "__await__"):
                 continue
-            import asyncio  # see _on_loop
+            import asyncio  # here and not at the top for the reason in _on_loop
 
             if not _on_loop():
                 asyncio.run(_wait_for(result))
@@ -391,7 +423,7 @@ class Alone:
         with _answering(target):
             result = self._ask(payload, topic, target)
             if hasattr(result, "__await__"):
-                import asyncio  # see _on_loop
+                import asyncio  # here for the reason in _on_loop
 
                 result = asyncio.run(_answer_within(timeout, result, target))
             return to_json(result).decode()
@@ -431,9 +463,10 @@ class Alone:
 def _on_loop() -> bool:
     """Whether this thread runs an event loop.
 
-    asyncio takes as long to import as half of a server, and 5 MB: who needs no loop goes without.
+    This doesn't import asyncio, which takes half as long as starting a server, and 5 MB. A process
+    without an event loop saves both.
     """
-    # By `getattr`: another thread may be importing it just now.
+    # `getattr` has a default because another thread may be in the middle of importing asyncio.
     running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
     return running is not None and running() is not None
 
@@ -443,7 +476,7 @@ async def _wait_for(awaitable: Any) -> Any:
 
 
 async def _answer_within(timeout: float, awaitable: Any, target: int) -> Any:
-    import asyncio  # see _on_loop
+    import asyncio  # here for the reason in _on_loop
 
     try:
         return await asyncio.wait_for(_wait_for(awaitable), timeout)
@@ -453,7 +486,7 @@ async def _answer_within(timeout: float, awaitable: Any, target: int) -> Any:
 
 @contextlib.contextmanager
 def _answering(target: int) -> Iterator[None]:
-    """What goes wrong in a handler, as whoever asks from another process sees it."""
+    """Turn an exception of a handler into the error that a caller in another process gets."""
     try:
         yield
     except ClusterError:
@@ -466,6 +499,6 @@ _backend: Backend = Alone()
 
 
 def install(backend: Backend) -> None:
-    """Have this backend carry the messages of this process from now on."""
+    """Make this backend carry the messages of this process from now on."""
     global _backend
     _backend = backend

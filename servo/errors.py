@@ -1,6 +1,6 @@
-"""Every error that Servo raises on purpose, and the exit code that each ends the command with.
+"""The errors that Servo raises on purpose, each with the exit code that it ends the command with.
 
-Library code raises these; only `servo.cli` turns them into a message and an exit status.
+Library code raises them. Only `servo.cli` turns them into a message and an exit status.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from typing import ClassVar
 
 
 class ServoError(Exception):
-    """The root of the tree. `str(error)` is a message that an operator can act on."""
+    """The base class of all of them. `str(error)` is a message that an operator can act on."""
 
     exit_code: ClassVar[int] = 1
 
 
 class ConfigError(ServoError):
-    """A setting, or the file or variable it came from, is wrong."""
+    """A setting is wrong, or the file or variable that it comes from."""
 
 
 class UsageError(ConfigError):
@@ -29,7 +29,7 @@ class BindError(ServoError):
 
 
 class AppError(ServoError):
-    """The application broke the specification of its interface (PEP 3333, ASGI)."""
+    """The application has violated the specification of its interface (PEP 3333, ASGI)."""
 
 
 class BootError(ServoError):
@@ -39,9 +39,10 @@ class BootError(ServoError):
 
 
 class AppImportError(BootError):
-    """The application can't be imported, found or called.
+    """The application can't be found, imported or called.
 
-    `details` is the traceback as text, without Servo's own frames; empty where there is none.
+    message  names the application and the reason
+    details  the traceback as text, without Servo's own frames; "" if there is none
     """
 
     exit_code = 4

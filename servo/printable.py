@@ -1,7 +1,7 @@
-"""Text of others' making, made fit for a terminal.
+"""Escapes control characters in foreign text before it goes to a terminal.
 
-At a terminal a control character moves the cursor, changes the title or types for the user, and a
-bidirectional one (U+202E, say) shows text in another order than it is in.
+Control characters can move the cursor, change the window's title, or make the terminal type
+something. Bidirectional ones, such as U+202E, make it show text in a false order.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ _ALL |= {9: "\\t", 10: "\\n"}
 
 
 def printable(text: str) -> str:
-    """Text with its control characters but line feed and tab escaped, bidirectional ones too."""
+    """Escape all control characters, also bidirectional ones, except line feed and tab."""
     return text.translate(_LINES)
 
 
 def printable_line(text: str) -> str:
-    """The same on one line: line feed and tab are escaped, too."""
+    """Escape all control characters, including line feed and tab: the result is one line."""
     return text.translate(_ALL)

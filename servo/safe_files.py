@@ -1,11 +1,14 @@
-"""Opening files by paths that other users may have a hand in.
+"""Opens files safely in directories that other users can change.
 
-Root's arbiter opens logs by their paths, again and again, and gives them to the user that its
-workers become. If that user can write the log's directory, he can put a symbolic link in the log's
-place: root would then follow it, and hand him any file of the system (CVE-2016-1247 was this, in
-nginx's packages). So a path is walked here step by step, and each link is judged by who can have
-put it there (`_may_follow`). A file changes hands only if the user who is to get it can't have
-chosen it (`Opened.may_be_given_to`).
+An arbiter that runs as root opens log files by their paths, and gives them to the workers' user. If
+that user can write to the log's directory, they can replace the log with a symbolic link to any
+file of the system. An ordinary open would follow the link, and root would then give that file away
+(CVE-2016-1247 was this bug in nginx's packages).
+
+So a path is walked here one name at a time, through descriptors of directories (`openat`). At each
+symbolic link `_may_follow` decides by its owner and its directory whether another user may have put
+it there. And a file changes its owner only if the new owner can't have chosen it
+(`Opened.may_be_given_to`).
 """
 
 from __future__ import annotations
@@ -20,23 +23,23 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# As Linux has it (path_resolution(7)).
+# Linux's own limit (path_resolution(7)).
 _MOST_LINKS = 40
-# O_PATH: a directory that may be searched need not be readable.
+# O_PATH works for a directory that may be searched but not read.
 _DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# O_NONBLOCK: opening a FIFO that nobody reads fails with ENXIO, in place of waiting for a reader.
+# With O_NONBLOCK, opening a FIFO without a reader fails with ENXIO instead of waiting for one.
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-_LINK_TEXT = "it leads over a symbolic link in a directory that other users can write"
-_HARD_LINK_TEXT = "it has another name, and lies in a directory that other users can write"
+_LINK_TEXT = "it leads over a symbolic link in a directory that other users can write to"
+_HARD_LINK_TEXT = "it is a hard link in a directory that other users can write to"
 _FIFO_TEXT = "it is a FIFO that no process reads"
 
 
 class Opened(NamedTuple):
-    """A file that was opened to append to it.
+    """A file that was opened for appending.
 
     fd         its descriptor; non-blocking if it is a FIFO or a terminal
-    created    it is new
-    kept       nobody but root and this process's user can have put its directory where it lies
+    created    whether the file is new
+    kept       whether only root and this process's user can have chosen its directory
     directory  the status of that directory
     """
 
@@ -46,11 +49,14 @@ class Opened(NamedTuple):
     directory: os.stat_result
 
     def may_be_given_to(self, uid: int, gid: int) -> bool:
-        """Whether this user (-1: nobody), with this group, can't have chosen the file.
+        """Whether the file may be given to a user, because they can't have chosen it.
 
-        Only then may the file change hands. That holds for a new file, and where nobody else can
-        write. It also holds in a directory of root's that a group can write, such as /var/log on
-        Ubuntu, for a file of root's with one name, if the user is not in that group.
+        uid  the new owner; -1 to keep the owner
+        gid  the new group; -1 to keep the group
+
+        This is so if the file is new, or if only root and we can write to its directory. It is also
+        so in a directory of root's that a group can write to (/var/log on Ubuntu), if the file is
+        root's and has no second name, and the user is not in that group.
         """
         if self.created or (self.kept and is_private(self.directory)):
             return True
@@ -67,11 +73,13 @@ class Opened(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """A directory (open), a name in it that is no symbolic link, and what may happen there.
+    """The end of a walk: an open directory, and a name in it that is not a symbolic link.
 
-    status     the directory's
-    kept       nobody but root and we can have put any part of the way where it is
-    is_magic   the name is one of /proc/PID/fd's, which only the kernel can follow
+    directory  the directory's descriptor
+    name       in the directory
+    status     of the directory
+    kept       whether only root and we can have chosen any part of the path
+    is_magic   the name is a link in /proc/PID/fd, which only the kernel can follow
     """
 
     directory: int
@@ -82,10 +90,10 @@ class _Place(NamedTuple):
 
 
 def open_to_append(path: str) -> Opened:
-    """Open a file for appending; made with mode 0644 less the umask if it is not there.
+    """Open a file for appending. A missing file is created, with mode 0644 less the umask.
 
-    Raises OSError, with ELOOP or EMLINK where another user could have chosen the file, and ENXIO
-    for a FIFO without a reader.
+    Raises OSError: ELOOP or EMLINK if another user may have chosen the file, ENXIO for a FIFO
+    without a reader.
     """
     with _naming(path):
         place = _walk(path)
@@ -96,7 +104,7 @@ def open_to_append(path: str) -> Opened:
 
 
 def check_appendable(path: str) -> None:
-    """Raise the OSError that `open_to_append` would raise; no file is left behind or changed."""
+    """Raise the OSError that `open_to_append` would raise. Changes no file, and leaves none."""
     with _naming(path):
         place = _walk(path)
         try:
@@ -109,10 +117,10 @@ def check_appendable(path: str) -> None:
 
 
 def open_parent(path: str) -> tuple[int, str]:
-    """The directory of a path, opened as a place to work in (`dir_fd`), and the path's last name.
+    """Open the directory of a path. Returns its descriptor (a `dir_fd`) and the path's last name.
 
-    That name may be a link, and is not looked at. Raises OSError, with ELOOP where another user
-    could have chosen the directory.
+    The last name is not followed if it is a link. Raises OSError: ELOOP if another user may have
+    chosen the directory.
     """
     with _naming(path):
         place = _walk(path, follows_last=False)
@@ -120,12 +128,15 @@ def open_parent(path: str) -> tuple[int, str]:
 
 
 def is_private(status: os.stat_result) -> bool:
-    """Whether only root and this process's user can change what is in a directory."""
+    """Whether only root and this process's user can write to a directory.
+
+    status  of the directory
+    """
     return status.st_uid in _own_ids() and not status.st_mode & 0o022
 
 
 def _own_ids() -> tuple[int, int]:
-    """The users that this process has to trust: root and its own."""
+    """The users that this process trusts: root and its own."""
     return 0, os.geteuid()
 
 
@@ -138,15 +149,22 @@ def _groups_of(uid: int) -> list[int]:
 
 
 def _may_follow(directory: os.stat_result, link: os.stat_result) -> bool:
-    """Whether a symbolic link in a directory may be followed.
+    """Whether to follow a symbolic link.
 
-    In one that only root and we can write: always, since the link is theirs or ours. In one of
-    root's or ours that a group can write, too (/var/log on Ubuntu): a link of root's or ours, which
-    others can only rename. In one that everybody can write, such as /tmp: never.
+    directory  the status of the link's directory
+    link       the status of the link itself
 
-    Root follows no link in another user's directory: that user could choose any file of the system.
-    Others follow one of that directory's owner, as in an application's directory that a deploying
-    user keeps: they can lose only what is theirs, and own no file that they could give away.
+    It depends on who can write to the directory:
+
+    only root and we        always follow: the link is root's or ours
+    a group, too            follow a link of root's or ours (/var/log on Ubuntu); the group can only
+                            rename it
+    everybody               never follow (/tmp)
+
+    In a directory of another user, root never follows: that user could choose any file of the
+    system. A process of another user follows a link of the directory's owner, as an application's
+    directory may belong to a user that deploys it. It risks only its own files, and can't give
+    files away.
     """
     if is_private(directory):
         return True
@@ -158,9 +176,9 @@ def _may_follow(directory: os.stat_result, link: os.stat_result) -> bool:
 
 
 def _keeps_entry(directory: os.stat_result, entry: os.stat_result) -> bool:
-    """Whether nobody but root and we can have put this entry into a directory.
+    """Whether only root and we can have put this entry into the directory.
 
-    In a sticky one (/tmp) others can't rename or remove what is ours.
+    In a sticky directory (/tmp) others can't rename or remove our entries.
     """
     if is_private(directory):
         return True
@@ -170,7 +188,7 @@ def _keeps_entry(directory: os.stat_result, entry: os.stat_result) -> bool:
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-    """Errors name the whole path, not the step at which they came up."""
+    """Make errors name the whole path, not only the name at which they occurred."""
     try:
         yield
     except OSError as error:
@@ -178,7 +196,7 @@ def _naming(path: str) -> Iterator[None]:
 
 
 def _walk(path: str, *, follows_last: bool = True) -> _Place:
-    """Follow a path to its last name, link by link."""
+    """Follow a path to its last name, one name and one link at a time."""
     names = os.path.abspath(path).split("/")[1:]
     procfs = _device("/proc")
     links = 0
@@ -186,7 +204,7 @@ def _walk(path: str, *, follows_last: bool = True) -> _Place:
     directory = os.open("/", _DIRECTORY)
     try:
         while True:
-            # A link to "/" leaves no name: the directory itself is meant.
+            # A link to "/" leaves no name. Then the directory itself is meant.
             name = names.pop(0) if names else "."
             around = os.fstat(directory)
             place = _Place(directory, name, around, kept)
@@ -219,7 +237,7 @@ def _walk(path: str, *, follows_last: bool = True) -> _Place:
 
 
 def _step(directory: int, name: str) -> int:
-    """The directory of that name, in place of the one that it is in."""
+    """Open a directory inside another one, and close the outer one."""
     inner = os.open(name, _DIRECTORY, dir_fd=directory)
     os.close(directory)
     return inner
@@ -236,7 +254,7 @@ def _open(place: _Place) -> Opened:
             try:
                 fd = os.open(place.name, flags, 0o644, dir_fd=place.directory)
             except FileExistsError:
-                continue  # somebody was faster
+                continue  # another process has just created it
             created = True
         except OSError as error:
             if error.errno == errno.ENXIO and _is_fifo(place):
@@ -248,7 +266,7 @@ def _open(place: _Place) -> Opened:
         if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
             os.close(fd)
             raise OSError(errno.EMLINK, _HARD_LINK_TEXT)
-    # With an access control list more users than the group's may write the directory.
+    # With an access control list, more users than the group's may write to the directory.
     kept = place.kept and not _has_acl(place.directory)
     return Opened(fd, created, kept, place.status)
 
@@ -257,7 +275,7 @@ def _has_acl(directory: int) -> bool:
     try:
         return "system.posix_acl_access" in os.listxattr(f"/proc/self/fd/{directory}")
     except OSError:
-        return False  # its file system knows none
+        return False  # the file system has no access control lists
 
 
 def _exists(place: _Place) -> bool:

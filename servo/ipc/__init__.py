@@ -1,1 +1,1 @@
-"""How the arbiter and its workers talk: messages (pure) over a framed socket pair."""
+"""The messages between the arbiter and its workers, and the channel that carries them."""

@@ -1,9 +1,11 @@
 """A two-way channel between the arbiter and one worker: framed messages over a socket pair.
 
-A frame is a length (four bytes, big-endian) and that many bytes of one encoded message. Both ends
-are non-blocking: `send` queues what the socket does not take, and the owner calls `flush` when the
-socket is writable again. A peer that sends something else than frames of ours is cut off, because
-nothing after it can be understood. A channel belongs to one thread; any may send on a shared one.
+A stream socket carries bytes without boundaries, so each message is sent as a frame: a length (four
+bytes, big-endian) and then that many bytes. Both ends are non-blocking. `send` queues bytes for
+which the socket has no room, and the owner calls `flush` when the socket is writable again. If a
+peer sends something else than frames, nothing after it can be understood, and it is cut off.
+
+A Channel belongs to one thread. On a SharedChannel any thread may send.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ import threading
 from servo.errors import ServoError
 from servo.ipc.messages import Message, MessageError, decode, encode
 
-# The longest message. A traceback of a failed import, the longest there is, stays far below.
+# The longest message. Servo's own stay far below, even the traceback of a failed import.
 MAX_FRAME_BYTES = 1 << 20
-# What may wait for a peer that does not read: more means that it hangs, and memory is not for that.
+# How much may wait for a peer that does not read. If more waits, the peer hangs.
 MAX_QUEUED_BYTES = 4 << 20
-# The part of it that applications may fill with messages: an order to stop always finds room.
+# How much of that may be messages of applications. The rest is kept for Servo's own, such as Stop.
 MAX_QUEUED_APP_BYTES = 2 << 20
-# One `receive` reads at most this often, so that a talkative peer can't hold its reader's loop. It
-# is more than a socket buffer holds: after a peer's death one call gets all it left behind.
+# The limit of reads in one `receive`, so that a busy peer can't keep the reader's loop from its
+# other work. This is more than a socket buffer holds: after the peer's death, one call reads all
+# that it left behind.
 _READS_PER_CALL = 16
 _READ_BYTES = 1 << 16
 
@@ -35,21 +38,24 @@ class ChannelError(ServoError):
 
 
 class ChannelClosed(ChannelError):  # noqa: N818
-    """The other end is closed, or was cut off since it broke the framing."""
+    """The other end is closed, or was cut off because it broke the framing."""
 
 
 class ChannelOverflow(ChannelError):  # noqa: N818
-    """A message is too long, or the other end has not read for too long; nothing was queued."""
+    """A message is too long, or too much waits for the other end already. Nothing was queued."""
 
 
 def channel_pair() -> tuple[Channel, Channel]:
-    """Two connected ends, both non-blocking and closed on exec."""
+    """Make two connected ends, both non-blocking and closed on exec."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     return Channel(ours), Channel(theirs)
 
 
 class Channel:
-    """One end. Takes over a connected stream socket."""
+    """One end of a channel.
+
+    sock  a connected stream socket, which the channel takes over
+    """
 
     __slots__ = ("_closed", "_incoming", "_outgoing", "_socket")
 
@@ -64,25 +70,25 @@ class Channel:
         return f"<Channel fd={self.fileno()} queued={len(self._outgoing)}>"
 
     def fileno(self) -> int:
-        """The socket's descriptor, for a selector; -1 once closed."""
+        """The socket's descriptor, for a selector; -1 if it is closed."""
         return self._socket.fileno()
 
     @property
     def wants_write(self) -> bool:
-        """Whether something is queued, so that `flush` is due when the socket is writable."""
+        """Whether bytes are queued. Then call `flush` when the socket is writable."""
         return bool(self._outgoing)
 
     def send(self, message: Message) -> None:
-        """Send a message, or queue what the socket does not take now.
+        """Send a message, or queue the part of it for which the socket has no room.
 
-        Raises ChannelOverflow when the message is too long or the queue full (nothing is queued
-        then), and ChannelClosed when the other end is gone.
+        Raises ChannelOverflow if the message is too long or the queue is full; then nothing is
+        queued. Raises ChannelClosed if the other end is gone.
         """
         payload = encode(message)
         if len(payload) > MAX_FRAME_BYTES:
             raise ChannelOverflow(
-                f"a {type(message).__name__} message of {len(payload)} bytes is over the "
-                f"{MAX_FRAME_BYTES} that a channel carries"
+                f"a {type(message).__name__} message of {len(payload)} bytes is longer than the "
+                f"limit of {MAX_FRAME_BYTES}"
             )
         if self._outgoing:
             self.flush()
@@ -94,10 +100,12 @@ class Channel:
         self.flush()
 
     def queue(self, data: bytes) -> bool:
-        """Queue an encoded message of an application's, to go out with the next `flush`.
+        """Queue an application's message, which the next `flush` sends.
 
-        Many messages leave by one system call so. False, with nothing queued, when as much as
-        applications may queue waits already. `data` is no longer than MAX_FRAME_BYTES.
+        data  the encoded message, of up to MAX_FRAME_BYTES
+
+        So one system call sends many messages. Returns False, and queues nothing, if the queue has
+        no room for messages of applications.
         """
         if len(self._outgoing) + _LENGTH.size + len(data) > MAX_QUEUED_APP_BYTES:
             return False
@@ -106,9 +114,9 @@ class Channel:
         return True
 
     def flush(self) -> bool:
-        """Write what is queued, as far as the socket takes it. True when nothing is left.
+        """Send queued bytes until the socket is full. Returns True if nothing is left.
 
-        Raises ChannelClosed when the other end is gone; the queue is dropped then.
+        Raises ChannelClosed if the other end is gone; then the queue is dropped.
         """
         while self._outgoing:
             try:
@@ -122,18 +130,21 @@ class Channel:
         return True
 
     def wait_writable(self, timeout_s: float) -> bool:
-        """Block until the socket takes more (True) or the time is over. For a process that ends."""
+        """Block until the socket has room, or for `timeout_s` seconds. Returns whether it has room.
+
+        Only for a process that is about to end.
+        """
         poller = select.poll()
         poller.register(self._socket, select.POLLOUT)
         return bool(poller.poll(timeout_s * 1000))
 
     def receive(self, reads: int = _READS_PER_CALL) -> list[Message]:
-        """Every complete message that can be read now, in the order they were sent.
+        """Read, and return the complete messages in the order in which they were sent.
 
-        reads   the system calls, of 64 KiB each, that it may take at most
+        reads  the limit of system calls, which read up to 64 KiB each
 
-        Raises ChannelClosed at the end of the stream; what came before it is returned first, by
-        calls of their own, and the socket stays readable until the end has been raised.
+        Raises ChannelClosed at the end of the stream, but only when all messages before it have
+        been returned by earlier calls. Until then a selector reports the socket as readable.
         """
         if self._closed is None:
             self._read(reads)
@@ -143,7 +154,7 @@ class Channel:
         return messages
 
     def close(self) -> None:
-        """Close this end. What is still queued is lost; doing it twice is allowed."""
+        """Close this end. Queued bytes are lost. A second call does nothing."""
         self._closed = self._closed or "this end of the channel is closed"
         self._incoming.clear()
         self._outgoing.clear()
@@ -156,7 +167,7 @@ class Channel:
             except BlockingIOError:
                 return
             except OSError as error:
-                # ECONNRESET: the peer closed its end without reading all that we had sent it.
+                # ECONNRESET: the peer closed its end before it had read everything from us.
                 self._closed = f"the other end of the channel is gone: {error}"
                 return
             if not data:
@@ -193,8 +204,8 @@ class Channel:
     def _cut_off(self, reason: str) -> None:
         self._closed = f"the other end of the channel broke its framing and was cut off: {reason}"
         self._incoming.clear()
-        # Shut down for reading, the socket reads as ended, so a selector wakes its owner once more
-        # to get the error even if nothing else ever arrives.
+        # After this a selector reports the socket as readable. So its owner calls `receive` once
+        # more and gets the error, even if no more bytes arrive.
         try:
             self._socket.shutdown(socket.SHUT_RD)
         except OSError as error:
@@ -202,10 +213,12 @@ class Channel:
 
 
 class SharedChannel(Channel):
-    """A channel on which any thread may send, while one thread, or whoever has a lock, receives.
+    """A channel on which any thread may send. To receive, callers use one thread or a lock.
 
-    Takes over a channel that nothing was sent on or received from yet. What a full socket has not
-    taken is flushed by the thread that watches it; the others look at `wants_write` and wake it.
+    channel  an unused channel, whose socket this one takes over
+
+    If the socket is full, the thread that watches it flushes the rest. Other threads look at
+    `wants_write` after a `send`, and wake that thread.
     """
 
     __slots__ = ("_busy", "_lock")
@@ -213,7 +226,9 @@ class SharedChannel(Channel):
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel._socket)
         self._lock = threading.RLock()
-        self._busy = False  # the thread that has the lock is amid the queue
+        # The thread that holds the lock is changing the queue. The lock alone doesn't tell a signal
+        # handler, which runs in the same thread and can take an RLock again.
+        self._busy = False
 
     def send(self, message: Message) -> None:
         """See Channel.send."""
@@ -225,10 +240,11 @@ class SharedChannel(Channel):
                 self._busy = before
 
     def send_if_free(self, message: Message) -> bool:
-        """Send a message, or do nothing and return False: another thread sends, a signal's handler
-        has interrupted this one amid that, or the other end is behind with reading.
+        """Send a message, unless that would wait or break another message. Returns whether it did.
 
-        Raises ChannelClosed.
+        It does nothing if another thread is sending, if the caller is a signal handler that has
+        interrupted this thread while it was sending, or if the other end is slow to read. Raises
+        ChannelClosed.
         """
         if not self._lock.acquire(blocking=False):
             return False

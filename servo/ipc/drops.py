@@ -1,4 +1,4 @@
-"""Counting what had to be dropped, and saying so without flooding the log."""
+"""Counts dropped messages, and limits how often the log says so."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ SAY_EVERY_S = 10.0
 
 
 class Drops:
-    """Drops of one kind. `total` counts all of them; each is said once, some at a time."""
+    """Counts drops of one kind.
+
+    `total` is the number of all drops. Each of them is logged once, together with the others of the
+    last SAY_EVERY_S.
+    """
 
     __slots__ = ("_next", "_unsaid", "total")
 
@@ -16,13 +20,17 @@ class Drops:
         self._next = 0.0
 
     def note(self, now: float, count: int = 1) -> int:
-        """Count drops; returns what `due` does. `now` is monotonic seconds."""
+        """Count drops. Returns what `due` does.
+
+        now    on the monotonic clock, in seconds
+        count  number of new drops
+        """
         self.total += count
         self._unsaid += count
         return self.due(now)
 
     def due(self, now: float) -> int:
-        """How many to log now: those since the last time, if that is long enough ago; else 0."""
+        """The number of drops to log now; 0 if the last time was less than SAY_EVERY_S ago."""
         if not self._unsaid or now < self._next:
             return 0
         self._next = now + SAY_EVERY_S

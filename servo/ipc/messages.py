@@ -1,9 +1,11 @@
 """The messages between the arbiter and its workers, and their encoding.
 
-Servo's own are dataclasses (not frozen: see `servo.arbiter.core.events`); on the wire each is a
-JSON object: `{"type": "Ready", …fields}`. Those between applications (`servo.cluster`) are
-`AppMessage`s: a fixed header that the arbiter routes by, a topic, and a JSON value that it passes
-on as it is. No header begins with a brace.
+Servo's own messages are dataclasses (not frozen: see servo.arbiter.core.events). Each is encoded as
+a JSON object: `{"type": "Ready", …fields}`.
+
+Messages between applications (servo.cluster) are AppMessages. They have a fixed binary header, so
+that the arbiter can route them without parsing; then come a topic and a JSON value, which it passes
+on unchanged. The first byte tells the two apart, because no header begins with a brace.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from servo.errors import ServoError
 
 
 class MessageError(ServoError):
-    """Bytes on a channel that are no message of ours."""
+    """Bytes on a channel that are not a valid message."""
 
 
 # --- worker -> arbiter ------------------------------------------------------------------------
@@ -25,27 +27,31 @@ class MessageError(ServoError):
 
 @dataclass(slots=True)
 class Booting:
-    """The worker's process runs Servo's code; its import of the app comes next."""
+    """The worker's process runs Servo's code, and imports the application next."""
 
 
 @dataclass(slots=True)
 class Ready:
-    """The app is loaded, its lifespan has started, and the worker accepts connections.
+    """The application is loaded, its lifespan has started, and the worker accepts connections.
 
-    `worker_class` is the class that the app's interface led to; `workers = "auto"` counts by it.
+    worker_class  the class that was chosen for the application; `workers = "auto"` depends on it
     """
 
     worker_class: str = ""
 
 
-# Exit codes of a worker that could not boot. The arbiter exits with the same ones, like gunicorn.
+# Exit codes of a worker that could not boot. The arbiter exits with the same codes, like gunicorn.
 EXIT_BOOT: Final = 3
-EXIT_APP: Final = 4  # the app could not be imported
+EXIT_APP: Final = 4  # the application could not be imported
 
 
 @dataclass(slots=True)
 class BootFailed:
-    """The worker can't serve and exits now. `kind` is "app" (import) or "boot"; `text` explains."""
+    """The worker can't serve, and exits now.
+
+    kind  "app" if the import of the application failed, else "boot"
+    text  the reason
+    """
 
     kind: str
     text: str
@@ -53,14 +59,15 @@ class BootFailed:
 
 @dataclass(slots=True)
 class Draining:
-    """The worker has closed its listeners and finishes what it has."""
+    """The worker has closed its listeners, and finishes its requests."""
 
 
 @dataclass(slots=True)
 class ReplaceMe:
-    """The worker asks for a successor and goes on serving until it is retired.
+    """The worker asks for a successor, and serves until it is told to retire.
 
-    `reason` is the name of an `ExitReason`: "recycled", "terminated" or "request_timeout".
+    reason  the name of an ExitReason: "recycled", "terminated" or "request_timeout"
+    detail  for the log
     """
 
     reason: str
@@ -69,7 +76,11 @@ class ReplaceMe:
 
 @dataclass(slots=True)
 class LogRecords:
-    """What the worker has written to the error log: [time, level, text] each. `lost`: not sent."""
+    """Records that the worker has written to its error log.
+
+    records  each one is [time in seconds since the epoch, level, text]
+    lost     number of records that were left out, because there were too many
+    """
 
     records: list[list[Any]]
     lost: int = 0
@@ -77,7 +88,11 @@ class LogRecords:
 
 @dataclass(slots=True)
 class Report:
-    """The answer to an `Inquiry` of that number."""
+    """The answer to an Inquiry.
+
+    number  of the Inquiry
+    values  the answer
+    """
 
     number: int
     values: dict[str, Any]
@@ -88,14 +103,20 @@ class Report:
 
 @dataclass(slots=True)
 class Retire:
-    """Close the shared listeners (siblings take the queue), answer what you have, exit."""
+    """Close the shared listeners (siblings accept what is queued), finish your requests, exit.
+
+    reason  for the log
+    """
 
     reason: str
 
 
 @dataclass(slots=True)
 class Stop:
-    """No sibling is left: accept what is queued (unless quick), answer it, exit."""
+    """The server stops. Accept what is queued, since no sibling will, finish your requests, exit.
+
+    quick  whether to leave queued connections
+    """
 
     quick: bool = False
 
@@ -107,7 +128,11 @@ class ReopenLogs:
 
 @dataclass(slots=True)
 class Inquiry:
-    """An operator asks what this worker does; `what` is "stack" or "requests"."""
+    """An operator asks what this worker is doing.
+
+    number  for the Report that answers
+    what    "stack" or "requests"
+    """
 
     number: int
     what: str
@@ -115,31 +140,32 @@ class Inquiry:
 
 # --- between applications ---------------------------------------------------------------------
 
-# The kinds of an AppMessage. A failure is the reply to a request that nobody could answer.
+# The kinds of an AppMessage. FAILURE answers a request that failed, or that had no receiver.
 PLAIN = 1
 REQUEST = 2
 REPLY = 3
 FAILURE = 4
-# Targets that are no worker's slot.
+# Targets that are not the slot of a worker.
 ARBITER = 0
 EVERYONE = 0xFFFF_FFFF
 
 MAX_TOPIC_BYTES = 255
 
-_HEADER = struct.Struct("!BIIIIB")  # as the fields of AppMessage go
+_HEADER = struct.Struct("!BIIIIB")  # the fields of AppMessage in their order
 
 
 class AppMessage(NamedTuple):
-    """A message of an application's, as it travels.
+    """An encoded message of an application, with the fields of its header.
 
     kind          PLAIN, REQUEST, REPLY or FAILURE
-    slot, serial  the sender's; 0 when it is the arbiter
-    target        a slot, ARBITER or EVERYONE; a reply's is the asking worker's serial, since its
-                  successor in the slot did not ask
-    number        ties a reply to its request; of a plain message to EVERYONE, the serial of a
-                  worker that is to be left out, or 0
+    slot          of the sender; 0 for the arbiter
+    serial        of the sender; 0 for the arbiter
+    target        a slot, ARBITER or EVERYONE. In a reply it is the serial of the worker that has
+                  asked: a successor in its slot has not
+    number        ties a reply to its request. In a plain message to EVERYONE it is the serial of
+                  the worker that is left out, or 0
     topic_length  in bytes
-    data          the whole of it, encoded
+    data          the whole message, with header, topic and value
     """
 
     kind: int
@@ -160,13 +186,21 @@ class AppMessage(NamedTuple):
         payload: bytes,
         number: int = 0,
     ) -> AppMessage:
-        """A message to be sent. `sender` is its slot and serial, `payload` a value in JSON."""
+        """Encode a message.
+
+        kind     PLAIN, REQUEST, REPLY or FAILURE
+        sender   its slot and serial
+        target   see the class
+        topic    at most MAX_TOPIC_BYTES
+        payload  the value in JSON
+        number   see the class
+        """
         head = _HEADER.pack(kind, *sender, target, number, len(topic))
         return cls(kind, *sender, target, number, len(topic), b"".join((head, topic, payload)))
 
     @property
     def topic(self) -> str:
-        """What it is about. Raises MessageError if a sender has encoded it wrongly."""
+        """The topic. Raises MessageError if it is not UTF-8."""
         return _text(self.data[_HEADER.size : _HEADER.size + self.topic_length])
 
     @property
@@ -175,7 +209,7 @@ class AppMessage(NamedTuple):
         return self.data[_HEADER.size + self.topic_length :]
 
     def value(self) -> Any:
-        """The value that was sent. Raises MessageError if a sender has encoded it wrongly."""
+        """The decoded value. Raises MessageError if it is not JSON."""
         try:
             return from_json(_text(self.payload))
         except (ValueError, RecursionError) as error:
@@ -183,15 +217,15 @@ class AppMessage(NamedTuple):
 
 
 def to_json(value: object) -> bytes:
-    """A value in JSON. Raises TypeError for what has no place there: NaN, a set, a cycle, …"""
+    """Encode a value in JSON. Raises TypeError for what JSON can't hold: NaN, a set, a cycle, …"""
     try:
         return _to_json(value).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"a message consists of JSON values: {error}") from error
+        raise TypeError(f"a message must consist of JSON values: {error}") from error
 
 
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-# What `to_json` made, as text, back into a value. Raises ValueError or RecursionError.
+# Decodes JSON text. Raises ValueError or RecursionError.
 from_json = json.JSONDecoder().decode
 
 
@@ -225,17 +259,17 @@ _TYPES: dict[str, Any] = {
 
 
 def encode(message: Message) -> bytes:
-    """The message's bytes."""
+    """Encode a message."""
     if isinstance(message, AppMessage):
         return message.data
     return json.dumps({"type": type(message).__name__, **asdict(message)}).encode()
 
 
 def decode(data: bytes) -> Message:
-    """The message in these bytes. Raises MessageError for anything else.
+    """Decode a message. Raises MessageError for bytes that are not a valid message.
 
-    A worker that somebody has taken over can send any bytes, and the arbiter must outlive it. So
-    each field's type is checked here, and the arbiter need not doubt what it gets.
+    A worker that an attacker controls can send any bytes, and the arbiter must survive them. So the
+    type of each field is checked here, and the arbiter's code can rely on it.
     """
     if data[:1] != b"{":
         return _decode_app_message(data)
@@ -249,15 +283,15 @@ def decode(data: bytes) -> Message:
         raise MessageError(f"not a message: {data[:80]!r}") from error
     for field in fields(kind):
         if type(getattr(message, field.name)) is not _KINDS[str(field.type)]:
-            raise MessageError(f"{field.name} of {kind.__name__} is no {field.type}")
+            raise MessageError(f"{field.name} of {kind.__name__} is not of type {field.type}")
     if isinstance(message, LogRecords) and not all(map(_is_record, message.records)):
-        raise MessageError("a log record is [time, level, text]")
+        raise MessageError("a log record must be [time, level, text]")
     return message
 
 
-# The annotations of fields, as they are written above.
+# The type for each annotation of the fields above.
 _KINDS = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict, "list[list[Any]]": list}
-# Far in the future, and well within what a clock can show.
+# The year 5138: far in the future, and still a time that can be formatted.
 _END_OF_TIME_S = 1e11
 
 

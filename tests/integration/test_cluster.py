@@ -352,7 +352,7 @@ def test_an_operator_sends(start: Callable[..., Workers]) -> None:
         (("x", "1"), 2, "'x' is no worker's slot"),
         (("1",), 2, "a slot and a message are needed"),
         (("--all", "1", "2"), 2, "a slot and a message are needed"),
-        (("--topic", "x" * 300, "1", "1"), 1, "a topic has at most 255 bytes"),
+        (("--topic", "x" * 300, "1", "1"), 1, "a topic can have at most 255 bytes"),
     ]:
         refused = servoctl(server, "send", *args)
         assert (refused.returncode, text in refused.stderr) == (code, True), refused.stderr

@@ -187,7 +187,7 @@ def test_what_is_no_json_is_refused(value: Any) -> None:
         lambda: cluster.request(value, to=1),
         lambda: asyncio.run(cluster.arequest(value, to=1)),
     ):
-        with pytest.raises(TypeError, match="a message consists of JSON values: "):
+        with pytest.raises(TypeError, match="a message must consist of JSON values: "):
             send()
 
 
@@ -203,12 +203,12 @@ def test_a_message_has_a_greatest_length(heard: list[Any]) -> None:
 
 def test_slots_and_topics_are_checked() -> None:
     for slot in ("1", None, True, 1.0):
-        with pytest.raises(TypeError, match="to is a slot"):
+        with pytest.raises(TypeError, match="to must be a slot"):
             cluster.send(1, to=slot)  # type: ignore[arg-type]
     for number in (-1, 1 << 32):
         with pytest.raises(ValueError, match=f"there is no slot {number}"):
             cluster.send(1, to=number)
-    with pytest.raises(TypeError, match="a topic is text"):
+    with pytest.raises(TypeError, match="a topic must be text"):
         cluster.send(1, to=1, topic=b"x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at most 255 bytes"):
         cluster.on_message("ü" * 128)

@@ -217,7 +217,7 @@ def test_requests_are_answered(pair: Pair, caplog: pytest.LogCaptureFixture) -> 
         ["failed", "worker 2 has no handler for 'nowhere'"],
         [
             "failed",
-            "the handler returned no JSON value: a message consists of JSON values: "
+            "the handler returned no JSON value: a message must consist of JSON values: "
             "Object of type set is not JSON serializable",
         ],
         ["failed", f"the handler's reply of {cluster.MAX_MESSAGE_BYTES + 2} bytes is too long"],
