@@ -1,12 +1,12 @@
-"""A time limit for code of the configuration: files that are read again at a reload, and hooks.
+"""A time limit for the operator's code: configuration files that a reload reads, and hooks.
 
-That code runs in the arbiter, between two turns of its loop. While it hangs nobody looks after the
-workers, and no signal is obeyed. A timer interrupts it: SIGALRM raises an exception in it, and once
-more each second while it catches that. The exception is no `Exception`, so the usual `except` of
-such code does not take it for an error of its own. A signal to stop leaves a moment to what runs
-when it comes; the hooks that are called during the stop have their whole time again.
+That code runs in the arbiter, between two turns of its loop. While it hangs, the workers get no
+attention and no signal is handled. So a timer interrupts it: SIGALRM raises `LimitExceeded` in it,
+and does so again each second if the code catches that. `LimitExceeded` is not an `Exception`, so
+the usual `except Exception` does not catch it. If a signal asks the server to stop, code that is
+running gets 2 s more; hooks that are called during the stop have their whole time.
 
-What can't be interrupted so is a call into C that goes on after EINTR.
+A call into C that goes on after EINTR can't be interrupted in this way.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-# What a signal to stop leaves to code that holds its handling up.
+# Seconds that running code has left once a signal asks the server to stop.
 STOP_S = 2.0
-# Code that has caught the exception is interrupted again after this long.
+# Seconds after which code that has caught the exception is interrupted again.
 _AGAIN_S = 1.0
-# The timer's "now": 0 would switch it off.
+# The shortest time for the timer, in seconds: 0 would switch it off.
 _AT_ONCE_S = 0.001
 
 
@@ -35,22 +35,25 @@ class LimitExceeded(BaseException):
 
 
 class CodeError(ConfigError):
-    """Code of the configuration took too long, or tried to end the arbiter."""
+    """The operator's code took too long, or tried to end the arbiter."""
 
 
 class CodeLimit:
-    """Calls code of the configuration under a limit. In the main thread only."""
+    """Calls the operator's code under a time limit. Works in the main thread only."""
 
     def __init__(self) -> None:
         self._ends_at: float | None = None
         self._limit_s = 0.0
-        self._stops = False
+        self._is_stopping = False
 
     def call(self, limit_s: float, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function; what it returns, or raises if that is an Exception.
+        """Call a function; return its result, or raise its `Exception`.
 
-        Raises CodeError where it took longer than `limit_s` seconds (0: there is no limit), or
-        raised what would end the arbiter: SystemExit, KeyboardInterrupt.
+        limit_s   seconds that it may take; 0 for no limit
+        function  called with `args`
+
+        Raises CodeError if it took longer, or if it raised SystemExit or KeyboardInterrupt, which
+        would end the arbiter.
         """
         try:
             with self._within(limit_s):
@@ -63,25 +66,25 @@ class CodeLimit:
             raise CodeError(f"it raised {error!r}") from error
 
     def stop(self) -> None:
-        """A signal to stop has come: code that keeps it from being obeyed gets STOP_S at most.
+        """A signal asks the server to stop: give running code `STOP_S` more at most.
 
-        To be called from the signal's handler, and `obeyed` afterwards by the loop.
+        The signal's handler calls this; the loop calls `signals_read` once it has read the signal.
         """
-        self._stops = True
+        self._is_stopping = True
         if self._ends_at is not None:
             self._ends_at = min(self._ends_at, time.monotonic() + STOP_S)
             self._set_timer()
 
-    def obeyed(self) -> None:
-        """The loop has read the signals."""
-        self._stops = False
+    def signals_read(self) -> None:
+        """The loop has read all signals: code that is called from now on has its whole time."""
+        self._is_stopping = False
 
     @contextmanager
     def _within(self, limit_s: float) -> Iterator[None]:
         if self._ends_at is not None:
-            yield  # called by code that has a limit
+            yield  # called by code that is under a limit already
             return
-        if self._stops:
+        if self._is_stopping:
             limit_s = min(limit_s or STOP_S, STOP_S)
         before = signal.signal(signal.SIGALRM, self._interrupt)
         self._ends_at = time.monotonic() + (limit_s or float("inf"))
@@ -99,7 +102,7 @@ class CodeLimit:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, before)
             except LimitExceeded:
-                continue  # the timer has fired just now
+                continue  # the timer expired just now
             return
 
     def _set_timer(self) -> None:
@@ -110,7 +113,7 @@ class CodeLimit:
 
     def _interrupt(self, _signum: int, _frame: FrameType | None) -> None:
         if self._ends_at is None:
-            return  # too late: the code has returned
-        if self._stops:
-            raise LimitExceeded("it was interrupted, as the server is to stop")
+            return  # the code has returned meanwhile
+        if self._is_stopping:
+            raise LimitExceeded("it was interrupted because the server is stopping")
         raise LimitExceeded(f"it took over {self._limit_s:g} s (hook_timeout)")

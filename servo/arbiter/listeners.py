@@ -1,4 +1,10 @@
-"""The arbiter's copies of the listening sockets, and which worker inherits which."""
+"""The arbiter's listening sockets, and which of them each worker inherits.
+
+Usually all workers accept from the same sockets. With `reuse_port` each slot has TCP sockets of its
+own, and the kernel spreads connections over them. Connections wait in a socket's queue, and would
+be lost with it. So a slot's sockets outlive its workers: each worker of the slot inherits them from
+the arbiter.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +23,28 @@ log = logging.getLogger("servo.error")
 
 
 class Sockets:
-    """All listeners. With reuse_port each slot has TCP ones of its own, which its workers inherit
-    from one another, as what waits in their queues would be lost with them."""
+    """All listening sockets of the application. Binds them.
+
+    settings  what to bind, and whether each slot has sockets of its own (`reuse_port`)
+    secure    they are for TLS, so their names begin with https://
+
+    listeners  the sockets that were bound first; those of slot 1
+
+    Raises BindError and ConfigError.
+    """
 
     def __init__(self, settings: Settings, secure: bool = False) -> None:
-        """Bind everything. `secure`: for TLS, as their names then say. Raises BindError or
-        ConfigError."""
         self.listeners: list[Listener] = bind_all(settings)
         for listener in self.listeners if secure else ():
             listener.name = listener.name.replace("http://", "https://", 1)
         self._own_queues: bool = settings.reuse_port
         self._backlog: int = settings.backlog
-        # Slot 1 has the ones that were bound first.
+        # The own sockets of each slot but 1.
         self._siblings: dict[int, list[Listener]] = {}
         self._lost: set[Listener] = set()
 
     def for_slot(self, slot: int) -> list[Listener]:
-        """The listeners of a worker in this slot. Raises BindError."""
+        """The listeners of a worker in this slot, bound if need be. Raises BindError."""
         if not self._own_queues or slot == 1:
             return self.listeners
         if slot not in self._siblings:
@@ -42,35 +53,36 @@ class Sockets:
         return self._siblings[slot] + shared
 
     def others(self, slot: int) -> list[Listener]:
-        """The listeners that a worker in this slot has no business with."""
+        """The listeners of other slots, which a worker in this slot closes."""
         mine = self.for_slot(slot)
         every = [*self.listeners, *(each for own in self._siblings.values() for each in own)]
         return [listener for listener in every if listener not in mine]
 
     def close_slot(self, slot: int) -> None:
-        """Give up a slot's own listeners; its worker empties their queues."""
+        """Close the own listeners of a slot. Its last worker still accepts what is queued."""
         for listener in self._siblings.pop(slot, []):
             listener.close()
 
     def look_after(self) -> None:
-        """To be called about once a second: warn, once, of a socket file that is gone."""
+        """Log a warning for each socket file that was removed. Called about once a second."""
         lost = {each for each in self.listeners if each.is_lost}
         for listener in lost - self._lost:
-            # Not made anew: it may have been removed on purpose, or another server's lies there.
+            # The file is not made anew: it may have been removed on purpose, or replaced by another
+            # server's.
             log.warning(
-                "The socket file of %s was removed or replaced: no new client reaches this server "
-                "by it; restart the server to have it back",
+                "The socket file of %s was removed or replaced, so no new client reaches this "
+                "server through it; restart the server to make it anew",
                 listener.name,
             )
         self._lost = lost
 
     def take_ownership(self) -> None:
-        """This process, not the one that bound, is to remove the socket files."""
+        """Let this process remove the socket files at its end. A daemon did not bind them."""
         for listener in self.listeners:
             listener.owner_pid = os.getpid()
 
     def close(self) -> None:
-        """Close all, and remove the socket files."""
+        """Close all listeners, and remove their socket files."""
         for slot in list(self._siblings):
             self.close_slot(slot)
         for listener in self.listeners:

@@ -1,9 +1,10 @@
-"""The pidfile: held by a lock, so that a stale one is told from a live one even where every arbiter
-is PID 1.
+"""The pidfile: a file with the arbiter's pid, which is locked while the arbiter lives.
 
-It is made under a name of its own and then put in its place, so no symbolic link is followed that
-another user may have put there: opened by its name, whatever the link leads to would be emptied.
-Its directory is opened once and all names are looked up in it, for the same reason.
+The lock shows whether a file is stale. The pid can't show that: in a container every arbiter is
+PID 1. The file is made under a temporary name and then linked into its place, so that no symbolic
+link is followed. Another user may have put a link there, and opening it by name would empty the
+file that it leads to. For the same reason the directory is opened once, and all names are looked
+up in it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from servo.errors import ConfigError
 from servo.logs.error_log import safe
 from servo.safe_files import open_parent
 
-# What link(2) says of a file system without hard links (vfat, some network mounts).
+# The errors of link(2) on a file system without hard links (vfat, some network mounts).
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 class PidFile:
-    """A file with the arbiter's pid, locked (flock) while the arbiter lives."""
+    """A file with the arbiter's pid, locked (flock) while the arbiter lives.
+
+    path  where it is, relative to the current directory
+    """
 
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
@@ -32,7 +36,7 @@ class PidFile:
         self._name = ""
 
     def check(self) -> None:
-        """Raise the ConfigError of a path where no file can be made. None is left."""
+        """Raise ConfigError if no file can be made at the path. Leaves no file behind."""
         try:
             fd, temporary = self._make()
             os.close(fd)
@@ -43,7 +47,7 @@ class PidFile:
             self.close_in_child()
 
     def acquire(self) -> None:
-        """Take the lock; a stale file is taken over. Raises ConfigError for a live one."""
+        """Take the lock, replacing a stale file. Raises ConfigError if another server has it."""
         temporary = ""
         try:
             self._fd, temporary = self._make()
@@ -59,7 +63,7 @@ class PidFile:
             raise
 
     def _make(self) -> tuple[int, str]:
-        """A new file beside the path: its descriptor and its name. Raises OSError."""
+        """Make a new file beside the path; return its descriptor and name. Raises OSError."""
         self._directory, self._name = open_parent(self.path)
         if self._exists(self._name) and stat.S_ISDIR(self._status().st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -68,16 +72,19 @@ class PidFile:
         return os.open(temporary, flags, 0o644, dir_fd=self._directory), temporary
 
     def _put(self, temporary: str) -> None:
-        """Put our file in its place, if no live server's is there. Raises ConfigError, OSError."""
+        """Put the new file at the path, unless a live server's is there.
+
+        Raises ConfigError and OSError.
+        """
         try:
-            # Unlike rename() it fails if there is any file.
+            # Unlike rename(), link() fails if there is a file.
             os.link(temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except FileExistsError:
             self._replace(temporary)
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
-            # Of two that start in the same instant without any file, both may go on.
+            # Without link() two servers that start in the same instant may both go on.
             if self._exists(self._name):
                 self._replace(temporary)
             else:
@@ -86,26 +93,28 @@ class PidFile:
             os.unlink(temporary, dir_fd=self._directory)
 
     def _replace(self, temporary: str) -> None:
-        """Replace what is there; meanwhile its lock is ours, so of two that start one waits."""
+        """Replace a stale file. Its lock is held meanwhile, so only one of two servers does it."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             stale = os.open(self._name, flags, dir_fd=self._directory)
         except FileNotFoundError:
-            return  # it has just gone: try again
+            return  # it was removed just now; `acquire` tries again
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            self._rename(temporary)  # replaces the link, not what it leads to
+            self._rename(temporary)  # replaces the symbolic link itself
             return
         try:
             if not stat.S_ISREG(os.fstat(stale).st_mode):
-                raise ConfigError(f"pidfile {self._shown} exists and is no file; not touched")
+                raise ConfigError(f"pidfile {self._shown} exists and is not a regular file")
             try:
                 fcntl.flock(stale, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                # Another user may have written it, for root's terminal.
+                # Another user may have written the text, with escape sequences for a terminal.
                 text = safe(os.pread(stale, 32, 0).strip())
-                owner = f"the running server with pid {text}" if text else "a server that starts"
+                owner = (
+                    f"the running server with pid {text}" if text else "a server that is starting"
+                )
                 raise ConfigError(f"pidfile {self._shown} belongs to {owner}") from None
             if self._is_at_path(stale):
                 self._rename(temporary)
@@ -113,7 +122,7 @@ class PidFile:
             os.close(stale)
 
     def write(self) -> None:
-        """Write this process's pid. Raises ConfigError: a full disk, say."""
+        """Write this process's pid. Raises ConfigError if that fails, as on a full disk."""
         try:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
@@ -121,7 +130,7 @@ class PidFile:
             raise ConfigError(f"pidfile {self._shown}: {error.strerror}") from error
 
     def release(self) -> None:
-        """Remove the file if it is still ours, and give up the lock."""
+        """Remove the file, unless it was replaced, and give up the lock."""
         if self._fd < 0:
             return
         if self._is_at_path(self._fd):
@@ -129,7 +138,7 @@ class PidFile:
         self.close_in_child()
 
     def close_in_child(self) -> None:
-        """Close this process's copy: the lock lives as long as any copy is open."""
+        """Close this process's copies: the lock is held as long as any copy is open."""
         for fd in (self._fd, self._directory):
             if fd >= 0:
                 os.close(fd)

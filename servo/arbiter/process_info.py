@@ -1,4 +1,4 @@
-"""The arbiter as a process of its system: named, sending signals, and told when memory ran out."""
+"""System calls about processes: their titles, signals to them, and kills for lack of memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger("servo.error")
 
 
 def set_title(title: str) -> None:
-    """Name the process for `ps`, if setproctitle is installed."""
+    """Set the name that `ps` shows for this process, if setproctitle is installed."""
     if importlib.util.find_spec("setproctitle") is not None:
         import setproctitle
 
@@ -20,7 +20,7 @@ def set_title(title: str) -> None:
 
 
 def signal_name(number: int) -> str:
-    """SIGSEGV for 11, and so on."""
+    """The name of a signal: SIGSEGV for 11."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -28,17 +28,19 @@ def signal_name(number: int) -> str:
 
 
 def send_signal(pid: int, signum: int, owner: int | None = None) -> bool:
-    """Send a signal to a process of ours. False, with a log line, when that is not allowed.
+    """Send a signal to one of the server's processes; False, with a log line, if not allowed.
 
-    Root in a container without CAP_KILL may not signal a process of another user. It may become
-    that user for the moment, if it could become it for good.
+    pid     the process
+    signum  the signal's number
+    owner   the user that the process has become, or None
 
-    owner   the user that the process has become, if any
+    Root in a container without CAP_KILL may not signal a process of another user. So the signal is
+    sent as that user then.
     """
     try:
         os.kill(pid, signum)
     except ProcessLookupError:
-        log.debug("Process %d is gone: it gets no %s", pid, signal_name(signum))
+        log.debug("Process %d has ended: %s not sent", pid, signal_name(signum))
     except PermissionError as error:
         if owner is not None and _send_as(owner, pid, signum):
             return True
@@ -63,16 +65,20 @@ def _send_as(user: int, pid: int, signum: int) -> bool:
     except OSError:
         return False
     finally:
-        # The saved user id is still ours, so this needs no capability.
+        # The saved user id is unchanged, so going back needs no capability.
         os.seteuid(own)
     return True
 
 
 class OutOfMemoryCounter:
-    """How many processes of our own cgroup the kernel has killed for lack of memory.
+    """Counts the processes of this cgroup that the kernel has killed for lack of memory.
 
-    The counter tells a SIGKILL of the kernel's from a person's. Outside of a cgroup with a memory
-    controller it never counts, and nothing is claimed then.
+    A process that was killed by SIGKILL does not show who sent it. If the kernel's counter has gone
+    up, it was the kernel. Without a cgroup that has a memory controller there is no counter, and
+    `took_one` returns False.
+
+    root  where the cgroup file system is mounted
+    own   the file that names this process's cgroups
     """
 
     def __init__(self, root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> None:
@@ -80,7 +86,7 @@ class OutOfMemoryCounter:
         self._seen = self._read()
 
     def took_one(self) -> bool:
-        """Whether the kernel has killed one more than was accounted for; accounts for it."""
+        """Whether the kernel has killed a process for which this has not returned True yet."""
         if self._read() > self._seen:
             self._seen += 1
             return True
@@ -100,7 +106,7 @@ class OutOfMemoryCounter:
 
 
 def _counter_files(root: Path, own: Path) -> list[Path]:
-    """Where the counter may be: cgroup v2's memory.events, v1's memory.oom_control."""
+    """The files that may have the counter: memory.events (cgroup v2), memory.oom_control (v1)."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
@@ -109,7 +115,7 @@ def _counter_files(root: Path, own: Path) -> list[Path]:
     for line in lines:
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         relative = path.lstrip("/")
-        # In a container the path may be the host's, while our cgroup is mounted as the root.
+        # In a container the path may be the host's, while the cgroup is mounted as the root.
         if not controllers:
             files += [root / relative / "memory.events", root / "memory.events"]
         elif "memory" in controllers.split(","):

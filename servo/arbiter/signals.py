@@ -1,8 +1,9 @@
-"""Signals as data: each one that arrives is a byte on a socket, read in the arbiter's loop.
+"""Turns signals into data: each one becomes a byte on a socket, which the arbiter's loop reads.
 
-The C-level handler writes the byte, so nothing is lost while Python code runs. Some 270 signals
-fill the socket. The loop looks for dead children anyway, and signals that ask for a stop are
-counted by their Python handlers as well.
+Python's handler in C writes the byte (`signal.set_wakeup_fd`), so a signal is noted even while
+other Python code runs. Some 270 unread signals fill the socket, and further ones leave no byte.
+That does no harm: the loop looks for dead children every second anyway, and signals that ask for a
+stop are also counted by a handler in Python.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 class SignalInbox:
     """Catches the arbiter's signals from `install` to `close`.
 
-    on_stop   called at once, amid whatever runs, when a signal asks for a stop
+    on_stop   called when a signal asks for a stop: at once, in the middle of any Python code
     """
 
     def __init__(self, on_stop: Callable[[], None]) -> None:
@@ -50,29 +51,29 @@ class SignalInbox:
         self._last_stop = signal.SIGTERM
 
     def install(self) -> None:
-        """Take the signals over. Only the main thread can."""
+        """Set the handlers. Works in the main thread only."""
         self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for signum in HANDLED:
-            handler = self._stop if signum in STOPPING else _noted
+            handler = self._stop if signum in STOPPING else _ignore
             self._before[signum] = signal.signal(signum, handler)
 
     def _stop(self, signum: int, _frame: FrameType | None) -> None:
-        """The byte is on the socket already; code that hangs must not keep it from being read."""
+        """Interrupt code that hangs, or the byte on the socket would not be read."""
         self._stops_handled += 1
         self._last_stop = signal.Signals(signum)
         self._on_stop()
 
     def fileno(self) -> int:
-        """For a selector."""
+        """The socket on which signals arrive."""
         return self._reader.fileno()
 
     def read(self) -> list[str]:
         """The names of the signals since the last call, in the order of their arrival.
 
-        To be called when the socket is readable, and about once a second: what finds it full leaves
-        no byte.
+        Call this when the socket is readable and about once a second, because a signal that finds
+        the socket full leaves no byte.
         """
-        # Counted before the read: the bytes of all these were written before.
+        # Taken before the read, so the bytes of all these signals are written already.
         handled = self._stops_handled
         try:
             data = self._reader.recv(4096)
@@ -86,7 +87,7 @@ class SignalInbox:
         return names
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Restore the handlers that were there before `install`."""
         if self._before:
             signal.set_wakeup_fd(self._old_fd)
         for signum, handler in self._before.items():
@@ -95,27 +96,28 @@ class SignalInbox:
         self.close_in_child()
 
     def close_in_child(self) -> None:
-        """Close the sockets only: a forked child has handlers of its own."""
+        """Close this process's copies of the sockets; `reset_in_child` sets its handlers."""
         self._reader.close()
         self._writer.close()
 
 
 def reset_in_child() -> None:
-    """Undo the arbiter's handlers, while all signals are blocked.
+    """Ignore the arbiter's signals in a child that was just forked. All signals are blocked then.
 
-    Until the child installs its own, a signal for the whole group (`pkill -HUP servo`, Ctrl-C,
-    systemd's TERM) must neither end it nor reach the arbiter's socket.
+    A signal may go to all processes of the server (`pkill -HUP servo`, Ctrl-C, systemd's TERM).
+    Until the child has handlers of its own, such a signal must neither end the child nor reach the
+    arbiter's socket.
     """
     signal.set_wakeup_fd(-1)
     for signum in HANDLED:
         signal.signal(signum, signal.SIG_IGN)
-    # A child's own children can be waited for only so.
+    # If SIGCHLD were ignored, the child could not wait for its own children.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
 
 def at_foreground_of_terminal() -> bool:
-    """True when a resized terminal window sends this process SIGWINCH."""
+    """Whether this process gets SIGWINCH when its terminal's window is resized."""
     try:
         fd = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -128,5 +130,5 @@ def at_foreground_of_terminal() -> bool:
         os.close(fd)
 
 
-def _noted(_signum: int, _frame: FrameType | None) -> None:
-    """The byte is on the socket already."""
+def _ignore(_signum: int, _frame: FrameType | None) -> None:
+    """Do nothing: the byte on the socket is enough."""

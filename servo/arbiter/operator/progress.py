@@ -1,6 +1,6 @@
-"""Long answers: what a caller hears of the reload, restart or stop that it asked for. Pure.
+"""The progress of a reload, restart or stop, for the caller that asked for it. Pure.
 
-Each class is told every lifecycle event, in order, and says what is news to its caller.
+Each class gets every lifecycle event, in order, and returns the news for its caller.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ _GONE_WRONG = ("boot_failed", "boot_timeout", "crashed", "exited", "out_of_memor
 
 @dataclass
 class Step:
-    """What to tell: a note, or the end. `failed` is why it did not come to a good one."""
+    """News for a caller: a note, or the end.
+
+    note         values of an interim note, or {}
+    result       the values of a good end, or None
+    failed       the reason of a bad end, or ""
+    rolled_back  whether a reload that failed was rolled back
+    details      a traceback, or ""
+    """
 
     note: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] | None = None
@@ -26,9 +33,10 @@ class Step:
 
 
 class ReloadProgress:
-    """Follows the reload that brings `generation`, or a later one where that was given up.
+    """Follows the reload that brings a generation, or a later one if that was given up.
 
-    workers   how many are to be replaced
+    generation  the number of the new generation
+    workers     how many workers it replaces
     """
 
     def __init__(self, generation: int, workers: int) -> None:
@@ -38,7 +46,7 @@ class ReloadProgress:
         self._replaced = 0
 
     def see(self, event: LifecycleEvent) -> Step | None:
-        """What this event means to the caller, if anything."""
+        """The news that this event is for the caller; None if it is none."""
         name = event.name
         if name == "draining" and event.reason == "replaced" and event.slot is not None:
             return self._on_replaced(event.slot, event.pid)
@@ -61,12 +69,15 @@ class ReloadProgress:
         return None
 
     def given_up(self, stopping: bool) -> Step:
-        """No reload is under way any more, and none is to come."""
+        """The end for a caller if no reload is running or waiting any more.
+
+        stopping  whether the server is stopping
+        """
         return Step(failed="the server is stopping" if stopping else "the reload was given up")
 
     def _on_replaced(self, slot: int, pid: int | None) -> Step | None:
         if not self._new:
-            return None  # a reload before ours
+            return None  # an earlier reload
         self._replaced += 1
         done, of = self._replaced, max(self._workers, self._replaced)
         new = self._new.get(slot)
@@ -76,7 +87,10 @@ class ReloadProgress:
 
 
 class RestartProgress:
-    """Follows the replacement of one worker."""
+    """Follows the replacement of one worker.
+
+    slot, serial, pid  the worker that is replaced
+    """
 
     def __init__(self, slot: int, serial: int, pid: int | None) -> None:
         self._slot = slot
@@ -85,7 +99,7 @@ class RestartProgress:
         self._successors: dict[int, int | None] = {}
 
     def see(self, event: LifecycleEvent) -> Step | None:
-        """What this event means to the caller, if anything."""
+        """The news that this event is for the caller; None if it is none."""
         if event.serial == self._serial:
             if event.name not in ("draining", "exited"):
                 return None
@@ -107,10 +121,10 @@ class RestartProgress:
 
 
 class StopProgress:
-    """Follows the end of the server; the end itself is the connection's."""
+    """Follows the end of the server. The control service reports the end itself."""
 
     def see(self, event: LifecycleEvent) -> Step | None:
-        """What this event means to the caller, if anything."""
+        """The news that this event is for the caller; None if it is none."""
         if event.name == "exited":
             return Step(_note(event, "exited", slot=event.slot, pid=event.pid))
         return None

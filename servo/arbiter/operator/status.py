@@ -1,4 +1,4 @@
-"""What the server is now, as operators see it: plain values, fit for JSON."""
+"""The current state of the server for operators: plain values that JSON can hold."""
 
 from __future__ import annotations
 
@@ -32,19 +32,24 @@ _PHASES = {
 
 
 class Rates:
-    """Requests a second, of each worker and of all, from a look at the scoreboard each second."""
+    """Requests a second, of each worker and of all, from the counters once a second."""
 
     def __init__(self) -> None:
         self._looks: deque[tuple[float, dict[int, int], int]] = deque()
 
     def look(self, now: float, rows: dict[int, int], total: int) -> None:
-        """Note the requests that were answered so far: by serial, and in all."""
+        """Take the counters of answered requests.
+
+        now    monotonic seconds
+        rows   each worker's, by serial
+        total  the server's
+        """
         self._looks.append((now, rows, total))
         while len(self._looks) > 2 and now - self._looks[1][0] >= RATE_WINDOW_S:
             self._looks.popleft()
 
     def of(self, serial: int) -> float:
-        """A worker's; of one that is younger than the window, since it came."""
+        """The rate of the worker with this serial, over the window or since its first request."""
         start, before = 0.0, 0
         for time, rows, _ in self._looks:
             if serial in rows:
@@ -59,7 +64,7 @@ class Rates:
         )
 
     def total(self) -> float:
-        """The server's."""
+        """The rate of the whole server."""
         if len(self._looks) < 2:
             return 0.0
         (start, _, before), (end, _, after) = self._looks[0], self._looks[-1]
@@ -67,7 +72,7 @@ class Rates:
 
 
 def state_of(supervisor: Supervisor) -> str:
-    """What the server is doing, in a word."""
+    """The state of the server in a word or two."""
     if supervisor.stopping is not None:
         return "stopping"
     if supervisor.reload is not None:
@@ -93,7 +98,7 @@ def status(
     totals = scoreboard.totals()
     reload = supervisor.reload
     live = supervisor.workers.live()
-    import platform  # not needed before somebody asks
+    import platform  # imported here, to keep the start of the server short
 
     return {
         "name": name_of(settings),
@@ -109,7 +114,7 @@ def status(
         "listeners": listeners,
         "workers": {
             "target": supervisor.target,
-            "ready": sum(handle.ready for handle in live),
+            "ready": sum(entry.ready for entry in live),
             "total": len(supervisor.workers),
         },
         "requests": totals.requests,
@@ -133,28 +138,28 @@ def workers(
 ) -> list[dict[str, Any]]:
     """A row for each worker that was forked and not yet reaped. `now` is monotonic."""
     rows = {row.serial: row for row in scoreboard.snapshot()}
-    handles = sorted(supervisor.workers, key=lambda handle: (handle.slot, handle.serial))
+    entries = sorted(supervisor.workers, key=lambda entry: (entry.slot, entry.serial))
     return [
-        _worker(handle, rows.get(handle.serial), rates, last_exits.get(handle.slot), now)
-        for handle in handles
+        _worker(entry, rows.get(entry.serial), rates, last_exits.get(entry.slot), now)
+        for entry in entries
     ]
 
 
 def _worker(
-    handle: WorkerEntry,
+    entry: WorkerEntry,
     row: RowSnapshot | None,
     rates: Rates,
     last_exit: LifecycleEvent | None,
     now: float,
 ) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "slot": handle.slot,
-        "pid": handle.pid,
-        "serial": handle.serial,
-        "generation": handle.generation,
-        "state": handle.state.value,
-        "age_s": round(now - handle.spawned_at, 3),
-        "leaving": str(handle.stop_cause) if handle.stop_cause is not None else "",
+        "slot": entry.slot,
+        "pid": entry.pid,
+        "serial": entry.serial,
+        "generation": entry.generation,
+        "state": entry.state.value,
+        "age_s": round(now - entry.spawned_at, 3),
+        "leaving": str(entry.stop_cause) if entry.stop_cause is not None else "",
         "last_exit": "",
     }
     if last_exit is not None:
@@ -168,7 +173,7 @@ def _worker(
         in_flight=row.in_flight,
         oldest_s=round(now - oldest, 3) if row.in_flight and oldest else 0.0,
         connections=row.connections,
-        requests_per_s=rates.of(handle.serial),
+        requests_per_s=rates.of(entry.serial),
         p50_s=quantile(row.latency, 0.5),
         p99_s=quantile(row.latency, 0.99),
         lag_s=round(row.lag_us / 1e6, 6),
@@ -191,15 +196,18 @@ def config(settings: Settings) -> list[dict[str, Any]]:
 
 
 def name_of(settings: Settings) -> str:
-    """What an operator calls this server: `proc_name`, or the app."""
+    """The name of this server for operators: `proc_name`, or the app."""
     name: str = settings.proc_name or settings.app
     return name
 
 
 def quantile(counts: Sequence[int], part: float) -> float | None:
-    """The latency in seconds that this part of the requests did not exceed; None without any.
+    """A quantile of the latency in seconds; None without requests.
 
-    Within its bucket of the histogram it is interpolated.
+    counts  requests in each bucket of the histogram (`LATENCY_BOUNDS_S`)
+    part    0.99 for the 99th percentile
+
+    The value is interpolated within its bucket.
     """
     total = sum(counts)
     if not total:

@@ -106,9 +106,9 @@ def test_a_stop_leaves_a_moment_to_what_keeps_it_from_being_obeyed(limit: CodeLi
     assert 0 < limit.call(0.0, stopped) <= STOP_S
     assert 0 < limit.call(LONG_S, signal.getitimer, signal.ITIMER_REAL)[0] <= STOP_S
 
-    with pytest.raises(CodeError, match="the server is to stop"):
+    with pytest.raises(CodeError, match="the server is stopping"):
         limit.call(LONG_S, wait)
-    limit.obeyed()
+    limit.signals_read()
     assert limit.call(LONG_S, signal.getitimer, signal.ITIMER_REAL)[0] > STOP_S
 
 
