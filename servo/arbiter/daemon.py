@@ -1,4 +1,9 @@
-"""`--daemon`: the server goes to the background; the command waits until it serves or has ended."""
+"""`--daemon`: the server goes to the background; the command waits until it serves or has ended.
+
+A pipe connects the command and the server. The server writes one report to it: exit code 0 once a
+worker is ready, or the error that has ended the server. The command prints that error and exits
+with that code, so a script that starts the server sees whether that worked.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +21,32 @@ from servo.logs import error_log as log_module
 
 log = logging.getLogger("servo.error")
 
-# What a worker that has outlasted `boot_timeout` may take to end, and the server after it.
+# Seconds past `boot_timeout` in which a worker that did not boot, and then the server, must end.
 SLACK_S = 10.0
-_MAX_TEXT = 16_384
+# Characters of a report. As ASCII text it fits into a pipe (64 KiB), so writing it does not block.
+_REPORT_CHARACTERS = 16_384
 
 
-class Launch:
-    """The server's word to the command that has started it, given once: how the start went.
+class StartReport:
+    """Reports to the command that has started a daemon how the start went, once.
 
-    Of a server that is no daemon nobody waits, so all but `detach` do nothing.
+    If the server is no daemon, no command waits, and all methods but `detach` do nothing.
     """
 
     def __init__(self) -> None:
         self._fd = -1
-        self._said: list[str] = []
+        self._errors: list[str] = []
 
     def detach(self, boot_timeout_s: float) -> None:
-        """Go on in a process without a terminal, with stdio on /dev/null.
+        """Go on in a process without a terminal, with the standard streams on /dev/null.
 
-        The caller's process ends here, with the exit code that it is told, or BootError's when it
-        is told nothing in time (0: there is no limit). Its grandchild returns.
+        boot_timeout_s   seconds that a worker has to get ready; 0 for no limit
+
+        Only a grandchild of the caller returns. The caller's own process waits for the report and
+        exits with its code, or with BootError's if no report comes in time.
         """
         reader, self._fd = os.pipe2(os.O_CLOEXEC)
-        # Until its own handlers are there: Ctrl-C is meant for the command.
+        # Ctrl-C is meant for the command. The server ignores it until it has its own handlers.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         if os.fork():
             signal.signal(signal.SIGINT, handler)
@@ -56,64 +64,72 @@ class Launch:
             os.close(null)
         log_module.follow_standard_streams()
 
-    def hear(self, action: actions.Log) -> None:
-        """Something is logged: that a worker is ready, or what may be the reason of an end."""
+    def on_log(self, action: actions.Log) -> None:
+        """Report success once a worker is ready; until then, collect errors for a failure."""
         if isinstance(action, actions.RecordLifecycleEvent) and action.name == "ready":
-            self._tell(0)
+            self._write(0)
         elif self._fd >= 0 and action.level in ("error", "critical"):
-            self._said.append(action.text)
+            self._errors.append(action.text)
 
     def ended(self, code: int, reason: str = "") -> None:
-        """The server has ended before a worker was ready, if it has."""
-        self._tell(code, "\n".join([*self._said, *filter(None, [reason])]))
+        """The server has ended. Report that, unless a worker was ready before.
+
+        code     its exit code
+        reason   the error that has ended it, or ""
+        """
+        self._write(code, "\n".join([*self._errors, *filter(None, [reason])]))
 
     def close_in_child(self) -> None:
-        """In a forked child: close its copy, or the end of the server would not be seen."""
+        """Close this process's copy of the pipe: the command waits until all copies are closed."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
-    def _tell(self, code: int, text: str = "") -> None:
+    def _write(self, code: int, text: str = "") -> None:
         if self._fd < 0:
             return
         try:
-            os.write(self._fd, json.dumps({"code": code, "text": text[-_MAX_TEXT:]}).encode())
+            os.write(
+                self._fd, json.dumps({"code": code, "text": text[-_REPORT_CHARACTERS:]}).encode()
+            )
         except BrokenPipeError:
-            log.debug("Nobody waits for the start of the daemon any more")
+            log.debug("The command that has started this daemon does not wait any more")
         self.close_in_child()
-        self._said.clear()
+        self._errors.clear()
 
 
 def _wait(fd: int, limit_s: float) -> int:
-    """What the daemon says; its text goes to stderr. Returns the exit code."""
+    """Wait for the daemon's report, print its text to stderr, and return the exit code."""
     try:
-        words = _read(fd, limit_s)
+        report = _read(fd, limit_s)
     except KeyboardInterrupt:
-        _say("not waited for: the server goes on starting in the background")
+        _print_error("not waited for: the server goes on starting in the background")
         return 128 + signal.SIGINT
-    if words is None:
-        _say(f"no worker is ready after {limit_s:g} s; the server goes on in the background")
+    if report is None:
+        _print_error(
+            f"no worker is ready after {limit_s:g} s; the server goes on in the background"
+        )
         return BootError.exit_code
-    told = json.loads(words or '{"code": 1, "text": "it was killed"}')
-    if told["text"]:
-        _say(f"the server has ended:\n{told['text']}")
-    return int(told["code"])
+    values = json.loads(report or '{"code": 1, "text": "it was killed"}')
+    if values["text"]:
+        _print_error(f"the server has ended:\n{values['text']}")
+    return int(values["code"])
 
 
 def _read(fd: int, limit_s: float) -> bytes | None:
-    """Everything up to the end; None when that does not come in time."""
-    words = b""
+    """Everything up to the end of the pipe; None if that does not come in time."""
+    report = b""
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     end = time.monotonic() + limit_s
     while poller.poll(max(0.0, end - time.monotonic()) * 1000 if limit_s else None):
         data = os.read(fd, 65536)
         if not data:
-            return words
-        words += data
+            return report
+        report += data
     return None
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     sys.stderr.write(f"servo: error: {text}\n")
     sys.stderr.flush()

@@ -1,7 +1,8 @@
-"""The settings that each generation of workers is run with, and the certificates they name.
+"""The settings of each generation of workers, and the certificates that they name.
 
-A reload reads every source anew: first in a throw-away child (`check`), then here, where what can't
-be taken up leaves the generation before it as it was.
+A reload reads every source of settings anew: first in a child process that is thrown away (see
+`config_check`), then here. If the new settings have an error, the current generation stays as it
+is.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ log = logging.getLogger("servo.error")
 
 
 class Generations:
-    """What is known of each generation that has workers, or is to have some.
+    """The settings and certificates of each generation that has workers, or will have some.
 
-    settings         of the current one; those that generation 1 starts with at first
-    reload_settings  reads them anew; raises ConfigError
-    limit            for the code of the configuration that runs meanwhile
+    settings         those that generation 1 starts with
+    reload_settings  reads every source anew; raises ConfigError
+    limit            the time limit for code of the configuration
+
+    settings         the current generation's
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Generations:
         return self._known[generation]
 
     def read_certificates(self) -> TLS | None:
-        """Those of generation 1. Raises ConfigError."""
+        """Read the certificates of generation 1. Raises ConfigError."""
         tls = _make_tls(self.settings)
         self._known[1] = self.settings, tls
         return tls
@@ -59,7 +62,7 @@ class Generations:
         return settings, _make_tls(settings)
 
     def load(self, generation: int) -> str | None:
-        """Take up a configuration for the workers to come; None, or what is wrong with it."""
+        """Read the settings of a new generation; return None, or what is wrong with them."""
         loaded: list[tuple[Settings, TLS | None]] = []
 
         def load() -> None:
@@ -72,7 +75,7 @@ class Generations:
             self._apply_logging()
             return error
         ((settings, tls),) = loaded
-        tell_notes(settings, tls)
+        log_notes(settings, tls)
         for name in self.settings.needs_restart(settings):
             log.warning("%s has changed: that takes a restart, not a reload", name)
         apply_environment(settings)
@@ -85,9 +88,9 @@ class Generations:
         self.settings, _ = self._known[generation]
 
     def drop(self, generation: int) -> None:
-        """Forget a generation: it has no workers left, and will have none."""
+        """Forget a generation that has no workers left and will get none."""
         self._known.pop(generation, None)
-        # The logs follow the newest settings that were read; a roll-back returns them.
+        # The logs follow the newest settings that were read. After a roll-back, that is undone.
         self._apply_logging()
 
     def _apply_logging(self) -> None:
@@ -131,9 +134,10 @@ def counts_by_class(settings: Settings) -> dict[str, int]:
 
 
 def _set_up_logging(settings: Settings) -> None:
-    """Relative paths start at the directory of these settings' release. Raises ConfigError."""
+    """Set the logs up; relative paths start at the settings' directory. Raises ConfigError."""
     try:
-        # Only for now: the arbiter's sockets have relative paths, too, and were bound where it is.
+        # The directory is changed for this step only, because the arbiter's sockets may have
+        # relative paths, too, which start at the arbiter's own directory.
         with working_in(settings.directory):
             log_module.setup_logging(settings)
     except OSError as error:
@@ -142,8 +146,8 @@ def _set_up_logging(settings: Settings) -> None:
         ) from error
 
 
-def tell_notes(settings: Settings, tls: TLS | None) -> None:
-    """Log what was odd about the settings when they were read."""
+def log_notes(settings: Settings, tls: TLS | None) -> None:
+    """Log the warnings that reading the settings and the certificates gave."""
     for level, text in settings.notes:
         log.log(log_module.LEVELS[level], "%s", text)
     for text in tls.warnings if tls is not None else ():
@@ -151,14 +155,14 @@ def tell_notes(settings: Settings, tls: TLS | None) -> None:
 
 
 def apply_environment(settings: Settings) -> None:
-    """What workers inherit: environment variables, the umask."""
+    """Set the environment variables and the umask, which workers inherit."""
     os.environ.update(settings.env)
     if settings.source("umask") != "default":
         os.umask(settings.umask)
 
 
 def hand_over_logs(settings: Settings) -> None:
-    """Workers that are to give up root go on writing, and reopening, the log files."""
+    """Let workers that give up root go on writing, and reopening, the log files."""
     if os.geteuid() == 0 and (settings.user is not None or settings.group is not None):
         log_module.chown_logs(settings.user, settings.group)
 

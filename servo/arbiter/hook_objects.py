@@ -1,28 +1,34 @@
-"""What server hooks get as `server` and `worker`: the names that gunicorn's hooks use."""
+"""What hooks in the arbiter get as `server` and `worker`, with the names that gunicorn's have.
+
+The hooks of a configuration file written for gunicorn read `server.WORKERS`, `worker.age`,
+`worker.cfg` and the like. These objects answer with Servo's own state.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from servo.cluster import ClusterError
 from servo.workers.request.hooks import HookApp, HookObject, HookSocket, address_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from servo.arbiter.loop import Arbiter
+    from servo.net.listeners import Listener
     from servo.settings.sources import Settings
 
 
-class WorkerFacade(HookObject):
-    """A worker, as the arbiter knows it.
+class ArbiterHookWorker(HookObject):
+    """A worker as hooks in the arbiter see it.
 
-    age    how many workers were forked before: the serial
-    slot   what an operator names
-    pid    None before the fork
-    alive  False once it was reaped
+    serial  its number in the order of forking; gunicorn calls it `age`
+    slot    the number by which operators name it
+    cfg     its generation's settings
+
+    pid     its process id; None before the fork
+    alive   False once it was reaped
     """
 
     _what = "worker"
@@ -38,37 +44,77 @@ class WorkerFacade(HookObject):
         self.app = HookApp(cfg, in_worker=False)
         self.alive = True
         self.booted = self.aborted = False
-        self.post: Callable[[int, Any, str], bool] | None = None
+        self.send_by: Callable[[int, Any, str], bool] | None = None
         self._own = frozenset((*vars(self), "_own"))
 
     def kept(self) -> dict[str, Any]:
-        """What a hook has put here; the worker's own object gets it, too."""
+        """The attributes that a hook has added. The worker's own hook object gets them, too."""
         return {name: value for name, value in vars(self).items() if name not in self._own}
 
     def __repr__(self) -> str:
         return f"<Worker {self.slot} pid={self.pid}>"
 
     def send(self, message: Any, topic: str = "") -> bool:
-        """Send it a message, for its `cluster.on_message` handlers. In the arbiter only.
+        """Send the worker a message for its `cluster.on_message` handlers. In the arbiter only.
 
-        False: it has ended, or too many messages wait for it. Raises TypeError for what is no JSON
-        value, ValueError when it is too long.
+        message  any JSON value
+        topic    the topic that a handler has named, or ""
+
+        Returns False if the worker has ended, or if too many messages wait for it. Raises TypeError
+        if `message` is no JSON value, and ValueError if it is too long.
         """
-        if self.post is None:
+        if self.send_by is None:
             raise ClusterError("this worker is not forked yet")
-        return self.post(self.age, message, topic)
+        return self.send_by(self.age, message, topic)
 
 
-class ServerFacade(HookObject):
-    """The server, with the names of gunicorn's arbiter."""
+class RunningServer(Protocol):
+    """What `HookServer` asks of the arbiter."""
+
+    @property
+    def settings(self) -> Settings:
+        """The current generation's."""
+        ...
+
+    @property
+    def listeners(self) -> Sequence[Listener]:
+        """The listening sockets."""
+        ...
+
+    @property
+    def target(self) -> int:
+        """The number of workers that the server should have."""
+        ...
+
+    def hook_workers(self) -> dict[int, ArbiterHookWorker]:
+        """The workers that were forked and not yet released, by pid."""
+        ...
+
+    def workers_by_slot(self) -> dict[int, ArbiterHookWorker]:
+        """The workers that messages go to, by slot."""
+        ...
+
+    def broadcast(self, message: Any, topic: str) -> int:
+        """Send a message to all workers; return to how many."""
+        ...
+
+
+class HookServer(HookObject):
+    """The server as hooks see it, with the names of gunicorn's arbiter.
+
+    settings   those that the server starts with
+
+    running    the arbiter; None until it is made, as in the `on_starting` hook
+    """
 
     _what = "server"
 
-    def __init__(self, arbiter: Arbiter) -> None:
-        self._arbiter = arbiter
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.running: RunningServer | None = None
         self.pid = os.getpid()
         self.log = logging.getLogger("servo.error")
-        # What gunicorn calls a server that no other has executed: USR2 is not there yet.
+        # gunicorn's values for an arbiter that was not started by another one (its SIGUSR2).
         self.master_pid = 0
         self.master_name = "Master"
 
@@ -78,60 +124,60 @@ class ServerFacade(HookObject):
     @property
     def cfg(self) -> Settings:
         """The current settings."""
-        return self._arbiter.settings
+        return self._settings if self.running is None else self.running.settings
 
     @property
     def app(self) -> HookApp:
-        """No application: the arbiter imports none. Its settings are in `app.cfg`."""
+        """An object whose `cfg` are the settings. The arbiter imports no application."""
         return HookApp(self.cfg, in_worker=False)
 
     @property
     def timeout(self) -> float:
-        """Seconds after which a silent worker is replaced."""
+        """Seconds without a heartbeat after which a worker is replaced."""
         return float(self.cfg.timeout)
 
     @property
     def proc_name(self) -> str | None:
-        """The name that processes show, if one is set."""
+        """The setting `proc_name`."""
         name: str | None = self.cfg.proc_name
         return name
 
     @property
     def worker_age(self) -> int:
-        """How many workers were forked so far."""
+        """The number of workers that were forked so far."""
         return max((worker.age for worker in self.WORKERS.values()), default=0)
 
     @property
     def address(self) -> list[tuple[str, int] | str]:
-        """What the server listens on: (host, port), or the path of a Unix socket."""
-        if not hasattr(self._arbiter, "sockets"):
-            return self.cfg.address  # the on_starting hook asks before there is anything
-        return [address_of(listener) for listener in self._arbiter.sockets.listeners]
+        """The addresses that the server listens on: (host, port), or the path of a Unix socket."""
+        if self.running is None:
+            return self.cfg.address
+        return [address_of(listener) for listener in self.running.listeners]
 
     @property
     def LISTENERS(self) -> list[HookSocket]:  # noqa: N802  gunicorn's name
         """The listening sockets; none before they are bound."""
-        if not hasattr(self._arbiter, "sockets"):
+        if self.running is None:
             return []
-        return [HookSocket(listener) for listener in self._arbiter.sockets.listeners]
+        return [HookSocket(listener) for listener in self.running.listeners]
 
     @property
     def num_workers(self) -> int:
-        """How many workers are asked for."""
-        if not hasattr(self._arbiter, "supervisor"):
-            return self.cfg.worker_count
-        return self._arbiter.supervisor.target
+        """The number of workers that the server should have."""
+        return self.cfg.worker_count if self.running is None else self.running.target
 
     @property
-    def WORKERS(self) -> dict[int, WorkerFacade]:  # noqa: N802  gunicorn's name
+    def WORKERS(self) -> dict[int, ArbiterHookWorker]:  # noqa: N802  gunicorn's name
         """The workers that were forked and not yet reaped, by pid."""
-        return self._arbiter.children.facades() if hasattr(self._arbiter, "children") else {}
+        return {} if self.running is None else self.running.hook_workers()
 
     @property
-    def workers(self) -> dict[int, WorkerFacade]:
-        """The workers that messages go to, by slot: of two, the one that is ready."""
-        return self._arbiter.post.by_slot() if hasattr(self._arbiter, "post") else {}
+    def workers(self) -> dict[int, ArbiterHookWorker]:
+        """The workers that messages go to, by slot. If a slot has two, this is the ready one."""
+        return {} if self.running is None else self.running.workers_by_slot()
 
     def broadcast(self, message: Any, topic: str = "") -> int:
-        """Send a message to all workers; to how many. As `WorkerFacade.send`."""
-        return self._arbiter.post.broadcast(message, topic=topic)
+        """Send a message to all workers; return to how many. See `ArbiterHookWorker.send`."""
+        if self.running is None:
+            raise ClusterError("no worker is forked yet")
+        return self.running.broadcast(message, topic)

@@ -1,18 +1,22 @@
-"""The arbiter process: gathers events, asks the supervisor, performs what it says.
+"""The arbiter's loop: it collects events, asks the supervisor, and performs what that decides.
 
-It never blocks but in one `epoll` call, runs no application code and starts no thread.
+Signals, the ends of processes, messages of workers and the passing of time all become events in one
+inbox. `Supervisor.handle` answers each event with actions (fork this worker, send that message),
+and a method of the `Arbiter` performs each kind of action. So a SIGHUP passes four places:
+`SignalInbox`, the inbox, the supervisor's decision, and `_fork`.
+
+The loop blocks in one call of epoll only. It runs no application code and starts no thread: a
+process with threads must not fork workers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
-import signal
 import time
-import traceback
 from collections import deque
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,264 +25,229 @@ from servo.arbiter import process_info
 from servo.arbiter.core import actions, events
 from servo.arbiter.core.policy import TICK_S
 from servo.arbiter.core.supervisor import Supervisor
-from servo.arbiter.daemon import Launch
-from servo.arbiter.generations import (
-    Generations,
-    apply_environment,
-    counts_by_class,
-    hand_over_logs,
-    policy_of,
-    tell_notes,
-)
-from servo.arbiter.hook_objects import ServerFacade
-from servo.arbiter.limit import CodeLimit
-from servo.arbiter.listeners import Sockets
-from servo.arbiter.message_router import Post
+from servo.arbiter.facts_writer import FactsWriter
+from servo.arbiter.generations import log_notes, policy_of
+from servo.arbiter.message_router import MessageRouter
 from servo.arbiter.operator import lifecycle_events
-from servo.arbiter.operator.control_service import Control
-from servo.arbiter.pidfile import PidFile
-from servo.arbiter.processes import spawn
+from servo.arbiter.operator.control_service import ControlService
 from servo.arbiter.processes.config_check import ConfigCheck
-from servo.arbiter.processes.guard import Guard, Watched
-from servo.arbiter.processes.metrics import Metrics
+from servo.arbiter.processes.guard import Guard, GuardedWorker
+from servo.arbiter.processes.metrics import MetricsProcess
 from servo.arbiter.processes.watcher import Watcher
-from servo.arbiter.processes.workers import Children
-from servo.arbiter.signals import SignalInbox, at_foreground_of_terminal
-from servo.errors import ConfigError, ServoError
-from servo.ipc.messages import LogRecords, Report
+from servo.arbiter.processes.workers import WorkerProcesses
+from servo.arbiter.signals import at_foreground_of_terminal
+from servo.errors import ServoError
 from servo.logs import error_log as log_module
-from servo.logs.standard_streams import prints_never_block
-from servo.shared_memory.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from servo.arbiter.core.actions import Action
     from servo.arbiter.core.events import Event
-    from servo.arbiter.processes.workers import Child
+    from servo.arbiter.daemon import StartReport
+    from servo.arbiter.generations import Generations
+    from servo.arbiter.hook_objects import ArbiterHookWorker, HookServer
+    from servo.arbiter.limit import CodeLimit
+    from servo.arbiter.listeners import Sockets
+    from servo.arbiter.operator.control_service import ControlSocket
+    from servo.arbiter.processes.child_table import ChildTable
+    from servo.arbiter.processes.metrics import MetricsSockets
+    from servo.arbiter.processes.workers import WorkerProcess
+    from servo.arbiter.signals import SignalInbox
+    from servo.net.listeners import Listener
     from servo.settings.sources import Settings
+    from servo.shared_memory.scoreboard import Scoreboard
 
 log = logging.getLogger("servo.error")
 
-# So many unexpected failures of system calls within so many seconds are no accidents: the arbiter
-# would only spin.
-MOST_FAILURES = 50
+# If this many system calls fail unexpectedly within this many seconds, the arbiter would only spin,
+# so it ends.
+MAX_FAILURES = 50
 FAILURES_S = 10.0
-# How long the end waits for a slow reader of the log.
-LAST_LINES_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a server has opened at its start; see `servo.arbiter.start`.
+
+    generations      the settings of each generation of workers
+    limit            the time limit for hooks
+    report           tells the command that has started a daemon how the start went
+    hook_server      the `server` that hooks get
+    sockets          the application's listening sockets
+    metrics_sockets  those of the metrics
+    control_socket   the control socket
+    scoreboard       the table that all processes share
+    signals          the arbiter's signals
+    epoll            watches every descriptor of the loop
+    table            the arbiter's children
+    """
+
+    generations: Generations
+    limit: CodeLimit
+    report: StartReport
+    hook_server: HookServer
+    sockets: Sockets
+    metrics_sockets: MetricsSockets
+    control_socket: ControlSocket
+    scoreboard: Scoreboard
+    signals: SignalInbox
+    epoll: select.epoll
+    table: ChildTable
 
 
 class Arbiter:
-    """Runs the server for these settings.
+    """Runs a server whose resources are open, until it is asked to stop."""
 
-    settings         the ones to start with
-    reload_settings  reads them anew, for a reload; raises ConfigError
-    """
-
-    supervisor: Supervisor
-    sockets: Sockets
-    children: Children
-    post: Post
-    scoreboard: Scoreboard
-
-    def __init__(self, settings: Settings, reload_settings: Callable[[], Settings]) -> None:
-        self._limit = CodeLimit()
-        self._generations = Generations(settings, reload_settings, self._limit)
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._generations = resources.generations
+        self._limit = resources.limit
+        self._report = resources.report
+        self._hook_server = resources.hook_server
+        self._sockets = resources.sockets
+        self._signals = resources.signals
+        self._epoll = resources.epoll
+        self._table = table = resources.table
+        self.scoreboard = resources.scoreboard
         self._inbox: deque[Event] = deque()
+        # Answers to the actions that are being performed. They go before the rest of the inbox, so
+        # that the supervisor knows a worker's pid before it gets other events of the worker.
         self._answers: list[Event] = []
         self._exit_code: int | None = None
-        self._failures: deque[float] = deque(maxlen=MOST_FAILURES)
+        self._failures: deque[float] = deque(maxlen=MAX_FAILURES)
         self._check: ConfigCheck | None = None
         self._watcher: Watcher | None = None
-        self._pidfile = PidFile(settings.pidfile) if settings.pidfile else None
-        self._metrics = Metrics()
-        self._launch = Launch()
-        self._guard = Guard(self._close_in_guard, settings.user)
-        self._facade = ServerFacade(self)
-        self._control = Control(self)
+        settings = self.settings
+        self.supervisor = Supervisor(policy_of(settings, self.scoreboard.capacity))
+        self._facts = FactsWriter(self.scoreboard)
+        table.own(self._facts, self._facts.close_in_child)
+        self.workers = WorkerProcesses(
+            self.scoreboard,
+            table,
+            self.enqueue,
+            lambda serial, message: self._control.on_message(serial, message),
+        )
+        self.router = MessageRouter(self.workers, self._message_hook)
+        self._control = ControlService(self, resources.control_socket, self._epoll)
+        table.own(self._control, self._control.close_in_child)
+        self._guard = Guard(table, self._guarded_workers, settings.user)
+        self._epoll.register(self._signals.fileno(), select.EPOLLIN)
+        self._hook_server.running = self
+
+    # --- what the hook objects and the operators see ----------------------------------------------
 
     @property
     def settings(self) -> Settings:
         """The current generation's."""
         return self._generations.settings
 
-    def tell(self, event: Event) -> None:
-        """Put an event into the inbox; what a worker has for operators goes straight to them."""
-        if isinstance(event, events.MessageReceived) and isinstance(
-            event.message, (LogRecords, Report)
-        ):
-            self._control.on_message(event.serial, event.message)
-        else:
-            self._inbox.append(event)
+    @property
+    def listeners(self) -> list[Listener]:
+        """The application's listening sockets."""
+        return self._sockets.listeners
 
-    def run(self) -> int:
-        """Serve until asked to stop; the exit code.
+    @property
+    def target(self) -> int:
+        """The number of workers that the server should have."""
+        return self.supervisor.target
 
-        Raises ServoError when the server can't start: a port is taken, the pidfile is held, …
-        """
-        with contextlib.ExitStack() as stack:
-            try:
-                self._open()
-                # From here on the arbiter's own handlers take the signals.
-                stack.enter_context(prints_never_block())
-                self._serve()
-            except ServoError as error:
-                self._close()
-                self._launch.ended(error.exit_code, str(error))
-                raise
-            except Exception:
-                # The terminal may be gone. The workers notice that the arbiter is, finish, and
-                # exit.
-                log.critical("The arbiter ends by an error of its own", exc_info=True)
-                self._close()
-                self._launch.ended(1, traceback.format_exc())
-                raise
-            self._close()
-            assert self._exit_code is not None
-            self._launch.ended(self._exit_code)
-            return self._exit_code
+    def hook_workers(self) -> dict[int, ArbiterHookWorker]:
+        """The workers that were forked and not yet released, by pid."""
+        return self.workers.hook_workers()
 
-    # --- start and end ----------------------------------------------------------------------------
+    def workers_by_slot(self) -> dict[int, ArbiterHookWorker]:
+        """The workers that messages go to, by slot."""
+        return self.router.by_slot()
 
-    def _open(self) -> None:
-        """All that may fail, while the terminal is there to tell it to."""
-        settings = self.settings
-        apply_environment(settings)
-        log_module.setup_logging(settings)
-        hand_over_logs(settings)
-        if settings.hooks.on_starting is not None:
-            try:
-                # Without a limit: nothing waits for it, and the signals still end the process.
-                settings.hooks.on_starting(self._facade)
-            except (Exception, SystemExit) as error:
-                text = traceback.format_exc()
-                raise ConfigError(f"the on_starting hook failed: {error}\n{text}") from error
-        # Each child would write what waits here, and the arbiter waits for one of them (the guard's
-        # parent). Here a reader that has stopped holds up only the start, which a signal ends.
-        spawn.flush_output()
-        tls = self._generations.read_certificates()
-        if self._pidfile is not None:
-            self._pidfile.acquire()
-        self._control.prepare(settings)
-        self.sockets = Sockets(settings, tls is not None)
-        self._metrics.prepare(settings)
-        if settings.daemon:
-            if not log_module.outlives_terminal():
-                log.warning("The log ends here: a daemon has no terminal (see --error-logfile)")
-            self._launch.detach(settings.boot_timeout)
-            self.sockets.take_ownership()
-            self._facade.pid = os.getpid()
-        if self._pidfile is not None:
-            self._pidfile.write()
-        most = max([settings.worker_count, *counts_by_class(settings).values()])
-        capacity = max(settings.scoreboard_size, 2 * most + settings.reload_batch)
-        self.scoreboard = Scoreboard(capacity, settings.worker_tmp_dir)
-        self.supervisor = Supervisor(policy_of(settings, capacity))
-        self._oom = process_info.OutOfMemoryCounter()
-        self._epoll = select.epoll()
-        self._signals = SignalInbox(self._limit.stop)
-        self.children = Children(self.scoreboard, self._epoll, self.tell, self._close_inherited)
-        self.post = Post(self.children, self._message_hook)
-        self._control.start(settings, self._epoll)
-        self._signals.install()
-        self._epoll.register(self._signals.fileno(), select.EPOLLIN)
+    def broadcast(self, message: Any, topic: str) -> int:
+        """Send a message to all workers; see `MessageRouter.broadcast`."""
+        return self.router.broadcast(message, topic)
 
-    def _close(self) -> None:
-        """Undo `_open`, as far as it got."""
-        steps: list[Callable[[], object]] = []
-        is_running = hasattr(self, "_signals")
-        if is_running:
-            self._run_hook("on_exit", self._facade)
-            steps += [self._end_check, self._end_watcher, self.children.close]
-        steps += [self._guard.close, self._metrics.close, self._control.close]
-        if is_running:
-            steps += [self._epoll.close, self._signals.close]
-        if hasattr(self, "scoreboard"):
-            steps.append(self.scoreboard.close)
-        if hasattr(self, "sockets"):
-            steps.append(self.sockets.close)
-        if self._pidfile is not None:
-            steps.append(self._pidfile.release)
-        for step in steps:
-            self._attempt(step)
-        log_module.drain_logs(LAST_LINES_S)
-
-    def _close_inherited(self) -> None:
-        """In a forked child: close what is the arbiter's alone."""
-        self._epoll.close()
-        self._signals.close_in_child()
-        self.children.close_in_child()
-        self._control.close_in_child()
-        self._metrics.close_in_child()
-        self._launch.close_in_child()
-        if self._check is not None:
-            self._check.close()
-        if self._watcher is not None:
-            self._watcher.close_in_child()
-        if self._pidfile is not None:
-            self._pidfile.close_in_child()
-        self._guard.close()
-
-    def _close_in_guard(self) -> None:
-        """In the guard, which must not keep the port open: close what workers have, too."""
-        self._close_inherited()
-        self.sockets.close()
-        self.scoreboard.close()
+    def enqueue(self, event: Event) -> None:
+        """Put an event into the inbox."""
+        self._inbox.append(event)
 
     # --- the loop ---------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        settings = self.settings
-        process_info.set_title(f"servo: arbiter [{settings.proc_name or settings.app}]")
-        log.info("Servo %s starts, its arbiter has pid %d", __version__, os.getpid())
-        tell_notes(*self._generations[1])
-        for listener in self.sockets.listeners:
-            log.info("Listening on %s", listener.name)
-        if settings.reload:
-            self._watcher = Watcher(settings, self._close_inherited)
-            self._epoll.register(self._watcher.fileno(), select.EPOLLIN)
-        self._metrics.start(settings, self.scoreboard, self.sockets, self._close_inherited)
-        self._look_after_guard()
-        self._run_hook("when_ready", self._facade)
-        self._inbox.append(events.Started())
+    def serve(self) -> int:
+        """Serve until asked to stop; return the exit code.
+
+        Raises OSError if system calls fail again and again.
+        """
+        self._start()
         next_tick = time.monotonic() + TICK_S
         while True:
             self._empty_inbox()
             if self._exit_code is not None:
-                return
+                return self._exit_code
             due = min(next_tick, self.supervisor.wake_at())
-            wake_at = 0.0 if self.post.waiting else min(due, self._control.wake_at())
+            wake_at = 0.0 if self.router.is_behind else min(due, self._control.wake_at())
             for fd, mask in self._epoll.poll(max(0.0, wake_at - time.monotonic())):
                 self._attempt(self._on_descriptor, fd, mask)
-            self._attempt(self.post.deliver)
+            self._attempt(self.router.route_waiting)
             self._attempt(self._control.tick, time.monotonic())
             if time.monotonic() >= due:
                 next_tick = time.monotonic() + TICK_S
                 self._tick()
 
+    def close(self) -> None:
+        """End all children but the workers, which finish when their channels are closed."""
+        self._run_hook("on_exit", self._hook_server)
+        for step in (
+            self._cancel_check,
+            self._stop_watcher,
+            self.workers.close,
+            self._table.stop_helpers,
+            self._control.close,
+        ):
+            self._attempt(step)
+
+    def _start(self) -> None:
+        settings, resources = self.settings, self._resources
+        process_info.set_title(f"servo: arbiter [{settings.proc_name or settings.app}]")
+        log.info("Servo %s starts, its arbiter has pid %d", __version__, os.getpid())
+        log_notes(*self._generations[1])
+        for listener in self.listeners:
+            log.info("Listening on %s", listener.name)
+        if settings.reload:
+            self._watcher = Watcher(settings, self._table, self.enqueue)
+        self._table.keep_running(
+            MetricsProcess(
+                settings,
+                self._table,
+                resources.metrics_sockets,
+                self.scoreboard,
+                self._facts,
+                self._sockets,
+            )
+        )
+        self._table.keep_running(self._guard)
+        self._table.tick(time.monotonic())
+        self._run_hook("when_ready", self._hook_server)
+        self.enqueue(events.Started())
+
     def _tick(self) -> None:
-        """Once a second, and when something is due."""
+        """Once a second, and when the supervisor has something due."""
         self._attempt(self._read_signals)
-        self._attempt(self._reap)
-        self._attempt(self.post.report)
-        self._attempt(self._metrics.tick, time.monotonic())
-        self._metrics.renew()
+        self._attempt(self._table.reap)
+        self._attempt(self.router.log_drops)
+        self._attempt(self._table.tick, time.monotonic())
+        self._facts.renew()
         log_module.flush_logs()
-        self._attempt(self.sockets.look_after)
-        self._attempt(self._look_after_guard)
-        self._inbox.append(events.Tick(*self.children.heartbeats()))
+        self._attempt(self._sockets.look_after)
+        self.enqueue(events.Tick(*self.workers.heartbeats()))
 
     def _attempt(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function. A system call that fails in it where nothing is prepared for that is
-        logged: whatever it was for, the workers need their arbiter more.
+        """Call a function, and log an OSError that it raises: the workers need their arbiter.
 
-        Raises the OSError when that happens all the time.
+        Raises the OSError if that happens all the time.
         """
         try:
             function(*args)
         except OSError:
             now = time.monotonic()
-            if len(self._failures) == MOST_FAILURES and now - self._failures[0] < FAILURES_S:
+            if len(self._failures) == MAX_FAILURES and now - self._failures[0] < FAILURES_S:
                 raise
             self._failures.append(now)
             log.exception("A system call failed; the arbiter goes on")
@@ -287,93 +256,48 @@ class Arbiter:
         while self._inbox and self._exit_code is None:
             for action in self.supervisor.handle(self._inbox.popleft(), time.monotonic()):
                 self._attempt(_PERFORM[type(action)], self, action)
-            # Before anything else, the supervisor is to know which pids there are.
             self._inbox.extendleft(reversed(self._answers))
             self._answers.clear()
         self._attempt(self._control.settle)
-        self._metrics.settle(self.supervisor)
+        self._facts.publish(self.supervisor)
 
     def _on_descriptor(self, fd: int, mask: int) -> None:
         if fd == self._signals.fileno():
             self._read_signals()
-        elif self._check is not None and fd == self._check.fileno():
-            if not self._check.read():
-                self._epoll.unregister(fd)  # its end is told by waitpid
-        elif self._watcher is not None and fd == self._watcher.fileno():
-            self._on_watcher(self._watcher)
-        elif fd == self._guard.fileno():
-            self._epoll.unregister(fd)
-            self._guard.ended(time.monotonic())
-        elif self._control.owns(fd):
+        elif not self._table.on_ready(fd, mask):
             self._control.on_ready(fd, mask)
-        else:
-            self.children.on_channel(fd, mask)
 
     def _read_signals(self) -> None:
         for name in self._signals.read():
             self._on_signal(name)
-        self._limit.obeyed()
+        self._limit.signals_read()
 
     def _on_signal(self, name: str) -> None:
         if name == "SIGCHLD":
-            self._reap()
+            self._table.reap()
         elif name == "SIGWINCH" and at_foreground_of_terminal():
-            log.debug("SIGWINCH ignored: it tells of a resized terminal, not of an operator")
+            log.debug("SIGWINCH ignored: it comes from a resized terminal, not from an operator")
         else:
-            self._inbox.append(events.SignalReceived(name))
-
-    def _reap(self) -> None:
-        """Wait for every dead child, strangers (as PID 1) included."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            code = os.waitstatus_to_exitcode(status)
-            if self._check is not None and pid == self._check.pid:
-                self._on_checked(self._check, code)
-            elif self._watcher is not None and pid == self._watcher.pid:
-                self._watcher.pid = 0
-                self._end_watcher()
-                log.warning("The watcher of source files has ended; changes go unnoticed now")
-            elif self._metrics.reaped(pid, code):
-                continue
-            elif not self.children.read_last_words(pid):
-                log.debug("Reaped process %d, which is no worker", pid)
-            else:
-                name = process_info.signal_name(-code) if code < 0 else ""
-                out_of_memory = code == -signal.SIGKILL and self._oom.took_one()
-                self._inbox.append(events.ChildExited(pid, code, name, out_of_memory))
+            self.enqueue(events.SignalReceived(name))
 
     # --- configuration ----------------------------------------------------------------------------
 
     def _check_config(self, action: actions.CheckConfig) -> None:
+        generation = action.generation
         try:
-            check = ConfigCheck(action.generation, self._generations.read, self._close_inherited)
+            self._check = ConfigCheck(
+                self._table, generation, self._generations.read, self._on_checked
+            )
         except OSError as error:
-            self._inbox.append(events.ConfigChecked(action.generation, f"can't fork: {error}"))
-            return
-        self._check = check
-        try:
-            self._epoll.register(check.fileno(), select.EPOLLIN)
-        except OSError:
-            # Its text is read when it has ended; a long one holds it up until `boot_timeout`.
-            log.exception("The check of the configuration can't be watched")
+            self.enqueue(events.ConfigChecked(generation, f"can't fork: {error}"))
 
-    def _on_checked(self, check: ConfigCheck, code: int) -> None:
-        self._inbox.append(events.ConfigChecked(check.generation, check.result(code)))
-        check.close()  # which also takes it out of the epoll
+    def _on_checked(self, event: events.ConfigChecked) -> None:
         self._check = None
+        self.enqueue(event)
 
-    def _cancel_check(self, _action: actions.CancelCheck) -> None:
-        self._end_check()
-
-    def _end_check(self) -> None:
+    def _cancel_check(self, _action: actions.CancelCheck | None = None) -> None:
         if self._check is not None:
             self._check.cancel()
-            self._check.close()
             self._check = None
 
     def _load_config(self, action: actions.LoadConfig) -> None:
@@ -383,12 +307,12 @@ class Arbiter:
         except OSError as failure:
             error = str(failure)
         if error is not None:
-            self._inbox.append(events.ConfigFailed(generation, error))
+            self.enqueue(events.ConfigFailed(generation, error))
             return
         settings, _ = self._generations[generation]
-        self._run_hook("on_reload", self._facade, settings=settings)
+        self._run_hook("on_reload", self._hook_server, settings=settings)
         policy = policy_of(settings, self.scoreboard.capacity)
-        self._inbox.append(events.ConfigLoaded(generation, policy))
+        self.enqueue(events.ConfigLoaded(generation, policy))
 
     def _adopt(self, action: actions.AdoptGeneration) -> None:
         self._generations.adopt(action.generation)
@@ -400,59 +324,56 @@ class Arbiter:
 
     def _fork(self, action: actions.Fork) -> None:
         settings, tls = self._generations[action.generation]
-        child = self.children.prepare(action, settings, tls)
-        child.facade.post = self.post.send_to
-        self._run_hook("pre_fork", self._facade, child.facade, settings=settings)
+        worker = self.workers.prepare(action, settings, tls)
+        worker.hook_worker.send_by = self.router.send_to_worker
+        self._run_hook("pre_fork", self._hook_server, worker.hook_worker, settings=settings)
         try:
-            listeners = self.sockets.for_slot(action.slot)
-            pid = self.children.fork(
-                child, listeners, self.sockets.others(action.slot), self._facade
-            )
+            self.workers.fork(worker, self._sockets, self._hook_server)
         except (OSError, ServoError) as error:
             self._answers.append(events.ForkFailed(action.serial, str(error)))
         else:
-            self._guard.watch(_watched(child))
-            self._answers.append(events.Forked(action.serial, pid))
+            self._guard.add(_guarded(worker))
+            self._answers.append(events.Forked(action.serial, worker.pid))
 
     def _send(self, action: actions.SendMessage) -> None:
-        self.children.send(action.serial, action.message)
+        self.workers.send(action.serial, action.message)
 
     def _kill(self, action: actions.KillWorker) -> None:
-        if not self.children.kill(action.serial, action.signal):
-            self._inbox.append(events.KillFailed(action.serial, action.signal))
+        if not self.workers.kill(action.serial, action.signal):
+            self.enqueue(events.KillFailed(action.serial, action.signal))
 
     def _release(self, action: actions.Release) -> None:
-        facade = self.children.release(action.serial)
-        if facade is not None:
-            facade.alive = False
-            self._run_hook("child_exit", self._facade, facade)
+        hook_worker = self.workers.release(action.serial)
+        if hook_worker is not None:
+            hook_worker.alive = False
+            self._run_hook("child_exit", self._hook_server, hook_worker)
 
     def _close_slot(self, action: actions.CloseSlot) -> None:
-        self.sockets.close_slot(action.slot)
+        self._sockets.close_slot(action.slot)
 
     def _close_listeners(self, _action: actions.CloseListeners) -> None:
-        self._end_watcher()
-        self.sockets.close()
+        self._stop_watcher()
+        self._sockets.close()
 
     def _reopen_logs(self, _action: actions.ReopenLogFiles) -> None:
         log_module.reopen_logs()
-        self._metrics.reopen_logs()
+        self._table.reopen_logs()
 
     def _count_changed(self, action: actions.WorkerCountChanged) -> None:
-        self._run_hook("nworkers_changed", self._facade, action.new, action.old)
+        self._run_hook("nworkers_changed", self._hook_server, action.new, action.old)
 
     def _log(self, action: actions.Log) -> None:
-        self._launch.hear(action)
+        self._report.on_log(action)
         log.log(log_module.LEVELS[action.level], "%s", action.text)
 
     def _record(self, action: actions.RecordLifecycleEvent) -> None:
-        self._launch.hear(action)
+        self._report.on_log(action)
         event = lifecycle_events.event_of(action, time.time())
         level = log_module.LEVELS[action.level]
         log.log(level, "%s", action.text, extra={"event": event.as_log_values()})
-        self._run_hook("on_event", self._facade, event)
+        self._run_hook("on_event", self._hook_server, event)
         self._control.on_event(event)
-        self._metrics.happened(action)
+        self._facts.count(action)
 
     def _answered(self, action: actions.CommandAnswered) -> None:
         self._control.answered(action)
@@ -475,28 +396,19 @@ class Arbiter:
         hook = self.settings.hooks.on_message
         if hook is None:
             return None
-        return partial(self._limit.call, self.settings.hook_timeout, hook, self._facade)
+        return partial(self._limit.call, self.settings.hook_timeout, hook, self._hook_server)
 
-    def _on_watcher(self, watcher: Watcher) -> None:
-        changes = watcher.read()
-        if changes is None:
-            self._epoll.unregister(watcher.fileno())  # its end is told by waitpid
-            return
-        self._inbox.extend(events.FileChanged(paths) for paths in changes)
+    def _guarded_workers(self) -> list[GuardedWorker]:
+        return [_guarded(worker) for worker in self.workers if not worker.reaped]
 
-    def _look_after_guard(self) -> None:
-        workers = [_watched(child) for child in self.children if not child.reaped]
-        if self._guard.tick(workers, time.monotonic()):
-            self._epoll.register(self._guard.fileno(), select.EPOLLIN)
-
-    def _end_watcher(self) -> None:
+    def _stop_watcher(self) -> None:
         if self._watcher is not None:
-            self._watcher.close()
+            self._watcher.stop()
             self._watcher = None
 
 
-def _watched(child: Child) -> Watched:
-    return Watched(child.pid, child.settings.graceful_timeout)
+def _guarded(worker: WorkerProcess) -> GuardedWorker:
+    return GuardedWorker(worker.pid, worker.settings.graceful_timeout)
 
 
 _PERFORM: dict[type[Action], Callable[[Arbiter, Any], None]] = {

@@ -1,9 +1,13 @@
-"""Messages between applications: from a worker's channel to another's, without a look inside.
+"""Routes messages between applications, from one worker's channel to another's.
 
-Children collect what arrives; `deliver` is called once a turn of the loop, routes for a few
-milliseconds at most, each sender in its turn, and sends all that one worker gets by one system
-call. So neither a flood nor a worker that does not read keeps the arbiter from its work: what finds
-no room in a worker's queue is dropped, counted and logged; a request is answered with the reason.
+`servo.cluster` lets the application in one worker send messages to the others. Workers share no
+channel, so each message goes through the arbiter, which reads its address and never its content.
+
+The arbiter must not fall behind because of that, so three things are bounded. `route_waiting` runs
+once a turn of the loop, for a few milliseconds, and takes from each sender in turn, so a flood
+slows its sender only. All messages for one worker go out by one system call. A message that finds
+no room in its receiver's queue is dropped, counted and logged; if it was a request, its sender gets
+the reason as the answer.
 """
 
 from __future__ import annotations
@@ -31,20 +35,23 @@ from servo.shared_memory import row_layout
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from servo.arbiter.hook_objects import WorkerFacade
-    from servo.arbiter.processes.workers import Child, Children
+    from servo.arbiter.hook_objects import ArbiterHookWorker
+    from servo.arbiter.processes.workers import WorkerProcess, WorkerProcesses
 
 log = logging.getLogger("servo.error")
 
-# One turn of the loop routes for so long, and so many messages of one sender before another's.
+# Seconds that one turn of the loop spends on routing.
 SLICE_S = 0.005
+# Messages of one sender that are routed before it is another sender's turn.
 MESSAGES_A_TURN = 128
-# Requests of one worker that are remembered until it has answered, so that its end can be told.
-# More can't wait in a worker; of handlers that never answer the oldest are forgotten.
-MAX_OWED = 32_768
+# Unanswered requests of one worker that are remembered, to answer them if the worker ends. A worker
+# can't hold more, unless its handlers never answer; then the oldest requests are forgotten.
+MAX_UNANSWERED = 32_768
 
-_ARBITER = (0, 0)
-# How well a worker of a slot can take a message, by its state; else it can't.
+# The sender of the arbiter's own messages: slot and serial.
+_FROM_ARBITER = (0, 0)
+# A message for a slot goes to the worker whose state has the highest rank. A worker in another
+# state takes none.
 _RANKS = {
     row_layout.STATE_READY: 3,
     row_layout.STATE_BOOTING: 2,
@@ -53,105 +60,118 @@ _RANKS = {
 }
 
 
-class Post:
-    """Routes.
+class MessageRouter:
+    """Routes the messages that `WorkerProcesses` has received.
 
-    on_message   the configuration's hook, as (worker, value, topic); None when there is none
+    workers      the worker processes
+    on_message   returns the configuration's hook for messages to the arbiter, which is called with
+                 (worker, value, topic); or None if there is no such hook
 
-    routed       messages that were put into a worker's queue
-    overflows    ... and those that found no room there
-    strays       messages to slots that no worker has
+    routed       counts messages that were put into a worker's queue
+    dropped      counts messages that found no room in one
+    unaddressed  counts messages to slots without a worker
     """
 
     def __init__(
         self,
-        children: Children,
+        workers: WorkerProcesses,
         on_message: Callable[[], Callable[[Any, Any, str], Any] | None],
     ) -> None:
-        self._children = children
+        self._workers = workers
         self._on_message = on_message
         self._pid = os.getpid()
-        self._dirty: dict[int, Child] = {}
+        # Workers whose queues got messages that are not sent yet, by serial.
+        self._queued: dict[int, WorkerProcess] = {}
         self.routed = 0
-        self.overflows = Drops()
-        self.strays = Drops()
+        self.dropped = Drops()
+        self.unaddressed = Drops()
 
     @property
-    def waiting(self) -> bool:
-        """Whether `deliver` has more to do."""
-        return bool(self._children.with_mail)
+    def is_behind(self) -> bool:
+        """Whether messages wait for `route_waiting`."""
+        return bool(self._workers.with_unrouted)
 
-    def deliver(self) -> None:
-        """Route what has arrived, for a slice of time; then send."""
+    def route_waiting(self) -> None:
+        """Route the messages that have arrived, for `SLICE_S` at most; then send them."""
         end = monotonic() + SLICE_S
-        with_mail = self._children.with_mail
-        while with_mail:
-            child = with_mail.popleft()
-            mail = child.mail
+        senders = self._workers.with_unrouted
+        while senders:
+            sender = senders.popleft()
+            messages = sender.unrouted
             for _ in range(MESSAGES_A_TURN):
-                message = mail.popleft()
+                message = messages.popleft()
                 if message is None:
-                    self._on_gone(child)
+                    self._on_worker_gone(sender)
                 else:
-                    self._route(child, message)
-                if not mail or monotonic() >= end:
+                    self._route(sender, message)
+                if not messages or monotonic() >= end:
                     break
-            if mail:
-                with_mail.append(child)
+            if messages:
+                senders.append(sender)
             if monotonic() >= end:
                 break
-        self._send_out()
+        self._flush()
 
-    def report(self) -> None:
-        """Log the drops that were not logged yet, from time to time."""
-        self._say_strays(self.strays.due(monotonic()))
-        for child in self._children:
-            self._say_overflows(child, child.overflows.due(monotonic()))
+    def log_drops(self) -> None:
+        """Log the dropped messages that were not logged yet, now and then."""
+        self._log_unaddressed(self.unaddressed.due(monotonic()))
+        for worker in self._workers:
+            self._log_dropped(worker, worker.dropped.due(monotonic()))
 
     # --- what the arbiter sends itself ------------------------------------------------------------
 
-    def by_slot(self) -> dict[int, WorkerFacade]:
+    def by_slot(self) -> dict[int, ArbiterHookWorker]:
         """The worker of each slot that messages go to."""
-        slots = sorted({child.slot for child in self._children})
+        slots = sorted({worker.slot for worker in self._workers})
         found = ((slot, self._of_slot(slot)) for slot in slots)
-        return {slot: child.facade for slot, child in found if child is not None}
+        return {slot: worker.hook_worker for slot, worker in found if worker is not None}
 
-    def send(self, value: Any, *, to: int, topic: str = "") -> bool:
-        """Send a message to the worker of a slot. False: there is none, or it is too far behind.
+    def send_to_slot(self, value: Any, slot: int, topic: str = "") -> bool:
+        """Send a message to the worker of a slot; see `send_to_worker`."""
+        worker = self._of_slot(slot)
+        return worker is not None and self.send_to_worker(worker.serial, value, topic)
 
-        Raises TypeError for what is no JSON value, ValueError when it is too long.
+    def send_to_worker(self, serial: int, value: Any, topic: str = "") -> bool:
+        """Send a message to one worker.
+
+        serial  the worker's
+        value   any JSON value
+        topic   the topic that a handler has named, or ""
+
+        Returns False if the worker is gone or its queue is full. Raises TypeError if the value is
+        no JSON value, and ValueError if it is too long.
         """
-        child = self._of_slot(to)
-        return child is not None and self.send_to(child.serial, value, topic)
-
-    def send_to(self, serial: int, value: Any, topic: str = "") -> bool:
-        """Likewise, to one worker, by its serial."""
         self._refuse_in_child()
-        child = self._children.get(serial)
-        if child is None or child.channel is None:
+        worker = self._workers.get(serial)
+        if worker is None or worker.channel is None:
             return False
-        sent = self._put(child, _message(value, child.slot, topic).data)
-        self._send_out()
+        sent = self._put(worker, _message(value, worker.slot, topic).data)
+        self._flush()
         return sent
 
-    def broadcast(self, value: Any, *, topic: str = "") -> int:
-        """Send a message to every worker; how many it is queued for. Raises as `send`."""
+    def broadcast(self, value: Any, topic: str = "") -> int:
+        """Send a message to every worker; return for how many it is queued.
+
+        The arguments and errors are those of `send_to_worker`.
+        """
         self._refuse_in_child()
         data = _message(value, EVERYONE, topic).data
-        count = sum(self._put(child, data) for child in self._children if child.channel is not None)
-        self._send_out()
+        count = sum(
+            self._put(worker, data) for worker in self._workers if worker.channel is not None
+        )
+        self._flush()
         return count
 
     def _refuse_in_child(self) -> None:
-        # A forked worker has a copy of all this, for its hooks, but the channels are the arbiter's.
+        # Hooks in a forked worker see a copy of this object, but its channels are the arbiter's.
         if os.getpid() != self._pid:
             raise ClusterError("in a worker, messages are sent by servo.cluster")
 
     # --- routing ----------------------------------------------------------------------------------
 
-    def _route(self, sender: Child, message: AppMessage) -> None:
+    def _route(self, sender: WorkerProcess, message: AppMessage) -> None:
         if message.serial != sender.serial:
-            log.error("Worker %d has sent a message in the name of another", sender.slot)
+            log.error("Worker %d has sent a message with the serial of another worker", sender.slot)
         elif message.kind == PLAIN:
             self._route_plain(sender, message)
         elif message.kind == REQUEST:
@@ -159,75 +179,78 @@ class Post:
         else:
             self._route_reply(sender, message)
 
-    def _route_plain(self, sender: Child, message: AppMessage) -> None:
+    def _route_plain(self, sender: WorkerProcess, message: AppMessage) -> None:
         if message.target == EVERYONE:
-            for child in self._children:
-                if child.channel is not None and child.serial != message.number:
-                    self._put(child, message.data)
+            for worker in self._workers:
+                if worker.channel is not None and worker.serial != message.number:
+                    self._put(worker, message.data)
         elif message.target == ARBITER:
-            self._take(sender, message)
+            self._receive(sender, message)
         else:
             receiver = self._of_slot(message.target)
             if receiver is None:
-                self._say_strays(self.strays.note(monotonic()))
+                self._log_unaddressed(self.unaddressed.note(monotonic()))
             else:
                 self._put(receiver, message.data)
 
-    def _route_request(self, sender: Child, message: AppMessage) -> None:
+    def _route_request(self, sender: WorkerProcess, message: AppMessage) -> None:
         if message.target == ARBITER:
-            self._take(sender, message)
+            self._receive(sender, message)
             return
-        child = self._of_slot(message.target)
-        if child is None:
+        worker = self._of_slot(message.target)
+        if worker is None:
             self._fail(message, "no_worker", f"there is no worker {message.target}")
-        elif self._put(child, message.data):
-            if len(child.owed) >= MAX_OWED:
-                del child.owed[next(iter(child.owed))]
-            child.owed[message.serial, message.number] = message
+        elif self._put(worker, message.data):
+            if len(worker.unanswered) >= MAX_UNANSWERED:
+                del worker.unanswered[next(iter(worker.unanswered))]
+            worker.unanswered[message.serial, message.number] = message
         else:
-            self._fail(message, "overflow", f"worker {child.slot} does not read its messages")
+            self._fail(message, "overflow", f"worker {worker.slot} does not read its messages")
 
-    def _route_reply(self, sender: Child, message: AppMessage) -> None:
-        sender.owed.pop((message.target, message.number), None)
-        asker = self._children.get(message.target)
+    def _route_reply(self, sender: WorkerProcess, message: AppMessage) -> None:
+        sender.unanswered.pop((message.target, message.number), None)
+        asker = self._workers.get(message.target)
         if asker is not None and asker.channel is not None:
             self._put(asker, message.data)
 
-    def _on_gone(self, child: Child) -> None:
-        """A worker is gone, and all that it had said is routed: what it owes it will not answer."""
-        owed, child.owed = child.owed, {}
-        for request in owed.values():
-            text = f"worker {child.slot} (pid {child.pid}) has ended"
+    def _on_worker_gone(self, worker: WorkerProcess) -> None:
+        """A worker is gone, and its last messages are routed: fail the requests that it left."""
+        unanswered, worker.unanswered = worker.unanswered, {}
+        for request in unanswered.values():
+            text = f"worker {worker.slot} (pid {worker.pid}) has ended"
             self._fail(request, "lost", text)
 
-    def _of_slot(self, slot: int) -> Child | None:
-        """The worker that a slot's messages go to: the newest ready one; else one that boots, which
-        reads them when it is ready; else one that drains."""
-        best: Child | None = None
+    def _of_slot(self, slot: int) -> WorkerProcess | None:
+        """The worker that a slot's messages go to.
+
+        That is the newest ready one; or one that boots, and reads its messages once it is ready; or
+        one that drains.
+        """
+        best: WorkerProcess | None = None
         best_rank = (0, 0)
-        for child in self._children.in_slot(slot):
-            if child.channel is None or child.row is None:
+        for worker in self._workers.in_slot(slot):
+            if worker.channel is None or worker.row is None:
                 continue
-            rank = (_RANKS.get(child.row[row_layout.STATE], 0), child.serial)
+            rank = (_RANKS.get(worker.row[row_layout.STATE], 0), worker.serial)
             if rank > best_rank and rank[0]:
-                best, best_rank = child, rank
+                best, best_rank = worker, rank
         return best
 
-    def _take(self, sender: Child, message: AppMessage) -> None:
-        """A message to the arbiter: the configuration's hook is called."""
+    def _receive(self, sender: WorkerProcess, message: AppMessage) -> None:
+        """Call the configuration's hook for a message to the arbiter."""
         hook = self._on_message()
         asks = message.kind == REQUEST
         if hook is None:
             if asks:
                 self._fail(message, "failed", "the configuration has no on_message hook")
             else:
-                self._say_strays(self.strays.note(monotonic()))
+                self._log_unaddressed(self.unaddressed.note(monotonic()))
             return
         try:
-            result = hook(sender.facade, message.value(), message.topic)
+            result = hook(sender.hook_worker, message.value(), message.topic)
             payload = encode_message(result) if asks else b""
         except MessageError as error:
-            log.error("A message of worker %d makes no sense: %s", sender.slot, error)
+            log.error("Worker %d has sent a malformed message: %s", sender.slot, error)
         except Exception as error:
             log.exception("The on_message hook failed")
             self._fail(message, "failed", f"the on_message hook: {type(error).__name__}: {error}")
@@ -238,37 +261,37 @@ class Post:
         self._reply(request, FAILURE, to_json([error, text]))
 
     def _reply(self, request: AppMessage, kind: int, payload: bytes) -> None:
-        asker = self._children.get(request.serial)
+        asker = self._workers.get(request.serial)
         if request.kind == REQUEST and asker is not None and asker.channel is not None:
             number = request.number
-            reply = AppMessage.make(kind, _ARBITER, request.serial, b"", payload, number)
+            reply = AppMessage.make(kind, _FROM_ARBITER, request.serial, b"", payload, number)
             self._put(asker, reply.data)
 
     # --- queues -----------------------------------------------------------------------------------
 
-    def _put(self, child: Child, data: bytes) -> bool:
-        assert child.channel is not None
-        if child.channel.queue(data):
+    def _put(self, worker: WorkerProcess, data: bytes) -> bool:
+        assert worker.channel is not None
+        if worker.channel.queue(data):
             self.routed += 1
-            self._dirty[child.serial] = child
+            self._queued[worker.serial] = worker
             return True
-        self.overflows.note(monotonic())
-        self._say_overflows(child, child.overflows.note(monotonic()))
+        self.dropped.note(monotonic())
+        self._log_dropped(worker, worker.dropped.note(monotonic()))
         return False
 
-    def _send_out(self) -> None:
-        while self._dirty:
-            self._children.flush(self._dirty.popitem()[1])
+    def _flush(self) -> None:
+        while self._queued:
+            self._workers.flush(self._queued.popitem()[1])
 
-    def _say_overflows(self, child: Child, count: int) -> None:
+    def _log_dropped(self, worker: WorkerProcess, count: int) -> None:
         if count:
             text = "Worker %d (pid %d) does not read its messages: %d dropped"
-            log.warning(text, child.slot, child.pid, count)
+            log.warning(text, worker.slot, worker.pid, count)
 
-    def _say_strays(self, count: int) -> None:
+    def _log_unaddressed(self, count: int) -> None:
         if count:
-            log.warning("%d messages dropped: nobody has the slots that they were for", count)
+            log.warning("%d messages dropped: no worker has the slots that they were for", count)
 
 
 def _message(value: Any, target: int, topic: str) -> AppMessage:
-    return AppMessage.make(PLAIN, _ARBITER, target, encode_topic(topic), encode_message(value))
+    return AppMessage.make(PLAIN, _FROM_ARBITER, target, encode_topic(topic), encode_message(value))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from servo.apps.loader import load_app, prepare_import_path
-from servo.arbiter.operator.control_service import Control
+from servo.arbiter.operator.control_service import check_control_socket
 from servo.arbiter.pidfile import PidFile
-from servo.arbiter.processes.metrics import Metrics
+from servo.arbiter.processes.metrics import check_metrics
 from servo.logs.error_log import check_logging
 from servo.net.tls import make_tls
 from servo.settings.sources import drop_config_modules
@@ -35,8 +35,8 @@ def check(settings: Settings) -> None:
         _warn("warning", text)
     if settings.pidfile:
         PidFile(settings.pidfile).check()
-    Control.check(settings)
-    Metrics.check(settings)
+    check_control_socket(settings)
+    check_metrics(settings)
     drop_config_modules(settings)
     prepare_import_path(settings)
     worker_for(settings, load_app(settings.app, settings.interface))

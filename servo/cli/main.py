@@ -74,9 +74,9 @@ def _run(arguments: Sequence[str]) -> int:
         click.echo("configuration OK")
         return 0
     # Imported late: --help and --check-config need none of it.
-    from servo.arbiter.loop import Arbiter
+    from servo.arbiter.start import run_server
 
-    return Arbiter(settings, reload_settings).run()
+    return run_server(settings, reload_settings)
 
 
 def _remember(

@@ -186,8 +186,13 @@ def test_the_probe_answers_to_the_end_of_the_drain(serve: Serve) -> None:
             wait_for(
                 lambda: socket.create_connection(("127.0.0.1", server.port), timeout=30).close()
             )
-        status = requests.get(f"{metrics.url}/status.json", timeout=30).json()
-        assert (status["state"], status["ready"]) == ("stopping", False)
+
+        def state() -> tuple[str, bool]:
+            status = requests.get(f"{metrics.url}/status.json", timeout=30).json()
+            return status["state"], status["ready"]
+
+        # The arbiter publishes its state after it has told the workers and closed the listeners.
+        wait_for(lambda: state() == ("stopping", False), "a state that says so")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
     assert server.wait_exit() == 0
 

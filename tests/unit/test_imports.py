@@ -13,7 +13,7 @@ COSTLY = ("asyncio", "ssl", "tempfile", "logging.config", "email.mime", "http.cl
 @pytest.mark.parametrize("worker", ["sync", "thread"])
 def test_nothing_costly_is_imported(worker: str) -> None:
     code = (
-        f"import servo.cli.main, servo.arbiter.loop, servo.workers.blocking.{worker}, sys;"
+        f"import servo.cli.main, servo.arbiter.start, servo.workers.blocking.{worker}, sys;"
         f"print([name for name in {COSTLY!r} if name in sys.modules])"
     )
     done = subprocess.run(

@@ -1,8 +1,12 @@
-"""Asking live workers what they do, without waiting for any of them.
+"""Asks live workers what they are doing, without waiting for any of them.
 
-First by a message, which a worker answers between two requests. One that does not, as its thread is
-busy, is asked by a signal, and writes into its dump file: faulthandler does so even for a stuck
-interpreter. After that it is said to be blocked.
+`servoctl stack` and `servoctl requests` need an answer from a worker that may be busy or stuck. So
+a query goes through up to three steps:
+
+1. A message on the channel, which a worker answers between two requests.
+2. If no answer comes: a signal, on which the worker writes into its dump file. faulthandler does
+   that even while the interpreter's lock is held.
+3. If the file stays empty: the answer is None, and the worker counts as blocked.
 """
 
 from __future__ import annotations
@@ -17,16 +21,17 @@ from servo.workers.context import REQUESTS_SIGNAL, STACK_SIGNAL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from servo.arbiter.processes.workers import Children
+    from servo.arbiter.processes.workers import WorkerProcesses
 
-# How long a worker may take to answer on its channel, and then to write its dump file.
+# Seconds that a worker has to answer on its channel.
 MESSAGE_S = 0.4
+# Seconds that it has to write its dump file after that.
 SIGNAL_S = 0.6
-# How often a dump file is looked at; complete is what has not grown between two looks.
-LOOK_S = 0.05
+# Seconds between two reads of a dump file. The dump is complete if it did not grow in between.
+DUMP_POLL_S = 0.05
 
-# No request runs for longer than this; a program that shows times can't show any.
-_LONG_S = 1e9
+# Durations above this are errors: no request runs for 31 years, and `servoctl` could not show it.
+_MAX_DURATION_S = 1e9
 
 STACK = "stack"
 REQUESTS = "requests"
@@ -40,17 +45,21 @@ class _Pending:
     serial: int
     what: str
     interrupt: bool
-    tell: Callable[[dict[str, Any] | None], None]
+    on_answer: Callable[[dict[str, Any] | None], None]
     due: float
-    ends: float = 0.0
-    seen: str = ""
+    # When the dump file must be complete; 0 until the signal was sent.
+    dump_due: float = 0.0
+    dump_text: str = ""
 
 
-class Inquiries:
-    """All questions that are open."""
+class WorkerQueries:
+    """All queries that are not answered yet.
 
-    def __init__(self, children: Children) -> None:
-        self._children = children
+    workers   the worker processes
+    """
+
+    def __init__(self, workers: WorkerProcesses) -> None:
+        self._workers = workers
         self._pending: dict[int, _Pending] = {}
         self._last = 0
 
@@ -59,76 +68,82 @@ class Inquiries:
         serial: int,
         what: str,
         now: float,
-        tell: Callable[[dict[str, Any] | None], None],
+        on_answer: Callable[[dict[str, Any] | None], None],
         *,
         reads: bool,
         interrupt: bool,
     ) -> None:
-        """Ask a worker; `tell` gets its answer, or None when there is none.
+        """Ask a worker.
 
-        reads      it is far enough to read its channel
-        interrupt  it is far enough to be asked by a signal
+        serial     the worker's
+        what       STACK or REQUESTS
+        now        monotonic seconds
+        on_answer  takes the answer, or None if there is none
+        reads      whether the worker reads its channel by now
+        interrupt  whether it has set up its signal handlers by now
         """
         self._last += 1
         due = now + MESSAGE_S if reads else now
-        self._pending[self._last] = _Pending(self._last, serial, what, interrupt, tell, due)
+        self._pending[self._last] = _Pending(self._last, serial, what, interrupt, on_answer, due)
         if reads:
-            self._children.send(serial, Inquiry(self._last, what))
+            self._workers.send(serial, Inquiry(self._last, what))
 
     def on_report(self, serial: int, report: Report) -> None:
-        """A worker has answered on its channel."""
+        """A worker, named by its serial, has answered on its channel."""
         pending = self._pending.get(report.number)
         if pending is not None and pending.serial == serial:
             self._end(pending, report.values)
 
     def on_gone(self, serial: int) -> None:
-        """A worker has ended."""
+        """A worker, named by its serial, has ended."""
         for pending in list(self._pending.values()):
             if pending.serial == serial:
                 self._end(pending, None)
 
     def wake_at(self) -> float:
-        """When `tick` has something to do; infinity for never."""
+        """The next time for `tick`, in monotonic seconds; infinity if there is none."""
         return min((pending.due for pending in self._pending.values()), default=float("inf"))
 
     def tick(self, now: float) -> None:
-        """Go on with those that have waited long enough."""
+        """Take the next step of each query that has waited long enough. `now` is monotonic."""
         for pending in list(self._pending.values()):
             if now < pending.due:
                 continue
-            pending.due = now + LOOK_S
-            if not pending.ends:
+            pending.due = now + DUMP_POLL_S
+            if not pending.dump_due:
                 self._interrupt(pending, now)
             else:
-                self._look(pending, now)
+                self._read_dump_file(pending, now)
 
     def _interrupt(self, pending: _Pending, now: float) -> None:
         if any(
-            each.ends and each.serial == pending.serial
+            each.dump_due and each.serial == pending.serial
             for each in self._pending.values()
             if each is not pending
         ):
             return  # its dump file is being used
-        asked = pending.interrupt and self._children.ask(pending.serial, _SIGNALS[pending.what])
-        if asked:
-            pending.ends = now + SIGNAL_S
+        was_sent = pending.interrupt and self._workers.request_dump(
+            pending.serial, _SIGNALS[pending.what]
+        )
+        if was_sent:
+            pending.dump_due = now + SIGNAL_S
         else:
             self._end(pending, None)
 
-    def _look(self, pending: _Pending, now: float) -> None:
-        text = self._children.dumped(pending.serial)
-        if text and text == pending.seen:
-            self._end(pending, _read_dump(pending.what, text))
-        elif now >= pending.ends:
+    def _read_dump_file(self, pending: _Pending, now: float) -> None:
+        text = self._workers.read_dump(pending.serial)
+        if text and text == pending.dump_text:
+            self._end(pending, _parse_dump(pending.what, text))
+        elif now >= pending.dump_due:
             self._end(pending, None)
-        pending.seen = text
+        pending.dump_text = text
 
     def _end(self, pending: _Pending, values: object) -> None:
         del self._pending[pending.number]
-        pending.tell(_well_formed(pending.what, values))
+        pending.on_answer(_well_formed(pending.what, values))
 
 
-def _read_dump(what: str, text: str) -> object:
+def _parse_dump(what: str, text: str) -> object:
     if what == STACK:
         return {"text": text}
     try:
@@ -138,8 +153,7 @@ def _read_dump(what: str, text: str) -> object:
 
 
 def _well_formed(what: str, values: object) -> dict[str, Any] | None:
-    """A worker's answer without what makes no sense in it: one that somebody has taken over can
-    answer anything."""
+    """A worker's answer without its malformed parts: a compromised worker can send anything."""
     if not isinstance(values, dict):
         return None
     if what == REQUESTS:
@@ -154,12 +168,12 @@ def _well_formed(what: str, values: object) -> dict[str, Any] | None:
 
 
 def _only(rows: object, texts: tuple[str, ...], seconds: str = "") -> list[dict[str, Any]]:
-    """Those of a list's rows that have these texts, and perhaps a time."""
+    """The rows of a list that have these texts and, if `seconds` names one, a duration."""
     found = []
     for row in rows if isinstance(rows, list) else ():
         if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in texts):
             continue
         time_s = row.get(seconds, 0.0)
-        if isinstance(time_s, (int, float)) and abs(time_s) < _LONG_S:  # nor NaN
+        if isinstance(time_s, (int, float)) and abs(time_s) < _MAX_DURATION_S:  # nor NaN
             found.append(row)
     return found

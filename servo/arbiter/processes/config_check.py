@@ -1,13 +1,22 @@
-"""Reading a changed configuration in a throw-away child: it may fail, hang, or end its process."""
+"""The check of a changed configuration, in a child process that is thrown away.
+
+A configuration file is a Python program. At a reload it may raise, hang, call `sys.exit`, or crash
+the interpreter. So the arbiter first has a child read it. The child writes what is wrong to a pipe
+and exits; the arbiter reads the pipe in its loop and judges the exit code. If the child says that
+the configuration is good, the arbiter reads it once more for itself. If the child takes longer than
+`boot_timeout`, the supervisor cancels the check and the reload is rolled back.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING
 
 from servo.arbiter import process_info
+from servo.arbiter.core import events
 from servo.arbiter.processes import spawn
 from servo.errors import ServoError
 from servo.logs.standard_streams import prints_never_block
@@ -15,39 +24,73 @@ from servo.logs.standard_streams import prints_never_block
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from servo.arbiter.processes.child_table import ChildTable
+
 
 class ConfigCheck:
-    """One check under way, seen from the arbiter. It is over when its child is reaped."""
+    """One check of a configuration, from its fork until its process has ended or is cancelled.
+
+    table        forks the process
+    generation   the number that the new configuration will have
+    read         reads the configuration; runs in the child
+    on_result    takes the ConfigChecked event once the process has ended
+    """
 
     def __init__(
-        self, generation: int, read_settings: Callable[[], object], close: Callable[[], None]
+        self,
+        table: ChildTable,
+        generation: int,
+        read: Callable[[], object],
+        on_result: Callable[[events.ConfigChecked], None],
     ) -> None:
-        """Fork the child. Raises OSError."""
-        self.generation = generation
-        arbiter = os.getpid()
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(reader, False)
-        self._fd = reader
+        """Fork the process. Raises OSError."""
+        self.pid = 0
+        self._table = table
+        self._generation = generation
+        self._on_result = on_result
+        self._fd, writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._fd, False)
         self._text = b""
-
-        def close_all() -> None:
-            close()
-            os.close(reader)
-
         try:
-            self.pid = spawn.fork(lambda: _check(read_settings, writer, arbiter), close_all)
+            table.start(self, partial(_check, read, writer, os.getpid()))
         except OSError:
-            os.close(reader)
+            self.close_in_child()
             raise
         finally:
             os.close(writer)
 
     def fileno(self) -> int:
-        """For a selector: readable when there is something to `read`."""
+        """The pipe's end on which the child's error message arrives; -1 once the check is over."""
         return self._fd
 
-    def read(self) -> bool:
-        """Take in what the child has written. False at the end."""
+    def on_ready(self, _mask: int) -> None:
+        """Read what the child has written."""
+        if not self._read():
+            self._table.unwatch(self)  # the exit code follows
+
+    def on_exit(self, code: int) -> None:
+        """The child has ended: its exit code says whether the configuration is good."""
+        self._read()
+        error = None
+        if code != 0:
+            text = self._text.decode("utf-8", "replace").strip()
+            error = text or f"reading it ended the process (exit code {code})"
+        self._close()
+        self._on_result(events.ConfigChecked(self._generation, error))
+
+    def cancel(self) -> None:
+        """End the child, whose result is not needed any more. Does nothing once it has ended."""
+        if self._fd >= 0:
+            process_info.send_signal(self.pid, signal.SIGKILL)
+            self._close()
+
+    def close_in_child(self) -> None:
+        """Close the pipe."""
+        os.close(self._fd)
+        self._fd = -1
+
+    def _read(self) -> bool:
+        """Take in what there is. False at the end of the pipe."""
         while True:
             try:
                 data = os.read(self._fd, 65536)
@@ -57,21 +100,9 @@ class ConfigCheck:
                 return False
             self._text += data
 
-    def result(self, code: int) -> str | None:
-        """None when the configuration is good, else what is wrong. `code` is the exit code."""
-        self.read()
-        text = self._text.decode("utf-8", "replace").strip()
-        if code == 0:
-            return None
-        return text or f"reading it ended the process (exit code {code})"
-
-    def cancel(self) -> None:
-        """End the child; its result no longer matters."""
-        process_info.send_signal(self.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        """Close the pipe."""
-        os.close(self._fd)
+    def _close(self) -> None:
+        self._table.remove(self)
+        self.close_in_child()
 
 
 def _check(read_settings: Callable[[], object], fd: int, arbiter: int) -> int:
@@ -81,7 +112,7 @@ def _check(read_settings: Callable[[], object], fd: int, arbiter: int) -> int:
         text = configuration_error(read_settings)
     if text is None:
         return 0
-    # Blocks while the arbiter is busy, then goes on.
+    # A long text fills the pipe. The write then blocks until the arbiter reads.
     data = text.encode("utf-8", "backslashreplace")
     while data:
         data = data[os.write(fd, data) :]
@@ -89,7 +120,10 @@ def _check(read_settings: Callable[[], object], fd: int, arbiter: int) -> int:
 
 
 def configuration_error(read_settings: Callable[[], object]) -> str | None:
-    """Read the configuration; None, or what is wrong with it. A config file may raise anything."""
+    """Read the configuration; return None, or what is wrong with it.
+
+    read_settings   reads it; whatever it raises is an error of the configuration
+    """
     try:
         read_settings()
     except ServoError as error:

@@ -1,7 +1,11 @@
-"""The process that serves metrics, as the arbiter sees it: its socket, its life, what it is told.
+"""The metrics process: a child that serves metrics over HTTP and sends them to statsd.
 
-The arbiter binds, forks and restarts it, and writes what only the arbiter knows into shared memory.
-It never accepts a connection there, and never sends a datagram.
+Scrapers may be slow or hostile, and a statsd server's name may not resolve, so the arbiter leaves
+all of that to a process of its own. The arbiter binds the socket, forks the process, and starts
+another one if it ends. It never accepts a connection on that socket. The process reads the numbers
+from the scoreboard's shared memory, where the workers and the arbiter write them.
+
+The process ends when a pipe from the arbiter is at its end, so it never outlives the arbiter.
 """
 
 from __future__ import annotations
@@ -15,180 +19,178 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from servo.arbiter import process_info
-from servo.arbiter.core.backoff import Backoff
-from servo.arbiter.core.exit_reasons import ExitReason
 from servo.arbiter.processes import spawn
+from servo.arbiter.processes.child import RestartDelay
 from servo.errors import ConfigError
 from servo.logs import error_log as log_module
-from servo.logs.entry_counts import count_log
-from servo.metrics import arbiter_facts as facts_module
-from servo.metrics.arbiter_facts import Facts
 from servo.net.listeners import bind_all
 from servo.net.privileges import become
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from servo.arbiter.core.actions import RecordLifecycleEvent
-    from servo.arbiter.core.supervisor import Supervisor
+    from servo.arbiter.facts_writer import FactsWriter
     from servo.arbiter.listeners import Sockets
+    from servo.arbiter.processes.child_table import ChildTable
     from servo.net.listeners import Listener
     from servo.settings.sources import Settings
     from servo.shared_memory.scoreboard import Scoreboard
 
 log = logging.getLogger("servo.error")
 
-REASONS = tuple(reason.name.lower() for reason in ExitReason)
-
 _BACKLOG = 64
-# At the end, the process has this long to send its last datagrams.
+# When the server ends, the process has this long to send its last datagrams.
 _END_S = 1.0
-# A process that lived for so long was no failure at birth.
-_PROVED_S = 5.0
 
 
-class Metrics:
-    """All that the arbiter does for metrics; nothing but the shared words where they are off."""
+def check_metrics(settings: Settings) -> None:
+    """Raise ConfigError if a package that the settings need for metrics is missing."""
+    if settings.metrics_bind is None:
+        return
+    if importlib.util.find_spec("prometheus_client") is None:
+        raise ConfigError(
+            "metrics_bind needs prometheus-client: pip install 'servo-server[standard]'"
+        )
 
-    facts: Facts
 
-    def __init__(self) -> None:
-        self.pid = 0
+class MetricsSockets:
+    """The listening sockets of `metrics_bind`; none if it is not set.
+
+    settings   also say who owns the file of a Unix socket
+
+    Raises ConfigError and BindError.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        check_metrics(settings)
         self.listeners: list[Listener] = []
-        self._wanted = False
-        self._end_fd = -1
-        self._forked_at = 0.0
-        self._backoff = Backoff()
-
-    @staticmethod
-    def check(settings: Settings) -> None:
-        """Raise ConfigError where something is missing."""
-        if settings.metrics_bind is None:
-            return
-        if importlib.util.find_spec("prometheus_client") is None:
-            raise ConfigError(
-                "metrics_bind needs prometheus-client: pip install 'servo-server[standard]'"
-            )
-
-    def prepare(self, settings: Settings) -> None:
-        """Bind. Raises ConfigError and BindError: to be called while there is a terminal."""
-        self.check(settings)
         if settings.metrics_bind is not None:
             self.listeners = bind_all(_Bind.of(settings), {})
-        self._wanted = bool(self.listeners) or settings.statsd_host is not None
 
-    def start(
-        self,
-        settings: Settings,
-        scoreboard: Scoreboard,
-        sockets: Sockets,
-        close_inherited: Callable[[], None],
-    ) -> None:
-        """Begin to write, and fork the process.
-
-        sockets          by which the application is reached
-        close_inherited  closes, in a child, what is the arbiter's alone
-        """
-        self.facts = Facts(scoreboard.arbiter_words, REASONS)
-        self.facts.begin(os.getpid())
-        count_log(self.facts.words, facts_module.LOG_0)
-        self._settings = settings
-        self._sockets = sockets
-        self._close_inherited = close_inherited
-        self._scoreboard = scoreboard
-        # In the process itself the sockets will be closed.
-        self._served = [(each.name, each.socket.getsockname()) for each in sockets.listeners]
+    def take_ownership(self) -> None:
+        """Let this process remove the socket files at its end. A daemon did not bind them."""
         for listener in self.listeners:
-            listener.owner_pid = os.getpid()  # not the one that bound, if that was not a daemon yet
-            log.info("Metrics are served on %s", listener.name)
-        self.tick(time.monotonic())
-
-    # --- what is told ---------------------------------------------------------------------------
-
-    def settle(self, supervisor: Supervisor) -> None:
-        """A turn of the loop is over: publish how things are."""
-        reload = supervisor.reload is not None
-        self.facts.publish(_state(supervisor), supervisor.generation, supervisor.target, reload)
-
-    def renew(self) -> None:
-        """Once a second: write everything anew, in case that somebody has written over it."""
-        self.facts.renew()
-
-    def happened(self, event: RecordLifecycleEvent) -> None:
-        """Count a lifecycle event."""
-        self.facts.happened(event.name, event.reason)
-
-    # --- its life -------------------------------------------------------------------------------
-
-    def tick(self, now: float) -> None:
-        """Fork the process if there is to be one, and is none, and it is not too soon."""
-        if not self._wanted or self.pid or now < self._backoff.not_before:
-            return
-        self._forked_at = now
-        try:
-            self._fork()
-        except OSError as error:
-            log.error("The metrics process can't be forked: %s", error)
-            self._backoff.failed(now, now)
-
-    def reaped(self, pid: int, code: int) -> bool:
-        """A child was reaped. False if it was not this one."""
-        if not self.pid or pid != self.pid:
-            return False
-        now = time.monotonic()
-        self.pid = 0
-        self._close_end()
-        if now - self._forked_at >= _PROVED_S:
-            self._backoff.reset()
-        self._backoff.failed(self._forked_at, now)
-        how = f"by {process_info.signal_name(-code)}" if code < 0 else f"with code {code}"
-        log.error("The metrics process (pid %d) ended %s; another follows", pid, how)
-        return True
-
-    def reopen_logs(self) -> None:
-        """Have it reopen its log files."""
-        if self.pid:
-            process_info.send_signal(self.pid, signal.SIGUSR1, self._settings.user)
+            listener.owner_pid = os.getpid()
 
     def close(self) -> None:
-        """End the process, and give the socket up."""
-        self._wanted = False
-        self._close_end()
-        if self.pid:
-            self._wait()
+        """Close the sockets, and remove their files."""
         for listener in self.listeners:
             listener.close()
 
     def close_in_child(self) -> None:
-        """In a forked child: close our copies, and count its log entries nowhere."""
-        self._close_end()
+        """Close this process's copies only."""
         for listener in self.listeners:
             listener.close(unlink=False)
-        count_log(None)
 
-    def _fork(self) -> None:
+
+class MetricsProcess:
+    """The metrics process, seen from the arbiter. There is none if the settings ask for no metrics.
+
+    settings     where to serve metrics and where to send them
+    table        forks the process
+    sockets      the metrics' own
+    scoreboard   the workers' numbers
+    facts        the arbiter's numbers
+    served       the application's sockets, whose accept queues the process measures
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        table: ChildTable,
+        sockets: MetricsSockets,
+        scoreboard: Scoreboard,
+        facts: FactsWriter,
+        served: Sockets,
+    ) -> None:
+        self.pid = 0
+        self._settings = settings
+        self._table = table
+        self._sockets = sockets
+        self._scoreboard = scoreboard
+        self._facts = facts
+        # Asked now, because the process closes its copies of these sockets.
+        self._served = [(each.name, each.socket.getsockname()) for each in served.listeners]
+        self._is_wanted = bool(sockets.listeners) or settings.statsd_host is not None
+        self._end_fd = -1
+        self._delay = RestartDelay()
+        for listener in sockets.listeners:
+            log.info("Metrics are served on %s", listener.name)
+
+    def tick(self, now: float) -> None:
+        """Start the process if it is wanted, does not run, and its restart is due.
+
+        now   monotonic seconds
+        """
+        if not self._is_wanted or self.pid or not self._delay.is_over(now):
+            return
+        try:
+            self._start()
+        except OSError as error:
+            log.error("The metrics process can't be forked: %s", error)
+            self._delay.start_failed(now)
+        else:
+            self._delay.started(now)
+
+    def reopen_logs(self) -> None:
+        """Have the process reopen its log files."""
+        if self.pid:
+            process_info.send_signal(self.pid, signal.SIGUSR1, self._settings.user)
+
+    def fileno(self) -> int:
+        """The pipe whose end tells the process to end; -1 while there is no process."""
+        return self._end_fd
+
+    def on_ready(self, _mask: int) -> None:
+        """The process has closed its end of the pipe: it is exiting, and `on_exit` follows."""
+        self._table.unwatch(self)
+
+    def on_exit(self, code: int) -> None:
+        """The process has ended although nobody asked it to; `tick` starts another."""
+        pid, self.pid = self.pid, 0
+        self._table.remove(self)
+        self.close_in_child()
+        self._delay.ended(time.monotonic())
+        how = f"by {process_info.signal_name(-code)}" if code < 0 else f"with code {code}"
+        log.error("The metrics process (pid %d) ended %s; another follows", pid, how)
+
+    def stop(self) -> None:
+        """End the process and wait for its end: for 1 s, and for 1 s more after a SIGKILL."""
+        self._is_wanted = False
+        self._table.remove(self)
+        self.close_in_child()
+        # A process that waits for a dead disk does not end by SIGKILL either; it is left behind.
+        if (
+            self.pid
+            and not spawn.wait_within(self.pid, _END_S)
+            and process_info.send_signal(self.pid, signal.SIGKILL, self._settings.user)
+        ):
+            spawn.wait_within(self.pid, _END_S)
+        self.pid = 0
+
+    def close_in_child(self) -> None:
+        """Close this process's copy of the pipe."""
+        if self._end_fd >= 0:
+            os.close(self._end_fd)
+            self._end_fd = -1
+
+    def _start(self) -> None:
         reader, self._end_fd = os.pipe2(os.O_CLOEXEC)
         arbiter = os.getpid()
-
-        def close() -> None:
-            # Not by `close_in_child`: here the sockets of the metrics are wanted, others are not.
-            listeners, self.listeners = self.listeners, []
-            self._close_inherited()
-            self.listeners = listeners
-            # Held open, they would keep clients waiting for nobody during a stop.
-            self._sockets.close()
-
+        keep = (self._sockets, self._scoreboard)
         try:
-            self.pid = spawn.fork(lambda: self._run(reader, arbiter), close)
+            self._table.start(self, lambda: self._main(reader, arbiter), keep=keep)
         except OSError:
-            self._close_end()
+            self.close_in_child()
             raise
         finally:
             os.close(reader)
 
-    def _run(self, end_fd: int, arbiter: int) -> int:
-        """The process itself."""
-        # What nobody else needs is loaded here: the arbiter stays small.
+    def _main(self, end_fd: int, arbiter: int) -> int:
+        """Run in the process itself.
+
+        end_fd    the pipe whose end is the arbiter's
+        arbiter   its pid
+        """
+        # Imported here because only this process needs them: the arbiter stays small.
         from servo.metrics.exporter import ExporterSetup, export
         from servo.metrics.families import ListenerInfo, Reader
         from servo.metrics.statsd import StatsdClient
@@ -211,8 +213,8 @@ class Metrics:
             )
         return export(
             ExporterSetup(
-                listeners=[listener.socket for listener in self.listeners],
-                reader=Reader(self._scoreboard, self.facts, served),
+                listeners=[listener.socket for listener in self._sockets.listeners],
+                reader=Reader(self._scoreboard, self._facts.facts, served),
                 end_fd=end_fd,
                 arbiter_pid=arbiter,
                 directory=os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None,
@@ -220,33 +222,10 @@ class Metrics:
             )
         )
 
-    def _close_end(self) -> None:
-        if self._end_fd >= 0:
-            os.close(self._end_fd)
-            self._end_fd = -1
-
-    def _wait(self) -> None:
-        # The server is over: nothing else is to be done meanwhile.
-        end = time.monotonic() + _END_S
-        killed = False
-        try:
-            while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
-                if time.monotonic() >= end:
-                    # One that waits for a dead disk doesn't end by SIGKILL either.
-                    if killed or not process_info.send_signal(
-                        self.pid, signal.SIGKILL, self._settings.user
-                    ):
-                        break
-                    killed, end = True, time.monotonic() + _END_S
-                time.sleep(0.01)
-        except ChildProcessError:
-            log.debug("The metrics process was reaped elsewhere")
-        self.pid = 0
-
 
 @dataclass(frozen=True)
 class _Bind:
-    """What `bind_all` wants to know, for the socket of the metrics."""
+    """The settings that `bind_all` reads, for the metrics' socket."""
 
     bind: list[str]
     umask: int | None
@@ -258,13 +237,3 @@ class _Bind:
     @classmethod
     def of(cls, settings: Settings) -> _Bind:
         return cls([settings.metrics_bind], settings.umask, settings.user, settings.group)
-
-
-def _state(supervisor: Supervisor) -> int:
-    if supervisor.stopping is not None:
-        return facts_module.STOPPING
-    if supervisor.pending_stop is not None:
-        return facts_module.LEAVING
-    if supervisor.paused:
-        return facts_module.PAUSED
-    return facts_module.SERVING if supervisor.served else facts_module.STARTING

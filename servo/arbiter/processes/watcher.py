@@ -1,6 +1,8 @@
-"""`--reload`: a child process that watches source files and tells of each change.
+"""`--reload`: a child process that watches source files and reports each change.
 
-A child, since watchfiles starts threads, and a process with threads must not fork workers.
+It is a process of its own because the library that it uses (watchfiles) starts threads, and a
+process with threads must not fork workers. It writes one line of JSON, a list of paths, to a pipe
+for each change. The arbiter reads the pipe in its loop.
 """
 
 from __future__ import annotations
@@ -14,16 +16,19 @@ import logging
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from servo.arbiter import process_info
+from servo.arbiter.core import events
 from servo.arbiter.processes import spawn
 from servo.settings.sections.application import RELOAD_EXCLUDE, RELOAD_INCLUDE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from servo.arbiter.processes.child_table import ChildTable
     from servo.settings.sources import Settings
 
 log = logging.getLogger("servo.error")
@@ -35,61 +40,82 @@ _SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages", ".git", ".
 
 
 class Watcher:
-    """The watching child, seen from the arbiter."""
+    """The process that watches source files, seen from the arbiter.
 
-    def __init__(self, settings: Settings, close: Callable[[], None]) -> None:
+    settings    which files to watch (`reload_dirs`, `reload_include`, …)
+    table       forks the process
+    on_change   takes a FileChanged event for each change
+    """
+
+    def __init__(
+        self, settings: Settings, table: ChildTable, on_change: Callable[[events.FileChanged], None]
+    ) -> None:
+        """Fork the process. Raises OSError."""
+        self.pid = 0
+        self._table = table
+        self._on_change = on_change
         files = Files(settings, Path(settings.chdir))
-        arbiter = os.getpid()
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(reader, False)
-        self._fd = reader
+        self._fd, writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._fd, False)
         self._buffer = b""
-
-        def close_all() -> None:
-            close()
-            os.close(reader)
-
         try:
-            self.pid = spawn.fork(lambda: _watch(files, writer, arbiter), close_all)
+            table.start(self, partial(_watch, files, writer, os.getpid()))
+        except OSError:
+            self.close_in_child()
+            raise
         finally:
             os.close(writer)
 
     def fileno(self) -> int:
-        """For a selector."""
+        """The pipe's end on which changes arrive; -1 once the process has ended."""
         return self._fd
 
-    def read(self) -> list[tuple[str, ...]] | None:
-        """The paths of each change since the last call; None when the child is gone."""
+    def on_ready(self, _mask: int) -> None:
+        """Read the changes that the process has reported."""
         try:
             data = os.read(self._fd, 65536)
         except BlockingIOError:
-            return []
+            return
         if not data:
-            return None
+            self._table.unwatch(self)  # `on_exit` follows
+            return
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [tuple(json.loads(line)) for line in lines]
+        for line in lines:
+            self._on_change(events.FileChanged(tuple(json.loads(line))))
 
-    def close(self) -> None:
-        """End the child, unless it was reaped (`pid` is 0 then), and close the pipe."""
-        if self.pid:
+    def on_exit(self, _code: int) -> None:
+        """The process has ended although nobody asked it to. It is not started again."""
+        self._close()
+        log.warning("The watcher of source files has ended; changes go unnoticed now")
+
+    def stop(self) -> None:
+        """End the process. Does nothing once it has ended."""
+        if self._fd >= 0:
             process_info.send_signal(self.pid, signal.SIGKILL)
-        os.close(self._fd)
+            self._close()
 
     def close_in_child(self) -> None:
-        """Close the pipe only."""
+        """Close the pipe."""
         os.close(self._fd)
+        self._fd = -1
+
+    def _close(self) -> None:
+        self._table.remove(self)
+        self.close_in_child()
 
 
 class Files:
-    """Which files count: those below the directories whose names match, and the extra ones.
+    """Decides which files are watched: matching ones below the directories, and the extra ones.
 
-    The patterns are those of the standard library's `fnmatch`, component by component, and `**` is
-    any number of directories. One without a slash is a name; one with is a path, relative to a
-    watched directory or to `here`, or to a directory below. As in uvicorn, patterns are added to
-    the defaults, whatever is in a directory that an exclude matches is excluded, and an include of
-    just one name, `.env`, goes before any exclude.
+    Patterns follow the standard library's `fnmatch`, one path component at a time; `**` stands for
+    any number of directories. A pattern without a slash is the name of a file in any directory. A
+    pattern with a slash is a path, relative to a watched directory, to a directory below it, or to
+    `here`. As in uvicorn, given patterns are added to the default ones, an exclude that matches a
+    directory excludes everything in it, and an include that is a plain name, such as `.env`,
+    overrides every exclude.
 
-    here   the directory that the server works in, by the name that a reload will follow
+    settings   `reload_dirs`, `reload_include`, `reload_exclude` and `reload_extra_files`
+    here       the server's working directory, by the name that a reload will resolve again
     """
 
     def __init__(self, settings: Settings, here: Path) -> None:
@@ -102,14 +128,14 @@ class Files:
         self._default_exclude = [text for text in RELOAD_EXCLUDE if text not in given]
         literal = {pattern.text for pattern in self._include if pattern.is_literal}
         self._certain = literal.difference(excluded)
-        # What the patterns name outside of the directories.
+        # Patterns that name places outside of the directories.
         self._outside = {
             pattern: pattern.start
             for pattern in self._include
             if pattern.start is not None and not self._is_below(pattern.start)
         }
         for text in given:
-            # A directory is watched; which of its files count, the other patterns say.
+            # A directory is watched; the other patterns decide which of its files count.
             for found in map(Path, glob.glob(str(here / text))):
                 if found.is_dir() and not self._is_below(found):
                     self.directories.append(Path(os.path.normpath(found)))
@@ -121,18 +147,18 @@ class Files:
 
     @property
     def roots(self) -> list[Path]:
-        """Those, and the directories of the extra files, that there are now."""
-        # Directories, as editors replace a file rather than write to it.
+        """The directories that exist now: `places`, and those of the extra files."""
+        # A file itself can't be watched: many editors replace it instead of writing to it.
         roots = dict.fromkeys([*self.places, *(path.parent for path in self.extra)])
         return [root for root in roots if root.is_dir()]
 
     @property
     def extra(self) -> list[Path]:
-        """The extra files that there are now."""
+        """The extra files that exist now."""
         return [Path(found) for pattern in self._extra for found in glob.glob(pattern)]
 
     def targets(self) -> dict[Path, tuple[int, int]]:
-        """Which directory each of those names leads to: it may be a link, or be made anew."""
+        """The device and inode of each root: they change when a link is switched."""
         found = {}
         for root in self.roots:
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
@@ -141,7 +167,7 @@ class Files:
         return found
 
     def counts(self, path: Path) -> bool:
-        """Whether a change of this file is one of the app's."""
+        """Whether a change of this file should reload the server."""
         if any(fnmatch.fnmatch(str(path), pattern) for pattern in self._extra):
             return True
         if any(
@@ -169,13 +195,16 @@ class Files:
         return not any(
             fnmatch.fnmatchcase(part, text)
             for text in self._default_exclude
-            # One that names hidden files, `.github/*.yml`, would match nothing otherwise.
+            # Otherwise a pattern that names hidden files, `.github/*.yml`, would match nothing.
             if not any(pattern.names(text) for pattern in chosen)
             for part in parts
         )
 
     def _names(self, directory: Path, path: Path) -> list[tuple[tuple[str, ...], int]]:
-        """What a pattern may call the file, and how much of that is the directory's own name."""
+        """The names by which a pattern may call the file, each as its components.
+
+        The number beside each name says how many components belong to the watched directory itself.
+        """
         names = [(path.parts, len(directory.parts)), (path.relative_to(directory).parts, 0)]
         if path.is_relative_to(self.here):
             above = len(directory.parts) - len(self.here.parts)
@@ -187,12 +216,12 @@ class Files:
 
 
 class _Glob:
-    """A pattern.
+    """One pattern.
 
-    text        as it was given
-    is_literal  there is nothing in it that stands for something else
-    start       the directory that it leads to from `here` before its first `*`; None for a mere
-                name of any directory's files
+    text         as it was given
+    is_literal   it has no wildcard
+    start        the directory to which it leads from `here` before its first wildcard; None for a
+                 plain file name, which matches in every directory
     """
 
     def __init__(self, text: str, here: Path) -> None:
@@ -207,18 +236,17 @@ class _Glob:
         self.start = start if self.is_literal or self._absolute or start != here else None
 
     def matches(self, parts: tuple[str, ...]) -> bool:
-        """Whether it is a pattern of this file; `parts` begin with a slash, or are relative."""
+        """Whether it matches this path. The parts of an absolute path begin with a slash."""
         if self._absolute != (parts[:1] == ("/",)):
             return False
         return _matches(self._parts, parts)
 
     def excludes(self, parts: tuple[str, ...], below: int) -> bool:
-        """Whether it is one of the file or of a directory that it is in, after the first `below`
-        parts."""
+        """Whether it matches the file, or a directory above it beyond the first `below` parts."""
         return any(self.matches(parts[:end]) for end in range(below + 1, len(parts) + 1))
 
     def names(self, pattern: str) -> bool:
-        """Whether a part of it is itself what another pattern is for."""
+        """Whether another pattern matches one of this pattern's own components."""
         return any(fnmatch.fnmatchcase(part, pattern) for part in self._parts if part != "**")
 
 
@@ -245,16 +273,17 @@ def _watch(files: Files, fd: int, arbiter: int) -> int:
 
 
 def _by_watchfiles(files: Files) -> Iterator[set[Path]]:
-    """Each change: the files that count of it, or the names that now lead elsewhere."""
+    """Yield the files of each change, or the roots that now lead to another directory."""
     import watchfiles
 
     targets = files.targets()
     while True:
         roots = files.roots
         if not roots:
-            time.sleep(POLL_S)  # a release that is away for a moment
+            time.sleep(POLL_S)  # the link to the release is being switched
         else:
-            # inotify watches what a link led to at first, so the link is looked at now and then.
+            # inotify watches the directory that a link led to at first. So the link itself is
+            # compared after each timeout.
             for changes in watchfiles.watch(
                 *roots,
                 watch_filter=None,
@@ -289,7 +318,7 @@ def _by_polling(files: Files) -> Iterator[set[Path]]:
 
 
 def _stamps(files: Files) -> Iterator[tuple[Path, int]]:
-    """Every file that counts, with the time of its last change."""
+    """Yield every watched file, with the time of its last change."""
     for place in files.places:
         for directory, names, found in os.walk(place):
             names[:] = [name for name in names if name not in _SKIPPED]
@@ -305,4 +334,4 @@ def _stamp(path: Path) -> Iterator[tuple[Path, int]]:
     try:
         yield path, path.stat().st_mtime_ns
     except OSError:
-        return  # removed meanwhile, which is a change of its own
+        return  # it was removed meanwhile, and its absence is a change

@@ -13,7 +13,7 @@ import pytest
 
 from servo.arbiter import daemon
 from servo.arbiter.core import actions
-from servo.arbiter.daemon import Launch
+from servo.arbiter.daemon import StartReport
 
 READY = actions.RecordLifecycleEvent("info", "worker 1 is ready", name="ready")
 FAILED = actions.RecordLifecycleEvent(
@@ -42,11 +42,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start a command whose daemon does what it is given; a daemon may wait for the test's end."""
     reader, writer = os.pipe()
 
-    def wait_for_the_end(_launch: Launch) -> None:
+    def wait_for_the_end(_report: StartReport) -> None:
         os.close(writer)
         os.read(reader, 1)
 
-    def start(story: Callable[[Launch], None] = wait_for_the_end, limit_s: float = 0.0) -> Command:
+    def start(
+        story: Callable[[StartReport], None] = wait_for_the_end, limit_s: float = 0.0
+    ) -> Command:
         path = tmp_path / "stderr"
         pid = os.fork()
         if pid == 0:
@@ -54,9 +56,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 # Whoever runs the tests in the background has it ignored.
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 sys.stderr = path.open("w")
-                launch = Launch()
-                launch.detach(limit_s)
-                story(launch)
+                report = StartReport()
+                report.detach(limit_s)
+                story(report)
             finally:
                 os._exit(77)
         return Command(pid, path)
@@ -67,22 +69,22 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def test_a_worker_is_ready(start: Start, tmp_path: Path) -> None:
-    def story(launch: Launch) -> None:
+    def story(report: StartReport) -> None:
         assert os.getsid(0) != os.getpid(), "it could get a terminal"
         assert os.readlink("/proc/self/fd/2") == "/dev/null"
-        launch.hear(actions.Log("info", "worker 1 is booting"))
-        launch.hear(READY)
-        launch.hear(FAILED)
-        launch.ended(3)
+        report.on_log(actions.Log("info", "worker 1 is booting"))
+        report.on_log(READY)
+        report.on_log(FAILED)
+        report.ended(3)
 
     assert start(story).wait() == (0, "")
 
 
 def test_no_worker_can_boot(start: Start) -> None:
-    def story(launch: Launch) -> None:
-        launch.hear(actions.Log("info", "worker 1 is booting"))
-        launch.hear(FAILED)
-        launch.ended(4, "the last word")
+    def story(report: StartReport) -> None:
+        report.on_log(actions.Log("info", "worker 1 is booting"))
+        report.on_log(FAILED)
+        report.ended(4, "the last word")
 
     code, said = start(story).wait()
     assert code == 4
@@ -92,13 +94,13 @@ def test_no_worker_can_boot(start: Start) -> None:
 
 
 def test_a_long_reason(start: Start) -> None:
-    code, said = start(lambda launch: launch.ended(1, "\u20ac" * 200_000 + "the end")).wait()
+    code, said = start(lambda report: report.ended(1, "\u20ac" * 200_000 + "the end")).wait()
     assert code == 1
     assert said.endswith("the end\n")
 
 
 def test_the_daemon_is_killed(start: Start) -> None:
-    def story(_launch: Launch) -> None:
+    def story(_report: StartReport) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert start(story).wait() == (1, "servo: error: the server has ended:\nit was killed\n")
@@ -107,9 +109,9 @@ def test_the_daemon_is_killed(start: Start) -> None:
 def test_a_child_of_the_daemon_does_not_keep_the_command_waiting(start: Start) -> None:
     reader, writer = os.pipe()
 
-    def story(launch: Launch) -> None:
+    def story(report: StartReport) -> None:
         if os.fork() == 0:
-            launch.close_in_child()
+            report.close_in_child()
             os.close(writer)
             os.read(reader, 1)
 
@@ -131,10 +133,10 @@ def test_an_interrupt_ends_only_the_waiting(start: Start) -> None:
     reader, writer = os.pipe()
     orders, order = os.pipe()
 
-    def story(launch: Launch) -> None:
+    def story(report: StartReport) -> None:
         os.write(writer, b"started")
         os.read(orders, 1)
-        launch.hear(READY)  # to nobody
+        report.on_log(READY)  # to nobody
         os.write(writer, b"alive")
 
     command = start(story)
@@ -154,9 +156,9 @@ def test_an_interrupt_ends_only_the_waiting(start: Start) -> None:
 
 
 def test_who_is_no_daemon_tells_nobody() -> None:
-    launch = Launch()
-    launch.hear(READY)
-    launch.hear(FAILED)
-    launch.ended(1, "why")
-    launch.close_in_child()
-    assert launch._said == []
+    report = StartReport()
+    report.on_log(READY)
+    report.on_log(FAILED)
+    report.ended(1, "why")
+    report.close_in_child()
+    assert report._errors == []

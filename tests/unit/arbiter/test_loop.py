@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from servo.arbiter.loop import Arbiter
-from servo.arbiter.operator.control_service import Control
+from servo.arbiter.operator.control_service import ControlService
 from servo.arbiter.processes import spawn
+from servo.arbiter.start import run_server
 from servo.errors import ConfigError, ServoError
 from servo.ipc import messages as msg
 from servo.ipc.channel import ChannelClosed
+from servo.logs import error_log as log_module
 from servo.settings.config_hooks import Hooks
 from servo.settings.sources import Settings
 from servo.workers.context import WorkerContext
@@ -60,11 +61,13 @@ def serve(
     def main() -> int:
         with log.open("ab") as file:
             os.dup2(file.fileno(), 2)
+        # Another test may have set the log up in the process that this one was forked from.
+        log_module.follow_standard_streams()
         model = ModuleType("servo.workers.worker")
         model.run_worker = worker  # type: ignore[attr-defined]
         sys.modules["servo.workers.worker"] = model
         try:
-            code = Arbiter(settings, reload or (lambda: settings)).run()
+            code = run_server(settings, reload or (lambda: settings))
         except ServoError as error:
             notes.append(str(error))
             code = error.exit_code
@@ -289,7 +292,7 @@ def test_a_stop_interrupts_a_hook_without_a_limit(
         tmp_path, obeys, hooks={"pre_fork": hang_in_the_second}, hook_timeout=0, workers=2
     )
     assert outcome.code == 0
-    assert "it was interrupted, as the server is to stop" in outcome.log
+    assert "it was interrupted because the server is stopping" in outcome.log
 
 
 @pytest.mark.parametrize("ending", [hang, leave, interrupt])
@@ -321,11 +324,11 @@ def test_a_system_call_that_fails_after_the_inbox(
 ) -> None:
     failures = [OSError("on purpose")]
 
-    def settle(_control: Control) -> None:
+    def settle(_control: ControlService) -> None:
         if failures:
             raise failures.pop()
 
-    monkeypatch.setattr(Control, "settle", settle)
+    monkeypatch.setattr(ControlService, "settle", settle)
     outcome = serve(tmp_path, asks_to_stop)
     assert outcome.code == 0
     assert "A system call failed; the arbiter goes on" in outcome.log

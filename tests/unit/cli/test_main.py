@@ -1,4 +1,4 @@
-"""The `servo` command, short of running an arbiter."""
+"""The `servo` command, short of running an server."""
 
 from __future__ import annotations
 
@@ -37,30 +37,27 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-class Arbiter:
-    """What the command gave to the arbiter that it made, and what that does."""
+class Server:
+    """Takes the place of `run_server`: the arguments that the command has called it with."""
 
     def __init__(self) -> None:
         self.settings: Settings
         self.reload_settings: Callable[[], Settings]
         self.outcome: int | Exception = 0
 
-    def __call__(self, settings: Settings, reload_settings: Callable[[], Settings]) -> Arbiter:
+    def __call__(self, settings: Settings, reload_settings: Callable[[], Settings]) -> int:
         self.settings, self.reload_settings = settings, reload_settings
-        return self
-
-    def run(self) -> int:
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
 
 
 @pytest.fixture
-def arbiter(monkeypatch: pytest.MonkeyPatch) -> Arbiter:
-    made = Arbiter()
-    module: Any = ModuleType("servo.arbiter.loop")
-    module.Arbiter = made
-    monkeypatch.setitem(sys.modules, "servo.arbiter.loop", module)
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    made = Server()
+    module: Any = ModuleType("servo.arbiter.start")
+    module.run_server = made
+    monkeypatch.setitem(sys.modules, "servo.arbiter.start", module)
     return made
 
 
@@ -88,27 +85,27 @@ def test_help_has_every_setting_in_its_section(capsys: pytest.CaptureFixture[str
     assert run(capsys, "shop:app", "--wor", "--help")[0] == 2
 
 
-def test_the_arbiter_runs(capsys: pytest.CaptureFixture[str], arbiter: Arbiter) -> None:
-    arbiter.outcome = 3
+def test_the_server_runs(capsys: pytest.CaptureFixture[str], server: Server) -> None:
+    server.outcome = 3
     assert run(capsys, "shop:app", "-w", "2", "-k", "gthread") == (3, "", "")
-    assert arbiter.settings.app == "shop:app"
-    assert arbiter.settings.workers == 2
-    assert arbiter.settings.worker_class == "thread"
+    assert server.settings.app == "shop:app"
+    assert server.settings.workers == 2
+    assert server.settings.worker_class == "thread"
 
 
 @pytest.mark.parametrize(
     ("error", "code"), [(BindError("taken"), 1), (ConfigError("wrong"), 1), (BootError("no"), 3)]
 )
 def test_an_error_of_the_arbiter(
-    capsys: pytest.CaptureFixture[str], arbiter: Arbiter, error: Exception, code: int
+    capsys: pytest.CaptureFixture[str], server: Server, error: Exception, code: int
 ) -> None:
-    arbiter.outcome = error
+    server.outcome = error
     assert run(capsys, "shop:app") == (code, "", f"servo: error: {error}\n")
 
 
 def test_a_reload_reads_everything_again(
     capsys: pytest.CaptureFixture[str],
-    arbiter: Arbiter,
+    server: Server,
     home: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -120,32 +117,30 @@ def test_a_reload_reads_everything_again(
     (home / "elsewhere").mkdir()
     monkeypatch.chdir(home / "elsewhere")
     (home / "sizes.py").write_text("WORKERS = 2 + 1\n")
-    new = arbiter.reload_settings()
-    assert (arbiter.settings.workers, new.workers) == (2, 3)
+    new = server.reload_settings()
+    assert (server.settings.workers, new.workers) == (2, 3)
     assert (new.app, new.bind, new.timeout) == ("shop:app", [":1"], 7)
     assert new.chdir == str(home.resolve())
     (home / "servo.conf.py").write_text("workers = 'many'\n")
     with pytest.raises(ConfigError, match="'many'"):
-        arbiter.reload_settings()
+        server.reload_settings()
     (home / "servo.conf.py").write_text("workers = 5\n")
-    assert arbiter.reload_settings().workers == 5
+    assert server.reload_settings().workers == 5
 
 
 def test_a_reload_without_an_app_is_refused(
-    capsys: pytest.CaptureFixture[str], arbiter: Arbiter, home: Path
+    capsys: pytest.CaptureFixture[str], server: Server, home: Path
 ) -> None:
     (home / "servo.toml").write_text("app = 'shop:app'\n")
     assert run(capsys)[0] == 0
     (home / "servo.toml").write_text("")
     with pytest.raises(ConfigError, match="which app"):
-        arbiter.reload_settings()
+        server.reload_settings()
 
 
-def test_notes_are_the_arbiters_to_log(
-    capsys: pytest.CaptureFixture[str], arbiter: Arbiter
-) -> None:
+def test_notes_are_the_arbiters_to_log(capsys: pytest.CaptureFixture[str], server: Server) -> None:
     assert run(capsys, "shop:app", "--preload") == (0, "", "")
-    ((level, text),) = arbiter.settings.notes
+    ((level, text),) = server.settings.notes
     assert level == "warning"
     assert "preload_app (flag --preload)" in text
 
@@ -234,7 +229,7 @@ def test_check_config_leaves_nothing(capsys: pytest.CaptureFixture[str], home: P
 
 
 def test_relative_paths_start_at_chdir(
-    capsys: pytest.CaptureFixture[str], home: Path, arbiter: Arbiter
+    capsys: pytest.CaptureFixture[str], home: Path, server: Server
 ) -> None:
     (home / "inner").mkdir()
     assert run(capsys, "shop:app", "--chdir", "inner", "--pid", "x/pid")[0] == 0

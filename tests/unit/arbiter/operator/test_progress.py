@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from servo.arbiter.operator.lifecycle_events import LifecycleEvent, Ring
+from servo.arbiter.operator.lifecycle_events import LifecycleEvent
 from servo.arbiter.operator.progress import ReloadProgress, RestartProgress, StopProgress
 
 
@@ -89,27 +89,3 @@ def test_a_stop() -> None:
     step = progress.see(event("exited", slot=1, pid=11))
     assert step is not None
     assert step.note["slot"] == 1
-
-
-def test_a_ring_keeps_the_newest_within_its_bounds() -> None:
-    ring = Ring(100, 1000)
-    for number in range(1000):
-        ring.append({"number": number, "text": "x" * 50})
-    assert [record["number"] for record in ring] == list(range(980, 1000))
-    ring.append({"number": 1000, "text": "x" * 5000})
-    assert [record["number"] for record in ring] == [1000]
-    for number in range(500):
-        ring.append({"number": number, "text": ""})
-    assert len(ring) == 100
-
-
-def test_an_event_as_a_dictionary_says_only_what_there_is() -> None:
-    assert event("scaled", data={"workers": 3, "before": 2}, reason="servoctl").as_dict() == {
-        "name": "scaled",
-        "time": 0.0,
-        "reason": "servoctl",
-        "workers": 3,
-        "before": 2,
-        "text": "scaled happened",
-    }
-    assert event("ready", slot=1, pid=2).as_log_values() == {"name": "ready", "slot": 1, "pid": 2}

@@ -8,20 +8,20 @@ from typing import Any, cast
 import pytest
 
 from servo.arbiter.operator.worker_queries import (
-    LOOK_S,
+    DUMP_POLL_S,
     MESSAGE_S,
     REQUESTS,
     SIGNAL_S,
     STACK,
-    Inquiries,
+    WorkerQueries,
 )
-from servo.arbiter.processes.workers import Children
+from servo.arbiter.processes.workers import WorkerProcesses
 from servo.ipc.messages import Inquiry, Report
 from servo.workers.context import REQUESTS_SIGNAL, STACK_SIGNAL
 
 
 class Workers:
-    """What inquiries use of `Children`."""
+    """The part of `WorkerProcesses` that queries use."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, Inquiry]] = []
@@ -32,33 +32,33 @@ class Workers:
     def send(self, serial: int, message: Inquiry) -> None:
         self.sent.append((serial, message))
 
-    def ask(self, serial: int, signum: int) -> bool:
+    def request_dump(self, serial: int, signum: int) -> bool:
         self.signals.append((serial, signum))
         return self.reachable
 
-    def dumped(self, serial: int) -> str:
+    def read_dump(self, serial: int) -> str:
         return self.dumps.get(serial, "")
 
 
 class House:
     def __init__(self) -> None:
         self.workers = Workers()
-        self.inquiries = Inquiries(cast("Children", self.workers))
+        self.queries = WorkerQueries(cast("WorkerProcesses", self.workers))
         self.now = 100.0
         self.answers: list[dict[str, Any] | None] = []
 
     def ask(
         self, serial: int = 1, what: str = STACK, reads: bool = True, interrupt: bool = True
     ) -> None:
-        self.inquiries.ask(
+        self.queries.ask(
             serial, what, self.now, self.answers.append, reads=reads, interrupt=interrupt
         )
 
     def passes(self, seconds: float) -> None:
         end = self.now + seconds
         while self.now < end:
-            self.now = min(end, max(self.now, self.inquiries.wake_at()))
-            self.inquiries.tick(self.now)
+            self.now = min(end, max(self.now, self.queries.wake_at()))
+            self.queries.tick(self.now)
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def test_a_worker_that_answers_is_not_interrupted(house: House) -> None:
     house.ask()
     ((serial, message),) = house.workers.sent
     answer = {"threads": [{"name": "a", "stack": "b"}], "tasks": [], "left_out": 2}
-    house.inquiries.on_report(serial, Report(message.number, answer))
+    house.queries.on_report(serial, Report(message.number, answer))
     assert house.answers == [answer]
     house.passes(10)
     assert house.workers.signals == []
-    assert house.inquiries.wake_at() == float("inf")
+    assert house.queries.wake_at() == float("inf")
 
 
 def test_one_that_does_not_is_asked_by_a_signal(house: House) -> None:
@@ -82,18 +82,18 @@ def test_one_that_does_not_is_asked_by_a_signal(house: House) -> None:
     house.passes(MESSAGE_S)
     assert house.workers.signals == [(1, STACK_SIGNAL)]
     house.workers.dumps[1] = "Thread 0x1"
-    house.passes(LOOK_S)
+    house.passes(DUMP_POLL_S)
     house.workers.dumps[1] += " (most recent call first):"
-    house.passes(LOOK_S)
+    house.passes(DUMP_POLL_S)
     assert house.answers == []  # it was still being written
-    house.passes(LOOK_S)
+    house.passes(DUMP_POLL_S)
     assert house.answers == [{"text": "Thread 0x1 (most recent call first):"}]
 
 
 def test_requests_come_from_the_dump_as_json(house: House) -> None:
     house.ask(what=REQUESTS)
     house.workers.dumps[1] = json.dumps({"requests": [], "total": 0})
-    house.passes(MESSAGE_S + 3 * LOOK_S)
+    house.passes(MESSAGE_S + 3 * DUMP_POLL_S)
     assert house.workers.signals == [(1, REQUESTS_SIGNAL)]
     assert house.answers == [{"requests": []}]
     house.ask(what=REQUESTS)
@@ -106,14 +106,14 @@ def test_requests_come_from_the_dump_as_json(house: House) -> None:
 def test_one_that_never_answers(house: House, why: str) -> None:
     house.workers.reachable = why != "unreachable"
     house.ask(interrupt=why != "too young")
-    house.passes(MESSAGE_S + SIGNAL_S + LOOK_S)
+    house.passes(MESSAGE_S + SIGNAL_S + DUMP_POLL_S)
     assert house.answers == [None]
     assert bool(house.workers.signals) is (why != "too young")
 
 
 def test_one_that_does_not_read_yet_is_asked_by_a_signal_at_once(house: House) -> None:
     house.ask(reads=False)
-    house.inquiries.tick(house.now)
+    house.queries.tick(house.now)
     assert house.workers.sent == []
     assert house.workers.signals == [(1, STACK_SIGNAL)]
 
@@ -132,21 +132,21 @@ def test_two_questions_to_one_worker_take_turns_with_its_dump_file(house: House)
 def test_a_worker_that_ends_answers_nothing(house: House) -> None:
     house.ask(1)
     house.ask(2)
-    house.inquiries.on_gone(1)
+    house.queries.on_gone(1)
     assert house.answers == [None]
     (_, (_, second)) = house.workers.sent
-    house.inquiries.on_report(1, Report(second.number, {"of": "somebody else"}))
+    house.queries.on_report(1, Report(second.number, {"of": "somebody else"}))
     assert house.answers == [None]
-    house.inquiries.on_report(2, Report(second.number, {"text": "mine"}))
+    house.queries.on_report(2, Report(second.number, {"text": "mine"}))
     assert house.answers == [None, {"text": "mine"}]
 
 
 def test_late_and_unknown_answers_are_nothing(house: House) -> None:
-    house.inquiries.on_report(1, Report(77, {}))
+    house.queries.on_report(1, Report(77, {}))
     house.ask()
     house.passes(5)
     ((serial, message),) = house.workers.sent
-    house.inquiries.on_report(serial, Report(message.number, {}))
+    house.queries.on_report(serial, Report(message.number, {}))
     assert house.answers == [None]
 
 
@@ -156,15 +156,15 @@ def test_what_makes_no_sense_in_an_answer_is_left_out(house: House) -> None:
     bad = [None, 7, {}, {**good, "seconds": float("nan")}, {**good, "target": []}]
     house.ask(what=REQUESTS)
     house.workers.dumps[1] = json.dumps({"requests": [good, *bad], "more": 1})
-    house.passes(MESSAGE_S + 3 * LOOK_S)
+    house.passes(MESSAGE_S + 3 * DUMP_POLL_S)
     for text in ("[1]", '{"requests": 7}', "7", "[" * 100_000):
         house.ask(what=REQUESTS)
         house.workers.dumps[1] = text
-        house.passes(MESSAGE_S + SIGNAL_S + 3 * LOOK_S)
+        house.passes(MESSAGE_S + SIGNAL_S + 3 * DUMP_POLL_S)
     nothing: dict[str, Any] = {"requests": []}
     assert house.answers == [{"requests": [good]}, None, nothing, None, None]
     house.answers.clear()
     house.ask(what=STACK)
     answer = {"slot": 9, "threads": [{"name": 1, "stack": "x"}, None], "tasks": {}, "left_out": "x"}
-    house.inquiries.on_report(1, Report(house.workers.sent[-1][1].number, answer))
+    house.queries.on_report(1, Report(house.workers.sent[-1][1].number, answer))
     assert house.answers == [{"threads": [], "tasks": [], "left_out": 0}]

@@ -6,18 +6,15 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from servo.arbiter.processes import spawn
-from servo.arbiter.processes.guard import _RECORD, Guard, Watched, guard_workers
+from servo.arbiter.processes.guard import _RECORD, Guard, GuardedWorker, guard_workers
 
 LONG_S = 3600.0
-
-
-def nothing() -> None:
-    pass
 
 
 def ends_by(pid: int) -> int:
@@ -60,7 +57,7 @@ def test_an_orphan_is_killed_when_its_grace_is_over(worker, pair) -> None:
     first, second = worker(), worker()
     ours.send(_RECORD.pack(second, 0.0))
     ours.close()
-    guard_workers(theirs, [Watched(first, 0.0)], None)
+    guard_workers(theirs, [GuardedWorker(first, 0.0)], None)
     assert ends_by(first) == ends_by(second) == -signal.SIGKILL
 
 
@@ -69,7 +66,7 @@ def test_it_ends_with_its_last_worker(worker, pair) -> None:
     pid = worker()
     ours.close()
     os.kill(pid, signal.SIGKILL)
-    guard_workers(theirs, [Watched(pid, LONG_S)], None)
+    guard_workers(theirs, [GuardedWorker(pid, LONG_S)], None)
     assert ends_by(pid) == -signal.SIGKILL
 
 
@@ -85,7 +82,7 @@ def test_a_worker_that_is_gone_already_is_none(worker, pair) -> None:
     os.kill(pid, signal.SIGKILL)
     ends_by(pid)
     ours.close()
-    guard_workers(theirs, [Watched(pid, LONG_S)], None)
+    guard_workers(theirs, [GuardedWorker(pid, LONG_S)], None)
 
 
 def test_workers_come_and_go_while_the_arbiter_lives(worker, pair) -> None:
@@ -102,39 +99,47 @@ def test_workers_come_and_go_while_the_arbiter_lives(worker, pair) -> None:
     assert ends_by(guard) == 0
 
 
-def test_the_arbiter_notices_the_guards_end_and_starts_another(worker) -> None:
-    guard = Guard(nothing, None)
-    assert guard.tick([], 100.0)
-    assert not guard.tick([], 100.0)
+def test_the_arbiter_notices_the_guards_end_and_starts_another(worker, loop) -> None:
+    workers: list[GuardedWorker] = []
+    guard = Guard(loop.table, lambda: workers, None)
+    guard.tick(100.0)
+    fd = guard.fileno()
+    assert fd >= 0
+    guard.tick(100.0)
+    assert guard.fileno() == fd
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # it is nobody's child to wait for
-    guard.ended(100.1)
+        os.waitpid(-1, os.WNOHANG)  # it is no child of this process
+    guard.on_ready(select.EPOLLHUP)
     assert guard.fileno() == -1
-    assert not guard.tick([], 100.1)
-    pid = worker()
-    assert guard.tick([Watched(pid, 0.0)], 200.0)
-    guard.close()
-    assert ends_by(pid) == -signal.SIGKILL
+    guard.tick(time.monotonic())
+    assert guard.fileno() == -1
+    workers.append(GuardedWorker(worker(), 0.0))
+    guard.tick(time.monotonic() + 100.0)
+    assert guard.fileno() >= 0
+    guard.stop()
+    assert ends_by(workers[0].pid) == -signal.SIGKILL
+    guard.tick(time.monotonic() + 200.0)
+    assert guard.fileno() == -1
 
 
-def test_a_guard_that_can_not_be_forked_is_tried_again(monkeypatch, caplog) -> None:
+def test_a_guard_that_can_not_be_forked_is_tried_again(monkeypatch, caplog, loop) -> None:
     def refuse(*_args: object) -> int:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    guard = Guard(nothing, None)
+    guard = Guard(loop.table, list, None)
     with monkeypatch.context() as patch:
         patch.setattr(spawn, "fork", refuse)
-        assert not guard.tick([], 100.0)
+        guard.tick(100.0)
+    assert guard.fileno() == -1
     assert "can't be started" in caplog.text
-    guard.watch(Watched(os.getpid(), 0.0))
-    assert guard.tick([], 200.0)
-    guard.close()
+    guard.add(GuardedWorker(os.getpid(), 0.0))
+    guard.tick(200.0)
+    assert guard.fileno() >= 0
+    guard.stop()
 
 
-def test_its_end_is_readable(pair) -> None:
-    guard = Guard(nothing, None)
-    guard.tick([], 100.0)
-    poller = select.poll()
-    poller.register(guard.fileno(), select.POLLIN)
-    assert poller.poll(0) == []
-    guard.close()
+def test_its_end_is_readable(loop) -> None:
+    guard = Guard(loop.table, list, None)
+    guard.tick(100.0)
+    assert loop.epoll.poll(0) == []
+    guard.stop()

@@ -12,8 +12,6 @@ import pytest
 
 from servo.arbiter import signals
 from servo.arbiter.processes import spawn
-from servo.arbiter.processes.config_check import ConfigCheck
-from servo.errors import ConfigError
 
 
 def code_of(pid: int) -> int:
@@ -136,43 +134,3 @@ def test_signals_come_in_order_and_handlers_go_back() -> None:
     finally:
         inbox.close()
     assert signal.getsignal(signal.SIGHUP) is before
-
-
-def read_none() -> object:
-    raise ConfigError("workers: 'many' is not valid (servo.toml:3)")
-
-
-def read_long() -> object:
-    raise ValueError("x" * 200_000)
-
-
-@pytest.mark.parametrize(
-    ("read", "error"),
-    [
-        (lambda: object(), None),
-        (read_none, "workers: 'many' is not valid (servo.toml:3)"),
-        (lambda: leave(3), "it called sys.exit(3)"),
-        (fail, "RuntimeError: on purpose"),
-        (lambda: os._exit(9), "reading it ended the process (exit code 9)"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "ended the process (exit code -9)"),
-        (read_long, "ValueError: xxx"),
-    ],
-)
-def test_configuration_check(read: Callable[[], object], error: str | None) -> None:
-    check = ConfigCheck(2, read, nothing)
-    os.set_blocking(check.fileno(), True)
-    assert check.read() is False
-    result = check.result(code_of(check.pid))
-    check.close()
-    if error is None:
-        assert result is None
-    else:
-        assert result is not None
-        assert error in result
-
-
-def test_a_check_can_be_cancelled() -> None:
-    check = ConfigCheck(2, signal.pause, nothing)
-    check.cancel()
-    assert code_of(check.pid) == -signal.SIGKILL
-    check.close()

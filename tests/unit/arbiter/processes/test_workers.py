@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import pytest
 
-from servo.arbiter.hook_objects import WorkerFacade
-from servo.arbiter.processes.workers import Child, Children
+from servo.arbiter.hook_objects import ArbiterHookWorker
+from servo.arbiter.processes.child_table import ChildTable
+from servo.arbiter.processes.workers import WorkerProcess, WorkerProcesses
 from servo.ipc.channel import Channel
 from servo.ipc.messages import Ready
 from servo.settings.sources import Settings
@@ -33,28 +34,31 @@ class Endless:
 
 
 @pytest.fixture
-def children() -> Iterator[tuple[Children, Child]]:
+def workers() -> Iterator[tuple[WorkerProcesses, WorkerProcess]]:
     board = Scoreboard(1)
     with select.epoll() as epoll:
-        found = Children(board, epoll, lambda _event: None, lambda: None)
-        child = Child(1, 1, 1, SETTINGS, WorkerFacade(1, 1, SETTINGS), None, pid=1000)
-        found._by_serial[1] = child
-        yield found, child
+        found = WorkerProcesses(board, ChildTable(epoll), lambda _event: None, lambda *_: None)
+        hook_worker = ArbiterHookWorker(1, 1, SETTINGS)
+        worker = WorkerProcess(found, 1, 1, 1, SETTINGS, hook_worker, None, pid=1000)
+        found._by_serial[1] = worker
+        yield found, worker
     board.close()
 
 
-def test_the_last_words_of_a_worker_have_an_end(children: tuple[Children, Child]) -> None:
-    all_of_them, child = children
-    child.channel = cast("Channel", Endless())
-    assert all_of_them.read_last_words(1000)
-    assert child.reaped
+def test_the_last_messages_of_a_worker_have_an_end(
+    workers: tuple[WorkerProcesses, WorkerProcess],
+) -> None:
+    _, worker = workers
+    worker.channel = cast("Channel", Endless())
+    worker.on_exit(0)
+    assert worker.reaped
 
 
-def test_a_dump_file_that_fails(children: tuple[Children, Child]) -> None:
-    all_of_them, child = children
-    reader, writer = os.pipe()  # neither ftruncate() nor pread() is for one
+def test_a_dump_file_that_fails(workers: tuple[WorkerProcesses, WorkerProcess]) -> None:
+    processes, worker = workers
+    reader, writer = os.pipe()  # neither ftruncate() nor pread() works on one
     os.close(writer)
-    child.dump_fd = reader
-    assert not all_of_them.ask(1, signal.SIGUSR2)
-    assert all_of_them.dumped(1) == ""
+    worker.dump_fd = reader
+    assert not processes.request_dump(1, signal.SIGUSR2)
+    assert processes.read_dump(1) == ""
     os.close(reader)
