@@ -8,11 +8,11 @@ import os
 import re
 import sys
 import threading
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from log_settings import file_config, log_settings
 
 from servo.errors import ConfigError
 from servo.logs import error_log as error_log_module
@@ -20,7 +20,6 @@ from servo.logs.error_log import (
     JSONFormatter,
     TextFormatter,
     check_logging,
-    reopen_logs,
     safe,
     setup_logging,
 )
@@ -29,20 +28,6 @@ from servo.logs.log_file import LogFile
 pytestmark = pytest.mark.usefixtures("untouched_logging")
 
 STAMP = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4}\]"
-
-
-def settings(**changes: object) -> SimpleNamespace:
-    values = {
-        "errorlog": "-",
-        "accesslog": None,
-        "loglevel": "info",
-        "log_format": "text",
-        "capture_output": False,
-        "logconfig": None,
-        "logconfig_json": None,
-        "logconfig_dict": {},
-    }
-    return SimpleNamespace(**(values | changes))
 
 
 @pytest.fixture
@@ -54,7 +39,7 @@ error_log = logging.getLogger("servo.error")
 
 
 def test_a_line_is_gunicorns(path):
-    setup_logging(settings(errorlog=str(path)))
+    setup_logging(log_settings(errorlog=str(path)))
     error_log.info("Listening at: %s", "http://127.0.0.1:8000")
     error_log.debug("not at this level")
     line = rf"{STAMP} \[{os.getpid()}\] \[INFO\] Listening at: http://127\.0\.0\.1:8000\n"
@@ -62,7 +47,7 @@ def test_a_line_is_gunicorns(path):
 
 
 def test_a_traceback_follows_its_message(path):
-    setup_logging(settings(errorlog=str(path)))
+    setup_logging(log_settings(errorlog=str(path)))
     try:
         raise ValueError("broken")
     except ValueError:
@@ -74,7 +59,7 @@ def test_a_traceback_follows_its_message(path):
 
 
 def test_json_is_one_object_a_line(path):
-    setup_logging(settings(errorlog=str(path), log_format="json"))
+    setup_logging(log_settings(errorlog=str(path), log_format="json"))
     error_log.warning("one\ntwo \u2028 %s", "three")
     try:
         raise ValueError("broken")
@@ -125,19 +110,21 @@ def test_stack_info_is_kept():
 
 @pytest.mark.parametrize("level", ["debug", "INFO", "warning", "error", "critical"])
 def test_levels(level):
-    setup_logging(settings(loglevel=level))
+    setup_logging(log_settings(loglevel=level))
     assert error_log.level == getattr(logging, level.upper())
 
 
 def test_what_can_not_be_set_up_is_an_error_of_the_configuration(tmp_path):
     with pytest.raises(ConfigError, match="loud"):
-        setup_logging(settings(loglevel="loud"))
+        setup_logging(log_settings(loglevel="loud"))
     with pytest.raises(ConfigError, match="missing"):
-        setup_logging(settings(errorlog=str(tmp_path / "missing" / "log")))
+        setup_logging(log_settings(errorlog=str(tmp_path / "missing" / "log")))
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ConfigError, match="missing"):
         setup_logging(
-            settings(errorlog=str(tmp_path / "log"), accesslog=str(tmp_path / "missing" / "log"))
+            log_settings(
+                errorlog=str(tmp_path / "log"), accesslog=str(tmp_path / "missing" / "log")
+            )
         )
     assert len(os.listdir("/proc/self/fd")) == before
     assert error_log_module.crash_fd() == 2
@@ -145,12 +132,12 @@ def test_what_can_not_be_set_up_is_an_error_of_the_configuration(tmp_path):
 
 def test_setting_up_again_changes_the_file_and_keeps_one_handler(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    setup_logging(settings(errorlog=str(one)))
+    setup_logging(log_settings(errorlog=str(one)))
     number = error_log_module.crash_fd()
-    setup_logging(settings(errorlog=str(one), loglevel="debug"))
+    setup_logging(log_settings(errorlog=str(one), loglevel="debug"))
     assert error_log_module.crash_fd() == number
     error_log.debug("first")
-    setup_logging(settings(errorlog=str(two)))
+    setup_logging(log_settings(errorlog=str(two)))
     error_log.info("second")
     assert len(error_log.handlers) == 1
     assert "first" in one.read_text()
@@ -162,7 +149,7 @@ def test_setting_up_again_changes_the_file_and_keeps_one_handler(tmp_path):
 
 def test_reopening_follows_a_rotation_on_the_same_descriptor(tmp_path, path):
     access = tmp_path / "access.log"
-    setup_logging(settings(errorlog=str(path), accesslog=str(access)))
+    setup_logging(log_settings(errorlog=str(path), accesslog=str(access)))
     number = error_log_module.crash_fd()
     error_log.info("before")
     path.rename(tmp_path / "error.1")
@@ -178,7 +165,7 @@ def test_reopening_follows_a_rotation_on_the_same_descriptor(tmp_path, path):
 def test_a_log_that_can_not_be_reopened_says_so_in_the_old_file(tmp_path):
     directory = tmp_path / "logs"
     directory.mkdir()
-    setup_logging(settings(errorlog=str(directory / "log")))
+    setup_logging(log_settings(errorlog=str(directory / "log")))
     directory.rename(tmp_path / "moved")
     error_log_module.reopen_logs()
     assert "The old log stays in use: can't open" in (tmp_path / "moved" / "log").read_text()
@@ -188,7 +175,7 @@ def test_a_users_file_handler_is_reopened_too(tmp_path):
     path = tmp_path / "app.log"
     handler = logging.FileHandler(path)
     logger = logging.getLogger("servo.error")
-    setup_logging(settings(errorlog=str(tmp_path / "error.log")))
+    setup_logging(log_settings(errorlog=str(tmp_path / "error.log")))
     logger.addHandler(handler)
     logger.info("before")
     path.rename(tmp_path / "app.1")
@@ -201,7 +188,7 @@ def test_a_users_file_handler_is_reopened_too(tmp_path):
 def test_capture_output_follows_the_file_through_a_rotation(path):
     pid = os.fork()
     if pid == 0:
-        setup_logging(settings(errorlog=str(path), capture_output=True))
+        setup_logging(log_settings(errorlog=str(path), capture_output=True))
         os.write(1, b"printed\n")
         path.rename(path.with_suffix(".1"))
         error_log_module.reopen_logs()
@@ -215,7 +202,7 @@ def test_capture_output_follows_the_file_through_a_rotation(path):
 def test_the_files_go_to_the_workers_user_now_and_when_reopened(path, monkeypatch):
     calls = []
     monkeypatch.setattr(os, "fchown", lambda _, *ids: calls.append(ids))
-    setup_logging(settings(errorlog=str(path)))
+    setup_logging(log_settings(errorlog=str(path)))
     error_log_module.chown_logs(12, None)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     error_log_module.reopen_logs()
@@ -227,19 +214,19 @@ def test_ownership_that_can_not_be_given_is_warned_of(path, monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "fchown", refuse)
-    setup_logging(settings(errorlog=str(path)))
+    setup_logging(log_settings(errorlog=str(path)))
     error_log_module.chown_logs(12, 34)
     assert "who may be unable to reopen it" in path.read_text()
 
 
 def test_standard_devices_are_the_descriptors_behind_them():
-    setup_logging(settings(errorlog="/dev/stderr", accesslog="/dev/stdout"))
+    setup_logging(log_settings(errorlog="/dev/stderr", accesslog="/dev/stdout"))
     assert error_log_module.crash_fd() == 2
     assert error_log_module.access_file().fd == 1
 
 
 def test_a_record_that_can_not_be_formatted_does_not_raise(path, capsys):
-    setup_logging(settings(errorlog=str(path)))
+    setup_logging(log_settings(errorlog=str(path)))
     error_log.info("%d", "no number")
     error_log.info("still here \udc80")
     assert "TypeError" in capsys.readouterr().err
@@ -250,7 +237,7 @@ def test_a_record_that_can_not_be_formatted_does_not_raise(path, capsys):
 
 
 def test_gunicorns_logger_is_ours(path):
-    setup_logging(settings(errorlog=str(path)))
+    setup_logging(log_settings(errorlog=str(path)))
     assert logging.getLogger("gunicorn.error") is error_log
     assert logging.getLogger("gunicorn.access") is logging.getLogger("servo.access")
     logging.getLogger("gunicorn.error.child").info("from below")
@@ -260,102 +247,9 @@ def test_gunicorns_logger_is_ours(path):
 def test_a_gunicorn_logger_that_an_app_already_holds_reaches_us(path):
     logging.Logger.manager.loggerDict.pop("gunicorn.error", None)
     held = logging.getLogger("gunicorn.error")
-    setup_logging(settings(errorlog=str(path)))
+    setup_logging(log_settings(errorlog=str(path)))
     held.info("from an old friend")
     assert "from an old friend" in path.read_text()
-
-
-def file_config(path, kind="logging.FileHandler"):
-    return {
-        "version": 1,
-        "handlers": {"own": {"class": kind, "filename": str(path)}},
-        "loggers": {"gunicorn.error": {"handlers": ["own"], "level": "INFO"}},
-    }
-
-
-@pytest.mark.parametrize("kind", ["dict", "json", "ini"])
-def test_a_configuration_for_gunicorns_logger_applies_to_ours(tmp_path, path, kind):
-    own = tmp_path / "own.log"
-    if kind == "dict":
-        changes = {"logconfig_dict": file_config(own)}
-    elif kind == "json":
-        (tmp_path / "log.json").write_text(json.dumps(file_config(own)))
-        changes = {"logconfig_json": str(tmp_path / "log.json")}
-    else:
-        (tmp_path / "log.ini").write_text(
-            "[loggers]\nkeys=root,error\n[handlers]\nkeys=own\n[formatters]\nkeys=plain\n"
-            "[logger_root]\nhandlers=\n"
-            "[logger_error]\nhandlers=own\nqualname=gunicorn.error\nlevel=INFO\npropagate=0\n"
-            "[handler_own]\nclass=FileHandler\nargs=('%(here)s/own.log',)\nformatter=plain\n"
-            "[formatter_plain]\nformat=%(levelname)s: %(message)s\n"
-        )
-        changes = {"logconfig": str(tmp_path / "log.ini")}
-    setup_logging(settings(errorlog=str(path), **changes))
-    error_log.info("hello")
-    assert own.read_text() == ("INFO: hello\n" if kind == "ini" else "hello\n")
-    assert path.read_text() == ""
-    assert not error_log_module.access_by_user()
-
-
-def test_a_configuration_that_is_taken_away_leaves_nothing(tmp_path, path):
-    own = tmp_path / "own.log"
-    config = file_config(own)
-    config["loggers"]["gunicorn.access"] = {"handlers": ["own"]}
-    setup_logging(settings(errorlog=str(path), logconfig_dict=config))
-    handlers = error_log.handlers
-    setup_logging(settings(errorlog=str(path)))
-    error_log.info("hello")
-    assert own.read_text() == ""
-    assert "hello" in path.read_text()
-    assert not error_log_module.access_by_user()
-    for handler in handlers:
-        handler.close()
-
-
-def test_our_own_name_wins_over_gunicorns(tmp_path):
-    own = tmp_path / "own.log"
-    config = file_config(own)
-    config["loggers"] = {
-        "servo.error": {"handlers": ["own"], "level": "ERROR"},
-        "gunicorn.error": {"handlers": ["own"], "level": "DEBUG"},
-    }
-    setup_logging(settings(logconfig_dict=config))
-    assert error_log.level == logging.ERROR
-
-
-def test_a_configuration_without_our_loggers_leaves_them_as_they_are(path):
-    config = {"version": 1, "disable_existing_loggers": True, "loggers": {"app": {"level": "INFO"}}}
-    setup_logging(settings(errorlog=str(path), logconfig_dict=config))
-    error_log.info("hello")
-    assert "hello" in path.read_text()
-    assert not error_log.propagate
-
-
-def test_an_access_logger_of_the_users_is_noticed(tmp_path):
-    config = file_config(tmp_path / "own.log")
-    config["loggers"] = {"gunicorn.access": {"handlers": ["own"]}}
-    setup_logging(settings(logconfig_dict=config))
-    assert error_log_module.access_by_user()
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        (
-            {"logconfig": "/missing/log.ini"},
-            r"logconfig /missing/log\.ini can.t be read: No such file",
-        ),
-        ({"logconfig_json": "/missing/log.json"}, "logconfig_json /missing.*No such file"),
-        (
-            {"logconfig_dict": {"version": 1, "handlers": {"h": {"class": "no.such.Handler"}}}},
-            r"logconfig_dict: Unable to configure handler 'h' \(.*",
-        ),
-        ({"logconfig_dict": {"version": 2}}, "logconfig_dict: Unsupported version: 2"),
-    ],
-)
-def test_a_bad_configuration_is_named(changes, reason):
-    with pytest.raises(ConfigError, match=reason):
-        setup_logging(settings(**changes))
 
 
 def test_broken_files_are_named(tmp_path):
@@ -366,21 +260,21 @@ def test_broken_files_are_named(tmp_path):
         {"logconfig_json": str(tmp_path / "log.json")},
     ):
         with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
-            setup_logging(settings(**changes))
+            setup_logging(log_settings(**changes))
 
 
 def test_what_asyncio_logs_is_in_the_error_log(path, monkeypatch):
     monkeypatch.setattr(logging.root, "handlers", [])  # without pytest's own, as in a server
     seen = []
     error_log_module.set_tap(seen.append)
-    setup_logging(settings(errorlog=str(path)))
-    setup_logging(settings(errorlog=str(path)))
+    setup_logging(log_settings(errorlog=str(path)))
+    setup_logging(log_settings(errorlog=str(path)))
     logging.getLogger("asyncio").error("Task exception was never retrieved")
     error_log_module.set_tap(None)
     (line,) = path.read_text().splitlines()
     assert line.endswith("[ERROR] Task exception was never retrieved")
     assert len(seen) == 1
-    setup_logging(settings(errorlog=str(path), loglevel="critical"))
+    setup_logging(log_settings(errorlog=str(path), loglevel="critical"))
     logging.getLogger("asyncio").error("not at this level")
     assert path.read_text().count("\n") == 1
 
@@ -389,14 +283,14 @@ def test_what_asyncio_logs_is_not_there_twice(path, tmp_path):
     own = tmp_path / "own.log"
     config = file_config(own)
     config["root"] = {"handlers": ["own"]}
-    setup_logging(settings(errorlog=str(path), logconfig_dict=config))
+    setup_logging(log_settings(errorlog=str(path), logconfig_dict=config))
     logging.getLogger("asyncio").error("a lost task")
     assert own.read_text() == "a lost task\n"
     assert path.read_text() == ""
 
 
 def test_an_exception_of_a_thread_is_in_the_error_log(path):
-    setup_logging(settings(errorlog=str(path)))
+    setup_logging(log_settings(errorlog=str(path)))
 
     def fail(error):
         raise error
@@ -415,7 +309,7 @@ def test_a_hook_for_threads_that_is_there_stays(path, monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(threading, "excepthook", own)
-    setup_logging(settings(errorlog=str(path)))
+    setup_logging(log_settings(errorlog=str(path)))
     assert threading.excepthook is own
 
 
@@ -425,9 +319,9 @@ def test_a_hook_for_threads_that_is_there_stays(path, monkeypatch):
 @pytest.mark.parametrize("which", ["errorlog", "accesslog"])
 def test_a_trial_finds_what_can_not_be_opened(which):
     with pytest.raises(ConfigError, match=r"log file /nonexist/x: No such file or directory"):
-        check_logging(settings(**{which: "/nonexist/x"}))
-    check_logging(settings(**{which: "-"}))
-    check_logging(settings(**{which: "/dev/stderr"}))
+        check_logging(log_settings(**{which: "/nonexist/x"}))
+    check_logging(log_settings(**{which: "-"}))
+    check_logging(log_settings(**{which: "/dev/stderr"}))
 
 
 def test_a_trial_leaves_every_file_as_it_was(tmp_path, monkeypatch):
@@ -446,17 +340,10 @@ def test_a_trial_leaves_every_file_as_it_was(tmp_path, monkeypatch):
         "loggers": {"shop": {"handlers": ["cut", "late", "watched"]}},
     }  # fmt: skip
     for errorlog in ("old.log", "new.log", "link.log", "pipe"):
-        check_logging(settings(errorlog=str(tmp_path / errorlog), logconfig_dict=config))
+        check_logging(log_settings(errorlog=str(tmp_path / errorlog), logconfig_dict=config))
         logging.getLogger("shop").error("the application is imported")
         error_log.error("not here either")
     assert {entry.name: entry.lstat() for entry in tmp_path.iterdir()} == before
-
-
-def test_a_trial_of_a_configuration():
-    with pytest.raises(ConfigError, match="logconfig_dict: Unsupported version: 2"):
-        check_logging(settings(logconfig_dict={"version": 2}))
-    with pytest.raises(ConfigError, match=r"logconfig_dict: .*/nonexist/own"):
-        check_logging(settings(logconfig_dict=file_config("/nonexist/own")))
 
 
 # --- safe ---------------------------------------------------------------------------------------
@@ -488,7 +375,7 @@ def test_safe_text_is_one_printable_line_without_quotes(text):
 
 def test_stdout_is_not_needed(monkeypatch, path):
     monkeypatch.setattr(sys, "stdout", None)
-    setup_logging(settings(errorlog=str(path)))
+    setup_logging(log_settings(errorlog=str(path)))
     logging.getLogger("servo.error").warning("heard all the same")
     assert "heard all the same" in path.read_text()
 
@@ -502,7 +389,9 @@ def test_a_tap_sees_what_the_log_gets_whatever_the_users_configuration(tmp_path)
     try:
         user = {"version": 1, "loggers": {"gunicorn.error": {"handlers": ["console"]}}}
         for configuration in ({}, user, {}):
-            setup_logging(settings(errorlog=str(tmp_path / "log"), logconfig_dict=configuration))
+            setup_logging(
+                log_settings(errorlog=str(tmp_path / "log"), logconfig_dict=configuration)
+            )
             logging.getLogger("servo.error").info("one %s", "line")
             logging.getLogger("servo.error").debug("not of this level")
     finally:
@@ -529,35 +418,3 @@ def test_an_event_is_a_field_of_its_own_in_json_only():
     record.event = {"name": "ready", "slot": 1}
     assert json.loads(JSONFormatter().format(record))["event"] == {"name": "ready", "slot": 1}
     assert "slot" not in TextFormatter().format(record)
-
-
-def test_files_of_the_users_configuration_follow_no_link_of_others(tmp_path):
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    shared.chmod(0o777)
-    secret = tmp_path / "secret"
-    secret.write_text("keep")
-    path = shared / "own.log"
-    (shared / "link.log").symlink_to(secret)
-    for kind in ("logging.FileHandler", "logging.handlers.RotatingFileHandler"):
-        with pytest.raises(ConfigError, match="symbolic link in a directory that other users"):
-            setup_logging(settings(logconfig_dict=file_config(shared / "link.log", kind)))
-        setup_logging(settings(logconfig_dict=file_config(path, kind)))
-        logging.getLogger("servo.error").warning("one")
-        path.unlink()
-        path.symlink_to(secret)
-        reopen_logs()
-        logging.getLogger("servo.error").warning("two")
-        path.unlink()
-    assert secret.read_text() == "keep"
-
-
-def test_a_file_of_the_users_configuration_that_begins_anew(tmp_path):
-    path = tmp_path / "own.log"
-    path.write_text("old")
-    config = file_config(path)
-    config["handlers"]["own"] |= {"mode": "w", "encoding": "utf-8"}
-    setup_logging(settings(logconfig_dict=config))
-    logging.getLogger("servo.error").warning("é")
-    assert path.read_text("utf-8").endswith("é\n")
-    assert "old" not in path.read_text("utf-8")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from types import SimpleNamespace
 
 import pytest
+from log_settings import log_settings
 
 from servo.errors import ConfigError
-from servo.logs import error_log as error_log_module
 from servo.logs.error_log import check_logging, setup_logging
 from servo.settings.sections.process import SETTINGS, split_form
 
@@ -80,20 +78,6 @@ format=own %(message)s
 """
 
 
-def settings(**changes: object) -> SimpleNamespace:
-    values = {
-        "errorlog": "-",
-        "accesslog": None,
-        "loglevel": "info",
-        "log_format": "text",
-        "capture_output": False,
-        "logconfig": None,
-        "logconfig_json": None,
-        "logconfig_dict": {},
-    }
-    return SimpleNamespace(**(values | changes))
-
-
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -117,9 +101,9 @@ def test_a_file_is_read_as_what_it_is(tmp_path, name, text):
     own = tmp_path / "own.log"
     path = tmp_path / name
     path.write_text(text.replace("OWN", str(own)))
-    check_logging(settings(logconfig=str(path)))
+    check_logging(log_settings(logconfig=str(path)))
     assert not own.exists()
-    setup_logging(settings(errorlog=str(tmp_path / "log.error"), logconfig=str(path)))
+    setup_logging(log_settings(errorlog=str(tmp_path / "log.error"), logconfig=str(path)))
     error_log.info("line")
     assert own.read_text() == "own line\n"
     assert (tmp_path / "log.error").read_text() == ""
@@ -134,7 +118,7 @@ def test_hypercorn_has_the_form_before_the_path(tmp_path, prefix, text):
     setting.check(f"{prefix}log.txt", "here", tmp_path)
     with pytest.raises(ConfigError, match="expected an existing file"):
         setting.check(f"{prefix}other.txt", "here", tmp_path)
-    setup_logging(settings(logconfig=f"{prefix}{path}"))
+    setup_logging(log_settings(logconfig=f"{prefix}{path}"))
     error_log.info("line")
     assert own.read_text() == "own line\n"
 
@@ -184,7 +168,7 @@ def test_what_is_wrong_with_a_file(tmp_path, name, text, says):
     path.write_bytes(data.replace(b"SECRET", SECRET.encode()))
     for use in (check_logging, setup_logging):
         with pytest.raises(ConfigError) as caught:
-            use(settings(logconfig=str(path)))
+            use(log_settings(logconfig=str(path)))
         message = str(caught.value)
         assert message.startswith(f"logconfig {path}{says}")
         assert "\n" not in message
@@ -248,7 +232,7 @@ def test_what_can_not_be_applied_is_named_with_its_line(tmp_path, name, text, sa
     path.write_text(text.replace("OWN", str(tmp_path / "own.log")))
     for use in (check_logging, setup_logging):
         with pytest.raises(ConfigError) as caught:
-            use(settings(logconfig=str(path)))
+            use(log_settings(logconfig=str(path)))
         assert str(caught.value).startswith(f"logconfig {path}{says}")
         assert "\n" not in str(caught.value)
 
@@ -258,83 +242,13 @@ def test_yaml_without_its_library(tmp_path, monkeypatch):
     path = tmp_path / "log.yaml"
     path.write_text(YAML)
     with pytest.raises(ConfigError) as caught:
-        check_logging(settings(logconfig=str(path)))
+        check_logging(log_settings(logconfig=str(path)))
     assert str(caught.value) == f"logconfig {path}: YAML needs PyYAML: pip install PyYAML"
 
 
 def test_a_file_that_can_not_be_opened(tmp_path):
     with pytest.raises(ConfigError, match=rf"logconfig {tmp_path} can't be read: Is a directory"):
-        check_logging(settings(logconfig=str(tmp_path)))
+        check_logging(log_settings(logconfig=str(tmp_path)))
 
 
 # --- uvicorn's ----------------------------------------------------------------------------------
-
-UVICORNS = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {
-        "default": {
-            "()": "uvicorn.logging.DefaultFormatter",
-            "fmt": "%(levelprefix)s %(message)s",
-            "use_colors": None,
-        },
-        "access": {
-            "()": "uvicorn.logging.AccessFormatter",
-            "fmt": '%(levelprefix)s %(client_addr)s - "%(request_line)s" %(status_code)s',
-        },
-    },
-    "handlers": {
-        "default": {"formatter": "default", "class": "logging.FileHandler", "filename": "DEFAULT"},
-        "access": {"formatter": "access", "class": "logging.FileHandler", "filename": "ACCESS"},
-    },
-    "loggers": {
-        "uvicorn": {"handlers": ["default"], "level": "INFO", "propagate": False},
-        "uvicorn.error": {"level": "INFO"},
-        "uvicorn.access": {"handlers": ["access"], "level": "INFO", "propagate": False},
-    },
-}
-
-
-@pytest.mark.parametrize("left_out", [None, "uvicorn.error"])
-def test_uvicorns_own_configuration_works_without_uvicorn(tmp_path, left_out):
-    config = {**UVICORNS, "loggers": {**UVICORNS["loggers"]}}
-    config["loggers"].pop(left_out, None)
-    text = json.dumps(config).replace("DEFAULT", str(tmp_path / "default"))
-    (tmp_path / "log.json").write_text(text.replace("ACCESS", str(tmp_path / "access")))
-    changes = {"errorlog": str(tmp_path / "error"), "logconfig": str(tmp_path / "log.json")}
-    setup_logging(settings(**changes))
-    error_log.info("one %s", "line")
-    logging.getLogger("servo.access").info("a request")
-    assert (tmp_path / "default").read_text() == "INFO: one line\n"
-    assert (tmp_path / "access").read_text() == "INFO: a request\n"
-    assert (tmp_path / "error").read_text() == ""
-    assert error_log_module.access_by_user()
-
-    setup_logging(settings(errorlog=str(tmp_path / "error")))
-    error_log.info("another")
-    assert (tmp_path / "default").read_text() == "INFO: one line\n"
-    assert "another" in (tmp_path / "error").read_text()
-
-
-@pytest.mark.parametrize("disable", [True, False])
-@pytest.mark.parametrize("ours", [{}, {"servo.error": {"level": "INFO"}}, {"servo": {}}])
-def test_no_configuration_disables_our_loggers(tmp_path, disable, ours):
-    apps = logging.getLogger("shop.error")
-    config = {
-        "version": 1,
-        "disable_existing_loggers": disable,
-        "handlers": {"own": {"class": "logging.FileHandler", "filename": str(tmp_path / "own")}},
-        "root": {"level": "INFO", "handlers": ["own"]},
-        "loggers": ours,
-    }
-    (tmp_path / "log.json").write_text(json.dumps(config))
-    try:
-        setup_logging(
-            settings(errorlog=str(tmp_path / "error"), logconfig=str(tmp_path / "log.json"))
-        )
-        error_log.info("a line")
-        assert apps.disabled is disable
-    finally:
-        apps.disabled = False
-    said = (tmp_path / "error").read_text(), (tmp_path / "own").read_text()
-    assert sum("a line" in text for text in said) == 1
