@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Iterator
 
 import pytest
 from prometheus_client.openmetrics.parser import (
@@ -18,7 +16,7 @@ from servo.metrics import families as families_module
 from servo.metrics import procfs
 from servo.metrics.arbiter_facts import Facts
 from servo.metrics.families import ListenerInfo, Reader, families, status, why_not_ready
-from servo.metrics.prometheus import OPENMETRICS, TEXT, Exposition, negotiate
+from servo.metrics.prometheus import OPENMETRICS, TEXT, Exposition
 from servo.shared_memory import row_layout
 from servo.shared_memory.row_layout import count_request, count_response
 from servo.shared_memory.scoreboard import Scoreboard
@@ -142,20 +140,6 @@ def test_every_name_says_what_it_is(table, reader):
         assert not family.name.endswith("_total")
 
 
-@pytest.mark.parametrize(
-    ("accept", "content_type"),
-    [
-        ("", TEXT),
-        ("*/*", TEXT),
-        ("text/plain;version=0.0.4;q=0.5", TEXT),
-        ("application/openmetrics-text;version=1.0.0,text/plain;q=0.3", OPENMETRICS),
-        ("application/openmetrics-text; version=99999\xff", OPENMETRICS),
-    ],
-)
-def test_the_format_is_the_clients_choice(accept, content_type):
-    assert negotiate(accept) == content_type
-
-
 @pytest.mark.parametrize("state", range(len(facts_module.SERVER_STATES)))
 def test_only_a_serving_server_is_ready(table, facts, reader, state):
     facts.publish(state, 1, 2, False)
@@ -225,40 +209,3 @@ def test_drops_never_go_back_when_a_listener_is_closed():
     for value, total in ((3, 3), (5, 5), (1, 5), (2, 6), (0, 6), (4, 10)):
         growing.see(value)
         assert growing.total == total
-
-
-def test_a_scrape_while_rows_are_folded_is_right(table, reader):
-    """Workers count, end and are folded all the time. Totals neither go back nor run ahead."""
-    # Only the arbiter's own thread may read through the arbiter's object. This one reads as another
-    # process does.
-    other = Scoreboard.attach(os.dup(table.fd))
-    done = threading.Event()
-    counted = [0]
-
-    def life() -> Iterator[None]:
-        for serial in range(400):
-            index = table.allocate(serial, 1, 1)
-            row = table.row(index)
-            for _ in range(5):
-                counted[0] += 1
-                count_response(row, "GET", 200)
-            table.release(index)
-            yield
-
-    def run() -> None:
-        for _ in life():
-            continue
-        done.set()
-
-    # The reader falls back on these totals when a thread is held up in the middle of a fold.
-    last = other.totals().requests
-    thread = threading.Thread(target=run)
-    thread.start()
-    while not done.is_set():
-        totals = other.totals()
-        ahead = counted[0]
-        assert last <= totals.requests <= ahead
-        last = totals.requests
-    thread.join()
-    assert other.totals().requests == table.totals().requests == counted[0] == 2000
-    other.close()
