@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import io
 import os
 import re
 import socket
@@ -16,10 +15,8 @@ import pytest
 
 from servo.errors import BindError, ConfigError
 from servo.net import listeners as module
-from servo.net import port_owner
 from servo.net.address import AbstractAddress, FdAddress, TCPAddress, UnixAddress
 from servo.net.listeners import bind_all
-from servo.net.port_owner import describe_port_owner
 
 
 def settings(*bind: str, **changes: object) -> SimpleNamespace:
@@ -202,14 +199,6 @@ def test_no_sibling_without_reuse_port(bind, address):
     (listener,) = bind(address)
     with pytest.raises(BindError, match="SO_REUSEPORT"):
         listener.sibling(16)
-
-
-def test_the_owner_of_a_port_that_nobody_listens_on(bind):
-    (listener,) = bind("127.0.0.1:0")
-    port = listener.address.port
-    assert describe_port_owner(port) == "this process itself"
-    listener.close()
-    assert describe_port_owner(port) == ""
 
 
 # --- Unix sockets -------------------------------------------------------------------------------
@@ -551,13 +540,6 @@ def test_a_directory_that_somebody_has_locked_for_good(tmp_path, monkeypatch, bi
     with pytest.raises(BindError, match="already in use"):
         bind(f"unix:{tmp_path}/app.sock")
     os.close(fd)
-
-
-def test_a_name_of_a_process_is_printable(monkeypatch):
-    monkeypatch.setattr(
-        port_owner, "open", lambda *_, **__: io.StringIO("a\x1b[2J\nb\n"), raising=False
-    )
-    assert port_owner._described(2) == r"process 2 (a\x1b[2J\nb)"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
