@@ -1,0 +1,209 @@
+"""What operators are answered, with the arbiter's own supervisor and no socket."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections import deque
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from servo.arbiter.core import actions, events
+from servo.arbiter.core.policy import Policy
+from servo.arbiter.core.supervisor import Supervisor
+from servo.arbiter.operator.control_service import (
+    ControlService,
+    ControlSocket,
+    check_control_socket,
+)
+from servo.arbiter.operator.lifecycle_events import event_of
+from servo.control import protocol
+from servo.control.server import Caller
+from servo.errors import ConfigError
+from servo.ipc.messages import LogRecords
+from servo.settings.sources import Settings
+from servo.shared_memory.scoreboard import Scoreboard
+
+
+class FakeCaller:
+    """Keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.uid = os.geteuid()
+        self.received: list[dict[str, Any]] = []
+        self.result: dict[str, Any] | None = None
+        self.failure: tuple[str, str] | None = None
+        self.gone = self.following = False
+
+    def note(self, note: dict[str, Any]) -> None:
+        self.received.append(note)
+
+    def notes(self, notes: list[dict[str, Any]]) -> None:
+        self.received += notes
+
+    def done(self, result: dict[str, Any]) -> None:
+        assert self.result is self.failure is None
+        self.result = result
+
+    def fail(self, kind: str, error: str, _details: str = "") -> None:
+        assert self.result is self.failure is None
+        self.failure = (kind, error)
+
+
+class FakeRouter:
+    """Sends to worker 1 alone, which reads nothing if it is told so."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+        self.reads = True
+
+    def by_slot(self) -> dict[int, object]:
+        return {1: object()}
+
+    def send_to_slot(self, message: Any, slot: int, topic: str) -> bool:
+        self.sent.append((message, slot, topic))
+        return slot == 1 and self.reads
+
+    def broadcast(self, message: Any, topic: str) -> int:
+        self.sent.append((message, topic))
+        return 1
+
+
+class Server:
+    """The arbiter as the service sees it, driven by hand."""
+
+    def __init__(self, board: Scoreboard, epoll: select.epoll) -> None:
+        self.settings = Settings({"app": "x:app", "control_socket_disable": True}, {})
+        self.supervisor = Supervisor(Policy(workers=1))
+        self.scoreboard = board
+        self.router = FakeRouter()
+        self.workers = SimpleNamespace(send=lambda *_: None)
+        self.listeners = [SimpleNamespace(name="http://127.0.0.1:8000")]
+        self.inbox: deque[events.Event] = deque()
+        self.now = 1.0
+        self.service = ControlService(cast("Any", self), ControlSocket(self.settings), epoll)
+        self.pids = iter(range(1001, 2000))
+        self.enqueue(events.Started())
+        self.turn()
+
+    def enqueue(self, event: events.Event) -> None:
+        self.inbox.append(event)
+
+    def turn(self) -> None:
+        """Handle the inbox as the loop does."""
+        while self.inbox:
+            for action in self.supervisor.handle(self.inbox.popleft(), self.now):
+                if isinstance(action, actions.Fork):
+                    self.enqueue(events.Forked(action.serial, next(self.pids)))
+                elif isinstance(action, actions.RecordLifecycleEvent):
+                    self.service.on_event(event_of(action, 100.0))
+                elif isinstance(action, actions.CommandAnswered):
+                    self.service.answered(action)
+        self.service.settle()
+
+    def ask(self, command: str, **args: Any) -> FakeCaller:
+        caller = FakeCaller()
+        self.service._handle(cast("Caller", caller), protocol.Request(command, args))
+        self.turn()
+        return caller
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    board = Scoreboard(4)
+    with select.epoll() as epoll:
+        yield Server(board, epoll)
+    board.close()
+
+
+def test_questions_are_answered_at_once(server: Server) -> None:
+    status = server.ask("status").result
+    assert status is not None
+    assert (status["state"], status["app"]) == ("starting", "x:app")
+    assert status["listeners"] == ["http://127.0.0.1:8000"]
+    workers = server.ask("workers").result
+    assert workers is not None
+    assert [(row["slot"], row["pid"]) for row in workers["workers"]] == [(1, 1001)]
+    config = server.ask("config").result
+    assert config is not None
+    assert config["settings"]
+
+
+def test_a_command_is_answered_when_the_supervisor_has_decided(server: Server) -> None:
+    result = server.ask("scale", to="+1").result
+    assert result is not None
+    assert server.supervisor.target == 2
+    refused = server.ask("restart-worker", slot=9, wait=False)
+    assert refused.failure is not None
+    assert refused.failure[0] == protocol.REFUSED
+    assert "9" in refused.failure[1]
+
+
+def test_a_caller_that_waits_for_a_reload_learns_that_it_was_given_up(server: Server) -> None:
+    server.enqueue(events.SignalReceived("SIGTERM"))
+    server.turn()
+    caller = server.ask("reload", wait=True)
+    assert caller.failure is not None
+
+
+def test_a_stop_is_done_once_the_service_closes(server: Server) -> None:
+    caller = server.ask("stop", now=False, wait=True)
+    assert caller.result is None
+    assert caller.failure is None
+    server.service.close()
+    assert caller.result == {}
+
+
+def test_events_are_kept_and_followed(server: Server) -> None:
+    once = server.ask("events", follow=False)
+    assert [event["name"] for event in once.received] == ["spawned"]
+    assert once.result == {}
+    follower = server.ask("events", follow=True)
+    assert follower.following
+    server.ask("scale", to="+1")
+    assert "scaled" in [event["name"] for event in follower.received]
+
+
+def test_log_lines_of_workers_name_them(server: Server) -> None:
+    server.service.on_message(1, LogRecords([(5.0, "warning", "slow")], 3))
+    lines = server.ask("logs", follow=False).received
+    assert lines[0] == {"time": 5.0, "level": "warning", "slot": 1, "pid": 1001, "text": "slow"}
+    assert "3 lines of this worker are missing" in lines[1]["text"]
+
+
+def test_messages_to_applications(server: Server) -> None:
+    assert server.ask("send", slot=0, message='{"a": 1}', topic="t").result == {"workers": 1}
+    assert server.ask("send", slot=1, message="2", topic="").result == {"workers": 1}
+    assert server.router.sent == [({"a": 1}, "t"), (2, 1, "")]
+    unknown = server.ask("send", slot=7, message="2", topic="").failure
+    assert unknown == (protocol.REFUSED, "there is no worker 7; there is 1")
+    server.router.reads = False
+    behind = server.ask("send", slot=1, message="2", topic="").failure
+    assert behind == (protocol.REFUSED, "worker 1 does not read its messages")
+    wrong = server.ask("send", slot=1, message="{", topic="").failure
+    assert wrong is not None
+    assert wrong[0] == protocol.USAGE
+
+
+def test_a_stack_of_a_worker_that_is_not_there(server: Server) -> None:
+    failure = server.ask("stack", slot=4).failure
+    assert failure == (protocol.REFUSED, "there is no worker 4; there is 1")
+
+
+def test_an_error_in_an_answer_does_not_end_the_server(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server.scoreboard, "totals", lambda: 1 // 0)
+    failure = server.ask("status").failure
+    assert failure is not None
+    assert "The control request status failed" in caplog.text
+
+
+def test_a_path_where_no_socket_can_be() -> None:
+    check_control_socket(Settings({"app": "x:app"}, {}))
+    long = Settings({"app": "x:app", "control_socket": "/tmp/" + "x" * 200}, {})
+    with pytest.raises(ConfigError, match="control_socket: "):
+        check_control_socket(long)
