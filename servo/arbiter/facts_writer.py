@@ -41,11 +41,11 @@ class FactsWriter:
 
     def renew(self) -> None:
         """Write everything anew, once a second: a worker may have written over it."""
-        self.facts.renew()
+        self.facts.republish()
 
     def count(self, event: RecordLifecycleEvent) -> None:
         """Count a lifecycle event."""
-        self.facts.happened(event.name, event.reason)
+        self.facts.count_event(event.name, event.reason)
 
     def close_in_child(self) -> None:
         """Stop counting the log's entries: a child's are not the arbiter's."""

@@ -39,7 +39,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _DROPS = 8  # SK_MEMINFO_DROPS, an index into 32-bit words
 
 # An answer ends with NLMSG_DONE. This bound ends the loop if that never came.
-_MOST_READS = 1000
+_MAX_READS = 1000
 
 
 class Queue(NamedTuple):
@@ -139,7 +139,7 @@ def _dump(request: bytes) -> Iterator[bytes]:
         netlink.settimeout(1.0)
         size = _HEADER.size + len(request)
         netlink.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_DUMP_REQUEST, 1, 0) + request)
-        for _ in range(_MOST_READS):
+        for _ in range(_MAX_READS):
             data = netlink.recv(65536)
             while len(data) >= _HEADER.size:
                 length, kind, *_ = _HEADER.unpack_from(data)

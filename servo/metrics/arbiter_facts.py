@@ -31,14 +31,14 @@ _RELOADING = 6
 _RELOADS_STARTED = 7
 _RELOADS_FINISHED = 8
 _RELOADS_ROLLED_BACK = 9
-_RELOADED_NS = 10  # the end of the last reload, nanoseconds since the epoch; 0 without a reload
-_RELOADED_WELL = 11  # 1 unless the last reload was rolled back
+_LAST_RELOAD_NS = 10  # the end of the last reload, nanoseconds since the epoch; 0 without a reload
+_LAST_RELOAD_SUCCEEDED = 11  # 1 unless the last reload was rolled back
 _SPAWNED = 12
 LOG_0 = 16  # entries of the arbiter's error log, one word for each of LOG_LEVELS
 _EXITS_0 = 32  # ended workers, one word for each exit reason
-_MOST_REASONS = 96
-# The checksum covers the words that only `happened` changes, not those of each turn.
-_CHECKSUM = _EXITS_0 + _MOST_REASONS
+_MAX_REASONS = 96
+# The checksum covers the words that only `count_event` changes, not those of each turn.
+_CHECKSUM = _EXITS_0 + _MAX_REASONS
 _COUNTED = (*range(_RELOADS_STARTED, _SPAWNED + 1), *range(_EXITS_0, _CHECKSUM))
 
 # The server's state. PAUSED: SIGWINCH has drained all workers. LEAVING: the server was told to
@@ -51,7 +51,7 @@ class ServerFacts(NamedTuple):
     """The arbiter's state and counters as a reader sees them.
 
     pid                  of the arbiter
-    beat_age_s           seconds since the last turn of the arbiter's loop
+    heartbeat_age_s           seconds since the last turn of the arbiter's loop
     started_at           when the server started, seconds since the epoch
     generation           of the release that serves: 1, and one more with each reload
     target               how many workers there should be
@@ -60,15 +60,15 @@ class ServerFacts(NamedTuple):
     reloads_started      number of reloads that began
     reloads_finished     ... that succeeded
     reloads_rolled_back  ... that did not
-    reloaded_at          when the last reload ended, seconds since the epoch; 0 without a reload
-    reloaded_well        whether the last reload succeeded
+    last_reload_at          when the last reload ended, seconds since the epoch; 0 without a reload
+    last_reload_succeeded        whether the last reload succeeded
     spawned              number of workers ever forked
     exits                number of ended workers, by exit reason
     log                  entries of the arbiter's error log, by level
     """
 
     pid: int
-    beat_age_s: float
+    heartbeat_age_s: float
     started_at: float
     generation: int
     target: int
@@ -77,8 +77,8 @@ class ServerFacts(NamedTuple):
     reloads_started: int
     reloads_finished: int
     reloads_rolled_back: int
-    reloaded_at: float
-    reloaded_well: bool
+    last_reload_at: float
+    last_reload_succeeded: bool
     spawned: int
     exits: dict[str, int]
     log: tuple[int, ...]
@@ -92,7 +92,7 @@ class Facts:
     """
 
     def __init__(self, words: memoryview, reasons: Sequence[str]) -> None:
-        assert len(reasons) <= _MOST_REASONS
+        assert len(reasons) <= _MAX_REASONS
         self.words = words
         self._own = [0] * len(words)  # in the arbiter: the true words
         self._last = [0] * len(words)  # in a reader: the last words with a correct checksum
@@ -109,7 +109,7 @@ class Facts:
         own[_PID] = pid
         own[_STARTED_NS] = time.time_ns()
         own[_BEAT_NS] = time.monotonic_ns()
-        self.renew()
+        self.republish()
 
     def publish(self, state: int, generation: int, target: int, reloading: bool) -> None:
         """Publish the state after a turn of the arbiter's loop.
@@ -126,7 +126,7 @@ class Facts:
         words[_TARGET] = own[_TARGET] = target
         words[_RELOADING] = own[_RELOADING] = reloading
 
-    def happened(self, name: str, reason: str = "") -> None:
+    def count_event(self, name: str, reason: str = "") -> None:
         """Count a lifecycle event.
 
         name    of the event, as `servoctl events` shows it
@@ -142,13 +142,13 @@ class Facts:
         elif name in ("reload_finished", "reload_rolled_back"):
             well = name == "reload_finished"
             words[_RELOADS_FINISHED if well else _RELOADS_ROLLED_BACK] += 1
-            words[_RELOADED_NS] = time.time_ns()
-            words[_RELOADED_WELL] = well
+            words[_LAST_RELOAD_NS] = time.time_ns()
+            words[_LAST_RELOAD_SUCCEEDED] = well
         else:
             return
-        self.renew()
+        self.republish()
 
-    def renew(self) -> None:
+    def republish(self) -> None:
         """Write all words again, except those that the log's counter writes itself.
 
         Also called once a second, in case a faulty worker has overwritten them.
@@ -173,7 +173,7 @@ class Facts:
             words = self._last
         return ServerFacts(
             pid=words[_PID],
-            beat_age_s=max(time.monotonic_ns() - words[_BEAT_NS], 0) / 1e9,
+            heartbeat_age_s=max(time.monotonic_ns() - words[_BEAT_NS], 0) / 1e9,
             started_at=words[_STARTED_NS] / 1e9,
             generation=words[_GENERATION],
             target=words[_TARGET],
@@ -182,8 +182,8 @@ class Facts:
             reloads_started=words[_RELOADS_STARTED],
             reloads_finished=words[_RELOADS_FINISHED],
             reloads_rolled_back=words[_RELOADS_ROLLED_BACK],
-            reloaded_at=words[_RELOADED_NS] / 1e9,
-            reloaded_well=bool(words[_RELOADED_WELL]),
+            last_reload_at=words[_LAST_RELOAD_NS] / 1e9,
+            last_reload_succeeded=bool(words[_LAST_RELOAD_SUCCEEDED]),
             spawned=words[_SPAWNED],
             exits={reason: words[word] for reason, word in self._reasons.items()},
             log=tuple(words[LOG_0 : LOG_0 + len(LOG_LEVELS)]),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from servo.metrics.families import ARBITER_SILENT_S, status, why_not_ready
-from servo.metrics.http_server import Answer, SmallServer
+from servo.metrics.http_server import Answer, MetricsHTTPServer
 
 if TYPE_CHECKING:
     import socket
@@ -64,7 +64,7 @@ class ExporterSetup:
 def export(setup: ExporterSetup) -> int:
     """Serve until the arbiter says to end, or dies. Returns the exit code."""
     pages = Pages(setup.reader, setup.directory) if setup.listeners else None
-    server = SmallServer(setup.listeners, pages.answer if pages is not None else _nothing)
+    server = MetricsHTTPServer(setup.listeners, pages.answer if pages is not None else _not_found)
     ended: list[bool] = []
     server.call_when_readable(setup.end_fd, lambda: ended.append(True))
     if hasattr(os, "pidfd_open"):
@@ -82,10 +82,10 @@ def export(setup: ExporterSetup) -> int:
             if pages is not None:
                 pages.tick()
             if setup.statsd is not None:
-                setup.statsd.look(setup.reader)
+                setup.statsd.send_changes(setup.reader)
     if setup.statsd is not None:
         # Send what was counted since the last tick.
-        setup.statsd.look(setup.reader)
+        setup.statsd.send_changes(setup.reader)
         setup.statsd.close()
     server.close()
     return 0
@@ -168,7 +168,7 @@ class Pages:
         return self._fresh("status", render)
 
     def _live(self, _request: Request) -> Answer:
-        age = self._reader.facts.read().beat_age_s
+        age = self._reader.facts.read().heartbeat_age_s
         if age < ARBITER_SILENT_S:
             return Answer(200, _TEXT, b"live\n")
         return Answer(503, _TEXT, b"the arbiter has been silent for %.0f s\n" % age)
@@ -195,5 +195,5 @@ def _pids_of_files(directory: str | None) -> set[int]:
     }
 
 
-def _nothing(_request: Request) -> Answer:
+def _not_found(_request: Request) -> Answer:
     return Answer(404, _TEXT, b"")

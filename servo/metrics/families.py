@@ -124,7 +124,7 @@ class Snapshot:
     @property
     def live(self) -> bool:
         """Whether the arbiter's loop turns."""
-        return self.facts.beat_age_s < ARBITER_SILENT_S
+        return self.facts.heartbeat_age_s < ARBITER_SILENT_S
 
     @property
     def not_ready(self) -> str:
@@ -136,8 +136,8 @@ def why_not_ready(facts: ServerFacts, rows: Iterable[RowSnapshot]) -> str:
     """Why a balancer should send no requests; "" if it should."""
     if facts.state != "serving":
         return f"the server is {facts.state}"
-    if facts.beat_age_s >= ARBITER_SILENT_S:
-        return f"the arbiter has been silent for {facts.beat_age_s:.0f} s"
+    if facts.heartbeat_age_s >= ARBITER_SILENT_S:
+        return f"the arbiter has been silent for {facts.heartbeat_age_s:.0f} s"
     if not any(row.state == "ready" for row in rows):
         return "no worker is ready"
     return ""
@@ -164,8 +164,8 @@ class Reader:
         self.listeners = listeners
         self._clock = clock
         self._processes = Processes(None, {})
-        self._look_again_at = 0.0
-        self._drops = _Growing()
+        self._next_read_at = 0.0
+        self._drops = _IncreaseSum()
         self._totals: Totals | None = None
 
     def read(self, *, processes: bool = True, queues: bool = True) -> Snapshot:
@@ -178,14 +178,14 @@ class Reader:
         found: list[Queue | None] = [None] * len(self.listeners)
         if queues:
             found = accept_queue.queues([listener.address for listener in self.listeners])
-            told = [queue.drops or 0 for queue in found if queue is not None]
-            if told:
-                self._drops.see(sum(told))
+            dropped = [queue.drops or 0 for queue in found if queue is not None]
+            if dropped:
+                self._drops.update(sum(dropped))
         return Snapshot(
             facts=facts,
-            totals=self._growing(self.scoreboard.totals()),
+            totals=self._plausible_totals(self.scoreboard.totals()),
             rows=self.scoreboard.snapshot(),
-            processes=self._look_at_processes(facts.pid) if processes else self._processes,
+            processes=self._read_processes(facts.pid) if processes else self._processes,
             listeners=self.listeners,
             queues=found,
             drops=self._drops.total,
@@ -193,7 +193,7 @@ class Reader:
             now_ns=now_ns(),
         )
 
-    def _growing(self, totals: Totals) -> Totals:
+    def _plausible_totals(self, totals: Totals) -> Totals:
         """The totals without counters that go back or jump.
 
         That happens when a worker is just writing two words that belong together, and when
@@ -201,31 +201,31 @@ class Reader:
         """
         if self._totals is not None:
             now, before = totals._asdict(), self._totals._asdict()
-            grown = {name: _grown(now[name], before[name]) for name in _COUNTED}
+            grown = {name: _plausible_growth(now[name], before[name]) for name in _COUNTED}
             totals = totals._replace(**grown)
         self._totals = totals
         return totals
 
-    def _look_at_processes(self, arbiter: int) -> Processes:
+    def _read_processes(self, arbiter: int) -> Processes:
         now = self._clock()
-        if now >= self._look_again_at:
+        if now >= self._next_read_at:
             before = self._processes.cpu
-            cpu = procfs.cpu_of_family(arbiter)
+            cpu = procfs.cpu_with_children(arbiter)
             if cpu is not None and before is not None:
                 # Children come and go while they are counted, so the sum may be too small.
                 cpu = procfs.CPU(max(cpu.user, before.user), max(cpu.system, before.system))
-            found = ((pid, procfs.memory_of(pid)) for pid in _family(arbiter))
+            found = ((pid, procfs.memory_of(pid)) for pid in _arbiter_and_children(arbiter))
             memory = {pid: size for pid, size in found if size is not None}
             self._processes = Processes(cpu or before, memory)
             took = self._clock() - now
-            self._look_again_at = now + max(PROCESS_AGE_S, _PROCESS_SHARE * took)
+            self._next_read_at = now + max(PROCESS_AGE_S, _PROCESS_SHARE * took)
         return self._processes
 
 
-def _grown(now: Any, before: Any) -> Any:
+def _plausible_growth(now: Any, before: Any) -> Any:
     """The new value of a counter (or a tuple of them), or the old one if the new can't be true."""
     if isinstance(now, tuple):
-        return tuple(map(_grown, now, before))
+        return tuple(map(_plausible_growth, now, before))
     return now if 0 <= now - before < MOST_GROWTH else before
 
 
@@ -256,8 +256,8 @@ def status(seen: Snapshot) -> dict[str, Any]:
             "started": facts.reloads_started,
             "finished": facts.reloads_finished,
             "rolled_back": facts.reloads_rolled_back,
-            "last_ended_at": round(facts.reloaded_at, 3) or None,
-            "last_finished": facts.reloaded_well if facts.reloaded_at else None,
+            "last_ended_at": round(facts.last_reload_at, 3) or None,
+            "last_finished": facts.last_reload_succeeded if facts.last_reload_at else None,
         },
         "exits": {reason: count for reason, count in facts.exits.items() if count},
         "requests": {
@@ -329,14 +329,14 @@ def _server(seen: Snapshot) -> Iterator[Family]:
         ("outcome",),
         [(("finished",), facts.reloads_finished), (("rolled_back",), facts.reloads_rolled_back)],
     )
-    if facts.reloaded_at:
+    if facts.last_reload_at:
         yield _gauge(
-            "servo_last_reload_time_seconds", "When the last reload ended.", facts.reloaded_at
+            "servo_last_reload_time_seconds", "When the last reload ended.", facts.last_reload_at
         )
         yield _gauge(
             "servo_last_reload_success",
             "1 if the last reload was not rolled back.",
-            facts.reloaded_well,
+            facts.last_reload_succeeded,
         )
     entries = map(sum, zip(facts.log, seen.totals.log, strict=True))
     yield Family(
@@ -510,20 +510,20 @@ def _queues(seen: Snapshot) -> Iterator[Family]:
 # --- parts --------------------------------------------------------------------------------------
 
 
-class _Growing:
+class _IncreaseSum:
     """Makes a counter of a count that falls when a socket is closed: adds up its increases."""
 
     def __init__(self) -> None:
         self.total = 0
         self._last = 0
 
-    def see(self, value: int) -> None:
+    def update(self, value: int) -> None:
         """Note that the count is `value` now."""
         self.total += max(value - self._last, 0)
         self._last = value
 
 
-def _family(arbiter: int) -> list[int]:
+def _arbiter_and_children(arbiter: int) -> list[int]:
     return [arbiter, *procfs.children_of(arbiter)]
 
 

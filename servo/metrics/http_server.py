@@ -36,7 +36,7 @@ SEND_S = 20.0  # for a client to read a whole answer
 IDLE_S = 75.0  # between two requests: Prometheus usually scrapes at least once a minute
 LINGER_S = 2.0  # for a client to close after the last answer
 # A client that pipelines more requests than this is not a scraper, and is dropped.
-_PIPELINED = 16
+_MAX_PIPELINED = 16
 _READ_SIZE = 16384
 _ACCEPT_AT_ONCE = 16
 
@@ -50,7 +50,7 @@ class Answer:
     body: bytes
 
 
-class SmallServer:
+class MetricsHTTPServer:
     """Serves HTTP on listening sockets. Its owner calls `turn` in a loop.
 
     listeners  the sockets, non-blocking
@@ -175,7 +175,7 @@ class SmallServer:
         answered = 0
         while event is not None:
             client.in_head = False
-            if answered >= _PIPELINED:
+            if answered >= _MAX_PIPELINED:
                 self._drop(client)
                 return
             answered += 1

@@ -68,7 +68,7 @@ def cpu_of(pid: int) -> CPU | None:
     return CPU((user + user_below) / _TICKS_S, (system + system_below) / _TICKS_S)
 
 
-def cpu_of_family(pid: int) -> CPU | None:
+def cpu_with_children(pid: int) -> CPU | None:
     """The CPU time of a process and all its children, ended ones included.
 
     When a child is reaped, the kernel adds its time to the parent's. A child that is reaped while
@@ -77,7 +77,7 @@ def cpu_of_family(pid: int) -> CPU | None:
     """
     total = None
     for _ in range(_ATTEMPTS):
-        before = _below(pid)
+        before = _children_cpu(pid)
         own = cpu_of(pid)
         if own is None:
             return total
@@ -88,12 +88,12 @@ def cpu_of_family(pid: int) -> CPU | None:
                 user += used.user
                 system += used.system
         total = CPU(user, system)
-        if _below(pid) == before:
+        if _children_cpu(pid) == before:
             break
     return total
 
 
-def _below(pid: int) -> list[str]:
+def _children_cpu(pid: int) -> list[str]:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]
     except OSError:

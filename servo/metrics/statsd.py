@@ -82,7 +82,9 @@ def durations(grown: list[int], sum_us: int) -> Iterator[str]:
     the bucket's bounds, and all values are scaled so that their sum is the true one, or nearly.
     """
     lows = (0.0, *LATENCY_BOUNDS_S)
-    values = [_typical_ms(low, high) for low, high in zip(lows, LATENCY_BOUNDS_S, strict=False)]
+    values = [
+        _bucket_value_ms(low, high) for low, high in zip(lows, LATENCY_BOUNDS_S, strict=False)
+    ]
     guessed = sum(count * value for count, value in zip(grown, values, strict=True))
     factor = sum_us / 1000 / guessed if guessed else 1.0
     for count, value, low, high in zip(grown, values, lows, LATENCY_BOUNDS_S, strict=False):
@@ -138,10 +140,10 @@ class StatsdClient:
         self._clock = clock
         self._socket: socket.socket | None = None
         self._retry_at = -math.inf
-        self._in_trouble = False
+        self._is_failing = False
         self._before: Counts | None = None
 
-    def look(self, reader: Reader) -> None:
+    def send_changes(self, reader: Reader) -> None:
         """Send the differences since the last call. The first call sends only the gauges.
 
         reader  takes the snapshot
@@ -164,14 +166,14 @@ class StatsdClient:
         except OSError as error:
             # Nothing listens there now (UDP reports that for the datagram before), or the receive
             # queue is full. Neither needs a new socket.
-            self._trouble(error)
+            self._report_failure(error)
             if not isinstance(error, (BlockingIOError, ConnectionRefusedError)):
                 self.close()
         else:
-            self._in_trouble = False
+            self._is_failing = False
 
     def close(self) -> None:
-        """Close the socket. The next `look` opens a new one."""
+        """Close the socket. The next `send_changes` opens a new one."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -181,15 +183,15 @@ class StatsdClient:
             try:
                 self._socket = _connect(self._address)
             except OSError as error:
-                self._trouble(error)
+                self._report_failure(error)
                 # Trying a Unix socket costs nothing; looking up a host name may take seconds.
                 wait = 0.0 if isinstance(self._address, str) else RETRY_S
                 self._retry_at = self._clock() + wait
         return self._socket
 
-    def _trouble(self, error: OSError) -> None:
-        if not self._in_trouble:
-            self._in_trouble = True
+    def _report_failure(self, error: OSError) -> None:
+        if not self._is_failing:
+            self._is_failing = True
             log.warning("Can't send metrics to statsd at %s: %s", self._name, error)
 
 
@@ -210,7 +212,7 @@ def _connect(address: str | tuple[str, int]) -> socket.socket:
     return sock
 
 
-def _typical_ms(low: float, high: float) -> float:
+def _bucket_value_ms(low: float, high: float) -> float:
     if not low:
         return high * 500
     return low * 1414 if math.isinf(high) else math.sqrt(low * high) * 1000

@@ -18,7 +18,6 @@ from servo.ipc.channel import (
     SharedChannel,
     channel_pair,
 )
-from servo.ipc.drops import SAY_EVERY_S, Drops
 from servo.ipc.messages import (
     FAILURE,
     PLAIN,
@@ -162,18 +161,6 @@ def test_threads_share_a_channel() -> None:
     with pytest.raises(ChannelClosed):
         shared.send(Ready())
     shared.close()
-
-
-def test_drops_are_counted_one_by_one_and_said_from_time_to_time() -> None:
-    drops = Drops()
-    assert drops.due(0.0) == 0
-    assert drops.note(100.0) == 1
-    assert [drops.note(100.0 + SAY_EVERY_S * n / 10) for n in range(1, 5)] == [0] * 4
-    assert drops.due(100.0 + SAY_EVERY_S * 0.99) == 0
-    assert drops.due(100.0 + SAY_EVERY_S) == 4
-    assert drops.due(1000.0) == 0
-    assert drops.note(1000.0, 7) == 7
-    assert drops.total == 12
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_another_process_reads_what_was_written(table):
     seen = Facts(other.arbiter_words, REASONS).read()
     assert (seen.pid, seen.state, seen.generation, seen.target) == (4711, "serving", 3, 8)
     assert seen.reloading
-    assert 0 <= seen.beat_age_s < 60
+    assert 0 <= seen.heartbeat_age_s < 60
     assert seen.started_at > 1.7e9
     other.close()
 
@@ -37,7 +37,7 @@ def test_another_process_reads_what_was_written(table):
 def test_lifecycle_events_are_counted(table):
     mine = Facts(table.arbiter_words, REASONS)
     mine.begin(1)
-    assert mine.read().reloaded_at == 0
+    assert mine.read().last_reload_at == 0
     for name, reason in [
         ("spawned", ""),
         ("spawned", ""),
@@ -53,20 +53,20 @@ def test_lifecycle_events_are_counted(table):
         ("scaled", "SIGTTIN"),
         ("stopping", "SIGTERM"),
     ]:
-        mine.happened(name, reason)
+        mine.count_event(name, reason)
     seen = mine.read()
     assert seen.spawned == 2
     assert seen.exits == {"asked": 0, "replaced": 1, "crashed": 2}
     assert (seen.reloads_started, seen.reloads_finished, seen.reloads_rolled_back) == (2, 1, 1)
-    assert seen.reloaded_at > 1.7e9
-    assert not seen.reloaded_well
+    assert seen.last_reload_at > 1.7e9
+    assert not seen.last_reload_succeeded
 
 
 def test_the_words_of_the_arbiter_and_the_counters_base_are_apart(table):
     mine = Facts(table.arbiter_words, REASONS)
     mine.begin(1)
     mine.publish(arbiter_facts.STOPPING, 1, 2, False)
-    mine.happened("exited", "crashed")
+    mine.count_event("exited", "crashed")
     before = mine.read()
     index = table.allocate(1, 1, 1)
     row = table.row(index)
@@ -75,10 +75,10 @@ def test_the_words_of_the_arbiter_and_the_counters_base_are_apart(table):
     table.release(index)
     for status in (200, 599):
         count_response(table.row(table.allocate(2, 1, 1)), "GET", status)
-    assert mine.read()._replace(beat_age_s=0) == before._replace(beat_age_s=0)
+    assert mine.read()._replace(heartbeat_age_s=0) == before._replace(heartbeat_age_s=0)
 
 
 def test_there_is_room_for_every_reason_and_log_level():
-    last = arbiter_facts._EXITS_0 + arbiter_facts._MOST_REASONS
+    last = arbiter_facts._EXITS_0 + arbiter_facts._MAX_REASONS
     assert arbiter_facts.LOG_0 + 4 <= arbiter_facts._EXITS_0
     assert last <= len(Scoreboard(1).arbiter_words)

@@ -106,7 +106,7 @@ def test_workers_and_the_arbiters_own_facts(table, facts, reader):
     worker(table, 2, row_layout.STATE_BOOTING)
     facts.publish(facts_module.SERVING, 7, 3, True)
     for event in [("spawned",), ("exited", "crashed"), ("reload_finished",)]:
-        facts.happened(*event)
+        facts.count_event(*event)
     found = scrape(reader)
     states = {
         dict(labels)["state"]: value
@@ -153,7 +153,7 @@ def test_a_silent_arbiter_is_neither_live_nor_ready(table, facts, reader):
     worker(table)
     seen = reader.read()
     assert seen.live
-    silent = seen.facts._replace(beat_age_s=families_module.ARBITER_SILENT_S)
+    silent = seen.facts._replace(heartbeat_age_s=families_module.ARBITER_SILENT_S)
     assert "10 s" in why_not_ready(silent, seen.rows)
 
 
@@ -176,7 +176,7 @@ def test_cpu_time_never_goes_back(table, facts, monkeypatch):
     now = [0.0]
     reader = Reader(table, facts, [], clock=lambda: now[0])
     told = iter([procfs.CPU(5, 1), procfs.CPU(4, 2), None, procfs.CPU(6, 2)])
-    monkeypatch.setattr(procfs, "cpu_of_family", lambda _pid: next(told))
+    monkeypatch.setattr(procfs, "cpu_with_children", lambda _pid: next(told))
     seen = []
     for _ in range(4):
         seen.append(reader.read().processes.cpu)
@@ -195,7 +195,7 @@ def test_processes_are_looked_at_for_a_tenth_of_the_time_at_most(table, facts, m
         looks.append(now[0])
         now[0] += 2.0
 
-    monkeypatch.setattr(procfs, "cpu_of_family", slow)
+    monkeypatch.setattr(procfs, "cpu_with_children", slow)
     monkeypatch.setattr(procfs, "children_of", lambda _pid: [])
     for _ in range(50):
         reader.read()
@@ -205,7 +205,7 @@ def test_processes_are_looked_at_for_a_tenth_of_the_time_at_most(table, facts, m
 
 
 def test_drops_never_go_back_when_a_listener_is_closed():
-    growing = families_module._Growing()
+    growing = families_module._IncreaseSum()
     for value, total in ((3, 3), (5, 5), (1, 5), (2, 6), (0, 6), (4, 10)):
-        growing.see(value)
+        growing.update(value)
         assert growing.total == total

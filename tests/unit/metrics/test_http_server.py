@@ -12,7 +12,7 @@ import pytest
 from servo.accept_errors import MOST_LOST
 from servo.http.events import Request
 from servo.metrics import http_server
-from servo.metrics.http_server import MAX_CLIENTS, Answer, SmallServer
+from servo.metrics.http_server import MAX_CLIENTS, Answer, MetricsHTTPServer
 
 
 class Clock:
@@ -24,14 +24,14 @@ class Clock:
 
 
 class World:
-    """A SmallServer that answers with its targets; `turns` until there is nothing to do."""
+    """A MetricsHTTPServer that answers with its targets; `turns` until there is nothing to do."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.clock = Clock()
         self.body = b""
-        self.server = SmallServer([self.listener], self.answer, self.clock)
+        self.server = MetricsHTTPServer([self.listener], self.answer, self.clock)
         self.opened: list[socket.socket] = []
 
     def answer(self, request: Request) -> Answer:
@@ -170,7 +170,7 @@ def test_an_endless_pipeline_is_cut(world):
     with contextlib.suppress(ConnectionResetError):
         while data := client.recv(65536):
             got += data
-    assert 0 < got.count(b"200 OK") <= http_server._PIPELINED
+    assert 0 < got.count(b"200 OK") <= http_server._MAX_PIPELINED
 
 
 def test_a_half_closed_client_gets_its_answer(world):
@@ -187,7 +187,7 @@ def test_an_error_of_accept_that_lasts_makes_it_wait(monkeypatch, code):
     """The listener is readable all the time; asking it again at once would spin."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        server = SmallServer([listener], lambda _request: Answer(200, "text/plain", b"yes"))
+        server = MetricsHTTPServer([listener], lambda _request: Answer(200, "text/plain", b"yes"))
         with socket.create_connection(listener.getsockname()) as client:
             client.settimeout(30)
             client.sendall(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")

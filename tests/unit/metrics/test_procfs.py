@@ -9,7 +9,7 @@ from servo.metrics import procfs
 
 def test_this_process_has_used_something():
     own = procfs.cpu_of(os.getpid())
-    family = procfs.cpu_of_family(os.getpid())
+    family = procfs.cpu_with_children(os.getpid())
     assert own is not None
     assert family is not None
     assert 0 < own.user <= family.user
@@ -37,7 +37,7 @@ def test_nobody_has_nothing():
     nobody = 2**22 + 1  # above the kernel's greatest pid
     assert procfs.memory_of(nobody) is None
     assert procfs.cpu_of(nobody) is None
-    assert procfs.cpu_of_family(nobody) is None
+    assert procfs.cpu_with_children(nobody) is None
     assert procfs.children_of(nobody) == []
 
 
@@ -45,11 +45,11 @@ def test_a_family_is_counted_again_when_a_child_ended_meanwhile(monkeypatch):
     """A child that moves from the living to its parent's account is neither lost nor doubled."""
     turns = iter([["1", "0"], ["2", "0"], ["2", "0"], ["2", "0"]])
     own = iter([procfs.CPU(1, 0), procfs.CPU(6, 0)])
-    monkeypatch.setattr(procfs, "_below", lambda _pid: next(turns))
+    monkeypatch.setattr(procfs, "_children_cpu", lambda _pid: next(turns))
     monkeypatch.setattr(procfs, "cpu_of", lambda pid: next(own) if pid == 1 else procfs.CPU(5, 0))
     children = iter([[2], []])
     monkeypatch.setattr(procfs, "children_of", lambda _pid: next(children))
-    assert procfs.cpu_of_family(1) == procfs.CPU(6, 0)
+    assert procfs.cpu_with_children(1) == procfs.CPU(6, 0)
 
 
 def test_waiting_for_a_cpu_is_counted(monkeypatch, tmp_path):

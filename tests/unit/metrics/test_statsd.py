@@ -53,7 +53,7 @@ def test_names_and_forms_are_gunicorns(table, reader, server):
         f"127.0.0.1:{server.getsockname()[1]}", "my.app..", "env:test,a", backlog=True
     )
     row = table.row(table.allocate(1, 1, 1))
-    client.look(reader)
+    client.send_changes(reader)
     assert server.recv(2000).decode().split("\n") == [
         "my.app.gunicorn.workers:1|g|#env:test,a",
         "my.app.gunicorn.backlog:0|g|#env:test,a",
@@ -61,7 +61,7 @@ def test_names_and_forms_are_gunicorns(table, reader, server):
     for status in (200, 200, 404, 599):
         serve(row, status, 5000)
     row[LOG_ERROR] += 2
-    client.look(reader)
+    client.send_changes(reader)
     assert server.recv(2000).decode().replace("|#env:test,a", "").split("\n") == [
         "my.app.gunicorn.workers:1|g",
         "my.app.gunicorn.backlog:0|g",
@@ -77,13 +77,13 @@ def test_names_and_forms_are_gunicorns(table, reader, server):
 
 def test_a_dead_workers_requests_are_sent_once(table, reader, server):
     client = StatsdClient(f"127.0.0.1:{server.getsockname()[1]}", "", "")
-    client.look(reader)
+    client.send_changes(reader)
     server.recv(2000)
     index = table.allocate(1, 1, 1)
     serve(table.row(index), 200, 1)
     table.release(index)
     for expected in ("gunicorn.requests:1|c", None):
-        client.look(reader)
+        client.send_changes(reader)
         lines = server.recv(2000).decode().split("\n")
         assert lines[0] == "gunicorn.workers:0|g"
         assert (expected in lines) == (len(lines) > 1) == (expected is not None)
@@ -135,12 +135,12 @@ def test_a_server_that_is_not_there_is_said_once_and_found_later(tmp_path, reade
     path = tmp_path / "statsd.sock"
     client = StatsdClient(f"unix://{path}", "", "")
     for _ in range(3):
-        client.look(reader)
+        client.send_changes(reader)
     assert len(said) == 1
     assert str(path) in said[0]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(str(path))
-        client.look(reader)
+        client.send_changes(reader)
         assert server.recv(2000) == b"gunicorn.workers:0|g"
     client.close()
 
@@ -156,8 +156,8 @@ def test_a_name_that_nobody_knows_is_not_looked_up_each_second(reader, monkeypat
     now = [0.0]
     client = StatsdClient("nowhere.invalid:1", "", "", clock=lambda: now[0])
     for _ in range(5):
-        client.look(reader)
+        client.send_changes(reader)
     assert len(asked) == 1
     now[0] = statsd.RETRY_S
-    client.look(reader)
+    client.send_changes(reader)
     assert len(asked) == 2

@@ -81,7 +81,7 @@ class Arbiter:
     def turn(self) -> list[int]:
         """What the loop does once a second."""
         self.facts.publish(facts_module.SERVING, 1, WORKERS, False)
-        self.facts.renew()
+        self.facts.republish()
         return self.board.check(time.monotonic_ns())
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ def test_nothing_that_is_written_over_the_table_ends_or_turns_back_its_readers(s
         for (offset, pattern, size), turns, releases in steps:
             data = (pattern * (size // len(pattern) + 1))[: SIZE - offset]
             arbiter.memory[offset : offset + len(data)] = data
-            arbiter.facts.happened("exited", "crashed")
+            arbiter.facts.count_event("exited", "crashed")
             after = counters(arbiter.read())
             assert all(map(int.__le__, before, after))
             before = after
