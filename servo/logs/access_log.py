@@ -68,14 +68,14 @@ _JSON_FIELDS = {
 # `AccessLog.record`, the functions in `_HELPERS`, and two dictionaries of header fields by
 # lower-case name: `received` for the request, `answered` for the response.
 _ATOMS = {
-    "h": "known_text[remote]",
+    "h": "escaped_text[remote]",
     "l": "'-'",
     # The client chooses this value, and the usual format doesn't quote it. Spaces are escaped,
     # because a reader of the log would take them for the ends of fields.
     "u": "escape(user(received[b'authorization'])).replace(' ', '\\\\x20')"
     " if b'authorization' in received else '-'",
     "t": "apache()",
-    "r": "f'{known_text[method]} {targets[target]} HTTP/{known_text[version]}'",
+    "r": "f'{escaped_text[method]} {escaped_target[target]} HTTP/{escaped_text[version]}'",
     "m": "escape(method)",
     "U": "escape(target.partition(b'?' if target.__class__ is bytes else '?')[0])",
     "q": "escape(target.partition(b'?' if target.__class__ is bytes else '?')[2])",
@@ -83,8 +83,8 @@ _ATOMS = {
     "s": "status",
     "b": "'-' if sent is None else sent",
     "B": "sent",
-    "f": "known[received.get(b'referer', b'-')]",
-    "a": "known[received.get(b'user-agent', b'-')]",
+    "f": "escaped[received.get(b'referer', b'-')]",
+    "a": "escaped[received.get(b'user-agent', b'-')]",
     "T": "duration_ns // 1000000000",
     "M": "duration_ns // 1000000",
     "D": "duration_ns // 1000",
@@ -95,7 +95,7 @@ _ATOMS = {
 # lines format the numbers directly: the digits are the same, and it saves a conversion.
 _RECORD_ATOMS = {**_ATOMS, "s": "str(status)", "b": "'-' if sent is None else str(sent)"}
 _MAPPED_ATOMS = {
-    "i": "known[received.get({name!r}, b'-')]",
+    "i": "escaped[received.get({name!r}, b'-')]",
     "o": "escape(answered.get({name!r}, '-'))",
     "e": "escape(variable(environ, {text!r}))",
 }
@@ -132,8 +132,8 @@ class AccessLog:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._file = file or error_log.access_file() or _open(settings.accesslog)
-        self._by_user = file is None and error_log.access_by_user()
-        self.enabled = self._by_user or self._file is not None
+        self._goes_to_user = file is None and error_log.user_handles_access_log()
+        self.enabled = self._goes_to_user or self._file is not None
         self._lines: list[str] = []
         self._size = 0
         self._next_flush_ns = 0
@@ -141,8 +141,8 @@ class AccessLog:
         clocks = {"apache": _Clock(_APACHE_TIME, now).text, "iso": _Clock(_ISO_TIME, now).text}
         self._line = compile_format(self._source, clocks)
         self._basic_atoms = _compile(None, list(_RECORD_ATOMS.values()), {**_HELPERS, **clocks})
-        self._format: Formatter = self._log if self._by_user else self._line
-        if self._by_user and self._source != "json":
+        self._format: Formatter = self._log if self._goes_to_user else self._line
+        if self._goes_to_user and self._source != "json":
             self._check_record_format()
 
     def record(
@@ -338,7 +338,7 @@ class _Clock:
         return self._text
 
 
-class _Known(dict[Any, str]):
+class _EscapeCache(dict[Any, str]):
     """A cache of escaped values. Addresses, user agents and referers repeat in most requests.
 
     A hit costs one look-up and saves the escaping. Values over 512 bytes are not kept, and the
@@ -410,10 +410,10 @@ _HELPERS: dict[str, Any] = {
     "getpid": os.getpid,
     # Bytes and text have caches of their own. b"GET" and "GET" have the same hash, so a shared
     # dictionary would compare them, and `python -b` warns about that.
-    "known": _Known(),
-    "known_text": _Known(),
+    "escaped": _EscapeCache(),
+    "escaped_text": _EscapeCache(),
     # Targets have a cache of their own, so that a scan of many paths doesn't empty the others.
-    "targets": _Known(),
+    "escaped_target": _EscapeCache(),
     "quote": encode_basestring_ascii,
     "text": _text,
     "user": _user,

@@ -90,18 +90,18 @@ class LogSettings(Protocol):
 class _Logs:
     """The logs of this process.
 
-    error           the error log's file
-    access          the access log's file, if there is one
-    by_user         a user's logging configuration has been applied
-    access_by_user  that configuration handles `servo.access`
-    captured        standard output and error go to the error log, too (capture_output)
-    owner           the uid and gid that reopened files are given to
+    error                    the error log's file
+    access                   the access log's file, if there is one
+    has_user_config          a user's logging configuration has been applied
+    user_handles_access_log  that configuration handles `servo.access`
+    captured                 standard output and error go to the error log, too (capture_output)
+    owner                    the uid and gid that reopened files are given to
     """
 
     error: LogFile
     access: LogFile | None = None
-    by_user: bool = False
-    access_by_user: bool = False
+    has_user_config: bool = False
+    user_handles_access_log: bool = False
     captured: bool = False
     owner: tuple[int, int] | None = None
 
@@ -126,7 +126,7 @@ def setup_logging(settings: LogSettings) -> None:
     access_logger.setLevel(logging.INFO)
     for each in (logger, access_logger):
         each.propagate = False
-        if _logs.by_user:
+        if _logs.has_user_config:
             # Remove the handlers of the previous user configuration: the new one brings its own,
             # or there is none.
             each.handlers = []
@@ -144,9 +144,9 @@ def setup_logging(settings: LogSettings) -> None:
     _capture_output()
     # Set before the call: a configuration that fails half-way leaves handlers behind, too, and the
     # next `setup_logging` has to remove them.
-    _logs.by_user = True
-    _logs.by_user = apply_user_config(settings)
-    _logs.access_by_user = bool(access_logger.handlers) or access_logger.propagate
+    _logs.has_user_config = True
+    _logs.has_user_config = apply_user_config(settings)
+    _logs.user_handles_access_log = bool(access_logger.handlers) or access_logger.propagate
     bind_handlers()
 
 
@@ -259,7 +259,7 @@ def crash_fd() -> int:
 
 def outlives_terminal() -> bool:
     """Whether the error log goes to a file, or to a destination that the user has configured."""
-    return _logs.error.path is not None or _logs.by_user
+    return _logs.error.path is not None or _logs.has_user_config
 
 
 def access_file() -> LogFile | None:
@@ -267,9 +267,9 @@ def access_file() -> LogFile | None:
     return _logs.access
 
 
-def access_by_user() -> bool:
+def user_handles_access_log() -> bool:
     """Whether the user's logging configuration handles the records of `servo.access`."""
-    return _logs.access_by_user
+    return _logs.user_handles_access_log
 
 
 def safe(text: str | bytes) -> str:

@@ -64,13 +64,13 @@ class LogFile:
         self._opened: Opened | None = None
         self._has_copy = False
         self._may_block = False
-        self._ends = False
+        self._is_draining = False
         self._socket: socket.socket | None = None
         self.fd = standard if self.path is None else self._open(self.path)
         self.follow_standard()
         self.lost = 0
         self.on_trouble: Callable[[str], None] | None = None
-        self._in_trouble = False
+        self._is_losing = False
         self._pending = b""
         self._mid_line = False  # the last byte that was written was not a newline
         self._torn = False  # the beginning of a line was written, and its rest was lost
@@ -111,16 +111,16 @@ class LogFile:
                 else:
                     written = self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                self._keep(data)
+                self._keep_pending(data)
                 return
             except OSError as error:
-                self._lose(data, error.strerror or str(error))
+                self._drop(data, error.strerror or str(error))
                 return
             self._torn = False
             self._mid_line = data[written - 1] != _NEWLINE
             data = data[written:]
-        if self._in_trouble:
-            self._in_trouble = False
+        if self._is_losing:
+            self._is_losing = False
             lost, self.lost = self.lost, 0
             self._report(f"The log {self.name} can be written again; {lost} lines were lost")
 
@@ -128,17 +128,17 @@ class LogFile:
         """In a forked process: drop waiting data and counts. The parent writes and reports them."""
         self._pending = b""
         self.lost = 0
-        self._in_trouble = self._mid_line = self._torn = False
+        self._is_losing = self._mid_line = self._torn = False
 
     def drain(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` seconds for a slow reader, because the process is about to end."""
         poller = select.poll()
         poller.register(self.fd, select.POLLOUT)
         end = time.monotonic() + timeout_s
-        self._ends = True
+        self._is_draining = True
         while self._pending and poller.poll(max(end - time.monotonic(), 0.0) * 1000):
             self.write(b"")
-        self._ends = False
+        self._is_draining = False
 
     def reopen(self) -> str:
         """Open the path again behind the same descriptor. Returns "" or why that failed.
@@ -203,7 +203,7 @@ class LogFile:
         try:
             self._opened = open_to_append(path)
         except OSError as error:
-            raise _unopened(path, error) from error
+            raise _open_error(path, error) from error
         return self._opened.fd
 
     def _portion(self, data: bytes) -> bytes:
@@ -221,11 +221,11 @@ class LogFile:
             return data[:_PIPE_BUF_BYTES]
         line = data[: data.find(b"\n") + 1 or len(data)]
         # A line that is partly written has to be continued, and a process that ends can't wait.
-        if not (self._mid_line or self._ends or _pipe_takes(self.fd, len(line))):
+        if not (self._mid_line or self._is_draining or _pipe_takes(self.fd, len(line))):
             raise BlockingIOError(errno.EAGAIN, "the pipe might cut this line")
         return line
 
-    def _keep(self, data: bytes) -> None:
+    def _keep_pending(self, data: bytes) -> None:
         if len(data) <= MAX_PENDING_BYTES:
             self._pending = data
             return
@@ -236,7 +236,7 @@ class LogFile:
         self._torn = False
         self._report_loss("its reader does not keep up")
 
-    def _lose(self, data: bytes, reason: str) -> None:
+    def _drop(self, data: bytes, reason: str) -> None:
         self._count_lost(data)
         self._report_loss(reason)
 
@@ -247,8 +247,8 @@ class LogFile:
 
     def _report_loss(self, reason: str) -> None:
         """Callers call this last, because `on_trouble` may write to this very file."""
-        if not self._in_trouble:
-            self._in_trouble = True
+        if not self._is_losing:
+            self._is_losing = True
             self._report(f"Lines of the log {self.name} are being lost: {reason}")
 
     def _report(self, sentence: str) -> None:
@@ -266,10 +266,10 @@ def check_log_file(path: str) -> None:
     except OSError as error:
         if error.errno == errno.ENXIO:
             return
-        raise _unopened(os.path.abspath(path), error) from error
+        raise _open_error(os.path.abspath(path), error) from error
 
 
-def _unopened(path: str, error: OSError) -> ConfigError:
+def _open_error(path: str, error: OSError) -> ConfigError:
     return ConfigError(f"can't open the log file {path}: {error.strerror}")
 
 

@@ -10,7 +10,7 @@ A LogFile reports its first loss to the error log, whose handler may write to th
 is just losing lines. So the text stream has no io.BufferedWriter in between: that one raises an
 error when it is called again from within its own write.
 
-Workers get the real streams back (`handlers_as_before`). Their threads write through many handlers,
+Workers get the real streams back (`restore_handlers`). Their threads write through many handlers,
 each with a lock of its own, and a LogFile has no lock.
 """
 
@@ -44,22 +44,22 @@ def prints_never_block() -> Iterator[None]:
             file.on_trouble = log.warning
             _streams[number] = PrintStream(file, real)
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_bounded(stream) for stream in before)
+    sys.stdout, sys.stderr = (_stand_in(stream) for stream in before)
     bind_handlers()
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
-        handlers_as_before()
+        restore_handlers()
 
 
 def bind_handlers() -> None:
     """Within `prints_never_block`: make new log handlers write to the stand-ins, too."""
     for handler in _stream_handlers():
-        _set_stream(handler, _bounded(handler.stream))
+        _set_stream(handler, _stand_in(handler.stream))
 
 
-def prints_as_before() -> None:
+def restore_prints() -> None:
     """In a forked process: print to the real streams, and drop the lines that the parent writes."""
     for stream in _streams.values():
         stream.file.forget_pending()
@@ -67,7 +67,7 @@ def prints_as_before() -> None:
         setattr(sys, name, _real(getattr(sys, name)))
 
 
-def handlers_as_before() -> None:
+def restore_handlers() -> None:
     """In a worker, or at the end: make log handlers write to the real streams again."""
     for handler in _stream_handlers():
         _set_stream(handler, _real(handler.stream))
@@ -143,7 +143,7 @@ class _LogBuffer(io.BufferedIOBase):
         super().close()
 
 
-def _bounded(stream: TextIO) -> TextIO:
+def _stand_in(stream: TextIO) -> TextIO:
     """The stand-in for a standard stream; any other stream unchanged."""
     number = {id(sys.__stdout__): 1, id(sys.__stderr__): 2}.get(id(stream), 0)
     return _streams.get(number, stream)

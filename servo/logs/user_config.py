@@ -78,7 +78,7 @@ def apply_user_config(settings: UserConfig) -> bool:
     The log files of the configuration are opened, and later reopened, as Servo's own are: root does
     not follow a link that another user may have put there (see servo.safe_files).
     """
-    with _opening(open_safely):
+    with _opening_files_with(open_safely):
         found = _apply(settings)
     for _, handler in _file_handlers() if found else ():
         # Leave a class alone that has an `_open` of its own.
@@ -115,8 +115,8 @@ def _apply(settings: UserConfig) -> bool:
         else:
             named = _apply_dict(file.table)
     except Exception as error:  # a handler's class is the user's own code, which may raise anything
-        raise _refusal(error, where, file) from error
-    _keep_audible(named)
+        raise _apply_error(error, where, file) from error
+    _keep_log_enabled(named)
     return True
 
 
@@ -129,7 +129,7 @@ def _read(setting: str, path: str, form: str = "") -> LogConfigFile:
         raise ConfigError(f"{setting} {error}") from error
 
 
-def _refusal(error: Exception, setting: str, file: LogConfigFile | None) -> ConfigError:
+def _apply_error(error: Exception, setting: str, file: LogConfigFile | None) -> ConfigError:
     """The ConfigError for a configuration that can't be applied.
 
     It names the part and its place in the file, and collects the reasons from the chain of causes:
@@ -151,7 +151,7 @@ def _refusal(error: Exception, setting: str, file: LogConfigFile | None) -> Conf
     return ConfigError(f"{where}: {first}" + (f" ({': '.join(others)})" if others else ""))
 
 
-def _keep_audible(named: set[str]) -> None:
+def _keep_log_enabled(named: set[str]) -> None:
     """Keep a configuration from silencing the server's own log by accident.
 
     named  the loggers that the configuration names, by its own names for them
@@ -174,7 +174,7 @@ def check_user_config(settings: UserConfig) -> None:
     truncate or rotate a log.
     """
     before = {handler for _, handler in _file_handlers()}
-    with _opening(_open_nothing):
+    with _opening_files_with(_open_nothing):
         _apply(settings)
     for logger, handler in _file_handlers():
         if handler not in before:
@@ -199,10 +199,10 @@ def _open_nothing(handler: logging.FileHandler) -> TextIOWrapper:
 
 
 @contextmanager
-def _opening(opens: Callable[[logging.FileHandler], TextIOWrapper]) -> Iterator[None]:
-    """While this is entered, new file handlers of any class open their files with `opens`."""
+def _opening_files_with(opener: Callable[[logging.FileHandler], TextIOWrapper]) -> Iterator[None]:
+    """While this is entered, new file handlers of any class open their files with `opener`."""
     before = logging.FileHandler._open
-    logging.FileHandler._open = opens  # type: ignore[assignment,method-assign]
+    logging.FileHandler._open = opener  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from servo.arbiter.signals import reset_in_child
 from servo.logs.error_log import forget_pending
-from servo.logs.standard_streams import prints_as_before
+from servo.logs.standard_streams import restore_prints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -110,7 +110,7 @@ def _live(main: Callable[[], int], close: Callable[[], None], mask: Iterable[int
         # Exit functions of the arbiter and of its config file run once, in the arbiter.
         atexit._clear()
         reset_in_child()
-        prints_as_before()
+        restore_prints()
         forget_pending()
         close()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -29,7 +29,7 @@ from servo.arbiter.hook_objects import ArbiterHookWorker
 from servo.ipc.channel import ChannelClosed, ChannelOverflow, channel_pair
 from servo.ipc.drops import Drops
 from servo.ipc.messages import AppMessage, LogRecords, Report
-from servo.logs.standard_streams import handlers_as_before
+from servo.logs.standard_streams import restore_handlers
 from servo.shared_memory import row_layout
 from servo.workers.context import WorkerContext
 
@@ -437,5 +437,5 @@ def _work(context: WorkerContext, others: list[Listener]) -> int:
     # Imported here because the arbiter needs none of the code that runs applications.
     from servo.workers.worker import run_worker
 
-    handlers_as_before()
+    restore_handlers()
     return run_worker(context)

@@ -236,7 +236,7 @@ def test_remembered_values_are_bounded():
     for number in range(3000):
         log_.record(**(REQUEST | {"headers": [(b"user-agent", b"agent %d" % number)]}))
     log_.record(**(REQUEST | {"headers": [(b"user-agent", b"x" * 60_000)]}))
-    known = access_log._HELPERS["known"]
+    known = access_log._HELPERS["escaped"]
     assert len(known) <= 1024
     assert all(len(value) <= 512 for value in known)
 
@@ -322,7 +322,9 @@ def test_it_writes_to_what_was_set_up(monkeypatch):
 @pytest.fixture
 def records(monkeypatch):
     """What the access logger gets, with a logging configuration of the user's in force."""
-    monkeypatch.setattr(error_log, "_logs", error_log._Logs(LogFile(None, 2), access_by_user=True))
+    monkeypatch.setattr(
+        error_log, "_logs", error_log._Logs(LogFile(None, 2), user_handles_access_log=True)
+    )
     logger = logging.getLogger("servo.access")
     found = []
     handler = logging.Handler()

@@ -16,8 +16,8 @@ from servo.logs.log_file import MAX_PENDING_BYTES, LogFile
 from servo.logs.standard_streams import (
     PrintStream,
     bind_handlers,
-    handlers_as_before,
     prints_never_block,
+    restore_handlers,
 )
 
 
@@ -81,7 +81,7 @@ def test_a_worker_has_the_real_streams(logger):
     handler = logging.StreamHandler(sys.__stdout__)
     logger.addHandler(handler)
     with prints_never_block():
-        handlers_as_before()
+        restore_handlers()
         assert handler.stream is sys.__stdout__
         bind_handlers()
         assert handler.stream is sys.__stdout__

@@ -48,7 +48,7 @@ def test_a_configuration_for_gunicorns_logger_applies_to_ours(tmp_path, path, ki
     error_log.info("hello")
     assert own.read_text() == ("INFO: hello\n" if kind == "ini" else "hello\n")
     assert path.read_text() == ""
-    assert not error_log_module.access_by_user()
+    assert not error_log_module.user_handles_access_log()
 
 
 def test_a_configuration_that_is_taken_away_leaves_nothing(tmp_path, path):
@@ -61,7 +61,7 @@ def test_a_configuration_that_is_taken_away_leaves_nothing(tmp_path, path):
     error_log.info("hello")
     assert own.read_text() == ""
     assert "hello" in path.read_text()
-    assert not error_log_module.access_by_user()
+    assert not error_log_module.user_handles_access_log()
     for handler in handlers:
         handler.close()
 
@@ -89,7 +89,7 @@ def test_an_access_logger_of_the_users_is_noticed(tmp_path):
     config = file_config(tmp_path / "own.log")
     config["loggers"] = {"gunicorn.access": {"handlers": ["own"]}}
     setup_logging(log_settings(logconfig_dict=config))
-    assert error_log_module.access_by_user()
+    assert error_log_module.user_handles_access_log()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_uvicorns_own_configuration_works_without_uvicorn(tmp_path, left_out):
     assert (tmp_path / "default").read_text() == "INFO: one line\n"
     assert (tmp_path / "access").read_text() == "INFO: a request\n"
     assert (tmp_path / "error").read_text() == ""
-    assert error_log_module.access_by_user()
+    assert error_log_module.user_handles_access_log()
 
     setup_logging(log_settings(errorlog=str(tmp_path / "error")))
     error_log.info("another")
