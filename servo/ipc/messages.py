@@ -88,9 +88,9 @@ class LogRecords:
 
 @dataclass(slots=True)
 class Report:
-    """The answer to an Inquiry.
+    """The answer to a WorkerQuery.
 
-    number  of the Inquiry
+    number  of the WorkerQuery
     values  the answer
     """
 
@@ -127,7 +127,7 @@ class ReopenLogs:
 
 
 @dataclass(slots=True)
-class Inquiry:
+class WorkerQuery:
     """An operator asks what this worker is doing.
 
     number  for the Report that answers
@@ -250,7 +250,7 @@ Message = (
     | Retire
     | Stop
     | ReopenLogs
-    | Inquiry
+    | WorkerQuery
 )
 
 _TYPES: dict[str, Any] = {
@@ -282,7 +282,7 @@ def decode(data: bytes) -> Message:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MessageError(f"not a message: {data[:80]!r}") from error
     for field in fields(kind):
-        if type(getattr(message, field.name)) is not _KINDS[str(field.type)]:
+        if type(getattr(message, field.name)) is not _FIELD_TYPES[str(field.type)]:
             raise MessageError(f"{field.name} of {kind.__name__} is not of type {field.type}")
     if isinstance(message, LogRecords) and not all(map(_is_record, message.records)):
         raise MessageError("a log record must be [time, level, text]")
@@ -290,15 +290,21 @@ def decode(data: bytes) -> Message:
 
 
 # The type for each annotation of the fields above.
-_KINDS = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict, "list[list[Any]]": list}
+_FIELD_TYPES = {
+    "str": str,
+    "int": int,
+    "bool": bool,
+    "dict[str, Any]": dict,
+    "list[list[Any]]": list,
+}
 # The year 5138: far in the future, and still a time that can be formatted.
-_END_OF_TIME_S = 1e11
+_MAX_TIME_S = 1e11
 
 
 def _is_record(record: object) -> bool:
     if not isinstance(record, list) or [type(each) for each in record] not in _RECORDS:
         return False
-    return bool(0 <= record[0] < _END_OF_TIME_S)  # neither infinite nor NaN
+    return bool(0 <= record[0] < _MAX_TIME_S)  # neither infinite nor NaN
 
 
 _RECORDS = ([float, str, str], [int, str, str])

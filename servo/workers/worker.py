@@ -27,7 +27,6 @@ from servo.ipc.messages import (
     BootFailed,
     Booting,
     Draining,
-    Inquiry,
     Message,
     Ready,
     ReopenLogs,
@@ -35,6 +34,7 @@ from servo.ipc.messages import (
     Report,
     Retire,
     Stop,
+    WorkerQuery,
 )
 from servo.logs import error_log as log_module
 from servo.logs.access_log import AccessLog
@@ -265,7 +265,7 @@ class Worker:
                 self.stop(message.quick)
             elif isinstance(message, ReopenLogs):
                 self.reopen_logs()
-            elif isinstance(message, Inquiry):
+            elif isinstance(message, WorkerQuery):
                 self._report(message)
         self.mailbox.run()
 
@@ -273,12 +273,12 @@ class Worker:
         """What calls the application's message handlers."""
         return ThreadRunner(self.mailbox)
 
-    def _report(self, inquiry: Inquiry) -> None:
-        if inquiry.what == "stack":
+    def _report(self, query: WorkerQuery) -> None:
+        if query.what == "stack":
             values = inspection.stacks(self.event_loop())
         else:
             values = self.requests_report()
-        self.tell(Report(inquiry.number, values))
+        self.tell(Report(query.number, values))
 
     def on_orphaned(self) -> None:
         """The arbiter is dead: nobody would restart, count or stop this worker, so it ends."""

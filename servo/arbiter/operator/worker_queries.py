@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from servo.ipc.messages import Inquiry, Report
+from servo.ipc.messages import Report, WorkerQuery
 from servo.workers.context import REQUESTS_SIGNAL, STACK_SIGNAL
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class WorkerQueries:
         due = now + MESSAGE_S if reads else now
         self._pending[self._last] = _Pending(self._last, serial, what, interrupt, on_answer, due)
         if reads:
-            self._workers.send(serial, Inquiry(self._last, what))
+            self._workers.send(serial, WorkerQuery(self._last, what))
 
     def on_report(self, serial: int, report: Report) -> None:
         """A worker, named by its serial, has answered on its channel."""

@@ -16,7 +16,7 @@ from servo.arbiter.operator.worker_queries import (
     WorkerQueries,
 )
 from servo.arbiter.processes.workers import WorkerProcesses
-from servo.ipc.messages import Inquiry, Report
+from servo.ipc.messages import Report, WorkerQuery
 from servo.workers.context import REQUESTS_SIGNAL, STACK_SIGNAL
 
 
@@ -24,12 +24,12 @@ class Workers:
     """The part of `WorkerProcesses` that queries use."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[int, Inquiry]] = []
+        self.sent: list[tuple[int, WorkerQuery]] = []
         self.signals: list[tuple[int, int]] = []
         self.dumps: dict[int, str] = {}
         self.reachable = True
 
-    def send(self, serial: int, message: Inquiry) -> None:
+    def send(self, serial: int, message: WorkerQuery) -> None:
         self.sent.append((serial, message))
 
     def request_dump(self, serial: int, signum: int) -> bool:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from servo.accept_errors import MOST_LOST
+from servo.accept_errors import MAX_LOST_IN_A_ROW
 from servo.shared_memory import row_layout
 from servo.shared_memory.scoreboard import Scoreboard
 from servo.workers.accept.acceptor import Acceptor
@@ -162,8 +162,8 @@ def test_a_client_that_is_lost_while_it_is_accepted_is_nobodys_end(world, name):
 
 def test_clients_that_are_lost_without_end_make_it_pause(world, caplog):
     world.acceptor.start()
-    listener = Failing(world.listener, [errno.EPERM] * (MOST_LOST + 1))
-    for _ in range(MOST_LOST - 1):
+    listener = Failing(world.listener, [errno.EPERM] * (MAX_LOST_IN_A_ROW + 1))
+    for _ in range(MAX_LOST_IN_A_ROW - 1):
         world.acceptor.on_ready(listener)
     assert world.driver.watched == [world.listener]
     world.acceptor.on_ready(listener)

@@ -98,7 +98,7 @@ def pair() -> Iterator[Pair]:
     found = Pair()
     cluster.install(found.mailbox)
     yield found
-    cluster.install(cluster.Alone())
+    cluster.install(cluster.LocalBackend())
     cluster.forget_handlers()
     found.close()
 
