@@ -32,7 +32,7 @@ CLIENT_LOST = frozenset(
     }
 )
 # This many in a row don't come from clients: a sandbox that forbids accept(2) always returns EPERM.
-MOST_LOST = 100
+MAX_LOST_IN_A_ROW = 100
 
 
 class AcceptErrors:
@@ -52,7 +52,7 @@ class AcceptErrors:
         """
         if error.errno in CLIENT_LOST:
             self.lost += 1
-            if self.lost < MOST_LOST:
+            if self.lost < MAX_LOST_IN_A_ROW:
                 return False
         self.lost = 0
         return True

@@ -368,7 +368,7 @@ class Backend(Protocol):
         """The numbers of messages."""
 
 
-class Alone:
+class LocalBackend:
     """The backend outside of a server: one worker, which calls its handlers at once."""
 
     slot = 1
@@ -420,7 +420,7 @@ class Alone:
 
     def request(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
         """See Backend."""
-        with _answering(target):
+        with _handler_errors(target):
             result = self._ask(payload, topic, target)
             if hasattr(result, "__await__"):
                 import asyncio  # here for the reason in _on_loop
@@ -430,7 +430,7 @@ class Alone:
 
     async def arequest(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
         """See Backend."""
-        with _answering(target):
+        with _handler_errors(target):
             result = self._ask(payload, topic, target)
             if hasattr(result, "__await__"):
                 result = await _answer_within(timeout, result, target)
@@ -485,7 +485,7 @@ async def _answer_within(timeout: float, awaitable: Any, target: int) -> Any:
 
 
 @contextlib.contextmanager
-def _answering(target: int) -> Iterator[None]:
+def _handler_errors(target: int) -> Iterator[None]:
     """Turn an exception of a handler into the error that a caller in another process gets."""
     try:
         yield
@@ -495,7 +495,7 @@ def _answering(target: int) -> Iterator[None]:
         raise RequestFailed(f"worker {target}: {type(error).__name__}: {error}") from error
 
 
-_backend: Backend = Alone()
+_backend: Backend = LocalBackend()
 
 
 def install(backend: Backend) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Linux's own limit (path_resolution(7)).
-_MOST_LINKS = 40
+_MAX_LINKS = 40
 # O_PATH works for a directory that may be searched but not read.
 _DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # With O_NONBLOCK, opening a FIFO without a reader fails with ENXIO instead of waiting for one.
@@ -39,13 +39,13 @@ class Opened(NamedTuple):
 
     fd         its descriptor; non-blocking if it is a FIFO or a terminal
     created    whether the file is new
-    kept       whether only root and this process's user can have chosen its directory
+    trusted    whether only root and this process's user can have chosen its directory
     directory  the status of that directory
     """
 
     fd: int
     created: bool
-    kept: bool
+    trusted: bool
     directory: os.stat_result
 
     def may_be_given_to(self, uid: int, gid: int) -> bool:
@@ -58,10 +58,10 @@ class Opened(NamedTuple):
         so in a directory of root's that a group can write to (/var/log on Ubuntu), if the file is
         root's and has no second name, and the user is not in that group.
         """
-        if self.created or (self.kept and is_private(self.directory)):
+        if self.created or (self.trusted and is_private(self.directory)):
             return True
         if (
-            not self.kept
+            not self.trusted
             or self.directory.st_mode & 0o002
             or self.directory.st_uid not in _own_ids()
         ):
@@ -78,14 +78,14 @@ class _Place(NamedTuple):
     directory  the directory's descriptor
     name       in the directory
     status     of the directory
-    kept       whether only root and we can have chosen any part of the path
+    trusted    whether only root and we can have chosen any part of the path
     is_magic   the name is a link in /proc/PID/fd, which only the kernel can follow
     """
 
     directory: int
     name: str
     status: os.stat_result
-    kept: bool
+    trusted: bool
     is_magic: bool = False
 
 
@@ -175,7 +175,7 @@ def _may_follow(directory: os.stat_result, link: os.stat_result) -> bool:
     return os.geteuid() != 0 and link.st_uid == directory.st_uid
 
 
-def _keeps_entry(directory: os.stat_result, entry: os.stat_result) -> bool:
+def _is_trusted_entry(directory: os.stat_result, entry: os.stat_result) -> bool:
     """Whether only root and we can have put this entry into the directory.
 
     In a sticky directory (/tmp) others can't rename or remove our entries.
@@ -200,14 +200,14 @@ def _walk(path: str, *, follows_last: bool = True) -> _Place:
     names = os.path.abspath(path).split("/")[1:]
     procfs = _device("/proc")
     links = 0
-    kept = True
+    trusted = True
     directory = os.open("/", _DIRECTORY)
     try:
         while True:
             # A link to "/" leaves no name. Then the directory itself is meant.
             name = names.pop(0) if names else "."
             around = os.fstat(directory)
-            place = _Place(directory, name, around, kept)
+            place = _Place(directory, name, around, trusted)
             if not names and not follows_last:
                 return place
             try:
@@ -218,7 +218,7 @@ def _walk(path: str, *, follows_last: bool = True) -> _Place:
                 return place
             if stat.S_ISLNK(status.st_mode):
                 links += 1
-                if links > _MOST_LINKS or not _may_follow(around, status):
+                if links > _MAX_LINKS or not _may_follow(around, status):
                     raise OSError(errno.ELOOP, _LINK_TEXT)
                 if status.st_dev == procfs and not names:
                     return place._replace(is_magic=True)
@@ -230,7 +230,7 @@ def _walk(path: str, *, follows_last: bool = True) -> _Place:
                 directory = _step(directory, name)
             else:
                 return place
-            kept = kept and _keeps_entry(around, status)
+            trusted = trusted and _is_trusted_entry(around, status)
     except BaseException:
         os.close(directory)
         raise
@@ -267,8 +267,8 @@ def _open(place: _Place) -> Opened:
             os.close(fd)
             raise OSError(errno.EMLINK, _HARD_LINK_TEXT)
     # With an access control list, more users than the group's may write to the directory.
-    kept = place.kept and not _has_acl(place.directory)
-    return Opened(fd, created, kept, place.status)
+    trusted = place.trusted and not _has_acl(place.directory)
+    return Opened(fd, created, trusted, place.status)
 
 
 def _has_acl(directory: int) -> bool:

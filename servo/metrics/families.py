@@ -25,7 +25,7 @@ from servo.shared_memory.row_layout import (
     STATUS_CODES,
     now_ns,
 )
-from servo.shared_memory.scoreboard import MOST_GROWTH
+from servo.shared_memory.scoreboard import MAX_GROWTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -226,7 +226,7 @@ def _plausible_growth(now: Any, before: Any) -> Any:
     """The new value of a counter (or a tuple of them), or the old one if the new can't be true."""
     if isinstance(now, tuple):
         return tuple(map(_plausible_growth, now, before))
-    return now if 0 <= now - before < MOST_GROWTH else before
+    return now if 0 <= now - before < MAX_GROWTH else before
 
 
 def families(seen: Snapshot) -> Iterator[Family]:

@@ -384,7 +384,7 @@ def _bind_file(address: UnixAddress, settings: BindSettings) -> Listener:
                 os.umask(before)
         status = os.lstat(address.path)
         identity = (status.st_dev, status.st_ino)
-        _give_away(address.path, settings.user, settings.group)
+        _give_to_workers(address.path, settings.user, settings.group)
         sock.listen(settings.backlog)
         sock.setblocking(False)
     except OSError as error:
@@ -437,7 +437,7 @@ def _in_use(address: Address, probe: socket.socket) -> BindError:
     return BindError(f"{address} is already in use by a running server{by}")
 
 
-def _give_away(path: str, user: int | None, group: int | None) -> None:
+def _give_to_workers(path: str, user: int | None, group: int | None) -> None:
     """Give the socket file to the workers' user, unless this process has that user already.
 
     If other users can write to the directory, one of them may have replaced the file by now, and

@@ -69,7 +69,7 @@ def make_tls(settings: Settings) -> TLS | None:
     """
     if not wants_tls(settings):
         return None
-    maker = _Maker(settings)
+    maker = _ContextFactory(settings)
     if settings.hooks.ssl_context is None:
         tls = TLS(maker.default())
     else:
@@ -80,7 +80,7 @@ def make_tls(settings: Settings) -> TLS | None:
     return tls
 
 
-def _from_hook(settings: Settings, maker: _Maker) -> ssl.SSLContext:
+def _from_hook(settings: Settings, maker: _ContextFactory) -> ssl.SSLContext:
     hook = settings.hooks.ssl_context
     assert hook is not None
     try:
@@ -95,7 +95,7 @@ def _from_hook(settings: Settings, maker: _Maker) -> ssl.SSLContext:
     return context
 
 
-class _Maker:
+class _ContextFactory:
     """Makes the contexts of one configuration.
 
     made      the contexts, each with the certificate (PEM) that it presents
@@ -138,7 +138,7 @@ class _Maker:
             for host, files in settings.sni_certs.items()
         }
         if by_host:
-            context.sni_callback = _Chooser(by_host)
+            context.sni_callback = _SNICallback(by_host)
         return context
 
     def _from_files(self, files: Mapping[str, str | None], source: str) -> ssl.SSLContext:
@@ -221,7 +221,7 @@ class _Maker:
         return str(Path(self._settings.directory) / path)
 
 
-class _Chooser:
+class _SNICallback:
     """OpenSSL's SNI callback (RFC 6066 section 3): chooses the context for the client's host."""
 
     def __init__(self, by_host: Mapping[str, ssl.SSLContext]) -> None:

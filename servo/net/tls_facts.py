@@ -64,8 +64,8 @@ class TLSFacts:
         if client and facts:
             self.environ.update(
                 SSL_CLIENT_CERT=ssl.DER_cert_to_PEM_cert(client),
-                SSL_CLIENT_S_DN=_latin(subject or ""),
-                SSL_CLIENT_I_DN=_latin(distinguished_name(facts["issuer"])),
+                SSL_CLIENT_S_DN=_wsgi_string(subject or ""),
+                SSL_CLIENT_I_DN=_wsgi_string(distinguished_name(facts["issuer"])),
                 SSL_CLIENT_M_SERIAL=facts["serialNumber"],
                 SSL_CLIENT_V_START=facts["notBefore"],
                 SSL_CLIENT_V_END=facts["notAfter"],
@@ -95,6 +95,6 @@ def _chain(connection: ssl.SSLObject, leaf: bytes) -> list[str]:
     return [ssl.DER_cert_to_PEM_cert(der) for der in chain]
 
 
-def _latin(text: str) -> str:
+def _wsgi_string(text: str) -> str:
     """Turn text into a WSGI string, which holds one UTF-8 byte in each character (PEP 3333)."""
     return text.encode().decode("latin-1")

@@ -88,10 +88,10 @@ _BASE_CHECKSUM = ROW_WORDS - 1  # after the base
 
 # A counter that grows by more than this within a second was overwritten: it would be a petabyte, or
 # two weeks of requests.
-MOST_GROWTH = 1 << 50
+MAX_GROWTH = 1 << 50
 # The same for a gauge above this value, a total above this, and a time further in the future.
-_MOST_GAUGE = 1 << 32
-_MOST_TOTAL = 1 << 62
+_MAX_GAUGE = 1 << 32
+_MAX_TOTAL = 1 << 62
 _AHEAD_NS = 1 << 32
 _COUNTER_RUNS = (slice(BYTES_IN, LOG_EXCEPTION + 1), slice(LATENCY_0, COUNTERS[-1] + 1))
 
@@ -157,7 +157,7 @@ class _Owned:
     serial      of the worker
     slot        of the worker
     generation  of the worker
-    good        a copy of the row from when it last made sense
+    last_good   a copy of the row from when it last made sense
     pid         of the worker; 0 until it is forked
     reported    whether `check` has reported the row
     """
@@ -165,7 +165,7 @@ class _Owned:
     serial: int
     slot: int
     generation: int
-    good: list[int]
+    last_good: list[int]
     pid: int = 0
     reported: bool = False
 
@@ -348,13 +348,13 @@ class Scoreboard:
             row = self.row(index)
             seen = row.tolist()
             if not _makes_sense(seen, owned, now_ns):
-                for word, value in enumerate(_mended(owned, seen)):
+                for word, value in enumerate(_repaired(owned, seen)):
                     row[word] = value
                 if not owned.reported:
                     owned.reported = True
                     bad.append(owned.serial)
             else:
-                owned.good = seen
+                owned.last_good = seen
         return bad
 
     def snapshot(self) -> list[RowSnapshot]:
@@ -444,8 +444,8 @@ class Scoreboard:
         owned = self._owned[index]
         row = self.row(index).tolist()
         if not _makes_sense(row, owned):
-            return _mended(owned, row)
-        owned.good = row  # so that counters of the next read are not smaller
+            return _repaired(owned, row)
+        owned.last_good = row  # so that counters of the next read are not smaller
         return row
 
     def _rows_in_use(self) -> list[tuple[int, list[int]]]:
@@ -472,31 +472,31 @@ def _wrapped(count: int) -> int:
 
 def _makes_sense(row: list[int], owned: _Owned, now_ns: int | None = None) -> bool:
     """Whether a working worker can have written this row, given its last good copy."""
-    good = owned.good
+    good = owned.last_good
     return bool(
         STATE_FREE < row[STATE] < len(STATE_NAMES)
         and (row[SERIAL], row[SLOT], row[GENERATION])
         == (owned.serial, owned.slot, owned.generation)
         and (not owned.pid or row[PID] == owned.pid)
         and row[STARTED_NS] == good[STARTED_NS]
-        and max(row[IN_FLIGHT], row[CONNECTIONS], row[RSS_KIB]) < _MOST_GAUGE
+        and max(row[IN_FLIGHT], row[CONNECTIONS], row[RSS_KIB]) < _MAX_GAUGE
         and (now_ns is None or max(row[BEAT_NS], row[OLDEST_START_NS]) < now_ns + _AHEAD_NS)
-        and all(_grow(row[run], good[run]) for run in _COUNTER_RUNS)
+        and all(_have_grown_plausibly(row[run], good[run]) for run in _COUNTER_RUNS)
     )
 
 
-def _grow(counts: list[int], before: list[int]) -> bool:
+def _have_grown_plausibly(counts: list[int], before: list[int]) -> bool:
     growth = list(map(operator.sub, counts, before))
-    return bool(min(growth) >= 0 and max(growth) < MOST_GROWTH)
+    return bool(min(growth) >= 0 and max(growth) < MAX_GROWTH)
 
 
-def _mended(owned: _Owned, row: list[int]) -> list[int]:
+def _repaired(owned: _Owned, row: list[int]) -> list[int]:
     """A repaired row: the last good copy, with those counters that may be true."""
-    good = owned.good.copy()
+    good = owned.last_good.copy()
     good[PID] = owned.pid
     # The worker has gone on counting since then.
     for word in COUNTERS:
-        if 0 <= row[word] - good[word] < MOST_GROWTH:
+        if 0 <= row[word] - good[word] < MAX_GROWTH:
             good[word] = row[word]
     return good
 
@@ -504,7 +504,7 @@ def _mended(owned: _Owned, row: list[int]) -> list[int]:
 def _plausible(row: list[int]) -> bool:
     """Whether a row may be true, for a reader that has no earlier copy of it."""
     most: int = max(row[IN_FLIGHT], row[CONNECTIONS], *(row[word] for word in COUNTERS))
-    return most < _MOST_TOTAL
+    return most < _MAX_TOTAL
 
 
 def load_of(row: memoryview) -> int:

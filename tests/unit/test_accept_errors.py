@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from servo.accept_errors import CLIENT_LOST, MOST_LOST, NO_ROOM, AcceptErrors
+from servo.accept_errors import CLIENT_LOST, MAX_LOST_IN_A_ROW, NO_ROOM, AcceptErrors
 
 
 def error(code: int) -> OSError:
@@ -27,13 +27,13 @@ def test_an_error_that_lasts_does(code):
 def test_so_do_too_many_lost_clients_in_a_row():
     errors = AcceptErrors()
     for _ in range(2):
-        judged = [errors.must_pause(error(errno.EPERM)) for _ in range(MOST_LOST)]
-        assert judged == [False] * (MOST_LOST - 1) + [True]
+        judged = [errors.must_pause(error(errno.EPERM)) for _ in range(MAX_LOST_IN_A_ROW)]
+        assert judged == [False] * (MAX_LOST_IN_A_ROW - 1) + [True]
 
 
 def test_an_accept_that_succeeds_begins_a_new_row():
     errors = AcceptErrors()
-    for _ in range(MOST_LOST - 1):
+    for _ in range(MAX_LOST_IN_A_ROW - 1):
         errors.must_pause(error(errno.ECONNABORTED))
     errors.lost = 0
     assert not errors.must_pause(error(errno.ECONNABORTED))

@@ -15,10 +15,10 @@ from servo import cluster
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
     cluster.forget_handlers()
-    cluster.install(cluster.Alone())
+    cluster.install(cluster.LocalBackend())
     yield
     cluster.forget_handlers()
-    cluster.install(cluster.Alone())
+    cluster.install(cluster.LocalBackend())
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from servo.accept_errors import MOST_LOST
+from servo.accept_errors import MAX_LOST_IN_A_ROW
 from servo.control import protocol, server
 from servo.control.protocol import Request
 from servo.control.server import FULL, READ, Caller, ControlServer
@@ -335,12 +335,12 @@ def test_an_error_of_accept_that_lasts_makes_it_pause(
         with monkeypatch.context() as patch:
             patch.setattr(socket.socket, "accept", fail)
             for _ in range(2):
-                for _ in range(MOST_LOST):
+                for _ in range(MAX_LOST_IN_A_ROW):
                     for fd, mask in house.epoll.poll(0):
                         house.server.on_ready(fd, mask)
                 assert house.epoll.poll(0) == []
                 house.server.tick()
-        assert calls <= 2 * MOST_LOST
+        assert calls <= 2 * MAX_LOST_IN_A_ROW
         assert caplog.text.count("No control connection can be accepted") == 1
         client.ask("status")
         assert client.read() == [{"ok": True, "result": {"was": "status"}}]

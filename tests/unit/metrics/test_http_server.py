@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from servo.accept_errors import MOST_LOST
+from servo.accept_errors import MAX_LOST_IN_A_ROW
 from servo.http.events import Request
 from servo.metrics import http_server
 from servo.metrics.http_server import MAX_CLIENTS, Answer, MetricsHTTPServer
@@ -198,7 +198,7 @@ def test_an_error_of_accept_that_lasts_makes_it_wait(monkeypatch, code):
             with monkeypatch.context() as patch:
                 patch.setattr(socket.socket, "accept", fail)
                 for _ in range(2):
-                    for _ in range(MOST_LOST):
+                    for _ in range(MAX_LOST_IN_A_ROW):
                         server.turn(0)
                     assert server.selector.select(0) == []
                     server.sweep()
