@@ -1,4 +1,4 @@
-"""A record as one picture: for each workload and interface a bar for each server.
+"""One picture of a record: a bar for each server, by workload and interface.
 
 python plots.py RECORD.json PICTURE.svg       (in the environment, which has matplotlib)
 """
@@ -44,14 +44,13 @@ def main(source: Path, target: Path) -> None:
 def panels(record: dict[str, Any]) -> Any:
     """(title, [(server, median, least, greatest)]), the least first."""
     for kind, heading in KINDS.items():
-        for workload, servers in record["results"].items():
+        for workload, servers in record["figures"].items():
             key, unit, _ = COLUMNS[WORKLOADS[workload].how][0]
-            bars = []
-            for name, samples in servers.items():
-                each = [sample[key] for sample in samples if key in sample]
-                if SERVERS[name].kind == kind and each:
-                    middle = record["medians"][workload][name][key]
-                    bars.append((name, middle, min(each), max(each)))
+            bars = [
+                (name, *figures[key])
+                for name, figures in servers.items()
+                if SERVERS[name].kind == kind and key in figures
+            ]
             if bars:
                 yield f"{heading}, {workload}: {unit}", sorted(bars, key=lambda bar: -bar[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from typing import Any
 
@@ -10,8 +11,8 @@ from measure import Sample
 from servers import SERVERS
 from workloads import WORKLOADS
 
-# Of a record's JSON; one with another number is not compared with.
-FORMAT = 2
+# The format of a record. Records of another format are not compared with.
+FORMAT = 3
 
 # The columns of each `Workload.how`: figure, heading, format. The first is what ratios are of.
 _LATENCIES = [
@@ -51,8 +52,10 @@ KINDS = {"wsgi": "WSGI", "asgi": "ASGI", "websocket": "WebSocket", "http2": "HTT
 
 # workload -> server -> its samples, one for each round
 Results = dict[str, dict[str, list[Sample]]]
-# (workload, Servo's name, the peer's name) -> median, least and greatest ratio of the rounds
-Ratios = dict[tuple[str, str, str], tuple[float, float, float]]
+# Median, least and greatest of the rounds
+Spread = tuple[float, float, float]
+# (workload, Servo's name, the peer's name) -> the ratio
+Ratios = dict[tuple[str, str, str], Spread]
 
 
 def ratios(results: Results) -> Ratios:
@@ -64,8 +67,14 @@ def ratios(results: Results) -> Ratios:
                 if SERVERS[peer].is_servo or SERVERS[peer].kind != SERVERS[servo].kind:
                     continue
                 if each := paired(workload, servers[servo], servers[peer]):
-                    found[workload, servo, peer] = (statistics.median(each), min(each), max(each))
+                    found[workload, servo, peer] = spread(each)
     return found
+
+
+def spread(values: list[float]) -> Spread:
+    """Eight digits of each: more than any page shows."""
+    found = (statistics.median(values), min(values), max(values))
+    return tuple(float(f"{value:.8g}") for value in found)
 
 
 def paired(workload: str, ours: list[Sample], theirs: list[Sample]) -> list[float]:
@@ -76,29 +85,54 @@ def paired(workload: str, ours: list[Sample], theirs: list[Sample]) -> list[floa
     return [float(a) / float(b) for a, b in pairs if float(b)]
 
 
-def medians(samples: list[Sample]) -> dict[str, float]:
-    """Of the rounds that went well; empty if none did."""
+def summary(samples: list[Sample]) -> dict[str, Any]:
+    """The spread of each figure, and how many rounds failed, with the first error."""
     good = [sample for sample in samples if "error" not in sample]
-    return {key: statistics.median(float(s[key]) for s in good) for key in good[0]} if good else {}
+    found: dict[str, Any] = {}
+    if good:
+        found = {key: list(spread([float(sample[key]) for sample in good])) for key in good[0]}
+    if wrong := [str(sample["error"]) for sample in samples if "error" in sample]:
+        found["failed"] = [len(wrong), len(samples), wrong[0]]
+    return found
 
 
 def record(
     name: str, machine: dict[str, object], results: Results, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """What is kept of one run, as JSON."""
+    """What is kept of one run: the figures of the pages, and no rounds."""
     return {
         "format": FORMAT,
         "name": name,
         **machine,
         "rounds": rounds,
         "seconds": seconds,
-        "medians": {
-            workload: {server: medians(samples) for server, samples in servers.items()}
+        "figures": {
+            workload: {server: summary(samples) for server, samples in servers.items()}
             for workload, servers in results.items()
         },
         "ratios": [[*key, *value] for key, value in ratios(results).items()],
-        "results": results,
+        "aims": [[*key, *value] for key, value in own_aims(results).items()],
     }
+
+
+def as_json(record: dict[str, Any]) -> str:
+    """A record as JSON with a line for each server and each ratio: small, and good to compare."""
+    parts = []
+    for key, value in record.items():
+        if key == "figures":
+            workloads = (
+                f" {json.dumps(workload)}: {{\n"
+                + ",\n".join(f"  {json.dumps(n)}: {json.dumps(f)}" for n, f in servers.items())
+                + "}"
+                for workload, servers in value.items()
+            )
+            text = "{\n" + ",\n".join(workloads) + "}"
+        elif key in ("ratios", "aims") and value:
+            text = "[\n" + ",\n".join(f" {json.dumps(row)}" for row in value) + "]"
+        else:
+            text = json.dumps(value)
+        parts.append(f"{json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "}\n"
 
 
 def recorded_ratios(record: dict[str, Any]) -> Ratios:
@@ -122,46 +156,46 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + ".",
     ]
-    results = record["results"]
-    if aims := goal_rows(recorded_ratios(record)):
+    found = recorded_ratios(record)
+    if aims := goal_rows(found):
         lines += ["", "## Aims", "", *aims]
-    for workload, servers in results.items():
+    for workload, servers in record["figures"].items():
         title = WORKLOADS[workload].title
         for kind, heading in KINDS.items():
             rows = {name: s for name, s in servers.items() if SERVERS[name].kind == kind}
             if rows:
                 lines += ["", f"## {heading}: {title} (`{workload}`)", ""]
-                lines += table(workload, rows, ratios({workload: rows}))
+                lines += table(workload, rows, found)
     return "\n".join(lines) + "\n"
 
 
-def table(workload: str, rows: dict[str, list[Sample]], found: Ratios) -> list[str]:
+def table(workload: str, rows: dict[str, dict[str, Any]], found: Ratios) -> list[str]:
     """One workload, the servers of one kind; the best first, and who could not last."""
     how = WORKLOADS[workload].how
     first = COLUMNS[how][0][0]
     servos = [name for name in rows if SERVERS[name].is_servo]
-    middles = {name: medians(samples) for name, samples in rows.items()}
     heads = ["server", COLUMNS[how][0][1], "least–greatest", *(f"{name}/this" for name in servos)]
     heads += [heading for _, heading, _ in COLUMNS[how][1:]]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
     notes = []
-    for name in sorted(rows, key=lambda name: middles[name].get(first, float("inf"))):
-        good = [float(s[first]) for s in rows[name] if first in s]
-        wrong = [str(s["error"]) for s in rows[name] if "error" in s]
-        if not good:
-            lines.append(f"| {name} | {wrong[0]} |" + " |" * (len(heads) - 2))
+    for name in sorted(rows, key=lambda name: rows[name].get(first, [float("inf")])[0]):
+        found_here = rows[name]
+        count, rounds, error = found_here.get("failed", (0, 0, ""))
+        if first not in found_here:
+            lines.append(f"| {name} | {error} |" + " |" * (len(heads) - 2))
             continue
-        if wrong:
-            notes.append(f"{name} failed in {len(wrong)} of {len(rows[name])} rounds: {wrong[0]}.")
-        figures = [format(middles[name][key], style) for key, _, style in COLUMNS[how]]
+        if count:
+            notes.append(f"{name} failed in {count} of {rounds} rounds: {error}.")
+        figures = [format(found_here[key][0], style) for key, _, style in COLUMNS[how]]
         style = COLUMNS[how][0][2]
-        spread = f"{min(good):{style}}–{max(good):{style}}"
+        _, least, greatest = found_here[first]
+        between = f"{least:{style}}–{greatest:{style}}"
         beside = [ratio_cell(found.get((workload, servo, name))) for servo in servos]
-        lines.append(f"| {' | '.join([name, figures[0], spread, *beside, *figures[1:]])} |")
+        lines.append(f"| {' | '.join([name, figures[0], between, *beside, *figures[1:]])} |")
     return [*lines, *(["", *notes] if notes else [])]
 
 
-def ratio_cell(ratio: tuple[float, float, float] | None) -> str:
+def ratio_cell(ratio: Spread | None) -> str:
     return f"{ratio[0]:.2f} ({ratio[1]:.2f}–{ratio[2]:.2f})" if ratio else ""
 
 
@@ -180,16 +214,25 @@ def goal_rows(found: Ratios) -> list[str]:
     return [heads, "|---|---|--:|--:|--:|---|", *rows]
 
 
-def own_rows(results: Results) -> list[str]:
+def own_aims(results: Results) -> dict[tuple[str, str], Spread]:
+    """(title, Servo's name) -> the figure, of the aims that name no peer."""
+    return {
+        (own.title, servo): spread(values)
+        for own in OWN
+        for servo in results.get(own.figure[0], {})
+        if SERVERS[servo].is_servo and (values := own_values(results, own, servo))
+    }
+
+
+def own_rows(found: dict[tuple[str, str], Spread]) -> list[str]:
     """As `goal_rows`, of the aims that name no peer."""
     rows = []
     for own in OWN:
-        for servo in (n for n in results.get(own.figure[0], {}) if SERVERS[n].is_servo):
-            if values := own_values(results, own, servo):
-                middle = statistics.median(values)
+        for (title, servo), (middle, least, greatest) in found.items():
+            if title == own.title:
                 verdict = "met" if middle <= own.most else "**not met**"
-                spread = f"{min(values):.2f}–{max(values):.2f}"
-                cells = [own.title, servo, f"{own.most:g}", f"{middle:.2f}", spread, verdict]
+                between = f"{least:.2f}–{greatest:.2f}"
+                cells = [title, servo, f"{own.most:g}", f"{middle:.2f}", between, verdict]
                 rows.append(f"| {' | '.join(cells)} |")
     heads = "| | server | aim | median | least–greatest | |"
     return [heads, "|---|---|--:|--:|--:|---|", *rows] if rows else []
@@ -212,15 +255,15 @@ def own_values(results: Results, own: Own, servo: str) -> list[float]:
 def all_goals(records: list[dict[str, Any]]) -> str:
     """One page with every aim, from the records of several groups."""
     found: Ratios = {}
-    results: Results = {}
+    own: dict[tuple[str, str], Spread] = {}
     for each in records:
         found |= recorded_ratios(each)
-        results |= each["results"]
+        own |= {(title, servo): tuple(rest) for title, servo, *rest in each["aims"]}
     measured = ", ".join(f"{each['name']} {each['date']}" for each in records)
     wanted = {(workload, servo, peer) for workload, servo, peer in goals()}
     lines = ["---", "orphan: true", "---", "", "# What Servo aims at, and where it is", ""]
     lines += [f"Measured: {measured}. [How to read this](README.md).", "", *goal_rows(found)]
-    lines += ["", *own_rows(results)]
+    lines += ["", *own_rows(own)]
     if missing := sorted(wanted - set(found)):
         lines += ["", "Not measured: " + ", ".join(f"{s} / {p} ({w})" for w, s, p in missing) + "."]
     return "\n".join(lines) + "\n"

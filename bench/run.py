@@ -34,6 +34,8 @@ from workloads import GROUPS, WORKLOADS, Workload
 RESULTS = environment.REPOSITORY / "docs" / "benchmarks"
 # Whose records have aims (goals.py).
 GOALS_PAGE = "goals.md"
+# The record that has a plot: CPU time a request beside all peers.
+PLOTTED, PLOT = "http", "cpu.svg"
 
 
 def main() -> None:
@@ -90,14 +92,15 @@ def told(number: int, rounds: int, server: Server, workload: str, sample: Sample
 
 
 def save(python: str, out: Path, record: dict[str, Any], text: str) -> None:
-    """NAME.json, NAME.md, NAME.svg, and the page of all aims."""
+    """NAME.json, NAME.md, the page of all aims, and the plot if this record is the one for it."""
     out.mkdir(parents=True, exist_ok=True)
     name = record["name"]
-    (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (out / f"{name}.md").write_text(text.replace("\n## ", f"\n![]({name}.svg)\n\n## ", 1))
-    command = [python, "plots.py", str(out / f"{name}.json"), str(out / f"{name}.svg")]
-    subprocess.run(command, cwd=HERE, check=True)
-    print(f"written to {out}/{name}.md, .json and .svg", flush=True)
+    (out / f"{name}.json").write_text(report.as_json(record))
+    (out / f"{name}.md").write_text(text)
+    if name == PLOTTED:
+        command = [python, "plots.py", str(out / f"{name}.json"), str(out / PLOT)]
+        subprocess.run(command, cwd=HERE, check=True)
+    print(f"written to {out}/{name}.md and .json", flush=True)
     records = [json.loads(p.read_text()) for g in GROUPS if (p := out / f"{g}.json").exists()]
     current = [each for each in records if each.get("format") == report.FORMAT]
     (out / GOALS_PAGE).write_text(report.all_goals(current))
