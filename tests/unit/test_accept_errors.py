@@ -20,11 +20,11 @@ def test_a_lost_client_does_not_pause_the_listeners(code):
 
 
 @pytest.mark.parametrize("code", [*sorted(NO_ROOM), errno.EACCES, errno.EINVAL])
-def test_an_error_that_lasts_does(code):
+def test_a_lasting_error_pauses_the_listeners(code):
     assert AcceptErrors().must_pause(error(code))
 
 
-def test_so_do_too_many_lost_clients_in_a_row():
+def test_too_many_lost_clients_in_a_row_pause_the_listeners():
     errors = AcceptErrors()
     for _ in range(2):
         judged = [errors.must_pause(error(errno.EPERM)) for _ in range(MAX_LOST_IN_A_ROW)]

@@ -1,4 +1,4 @@
-"""`servo.cluster` outside of a server: a cluster of one, with the rules of many."""
+"""`servo.cluster` outside of a server: a cluster of one worker, with the same rules."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def alone() -> Iterator[None]:
 
 @pytest.fixture
 def heard() -> list[Any]:
-    """What the handlers of the topic "x" got."""
+    """The messages that the handlers of the topic "x" have received."""
     messages: list[Any] = []
     cluster.on_message("x")(messages.append)
     return messages
 
 
-def test_who_is_there() -> None:
+def test_the_cluster_has_one_worker() -> None:
     assert cluster.slot == 1
     assert cluster.pid == os.getpid()
     assert cluster.workers() == [cluster.WorkerInfo(1, os.getpid(), "ready", 1, 1)]
@@ -163,8 +163,8 @@ def test_requests_that_fail(ask: str) -> None:
     assert issubclass(cluster.RequestTimeout, TimeoutError)
 
 
-def test_a_failing_handler_of_a_message_is_the_senders_to_see() -> None:
-    """In a test one wants to know; in a server it is logged in the worker that it ran in."""
+def test_an_exception_of_a_handler_reaches_the_sender() -> None:
+    """A test wants to see the exception. In a server the receiving worker logs it."""
     cluster.on_message("raises")(lambda message: 1 // message)
     with pytest.raises(ZeroDivisionError):
         cluster.send(0, to=1, topic="raises")
@@ -180,7 +180,7 @@ CYCLE.append(CYCLE)
     [{1, 2}, b"bytes", object(), float("nan"), float("inf"), {(1, 2): 3}, CYCLE, [{"a": 1j}]],
     ids=lambda value: type(value).__name__,
 )
-def test_what_is_no_json_is_refused(value: Any) -> None:
+def test_values_that_are_not_json_are_refused(value: Any) -> None:
     for send in (
         lambda: cluster.send(value, to=1),
         lambda: cluster.broadcast(value),
@@ -191,7 +191,7 @@ def test_what_is_no_json_is_refused(value: Any) -> None:
             send()
 
 
-def test_a_message_has_a_greatest_length(heard: list[Any]) -> None:
+def test_messages_have_a_maximum_length(heard: list[Any]) -> None:
     longest = "x" * (cluster.MAX_MESSAGE_BYTES - 2)
     cluster.send(longest, to=1, topic="x")
     assert heard == [longest]
@@ -214,7 +214,7 @@ def test_slots_and_topics_are_checked() -> None:
         cluster.on_message("ü" * 128)
 
 
-def test_a_message_to_nobody_is_counted(heard: list[Any]) -> None:
+def test_a_message_to_a_missing_worker_is_counted(heard: list[Any]) -> None:
     assert cluster.send(1, to=7, topic="x")
     assert heard == []
     assert cluster.stats().sent == 1

@@ -25,7 +25,7 @@ def test_control_characters_are_escaped(text, shown):
     assert printable(text) == printable_line(text) == shown
 
 
-def test_only_one_of_them_keeps_lines():
+def test_only_printable_line_escapes_line_feeds():
     assert printable("a\n\tb\r") == "a\n\tb" + r"\x0d"
     assert printable_line("a\n\tb\r") == r"a\n\tb\x0d"
 

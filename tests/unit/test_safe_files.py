@@ -1,4 +1,4 @@
-"""Opening by paths that other users can change: only what they can't have chosen."""
+"""Opening files in directories that other users can change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from servo.safe_files import check_appendable, is_private, open_parent, open_to_
 
 
 def content(path: Path, text: bytes = b"x") -> bytes:
-    """What a file holds once `text` was appended to it by this path."""
+    """Append `text` by this path. Returns the content of the file afterwards."""
     fd = open_to_append(str(path)).fd
     os.write(fd, text)
     os.close(fd)
@@ -23,7 +23,7 @@ def content(path: Path, text: bytes = b"x") -> bytes:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """A directory that others can write."""
+    """A directory that other users can write to."""
     directory = tmp_path / "shared"
     directory.mkdir()
     directory.chmod(0o777)
@@ -53,7 +53,7 @@ def test_a_link_in_a_private_directory_is_followed(tmp_path: Path, relative: boo
     assert (tmp_path / "data" / "real.log").read_bytes() == b"x"
 
 
-def test_a_link_in_a_shared_directory_is_not(tmp_path: Path, shared: Path) -> None:
+def test_a_link_in_a_shared_directory_is_not_followed(tmp_path: Path, shared: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"")
     (shared / "log").symlink_to(secret)
@@ -65,7 +65,9 @@ def test_a_link_in_a_shared_directory_is_not(tmp_path: Path, shared: Path) -> No
     assert secret.read_bytes() == b""
 
 
-def test_nor_one_on_the_way_there(tmp_path: Path, shared: Path) -> None:
+def test_a_link_to_a_directory_in_a_shared_directory_is_not_followed(
+    tmp_path: Path, shared: Path
+) -> None:
     (tmp_path / "etc").mkdir()
     (shared / "logs").symlink_to(tmp_path / "etc")
     with pytest.raises(OSError, match="symbolic link"):
@@ -73,7 +75,7 @@ def test_nor_one_on_the_way_there(tmp_path: Path, shared: Path) -> None:
     assert list((tmp_path / "etc").iterdir()) == []
 
 
-def test_nor_one_behind_a_good_one(tmp_path: Path, shared: Path) -> None:
+def test_a_link_behind_a_private_link_is_not_followed(tmp_path: Path, shared: Path) -> None:
     (shared / "log").symlink_to(tmp_path / "secret")
     (tmp_path / "good").symlink_to(shared / "log")
     with pytest.raises(OSError, match="symbolic link"):
@@ -89,8 +91,8 @@ def may_have(path: Path, uid: int = 65534) -> bool:
         os.close(opened.fd)
 
 
-def test_whose_a_file_is(tmp_path: Path, shared: Path) -> None:
-    """Given away may be only a file that is new, or that nobody else can have put there."""
+def test_which_files_may_be_given_away(tmp_path: Path, shared: Path) -> None:
+    """A file may be given away only if it is new, or if no other user can have put it there."""
     assert may_have(tmp_path / "new")
     assert may_have(tmp_path / "new")
     assert may_have(shared / "new")
@@ -98,17 +100,17 @@ def test_whose_a_file_is(tmp_path: Path, shared: Path) -> None:
 
 
 def test_a_private_directory_in_a_shared_one(tmp_path: Path, shared: Path) -> None:
-    """Another user can rename such directories, and so choose between them."""
+    """Another user can rename private directories in a shared one, and so choose one of them."""
     (shared / "logs").mkdir(mode=0o755)
     assert may_have(shared / "logs" / "new")
     assert not may_have(shared / "logs" / "new")
-    shared.chmod(0o1777)  # now nobody can
+    shared.chmod(0o1777)  # now no other user can rename it
     assert may_have(shared / "logs" / "new")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to choose the directory's group")
 def test_a_directory_that_a_group_can_write(tmp_path: Path) -> None:
-    """/var/log is one on Ubuntu. Members of the group could choose the file, others can't."""
+    """/var/log on Ubuntu. Members of its group could choose the file, other users can't."""
     tmp_path.chmod(0o775)
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to("data/log")
@@ -126,7 +128,7 @@ def test_a_directory_that_a_group_can_write(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 @pytest.mark.parametrize("user", ["root", "another"])
 def test_a_link_in_the_directory_of_a_third_user(tmp_path: Path, user: str) -> None:
-    """A deploying user's `current`: root follows none of it, a user without rights does."""
+    """The link `current` of a user that deploys: root doesn't follow it, other users do."""
     tmp_path.chmod(0o755)
     (tmp_path / "release").mkdir()
     (tmp_path / "release").chmod(0o777)
@@ -171,7 +173,7 @@ def test_a_second_name_in_a_shared_directory(tmp_path: Path, shared: Path) -> No
         open_to_append(str(shared / "log"))
 
 
-def test_a_circle_of_links(tmp_path: Path) -> None:
+def test_a_loop_of_links(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="symbolic link"):
@@ -190,7 +192,7 @@ def test_a_fifo_without_a_reader_does_not_block(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_a_descriptor_by_its_magic_link() -> None:
+def test_a_descriptor_by_its_path_in_proc() -> None:
     reader, writer = os.pipe()
     fd = open_to_append(f"/proc/self/fd/{writer}").fd
     os.write(fd, b"x")
@@ -229,7 +231,7 @@ def test_a_directory_of_another_user_is_not_private(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose files are given away")
 def test_a_directory_with_an_access_control_list(tmp_path: Path) -> None:
-    """Its mode shows a group's bits, but they are the mask of all whom the list names."""
+    """The group's bits in the mode are a mask for all users and groups that the list names."""
     (tmp_path / "log").touch()
     none = 0xFFFFFFFF
     entries = [(1, 7, none), (2, 7, 65534), (4, 5, none), (16, 7, none), (32, 5, none)]

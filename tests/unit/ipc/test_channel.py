@@ -1,4 +1,4 @@
-"""The channel: frames in any pieces, bounds, and the ways in which the other end can vanish."""
+"""The channel: frames that arrive in any pieces, full queues, and an other end that vanishes."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_what_the_socket_does_not_take_is_queued_and_flushed(pair):
     assert ours.flush()
 
 
-def test_a_reader_that_never_reads_overflows_and_loses_only_the_last(pair):
+def test_a_full_queue_refuses_the_next_message_only(pair):
     ours, theirs = pair
     count = 0
     message = BootFailed("app", "x" * 300_000)
@@ -210,11 +210,11 @@ def test_an_end_that_closed_without_reading_is_closed_too(pair):
         (struct.pack("!I", 3) + b"\xff\xfe\xfd", "not a message"),
     ],
 )
-def test_garbage_cuts_the_peer_off_after_what_it_said_before(raw, garbage, reason):
+def test_garbage_cuts_the_peer_off_after_its_valid_messages(raw, garbage, reason):
     channel, other = raw
     other.sendall(frame(Ready()) + garbage)
     assert channel.receive() == [Ready()]
-    # A selector reports it again, as nothing more arrives that could wake its owner.
+    # A selector reports the socket as readable once more, so its owner gets the error.
     assert selectors_ready(channel)
     with pytest.raises(ChannelClosed, match=reason):
         channel.receive()
@@ -231,7 +231,7 @@ def test_a_closed_channel_raises_and_closes_again(pair):
         ours.receive()
 
 
-def test_wait_writable_tells_a_full_socket_from_a_free_one(pair):
+def test_wait_writable_says_whether_the_socket_has_room(pair):
     ours, _ = pair
     assert ours.wait_writable(0)
     ours.send(BootFailed("app", "x" * 1_000_000))

@@ -1,4 +1,4 @@
-"""Messages between applications, as they travel, and the count of those that do not arrive."""
+"""The encoding of messages, and messages that are refused."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
     assert encode(found) == data
 
 
-def test_a_cut_message_is_none() -> None:
+def test_a_truncated_message_is_refused() -> None:
     data = encode(message(b"topic", b"[1,2]"))
     for end in range(data.index(b"[")):
         with pytest.raises(MessageError, match="not a message"):
             decode(data[:end])
 
 
-def test_what_a_sender_encodes_wrongly_is_an_error_of_ours() -> None:
+def test_a_wrong_encoding_raises_a_message_error() -> None:
     with pytest.raises(MessageError, match="not UTF-8"):
         _ = message(topic=b"\xff").topic
     with pytest.raises(MessageError, match="not UTF-8"):
@@ -101,7 +101,7 @@ def test_servos_own_messages_and_those_of_applications_share_a_channel() -> None
     theirs.close()
 
 
-def test_applications_can_not_fill_the_room_of_orders() -> None:
+def test_applications_can_not_fill_the_room_for_servos_own_messages() -> None:
     ours, theirs = channel_pair()
     data = encode(message(payload=b"1" * 10_000))
     queued = 0
@@ -118,7 +118,7 @@ def test_applications_can_not_fill_the_room_of_orders() -> None:
     theirs.close()
 
 
-def test_a_read_takes_no_more_than_it_may() -> None:
+def test_one_receive_has_a_limit_of_reads() -> None:
     one, other = socket.socketpair()
     channel = Channel(one)
     frame = struct.pack("!I", 1000) + encode(message(payload=b"1" * (1000 - 19)))
@@ -187,7 +187,7 @@ def test_threads_share_a_channel() -> None:
     ],
 )
 def test_a_field_of_another_type_is_refused(text: str) -> None:
-    """The arbiter reads what a worker sends, whoever has taken the worker over."""
+    """A worker that an attacker controls can send any message, and the arbiter reads it."""
     with pytest.raises(MessageError):
         decode(text.encode())
 

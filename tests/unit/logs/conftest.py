@@ -1,4 +1,4 @@
-"""Logging is set up for the whole process."""
+"""Undoes the set-up of logging, which holds for the whole process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from servo.logs.log_file import LogFile
 
 @pytest.fixture
 def untouched_logging(monkeypatch):
-    """Everything global that `setup_logging` changes is put back."""
+    """Restore everything global that `setup_logging` changes."""
     monkeypatch.setattr(error_log, "_logs", error_log._Logs(LogFile(None, 2)))
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     loggers = logging.Logger.manager.loggerDict

@@ -1,4 +1,4 @@
-"""The access log: gunicorn's atoms, JSON, and clients who would like to write lines themselves."""
+"""The access log: gunicorn's atoms, JSON, and clients that try to forge lines."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REQUEST = {
 
 
 class Sink(LogFile):
-    """Keeps what is written."""
+    """A file that keeps each write."""
 
     def __init__(self) -> None:
         super().__init__(None, 1)
@@ -96,7 +96,7 @@ def test_atoms(form, text):
     assert line_of(form) == text.replace("PID", str(os.getpid())) + "\n"
 
 
-def test_what_a_request_lacks_is_a_dash():
+def test_a_missing_value_is_a_dash():
     assert line_of('%(u)s "%(f)s" "%(a)s" %(b)s', headers=[], sent=None) == '- "-" "-" -\n'
     assert line_of("%(U)s|%(q)s|%({a}e)s", target="/text", environ=None) == "/text||-\n"
 
@@ -149,7 +149,7 @@ def test_json():
     assert bare["bytes"] == 0
 
 
-def test_the_time_moves_on():
+def test_the_time_is_renewed_each_second():
     now = [NOW]
     sink = Sink()
     settings = SimpleNamespace(accesslog="-", access_log_format="%(t)s")
@@ -231,7 +231,7 @@ def test_no_bytes_escape_through_the_users_logging_either(request):
     assert line.count('"') == ALL.count('"')
 
 
-def test_remembered_values_are_bounded():
+def test_the_cache_of_escaped_values_is_bounded():
     log_, _ = make()
     for number in range(3000):
         log_.record(**(REQUEST | {"headers": [(b"user-agent", b"agent %d" % number)]}))
@@ -276,7 +276,7 @@ def test_flush_due_writes_the_first_line_at_once_and_then_twice_a_second():
     log_.flush()
 
 
-def test_what_a_slow_reader_left_is_pending(monkeypatch):
+def test_data_that_waits_for_a_slow_reader_is_pending(monkeypatch):
     log_, sink = make("%(s)s")
     monkeypatch.setattr(sink, "_pending", b"rest\n")
     assert log_.pending
@@ -306,7 +306,7 @@ def test_without_a_destination_it_is_not_enabled():
     log_.close()
 
 
-def test_it_writes_to_what_was_set_up(monkeypatch):
+def test_it_writes_to_the_file_that_setup_logging_opened(monkeypatch):
     sink = Sink()
     monkeypatch.setattr(error_log, "_logs", error_log._Logs(LogFile(None, 2), access=sink))
     log_ = AccessLog(SimpleNamespace(accesslog="/elsewhere", access_log_format="%(s)s"))
@@ -321,7 +321,7 @@ def test_it_writes_to_what_was_set_up(monkeypatch):
 
 @pytest.fixture
 def records(monkeypatch):
-    """What the access logger gets, with a logging configuration of the user's in force."""
+    """The records that a user's logging configuration gets of the access logger."""
     monkeypatch.setattr(
         error_log, "_logs", error_log._Logs(LogFile(None, 2), user_handles_access_log=True)
     )
@@ -371,7 +371,7 @@ def test_an_unknown_length_is_a_dash_and_none_as_with_gunicorn(records):
 
 
 @pytest.mark.usefixtures("records")
-def test_a_format_that_a_record_can_not_fill_in_is_refused():
+def test_a_format_that_does_not_fit_the_atoms_is_refused():
     with pytest.raises(ConfigError, match="access_log_format"):
         AccessLog(SimpleNamespace(accesslog=None, access_log_format="%(s)d"))
 
@@ -386,7 +386,7 @@ class Textless:
         raise RuntimeError("no text")
 
 
-# What an application may have made of its own objects by the time that its request is recorded.
+# An application may have changed its environ and headers before the request is logged.
 SPOILT = [
     {"environ": {"REMOTE_USER": Textless(), "x": Textless()}},
     {"response_headers": [(b"x-cache", b"HIT"), None]},
@@ -396,7 +396,7 @@ SPOILT = [
 
 
 @pytest.mark.parametrize("spoilt", SPOILT)
-def test_data_that_an_app_has_spoilt_costs_its_line_only(spoilt, caplog):
+def test_values_that_can_not_be_formatted_cost_only_their_line(spoilt, caplog):
     log_, sink = make("%(m)s %(a)s %({REMOTE_USER}e)s %({x-cache}o)s")
     log_.record(**(REQUEST | spoilt))
     assert "Can't write the access-log line of GET /a/b%20c?x=1&y=2" in caplog.text
@@ -407,7 +407,7 @@ def test_data_that_an_app_has_spoilt_costs_its_line_only(spoilt, caplog):
 
 
 @pytest.mark.parametrize("spoilt", SPOILT)
-def test_nor_does_it_reach_the_users_logging(spoilt, records, caplog):
+def test_nor_do_such_values_reach_the_users_logging(spoilt, records, caplog):
     log_ = AccessLog(SimpleNamespace(accesslog=None, access_log_format="%(m)s %(a)s"))
     log_.record(**(REQUEST | spoilt))
     assert "Can't write the access-log line" in caplog.text

@@ -1,4 +1,4 @@
-"""Entries of the error log, counted by level in shared words."""
+"""Entries of the error log are counted by level in shared memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_each_level_has_a_count_and_a_traceback_is_an_exception_only(table, log)
     assert counted(table) == {"warning": 1, "error": 2, "critical": 1, "exception": 1}
 
 
-def test_a_handler_that_is_replaced_takes_no_count_with_it(table, log):
+def test_replacing_handlers_keeps_the_counter(table, log):
     count_log(table.row(table.allocate(1, 1, 1)))
     log.handlers = []
     log.addHandler(logging.NullHandler())
@@ -55,7 +55,7 @@ def test_a_handler_that_is_replaced_takes_no_count_with_it(table, log):
     assert counted(table)["warning"] == 1
 
 
-def test_what_is_counted_moves_with_the_process_and_survives_the_worker(table, log):
+def test_counts_go_to_the_words_of_the_process_and_survive_it(table, log):
     first, second = table.allocate(1, 1, 1), table.allocate(2, 2, 1)
     count_log(table.row(first))
     log.warning("one")

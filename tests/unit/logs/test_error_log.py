@@ -1,4 +1,4 @@
-"""The error log: its lines, its file, gunicorn's names, and the user's logging configurations."""
+"""The error log: its lines, its file, gunicorn's names for it, and exceptions that it catches."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_levels(level):
     assert error_log.level == getattr(logging, level.upper())
 
 
-def test_what_can_not_be_set_up_is_an_error_of_the_configuration(tmp_path):
+def test_logs_that_can_not_be_opened_are_configuration_errors(tmp_path):
     with pytest.raises(ConfigError, match="loud"):
         setup_logging(log_settings(loglevel="loud"))
     with pytest.raises(ConfigError, match="missing"):
@@ -143,7 +143,7 @@ def test_setting_up_again_changes_the_file_and_keeps_one_handler(tmp_path):
     assert "first" in one.read_text()
     assert "second" not in one.read_text()
     assert "second" in two.read_text()
-    # faulthandler may have been given this number.
+    # faulthandler may write to this descriptor.
     os.close(number)
 
 
@@ -209,7 +209,7 @@ def test_the_files_go_to_the_workers_user_now_and_when_reopened(path, monkeypatc
     assert calls == [(12, -1), (12, -1)]
 
 
-def test_ownership_that_can_not_be_given_is_warned_of(path, monkeypatch):
+def test_a_failed_change_of_owner_is_a_warning(path, monkeypatch):
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
 
@@ -244,7 +244,7 @@ def test_gunicorns_logger_is_ours(path):
     assert "from below" in path.read_text()
 
 
-def test_a_gunicorn_logger_that_an_app_already_holds_reaches_us(path):
+def test_a_gunicorn_logger_that_an_app_already_holds_writes_to_our_log(path):
     logging.Logger.manager.loggerDict.pop("gunicorn.error", None)
     held = logging.getLogger("gunicorn.error")
     setup_logging(log_settings(errorlog=str(path)))
@@ -263,8 +263,8 @@ def test_broken_files_are_named(tmp_path):
             setup_logging(log_settings(**changes))
 
 
-def test_what_asyncio_logs_is_in_the_error_log(path, monkeypatch):
-    monkeypatch.setattr(logging.root, "handlers", [])  # without pytest's own, as in a server
+def test_asyncios_messages_are_in_the_error_log(path, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])  # remove pytest's handlers: a server has none
     seen = []
     error_log_module.set_tap(seen.append)
     setup_logging(log_settings(errorlog=str(path)))
@@ -279,7 +279,7 @@ def test_what_asyncio_logs_is_in_the_error_log(path, monkeypatch):
     assert path.read_text().count("\n") == 1
 
 
-def test_what_asyncio_logs_is_not_there_twice(path, tmp_path):
+def test_asyncios_messages_are_not_there_twice(path, tmp_path):
     own = tmp_path / "own.log"
     config = file_config(own)
     config["root"] = {"handlers": ["own"]}
@@ -304,7 +304,7 @@ def test_an_exception_of_a_thread_is_in_the_error_log(path):
     assert lines[-1] == "ValueError: broken"
 
 
-def test_a_hook_for_threads_that_is_there_stays(path, monkeypatch):
+def test_an_excepthook_of_the_application_stays(path, monkeypatch):
     def own(args):
         raise AssertionError
 
@@ -317,14 +317,14 @@ def test_a_hook_for_threads_that_is_there_stays(path, monkeypatch):
 
 
 @pytest.mark.parametrize("which", ["errorlog", "accesslog"])
-def test_a_trial_finds_what_can_not_be_opened(which):
+def test_a_check_finds_files_that_can_not_be_opened(which):
     with pytest.raises(ConfigError, match=r"log file /nonexist/x: No such file or directory"):
         check_logging(log_settings(**{which: "/nonexist/x"}))
     check_logging(log_settings(**{which: "-"}))
     check_logging(log_settings(**{which: "/dev/stderr"}))
 
 
-def test_a_trial_leaves_every_file_as_it_was(tmp_path, monkeypatch):
+def test_a_check_leaves_every_file_as_it_was(tmp_path, monkeypatch):
     (tmp_path / "old.log").write_text("old lines\n")
     (tmp_path / "link.log").symlink_to(tmp_path / "nowhere.log")
     os.mkfifo(tmp_path / "pipe")
@@ -383,7 +383,7 @@ def test_stdout_is_not_needed(monkeypatch, path):
 # --- taps and events --------------------------------------------------------------------------
 
 
-def test_a_tap_sees_what_the_log_gets_whatever_the_users_configuration(tmp_path):
+def test_a_tap_gets_every_record_whatever_the_users_configuration(tmp_path):
     seen = []
     error_log_module.set_tap(lambda record: seen.append(error_log_module.message_of(record)))
     try:

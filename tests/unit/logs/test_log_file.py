@@ -1,4 +1,4 @@
-"""A log's destination: reopening, full disks, slow readers, and lines that stay whole."""
+"""The destination of a log: reopening, full disks, slow readers, and lines that stay whole."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def file(path):
 
 @pytest.fixture
 def pipe():
-    """A non-blocking pipe with a small buffer: a LogFile on it, and the reading end."""
+    """A LogFile on a non-blocking pipe with a small buffer, and the pipe's reading end."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(writer, False)
@@ -39,7 +39,7 @@ def pipe():
 
 
 class Disk:
-    """`os.write` onto a disk with so many bytes left."""
+    """Replaces `os.write`: the disk has this many free bytes."""
 
     def __init__(self, monkeypatch, left: int) -> None:
         self.left = left
@@ -131,7 +131,7 @@ def test_a_full_disk_loses_whole_lines_and_says_so(path, file, monkeypatch):
     file.write(b"line five\n")
     assert told[1:] == [f"The log {path} can be written again; 3 lines were lost"]
     assert file.lost == 0
-    # The torn line has an end of its own: nothing else reads as a part of it.
+    # A newline ends the torn line, so that the next line doesn't read as a part of it.
     assert path.read_bytes() == b"line one\nline \nline five\n"
 
 
@@ -160,7 +160,7 @@ def test_a_short_write_is_continued(path, file, monkeypatch):
     assert path.read_bytes() == b"one two three\n"
 
 
-def test_what_a_slow_reader_leaves_waits_and_comes_in_order(pipe):
+def test_lines_wait_for_a_slow_reader_in_order(pipe):
     file, reader = pipe
     lines = [b"%05d %s\n" % (number, b"x" * 90) for number in range(200)]
     for line in lines:
@@ -197,7 +197,7 @@ def test_a_reader_that_never_reads_loses_the_oldest_lines(pipe, monkeypatch):
     assert f"{lost} lines were lost" in told[1]
 
 
-def test_a_pipe_gets_no_piece_that_could_mix_with_another_processes(monkeypatch, pipe):
+def test_pipes_get_pieces_that_can_not_mix_with_other_processes(monkeypatch, pipe):
     file, reader = pipe
     fcntl.fcntl(file.fd, fcntl.F_SETPIPE_SZ, 1 << 20)
     write, pieces = os.write, []
@@ -225,7 +225,7 @@ def test_a_closed_stdout_is_counted_not_raised():
     assert LogFile(None, 987654).name == "descriptor 987654"
 
 
-def test_drain_waits_for_a_reader_no_longer_than_it_may(pipe):
+def test_drain_waits_for_a_reader_up_to_its_timeout(pipe):
     file, reader = pipe
     file.write(b"x" * 5000 + b"\n")
     file.drain(0.0)
@@ -262,7 +262,7 @@ def test_a_link_that_another_user_may_have_put_there_is_not_followed(tmp_path):
     file.close()
 
 
-def test_only_a_file_that_nobody_else_can_have_put_there_is_given_away(tmp_path, monkeypatch):
+def test_only_files_that_no_other_user_can_have_put_there_are_given_away(tmp_path, monkeypatch):
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
@@ -272,7 +272,7 @@ def test_only_a_file_that_nobody_else_can_have_put_there_is_given_away(tmp_path,
         file = LogFile(str(path))
         file.chown(number, -1)
         file.close()
-    assert given == [0, 1]  # the third was there already
+    assert given == [0, 1]  # the third file existed before
 
 
 def test_a_fifo_whose_reader_went_keeps_the_old_log(tmp_path):
@@ -285,8 +285,8 @@ def test_a_fifo_whose_reader_went_keeps_the_old_log(tmp_path):
     file.close()
 
 
-def test_a_standard_stream_whose_reader_has_stopped_holds_nobody_up():
-    """The descriptor that was given stays blocking: other programs have it, too."""
+def test_a_stopped_reader_of_a_standard_stream_blocks_no_write():
+    """The inherited descriptor stays blocking, because other programs share it."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     file = LogFile(None, writer)
@@ -307,7 +307,7 @@ def test_a_standard_stream_whose_reader_has_stopped_holds_nobody_up():
     os.close(writer)
 
 
-def test_a_socket_whose_reader_has_stopped_holds_nobody_up():
+def test_a_stopped_reader_of_a_socket_blocks_no_write():
     ours, theirs = socket.socketpair()
     file = LogFile(None, theirs.fileno())
     for _ in range(3000):
@@ -320,7 +320,7 @@ def test_a_socket_whose_reader_has_stopped_holds_nobody_up():
     theirs.close()
 
 
-def test_a_standard_stream_that_leads_elsewhere_now(tmp_path):
+def test_a_redirected_standard_stream(tmp_path):
     reader, writer = os.pipe()
     file = LogFile(None, writer)
     null = os.open(tmp_path / "null", os.O_WRONLY | os.O_CREAT)
@@ -362,8 +362,8 @@ def test_a_line_that_no_pipe_holds_is_written_in_pieces(pipe):
 
 
 @pytest.mark.parametrize("lines", [[b"x" * 100], [b"y" * 10_000], [b"a", b"z" * 5000, b"b"]])
-def test_a_pipe_that_can_not_be_opened_anew_holds_nobody_up_either(monkeypatch, lines):
-    """It belongs to another user, as one of root's shell does after `su`."""
+def test_a_pipe_that_can_not_be_opened_again_blocks_no_write(monkeypatch, lines):
+    """The pipe belongs to another user, for instance after `su`."""
     monkeypatch.setattr(log_file, "non_blocking_copy", lambda _fd: -1)
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)

@@ -1,4 +1,4 @@
-"""What the arbiter prints, or logs to a standard stream, waits for no reader."""
+"""The arbiter never waits for a reader of its standard output or error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from servo.logs.standard_streams import (
 
 @pytest.fixture
 def logger():
-    """A logger of our own, without handlers; and without any at the end."""
+    """A logger without handlers. Handlers that a test adds are removed."""
     logger = logging.getLogger("test_prints")
     logger.propagate = False
     yield logger
@@ -33,7 +33,7 @@ def logger():
 
 @pytest.fixture
 def pipe():
-    """A full-size LogFile on a small pipe, and the end that is read."""
+    """A LogFile on a small pipe, and the pipe's reading end."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     os.set_blocking(reader, False)
@@ -42,8 +42,8 @@ def pipe():
     os.close(writer)
 
 
-def test_handlers_of_standard_streams_are_bound_and_given_back(logger, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "stderr", io.StringIO())  # replaced, as some programs do
+def test_handlers_of_standard_streams_are_bound_and_restored(logger, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # some programs replace it
     monkeypatch.setattr(sys, "stdout", sys.__stdout__)
     direct = logging.StreamHandler(sys.__stdout__)
     behind = logging.StreamHandler(sys.__stderr__)
@@ -87,8 +87,8 @@ def test_a_worker_has_the_real_streams(logger):
         assert handler.stream is sys.__stdout__
 
 
-def test_the_warning_of_lost_lines_may_go_where_they_are_lost(logger, pipe, monkeypatch):
-    """It is written while another line is being written, to the very same stream."""
+def test_the_warning_about_lost_lines_may_go_to_the_same_stream(logger, pipe, monkeypatch):
+    """The warning is written to the same stream, while another line is being written there."""
     file, reader = pipe
     stream = PrintStream(file, sys.__stdout__)
     file.on_trouble = logger.warning
@@ -126,7 +126,7 @@ with prints_never_block():
 """
 
 
-def test_slow_readers_are_waited_for_at_the_end():
+def test_drain_waits_for_slow_readers():
     with subprocess.Popen(
         [sys.executable, "-c", DRAINED], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -148,6 +148,6 @@ with prints_never_block():
 """
 
 
-def test_stopped_readers_are_waited_for_no_longer_than_it_may():
+def test_drain_gives_up_on_stopped_readers():
     with subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE) as process:
         assert process.wait(30) == 0

@@ -51,7 +51,7 @@ def test_a_configuration_for_gunicorns_logger_applies_to_ours(tmp_path, path, ki
     assert not error_log_module.user_handles_access_log()
 
 
-def test_a_configuration_that_is_taken_away_leaves_nothing(tmp_path, path):
+def test_a_removed_configuration_leaves_nothing_behind(tmp_path, path):
     own = tmp_path / "own.log"
     config = file_config(own)
     config["loggers"]["gunicorn.access"] = {"handlers": ["own"]}
@@ -112,7 +112,7 @@ def test_a_bad_configuration_is_named(changes, reason):
         setup_logging(log_settings(**changes))
 
 
-def test_a_trial_of_a_configuration():
+def test_a_check_of_a_configuration():
     with pytest.raises(ConfigError, match="logconfig_dict: Unsupported version: 2"):
         check_logging(log_settings(logconfig_dict={"version": 2}))
     with pytest.raises(ConfigError, match=r"logconfig_dict: .*/nonexist/own"):
@@ -140,7 +140,7 @@ def test_files_of_the_users_configuration_follow_no_link_of_others(tmp_path):
     assert secret.read_text() == "keep"
 
 
-def test_a_file_of_the_users_configuration_that_begins_anew(tmp_path):
+def test_a_file_handler_that_truncates_its_file(tmp_path):
     path = tmp_path / "own.log"
     path.write_text("old")
     config = file_config(path)

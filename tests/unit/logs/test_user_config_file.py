@@ -1,4 +1,4 @@
-"""The user's logging configuration: the forms of its file, whose it was, and what is wrong."""
+"""Files with a logging configuration: their forms, and messages about their errors."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ format=own %(message)s
         ("log.conf", TOML.replace("version = 1\n", "")),
     ],
 )
-def test_a_file_is_read_as_what_it_is(tmp_path, name, text):
+def test_each_form_of_file_is_recognised(tmp_path, name, text):
     if text.endswith(YAML):
         pytest.importorskip("yaml")
     own = tmp_path / "own.log"
@@ -110,7 +110,7 @@ def test_a_file_is_read_as_what_it_is(tmp_path, name, text):
 
 
 @pytest.mark.parametrize(("prefix", "text"), [("json:", JSON), ("toml:", TOML), ("ini:", INI)])
-def test_hypercorn_has_the_form_before_the_path(tmp_path, prefix, text):
+def test_hypercorns_prefix_names_the_form(tmp_path, prefix, text):
     own = tmp_path / "own.log"
     path = tmp_path / "log.txt"
     path.write_text(text.replace("OWN", str(own)))
@@ -123,7 +123,7 @@ def test_hypercorn_has_the_form_before_the_path(tmp_path, prefix, text):
     assert own.read_text() == "own line\n"
 
 
-def test_what_is_no_form_belongs_to_the_path():
+def test_an_unknown_prefix_belongs_to_the_path():
     assert split_form("log:x.json") == ("", "log:x.json")
     assert split_form("json:") == ("", "json:")
     assert split_form("toml:a:b") == ("toml", "a:b")
@@ -160,7 +160,7 @@ SECRET = "pass" + "word"  # stands in for the rest of the file
         ("log.json", b'{\n"x": "SECRET\xff"}', ":2: not UTF-8 (invalid start byte)"),
     ],
 )
-def test_what_is_wrong_with_a_file(tmp_path, name, text, says):
+def test_an_error_in_a_file_is_named_with_its_line(tmp_path, name, text, says):
     if name == "log.yaml":
         pytest.importorskip("yaml")
     path = tmp_path / name
@@ -175,7 +175,8 @@ def test_what_is_wrong_with_a_file(tmp_path, name, text, says):
         assert SECRET not in message or "a second" in message
 
 
-# A handler that is made before something fails is closed when it is collected, not before.
+# If a configuration fails half-way, a file handler that it has created stays open until the garbage
+# collector runs. So these configurations have none.
 NO_FILE = {
     '"logging.FileHandler", "filename": "OWN"': '"logging.StreamHandler"',
     "logging.FileHandler\n    filename: OWN": "logging.StreamHandler",
@@ -225,7 +226,7 @@ def without_file(text: str) -> str:
         ),
     ],
 )
-def test_what_can_not_be_applied_is_named_with_its_line(tmp_path, name, text, says):
+def test_a_part_that_can_not_be_applied_is_named_with_its_line(tmp_path, name, text, says):
     if name == "log.yaml":
         pytest.importorskip("yaml")
     path = tmp_path / name

@@ -1,4 +1,4 @@
-"""Accept queues, as this machine's kernel tells them."""
+"""The accept queues of real sockets, read from this machine's kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def listening(family: int, address: object, limit: int) -> socket.socket:
     return sock
 
 
-def test_queues_are_told_in_order(tmp_path):
+def test_queues_come_in_the_order_of_the_addresses(tmp_path):
     path = str(tmp_path / "s")
     with (
         listening(socket.AF_INET, ("127.0.0.1", 0), 7) as tcp,
@@ -58,7 +58,7 @@ def test_an_ipv6_listener():
         assert accept_queue.queues([sock.getsockname()[:2]]) == [(0, 4, 0)]
 
 
-def test_a_kernel_that_says_nothing_is_no_error(monkeypatch):
+def test_a_kernel_that_does_not_answer_is_not_an_error(monkeypatch):
     def refuse(_request):
         raise PermissionError("not in this sandbox")
 

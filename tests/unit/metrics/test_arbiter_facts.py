@@ -1,4 +1,4 @@
-"""What the arbiter writes for others, and what they read."""
+"""The arbiter's own words in shared memory, as other processes read them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_lifecycle_events_are_counted(table):
     assert not seen.last_reload_succeeded
 
 
-def test_the_words_of_the_arbiter_and_the_counters_base_are_apart(table):
+def test_the_arbiters_words_do_not_overlap_the_base(table):
     mine = Facts(table.arbiter_words, REASONS)
     mine.begin(1)
     mine.publish(arbiter_facts.STOPPING, 1, 2, False)

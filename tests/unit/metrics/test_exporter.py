@@ -18,7 +18,7 @@ from servo.shared_memory import row_layout
 from servo.shared_memory.row_layout import count_response
 from servo.shared_memory.scoreboard import Scoreboard
 
-# Linux gives no process a number past this.
+# Linux gives no process a higher number.
 NO_PID = 1 << 22
 
 
@@ -92,14 +92,14 @@ def test_scrapes_in_a_row_are_rendered_once(table, reader):
     )
 
 
-def test_a_bug_in_a_page_ends_no_probe(reader, monkeypatch):
+def test_an_error_in_a_page_does_not_stop_the_probes(reader, monkeypatch):
     pages = Pages(reader, None)
     monkeypatch.setattr(reader, "read", lambda: 1 / 0)
     assert pages.answer(request(b"/metrics")).status == 500
     assert pages.answer(request(b"/-/live")).status == 200
 
 
-def test_what_only_the_living_have_goes_with_a_worker(table, reader, tmp_path):
+def test_metrics_of_live_processes_are_removed_with_a_worker(table, reader, tmp_path):
     first, second, unseen, own = NO_PID + 1, NO_PID + 2, NO_PID + 3, os.getpid()
 
     def begin(*pids: int) -> None:
@@ -115,19 +115,19 @@ def test_what_only_the_living_have_goes_with_a_worker(table, reader, tmp_path):
     begin(first, second, own)
     for serial, pid in ((1, first), (2, second)):
         table.row(table.allocate(serial, serial, 1))[row_layout.PID] = pid
-    begin(unseen)  # it has come and gone between two looks
+    begin(unseen)  # it has started and ended between two ticks
     pages.tick()
-    assert left() == {first, second, own}  # `own` is no worker, but alive
+    assert left() == {first, second, own}  # `own` is not a worker, but alive
     table.release(0)
     pages.tick()
     assert left() == {second, own}
-    assert len([*tmp_path.iterdir()]) == 10  # counters and the rest stay
+    assert len([*tmp_path.iterdir()]) == 10  # counters and other files stay
 
 
 # --- the process --------------------------------------------------------------------------------
 
 
-def test_it_ends_when_it_is_told_to(reader):
+def test_the_process_ends_when_it_is_told_to(reader):
     here, there = os.pipe()
     codes: list[int] = []
     setup = ExporterSetup([], reader, here, os.getpid())

@@ -1,4 +1,4 @@
-"""Metrics and status out of a scoreboard, through prometheus-client's own parser."""
+"""Metrics and status from a scoreboard, read back by prometheus-client's own parser."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_workers_and_the_arbiters_own_facts(table, facts, reader):
     assert found["servo_resident_memory_bytes", (("process", "worker 2"),)] > 1 << 20
 
 
-def test_every_name_says_what_it_is(table, reader):
+def test_every_metric_has_a_name_a_kind_and_a_help_text(table, reader):
     worker(table)
     seen = list(families(reader.read()))
     names = [family.name for family in seen]
@@ -181,12 +181,12 @@ def test_cpu_time_never_goes_back(table, facts, monkeypatch):
     for _ in range(4):
         seen.append(reader.read().processes.cpu)
         now[0] += families_module.PROCESS_AGE_S / 2
-        assert reader.read().processes.cpu == seen[-1]  # not looked at again so soon
+        assert reader.read().processes.cpu == seen[-1]  # not read again so soon
         now[0] += families_module.PROCESS_AGE_S / 2
     assert seen == [(5, 1), (5, 2), (5, 2), (6, 2)]
 
 
-def test_processes_are_looked_at_for_a_tenth_of_the_time_at_most(table, facts, monkeypatch):
+def test_reading_processes_takes_at_most_a_tenth_of_the_time(table, facts, monkeypatch):
     now = [0.0]
     reader = Reader(table, facts, [], clock=lambda: now[0])
     looks: list[float] = []

@@ -24,7 +24,7 @@ class Clock:
 
 
 class World:
-    """A MetricsHTTPServer that answers with its targets; `turns` until there is nothing to do."""
+    """A MetricsHTTPServer that answers each request with its target, and its clients."""
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -93,7 +93,7 @@ def test_kept_connections_and_pipelining(world):
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b"413"),
     ],
 )
-def test_what_is_not_a_plain_get_is_refused_and_closed(world, data, status):
+def test_requests_with_a_body_or_errors_are_refused_and_closed(world, data, status):
     client = world.connect(data)
     world.turns()
     assert client.recv(65536).split(b" ")[1] == status
@@ -151,7 +151,7 @@ def test_a_large_answer_comes_whole(world):
     assert got.partition(b"\r\n\r\n")[2] == world.body
 
 
-def test_a_crowd_pushes_out_the_most_silent_and_a_probe_gets_through(world):
+def test_a_crowd_of_idle_clients_can_not_keep_a_probe_out(world):
     crowd = [world.connect() for _ in range(MAX_CLIENTS * 2)]
     world.turns(10)
     assert world.clients == MAX_CLIENTS
@@ -183,8 +183,8 @@ def test_a_half_closed_client_gets_its_answer(world):
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EPERM])
-def test_an_error_of_accept_that_lasts_makes_it_wait(monkeypatch, code):
-    """The listener is readable all the time; asking it again at once would spin."""
+def test_a_lasting_error_of_accept_pauses_the_listeners(monkeypatch, code):
+    """The listener stays readable, so a server that accepts again at once would burn a CPU."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         server = MetricsHTTPServer([listener], lambda _request: Answer(200, "text/plain", b"yes"))

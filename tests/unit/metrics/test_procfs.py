@@ -1,4 +1,4 @@
-"""CPU and memory of processes, as this machine's kernel tells them."""
+"""CPU time and memory of real processes, read from this machine's kernel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from servo.metrics import procfs
 
 
-def test_this_process_has_used_something():
+def test_this_process_has_used_cpu_time_and_memory():
     own = procfs.cpu_of(os.getpid())
     family = procfs.cpu_with_children(os.getpid())
     assert own is not None
@@ -19,7 +19,7 @@ def test_this_process_has_used_something():
     assert memory.proportional is None or 0 < memory.proportional <= memory.resident * 2
 
 
-def test_a_child_is_listed_until_it_is_waited_for():
+def test_a_child_is_listed_until_it_is_reaped():
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -33,16 +33,16 @@ def test_a_child_is_listed_until_it_is_waited_for():
     os.close(writer)
 
 
-def test_nobody_has_nothing():
-    nobody = 2**22 + 1  # above the kernel's greatest pid
+def test_a_process_that_does_not_exist_has_nothing():
+    nobody = 2**22 + 1  # higher than any pid of the kernel
     assert procfs.memory_of(nobody) is None
     assert procfs.cpu_of(nobody) is None
     assert procfs.cpu_with_children(nobody) is None
     assert procfs.children_of(nobody) == []
 
 
-def test_a_family_is_counted_again_when_a_child_ended_meanwhile(monkeypatch):
-    """A child that moves from the living to its parent's account is neither lost nor doubled."""
+def test_cpu_time_is_read_again_if_a_child_was_reaped_meanwhile(monkeypatch):
+    """A reaped child's time moves to its parent. It is neither lost nor counted twice."""
     turns = iter([["1", "0"], ["2", "0"], ["2", "0"], ["2", "0"]])
     own = iter([procfs.CPU(1, 0), procfs.CPU(6, 0)])
     monkeypatch.setattr(procfs, "_children_cpu", lambda _pid: next(turns))
@@ -55,6 +55,6 @@ def test_a_family_is_counted_again_when_a_child_ended_meanwhile(monkeypatch):
 def test_waiting_for_a_cpu_is_counted(monkeypatch, tmp_path):
     assert procfs.waited_ns() >= 0
     monkeypatch.setattr(procfs, "Path", lambda _path: tmp_path / "schedstat")
-    assert procfs.waited_ns() == 0  # a kernel that does not tell
+    assert procfs.waited_ns() == 0  # this kernel doesn't count it
     (tmp_path / "schedstat").write_text("1200 34 5\n")
     assert procfs.waited_ns() == 34

@@ -1,4 +1,4 @@
-"""gunicorn's statsd metrics from what was counted in between."""
+"""gunicorn's statsd metrics, from the differences between two snapshots."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_dead_workers_requests_are_sent_once(table, reader, server):
 @given(st.lists(st.integers(0, 1000), min_size=LATENCY_BUCKETS, max_size=LATENCY_BUCKETS))
 def test_durations_have_the_right_weight_and_lie_in_their_buckets(grown):
     bounds = [0.0, *LATENCY_BOUNDS_S]
-    # As if each request took four fifths of its bucket's upper bound.
+    # Each request took four fifths of its bucket's upper bound.
     typical = [bound * 0.8 for bound in LATENCY_BOUNDS_S[:-1]] + [bounds[-2] * 1.2]
     sum_us = int(sum(n * t for n, t in zip(grown, typical, strict=True)) * 1e6)
     lines = list(durations(grown, sum_us))
@@ -129,7 +129,7 @@ def test_datagrams_hold_whole_lines_and_fit():
     assert list(datagrams([], "p", "")) == []
 
 
-def test_a_server_that_is_not_there_is_said_once_and_found_later(tmp_path, reader, monkeypatch):
+def test_a_missing_server_is_logged_once_and_found_later(tmp_path, reader, monkeypatch):
     said = []
     monkeypatch.setattr(statsd.log, "warning", lambda text, *args: said.append(text % args))
     path = tmp_path / "statsd.sock"
@@ -145,7 +145,7 @@ def test_a_server_that_is_not_there_is_said_once_and_found_later(tmp_path, reade
     client.close()
 
 
-def test_a_name_that_nobody_knows_is_not_looked_up_each_second(reader, monkeypatch):
+def test_an_unknown_host_is_not_looked_up_each_second(reader, monkeypatch):
     asked = []
 
     def unknown(host, *_, **__):

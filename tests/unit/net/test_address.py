@@ -1,4 +1,4 @@
-"""Addresses as operators write them, and back."""
+"""Parsing of addresses: their forms, and messages about their errors."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_forms(text, address):
         ("fd://three", "number of a file descriptor"),
     ],
 )
-def test_what_is_refused_and_why(text, reason):
+def test_refused_addresses_and_the_reasons(text, reason):
     with pytest.raises(ConfigError, match=reason) as caught:
         parse_address(text)
     assert repr(text) in str(caught.value)

@@ -1,4 +1,4 @@
-"""Certificate files: what is wrong with one is said in words."""
+"""Certificate files, and messages about their errors."""
 
 from __future__ import annotations
 
@@ -72,9 +72,7 @@ def test_an_encrypted_key(authority: Authority) -> None:
     assert "can't be" in refusal(files.cert, files.key, b"x" * 2000)
 
 
-def test_what_is_wrong_is_said_with_the_file(
-    authority: Authority, files: Files, tmp_path: Path
-) -> None:
+def test_an_error_names_the_file(authority: Authority, files: Files, tmp_path: Path) -> None:
     other = authority.issue("other")
     empty, damaged = tmp_path / "empty.pem", tmp_path / "damaged.pem"
     empty.write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Listening sockets: what is bound, what is refused and with which words, who removes files."""
+"""Listening sockets: binding, inherited ones, error messages, and the removal of socket files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def settings(*bind: str, **changes: object) -> SimpleNamespace:
 
 @pytest.fixture
 def bind():
-    """`bind_all` whose listeners are closed at the end of the test."""
+    """Call `bind_all`, and close its listeners at the end of the test."""
     opened = []
 
     def run(*addresses, environ=None, **changes):
@@ -146,7 +146,7 @@ def test_a_taken_port_is_named_with_its_owner_and_nothing_stays_open(bind, tmp_p
         (errno.ENOBUFS, "127.0.0.1:80", "No buffer space available"),
     ],
 )
-def test_each_failure_has_its_words(bind, monkeypatch, code, address, reason):
+def test_each_failure_has_a_message_of_its_own(bind, monkeypatch, code, address, reason):
     class Refusing(socket.socket):
         def bind(self, _):
             raise OSError(code, os.strerror(code))
@@ -204,7 +204,7 @@ def test_no_sibling_without_reuse_port(bind, address):
 # --- Unix sockets -------------------------------------------------------------------------------
 
 
-def test_a_socket_file_that_somebody_removes_or_replaces_is_lost(bind, tmp_path):
+def test_a_socket_file_that_was_removed_or_replaced_is_lost(bind, tmp_path):
     path = tmp_path / "s"
     tcp, unix = bind("127.0.0.1:0", f"unix:{path}")
     assert (tcp.is_lost, unix.is_lost) == (False, False)
@@ -323,7 +323,7 @@ def test_the_socket_goes_to_the_workers_user_and_group(bind, tmp_path, monkeypat
 def test_a_file_that_another_server_put_there_is_not_removed(bind, tmp_path):
     path = tmp_path / "app.sock"
     (old,) = bind(f"unix:{path}")
-    # Kept, so that the file system can't give its inode number to the next.
+    # Keep the old file, or the file system may give its inode number to the new one.
     path.rename(tmp_path / "moved")
     (new,) = bind(f"unix:{path}")
     old.close()
@@ -395,7 +395,7 @@ def test_an_abstract_socket(bind):
 
 
 def given_fd(sock: socket.socket) -> int:
-    """The socket's descriptor, inheritable, as a parent process would have left it."""
+    """The socket's descriptor, made inheritable as a parent process does."""
     fd = sock.detach()
     os.set_inheritable(fd, True)
     return fd
@@ -419,7 +419,7 @@ def test_a_bound_descriptor_is_made_to_listen(bind):
     connect(listener).close()
 
 
-def test_an_inherited_unix_sockets_file_is_its_makers(bind, tmp_path):
+def test_the_file_of_an_inherited_unix_socket_is_not_removed(bind, tmp_path):
     path = tmp_path / "app.sock"
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(str(path))
@@ -485,7 +485,7 @@ def test_systemds_sockets_for_another_process_are_not_ours(bind, environ):
     assert isinstance(listener.requested, TCPAddress)
 
 
-def test_a_broken_count_of_sockets_is_said(bind):
+def test_a_malformed_listen_fds_is_named(bind):
     with pytest.raises(BindError, match="LISTEN_FDS is 'many'"):
         bind("127.0.0.1:0", environ={"LISTEN_FDS": "many", "LISTEN_PID": str(os.getpid())})
 
@@ -497,8 +497,8 @@ def test_a_missing_systemd_socket_is_named(bind, monkeypatch):
         bind("127.0.0.1:0", environ=environ)
 
 
-def test_of_many_that_start_at_once_on_a_stale_socket_one_binds(tmp_path):
-    """Each would find it dead, remove it, and so remove the socket of the one before."""
+def test_one_of_many_simultaneous_starts_binds_a_stale_socket(tmp_path):
+    """Without a lock, each would take the file for stale and remove the other's new socket."""
     path = tmp_path / "app.sock"
     for _ in range(20):
         path.unlink(missing_ok=True)
@@ -522,14 +522,14 @@ def test_of_many_that_start_at_once_on_a_stale_socket_one_binds(tmp_path):
         os.close(start)
         losers = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(4)]
         with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(path))  # the one that is left can be reached
+            client.connect(str(path))  # the one server that is left can be reached
         os.close(hold)
         os.close(end)
         assert (os.waitstatus_to_exitcode(os.wait()[1]), losers) == (0, [1] * 4)
 
 
-def test_a_directory_that_somebody_has_locked_for_good(tmp_path, monkeypatch, bind):
-    """Any user who can read it can do that: it must not keep the server from starting."""
+def test_a_directory_that_stays_locked_does_not_stop_the_start(tmp_path, monkeypatch, bind):
+    """Any user who can read the directory can lock it, but must not stop the server's start."""
     monkeypatch.setattr(module, "_LOCK_WAIT_S", 0.0)
     said = []
     monkeypatch.setattr(module.log, "warning", lambda text, *args: said.append(text % args))
@@ -549,7 +549,7 @@ def test_the_socket_is_given_away_and_no_other_file(bind, tmp_path, monkeypatch)
     real = os.lstat
 
     def replaced(path, **options):
-        """Its directory's owner puts a file of root's in the socket's place, right after bind()."""
+        """Replace the socket with a file of root's right after bind()."""
         status = real(path, **options)
         os.unlink(path)
         Path(path).write_text("root's")

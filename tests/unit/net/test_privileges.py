@@ -1,4 +1,4 @@
-"""Giving up root, in a child: what is left of its groups."""
+"""Giving up root in a child process, and the groups that it has afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOBODY = pwd.getpwnam("nobody")
 
 
 def in_child(act: Callable[[], None]) -> Any:
-    """The ids of a child after `act`, or the text of its ConfigError."""
+    """Call `act` in a child. Returns its ids afterwards, or the text of its ConfigError."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -27,7 +27,7 @@ def files(authority: Authority) -> Files:
     return authority.issue("good")
 
 
-def test_plain_http_is_what_nobody_asks_otherwise(tmp_path: Path) -> None:
+def test_there_is_no_tls_by_default(tmp_path: Path) -> None:
     assert make_tls(tls_settings(tmp_path)) is None
 
 
@@ -182,7 +182,7 @@ def test_settings_that_contradict(authority: Authority, files: Files) -> None:
             make_test_tls(authority.directory, **values)
 
 
-def test_what_only_deserves_a_warning(authority: Authority) -> None:
+def test_settings_that_only_cause_a_warning(authority: Authority) -> None:
     old = authority.issue("old", days=-1, age_days=9)
     tls = make_test_tls(
         authority.directory, certfile=old.cert, keyfile=old.key, ca_certs=authority.path
@@ -235,7 +235,7 @@ def test_a_self_signed_certificate(tmp_path: Path) -> None:
     assert "development only" in tls.warnings[0]
 
 
-def test_host_names_are_read_as_clients_send_them() -> None:
+def test_sni_certs() -> None:
     read = SETTINGS["sni_certs"].read
     assert read({"Bücher.Example": "b.pem"}, "t") == {
         "xn--bcher-kva.example": {"certfile": "b.pem"}
@@ -257,7 +257,7 @@ def test_host_names_are_read_as_clients_send_them() -> None:
             read(bad, "t")
 
 
-def test_whether_clients_must_show_a_certificate() -> None:
+def test_cert_reqs() -> None:
     setting = SETTINGS["cert_reqs"]
     for value, number in [
         ("none", 0),

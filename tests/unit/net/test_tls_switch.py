@@ -21,7 +21,7 @@ def test_a_reload_neither_turns_tls_on_nor_off(tmp_path: Path) -> None:
         check_switch(plain, secure)
 
 
-def test_whoever_names_one_file_wants_tls(tmp_path: Path) -> None:
+def test_any_setting_of_a_certificate_asks_for_tls(tmp_path: Path) -> None:
     assert not wants_tls(tls_settings(tmp_path, ca_certs="ca.pem", ciphers="HIGH"))
     for values in ({"certfile": "a"}, {"keyfile": "a"}, {"sni_certs": {"a.b": "c"}}):
         assert wants_tls(tls_settings(tmp_path, **values))

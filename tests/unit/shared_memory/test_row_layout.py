@@ -120,7 +120,7 @@ def test_however_requests_are_counted_the_sums_agree(served):
             assert count == sum(status == code for _, status, _ in served)
         for bucket, count in enumerate(totals.latency):
             assert count == sum(latency_bucket(elapsed) == bucket for _, _, elapsed in served)
-        table.release(0)  # and the same from the base
+        table.release(0)  # then the same sums must come from the base
     table.close()
 
 

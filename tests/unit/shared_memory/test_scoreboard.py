@@ -130,7 +130,7 @@ def test_least_load_is_requests_first_then_connections(table):
     assert table.least_load(NOW) == 1 << 32 | 3
 
 
-def test_ready_counts_those_that_accept(table):
+def test_ready_counts_workers_that_accept(table):
     assert table.ready() == 0
     index = ready(table, in_flight=0, connections=0)
     ready(table, in_flight=5, connections=9)
@@ -181,7 +181,7 @@ def test_a_process_that_mapped_it_earlier_sees_rows_allocated_later(table):
     other.close()
 
 
-def test_attach_refuses_what_is_no_scoreboard(tmp_path):
+def test_attach_refuses_other_files(tmp_path):
     path = tmp_path / "file"
     for content, reason in ((b"x" * 10, "10 bytes"), (bytes(ROW_WORDS * 8 * 4), "version")):
         path.write_bytes(content)
@@ -202,12 +202,12 @@ def test_a_directory_holds_an_unlinked_file_allocated_in_full(tmp_path):
     table.close()
 
 
-def test_a_directory_that_is_not_there_is_an_error_of_ours(tmp_path):
+def test_a_missing_directory_raises_a_scoreboard_error(tmp_path):
     with pytest.raises(ScoreboardError, match="missing"):
         Scoreboard(4, str(tmp_path / "missing"))
 
 
-def test_a_full_file_system_is_an_error_of_ours(monkeypatch):
+def test_a_full_file_system_raises_a_scoreboard_error(monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -242,7 +242,7 @@ def test_a_row_stays_usable_after_close(table):
     assert row[row_layout.ACCEPTED] == 1
 
 
-def test_a_fold_that_never_ended_does_not_hold_readers(table):
+def test_a_fold_that_never_ends_does_not_block_readers(table):
     index = ready(table)
     table.row(index)[GET_2XX] = 3
     table._words[scoreboard._FOLDING] += 1
@@ -253,7 +253,7 @@ def test_a_fold_that_never_ended_does_not_hold_readers(table):
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Workers come, count and go; the totals are the sum of all that was ever counted."""
+    """Workers start, count and end in any order. The totals are the sum of everything counted."""
 
     rows = Bundle("rows")
 
@@ -307,8 +307,8 @@ TestAnyHistory = AnyHistory.TestCase
 TestAnyHistory.settings = settings(max_examples=20, stateful_step_count=15)
 
 
-def test_nobody_changes_the_size_of_the_file():
-    """A worker could, and then a look at the table would end the arbiter by SIGBUS."""
+def test_the_size_of_the_file_can_not_be_changed():
+    """If a worker could truncate it, SIGBUS would kill the arbiter when it reads the table."""
     board = Scoreboard(3)
     size = os.fstat(board.fd).st_size
     for other in (0, size - 1, size + 1):
@@ -318,7 +318,7 @@ def test_nobody_changes_the_size_of_the_file():
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is no /dev/shm")
-def test_a_directory_in_memory_takes_no_seals():
+def test_a_file_in_dev_shm_works_without_seals():
     board = Scoreboard(3, "/dev/shm")
     assert board.capacity == 3
     board.close()

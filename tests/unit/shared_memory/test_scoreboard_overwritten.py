@@ -1,5 +1,4 @@
-"""Anything at all, written anywhere in the shared table: who reads it goes on, and nothing goes
-back."""
+"""Any bytes written anywhere in the shared table: readers go on, and no counter goes back."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ SIZE = (WORKERS + 1 + 2) * ROW_WORDS * 8
 GET_OK = row_layout.OK_WORDS["GET"][20]
 
 INTERESTING = [0, 1, 6, 2**32, 2**61, 2**63, 2**64 - 1]
-# Where, a pattern, and how many bytes of it repeated.
+# An offset, a pattern, and the number of bytes to fill with the pattern (0: write it once).
 junk = st.one_of(
     st.tuples(st.integers(0, SIZE - 1), st.binary(min_size=1, max_size=64), st.just(0)),
     st.tuples(
@@ -39,7 +38,7 @@ junk = st.one_of(
 
 
 class Arbiter:
-    """The parts of it that read the table, and another process's view of the same memory."""
+    """The parts of the arbiter that read the table, and a reader as in another process."""
 
     def __init__(self) -> None:
         self.board = Scoreboard(WORKERS + 1)
@@ -59,7 +58,7 @@ class Arbiter:
         self.reader = Reader(other, Facts(other.arbiter_words, REASONS), [])
 
     def read(self) -> tuple[object, object]:
-        """Everything that the arbiter and the metrics process read; their counters."""
+        """Read everything that the arbiter and the metrics process read. Returns their counters."""
         now = time.monotonic_ns()
         self.board.snapshot()
         rows, total = self.board.requests()
@@ -79,7 +78,7 @@ class Arbiter:
         return self.board.totals(), (seen.totals, exits)
 
     def turn(self) -> list[int]:
-        """What the loop does once a second."""
+        """Do what the arbiter's loop does once a second."""
         self.facts.publish(facts_module.SERVING, 1, WORKERS, False)
         self.facts.republish()
         return self.board.check(time.monotonic_ns())
@@ -91,13 +90,13 @@ class Arbiter:
 
 def counters(value: object) -> list[int]:
     if isinstance(value, tuple):
-        fields = value[:-3] if hasattr(value, "connections") else value  # without the gauges
+        fields = value[:-3] if hasattr(value, "connections") else value  # leaves out the gauges
         return [count for field in fields for count in counters(field)]
     assert isinstance(value, int)
     return [value]
 
 
-def test_what_is_good_is_read() -> None:
+def test_valid_rows_are_read() -> None:
     arbiter = Arbiter()
     mine, (others, _) = arbiter.read()
     assert mine.requests == others.requests == 6
@@ -107,7 +106,7 @@ def test_what_is_good_is_read() -> None:
 @pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(junk, st.booleans(), st.booleans()), min_size=1, max_size=6))
-def test_nothing_that_is_written_over_the_table_ends_or_turns_back_its_readers(steps) -> None:
+def test_readers_survive_any_bytes_and_no_counter_goes_back(steps) -> None:
     arbiter = Arbiter()
     try:
         before = counters(arbiter.read())
@@ -121,11 +120,11 @@ def test_nothing_that_is_written_over_the_table_ends_or_turns_back_its_readers(s
             before = after
             if turns:
                 arbiter.turn()
-                assert arbiter.turn() == []  # all is right again
+                assert arbiter.turn() == []  # everything is repaired
                 row = next(iter(arbiter.rows.values()), None)
                 if row is not None:
                     count_request(row, "GET", 200, 1 << 19)
-                    arbiter.board.totals()  # what nobody has read may be lost
+                    arbiter.board.totals()  # a count that was never read may be lost
                     served += 1
             if releases and arbiter.rows:
                 index, _ = arbiter.rows.popitem()
@@ -135,7 +134,7 @@ def test_nothing_that_is_written_over_the_table_ends_or_turns_back_its_readers(s
             arbiter.board.release(index)
         assert arbiter.board.snapshot() == []
         assert arbiter.board.totals().requests >= served
-        # Room for as many as before.
+        # All rows can be allocated again.
         for serial in range(10, 10 + WORKERS + 1):
             arbiter.board.allocate(serial, serial, 2)
     finally:
@@ -160,7 +159,7 @@ OVER_A_ROW = [
 
 
 @pytest.mark.parametrize(("word", "value"), OVER_A_ROW)
-def test_a_row_that_makes_no_sense_is_named_once_and_put_right(word, value) -> None:
+def test_an_impossible_row_is_reported_once_and_repaired(word, value) -> None:
     arbiter = Arbiter()
     assert arbiter.turn() == []
     good = arbiter.rows[1].tolist()
@@ -174,7 +173,7 @@ def test_a_row_that_makes_no_sense_is_named_once_and_put_right(word, value) -> N
     arbiter.close()
 
 
-def test_what_a_worker_writes_makes_sense() -> None:
+def test_a_row_that_a_worker_writes_makes_sense() -> None:
     arbiter = Arbiter()
     row = arbiter.rows[0]
     for turn in range(5):
@@ -193,7 +192,7 @@ def used_of_header(arbiter: Arbiter) -> list[int]:
     return [*header[:4], *header[8:]]
 
 
-def test_the_header_is_the_arbiters_again_within_a_second() -> None:
+def test_the_header_is_repaired_within_a_second() -> None:
     arbiter = Arbiter()
     arbiter.board.release(2)
     header = used_of_header(arbiter)
@@ -207,7 +206,7 @@ def test_the_header_is_the_arbiters_again_within_a_second() -> None:
     arbiter.close()
 
 
-def test_the_logs_counter_can_not_overflow() -> None:
+def test_the_counter_of_log_entries_can_not_overflow() -> None:
     arbiter = Arbiter()
     row = arbiter.rows[0]
     logger = logging.getLogger(ERROR_LOGGER)
