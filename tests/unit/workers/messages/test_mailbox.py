@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -257,16 +256,27 @@ def test_handlers_that_are_too_slow_lose_messages_not_orders(
     assert len([r for r in caplog.records if "too slow" in r.getMessage()]) == 1
 
 
-def test_inline_handlers_give_the_poller_its_turns(pair: Pair) -> None:
+class HandlersClock:
+    """The clock by which runners end their slices; it moves only when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ns = 0
+        monkeypatch.setattr("servo.workers.messages.handlers.monotonic_ns", lambda: self.ns)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> HandlersClock:
+    return HandlersClock(monkeypatch)
+
+
+def test_inline_handlers_give_the_poller_its_turns(pair: Pair, clock: HandlersClock) -> None:
     """A handler that takes a whole slice of time is the only one of its turn."""
     handled: list[int] = []
 
     @cluster.on_message("t")
     def slow(value: int) -> None:
         handled.append(value)
-        until = time.monotonic_ns() + SLICE_NS
-        while time.monotonic_ns() < until:
-            pass
+        clock.ns += SLICE_NS
 
     pair.attach()
     pair.mailbox.open(inline(pair))
@@ -279,11 +289,17 @@ def test_inline_handlers_give_the_poller_its_turns(pair: Pair) -> None:
         assert pair.owner.wakes == min(turn, 2)
 
 
-def test_coroutine_handlers_start_in_order(pair: Pair) -> None:
+@pytest.mark.parametrize("cost_ns", [0, SLICE_NS])
+def test_coroutine_handlers_start_in_order(pair: Pair, clock: HandlersClock, cost_ns: int) -> None:
+    """Each message costs a part of the slice; after a whole slice the loop has its turn."""
     order: list[str] = []
 
     @cluster.on_message("t")
-    async def handler(value: int) -> int:
+    def handler(value: int) -> Any:
+        clock.ns += cost_ns
+        return work(value)
+
+    async def work(value: int) -> int:
         order.append(f"begin {value}")
         await asyncio.sleep(0)
         order.append(f"end {value}")
@@ -304,7 +320,12 @@ def test_coroutine_handlers_start_in_order(pair: Pair) -> None:
         assert answers == [0, 1, 2]
 
     asyncio.run(main())
-    assert order == [*(f"begin {n}" for n in range(3)), *(f"end {n}" for n in range(3))]
+    begun = [line for line in order if line.startswith("begin")]
+    ended = [line for line in order if line.startswith("end")]
+    assert begun == [f"begin {n}" for n in range(3)]
+    assert ended == [f"end {n}" for n in range(3)]
+    # Within one slice all of them start before the first goes on.
+    assert (order == begun + ended) is (cost_ns == 0)
 
 
 def test_coroutines_under_way_are_bounded(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
