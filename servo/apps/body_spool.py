@@ -24,7 +24,7 @@ def refusal(error: OSError) -> ProtocolError:
 
 
 def discard(body: Any) -> None:
-    """Close a stored body; a failure to do so is no error.
+    """Close a stored body. A failure is only logged.
 
     body  a file object
     """

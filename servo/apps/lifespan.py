@@ -157,7 +157,7 @@ class Lifespan:
         elif kind in ("lifespan.startup.complete", "lifespan.shutdown.complete"):
             raise AppError(f"{kind} was sent {_WHEN[phase]}")
         else:
-            raise AppError(f"{kind!r} is no message of the lifespan protocol")
+            raise AppError(f"{kind!r} is not a message of the lifespan protocol")
         self._answered.set()
 
     def _on_failed(self, kind: str, text: str) -> None:

@@ -120,7 +120,7 @@ def _parse(spec: str) -> tuple[str, list[_Call]]:
     if not target or (colon and not expression.strip()):
         raise AppImportError(f"{spec!r} names no app; the forms are {FORMS}")
     if not _is_path(target) and not all(part.isidentifier() for part in target.split(".")):
-        raise AppImportError(f"{target!r} is no name of a module; the forms are {FORMS}")
+        raise AppImportError(f"{target!r} is not the name of a module; the forms are {FORMS}")
     expressions = (expression,) if colon else DEFAULTS
     return target, [_parse_call(text.strip(), spec) for text in expressions]
 
@@ -129,7 +129,7 @@ def _parse_call(text: str, spec: str) -> _Call:
     try:
         node: ast.expr = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError) as error:
-        raise AppImportError(f"{text!r} in {spec!r} is no attribute and no call of one") from error
+        raise AppImportError(f"{text!r} in {spec!r} is neither an attribute nor a call") from error
     if not isinstance(node, ast.Call):
         return _Call(_dotted(node, spec))
     try:
@@ -198,7 +198,7 @@ def _import_file(target: str) -> ModuleType:
 def _execute_file(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise AppImportError(f"{path} is no Python file")
+        raise AppImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -226,7 +226,7 @@ def _module_not_found(name: str, missing: str) -> AppImportError:
         package = sys.modules.get(parent)
         directories = [Path(entry) for entry in getattr(package, "__path__", [])]
         if not directories:
-            return AppImportError(f"there is no module {name!r}: {parent!r} is no package")
+            return AppImportError(f"there is no module {name!r}: {parent!r} is not a package")
     else:
         directories = _app_directories()
     looked = ", ".join(map(str, directories))

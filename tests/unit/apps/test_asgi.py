@@ -21,7 +21,7 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Wire:
-    """A transport that keeps what it is given."""
+    """A transport that keeps the bytes and files that it is given."""
 
     def __init__(self):
         self.loop = asyncio.get_running_loop()
@@ -224,8 +224,8 @@ def test_back_pressure_holds_the_application():
     assert asyncio.run(main()).wire.complete == 1
 
 
-def test_who_sends_on_and_on_lets_the_loop_have_its_turn():
-    """The client is gone, and only the loop can say so: `connection_lost`."""
+def test_an_application_that_keeps_sending_yields_to_the_loop():
+    """The client is gone, and the loop calls `connection_lost` only if it gets a turn."""
 
     async def app(scope, receive, send):
         await send(start())
@@ -314,7 +314,7 @@ async def fails(scope, receive, send):
 
 
 @pytest.mark.parametrize("answer", [hello, streams, trailers, fails])
-def test_a_task_that_waits_in_receive_is_told_of_the_end(answer):
+def test_a_task_that_waits_in_receive_gets_a_disconnect_at_the_end(answer):
     async def main():
         waiting = []
 
@@ -376,7 +376,7 @@ def test_an_error_in_the_middle_cuts_the_response(caplog):
         ([start(headers=[(b"a", b"b\r\nc: d")]), body()], ""),
     ],
 )
-def test_what_breaks_the_specification_is_said(caplog, messages, word):
+def test_violations_of_the_specification_are_logged(caplog, messages, word):
     async def app(scope, receive, send):
         for message in messages:
             await send(message)
@@ -456,7 +456,7 @@ def test_pathsend_of_a_missing_file_is_a_500(tmp_path):
 
 
 def test_zerocopysend(file):
-    """From its place where none is given, which then has moved; and between other parts."""
+    """Without an offset, the file's position is used and advanced. Other parts may surround it."""
 
     async def app(scope, receive, send):
         assert "http.response.zerocopysend" in scope["extensions"]

@@ -1,4 +1,4 @@
-"""The scopes that an adapter makes of requests."""
+"""The scopes that an adapter builds for requests."""
 
 from __future__ import annotations
 
@@ -77,6 +77,6 @@ def test_a_proxy_mounts_below_a_root_path_beyond_ascii():
         *((odd, "") for odd in (None, (), [], 7, "192.0.2.1", ([7], 7), {0: "192.0.2.1"})),
     ],
 )
-def test_the_remote_address_is_what_an_app_left(client, remote):
+def test_the_remote_address_may_have_been_changed_by_the_app(client, remote):
     assert remote_of({"client": client}) == remote
     assert remote_of({}) == ""

@@ -1,4 +1,4 @@
-"""The ASGI side of a WebSocket over a real HTTP connection's handshake, without a socket."""
+"""The ASGI side of a WebSocket behind a real HTTP connection, without a socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HANDSHAKE = (
 
 
 class Wire:
-    """The transport of a handshake and the channel after it, which keep what they are given."""
+    """The transport of a handshake and the open connection after it. Both keep what they get."""
 
     def __init__(self, http):
         self.loop = asyncio.get_running_loop()
@@ -130,13 +130,13 @@ async def echo(scope, receive, send):
 
 
 async def opened(wire):
-    """Until the application waits for a message."""
+    """Let the application run until it waits for a message."""
     await wire.waits_now.wait()
     wire.waits_now.clear()
 
 
-def test_who_sends_on_and_on_lets_the_loop_have_its_turn():
-    """The client is gone, and only the loop can say so."""
+def test_an_application_that_keeps_sending_yields_to_the_loop():
+    """The client is gone, and the call learns that only if the loop gets a turn."""
 
     async def app(scope, receive, send):
         await send(ACCEPT)
@@ -424,7 +424,7 @@ def test_a_denial_that_breaks_off_is_cut(caplog):
         ([ACCEPT, {"type": "websocket.close"}, {"type": "websocket.close"}], b"HTTP/1.1 101 "),
     ],
 )
-def test_what_breaks_the_specification_is_an_error(messages, answer, caplog):
+def test_violations_of_the_specification_raise_an_error(messages, answer, caplog):
     raised = []
 
     async def app(scope, receive, send):
@@ -446,7 +446,7 @@ def test_what_breaks_the_specification_is_an_error(messages, answer, caplog):
 # --- clients that go ------------------------------------------------------------------------------
 
 
-def test_sending_to_a_client_that_is_gone_is_an_oserror_and_no_news(caplog):
+def test_sending_to_a_lost_client_raises_an_oserror_and_logs_nothing(caplog):
     errors = []
 
     async def app(scope, receive, send):
@@ -468,7 +468,7 @@ def test_sending_to_a_client_that_is_gone_is_an_oserror_and_no_news(caplog):
     assert caplog.records == []
 
 
-def test_closing_after_the_client_has_is_nothing():
+def test_closing_after_the_client_does_nothing():
     async def app(scope, receive, send):
         await receive()
         await send(ACCEPT)
@@ -516,7 +516,7 @@ async def half_closes(call, wire):
     call.end_of_input()
 
 
-def test_an_application_that_waits_is_told_that_a_half_closed_client_has_left():
+def test_a_half_closed_client_is_a_disconnect_to_an_application_that_waits():
     seen = []
 
     async def app(scope, receive, send):
@@ -528,7 +528,7 @@ def test_an_application_that_waits_is_told_that_a_half_closed_client_has_left():
     assert (result.wire.abandoned, result.wire.done, result.wire.written) == (1, 1, b"")
 
 
-def test_it_is_told_while_it_waits():
+def test_the_disconnect_comes_while_it_waits():
     seen = []
 
     async def app(scope, receive, send):
@@ -545,7 +545,7 @@ def test_it_is_told_while_it_waits():
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("gone")])
-def test_one_that_ends_without_asking_lets_the_client_go(error, caplog):
+def test_an_application_that_ends_without_receive_drops_a_half_closed_client(error, caplog):
     async def app(scope, receive, send):
         await asyncio.sleep(0)
         if error is not None:
@@ -555,7 +555,7 @@ def test_one_that_ends_without_asking_lets_the_client_go(error, caplog):
     assert "Invalid use" not in caplog.text
 
 
-def test_one_that_has_been_told_can_not_accept():
+def test_an_application_can_not_accept_after_the_disconnect():
     async def app(scope, receive, send):
         await receive()
         await receive()
@@ -565,7 +565,7 @@ def test_one_that_has_been_told_can_not_accept():
     assert b"101" not in exchange(app, half_closes).wire.written
 
 
-def test_one_that_accepts_without_asking_gets_what_came_with_the_handshake():
+def test_an_application_that_accepts_without_receive_gets_early_frames():
     seen = []
 
     async def app(scope, receive, send):

@@ -32,7 +32,7 @@ def test_ready_is_a_coroutine() -> None:
 
 
 class Call:
-    """A call that notes what becomes of its application."""
+    """A call that records how its application has ended."""
 
     scope: dict[str, Any] = {}
 
@@ -55,7 +55,7 @@ class Call:
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, SystemExit, asyncio.CancelledError])
-def test_whatever_an_application_does_its_call_ends(error: type[BaseException] | None) -> None:
+def test_a_call_ends_whatever_its_application_does(error: type[BaseException] | None) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if error is not None:
             raise error

@@ -1,4 +1,4 @@
-"""Failures to store a request's body."""
+"""Errors of storing a request's body."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Full:
         raise OSError(errno.ENOSPC, "full")
 
 
-def test_a_body_that_can_not_be_closed_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_body_that_can_not_be_closed_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     discard(Full())
     assert [record.levelname for record in caplog.records] == ["DEBUG"]

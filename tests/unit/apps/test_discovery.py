@@ -1,4 +1,4 @@
-"""Guessing an app from the text of files."""
+"""Finding an app in the source of files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_likely_app(tmp_path: Path, files: dict[str, str], app: str | None) -> N
     assert likely_app(tmp_path) == app
 
 
-def test_what_can_not_be_read(tmp_path: Path) -> None:
+def test_files_that_can_not_be_read(tmp_path: Path) -> None:
     assert likely_app(tmp_path / "nowhere") is None
     (tmp_path / "directory.py").mkdir()
     (tmp_path / "nul.py").write_bytes(b"app = \0")

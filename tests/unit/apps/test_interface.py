@@ -1,4 +1,4 @@
-"""WSGI or ASGI, told from the object."""
+"""Telling a WSGI from an ASGI application by the object."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def opaque(*args: Any, **kwargs: Any) -> Any: ...
 
 
 class Marked:
-    """What asgiref's markcoroutinefunction makes of a plain callable before Python 3.12."""
+    """Marked as asgiref's markcoroutinefunction marks a plain callable before Python 3.12."""
 
     def __call__(self, *args: Any) -> Any: ...
 
@@ -88,7 +88,7 @@ class Marked:
 
 
 class Unreadable(Starlette):
-    """A compiled `__call__` tells neither its arguments nor that it is a coroutine function."""
+    """A compiled `__call__` shows neither its arguments nor that it is a coroutine function."""
 
     __call__ = max  # type: ignore[assignment]
 
@@ -142,7 +142,7 @@ def test_interface(app: object, interface: str | None) -> None:
 
 
 def test_djangos_handlers() -> None:
-    """Their constructors need settings, so the objects are made without."""
+    """Constructors of Django's handlers need settings, so the objects are made without them."""
     assert detect_interface(WSGIHandler.__new__(WSGIHandler)) == "wsgi"
     assert detect_interface(ASGIHandler.__new__(ASGIHandler)) == "asgi"
 

@@ -1,4 +1,4 @@
-"""The lifespan protocol, with applications of every temper."""
+"""The lifespan protocol, with applications that follow it and that break it."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def test_auto_takes_an_application_without_lifespan():
     assert not run(without).supported
 
 
-def test_on_insists():
+def test_mode_on_requires_a_lifespan():
     with pytest.raises(BootError, match="KeyError"):
         run(without, "on")
 
 
-def test_off_does_not_ask():
+def test_mode_off_does_not_call_the_application():
     async def app(scope, receive, send):
         pytest.fail("asked")
 
@@ -88,11 +88,11 @@ def test_a_failed_shutdown_is_logged(caplog):
     assert "can't close" in caplog.text
 
 
-# --- what is no Exception -------------------------------------------------------------------------
+# --- exceptions that are not an Exception ---------------------------------------------------------
 
 
 class Odd(BaseException):
-    """Of no kind that anybody knows."""
+    """An application's own subclass of BaseException."""
 
 
 ENDINGS = [SystemExit(0), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), Odd("odd")]
@@ -126,14 +126,14 @@ async def cancelled_at_once(scope, receive, send):
     raise asyncio.CancelledError
 
 
-def test_cancelled_before_it_asks_it_has_no_lifespan():
+def test_an_application_that_is_cancelled_before_receive_has_no_lifespan():
     assert not run(cancelled_at_once).supported
     with pytest.raises(BootError, match="CancelledError"):
         run(cancelled_at_once, "on")
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no groups of exceptions")
-def test_a_group_with_an_exit_in_it_is_one():
+def test_an_exception_group_with_an_exit_counts_as_one():
     async def app(scope, receive, send):
         await receive()
         raise BaseExceptionGroup("tasks", [ValueError("x"), SystemExit(1)])  # noqa: F821
@@ -142,7 +142,7 @@ def test_a_group_with_an_exit_in_it_is_one():
         run(app)
 
 
-def test_an_ordinary_error_in_answer_to_startup_is_warned_of(caplog):
+def test_an_ordinary_error_at_startup_is_a_warning(caplog):
     async def app(scope, receive, send):
         await receive()
         raise RuntimeError("no database")
@@ -154,7 +154,7 @@ def test_an_ordinary_error_in_answer_to_startup_is_warned_of(caplog):
 
 @pytest.mark.parametrize("error", [*ENDINGS, asyncio.CancelledError()], ids=by_name)
 @pytest.mark.parametrize("stopping", [False, True])
-def test_after_startup_it_is_logged_and_stays_in_its_task(caplog, error, stopping):
+def test_an_error_after_startup_is_logged_and_stays_in_its_task(caplog, error, stopping):
     async def app(scope, receive, send):
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -168,7 +168,7 @@ def test_after_startup_it_is_logged_and_stays_in_its_task(caplog, error, stoppin
     assert type(error).__name__ in caplog.text
 
 
-def test_what_it_raises_right_after_startup_fails_it():
+def test_an_error_right_after_startup_fails_it():
     async def app(scope, receive, send):
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -209,7 +209,7 @@ def failed(what, text):
 
 
 @pytest.mark.parametrize("what", ["startup", "shutdown"])
-def test_a_failure_that_nobody_asked_for_is_logged_with_its_message(caplog, what):
+def test_an_unexpected_failure_is_logged_with_its_message(caplog, what):
     async def app(scope, receive, send):
         await receive()
         await send(complete("startup"))
@@ -280,7 +280,7 @@ def test_complete_does_not_take_a_failure_back(caplog):
 
 
 @pytest.mark.parametrize("kind", ["lifespan.shutdown.complete", "http.response.start", "odd"])
-def test_a_wrong_answer_to_startup_is_none(kind):
+def test_a_wrong_answer_to_startup_does_not_count(kind):
     async def app(scope, receive, send):
         await receive()
         await send({"type": kind})
@@ -290,7 +290,7 @@ def test_a_wrong_answer_to_startup_is_none(kind):
         run(app, "on")
 
 
-def test_a_startup_that_is_complete_twice_is_warned_of(caplog):
+def test_completing_startup_twice_is_a_warning(caplog):
     async def app(scope, receive, send):
         await receive()
         await send(complete("startup"))

@@ -1,4 +1,4 @@
-"""Every form of naming an app, and what is said when it isn't there."""
+"""All forms of naming an app, and the messages for apps that can't be loaded."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ number = 3
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory with a module, the current one and first on the path."""
+    """A directory with a module. It is the current directory and the first on the path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -180,7 +180,7 @@ def test_a_double_callable_is_wrapped() -> None:
     assert load_app("shop:Double", "asgi").is_asgi2
 
 
-def test_the_interface_may_be_said() -> None:
+def test_the_interface_may_be_given() -> None:
     assert load_app("shop:app", "asgi").interface == "asgi"
     assert load_app("shop:asgi", "wsgi").interface == "wsgi"
     assert "neither" in str(refusal("shop:number", "wsgi"))
@@ -193,11 +193,11 @@ def test_the_interface_may_be_said() -> None:
         ("", "'' names no app; the forms are module:attribute, module,"),
         (":app", "names no app"),
         ("shop:", "names no app"),
-        ("not-a-module:app", "'not-a-module' is no name of a module"),
+        ("not-a-module:app", "'not-a-module' is not the name of a module"),
         ("shop:app()()", "must be an attribute or a call of one"),
         ("shop:[1]", "must be an attribute or a call of one"),
         ("shop:app, app", "must be an attribute or a call of one"),
-        ("shop:a b", "is no attribute and no call of one"),
+        ("shop:a b", "is neither an attribute nor a call"),
         ("shop:build(open('x'))", "must be literals"),
         ("shop:build(*[1])", "must be literals"),
         ("shop:build(**{'a': 1})", "without **"),
@@ -217,7 +217,7 @@ def test_the_interface_may_be_said() -> None:
         ("shpo:app", "there is no module 'shpo' in "),
         ("shpo:app", "; did you mean shop?"),
         ("zzzzzz:app", "; --chdir or --pythonpath says where to look"),
-        ("shop.web:app", "there is no module 'shop.web': 'shop' is no package"),
+        ("shop.web:app", "there is no module 'shop.web': 'shop' is not a package"),
         ("shpo.web:app", "there is no module 'shpo' (of 'shpo.web') in "),
         ("shpo.py:app", "there is no file shpo.py (looked for "),
         ("shpo.py:app", "; did you mean shop.py?"),
@@ -278,7 +278,7 @@ def test_an_import_that_fails_inside(home: Path, source: str, says: str) -> None
     assert "broken" not in sys.modules
 
 
-def test_the_causes_of_an_error_are_told_too(home: Path) -> None:
+def test_the_causes_of_an_error_are_shown_too(home: Path) -> None:
     write(home / "inner.py", "raise KeyError('inner')\n")
     source = (
         "try:\n    import inner\nexcept KeyError as error:\n    raise OSError('outer') from error\n"

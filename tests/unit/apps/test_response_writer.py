@@ -1,4 +1,4 @@
-"""The connections that the adapters answer on have what `ResponseWriter` asks for."""
+"""The connections that adapters answer on have all members of `ResponseWriter`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which applications are known to need the missing library, and that it is said once."""
+"""Applications that need the missing library are recognised, and warned about once."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_an_application_that_holds_itself():
     assert not uses_websockets(app)
 
 
-def test_an_application_that_can_not_be_looked_at():
+def test_an_application_whose_routes_can_not_be_read():
     class Odd:
         @property
         def routes(self):
@@ -84,13 +84,13 @@ def test_no_framework_is_imported(monkeypatch):
 
 
 @pytest.mark.parametrize("app", [endpoint, router(SOCKET)])
-def test_it_is_said_once(caplog, app):
+def test_the_warning_comes_once(caplog, app):
     missing = MissingWebSockets(app, logs=True)
     missing.on_request()
     missing.on_request()
     assert caplog.text.count("pip install 'servo-server[websocket]'") == 1
 
 
-def test_one_worker_says_it_for_all(caplog):
+def test_one_worker_warns_for_all(caplog):
     MissingWebSockets(router(SOCKET), logs=False).on_request()
     assert not caplog.records

@@ -19,7 +19,7 @@ def test_one_block_is_one_response_with_its_length():
     assert exchange.head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"content-length: 5" in exchange.head.lower()
     assert exchange.body == b"hello"
-    assert exchange.wire.sends == 0  # left to the driver, in one piece
+    assert exchange.wire.sends == 0  # the driver sends it, in one piece
 
 
 def test_several_blocks_of_a_list_are_joined():
@@ -33,7 +33,7 @@ def test_several_blocks_of_a_list_are_joined():
 
 
 class Listed:
-    """A response object over a list, as Django's are."""
+    """A response object over a list, like Django's."""
 
     def __init__(self, *blocks):
         self.blocks = list(blocks)
@@ -143,7 +143,9 @@ def test_close_is_called_even_after_an_error(caplog):
 
     exchange = Exchange(app)
     assert closed == [True]
-    assert not exchange.body.endswith(b"0\r\n\r\n")  # the client must see that it is cut
+    assert not exchange.body.endswith(
+        b"0\r\n\r\n"
+    )  # the client must see that the response is incomplete
     assert exchange.http.close_after
     assert "in the middle" in caplog.text
 
@@ -166,7 +168,7 @@ def test_an_error_before_the_head_is_a_500_without_details(caplog, error):
 
 
 def test_a_failed_request_has_no_headers_of_the_one_before(caplog):
-    """What the access log and hooks are told of a response."""
+    """The access log and hooks read the headers of the response from the responder."""
     answers = iter(["ok", "fails", "late", "silent"])
 
     def app(environ, start_response):
@@ -186,7 +188,7 @@ def test_a_failed_request_has_no_headers_of_the_one_before(caplog):
 
 
 class Closing:
-    """A response of these blocks whose `close` notes what was sent before it, and may fail."""
+    """A response of these blocks. Its `close` records what was sent before, and may fail."""
 
     def __init__(self, blocks, wire, fails=False):
         self.blocks = blocks
@@ -330,14 +332,14 @@ def test_exc_info_replaces_a_head_that_was_not_sent():
         ),
     ],
 )
-def test_what_breaks_the_pep_is_a_500_and_said(caplog, app, word):
+def test_violations_of_the_pep_are_a_500_and_logged(caplog, app, word):
     exchange = Exchange(app)
     assert exchange.head.startswith(b"HTTP/1.1 500 ")
     assert word in caplog.text
     assert b"C: d" not in exchange.wire.data
 
 
-def test_a_client_that_is_gone_is_no_error_of_the_application(caplog):
+def test_a_lost_client_is_not_an_error_of_the_application(caplog):
     def app(environ, start_response):
         start_response("200 OK", [])
         yield b"x"

@@ -1,4 +1,4 @@
-"""The environs that an adapter makes of requests."""
+"""The environs that an adapter builds for requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files as bodies of WSGI responses: by sendfile if that sends the same bytes, else by reading."""
+"""Files as bodies of WSGI responses: sent by sendfile if possible, and otherwise read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CONTENT = b"0123456789" * 1000
 
 
 def served(file, headers=(), **options) -> tuple[bytes, FileRegion | None]:
-    """The body that a client gets of a file, and the region for sendfile where there is one."""
+    """The body that the client gets for a file, and the region for sendfile; None if it is read."""
 
     def app(environ, start_response):
         start_response("200 OK", list(headers))
@@ -55,13 +55,13 @@ def served(file, headers=(), **options) -> tuple[bytes, FileRegion | None]:
 
 
 def behind_it(file):
-    """After a read of 2 bytes, when the descriptor's own position is somewhere else."""
+    """A file after a read of 2 bytes, which has moved the descriptor's own position further."""
     file.read(2)
     return file
 
 
 class Delegating:
-    """As Django's File and werkzeug's FileStorage."""
+    """A wrapper like Django's File and werkzeug's FileStorage."""
 
     def __init__(self, file):
         self.file = file
@@ -150,7 +150,7 @@ def patched(path):
 
 
 class Borrowed(io.BytesIO):
-    """Has the descriptor of something else."""
+    """An object whose descriptor belongs to another file than its `read`."""
 
     def fileno(self):
         return os.open(__file__, os.O_RDONLY)
@@ -177,7 +177,7 @@ def test_other_files_are_read(tmp_path, make):
         assert served(file) == (CONTENT, None)
 
 
-def test_subclasses_that_read_otherwise_are_read(tmp_path):
+def test_subclasses_with_a_read_of_their_own_are_read(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"a\x01")
     assert served(Rot(io.FileIO(path))) == (b"\x9e\xfe", None)
@@ -192,7 +192,7 @@ def test_a_text_file_is_an_error(tmp_path, caplog):
 
 
 def test_files_without_a_size_are_read():
-    """Those of /proc are regular, and empty to fstat."""
+    """For fstat, files in /proc are regular and empty."""
     with open("/proc/self/status", "rb") as file:
         body, region = served(file)
     assert b"Name:" in body
@@ -231,8 +231,8 @@ def test_a_wrapper_seeks_as_its_file_does(tmp_path):
         FileWrapper(Stream()).seek(0)
 
 
-def test_a_range_at_the_end_of_a_file_is_not_read_to(tmp_path):
-    """As werkzeug does it for Flask's `send_file`."""
+def test_the_start_of_a_range_is_reached_without_reading(tmp_path):
+    """This is how werkzeug sends a range for Flask's `send_file`."""
     werkzeug = pytest.importorskip("werkzeug.wsgi")
 
     class Counting(io.FileIO):

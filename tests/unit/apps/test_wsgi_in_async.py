@@ -1,4 +1,4 @@
-"""A WSGI application behind ASGI's face: what it says is judged as in the blocking workers."""
+"""A WSGI application in the `async` worker keeps to the same rules as in blocking workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCOPE = {
 
 
 def call(app: Any, sent: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-    """What the application's answer to a request is, in ASGI's messages."""
+    """The application's response to a request, as ASGI messages."""
     log = logging.getLogger("servo.error")
     adapter = WSGIAdapter(app, log=log, multithread=True, multiprocess=False)
     sent = [] if sent is None else sent
@@ -65,7 +65,7 @@ def test_a_status(pieces: tuple[bytes, ...]) -> None:
 
 @pytest.mark.parametrize("pieces", [(b"whole",), (b"in ", b"parts")])
 @pytest.mark.parametrize("status", ["999999 What", "2000 OK", "abc", "099 No", "200 O\nK"])
-def test_a_status_that_is_none(
+def test_an_invalid_status(
     status: str, pieces: tuple[bytes, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     sent = call(app_with(status, *pieces))
