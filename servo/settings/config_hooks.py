@@ -1,4 +1,4 @@
-"""Server hooks: functions of a Python configuration file, with gunicorn's names and arities."""
+"""Server hooks: functions in a Python configuration file, with gunicorn's names and arguments."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
     "pre_fork": (("server", "worker"), "in the arbiter, before a worker is forked"),
     "post_fork": (("server", "worker"), "in the worker, right after the fork"),
     "post_worker_init": (("worker",), "in the worker, when the app is loaded"),
-    "worker_int": (("worker",), "in the worker, when it is told to stop quickly"),
-    "worker_abort": (("worker",), "in the worker, on SIGABRT: it has outlasted `timeout`"),
+    "worker_int": (("worker",), "in the worker, when it must stop quickly"),
+    "worker_abort": (("worker",), "in the worker, on SIGABRT: it has exceeded `timeout`"),
     "pre_exec": (("server",), "in the arbiter, before it executes its successor"),
     "ssl_context": (
         ("config", "default_ssl_context_factory"),
-        "in the arbiter, at the start and at each reload; returns the `ssl.SSLContext` to use",
+        "in the arbiter, at the start and at each reload; it returns the `ssl.SSLContext` to use",
     ),
     "pre_request": (("worker", "request"), "in the worker, before each request"),
     "post_request": (
@@ -33,8 +33,8 @@ HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "on_message": (
         ("server", "worker", "msg", "topic"),
-        "in the arbiter, for each message that a worker sends to slot 0 (`servo.cluster`); what it "
-        "returns answers a request; it must not block; the last argument may be left out",
+        "in the arbiter, for each message that a worker sends to slot 0 (`servo.cluster`); its "
+        "return value answers a request; it must not block; the last argument may be left out",
     ),
     "child_exit": (("server", "worker"), "in the arbiter, when a worker has ended"),
     "worker_exit": (("server", "worker"), "in the worker, just before it ends"),
@@ -52,9 +52,10 @@ HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 class Hooks:
-    """The hooks of a configuration: one attribute each, a callable or None.
+    """The hooks of a configuration, as attributes; a hook that isn't given is None.
 
-    `post_request` takes four arguments, whatever the number its author chose.
+    given   callables by hook name. `post_request` and `on_message` take all four arguments here:
+            `read_hook` wraps functions that take fewer.
     """
 
     def __init__(self, given: Mapping[str, Callable[..., Any]]) -> None:
@@ -65,7 +66,7 @@ class Hooks:
         raise AttributeError(f"there is no hook {name!r}")
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("settings don't change; a reload makes new ones")
+        raise AttributeError("settings can't be changed; a reload makes new ones")
 
     def __repr__(self) -> str:
         given = [name for name in HOOKS if getattr(self, name) is not None]
@@ -73,9 +74,13 @@ class Hooks:
 
 
 def read_hook(name: str, value: object, source: str) -> Callable[..., Any]:
-    """The hook that a file's value means: a callable, or the dotted path of one.
+    """Make a hook from a configuration file's value.
 
-    Raises ConfigError when it is neither, or can't be called with the hook's arguments.
+    name     the hook's name
+    value    a callable, or the dotted path of one
+    source   where the value comes from, for messages
+
+    Raises ConfigError if the value is neither, or can't be called with the hook's arguments.
     """
     hook = _load(name, value, source) if isinstance(value, str) else value
     if not callable(hook):
@@ -120,7 +125,7 @@ def _on_message(hook: Callable[..., Any], source: str) -> Callable[..., Any]:
 def _takes(hook: Callable[..., Any], count: int) -> bool:
     try:
         signature = inspect.signature(hook)
-    except (ValueError, TypeError):  # a builtin that doesn't tell: it is called and may raise
+    except (ValueError, TypeError):  # a builtin without a signature: only a call can show
         return True
     try:
         signature.bind(*range(count))

@@ -1,4 +1,4 @@
-"""The settings reference, made from the schema: `python -m servo.settings.docs [FILE]`."""
+"""Makes the settings reference from the schema: `python -m servo.settings.docs [FILE]`."""
 
 from __future__ import annotations
 
@@ -22,33 +22,35 @@ _INTRO = """\
 
 <!-- Made from servo/settings/ by `python -m servo.settings.docs docs/reference/settings.md`. -->
 
-Every setting has one name. In a file it is that name, in the environment `SERVO_` and the name in
-capitals, on the command line a flag.
+Each setting has one name. Files use that name, the environment uses `SERVO_` and the name in
+capitals, and the command line has a flag for it.
 
-A later source wins over an earlier one:
+A later source overrides an earlier one:
 
-1. the default (`PORT`, `WEB_CONCURRENCY`, `FORWARDED_ALLOW_IPS` and `SENDFILE` take part in some)
-2. one file: the one that `--config` names; else the first of `servo.toml`, a `pyproject.toml` with
-   `[tool.servo]`, `servo.conf.py` and `gunicorn.conf.py` in the directory that the server is
-   started in, or in the one that `--chdir` names
-3. flags in `SERVO_CMD_ARGS` (when it is absent, in `GUNICORN_CMD_ARGS`)
+1. the default; the variables `PORT`, `WEB_CONCURRENCY`, `FORWARDED_ALLOW_IPS` and `SENDFILE`, if
+   set, replace the default of one setting each
+2. one configuration file: the one that `--config` names; else the first that exists of
+   `servo.toml`, `pyproject.toml` with a `[tool.servo]` table, `servo.conf.py` and
+   `gunicorn.conf.py`, in the directory that the server is started in or that `--chdir` names
+3. flags in the variable `SERVO_CMD_ARGS` or, if it is not set, `GUNICORN_CMD_ARGS`
 4. `SERVO_<NAME>` variables
 5. flags on the command line
 
-A bad value is an error wherever it stands. So is an unknown name, except in a Python file, where
-only a near miss is warned of. In a Python file `None` means "not set"; in text, an empty value does
-for every setting whose default is none. A list is, in text, separated by commas, or a JSON array.
-Variables that Kubernetes sets for a service named `servo` or `servo-…`, such as
-`SERVO_APP_SERVICE_HOST=10.0.0.1`, are no settings and are passed over.
+An invalid value is an error in every source. So is an unknown name, except in a Python file, which
+may have variables of its own: there, Servo only warns of names that look like a misspelt setting.
+In a Python file, `None` means "not set". In text, an empty value means "not set" for each setting
+whose default is none. In text, a list is separated by commas or is a JSON array. Servo ignores the
+variables that Kubernetes sets for a service named `servo` or `servo-…`, such as
+`SERVO_APP_SERVICE_HOST=10.0.0.1`.
 
-`servo --print-config` shows each value and its source; `servo --check-config APP` checks them all
-and loads the app: it does what a start would, but binds nothing and writes nothing.
+`servo --print-config` shows each value and its source. `servo --check-config APP` checks all values
+and loads the app as a start would, but binds no address and writes no file.
 """
 
 _HOOKS = """\
 ## Server hooks
 
-Functions in a Python configuration file, called with gunicorn's arguments:
+A Python configuration file may define these functions. They get the same arguments as in gunicorn.
 
 | hook | called |
 |---|---|
@@ -57,7 +59,7 @@ Functions in a Python configuration file, called with gunicorn's arguments:
 _FOREIGN = """\
 ## gunicorn's other settings
 
-These have no counterpart. Wherever one appears it is reported in the log and left out.
+These settings have no counterpart. If one is given, Servo says so in its log and ignores it.
 
 | setting | flags | instead |
 |---|---|---|
@@ -65,7 +67,7 @@ These have no counterpart. Wherever one appears it is reported in the log and le
 
 
 def reference() -> str:
-    """The page, in Markdown (MyST)."""
+    """The reference page, in Markdown (MyST)."""
     parts = [_INTRO]
     sections = itertools.groupby(SETTINGS.values(), lambda setting: setting.section)
     for section, settings in sections:
@@ -88,19 +90,19 @@ def _entry(setting: Setting) -> Iterator[str]:
     if setting.details:
         yield f"{setting.details}\n"
     flags = ", ".join(f"`{flag}`" for flag in all_flags(setting)) or (
-        "none, as `ps` would show it" if setting.secret else "the argument `APP`"
+        "none, because `ps` would show the value" if setting.secret else "the argument `APP`"
     )
     yield f"- Flags: {flags}"
     yield f"- Environment: `{setting.variable}`"
     if setting.alias:
-        yield f"- gunicorn's name: `{setting.alias}` (read too)"
+        yield f"- gunicorn's name, also accepted: `{setting.alias}`"
     unit = f" ({setting.unit})" if setting.unit else ""
     yield f"- Value: {setting.type.valid}{unit}"
     yield f"- Default: {_default(setting)}"
     if not setting.in_files:
-        yield "- Not in files"
+        yield "- Not allowed in files"
     elif not setting.reloadable:
-        yield "- A change takes a restart"
+        yield "- A change needs a restart"
     yield ""
 
 
@@ -109,11 +111,14 @@ def _default(setting: Setting) -> str:
     default = f"`{text}`" if text not in ("", "none", "{}") else "none"
     if setting.default_from is None:
         return default
-    return f"`{setting.default_from.shown}` where that is set, else {default}"
+    return f"`{setting.default_from.shown}` if the variable is set, else {default}"
 
 
 def main(arguments: list[str]) -> None:
-    """Write the page to the file that is named, or to stdout."""
+    """Write the reference.
+
+    arguments   the path of the file to write; empty for stdout
+    """
     if arguments:
         Path(arguments[0]).write_text(reference(), encoding="utf-8")
     else:

@@ -1,7 +1,8 @@
-"""Every setting, declared once: `SETTINGS` by name, in the order of the reference.
+"""All settings by name, in the order of the reference, and advice about unknown names.
 
-From a declaration come the flag, the environment variable, the name in files, the type, the
-default, the help, and whether a reload applies a change (see `servo.settings.setting.Setting`).
+Each setting is declared once, in a module of `servo.settings.sections`. Its flag, its environment
+variable, its type, its default and its documentation all follow from the declaration (see
+`servo.settings.setting.Setting`).
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ SETTINGS: dict[str, Setting] = {
 }
 _ALIASES = {setting.alias: setting.name for setting in SETTINGS.values() if setting.alias}
 
-# Words that people take for names: the names, gunicorn's, and what flags are called. A short flag
-# name (`--env`, `--name`) is too common a word to be a slip.
-_FLAG_WORDS = {
+# Names that a misspelt name is compared with: those of settings, gunicorn's, and those of flags.
+# Short flags are left out: `env` or `name` in a file is more likely a variable of its own.
+_MIN_FLAG_LENGTH = 6
+_FLAG_NAMES = {
     flag.lstrip("-").replace("-", "_"): name
     for name, flags in [
         *((foreign.name, foreign.flags) for foreign in FOREIGN.values()),
@@ -44,29 +46,33 @@ _FLAG_WORDS = {
     ]
     for flag in flags
 }
-_WORDS = {
-    **{word: name for word, name in _FLAG_WORDS.items() if len(word) > 5},
+_KNOWN_NAMES = {
+    **{flag: name for flag, name in _FLAG_NAMES.items() if len(flag) >= _MIN_FLAG_LENGTH},
     **_ALIASES,
     **{name: name for name in (*FOREIGN, *SETTINGS)},
 }
 
 
 def canonical(name: str) -> str | None:
-    """The setting that a name (its own, or gunicorn's) means."""
+    """The name of the setting that has this name, or this name in gunicorn; None if none has."""
     return name if name in SETTINGS else _ALIASES.get(name)
 
 
 def suggest(name: str, cutoff: float = ALIKE) -> str | None:
-    """The setting (ours, or gunicorn's) that an unknown name of a file most likely means."""
+    """The setting, ours or gunicorn's, that an unknown name in a file most likely means.
+
+    name     the unknown name
+    cutoff   how similar it must be to a known name, from 0 to 1
+    """
     peer = peer_of(name)
     if peer is not None:
         return peer.setting or None
-    found = nearest(name, _WORDS, cutoff)
-    return _WORDS[found] if found else None
+    found = nearest(name, _KNOWN_NAMES, cutoff)
+    return _KNOWN_NAMES[found] if found else None
 
 
 def advise(name: str) -> str:
-    """The end of a message about an unknown name in a file: what there is instead, or nothing."""
+    """The end of a message about an unknown name in a file: the name to use instead, or ""."""
     peer = peer_of(name)
     if peer is not None:
         return advice(peer, peer.setting, " = ")
@@ -75,7 +81,7 @@ def advise(name: str) -> str:
 
 
 def advise_variable(variable: str) -> str:
-    """The same for an environment variable that begins with SERVO_."""
+    """The end of a message about an unknown variable that begins with SERVO_, like `advise`."""
     name = variable.removeprefix("SERVO_")
     peer = peer_of(name)
     if peer is not None:
@@ -85,7 +91,11 @@ def advise_variable(variable: str) -> str:
 
 
 def advise_flag(flag: str, flags: Iterable[str]) -> str:
-    """The same for a flag; `flags` are all that there are."""
+    """The end of a message about an unknown flag, like `advise`.
+
+    flag    the unknown flag, with its dashes
+    flags   all flags that exist
+    """
     peer = peer_of(flag)
     if peer is not None:
         ours = SETTINGS[peer.setting].main_flag if peer.setting else ""

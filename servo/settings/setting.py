@@ -1,4 +1,4 @@
-"""One setting: the declaration that its flag, variable, file name, type and docs come from."""
+"""A setting's declaration, from which its flag, its variable and its documentation follow."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DefaultFrom:
-    """An environment variable that takes part in a default, as platforms set them.
+    """An environment variable, set by hosting platforms, that replaces a setting's default.
 
-    variable   its name
-    shown      what the default becomes, for people
-    text       turns the variable's text into the setting's
+    variable   the variable's name
+    shown      the resulting default as documentation shows it, such as `0.0.0.0:$PORT`
+    text       makes the setting's text from the variable's
     """
 
     variable: str
@@ -31,25 +31,25 @@ class DefaultFrom:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A declaration.
+    """The declaration of one setting.
 
-    name        its name in files; `SERVO_<NAME>` in the environment
-    type        reads and writes its value
-    default     already a value
-    help        one sentence, for `--help`
-    details     more, in Markdown, for the reference
-    section     the heading that it stands under
-    flags       besides `--<name>` (underscores as dashes), which always works
-    no_flag     (flag, value): a flag without argument, for a setting that is not a switch
-    bare        what the flag means when its argument is left out
-    unit        of a number
-    nullable    None is a value; empty text means it
-    alias       gunicorn's name for it, where that differs
-    reloadable  a reload applies a change; otherwise it takes a restart
-    in_files    a configuration file may hold it
-    default_from  a variable that changes the default
-    secret      its value is never shown, and has no flag, which `ps` would show
-    names_only  of its NAME=value pairs only the names are shown
+    name          its name in files; in the environment it is `SERVO_<NAME>`
+    type          reads, checks and writes its values
+    default       its default: a value, not text
+    help          one sentence, for `--help`
+    details       more about it, in Markdown, for the reference
+    section       its heading in `--help` and in the reference
+    flags         its flags besides `--<name>` (with dashes), which always exists
+    no_flag       (flag, value): a flag without argument, for a setting that is not a switch
+    bare          the text that the flag means without its argument
+    unit          the unit of a number
+    nullable      whether None is a value; empty text means None
+    alias         gunicorn's name for it, if that differs
+    reloadable    whether a reload applies a change; otherwise a restart is needed
+    in_files      whether a configuration file may contain it
+    default_from  an environment variable that replaces the default
+    secret        the value is never shown, and there is no flag, because `ps` would show it
+    names_only    the value is a list of NAME=value pairs, of which only the names are shown
     """
 
     name: str
@@ -72,35 +72,37 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        """The environment variable."""
+        """The name of its environment variable."""
         return f"SERVO_{self.name.upper()}"
 
     @property
     def plain_flag(self) -> str:
-        """The flag that follows from the name."""
+        """The flag derived from the name: `--<name>`, with dashes."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def shown_flags(self) -> tuple[str, ...]:
-        """The flags that people are told of."""
+        """The flags that `--help` shows."""
         return self.flags or (self.plain_flag,)
 
     @property
     def main_flag(self) -> str:
-        """The flag to name in messages."""
+        """The flag that messages name."""
         return next((flag for flag in self.flags if flag.startswith("--")), self.plain_flag)
 
     @property
     def is_switch(self) -> bool:
-        """Whether the flag takes no argument and has a `--no-` form."""
+        """Whether the flag takes no argument and has a `--no-…` form."""
         return isinstance(self.type, Switch)
 
     def read(self, value: object, source: str, *, is_text: bool = False) -> Any:
-        """The setting's value from what a source holds.
+        """Make the setting's value from a source's text or object.
 
-        is_text   it comes from the environment, where a list is one text
+        value     the text or object
+        source    where it comes from, for messages
+        is_text   whether the source is the environment, where even a list is one text
 
-        Raises ConfigError, which names the setting, the value, the source and what is valid.
+        Raises ConfigError, which names the setting, the value, the source and the valid values.
         """
         if self.nullable and (value is None or (isinstance(value, str) and not value.strip())):
             return None
@@ -112,7 +114,14 @@ class Setting:
             raise self.refusal(value, source, error) from error
 
     def check(self, value: Any, source: str, base: Path) -> None:
-        """Raise ConfigError if what the value names isn't there."""
+        """Check that a value can be used on this system, for example that its file exists.
+
+        value    a value that `read` has returned
+        source   where it comes from, for messages
+        base     the directory that relative paths start at
+
+        Raises ConfigError.
+        """
         if value is None:
             return
         try:
@@ -121,13 +130,18 @@ class Setting:
             raise self.refusal(value, source, error) from error
 
     def refusal(self, value: object, source: str, error: ValueError) -> ConfigError:
-        """The error for a bad value."""
+        """The error for an invalid value.
+
+        value    the value as its source has it; a secret one is left out of the message
+        source   where it comes from
+        error    why it is invalid; the text of its attribute `advice`, if any, says what to do
+        """
         advice = getattr(error, "advice", "") or f"expected {self.type.valid}"
         shown = "the value" if self.secret or self.names_only else repr(value)
         return ConfigError(f"{self.name}: {shown} is not valid ({source}); {advice}")
 
     def show(self, value: Any) -> str:
-        """The value for people."""
+        """A value as people see it, without its secrets."""
         if value is None:
             return "none"
         if self.names_only:

@@ -83,10 +83,10 @@ class Settings:
         raise AttributeError(f"there is no setting {name!r}{did_you_mean(name, list(SETTINGS))}")
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("settings don't change; a reload makes new ones")
+        raise AttributeError("settings can't be changed; a reload makes new ones")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError("settings don't change; a reload makes new ones")
+        raise AttributeError("settings can't be changed; a reload makes new ones")
 
     def __repr__(self) -> str:
         given = [name for name in SETTINGS if self.source(name) != "default"]

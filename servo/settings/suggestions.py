@@ -1,4 +1,4 @@
-"""Names that somebody may have meant."""
+"""Suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-# For what is chosen from many: "prot" and "port" are more alike than this, "servo" and "user" less.
+# The least similarity (difflib's ratio) of a suggestion from many names: "prot" and "port" exceed
+# it, "servo" and "user" don't.
 ALIKE = 0.7
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that is most like this one, if any is. Dashes before a flag don't count."""
-    import difflib  # not needed before somebody errs
+    """The known name that is most similar to this one, or None.
+
+    name     the unknown name; its case and the dashes before a flag are ignored
+    known    the names to choose from
+    cutoff   how similar they must be, from 0 to 1 (difflib's ratio)
+    """
+    import difflib  # only needed after a mistake, so not at each start
 
     folded = {_folded(other): other for other in known}
     found = difflib.get_close_matches(_folded(name), folded, 1, cutoff)
@@ -26,6 +32,6 @@ def _folded(name: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: a suggestion, or nothing."""
+    """The end of a message about an unknown name: the most similar of the known names, or ""."""
     found = nearest(name, known, ALIKE)
     return f"; did you mean {found}?" if found else ""

@@ -1,4 +1,4 @@
-"""TOML, read by the standard library or, on Python 3.10, by the package that it was made from."""
+"""Reads TOML: with tomllib or, on Python 3.10, with tomli, on which tomllib is based."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class TOMLError(ValueError):
-    """Text that is no TOML; `line` is where, from 1, as far as it is known."""
+    """Invalid TOML; `line` is the number of the line, from 1, or 0 if it isn't known."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -17,9 +17,9 @@ class TOMLError(ValueError):
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The table that a TOML document is. Raises TOMLError."""
+    """Parse a TOML document into a table. Raises TOMLError."""
     if sys.version_info >= (3, 11):
-        import tomllib  # not needed by most starts
+        import tomllib  # most starts read no TOML
     else:
         import tomli as tomllib
     try:

@@ -1,1 +1,1 @@
-"""The declarations, a module for each group of sections. `servo.settings.schema` joins them."""
+"""The settings' declarations, one module per group. `servo.settings.schema` joins them."""

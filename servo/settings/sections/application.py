@@ -1,4 +1,4 @@
-"""The app, how it is loaded, and the commands that only look."""
+"""Settings of the app, of how it is loaded and watched, and of the commands that only check."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ SETTINGS = [
         nullable=True,
         alias="wsgi_app",
         section=_APP,
-        help="What to serve; on the command line an argument without a flag.",
+        help="The app to serve; on the command line, give it without a flag.",
         details="""\
-One of `module:attribute`, `module` (its `app`, `application` or `create_app()`), `module:factory()`
-(with literal arguments, if any) and `path/to/file.py:attribute`.""",
+`module:attribute`, `module` (its `app`, `application` or `create_app()` is used),
+`module:factory()` (arguments must be literals) or `path/to/file.py:attribute`.""",
     ),
     Setting(
         name="interface",
         type=Choice(("auto", "wsgi", "asgi"), {"asgi3": "asgi"}),
         default="auto",
         section=_APP,
-        help="The app's interface; auto looks at the object.",
+        help="The app's interface; auto detects it from the app object.",
     ),
     Setting(
         name="chdir",
         type=Directory(),
-        default=None,  # the directory that the server is started in: filled in when settings load
+        default=None,  # loading the settings fills in the directory that the server starts in
         nullable=True,
         section=_APP,
         reloadable=False,
-        help="Change to this directory first.",
+        help="Change to this directory before doing anything else.",
         details="""\
-Unset: the directory that the server is started in. A link on the way is followed anew by each
-reload. Imports look here first, and relative paths of all other settings start here, as gunicorn's
-do: sockets, logs, the pidfile, certificates. Only `config` is looked for where the server is
-started.""",
+Unset: the directory that the server is started in. Each reload resolves symbolic links in the path
+again. Imports search this directory first. As in gunicorn, relative paths in all other settings
+(sockets, logs, the pidfile, certificates) start here. The exception is `config`: its path starts
+where the server is started.""",
     ),
     Setting(
         name="pythonpath",
         type=TextList(metavar="DIR,…", valid="directories, separated by commas", commas=True),
         default=[],
         section=_APP,
-        help="Directories to look in for modules, besides PYTHONPATH.",
-        details="Relative ones start at `chdir`.",
+        help="Directories to search for modules, besides PYTHONPATH.",
+        details="Relative paths start at `chdir`.",
     ),
     Setting(
         name="raw_env",
@@ -60,7 +60,9 @@ started.""",
         flags=("-e", "--env"),
         section=_APP,
         help="An environment variable for the app; may be repeated.",
-        details="Only names are shown by `--print-config` and servoctl; `ps` shows a flag's value.",
+        details="""\
+`--print-config` and servoctl show only the names. `ps` shows flags with their values, so put
+secrets into a file or the environment.""",
         names_only=True,
     ),
     Setting(
@@ -68,10 +70,10 @@ started.""",
         type=MountPoint(),
         default="",
         section=_APP,
-        help="Where the app is mounted: SCRIPT_NAME, or ASGI's root_path.",
+        help="The path that the app is mounted at: SCRIPT_NAME, or ASGI's root_path.",
         details="""\
-As text (`/café`) or percent-encoded (`/caf%C3%A9`); both mean the same. Apps get it decoded, like
-paths.""",
+Write it as text (`/café`) or percent-encoded (`/caf%C3%A9`); both mean the same. The app gets it
+decoded, as it gets request paths.""",
     ),
     Setting(
         name="lifespan",
@@ -80,7 +82,7 @@ paths.""",
         flags=("--lifespan", "--asgi-lifespan"),
         alias="asgi_lifespan",
         section=_APP,
-        help="ASGI's lifespan protocol; auto accepts an app without it.",
+        help="ASGI's lifespan protocol; auto accepts apps that don't support it.",
     ),
     Setting(
         name="loop",
@@ -89,7 +91,7 @@ paths.""",
         flags=("--loop", "--asgi-loop"),
         alias="asgi_loop",
         section=_APP,
-        help="The event loop of async workers; auto is uvloop where it is installed.",
+        help="The event loop of async workers; auto uses uvloop if it is installed.",
     ),
     Setting(
         name="config",
@@ -102,8 +104,8 @@ paths.""",
         reloadable=False,
         help="The configuration file: FILE.toml, FILE.py, or python:MODULE.",
         details="""\
-Unset: the first of `servo.toml`, a `pyproject.toml` that has `[tool.servo]`, `servo.conf.py` and
-`gunicorn.conf.py`. A reload reads the file anew.""",
+Unset: the first that exists of `servo.toml`, `pyproject.toml` with a `[tool.servo]` table,
+`servo.conf.py` and `gunicorn.conf.py`. A reload reads the file again.""",
     ),
     Setting(
         name="check_config",
@@ -121,7 +123,7 @@ Unset: the first of `servo.toml`, a `pyproject.toml` that has `[tool.servo]`, `s
         section=_CONFIG,
         in_files=False,
         reloadable=False,
-        help="Print every setting's value and where it came from, and exit.",
+        help="Print each setting's value and its source, and exit.",
     ),
     Setting(
         name="reload",
@@ -130,7 +132,7 @@ Unset: the first of `servo.toml`, a `pyproject.toml` that has `[tool.servo]`, `s
         section="Development",
         reloadable=False,
         help="Restart the workers when a source file changes (needs watchfiles).",
-        details="A file that can't be imported shows its traceback; the server waits for the fix.",
+        details="If an import fails, the server shows the traceback and waits for a change.",
     ),
     Setting(
         name="reload_dirs",
@@ -139,7 +141,7 @@ Unset: the first of `servo.toml`, a `pyproject.toml` that has `[tool.servo]`, `s
         flags=("--reload-dir",),
         section="Development",
         reloadable=False,
-        help="A directory to watch instead of the app's own; may be repeated.",
+        help="A directory to watch instead of the app's directory; may be repeated.",
     ),
     Setting(
         name="reload_include",
@@ -147,12 +149,13 @@ Unset: the first of `servo.toml`, a `pyproject.toml` that has `[tool.servo]`, `s
         default=list(RELOAD_INCLUDE),
         section="Development",
         reloadable=False,
-        help="Files to watch besides *.py: names, or relative paths; may be repeated.",
+        help="Files to watch besides *.py, as name or path patterns; may be repeated.",
         details="""\
-A pattern without a slash (`*.html`, `.env`) is one of names. With a slash (`templates/**/*.html`)
-it is one of paths, from a watched directory, from `chdir`, or from a directory below; `*` stops at
-a slash, and `**` is any number of directories. A name without `*`, `?` or `[` is watched whatever
-`reload_exclude` says. A directory is watched like those of `reload_dirs`.""",
+A pattern without a slash (`*.html`, `.env`) matches file names. A pattern with a slash
+(`templates/**/*.html`) matches paths relative to a watched directory, to `chdir`, or to a directory
+below them; `*` doesn't match a slash, and `**` matches any number of directories. A pattern without
+`*`, `?` or `[` takes precedence over `reload_exclude`. A directory given here is watched like those
+of `reload_dirs`.""",
     ),
     Setting(
         name="reload_exclude",
@@ -162,9 +165,10 @@ a slash, and `**` is any number of directories. A name without `*`, `?` or `[` i
         reloadable=False,
         help="Files and directories not to watch; may be repeated.",
         details="""\
-Added to the default, in the form of `reload_include`. A directory is left out with all that is in
-it. A default goes where `reload_include` has the same pattern, and doesn't hold for what a pattern
-there names: `.github/*.yml`. `*.py` turns that one off.""",
+Patterns of the same form as in `reload_include`; they add to the defaults. Excluding a directory
+excludes everything in it. `reload_include` overrides the defaults: repeating one of them there
+turns it off, and a pattern such as `.github/*.yml` includes files that a default would exclude.
+`*.py` here turns off watching `*.py` files.""",
     ),
     Setting(
         name="reload_extra_files",
@@ -173,6 +177,6 @@ there names: `.github/*.yml`. `*.py` turns that one off.""",
         flags=("--reload-extra-file",),
         section="Development",
         reloadable=False,
-        help="A file, or a pattern of files, to watch as well; may be repeated.",
+        help="A further file, or pattern of files, to watch; may be repeated.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""The control socket, which `servoctl` talks to."""
+"""Settings of the control socket, through which `servoctl` talks to a server."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ _CONTROL = "Control"
 _ACCESS = ("full", "read")
 
 
-def _allowance(text: str) -> str:
-    """`NAME`, `NAME:full` or `NAME:read`, with a name or number that this system knows."""
+def _checked_entry(text: str) -> str:
+    """Check an entry of `control_allow` and return it without surrounding blanks."""
     allowed_user(text)
     return text.strip()
 
 
 def allowed_user(text: str) -> tuple[int, str]:
-    """The uid and the access that an entry of `control_allow` gives. Raises ValueError."""
+    """Parse an entry of `control_allow`.
+
+    text   `NAME`, `NAME:full` or `NAME:read`; NAME is a user's name or number
+
+    Returns the user's id and their access: "full" or "read". Raises ValueError.
+    """
     name, _, access = text.strip().partition(":")
     access = access or "full"
     if access not in _ACCESS:
@@ -29,7 +34,7 @@ def allowed_user(text: str) -> tuple[int, str]:
     try:
         return pwd.getpwnam(name).pw_uid, access
     except KeyError:
-        raise ValueError("unknown") from None
+        raise ValueError("no such user") from None
 
 
 SETTINGS = [
@@ -40,12 +45,13 @@ SETTINGS = [
         nullable=True,
         section=_CONTROL,
         reloadable=False,
-        help="The path of the control socket. Unset: one in the runtime directory.",
+        help="The path of the control socket. Unset: a path in the runtime directory.",
         details=(
-            "The runtime directory is `$XDG_RUNTIME_DIR/servo`, `/run/user/<uid>/servo`, "
-            "`/run/servo` or `/tmp/servo-<uid>`, the first that can be had, with mode 0700; the "
-            "socket is named `<name>-<pid>.sock` after `proc_name` (or the app) and the arbiter. "
-            "A socket at another path is listed there, too."
+            "The runtime directory is the first of `$XDG_RUNTIME_DIR/servo`, "
+            "`/run/user/<uid>/servo`, `/run/servo` and `/tmp/servo-<uid>` that can be created or "
+            "used; its mode is 0700. The socket's name there is `<name>-<pid>.sock`, from "
+            "`proc_name` (or the app) and the arbiter's process id. The runtime directory also "
+            "lists sockets at other paths, so that servoctl finds them."
         ),
     ),
     Setting(
@@ -54,8 +60,8 @@ SETTINGS = [
         default=0o600,
         section=_CONTROL,
         reloadable=False,
-        help="Its permission bits.",
-        details="With `control_allow` and nothing said, 0666: the list then decides who may.",
+        help="The permission bits of the control socket.",
+        details="Unset, and with `control_allow` given: 0666, so that the list decides.",
     ),
     Setting(
         name="control_socket_disable",
@@ -64,24 +70,24 @@ SETTINGS = [
         flags=("--no-control-socket",),
         section=_CONTROL,
         reloadable=False,
-        help="Have none.",
+        help="Run without a control socket.",
     ),
     Setting(
         name="control_allow",
         type=TextList(
             metavar="USER[:ACCESS]",
-            valid="users that this system knows, each with :read or :full",
+            valid="users of this system, each optionally followed by :read or :full",
             commas=True,
-            item=_allowance,
+            item=_checked_entry,
         ),
         default=[],
         section=_CONTROL,
         reloadable=False,
-        help="Other users who may use it; deploy, or monitor:read.",
+        help="Further users who may use the control socket, such as deploy or monitor:read.",
         details=(
-            "The server's own user and root always may. `USER:read` may look, and change nothing; "
-            "`USER` and `USER:full` may do everything. "
-            "Who it is, the kernel tells (`SO_PEERCRED`)."
+            "Root and the server's own user are always allowed. `USER:read` may read the server's "
+            "state and change nothing; `USER` and `USER:full` may do everything. The kernel "
+            "identifies the user at the other end (`SO_PEERCRED`)."
         ),
     ),
 ]

@@ -1,4 +1,4 @@
-"""HTTP: what clients may send, what is said to them, and which proxies are believed."""
+"""Settings of HTTP: parsing, responses, limits on requests, and trusted proxies."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _NETWORKS = "addresses and networks such as 10.0.0.0/8 (no host bits set), or *"
 
 
 def _forwarded_field(text: str) -> str:
-    """One of the things that a trusted proxy may be believed about."""
-    word = text.strip().lower()
-    if word not in FIELDS:
+    """Check an entry of `forwarded_fields` and return it in lower case."""
+    field = text.strip().lower()
+    if field not in FIELDS:
         raise ValueError(f"not one of {', '.join(FIELDS)}")
-    return word
+    return field
 
 
 SETTINGS = [
@@ -38,8 +38,8 @@ SETTINGS = [
         ),
         default="httptools",
         section=_HTTP,
-        help="Which parser reads HTTP/1.1: in C (httptools), or in Python (h11).",
-        details="Both obey the same rules.",
+        help="The HTTP/1.1 parser: httptools (written in C) or h11 (in Python).",
+        details="Both accept and refuse the same requests.",
     ),
     Setting(
         name="server_header",
@@ -47,7 +47,7 @@ SETTINGS = [
         default="servo",
         no_flag=("--no-server-header", ""),
         section=_HTTP,
-        help="The Server field of responses; empty: none.",
+        help="The Server field of responses; empty: no such field.",
     ),
     Setting(
         name="date_header",
@@ -62,7 +62,7 @@ SETTINGS = [
         default=True,
         default_from=DefaultFrom("SENDFILE", "$SENDFILE"),
         section=_HTTP,
-        help="Send files by sendfile(2).",
+        help="Send files with sendfile(2).",
     ),
     Setting(
         name="keepalive_requests",
@@ -70,7 +70,7 @@ SETTINGS = [
         default=0,
         unit="requests",
         section=_HTTP,
-        help="Close a connection after so many requests; 0: no limit.",
+        help="Close a connection after this many requests; 0: no limit.",
     ),
     Setting(
         name="body_buffer_size",
@@ -78,7 +78,7 @@ SETTINGS = [
         default=1 << 20,
         unit="bytes",
         section=_HTTP,
-        help="How much of a body is kept in memory; the rest goes to disk.",
+        help="How much of a request's body is kept in memory; the rest goes to disk.",
     ),
     Setting(
         name="response_buffer_size",
@@ -88,8 +88,8 @@ SETTINGS = [
         section=_HTTP,
         help="How much of a response waits in memory for its client; the rest goes to disk.",
         details="""\
-Under WSGI, in `sync` and `thread` workers, so that a client that reads slowly holds no thread. All
-clients of a worker may take 64 times as much. 1 MiB is what waitress keeps.""",
+For WSGI apps in `sync` and `thread` workers: a client that reads slowly doesn't block a thread. All
+responses of a worker together may use 64 times as much. The default is that of waitress.""",
     ),
     Setting(
         name="response_spool_limit",
@@ -97,10 +97,11 @@ clients of a worker may take 64 times as much. 1 MiB is what waitress keeps.""",
         default=1 << 30,
         unit="bytes",
         section=_HTTP,
-        help="How much of a worker's responses waits on disk; past it the app waits.",
+        help="How much of a worker's responses may wait on disk; beyond it, the app waits.",
         details="""\
-In `tmp_upload_dir`. One response takes at most as much as it leaves to the others; 0: none, the app
-waits as soon as memory is full. nginx allows 1 GiB for each response.""",
+The files are in `tmp_upload_dir`. One response takes at most as much as it leaves for the others.
+With 0, nothing goes to disk, and the app waits as soon as `response_buffer_size` is full. nginx
+allows 1 GiB for each response.""",
     ),
     Setting(
         name="tmp_upload_dir",
@@ -108,7 +109,7 @@ waits as soon as memory is full. nginx allows 1 GiB for each response.""",
         default=None,
         nullable=True,
         section=_HTTP,
-        help="Where bodies of requests and responses go that are too big for memory.",
+        help="Where bodies of requests and responses too big for memory are stored.",
         details="Unset: the system's directory for temporary files.",
     ),
     Setting(
@@ -116,20 +117,21 @@ waits as soon as memory is full. nginx allows 1 GiB for each response.""",
         type=Choice(("drop", "refuse", "dangerous")),
         default="drop",
         section=_HTTP,
-        help="What becomes of underscores in header names under WSGI.",
+        help="How to treat header fields with an underscore in their name under WSGI.",
         details="""\
-In an environ they can't be told from dashes: `drop` the field, `refuse` the request, or keep it
-(`dangerous`). `refuse` holds for ASGI apps too; else they get such fields as they are.""",
+In a WSGI environ, an underscore can't be told apart from a dash. `drop` removes the field, `refuse`
+answers the request with 400, and `dangerous` keeps the field. `refuse` applies to ASGI apps, too;
+otherwise they get such fields unchanged.""",
     ),
     Setting(
         name="strict_targets",
         type=Switch(),
         default=False,
         section=_HTTP,
-        help="Refuse a quote, < or > in a query with 400, as RFC 3986 has it.",
+        help="Answer 400 to a quote, < or > in a query: RFC 3986 forbids them.",
         details="""\
-Scripts send `?filter={"a":1}` unescaped, so by default it is served. In a path these characters are
-always refused, and `#` everywhere.""",
+The default accepts them, because scripts send `?filter={"a":1}` unescaped. These characters are
+always refused in a path, and `#` is refused everywhere.""",
     ),
     Setting(
         name="limit_request_line",
@@ -137,7 +139,7 @@ always refused, and `#` everywhere.""",
         default=8190,
         unit="bytes",
         section=_LIMITS,
-        help="The request line; 0: no limit.",
+        help="The longest request line; 0: no limit.",
     ),
     Setting(
         name="limit_request_fields",
@@ -145,7 +147,7 @@ always refused, and `#` everywhere.""",
         default=100,
         unit="fields",
         section=_LIMITS,
-        help="Header fields of a request; 0: no limit.",
+        help="The most header fields in a request; 0: no limit.",
     ),
     Setting(
         name="limit_request_field_size",
@@ -154,7 +156,7 @@ always refused, and `#` everywhere.""",
         flags=("--limit-request-field-size", "--limit-request-field_size"),
         unit="bytes",
         section=_LIMITS,
-        help="One header field; 0: no limit.",
+        help="The longest header field; 0: no limit.",
     ),
     Setting(
         name="limit_request_head_size",
@@ -162,7 +164,7 @@ always refused, and `#` everywhere.""",
         default=65536,
         unit="bytes",
         section=_LIMITS,
-        help="All header fields together; 0: no limit.",
+        help="The greatest size of all header fields together; 0: no limit.",
     ),
     Setting(
         name="limit_request_body",
@@ -170,7 +172,7 @@ always refused, and `#` everywhere.""",
         default=0,
         unit="bytes",
         section=_LIMITS,
-        help="A request's body; 0: no limit.",
+        help="The longest request body; 0: no limit.",
     ),
     Setting(
         name="limit_request_trailers",
@@ -178,7 +180,7 @@ always refused, and `#` everywhere.""",
         default=32,
         unit="fields",
         section=_LIMITS,
-        help="Trailer fields of a request; 0: none.",
+        help="The most trailer fields in a request; 0: none are allowed.",
     ),
     Setting(
         name="limit_chunk_extension",
@@ -186,7 +188,7 @@ always refused, and `#` everywhere.""",
         default=1024,
         unit="bytes",
         section=_LIMITS,
-        help="The extensions of one chunk; 0: none.",
+        help="The longest extensions of one chunk; 0: none are allowed.",
     ),
     Setting(
         name="limit_pipeline",
@@ -194,7 +196,7 @@ always refused, and `#` everywhere.""",
         default=16,
         unit="requests",
         section=_LIMITS,
-        help="Requests read ahead on a connection; reading pauses past it.",
+        help="How many requests may wait on one connection before reading pauses.",
     ),
     Setting(
         name="forwarded_allow_ips",
@@ -202,10 +204,10 @@ always refused, and `#` everywhere.""",
         default=["127.0.0.1", "::1"],
         default_from=DefaultFrom("FORWARDED_ALLOW_IPS", "$FORWARDED_ALLOW_IPS"),
         section=_PROXIES,
-        help="Whose Forwarded and X-Forwarded fields count; *: everybody's.",
+        help="Peers whose Forwarded and X-Forwarded fields are trusted; *: all peers.",
         details="""\
-A Unix socket's peer counts as long as the default stands, or `unix` or `*` is listed. What is
-believed is `forwarded_fields`.""",
+Peers on a Unix socket are trusted if this setting has its default, or if it lists `unix` or `*`.
+`forwarded_fields` says which fields are trusted.""",
     ),
     Setting(
         name="forwarded_fields",
@@ -214,13 +216,13 @@ believed is `forwarded_fields`.""",
         ),
         default=list(DEFAULT_FIELDS),
         section=_PROXIES,
-        help="What a trusted proxy is believed about: for, proto, host, prefix.",
+        help="What is taken from a trusted proxy's fields: for, proto, host, prefix.",
         details="""\
 `for` is the client's address (X-Forwarded-For, Forwarded), `proto` the scheme
-(`secure_scheme_headers`, Forwarded), `host` replaces Host (X-Forwarded-Host, Forwarded), `prefix`
-becomes SCRIPT_NAME or `root_path` (X-Forwarded-Prefix). Add `host` and `prefix` only if the proxy
-sets these fields itself: one that passes them on lets each client choose them, and the links that
-the app builds. Empty: nothing is believed.""",
+(`secure_scheme_headers`, Forwarded). `host` replaces Host (X-Forwarded-Host, Forwarded), and
+`prefix` becomes SCRIPT_NAME or `root_path` (X-Forwarded-Prefix). Add `host` and `prefix` only if
+the proxy sets these fields itself: if it passes on those of the client, any client can choose them,
+and with them the links that the app builds. Empty: no field is trusted.""",
     ),
     Setting(
         name="proxy_protocol",
@@ -231,10 +233,11 @@ the app builds. Empty: nothing is believed.""",
         default="off",
         bare="auto",
         section=_PROXIES,
-        help="Expect the PROXY protocol at the start of each connection: v1, v2, or either.",
+        help="Expect a PROXY protocol header on each connection: v1, v2, or either (auto).",
         details="""\
-Once it is on, each connection must begin with the header, and come from `proxy_allow_ips`: others
-are refused. The client that it names takes the peer's place, also for `forwarded_allow_ips`.""",
+When this is on, a connection must begin with the header and come from `proxy_allow_ips`; all others
+are refused. The client that the header names takes the peer's place, also for
+`forwarded_allow_ips`.""",
     ),
     Setting(
         name="proxy_allow_ips",
@@ -242,9 +245,10 @@ are refused. The client that it names takes the peer's place, also for `forwarde
         default=["127.0.0.1", "::1"],
         flags=("--proxy-allow-from",),
         section=_PROXIES,
-        help="Who may speak the PROXY protocol; *: everybody.",
+        help="Peers that may send a PROXY protocol header; *: all peers.",
         details="""\
-A Unix socket's peer counts as long as the default stands, or `unix` or `*` is listed.""",
+Peers on a Unix socket may send one if this setting has its default, or if it lists `unix` or
+`*`.""",
     ),
     Setting(
         name="secure_scheme_headers",
@@ -255,6 +259,6 @@ A Unix socket's peer counts as long as the default stands, or `unix` or `*` is l
             "X-FORWARDED-SSL": "on",
         },
         section=_PROXIES,
-        help="Fields, and their values, by which a trusted proxy says https.",
+        help="Fields and values with which a trusted proxy says that its client used https.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""HTTP/2, which the `async` worker speaks."""
+"""Settings of HTTP/2, which the `async` worker speaks."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _MISSING = "HTTP/2 needs the h2 library: pip install 'servo-server[http2]'"
 
 
 class NotInstalledError(ValueError):
-    """A value that asks for HTTP/2, where there is none."""
+    """A value that asks for HTTP/2 while the h2 library is not installed."""
 
     advice = _MISSING
 
 
 def _version(text: str) -> str:
-    word = text.strip().lower()
-    if word not in ALPN:
+    version = text.strip().lower()
+    if version not in ALPN:
         raise ValueError("no such version")
-    return word
+    return version
 
 
 class Versions(TextList):
-    """Versions of HTTP, the best first."""
+    """Versions of HTTP, the preferred one first."""
 
     def check(self, value: Any, base: Path) -> None:
-        """HTTP/2 must be there where it is asked for by name."""
+        """Raise NotInstalledError if the value names HTTP/2 and h2 is not installed."""
         if "h2" in value and not has_http2():
             raise NotInstalledError
 
@@ -41,7 +41,7 @@ class Cleartext(Choice):
     """How HTTP/2 may begin without TLS."""
 
     def check(self, value: Any, base: Path) -> None:
-        """See Versions."""
+        """Raise NotInstalledError if the value allows HTTP/2 and h2 is not installed."""
         if value != "off" and not has_http2():
             raise NotInstalledError
 
@@ -50,15 +50,18 @@ SETTINGS = [
     Setting(
         name="http_protocols",
         type=Versions(
-            metavar="h2,h1", valid="h1, h2, or both, the best first", commas=True, item=_version
+            metavar="h2,h1",
+            valid="h1, h2, or both, the preferred one first",
+            commas=True,
+            item=_version,
         ),
         default=None,
         nullable=True,
         section=_HTTP2,
-        help="The versions of HTTP that TLS clients may choose from, the best first.",
+        help="The HTTP versions offered to TLS clients, the preferred one first.",
         details="""\
-Unset: `h2,h1` where the h2 library is installed, `h1` elsewhere. Only the `async` worker speaks
-HTTP/2; the others offer HTTP/1.1 alone. A client that chooses none is served HTTP/1.1.""",
+Unset: `h2,h1` if the h2 library is installed, else `h1`. Only the `async` worker speaks HTTP/2;
+other workers offer HTTP/1.1 alone. Clients that choose no version get HTTP/1.1.""",
     ),
     Setting(
         name="http2_cleartext",
@@ -69,10 +72,10 @@ HTTP/2; the others offer HTTP/1.1 alone. A client that chooses none is served HT
         default="off",
         bare="both",
         section=_HTTP2,
-        help="Whether HTTP/2 may begin without TLS: by its first bytes, by an upgrade, or by both.",
+        help="Whether clients may use HTTP/2 without TLS: by prior knowledge, by upgrade, or both.",
         details="""\
-Only for peers that `forwarded_allow_ips` names, or whose PROXY protocol header was taken; to
-others it is off. HTTP/1 is served beside it.""",
+This applies only to peers that `forwarded_allow_ips` trusts or that sent an accepted PROXY protocol
+header; for all others it is off. Clients may use HTTP/1 as well.""",
     ),
     Setting(
         name="http2_max_concurrent_streams",
@@ -81,7 +84,7 @@ others it is off. HTTP/1 is served beside it.""",
         unit="requests",
         section=_HTTP2,
         help="How many requests of one HTTP/2 connection are served at a time.",
-        details="The next ones are refused, and may be sent again.",
+        details="Further requests are refused (REFUSED_STREAM); clients may safely retry them.",
     ),
     Setting(
         name="http2_initial_window_size",
@@ -89,10 +92,10 @@ others it is off. HTTP/1 is served beside it.""",
         default=65535,
         unit="bytes",
         section=_HTTP2,
-        help="How much of a request's body a client may send before the app has read it.",
+        help="How much of a request's body a client may send before the app reads it.",
         details="""\
-For each request: a connection may take this many bytes of memory for each of its
-`http2_max_concurrent_streams`. More lets a distant client upload faster.""",
+The window is per request, so a connection may use this much memory for each of its
+`http2_max_concurrent_streams`. A larger window lets distant clients upload faster.""",
     ),
     Setting(
         name="http2_max_frame_size",
@@ -100,7 +103,7 @@ For each request: a connection may take this many bytes of memory for each of it
         default=16384,
         unit="bytes",
         section=_HTTP2,
-        help="The biggest HTTP/2 frame that is taken.",
+        help="The largest HTTP/2 frame that is accepted.",
     ),
     Setting(
         name="http2_max_header_list_size",
@@ -108,8 +111,9 @@ For each request: a connection may take this many bytes of memory for each of it
         default=65536,
         unit="bytes",
         section=_HTTP2,
-        help="A request's header fields, decompressed, with 32 bytes for each; 0: no limit.",
+        help="The largest decompressed header list, counting 32 bytes per field; 0: no limit.",
         details="""\
-A bigger list ends the connection. The limits of HTTP/1 hold as well, and are answered with 431.""",
+A larger list ends the connection. The limits of HTTP/1 apply as well; a request over one of them is
+answered with 431.""",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Metrics and probes."""
+"""Settings of metrics and probes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SETTINGS = [
         nullable=True,
         section=_METRICS,
         reloadable=False,
-        help="Where metrics and probes are served: HOST:PORT or unix:/path. Unset: nowhere.",
+        help="Where to serve metrics and probes: HOST:PORT or unix:/path. Unset: nowhere.",
         details="""\
-`/metrics` for Prometheus, `/-/live` and `/-/ready` for probes, `/status.json`; by a small process
-of its own. Whoever reaches the address may read them. Needs prometheus-client, which
-`servo-server[standard]` brings.""",
+A small separate process serves `/metrics` for Prometheus, `/-/live` and `/-/ready` for probes, and
+`/status.json`. Everybody who can connect to the address can read them. This needs
+prometheus-client, which is part of `servo-server[standard]`.""",
     ),
     Setting(
         name="statsd_host",
@@ -30,7 +30,9 @@ of its own. Whoever reaches the address may read them. Needs prometheus-client, 
         section=_METRICS,
         reloadable=False,
         help="A statsd server to send gunicorn's metrics to: HOST:PORT or unix://PATH.",
-        details="Sent once a second, by the same process; the port is 8125 unless given.",
+        details="""\
+The process that serves `metrics_bind` sends them once a second, also when `metrics_bind` is unset.
+Without a port, 8125 is used.""",
     ),
     Setting(
         name="statsd_prefix",
@@ -38,7 +40,7 @@ of its own. Whoever reaches the address may read them. Needs prometheus-client, 
         default="",
         section=_METRICS,
         reloadable=False,
-        help="What the names sent to statsd begin with; a dot follows.",
+        help="A prefix for the names sent to statsd; a dot is added after it.",
     ),
     Setting(
         name="dogstatsd_tags",
@@ -46,7 +48,7 @@ of its own. Whoever reaches the address may read them. Needs prometheus-client, 
         default="",
         section=_METRICS,
         reloadable=False,
-        help="Tags for each of them, in Datadog's form: name:value,name:value.",
+        help="Tags for each metric sent to statsd, in Datadog's form: name:value,name:value.",
     ),
     Setting(
         name="enable_backlog_metric",
@@ -54,6 +56,6 @@ of its own. Whoever reaches the address may read them. Needs prometheus-client, 
         default=False,
         section=_METRICS,
         reloadable=False,
-        help="Send gunicorn.backlog to statsd: connections that wait to be accepted.",
+        help="Send gunicorn.backlog to statsd: how many connections wait to be accepted.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Logs and the process itself."""
+"""Settings of logs and of the server's processes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ _FORM = re.compile(r"(json|toml|yaml|ini):(?=.)")
 
 
 def split_form(given: str) -> tuple[str, str]:
-    """What `logconfig` is given: (the form that stands before the path, or "", the path)."""
+    """Split a value of `logconfig` into a form and a path.
+
+    given   `PATH`, or `FORM:PATH` where FORM is json, toml, yaml or ini
+
+    Returns the form ("" if there is none) and the path.
+    """
     form = _FORM.match(given)
     return (form[1], given[form.end() :]) if form else ("", given)
 
 
 class _LogConfigFile(File):
-    """A file whose form may stand before its path, as hypercorn has it."""
+    """A file that exists; as in hypercorn, its form may stand before its path."""
 
     def check(self, value: str, base: Path) -> None:
         super().check(split_form(value)[1], base)
@@ -37,7 +42,7 @@ SETTINGS = [
         default="-",
         flags=("--error-logfile", "--log-file"),
         section=_LOGS,
-        help="Where the server's log goes; -: stderr.",
+        help="The file that the server's log is written to; -: stderr.",
     ),
     Setting(
         name="loglevel",
@@ -49,14 +54,14 @@ SETTINGS = [
         default="info",
         flags=("--log-level",),
         section=_LOGS,
-        help="How much it says: debug, info, warning, error or critical.",
+        help="The lowest level to log: debug, info, warning, error or critical.",
     ),
     Setting(
         name="log_format",
         type=Choice(("text", "json")),
         default="text",
         section=_LOGS,
-        help="Lines for people, or a JSON object a line.",
+        help="The form of the server's log: text for people, or one JSON object per line.",
     ),
     Setting(
         name="accesslog",
@@ -65,7 +70,7 @@ SETTINGS = [
         nullable=True,
         flags=("--access-logfile",),
         section=_LOGS,
-        help="Where a line for each request goes; -: stdout. Unset: nowhere.",
+        help="The file that a line for each request is written to; -: stdout. Unset: none.",
     ),
     Setting(
         name="access_log_format",
@@ -73,7 +78,7 @@ SETTINGS = [
         default='%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"',
         flags=("--access-logformat",),
         section=_LOGS,
-        help="That line, in gunicorn's atoms; json: a JSON object.",
+        help="The form of the access log's lines, in gunicorn's atoms; json: a JSON object.",
     ),
     Setting(
         name="capture_output",
@@ -81,7 +86,7 @@ SETTINGS = [
         default=False,
         section=_LOGS,
         reloadable=False,
-        help="Send stdout and stderr to the error log's file.",
+        help="Write stdout and stderr to the file of errorlog.",
     ),
     Setting(
         name="logconfig",
@@ -90,15 +95,17 @@ SETTINGS = [
         nullable=True,
         flags=("--log-config",),
         section=_LOGS,
-        help="A logging configuration: INI, JSON, YAML or TOML.",
+        help="A file with a logging configuration: INI, JSON, YAML or TOML.",
         details="""\
-INI has the form of `logging.config.fileConfig`, the others that of `logging.config.dictConfig`. The
-suffix says which it is (`.ini`, `.cfg`, `.json`, `.yaml`, `.yml`, `.toml`), or `json:` or `toml:`
-before the path; else the content does. YAML needs PyYAML (`pip install PyYAML`).
+An INI file has the form of `logging.config.fileConfig`, the others have that of
+`logging.config.dictConfig`. A prefix of the path (`ini:`, `json:`, `yaml:`, `toml:`) or the suffix
+(`.ini`, `.cfg`, `.json`, `.yaml`, `.yml`, `.toml`) gives the format; without either, the content
+decides. YAML needs PyYAML (`pip install PyYAML`).
 
-`gunicorn`, `gunicorn.error` and `gunicorn.access`, and the same of `uvicorn`, are read as `servo`,
-`servo.error` and `servo.access`. Loggers that the file doesn't name keep Servo's handlers, and
-`disable_existing_loggers`, which is false unless it says otherwise, never means Servo's.""",
+The loggers `gunicorn`, `gunicorn.error` and `gunicorn.access`, and those of `uvicorn` with the same
+suffixes, mean `servo`, `servo.error` and `servo.access`. Servo's loggers that the file doesn't name
+keep their handlers. `disable_existing_loggers` is false by default and never disables Servo's
+loggers.""",
     ),
     Setting(
         name="logconfig_json",
@@ -107,14 +114,14 @@ before the path; else the content does. YAML needs PyYAML (`pip install PyYAML`)
         nullable=True,
         flags=("--log-config-json",),
         section=_LOGS,
-        help="A logging configuration in JSON; goes before logconfig.",
+        help="A file with a logging configuration in JSON; overrides logconfig.",
     ),
     Setting(
         name="logconfig_dict",
         type=Table(),
         default={},
         section=_LOGS,
-        help="A logging configuration (logging.config.dictConfig); goes before both.",
+        help="A logging configuration for logging.config.dictConfig; overrides both files.",
     ),
     Setting(
         name="proc_name",
@@ -124,7 +131,7 @@ before the path; else the content does. YAML needs PyYAML (`pip install PyYAML`)
         flags=("-n", "--name"),
         section=_PROCESS,
         reloadable=False,
-        help="What process titles show instead of the app.",
+        help="The name that process titles show instead of the app.",
     ),
     Setting(
         name="daemon",
@@ -135,9 +142,9 @@ before the path; else the content does. YAML needs PyYAML (`pip install PyYAML`)
         reloadable=False,
         help="Detach from the terminal and run in the background.",
         details="""\
-The command waits until a worker is ready, and ends with 0; or until the server has ended, and ends
-with its exit code, having said why. Ctrl-C ends only the waiting. Without `errorlog` the log goes
-nowhere from then on.""",
+The command waits until a worker is ready, then exits with 0. If the server ends before that, the
+command shows the reason and exits with the server's exit code. Ctrl-C ends the command, not the
+server. Without `errorlog`, nothing is logged after the command has ended.""",
     ),
     Setting(
         name="pidfile",
@@ -147,7 +154,7 @@ nowhere from then on.""",
         flags=("-p", "--pid"),
         section=_PROCESS,
         reloadable=False,
-        help="A file for the arbiter's process id.",
+        help="The file that the arbiter's process id is written to.",
     ),
     Setting(
         name="user",
@@ -172,7 +179,7 @@ nowhere from then on.""",
         type=Switch(),
         default=False,
         section=_PROCESS,
-        help="Give workers all groups of their user.",
+        help="Give workers all groups that their user is a member of.",
     ),
     Setting(
         name="umask",
@@ -180,7 +187,7 @@ nowhere from then on.""",
         default=0,
         flags=("-m", "--umask"),
         section=_PROCESS,
-        help="Permission bits that new files and Unix sockets are made without.",
-        details="Unset, files follow the mask that the server is started with, sockets take 0.",
+        help="Permission bits that new files and Unix sockets don't get.",
+        details="Unset: for files the umask that the server is started with, for sockets 0.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""TLS: certificates, who must show one, and what is spoken."""
+"""Settings of TLS: certificates, client certificates, versions and ciphers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _CERT_REQS = {"none": 0, "optional": 1, "required": 2}
 
 
 class CertReqs(ValueType):
-    """As the numbers of `ssl.CERT_NONE`, `CERT_OPTIONAL` and `CERT_REQUIRED`; in text as words."""
+    """`ssl.CERT_NONE`, `CERT_OPTIONAL` or `CERT_REQUIRED`, as a number; in text, as a name."""
 
     metavar = "|".join(_CERT_REQS)
     valid = "none, optional or required (or gunicorn's 0, 1, 2)"
 
     def from_text(self, text: str) -> int:
-        word = text.strip().lower().removeprefix("cert_")
-        return _CERT_REQS[word] if word in _CERT_REQS else self.from_value(int(word))
+        name = text.strip().lower().removeprefix("cert_")
+        return _CERT_REQS[name] if name in _CERT_REQS else self.from_value(int(name))
 
     def from_value(self, value: object) -> int:
         if isinstance(value, str):
@@ -31,11 +31,15 @@ class CertReqs(ValueType):
         return int(value)
 
     def to_text(self, value: int) -> str:
-        return next(word for word, number in _CERT_REQS.items() if number == value)
+        return next(name for name, number in _CERT_REQS.items() if number == value)
 
 
 class HostTable(Table):
-    """Host name -> the files for it. A value is a table, or the path of a file that holds both."""
+    """Host names and their files.
+
+    In a file, a host's entry is a table or one path, that of a file with certificate and key. The
+    value of the setting has a table for each host.
+    """
 
     valid = (
         "a table (in text: a JSON object) from host names such as example.org or *.example.org to "
@@ -50,12 +54,12 @@ class HostTable(Table):
     def _files(self, given: object) -> dict[str, str]:
         files = {"certfile": given} if not isinstance(given, dict) else given
         if not files.get("certfile") or not self._KEYS.issuperset(files):
-            raise ValueError("not certfile, keyfile and keyfile_password_file")
+            raise ValueError("other keys than certfile, keyfile and keyfile_password_file")
         return {name: Input().from_value(path) for name, path in files.items() if path is not None}
 
 
 def _host(name: object) -> str:
-    """As clients send it: lower case, and in ASCII (IDNA)."""
+    """A host name in the form that clients send in SNI: lower case, in ASCII (IDNA)."""
     if not isinstance(name, str):
         raise ValueError("not a host name")
     host = name.strip().lower().rstrip(".")
@@ -72,11 +76,11 @@ SETTINGS = [
         default=None,
         nullable=True,
         section=_TLS,
-        help="The server's certificate, its issuers after it (PEM); turns TLS on.",
+        help="The server's certificate, followed by its issuers' (PEM); turns TLS on.",
         details="""\
-On every address of `bind`. Relative paths start at `chdir`. The arbiter reads the files, so only
-its user needs to be able to; it reads them again at each reload. What can't be used ends a start,
-and rolls a reload back.""",
+TLS then applies to every address of `bind`. Relative paths start at `chdir`. The arbiter reads the
+files, so only its user needs access to them. It reads them again at each reload. If a file can't be
+used, a start fails, and a reload is rolled back.""",
     ),
     Setting(
         name="keyfile",
@@ -84,7 +88,7 @@ and rolls a reload back.""",
         default=None,
         nullable=True,
         section=_TLS,
-        help="Its private key (PEM), if `certfile` doesn't hold it.",
+        help="The certificate's private key (PEM); needed if `certfile` doesn't contain it.",
     ),
     Setting(
         name="keyfile_password_file",
@@ -92,7 +96,7 @@ and rolls a reload back.""",
         default=None,
         nullable=True,
         section=_TLS,
-        help="A file whose first line is the password of encrypted keys.",
+        help="A file with the password of encrypted keys in its first line.",
     ),
     Setting(
         name="keyfile_password",
@@ -110,9 +114,9 @@ and rolls a reload back.""",
         section=_TLS,
         help="Certificates for further host names (SNI).",
         details="""\
-An exact name goes before a pattern (`*.example.org`, which stands for one label); other clients get
-`certfile`. A password that the table doesn't give is that of `keyfile_password` or
-`keyfile_password_file`.
+An exact name takes precedence over a pattern such as `*.example.org`, where `*` matches one label.
+Clients that ask for any other name get `certfile`. If a host has no `keyfile_password_file`,
+`keyfile_password` or the setting `keyfile_password_file` applies.
 
 ```toml
 [sni_certs]
@@ -126,17 +130,17 @@ An exact name goes before a pattern (`*.example.org`, which stands for one label
         default=None,
         nullable=True,
         section=_TLS,
-        help="The authorities (PEM) whose client certificates are accepted.",
+        help="Certificates (PEM) of the authorities that client certificates may come from.",
     ),
     Setting(
         name="cert_reqs",
         type=CertReqs(),
         default=0,
         section=_TLS,
-        help="Whether clients must show a certificate.",
+        help="Whether clients must present a certificate.",
         details="""\
-`optional` asks for one; one that doesn't verify ends the handshake all the same. Both need
-`ca_certs`.""",
+`optional` asks for one but accepts clients without; a certificate that fails verification ends the
+handshake all the same. `optional` and `required` need `ca_certs`.""",
     ),
     Setting(
         name="ciphers",
@@ -144,23 +148,23 @@ An exact name goes before a pattern (`*.example.org`, which stands for one label
         default=None,
         nullable=True,
         section=_TLS,
-        help="The ciphers of TLS 1.2, as OpenSSL writes them. Unset: Python's choice.",
+        help="The ciphers for TLS 1.2, in OpenSSL's form. Unset: Python's default.",
     ),
     Setting(
         name="tls_minimum_version",
         type=Choice(("1.2", "1.3"), {"tlsv1.2": "1.2", "tlsv1.3": "1.3"}),
         default="1.2",
         section=_TLS,
-        help="The oldest TLS version that is spoken.",
+        help="The oldest TLS version that is accepted.",
     ),
     Setting(
         name="self_signed",
         type=Switch(),
         default=False,
         section=_TLS,
-        help="TLS with a throw-away certificate, for development.",
+        help="Turn TLS on with a temporary self-signed certificate, for development.",
         details="""\
-For `localhost`, the loopback addresses, and the hosts of `bind`. Needs trustme: `pip install
-'servo-server[dev-tls]'`.""",
+The certificate is valid for `localhost`, the loopback addresses, and the hosts of `bind`. This
+needs trustme: `pip install 'servo-server[dev-tls]'`.""",
     ),
 ]

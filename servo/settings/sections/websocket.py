@@ -1,4 +1,4 @@
-"""WebSocket, which the `async` worker speaks with ASGI apps."""
+"""Settings of WebSocket, which the `async` worker speaks with ASGI apps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ SETTINGS = [
         default=True,
         section=_WEBSOCKET,
         help="Let ASGI apps accept WebSockets.",
-        details="Off, or without the package `websockets`: a request for one is an ordinary GET.",
+        details="""\
+If this is off, or if the package `websockets` is missing, the app gets the request for a WebSocket
+as an ordinary GET.""",
     ),
     Setting(
         name="websocket_max_message_size",
@@ -22,9 +24,10 @@ SETTINGS = [
         default=16 << 20,
         unit="bytes",
         section=_WEBSOCKET,
-        help="The biggest message that is taken, decompressed; 0: no limit.",
+        help="The largest message that is accepted, decompressed; 0: no limit.",
         details="""\
-A bigger one closes the connection with 1009. A message is kept in memory until it is complete.""",
+A larger message closes the connection with code 1009. A message is kept in memory until it is
+complete.""",
     ),
     Setting(
         name="websocket_max_queue",
@@ -32,7 +35,7 @@ A bigger one closes the connection with 1009. A message is kept in memory until 
         default=32,
         unit="messages",
         section=_WEBSOCKET,
-        help="Messages that may wait for the app; reading pauses past it, or past 64 KiB of them.",
+        help="How many messages, or 64 KiB of them, may wait for the app before reading pauses.",
     ),
     Setting(
         name="websocket_ping_interval",
@@ -40,10 +43,10 @@ A bigger one closes the connection with 1009. A message is kept in memory until 
         default=20.0,
         unit="seconds",
         section=_WEBSOCKET,
-        help="How often a client is sent a ping; 0: never.",
+        help="How often to send clients a ping; 0: never.",
         details="""\
-So that proxies and firewalls see traffic, and a client that is gone is noticed. Looked at once a
-second.""",
+Pings keep idle connections open in proxies and firewalls, and show when a client is gone. Whether
+one is due is checked once a second.""",
     ),
     Setting(
         name="websocket_ping_timeout",
@@ -51,19 +54,19 @@ second.""",
         default=20.0,
         unit="seconds",
         section=_WEBSOCKET,
-        help="How long a client may be silent after a ping; 0: for ever.",
+        help="How long a client may be silent after a ping; 0: no limit.",
         details="""\
-Then the connection is closed with 1011. Whatever comes counts as an answer, and the clock stands
-still while the app does not take what has come.""",
+After this time the connection is closed with code 1011. Any data from the client counts as an
+answer. The clock stops while received messages wait for the app.""",
     ),
     Setting(
         name="websocket_per_message_deflate",
         type=Switch(),
         default=True,
         section=_WEBSOCKET,
-        help="Compress messages where the client offers it (permessage-deflate).",
+        help="Compress messages if the client offers it (permessage-deflate).",
         details="""\
-About 45 KiB of memory for each connection that uses it, and the time to compress: turn it off where
-messages are compressed already, or where memory or CPU matter more than bytes.""",
+Compression costs CPU time, and about 45 KiB of memory for each connection that uses it. Turn it off
+if messages are compressed already, or if memory or CPU time matter more than bandwidth.""",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Sockets, workers and how long everything may take."""
+"""Settings of sockets, workers and timeouts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ SETTINGS = [
         flags=("-b", "--bind"),
         section=_SOCKETS,
         reloadable=False,
-        help="Where to listen; may be repeated.",
-        details="`HOST:PORT`, `:PORT`, `[::1]:PORT`, `unix:/path`, `unix:@abstract`, `fd://N`.",
+        help="An address to listen on; may be repeated.",
+        details="""\
+One of `HOST:PORT`, `:PORT`, `[::1]:PORT`, `unix:/path`, `unix:@abstract` and `fd://N`.""",
     ),
     Setting(
         name="backlog",
@@ -29,7 +30,7 @@ SETTINGS = [
         unit="connections",
         section=_SOCKETS,
         reloadable=False,
-        help="How many connections may wait to be accepted, per socket.",
+        help="How many connections may wait to be accepted on each socket.",
     ),
     Setting(
         name="reuse_port",
@@ -37,8 +38,10 @@ SETTINGS = [
         default=False,
         section=_SOCKETS,
         reloadable=False,
-        help="A listener for each worker (SO_REUSEPORT) instead of a shared one.",
-        details="The kernel then spreads connections blindly; the shared listener is fairer.",
+        help="Give each worker its own listening socket (SO_REUSEPORT) instead of a shared one.",
+        details="""\
+The kernel then spreads connections without regard to how busy a worker is; the shared socket is
+fairer.""",
     ),
     Setting(
         name="workers",
@@ -48,10 +51,11 @@ SETTINGS = [
         flags=("-w", "--workers"),
         unit="processes",
         section=_WORKERS,
-        help="How many worker processes; auto goes by the CPUs that may be used.",
+        help="The number of worker processes; auto derives it from the usable CPUs.",
         details="""\
-`auto` counts the CPUs of the process's affinity, bounded by the quota of its cgroups: n workers, or
-2n+1 of the `sync` class, in which a worker serves one request at a time.""",
+`auto` counts the CPUs in the process's affinity mask, limited by the quota of its cgroups. For n
+CPUs it starts n workers, or 2n+1 of class `sync`, since such a worker serves one request at a
+time.""",
     ),
     Setting(
         name="worker_class",
@@ -59,10 +63,10 @@ SETTINGS = [
         default="auto",
         flags=("-k", "--worker-class"),
         section=_WORKERS,
-        help="auto, sync, thread, async, or the dotted path of a class.",
+        help="The worker class: auto, sync, thread, async, or the dotted path of a class.",
         details="""\
-`auto` is `async` for an ASGI app; for a WSGI app `thread` when `threads` is more than 1, else
-`sync`. gunicorn's `gthread` means `thread`; its `asgi`, and uvicorn's worker classes, mean
+`auto` means `async` for an ASGI app. For a WSGI app it means `thread` if `threads` is more than 1,
+else `sync`. gunicorn's `gthread` means `thread`; its `asgi`, and uvicorn's worker classes, mean
 `async`.""",
     ),
     Setting(
@@ -71,8 +75,8 @@ SETTINGS = [
         default=1,
         unit="threads",
         section=_WORKERS,
-        help="Threads of a worker that run a WSGI app; more than 1 makes sync thread.",
-        details="Unset, a `thread` worker has 4.",
+        help="Threads in which a worker runs a WSGI app; more than 1 turns sync into thread.",
+        details="Unset: 4 for the classes `thread` and `async`.",
     ),
     Setting(
         name="worker_connections",
@@ -80,7 +84,7 @@ SETTINGS = [
         default=1000,
         unit="connections",
         section=_WORKERS,
-        help="Connections that a worker holds before it stops accepting.",
+        help="How many connections a worker holds before it stops accepting new ones.",
     ),
     Setting(
         name="limit_concurrency",
@@ -88,7 +92,7 @@ SETTINGS = [
         default=0,
         unit="requests",
         section=_WORKERS,
-        help="Requests in flight in a worker past which the answer is 503; 0: no limit.",
+        help="How many requests a worker serves at a time before it answers 503; 0: no limit.",
     ),
     Setting(
         name="max_requests",
@@ -96,7 +100,7 @@ SETTINGS = [
         default=0,
         unit="requests",
         section=_WORKERS,
-        help="Replace a worker after so many requests; 0: never.",
+        help="Replace a worker after this many requests; 0: never.",
         details="The replacement is ready before the old worker stops accepting.",
     ),
     Setting(
@@ -106,8 +110,9 @@ SETTINGS = [
         nullable=True,
         unit="requests",
         section=_WORKERS,
-        help="Up to so many more, at random, so that workers don't end together.",
-        details="Unset: a tenth of `max_requests`.",
+        help="How many requests to add to max_requests at most, at random for each worker.",
+        details="""\
+Workers then don't all end at the same time. Unset: a tenth of `max_requests`.""",
     ),
     Setting(
         name="max_lifetime",
@@ -115,7 +120,7 @@ SETTINGS = [
         default=0.0,
         unit="seconds",
         section=_WORKERS,
-        help="Replace a worker after so long; 0: never.",
+        help="Replace a worker after this time; 0: never.",
     ),
     Setting(
         name="reload_batch",
@@ -123,7 +128,7 @@ SETTINGS = [
         default=1,
         unit="workers",
         section=_WORKERS,
-        help="How many workers a reload replaces at a time, after the first.",
+        help="How many workers a reload replaces at a time, once the first new one is ready.",
     ),
     Setting(
         name="worker_tmp_dir",
@@ -132,7 +137,7 @@ SETTINGS = [
         nullable=True,
         section=_WORKERS,
         reloadable=False,
-        help="Where the workers' shared table lies, if not in memory (memfd).",
+        help="A directory for the workers' shared table. Unset: it is kept in memory (memfd).",
     ),
     Setting(
         name="scoreboard_size",
@@ -141,8 +146,10 @@ SETTINGS = [
         unit="rows",
         section=_WORKERS,
         reloadable=False,
-        help="Rows of the workers' shared table: how many can ever run at once.",
-        details="A worker and its replacement take a row each. It grows to what `workers` needs.",
+        help="Rows of the workers' shared table: the most workers that can run at once.",
+        details="""\
+A worker and its replacement take one row each. If `workers` needs more rows at the start, the table
+gets them.""",
     ),
     Setting(
         name="timeout",
@@ -151,10 +158,10 @@ SETTINGS = [
         flags=("-t", "--timeout"),
         unit="seconds",
         section=_TIMES,
-        help="End a worker that makes no progress for so long; 0: never.",
+        help="End a worker that makes no progress for this time; 0: never.",
         details="""\
-Its stacks go to the log first. It bounds a request in a `sync` worker, and how long the loop or the
-poller may stand still in the others.""",
+The worker first logs the stacks of its threads. In a `sync` worker this limits each request; in the
+other classes it limits how long the event loop or the poller may be blocked.""",
     ),
     Setting(
         name="boot_timeout",
@@ -172,9 +179,9 @@ poller may stand still in the others.""",
         section=_TIMES,
         help="How long a hook, or reading the configuration at a reload, may take; 0: no limit.",
         details="""\
-While such code runs in the arbiter, nobody looks after the workers. After this time it is
-interrupted, by an exception that SIGALRM raises in it, and the log says where. When a signal to
-stop comes meanwhile, it is interrupted after two seconds.""",
+While such code runs in the arbiter, the arbiter can't supervise its workers. After this time,
+SIGALRM raises an exception in the code, and the log says where. If a signal to stop arrives while
+the code runs, the code is interrupted after two seconds.""",
     ),
     Setting(
         name="graceful_timeout",
@@ -182,7 +189,7 @@ stop comes meanwhile, it is interrupted after two seconds.""",
         default=30.0,
         unit="seconds",
         section=_TIMES,
-        help="How long a worker that is to end may go on answering what it has.",
+        help="How long a stopping worker may take to finish its requests.",
     ),
     Setting(
         name="pre_stop_delay",
@@ -190,10 +197,10 @@ stop comes meanwhile, it is interrupted after two seconds.""",
         default=0.0,
         unit="seconds",
         section=_TIMES,
-        help="How long a stop waits, serving on, after readiness (/-/ready) has failed.",
+        help="How long the server still serves after /-/ready has begun to fail, before it stops.",
         details="""\
-Time for load balancers to notice. It comes before `graceful_timeout`; a second `TERM` cuts it
-short, and `INT` or `QUIT` leave it out.""",
+This gives load balancers time to notice. It comes before `graceful_timeout`. A second `TERM` ends
+the delay, and `INT` or `QUIT` skip it.""",
     ),
     Setting(
         name="drain_idle",
@@ -201,7 +208,7 @@ short, and `INT` or `QUIT` leave it out.""",
         default=5.0,
         unit="seconds",
         section=_TIMES,
-        help="How long such a worker waits on an idle kept-alive connection.",
+        help="How long a stopping worker keeps idle connections open.",
     ),
     Setting(
         name="request_timeout",
@@ -219,12 +226,15 @@ short, and `INT` or `QUIT` leave it out.""",
         flags=("--keep-alive",),
         unit="seconds",
         section=_TIMES,
-        help="How long an idle connection is kept; 0 closes after each response.",
+        help="How long an idle connection is kept open; 0 closes it after each response.",
         details="""\
-Unset: 75, above the usual load balancer's 60; but of several `sync` or `async` workers one that was
-just held up by its requests closes after each response, for 30 s: a request on a kept connection
-would wait for its busy worker while others idle. Held up: for more than 1 ms for each request (5 ms
-over TLS), and 5 % of the time; an `async` worker by handlers that block its event loop.""",
+Unset: 75, which is more than the usual 60 of load balancers, so that they close first.
+
+Unset, and with more than one worker of class `sync` or `async`, a busy worker closes connections
+after each response for the next 30 s. On a kept connection, a request would have to wait for the
+busy worker while other workers are idle. A worker counts as busy if its requests block it for more
+than 1 ms each on average (5 ms over TLS) and for more than 5 % of the time. The requests of an
+`async` worker block it while a handler blocks the event loop.""",
     ),
     Setting(
         name="header_timeout",
@@ -240,7 +250,7 @@ over TLS), and 5 % of the time; an `async` worker by handlers that block its eve
         default=30.0,
         unit="seconds",
         section=_TIMES,
-        help="How long a request's body may pause; 0: no limit.",
+        help="The longest pause within a request's body; 0: no limit.",
     ),
     Setting(
         name="body_min_rate",
@@ -248,10 +258,10 @@ over TLS), and 5 % of the time; an `async` worker by handlers that block its eve
         default=240,
         unit="bytes a second",
         section=_TIMES,
-        help="What a request's body must bring on average; 0: no matter how little.",
+        help="The lowest average rate of a request's body; 0: no limit.",
         details="""\
-Asked for once `body_timeout` has passed, and not while the application is the one that is slow.
-240 is what Kestrel asks for.""",
+The rate counts once `body_timeout` has passed. Time in which the server waits for the app doesn't
+count. The default is that of Kestrel.""",
     ),
     Setting(
         name="send_timeout",
@@ -259,6 +269,6 @@ Asked for once `body_timeout` has passed, and not while the application is the o
         default=60.0,
         unit="seconds",
         section=_TIMES,
-        help="How long a client may take nothing of a response; 0: no limit.",
+        help="How long a client may go without reading any of a response; 0: no limit.",
     ),
 ]
