@@ -44,7 +44,7 @@ from servo.net.privileges import become
 from servo.settings.sources import drop_config_modules
 from servo.shared_memory import row_layout
 from servo.workers import inspection
-from servo.workers.accept.keepalive_policy import Habit
+from servo.workers.accept.keepalive_policy import KeepalivePolicy
 from servo.workers.context import REQUESTS_SIGNAL
 from servo.workers.forks import Forks, end_on_return
 from servo.workers.messages.handlers import Runner, ThreadRunner
@@ -99,7 +99,7 @@ class Worker:
         self.mailbox = context.mailbox
         # A tenth of what the arbiter waits for a heartbeat.
         self.doze_s = max(1.0, min(_DOZE_S, (self.settings.timeout or _DOZE_S * 10) / 10))
-        self.habit = Habit(context.tls is not None)
+        self.keepalive_policy = KeepalivePolicy(context.tls is not None)
         self._busy_ns = self._waited_ns = 0
         self.row = context.scoreboard.row(context.row_index)
         access = AccessLog(self.settings)
@@ -202,8 +202,8 @@ class Worker:
         """What the application has now, for an operator."""
         return inspection.running(self.open_requests(), row_layout.now_ns())
 
-    def is_held_up(self, served: int, busy_ns: int, now_ns: int) -> bool:
-        """Whether to close connections after each response. To be asked about once a second.
+    def should_close_connections(self, served: int, busy_ns: int, now_ns: int) -> bool:
+        """Whether to close connections after each response. Call it once a second.
 
         served, busy_ns  requests so far, and how long they held the poller's or the loop's thread
         """
@@ -214,8 +214,10 @@ class Worker:
             self._busy_ns = busy_ns
             self._waited_ns = waited_ns()
         busy_ns -= self._waited_ns
-        slow = self.habit.is_slow(served, self.row[row_layout.ACCEPTED], busy_ns, now_ns)
-        return slow and self.context.scoreboard.ready() > 1
+        closes = self.keepalive_policy.closes(
+            served, self.row[row_layout.ACCEPTED], busy_ns, now_ns
+        )
+        return closes and self.context.scoreboard.ready() > 1
 
     def interrupted(self) -> None:
         """Told to stop quickly: gunicorn's `worker_int`."""

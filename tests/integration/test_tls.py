@@ -506,7 +506,7 @@ def test_plain_http_is_told_that_this_is_https(serve: Serve, files: Files, worke
         answer = requests.get(f"http://localhost:{server.port}/", timeout=DEADLINE_S)
         assert answer.status_code == 400
         assert answer.text == "The plain HTTP request was sent to an HTTPS port\n"
-    server.wait_log("127.0.0.1 has sent a plain HTTP request to an HTTPS port: 400$")
+    server.wait_log("127.0.0.1 sent a plain HTTP request to an HTTPS port: 400$")
     server.stop()
     assert server.log().count("plain HTTP") == 1
     assert_no_noise(server)

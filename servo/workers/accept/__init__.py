@@ -1,1 +1,1 @@
-"""Accepting connections, and when to keep them."""
+"""Accepting connections, and deciding whether to keep them open."""

@@ -1,6 +1,17 @@
-"""Accepting from the shared listeners: one connection per wake-up, through the load gate.
+"""Accepts connections from the listeners, one per wake-up, through the load gate.
 
-Both drivers use it; each brings its own way of watching a socket and of waiting a moment.
+All workers share the listeners. When a connection is queued, each worker that watches the listener
+may wake up. It asks the gate (`accept.gate`); if a sibling has less to do, it stops watching for a
+moment. Otherwise it accepts one connection and serves what else is ready before the next, so that
+siblings get their share of a burst.
+
+The acceptor watches the listeners only while it may accept. It stops watching while the worker has
+`worker_connections` open, while the gate sends it away, and while accept(2) fails for a lasting
+reason (`servo.accept_errors`). A watched listener that nobody accepts from would wake the worker
+over and over.
+
+The poller of the blocking workers and the `async` worker both use it. Each implements `Driver`: how
+to watch a socket, and how to be called later.
 """
 
 from __future__ import annotations
@@ -21,55 +32,65 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# With no descriptor or buffer left, accepting again at once would spin.
+# How long to pause after a lasting error, such as no free descriptor: the connection stays queued,
+# and to accept again at once would burn a whole CPU.
 BACKOFF_S = 0.1
-COMPLAINT_NS = 10_000_000_000
+# Such errors are logged at most once in this time, not once in each BACKOFF_S.
+LOG_INTERVAL_NS = 10_000_000_000
 
 
 class Driver(Protocol):
-    """How a driver watches listeners."""
+    """What the acceptor needs of the worker's event loop."""
 
     def watch_listener(self, listener: socket.socket) -> None:
-        """Call `Acceptor.on_ready(listener)` whenever a connection is queued."""
+        """Call `Acceptor.on_ready(listener)` while a connection is queued."""
 
     def unwatch_listener(self, listener: socket.socket) -> None:
-        """No more."""
+        """Stop calling it for this listener."""
 
     def call_later(self, delay: float, callback: Callable[[], None], /) -> object:
-        """Call back once after `delay` seconds."""
+        """Call `callback` once, after `delay` seconds."""
 
     def opened(self, sock: socket.socket, peer: Any) -> None:
-        """A connection was accepted; the socket does not block."""
+        """Serve an accepted connection.
+
+        sock  its socket, in non-blocking mode
+        peer  the client's address, as accept(2) returned it
+        """
 
 
 class Acceptor:
-    """The listeners of one worker.
+    """Accepts for one worker.
 
-    open  how many connections the worker has; the driver says when one is `closed`
+    open_connections  how many the worker has; the driver calls `closed` when one ends
     """
 
     def __init__(self, worker: Worker, driver: Driver) -> None:
-        self.open = 0
+        self.open_connections = 0
         self._driver = driver
-        self._most = worker.settings.worker_connections
+        self._max_connections = worker.settings.worker_connections
         self._row = worker.row
-        # With a listener of its own nobody else could take a connection that it leaves.
-        own = worker.settings.reuse_port
-        self._gate = Gate(worker.context.scoreboard, worker.row, own)
+        # With `reuse_port` each worker has listeners of its own: no sibling could take a connection
+        # that it leaves.
+        alone = worker.settings.reuse_port
+        self._gate = Gate(worker.context.scoreboard, worker.row, alone)
         self._shared = worker.context.listeners
         self._listeners = [listener.socket for listener in self._shared]
         self._watching = False
         self._pausing = False
         self._stopped = False
-        self._next_complaint_ns = 0
+        self._next_log_ns = 0
         self._errors = AcceptErrors()
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Begin to accept connections."""
         self._watch(True)
 
     def on_ready(self, listener: socket.socket) -> None:
-        """A connection is queued: take it, or leave it to a sibling with less to do."""
+        """Accept a connection, or leave it to a sibling with less to do.
+
+        listener  the listener that has a connection in its queue
+        """
         if not self._watching:
             return
         if self._gate.admits(monotonic_ns()):
@@ -80,23 +101,24 @@ class Acceptor:
             self._pause(WAIT_S)
 
     def closed(self) -> None:
-        """One of the worker's connections is gone."""
-        self.open -= 1
-        self._row[row_layout.CONNECTIONS] = self.open
+        """Note that one of the worker's connections has ended."""
+        self.open_connections -= 1
+        self._row[row_layout.CONNECTIONS] = self.open_connections
         if not self._watching:
             self._resume()
 
     def stop(self, take_queued: bool) -> None:
-        """Accept no more, and close this worker's copies of the listeners.
+        """Stop accepting, and close this worker's copies of the listeners.
 
-        `take_queued`: first accept what is queued, as no sibling is left to do so; none of it is
-        served before the listeners are closed, or clients that come as fast as they are served
-        would keep this going for ever. Unwatched before they are closed: the queue lives on in the
-        siblings' copies, and epoll would tell of it, under a descriptor that is no more.
+        take_queued  whether to accept the queued connections first, as no sibling is left to do so
         """
+        # Before the descriptors are closed: the siblings' copies keep the queue alive, and epoll
+        # would go on to report it under a descriptor that no longer exists here.
         self._watch(False)
         self._stopped = True
         taken = []
+        # Accept everything first and serve it afterwards. In turn it might never end: clients can
+        # connect as fast as they are served.
         if take_queued:
             for listener in self._listeners:
                 taken += self._accept_all(listener)
@@ -107,7 +129,7 @@ class Acceptor:
             self._open(sock, peer)
 
     def _accept(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
-        """Take one connection. None when none is queued, or its client is lost."""
+        """Accept one connection. None if none is queued, or if its client has gone."""
         try:
             accepted = listener.accept()
         except BlockingIOError:
@@ -115,18 +137,18 @@ class Acceptor:
             return None
         except OSError as error:
             if not self._errors.must_pause(error):
-                log.debug("A client was lost before it was accepted: %s", error)
+                log.debug("A client disconnected before it was accepted: %s", error)
                 return None
             if error.errno not in NO_ROOM and error.errno not in CLIENT_LOST:
                 raise
-            self._complain(error)
+            self._log_error(error)
             self._pause(BACKOFF_S)
             return None
         self._errors.lost = 0
         return accepted
 
     def _accept_all(self, listener: socket.socket) -> list[tuple[socket.socket, Any]]:
-        """Take everything that is queued."""
+        """Accept all queued connections."""
         taken = []
         while True:
             accepted = self._accept(listener)
@@ -135,19 +157,19 @@ class Acceptor:
             elif not self._errors.lost:
                 return taken
 
-    def _complain(self, error: OSError) -> None:
-        """In the log, but not ten times a second."""
+    def _log_error(self, error: OSError) -> None:
+        """Log an error that lasts, at most once in `LOG_INTERVAL_NS`."""
         now = monotonic_ns()
-        if now >= self._next_complaint_ns:
-            self._next_complaint_ns = now + COMPLAINT_NS
+        if now >= self._next_log_ns:
+            self._next_log_ns = now + LOG_INTERVAL_NS
             log.error("Can't accept a connection: %s; trying again", error)
 
     def _open(self, sock: socket.socket, peer: Any) -> None:
         sock.setblocking(False)
-        self.open += 1
-        self._row[row_layout.CONNECTIONS] = self.open
+        self.open_connections += 1
+        self._row[row_layout.CONNECTIONS] = self.open_connections
         self._row[row_layout.ACCEPTED] += 1
-        if self.open >= self._most:
+        if self.open_connections >= self._max_connections:
             self._watch(False)
         self._driver.opened(sock, peer)
 
@@ -162,7 +184,11 @@ class Acceptor:
         self._resume()
 
     def _resume(self) -> None:
-        if not self._pausing and not self._stopped and self.open < self._most:
+        if (
+            not self._pausing
+            and not self._stopped
+            and self.open_connections < self._max_connections
+        ):
             self._watch(True)
 
     def _watch(self, on: bool) -> None:

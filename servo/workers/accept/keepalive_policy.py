@@ -1,57 +1,74 @@
-"""Whether its requests hold a worker up so much that its connections had better go elsewhere."""
+"""The keep-alive policy: whether a worker keeps its connections open between requests.
+
+A kept connection belongs to one worker. While a `sync` worker runs a request, or a request blocks
+the event loop of an `async` worker, the requests on its other connections wait, even if a sibling
+is idle. If their clients opened new connections instead, that sibling would accept them. But a new
+connection is not free: about 100 us, and 500 us with TLS, several times as much as a small request.
+
+So each worker measures itself once a second. If its requests held it for less than 1 ms each on
+average, or for less than 5 % of the time, it keeps connections: waiting costs less than a new
+connection would. Otherwise it closes each connection after its response, for the next 30 s.
+
+Closing connections makes more work, which must not count as a reason to go on closing them.
+Therefore the time that the worker waited for a CPU does not count, and with TLS each new connection
+is allowed the time of a handshake.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-# To come anew costs some 100 us, and 500 us over TLS. Whose mean request holds its worker for ten
-# times as long closes connections, and does so for a while.
-QUICK_NS: Final = 1_000_000
-TLS_QUICK_NS: Final = 5_000_000
-# What a handshake may take (RSA with 4096 bits: 5 ms), which holds up an event loop, too.
+# The mean time of a request from which connections are closed: ten times what a new connection
+# costs.
+SLOW_REQUEST_NS: Final = 1_000_000
+TLS_SLOW_REQUEST_NS: Final = 5_000_000
+# The time allowed for each TLS handshake, which holds up an event loop, too. An RSA key of 4096
+# bits takes 5 ms.
 HANDSHAKE_NS: Final = 10_000_000
-WARY_NS: Final = 30_000_000_000
-# Who is held up for less than a twentieth of the time has no wait worth a new connection.
-_SHARE: Final = 20
+# How long connections are closed after the requests were found to be slow.
+CLOSE_FOR_NS: Final = 30_000_000_000
+# Below 5 % (one twentieth) of the time, waiting costs less than a new connection would.
+_BUSY_DIVISOR: Final = 20
 
 
-class Habit:
-    """Whether to close connections after each response, for one of several workers.
+class KeepalivePolicy:
+    """Decides whether one of several workers closes connections after each response.
 
-    While a `sync` worker runs a request, or one blocks the loop of an `async` worker, those on its
-    other connections wait. Siblings may be idle that would take them, if they came anew.
-
-    tls  connections begin with a handshake
+    tls  whether connections begin with a TLS handshake
     """
 
     __slots__ = (
-        "_asked_ns",
         "_busy_ns",
-        "_fresh",
-        "_fresh_ns",
-        "_quick_ns",
-        "_served",
-        "_until_ns",
+        "_checked_ns",
+        "_close_until_ns",
+        "_connections",
+        "_handshake_ns",
+        "_requests",
+        "_slow_request_ns",
     )
 
     def __init__(self, tls: bool = False) -> None:
-        self._quick_ns = TLS_QUICK_NS if tls else QUICK_NS
-        self._fresh_ns = HANDSHAKE_NS if tls else 0
-        self._asked_ns = self._busy_ns = self._served = self._fresh = self._until_ns = 0
+        self._slow_request_ns = TLS_SLOW_REQUEST_NS if tls else SLOW_REQUEST_NS
+        self._handshake_ns = HANDSHAKE_NS if tls else 0
+        self._checked_ns = self._busy_ns = self._requests = self._connections = 0
+        self._close_until_ns = 0
 
-    def is_slow(self, served: int, fresh: int, busy_ns: int, now_ns: int) -> bool:
-        """To be asked about once a second.
+    def closes(self, requests: int, connections: int, busy_ns: int, now_ns: int) -> bool:
+        """Whether to close connections after each response. Call it once a second.
 
-        served, fresh   how many requests, and connections, the worker has had by now
-        busy_ns         how long they held it in all, without the time it waited for a CPU: that is
-                        no reason to make more work
+        requests, connections  how many the worker has served and accepted since it started
+        busy_ns                how long requests held the worker since it started, in nanoseconds,
+                               without the time that it waited for a CPU
+        now_ns                 monotonic nanoseconds
         """
-        allowed = (served - self._served) * self._quick_ns + (fresh - self._fresh) * self._fresh_ns
+        new_requests = requests - self._requests
+        new_connections = connections - self._connections
+        allowed_ns = new_requests * self._slow_request_ns + new_connections * self._handshake_ns
         busy = busy_ns - self._busy_ns
-        if busy > allowed and busy > (now_ns - self._asked_ns) // _SHARE:
-            self._until_ns = now_ns + WARY_NS
-        self._served = served
-        self._fresh = fresh
+        if busy > allowed_ns and busy > (now_ns - self._checked_ns) // _BUSY_DIVISOR:
+            self._close_until_ns = now_ns + CLOSE_FOR_NS
+        self._requests = requests
+        self._connections = connections
         self._busy_ns = busy_ns
-        self._asked_ns = now_ns
-        return now_ns < self._until_ns
+        self._checked_ns = now_ns
+        return now_ns < self._close_until_ns

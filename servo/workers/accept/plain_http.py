@@ -1,4 +1,9 @@
-"""A client that speaks plain HTTP to a port for TLS: what it is told, and what the log says."""
+"""Answers clients that speak plain HTTP to a TLS port.
+
+A common mistake, `http://host:443/`, ends in the TLS handshake: OpenSSL finds a request line where
+a ClientHello must be. A bare alert would mean nothing to such a client, so it gets a plain response
+that says what is wrong, as nginx sends one (its status 497).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Ports of the internet are tried all day: a line for each would be a client's to fill the log with.
-QUIET_S = 60.0
+# Scanners try the ports of the internet all day. One line for each attempt would let a client fill
+# the log, so there is at most one line a minute.
+LOG_INTERVAL_S = 60.0
 _TEXT = b"The plain HTTP request was sent to an HTTPS port\n"
 ANSWER = (
     b"HTTP/1.1 400 Bad Request\r\n"
@@ -26,34 +32,41 @@ ANSWER = (
 
 
 def is_plain_http(error: ssl.SSLError) -> bool:
-    """Whether OpenSSL has found a request in the place of a handshake (it knows some methods)."""
+    """Whether a handshake failed because the client sent an HTTP request.
+
+    error  as OpenSSL raised it; OpenSSL recognises only some methods
+    """
     return getattr(error, "reason", None) in ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
 
 
-class Teller:
-    """Says it to clients, and seldom to the log.
+class PlainHTTPRefusal:
+    """Sends the response to each such client, and logs some of them.
 
-    clock   monotonic seconds
+    clock  returns monotonic seconds
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._quiet_until = float("-inf")
-        self._unsaid = 0
+        self._next_log_at = float("-inf")
+        self._not_logged = 0
 
-    def answer(self, sock: socket.socket, client: str) -> None:
-        """Send the answer, as far as the socket takes it at once. `client` is for the log."""
+    def send(self, sock: socket.socket, client: str) -> None:
+        """Send the response, or as much of it as the socket takes without blocking.
+
+        sock    the client's socket, below TLS
+        client  its address, for the log
+        """
         try:
             sock.send(ANSWER)
         except OSError as error:
-            log.debug("%s was gone before it was told to use HTTPS: %s", client, error)
+            log.debug("%s closed the connection before it was told to use HTTPS: %s", client, error)
         now = self._clock()
-        if now < self._quiet_until:
-            self._unsaid += 1
+        if now < self._next_log_at:
+            self._not_logged += 1
             return
-        more = f" (and {self._unsaid} before, not logged)" if self._unsaid else ""
-        log.info("%s has sent a plain HTTP request to an HTTPS port: 400%s", client, more)
-        self._quiet_until, self._unsaid = now + QUIET_S, 0
+        more = f" (and {self._not_logged} before, not logged)" if self._not_logged else ""
+        log.info("%s sent a plain HTTP request to an HTTPS port: 400%s", client, more)
+        self._next_log_at, self._not_logged = now + LOG_INTERVAL_S, 0
 
 
-teller = Teller()
+plain_http_refusal = PlainHTTPRefusal()

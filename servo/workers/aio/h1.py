@@ -348,7 +348,7 @@ class H1Protocol:
         if admission.is_last(self.peer):
             # Even where more is pipelined, or the limit would be the client's to break.
             request.keep_alive = False
-        if server.closes_each or server.draining:
+        if server.close_after_response or server.draining:
             http.close_next()
         admitted = admission.admit(request, self.peer)
         if isinstance(admitted, Refused):

@@ -57,7 +57,7 @@ class StreamServer:
         self.server_header = settings.server_header.encode() or None
         self.trusted = worker.trusted_proxies
         self.keep_alive_s = settings.keepalive_s
-        self.closes_each = not self.keep_alive_s
+        self.close_after_response = not self.keep_alive_s
         self.admission = worker.admission
         self.request_timeout_ns = int(settings.request_timeout * 1e9)
         # Only an ASGI application can answer them; to others an upgrade is an ordinary request.

@@ -23,7 +23,7 @@ from servo.http.negotiate import ALPN, protocols
 from servo.net import certificates
 from servo.shared_memory import row_layout
 from servo.workers.accept.acceptor import Acceptor
-from servo.workers.accept.plain_http import is_plain_http, teller
+from servo.workers.accept.plain_http import is_plain_http, plain_http_refusal
 from servo.workers.aio.h1 import FRESH_GRACE_S, H1Protocol
 from servo.workers.aio.server import StreamServer
 from servo.workers.aio.tls import loop_options, read_preface
@@ -265,7 +265,7 @@ class AsyncWorker(Worker):
         except (OSError, ProtocolError, asyncio.TimeoutError) as error:
             name = peer[0] if isinstance(peer, tuple) else "A client"
             if isinstance(error, ssl.SSLError) and is_plain_http(error) and spare is not None:
-                teller.answer(spare, name)
+                plain_http_refusal.send(spare, name)
             what = (
                 certificates.openssl_reason(error)
                 if isinstance(error, ssl.SSLError)
@@ -308,7 +308,8 @@ class AsyncWorker(Worker):
         now = self.row[row_layout.BEAT_NS] = monotonic_ns()
         late = now - self._beat_due_ns
         if late > BEAT_NS:
-            # Something blocks the loop, or many small things do: `habit` tells them apart.
+            # Either one handler blocks the loop or many small ones add up: `KeepalivePolicy` tells
+            # them apart.
             self._blocked_ns += late
         if self.row[row_layout.IN_FLIGHT]:
             self._beat_at(now + BEAT_NS)
@@ -321,11 +322,13 @@ class AsyncWorker(Worker):
         self.row[row_layout.LAG_US] = max(now - due_ns, 0) // 1000
         serialise.set_clock(time.time())
         self.server.sweep(now)
-        self.server.closes_each = self.is_held_up(self._begun, self._blocked_ns, now)
+        self.server.close_after_response = self.should_close_connections(
+            self._begun, self._blocked_ns, now
+        )
         if self.access is not None:
             self.access.flush()
         self.every_second()
-        nap_s = 1.0 if self.acceptor.open or self.server.calls else self.nap_s
+        nap_s = 1.0 if self.acceptor.open_connections or self.server.calls else self.nap_s
         self._dozes = nap_s > 1.0
         self._sweep_in(nap_s, now)
 
@@ -405,7 +408,7 @@ class AsyncWorker(Worker):
 
     def check_drained(self) -> None:
         """End when nothing is left to do: no connection, and no background work of the app."""
-        if not self.acceptor.open and not self.server.calls:
+        if not self.acceptor.open_connections and not self.server.calls:
             self._end()
 
     def _end(self) -> None:

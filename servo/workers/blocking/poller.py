@@ -84,7 +84,7 @@ class PollerWorker(Worker):
         self.is_child = False
         self.acceptor = Acceptor(self, self)
         self.keep_alive_s = self.settings.keepalive_s
-        self.closes_each = not self.keep_alive_s
+        self.close_after_response = not self.keep_alive_s
         self.idle_ns = int(self.keep_alive_s * 1e9)
         self.send_timeout_ns = int(self.settings.send_timeout * 1e9)
         self.factory = ConnectionFactory(self, app, type(self).multithread)
@@ -376,7 +376,7 @@ class PollerWorker(Worker):
         assert request is not None
         admission = self.admission
         peer = connection.peer
-        if self.closes_each or self.draining:
+        if self.close_after_response or self.draining:
             connection.http.close_next()
         if admission.is_last(peer):
             # Even where more is pipelined, or the limit would be the client's to break.

@@ -38,7 +38,7 @@ class SyncWorker(PollerWorker):
         """See PollerWorker.sweep."""
         super().sweep(now_ns)
         busy_ns = self.row[row_layout.LATENCY_SUM_NS]
-        self.closes_each = self.is_held_up(self.served, busy_ns, now_ns)
+        self.close_after_response = self.should_close_connections(self.served, busy_ns, now_ns)
 
     def progress(self) -> None:
         """A part of a response went out: this worker is alive."""

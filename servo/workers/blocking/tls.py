@@ -18,7 +18,7 @@ from servo.http.errors import ProtocolError
 from servo.net.certificates import openssl_reason
 from servo.net.sockets import WantsWrite
 from servo.net.tls_facts import TLSFacts
-from servo.workers.accept.plain_http import is_plain_http, teller
+from servo.workers.accept.plain_http import is_plain_http, plain_http_refusal
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -121,7 +121,7 @@ class TLSSocket:
             raise (BlockingIOError if self._push() else WantsWrite) from None
         except ssl.SSLError as error:
             if is_plain_http(error):
-                teller.answer(self._socket, owner.peer_name or "A client")
+                plain_http_refusal.send(self._socket, owner.peer_name or "A client")
             else:
                 self._push()  # the alert that tells the client why
             raise self._unopened(openssl_reason(error)) from error

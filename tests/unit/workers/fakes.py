@@ -527,7 +527,7 @@ class Connection:
         self.theirs.setblocking(False)
         self.first: Any = H1Protocol(server.server, ours, peer, header)
         self.transport = Transport(server.loop, ours, self.first, ssl_object)
-        server.worker.acceptor.open += 1
+        server.worker.acceptor.open_connections += 1
         self.first.connection_made(self.transport)
 
     @property

@@ -1,4 +1,4 @@
-"""Accepting, with a real listener and a driver that does what the test says."""
+"""Accepting, with a real listener and a driver under the control of the test."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_gate_makes_it_look_away_for_a_moment(world):
     other = world.board.row(world.board.allocate(2, 2, 1))
     other[row_layout.STATE] = row_layout.STATE_READY
     world.row[row_layout.CONNECTIONS] = 1
-    world.acceptor.open = 1
+    world.acceptor.open_connections = 1
     world.acceptor.start()
     world.connect()
     world.acceptor.on_ready(world.listener)
@@ -207,7 +207,7 @@ def test_a_connection_that_ends_while_stopping_does_not_start_it_again(world):
     world.connect()
     world.acceptor.stop(take_queued=True)
     assert world.driver.watched == []
-    assert world.acceptor.open == 0
+    assert world.acceptor.open_connections == 0
 
 
 def test_retiring_leaves_the_queue_to_the_siblings(world):

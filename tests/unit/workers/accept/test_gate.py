@@ -6,7 +6,7 @@ import pytest
 
 from servo.shared_memory import row_layout
 from servo.shared_memory.scoreboard import Scoreboard
-from servo.workers.accept.gate import TRIES, Gate
+from servo.workers.accept.gate import MAX_WAITS, Gate
 
 NOW = 10**12
 
@@ -39,8 +39,8 @@ def test_the_busier_waits_a_few_times_and_then_takes_it(board):
     own = worker(board, connections=3)
     worker(board, connections=2)
     gate = Gate(board, own, alone=False)
-    answers = [gate.admits(NOW) for _ in range(2 * (TRIES + 1))]
-    assert answers == ([False] * TRIES + [True]) * 2
+    answers = [gate.admits(NOW) for _ in range(2 * (MAX_WAITS + 1))]
+    assert answers == ([False] * MAX_WAITS + [True]) * 2
 
 
 def test_requests_in_flight_weigh_more_than_connections(board):
@@ -57,7 +57,7 @@ def test_requests_in_flight_weigh_more_than_connections(board):
         {"state": row_layout.STATE_BOOTING},
     ],
 )
-def test_who_can_not_take_it_does_not_count(board, sibling):
+def test_siblings_that_can_not_accept_do_not_count(board, sibling):
     own = worker(board, connections=5, in_flight=2)
     worker(board, **sibling)
     assert Gate(board, own, alone=False).admits(NOW)
