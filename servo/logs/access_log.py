@@ -314,6 +314,7 @@ def _compile(template: str | None, expressions: list[str], names: dict[str, Any]
 
 
 def _expression(atom: str) -> str:
+    """The expression that gives the value of an atom. An unknown atom gives "-"."""
     if atom.startswith("{"):
         text, _, kind = atom[1:].rpartition("}")
         name = text.lower().encode("utf-8", "surrogateescape")
@@ -397,6 +398,7 @@ def _shown(value: object) -> bytes | str:
 
 
 def _by_name(headers: HeaderPairs) -> dict[bytes, bytes | str]:
+    """The fields of a response by lower-case name. If a name is repeated, the last field counts."""
     fields: dict[bytes, bytes | str] = {}
     for name, value in headers:
         key = name if isinstance(name, bytes) else name.encode("latin-1", "replace")
@@ -429,6 +431,11 @@ class _Atoms(dict[str, Any]):
 
 
 def _all_atoms(basic: Callable[..., tuple[Any, ...]], *values: Any) -> _Atoms:
+    """All atoms of one record, as gunicorn passes them to a formatter.
+
+    basic   gives the atoms without braces, in the order of `_RECORD_ATOMS`
+    values  the arguments of `AccessLog.record`
+    """
     atoms = _Atoms(zip(_RECORD_ATOMS, basic(*values), strict=True))
     headers, response_headers, environ = values[-3:]
     for kind, fields in (("i", headers), ("o", response_headers), ("e", (environ or {}).items())):

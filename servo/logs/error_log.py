@@ -420,6 +420,7 @@ _PLAIN_FORMATTER = logging.Formatter()
 
 
 def _details(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """The traceback and the stack of a record as text; "" if it has neither."""
     if record.exc_info and not record.exc_text:
         record.exc_text = formatter.formatException(record.exc_info)
     parts = [record.exc_text or ""]
@@ -470,7 +471,7 @@ def _alias_for_gunicorn(logger: logging.Logger) -> None:
 
 
 def _reopen_handler(handler: logging.FileHandler) -> None:
-    """Open the file of a handler that the user has configured again by its path."""
+    """Open the log file of a user's own handler again by its path."""
     handler.acquire()
     try:
         # The stream is None if nothing was written yet (`delay`) or the handler is closed. Then

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+# Numbers from linux/netlink.h, sock_diag.h, inet_diag.h, unix_diag.h and net/tcp_states.h.
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -30,12 +31,12 @@ _INET_DIAG_SKMEMINFO = 7
 _UDIAG_SHOW_NAME, _UDIAG_SHOW_RQLEN = 1, 16
 _UNIX_DIAG_NAME, _UNIX_DIAG_RQLEN = 0, 4
 
-_HEADER = struct.Struct("=IHHII")
-_INET_REQUEST = struct.Struct("=BBBxI48x")
-_UNIX_REQUEST = struct.Struct("=BBHIII8x")
-_INET_ANSWER = struct.Struct("=BBBB2s2s16s16sI8sIIIII")
-_UNIX_ANSWER = struct.Struct("=BBBxI8s")
-_ATTRIBUTE = struct.Struct("=HH")
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr
+_INET_REQUEST = struct.Struct("=BBBxI48x")  # inet_diag_req_v2
+_UNIX_REQUEST = struct.Struct("=BBHIII8x")  # unix_diag_req
+_INET_ANSWER = struct.Struct("=BBBB2s2s16s16sI8sIIIII")  # inet_diag_msg
+_UNIX_ANSWER = struct.Struct("=BBBxI8s")  # unix_diag_msg
+_ATTRIBUTE = struct.Struct("=HH")  # nlattr
 _DROPS = 8  # SK_MEMINFO_DROPS, an index into 32-bit words
 
 # An answer ends with NLMSG_DONE. This bound ends the loop if that never came.

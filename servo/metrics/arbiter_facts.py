@@ -50,21 +50,21 @@ SERVER_STATES = ("starting", "serving", "paused", "leaving", "stopping")
 class ServerFacts(NamedTuple):
     """The arbiter's state and counters as a reader sees them.
 
-    pid                  of the arbiter
-    heartbeat_age_s           seconds since the last turn of the arbiter's loop
-    started_at           when the server started, seconds since the epoch
-    generation           of the release that serves: 1, and one more with each reload
-    target               how many workers there should be
-    state                one of SERVER_STATES
-    reloading            whether a reload is under way
-    reloads_started      number of reloads that began
-    reloads_finished     ... that succeeded
-    reloads_rolled_back  ... that did not
-    last_reload_at          when the last reload ended, seconds since the epoch; 0 without a reload
-    last_reload_succeeded        whether the last reload succeeded
-    spawned              number of workers ever forked
-    exits                number of ended workers, by exit reason
-    log                  entries of the arbiter's error log, by level
+    pid                    of the arbiter
+    heartbeat_age_s        seconds since the last turn of the arbiter's loop
+    started_at             when the server started, seconds since the epoch
+    generation             of the release that serves: 1, and one more with each reload
+    target                 how many workers there should be
+    state                  one of SERVER_STATES
+    reloading              whether a reload is under way
+    reloads_started        number of reloads that began
+    reloads_finished       number of reloads that succeeded
+    reloads_rolled_back    number of reloads that did not
+    last_reload_at         when the last reload ended, seconds since the epoch; 0 without a reload
+    last_reload_succeeded  whether the last reload succeeded
+    spawned                number of workers ever forked
+    exits                  number of ended workers, by exit reason
+    log                    entries of the arbiter's error log, by level
     """
 
     pid: int

@@ -138,7 +138,7 @@ class Pages:
             return Answer(500, _TEXT, b"Internal error. See the server's log\n")
 
     def tick(self) -> None:
-        """Once a second: remove the metrics that only hold for a live process, if it is gone.
+        """Once a second: remove metrics that hold only for live processes, if theirs has ended.
 
         This goes through the files and not through the rows of the scoreboard, because a worker
         may come and go between two ticks.

@@ -12,8 +12,8 @@ def become(user: int | None, group: int | None, initgroups: bool) -> None:
     """Change the user and groups of this process.
 
     user        a user id; None to keep the user. If `group` is None, the process gets the groups of
-                this user, as with systemd's User=. Had it kept root's groups, it could still read
-                and write files of theirs
+                this user, as with systemd's User=. With root's groups it could still read and
+                write files that belong to these groups
     group       a group id; None to keep the group, or to take the user's. The process has no other
                 group, unless `initgroups` is set
     initgroups  with a group: add the user's supplementary groups

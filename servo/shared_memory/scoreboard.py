@@ -11,9 +11,9 @@ disappear from the totals. So the arbiter adds them to the "base", a list of sum
 workers, and then frees the row.
 
 Reading while a row is folded (a seqlock). A reader that sees the row and the new base counts the
-worker twice; one that sees the old base and no row doesn't count it at all. The arbiter can't lock
-readers out: one that dies with the lock would stop it. Instead it makes the word _FOLDING odd
-before a fold and even again after it, two more than before. A reader reads _FOLDING, then the
+worker twice; one that sees the old base and no row doesn't count it at all. A lock won't do: a
+reader that dies with the lock would stop the arbiter. Instead the arbiter makes the word _FOLDING
+odd before a fold and even again after it, two more than before. A reader reads _FOLDING, then the
 table, then _FOLDING again. If both numbers are even and equal, no fold came in between; otherwise
 it reads again.
 
@@ -86,8 +86,8 @@ _BASE = 8  # the base: a counter's sum is at _BASE + (word - _FIRST_COUNTER)
 _HEADER_ROWS = 2  # the second one is for servo.metrics.arbiter_facts
 _BASE_CHECKSUM = ROW_WORDS - 1  # after the base
 
-# A counter that grows by more than this within a second was overwritten: it would be a petabyte, or
-# two weeks of requests.
+# A counter that grows by more than this within a second was overwritten: it would be a petabyte of
+# bodies, or two weeks of summed latencies.
 MAX_GROWTH = 1 << 50
 # The same for a gauge above this value, a total above this, and a time further in the future.
 _MAX_GAUGE = 1 << 32
