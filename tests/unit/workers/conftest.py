@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from authority import Authority
 from unit.workers.fakes import AsyncServer, BlockingServer, Clock
+
+from servo.net.tls import TLS
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture
+def tls(authority: Authority) -> TLS:
+    files = authority.directory / "server.pem", authority.directory / "server.key"
+    if not files[0].exists():
+        authority.issue("server")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*files)
+    return TLS(context)
 
 
 @pytest.fixture

@@ -699,3 +699,15 @@ class TLSClient:
             self.ended = True
         self.received += found
         return found
+
+
+def shaken(tls: Any, client: ssl.SSLContext) -> ssl.SSLObject:
+    """The server's side of a TLS connection whose handshake is done."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = tls.context.wrap_bio(to_server, to_client, server_side=True)
+    other = client.wrap_bio(to_client, to_server, server_hostname="localhost")
+    for side in (other, server, other, server):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    assert server.version() is not None
+    return server

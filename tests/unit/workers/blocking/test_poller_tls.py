@@ -17,19 +17,6 @@ Make = Callable[..., BlockingServer]
 Script = Iterator[None]
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("ca"))
-
-
-@pytest.fixture(scope="module")
-def tls(authority: Authority) -> TLS:
-    files = authority.issue("server")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(files.cert, files.key)
-    return TLS(context)
-
-
 @pytest.fixture
 def make(make_blocking: Make, tls: TLS) -> Make:
     return lambda app=hello, **values: make_blocking(app, tls=tls, **values)
