@@ -24,6 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import h2frames
 import pytest
 
 import servo.workers.aio.h2
@@ -611,11 +612,13 @@ class AsyncServer:
         self.loop.turn(times)
 
     def after(self, seconds: float) -> None:
-        """So many seconds later: what was due has come, and a sweep has ended what was late."""
-        self.clock.advance(seconds)
-        self.loop.turn(2)
-        self.server.sweep(self.clock.ns)
-        self.loop.turn(3)
+        """So many seconds later, with a sweep in each of them, and one at the end."""
+        while seconds > 0:
+            self.clock.advance(min(seconds, 1.0))
+            seconds -= 1.0
+            self.loop.turn(2)
+            self.server.sweep(self.clock.ns)
+            self.loop.turn(2)
 
     def drain(self, idle_s: float = 0.05, fresh_s: float = 1.0) -> None:
         """As a worker that stops."""
@@ -711,3 +714,32 @@ def shaken(tls: Any, client: ssl.SSLContext) -> ssl.SSLObject:
             side.do_handshake()
     assert server.version() is not None
     return server
+
+
+class H2Client:
+    """A client of HTTP/2 on a connection of the async worker."""
+
+    def __init__(self, connection: Connection, values: dict[int, int] | None = None) -> None:
+        self.connection = connection
+        self._seen = 0
+        self._reader = h2frames.Reader()
+        self.send(h2frames.hello(values))
+
+    def send(self, frames: bytes, turns: int = 4) -> None:
+        self.connection.send(frames, turns)
+
+    @property
+    def reader(self) -> h2frames.Reader:
+        """What the client knows now."""
+        new = self.connection.received[self._seen :]
+        self._seen += len(new)
+        return self._reader.feed(new)
+
+    def answer(self, stream: int) -> h2frames.Answer:
+        return self.reader.answers[stream]
+
+    def results(self, *streams: int) -> list[tuple[int, bytes]]:
+        """The status and body of these streams, all of which must be complete."""
+        found = [self.answer(stream) for stream in streams]
+        assert all(answer.ended for answer in found), [answer.heads for answer in found]
+        return [(answer.status, answer.body) for answer in found]

@@ -468,7 +468,7 @@ def test_a_client_that_has_stopped_reading_is_cut_after_send_timeout(make: Make)
     connection.transport.take(10_000)  # not enough to go on writing, but a sign of life
     server.after(2)
     assert not connection.closed
-    server.after(9)
+    server.after(8)
     assert not connection.closed
     server.after(2)
     assert connection.closed
@@ -520,16 +520,30 @@ def test_a_head_that_trickles_in_has_one_limit_for_all_of_it(make: Make) -> None
 
 
 def test_a_body_that_pauses_too_long(make: Make) -> None:
-    server = make(body_timeout=20)
+    server = make(body_timeout=20, body_min_rate=0)
     connection = server.connect()
     connection.send(POST[:-4])
     for at in (-4, -3):
         server.after(15)
         connection.send(POST[at : at + 1])
-    server.after(25)
+    server.after(19)
+    assert not connection.received
+    server.after(2)
     assert [status for status, _ in connection.responses] == [408]
     assert server.world.statuses == {408: 1}
     assert server.world.in_flight == 0
+
+
+def test_a_body_that_is_too_slow_on_the_whole(make: Make) -> None:
+    server = make(body_timeout=20, body_min_rate=10)
+    connection = server.connect()
+    connection.send(POST.replace(b": 5", b": 100"))
+    for _ in range(20):
+        connection.send(b"x")
+        server.after(1)
+        assert not connection.received
+    server.after(3)  # 25 bytes have bought 2.5 s more
+    assert [status for status, _ in connection.responses] == [408]
 
 
 def test_an_idle_connection_is_closed_after_keepalive(make: Make) -> None:
