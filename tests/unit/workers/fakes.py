@@ -26,6 +26,9 @@ from typing import Any
 
 import h2frames
 import pytest
+from websockets.frames import Close, Frame, Opcode
+from websockets.protocol import CLIENT
+from websockets.protocol import Protocol as ClientProtocol
 
 import servo.workers.aio.h2
 import servo.workers.aio.websocket
@@ -743,3 +746,111 @@ class H2Client:
         found = [self.answer(stream) for stream in streams]
         assert all(answer.ended for answer in found), [answer.heads for answer in found]
         return [(answer.status, answer.body) for answer in found]
+
+
+WEBSOCKET = (
+    b"GET /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def ws_frame(opcode: Opcode, data: bytes = b"", *, fin: bool = True) -> bytes:
+    """A client's frame."""
+    return Frame(opcode, data, fin).serialize(mask=True, extensions=[])
+
+
+def ws_close(code: int = 1000, reason: str = "") -> bytes:
+    return ws_frame(Opcode.CLOSE, Close(code, reason).serialize())
+
+
+class FrameReader:
+    """What a client makes of the bytes behind the handshake."""
+
+    def __init__(self) -> None:
+        self._protocol = ClientProtocol(CLIENT, max_size=None)
+        self._seen = 0
+        self.frames: list[tuple[Opcode, bytes]] = []
+
+    def feed(self, all_received: bytes) -> None:
+        new = all_received[self._seen :]
+        self._seen += len(new)
+        if new:
+            self._protocol.receive_data(new)
+        frames: list[Any] = self._protocol.events_received()
+        self.frames += [(frame.opcode, bytes(frame.data)) for frame in frames]
+
+    @property
+    def messages(self) -> list[str | bytes]:
+        return [
+            data.decode() if opcode is Opcode.TEXT else data
+            for opcode, data in self.frames
+            if opcode in (Opcode.TEXT, Opcode.BINARY)
+        ]
+
+    @property
+    def close_code(self) -> int | None:
+        """Of the close frame, if there was one."""
+        codes = [Close.parse(data).code for opcode, data in self.frames if opcode is Opcode.CLOSE]
+        return codes[0] if codes else None
+
+    def count(self, opcode: Opcode) -> int:
+        return sum(kind is opcode for kind, _ in self.frames)
+
+
+class WebSocketClient:
+    """A client of a WebSocket over HTTP/1.1. `extra`: bytes that come with the handshake."""
+
+    def __init__(self, connection: Connection, extra: bytes = b"") -> None:
+        self.connection = connection
+        self._reader = FrameReader()
+        connection.send(WEBSOCKET + extra)
+
+    def send(self, frames: bytes, turns: int = 4) -> None:
+        self.connection.send(frames, turns)
+
+    @property
+    def status(self) -> int:
+        received = self.connection.received
+        return int(received.split(b" ", 2)[1]) if received else 0
+
+    @property
+    def reader(self) -> FrameReader:
+        """What the client knows now."""
+        self._reader.feed(self.connection.received.partition(b"\r\n\r\n")[2])
+        return self._reader
+
+
+class H2WebSocketClient:
+    """A client of a WebSocket on a stream of HTTP/2."""
+
+    def __init__(self, client: H2Client, stream: int = 1) -> None:
+        self.client = client
+        self.connection = client.connection
+        self.stream = stream
+        self._reader = FrameReader()
+        fields = [
+            *((":method", "CONNECT"), *h2frames.GET[1:], (":protocol", "websocket")),
+            ("sec-websocket-version", "13"),
+        ]
+        client.send(h2frames.head(stream, fields, end=False))
+
+    def send(self, frames: bytes, turns: int = 4, *, end: bool = False) -> None:
+        self.client.send(h2frames.data(self.stream, frames, end=end), turns)
+
+    def give(self, count: int) -> None:
+        """Let so many more bytes come."""
+        windows = h2frames.window(self.stream, count) + h2frames.window(0, count)
+        self.client.send(windows, turns=8)
+
+    @property
+    def status(self) -> int:
+        return self.answer.status
+
+    @property
+    def answer(self) -> h2frames.Answer:
+        return self.client.answer(self.stream)
+
+    @property
+    def reader(self) -> FrameReader:
+        self._reader.feed(self.answer.body)
+        return self._reader
