@@ -62,9 +62,9 @@ def serve(
             os.dup2(file.fileno(), 2)
         # Another test may have set the log up in the process that this one was forked from.
         log_module.follow_standard_streams()
-        model = ModuleType("servo.workers.worker")
+        model = ModuleType("servo.workers.boot")
         model.run_worker = worker  # type: ignore[attr-defined]
-        sys.modules["servo.workers.worker"] = model
+        sys.modules["servo.workers.boot"] = model
         try:
             code = run_server(settings, reload or (lambda: settings))
         except ServoError as error:

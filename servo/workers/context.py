@@ -1,8 +1,7 @@
-"""What a worker is born with. The arbiter fills it in before it forks."""
+"""What a worker process has to work with. The arbiter fills in most of it before it forks."""
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,29 +16,29 @@ if TYPE_CHECKING:
     from servo.workers.request.hooks import HookWorker
 
 
-# What the arbiter sends to a worker that does not read its channel, where there are such signals.
-# Unhandled they end a process: a worker gets them only when it has said that it boots (STACK) or is
-# ready (REQUESTS).
-_FIRST_SPARE = getattr(signal, "SIGRTMIN", None)
-STACK_SIGNAL: int = 0 if _FIRST_SPARE is None else _FIRST_SPARE + 6
-REQUESTS_SIGNAL: int = 0 if _FIRST_SPARE is None else _FIRST_SPARE + 7
-
-
 @dataclass
 class WorkerContext:
     """Everything that a worker process may use.
 
-    slot         what an operator names; reused by a successor
-    serial       never reused in the life of an arbiter
-    generation   counts the releases (reloads) of this arbiter
+    slot         the number by which operators name the worker; its successor reuses it
+    serial       the number of forks before this one; an arbiter never reuses it
+    generation   the number of reloads of the arbiter before this worker
+    settings     the generation's settings
+    listeners    the sockets to accept from
+    channel      the worker's end of its channel to the arbiter
+    scoreboard   the shared memory with a row for each worker
     row_index    the worker's row of the scoreboard
-    server       what gunicorn's hooks get as their `server` argument
-    dump_fd      the file in which it answers those signals; -1: there is none
-    tls          the generation's contexts; None where plain HTTP is served
-    kept         what the pre_fork hook has put into its `worker`
-    mailbox      what `servo.cluster` goes through; made in the worker, once it is forked
-    hooked       the `worker` of the hooks; likewise
-    forks        keeps processes that the application forks from passing for the worker; likewise
+    arbiter_pid  the arbiter's process id
+    server       the `server` argument of hooks
+    dump_fd      the file for answers to query signals; -1 if there is none
+    kept         the attributes that the pre_fork hook has set on its `worker`
+    tls          the generation's TLS contexts; None if the worker serves plain HTTP
+
+    The worker makes these three itself, right after the fork:
+
+    mailbox      the worker's end of `servo.cluster`
+    hook_worker  the `worker` argument of hooks
+    forks        keeps child processes of the application apart from the worker
     """
 
     slot: int
@@ -56,5 +55,5 @@ class WorkerContext:
     kept: dict[str, Any] = field(default_factory=dict)
     tls: TLS | None = None
     mailbox: Mailbox = field(init=False)
-    hooked: HookWorker = field(init=False)
+    hook_worker: HookWorker = field(init=False)
     forks: Forks = field(init=False)

@@ -27,14 +27,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from servo.logs import error_log as log_module
 from servo.logs.entry_counts import count_log
-from servo.workers.context import STACK_SIGNAL
+from servo.workers.query_signals import STACK_SIGNAL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import CodeType, FrameType
 
-    from servo.workers.context import WorkerContext
-    from servo.workers.worker import Worker
+    from servo.ipc.channel import Channel
+    from servo.net.listeners import Listener
+    from servo.workers.messages.mailbox import Mailbox
 
 log = logging.getLogger("servo.error")
 
@@ -63,13 +64,17 @@ def disregard(_signum: int, _frame: FrameType | None) -> None:
 class Forks:
     """Keeps an application's forks apart from the worker, from the time it is made.
 
-    worker  once there is one; its `in_child` is called in each child
+    listeners, channel, mailbox  the worker's; a child closes them, and uses none of them
+
+    in_child  called in each child, in the thread that has forked; None until there is a worker
     """
 
-    worker: Worker | None = None
+    in_child: Callable[[], None] | None = None
 
-    def __init__(self, context: WorkerContext) -> None:
-        self._context = context
+    def __init__(self, listeners: list[Listener], channel: Channel, mailbox: Mailbox) -> None:
+        self._listeners = listeners
+        self._channel = channel
+        self._mailbox = mailbox
         self._handlers: dict[int, Any] = {}  # by signal
         # By thread: several may fork at a time.
         self._masks = threading.local()
@@ -79,7 +84,7 @@ class Forks:
                 signal.siginterrupt(signum, False)
         self.own(*_IGNORED, signal.SIGABRT)
         os.register_at_fork(
-            before=self._before, after_in_parent=self._restore, after_in_child=self._in_child
+            before=self._before, after_in_parent=self._restore, after_in_child=self._after_in_child
         )
 
     def own(self, *signums: int) -> None:
@@ -97,7 +102,7 @@ class Forks:
     def _restore(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.mask)
 
-    def _in_child(self) -> None:
+    def _after_in_child(self) -> None:
         try:
             signal.set_wakeup_fd(-1)
             for signum, handler in self._handlers.items():
@@ -107,21 +112,20 @@ class Forks:
             if STACK_SIGNAL:
                 faulthandler.unregister(STACK_SIGNAL)
             self._forget()
-            if self.worker is not None:
-                self.worker.in_child()
+            if self.in_child is not None:
+                self.in_child()
         finally:
             self._restore()
 
     def _forget(self) -> None:
         """Hold neither the port nor the arbiter's channel, nor count as this worker."""
-        context = self._context
-        for listener in context.listeners:
+        for listener in self._listeners:
             # Not `close`: that would wait for a loop that watches the socket, for ever in here.
             fd = listener.socket.detach()
             if fd >= 0:  # a draining worker has closed its own
                 os.close(fd)
-        context.mailbox.detach()
-        context.channel.close()
+        self._mailbox.detach()
+        self._channel.close()
         log_module.set_tap(None)
         count_log(None)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from servo.ipc.channel import ChannelClosed
 from servo.ipc.messages import LogRecords
 from servo.logs.error_log import message_of
-from servo.workers.context import REQUESTS_SIGNAL, STACK_SIGNAL
+from servo.workers.query_signals import REQUESTS_SIGNAL, STACK_SIGNAL
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from servo.ipc.channel import Channel, SharedChannel
-    from servo.workers.worker import Worker
 
 log = logging.getLogger("servo.error")
 
@@ -257,14 +256,18 @@ def answer_signals(dump_fd: int) -> None:
         faulthandler.register(STACK_SIGNAL, file=dump_fd, all_threads=True, chain=False)
 
 
-def answer_requests_signal(worker: Worker, dump_fd: int) -> None:
-    """Have the main thread write down its requests when it is asked amid one."""
+def answer_requests_signal(report: Callable[[], dict[str, Any]], dump_fd: int) -> None:
+    """Have the main thread write down its requests when a signal asks for them.
+
+    report   returns the requests, as `running` does
+    dump_fd  the file to write to; -1 if there is none
+    """
     if not REQUESTS_SIGNAL or dump_fd < 0:
         return
 
     def on_signal(_signum: int, _frame: FrameType | None) -> None:
         try:
-            os.write(dump_fd, json.dumps(worker.requests_report()).encode() + b"\n")
+            os.write(dump_fd, json.dumps(report()).encode() + b"\n")
         except Exception:
             # It runs amid the application's code, which must not get to see it.
             log.exception("Requests can't be reported")

@@ -27,7 +27,9 @@ from servo.shared_memory import row_layout
 from servo.workers.threads import WorkerThread
 
 if TYPE_CHECKING:
-    from servo.workers.worker import Worker
+    from collections.abc import Callable
+
+    from servo.workers.messages.mailbox import Mailbox
 
 log = logging.getLogger("servo.error")
 
@@ -61,17 +63,30 @@ def grace_end_ns(graceful_timeout_s: float, asked_ns: int) -> int:
 class PythonExit:
     """Ends the interpreter of a worker that has served its last request.
 
-    end_ns  when to cut what has not ended by itself, monotonic nanoseconds
+    mailbox      reads the channel
+    channel_fd   the channel's descriptor
+    row          the worker's row of the scoreboard
+    reopen_logs  reopens the worker's log files
+    end_ns       when to cut what has not ended by itself, in monotonic nanoseconds
     """
 
-    def __init__(self, worker: Worker, end_ns: int) -> None:
-        self._worker = worker
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        channel_fd: int,
+        row: memoryview,
+        reopen_logs: Callable[[], None],
+        end_ns: int,
+    ) -> None:
+        self._mailbox = mailbox
+        self._channel: int | None = channel_fd
+        self._row = row
+        self._reopen_logs = reopen_logs
         self._end_ns = end_ns
-        self._channel: int | None = worker.context.channel.fileno()
 
     def run(self) -> None:
         """Wait for threads, and call the exit functions. May end the process instead."""
-        self._worker.mailbox.leave()
+        self._mailbox.leave()
         threading.Thread(target=self._watch, name="servo-exit", daemon=True).start()
         # What multiprocessing's own children call at their end.
         threading._shutdown()  # type: ignore[attr-defined]
@@ -79,7 +94,7 @@ class PythonExit:
 
     def _watch(self) -> None:
         while (left_ns := self._end_ns - row_layout.now_ns()) > 0:
-            self._worker.row[row_layout.BEAT_NS] = row_layout.now_ns()
+            self._row[row_layout.BEAT_NS] = row_layout.now_ns()
             poller = select.poll()
             if self._channel is not None and self._channel >= 0:
                 poller.register(self._channel, select.POLLIN)
@@ -88,7 +103,7 @@ class PythonExit:
         self._cut()
 
     def _read(self) -> None:
-        mailbox = self._worker.mailbox
+        mailbox = self._mailbox
         try:
             messages = mailbox.on_wake() + mailbox.on_channel()
         except ChannelClosed:
@@ -98,7 +113,7 @@ class PythonExit:
             if isinstance(message, Stop) and message.quick:
                 self._end_ns = min(self._end_ns, row_layout.now_ns() + int(QUICK_S * _NS))
             elif isinstance(message, ReopenLogs):
-                self._worker.reopen_logs()
+                self._reopen_logs()
 
     def _cut(self) -> None:
         children = running_children()

@@ -1,31 +1,21 @@
-"""The life of a worker process, from just after the fork to its exit code.
+"""The base class of the worker classes.
 
-A worker class is a subclass of `Worker` with a `serve` method. What all of them share is here:
-signals, the channel to the arbiter, the end of the arbiter, the crash log, hooks.
+A worker class is a subclass of `Worker` with a `serve` method. `Worker` holds the parts that all
+of them share: messages of the arbiter, the death of the arbiter, draining, and the objects that
+count and log requests. `servo.workers.boot` makes the worker and calls it.
 """
 
 from __future__ import annotations
 
-import faulthandler
-import gc
 import logging
 import os
 import random
 import signal
-import sys
-import traceback
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from servo import cluster
-from servo.apps.loader import prepare_import_path
-from servo.errors import AppImportError, ServoError
 from servo.http.forwarded import TrustedPeers
-from servo.ipc.channel import ChannelClosed, SharedChannel
+from servo.ipc.channel import ChannelClosed
 from servo.ipc.messages import (
-    EXIT_APP,
-    EXIT_BOOT,
-    BootFailed,
-    Booting,
     Draining,
     Message,
     Ready,
@@ -38,32 +28,20 @@ from servo.ipc.messages import (
 )
 from servo.logs import error_log as log_module
 from servo.logs.access_log import AccessLog
-from servo.logs.entry_counts import count_log
 from servo.metrics.procfs import waited_ns
-from servo.net.privileges import become
-from servo.settings.sources import drop_config_modules
 from servo.shared_memory import row_layout
 from servo.workers import inspection
 from servo.workers.accept.keepalive_policy import KeepalivePolicy
-from servo.workers.context import REQUESTS_SIGNAL
-from servo.workers.forks import Forks, end_on_return
+from servo.workers.forks import end_on_return
 from servo.workers.messages.handlers import Runner, ThreadRunner
-from servo.workers.messages.mailbox import Mailbox
-from servo.workers.python_exit import (
-    QUICK_S,
-    PythonExit,
-    grace_end_ns,
-    register_exit_functions,
-)
-from servo.workers.registry import worker_for
+from servo.workers.python_exit import QUICK_S, grace_end_ns
 from servo.workers.request.accounting import Meter
 from servo.workers.request.admission import Admission
-from servo.workers.request.hooks import HookWorker, RequestHooks
+from servo.workers.request.hooks import RequestHooks
 from servo.workers.request.preface import ProxyProtocol
 
 if TYPE_CHECKING:
     import asyncio
-    from types import FrameType
 
     from servo.apps.loader import LoadedApp
     from servo.workers.context import WorkerContext
@@ -114,7 +92,7 @@ class Worker:
             self.settings.forwarded_allow_ips, schemes, self.settings.forwarded_fields
         )
         self.meter = Meter(self.row, self.access, self._max_requests(), self._recycle)
-        hooks = RequestHooks(self.settings.hooks, context.hooked)
+        hooks = RequestHooks(self.settings.hooks, context.hook_worker)
         self.admission = Admission(self.settings, self.meter, self.trusted_proxies, hooks)
 
     kind: ClassVar[str] = ""  # the name that settings know it by
@@ -225,7 +203,7 @@ class Worker:
         hook = self.settings.hooks.worker_int
         if hook is not None:
             try:
-                hook(self.context.hooked)
+                hook(self.context.hook_worker)
             except (Exception, SystemExit):
                 # What it would end, ends anyway.
                 log.exception("Error in the worker_int hook")
@@ -313,157 +291,3 @@ class Worker:
         jitter: int | None = self.settings.max_requests_jitter
         most = limit // 10 if jitter is None else jitter
         return limit and limit + random.randint(0, most)  # noqa: S311  no secret
-
-
-class Hook(Protocol):
-    """A callable of the config file."""
-
-    def __call__(self, *args: Any) -> object: ...
-
-
-def run_worker(context: WorkerContext) -> int:
-    """The whole life of a worker process. Returns its exit code.
-
-    Called in the forked child, with the arbiter's handlers gone and only the worker's own
-    descriptors open.
-    """
-    row = context.scoreboard.row(context.row_index)
-    tap = _set_up(context, row)
-    try:
-        worker = _boot(context)
-        worker.tap = tap
-    except AppImportError as error:
-        text = f"{error}\n{error.details}".rstrip()
-        return _boot_failed(context, "app", text, EXIT_APP)
-    except ServoError as error:
-        return _boot_failed(context, "boot", str(error), EXIT_BOOT)
-    except Exception:  # noqa: BLE001  the arbiter gets the traceback, and logs it
-        return _boot_failed(context, "boot", traceback.format_exc(), EXIT_BOOT)
-    _tune_collector()
-    try:
-        worker.serve()
-    except ServoError as error:
-        if row[row_layout.STATE] != row_layout.STATE_BOOTING:
-            raise
-        return _boot_failed(context, "boot", str(error), EXIT_BOOT)
-    finally:
-        if worker.access is not None:
-            worker.access.close()
-        tap.send_last(context.channel)
-        context.mailbox.close()
-    hooks = context.settings.hooks
-    if hooks.worker_exit is not None:
-        hooks.worker_exit(context.server, context.hooked)
-    PythonExit(worker, worker.end_ns).run()
-    tap.send_last(context.channel)
-    return 0
-
-
-def _set_up(context: WorkerContext, row: memoryview) -> inspection.LogTap:
-    """Make the forked process a worker, before any code of the user's runs in it."""
-    row[row_layout.PID] = os.getpid()
-    row[row_layout.STATE] = row_layout.STATE_BOOTING
-    row[row_layout.BEAT_NS] = row_layout.now_ns()
-    context.hooked = HookWorker(context)
-    tap = _watch_log(row)
-    register_exit_functions()
-    _install_abort(context)
-    inspection.answer_signals(context.dump_fd)
-    context.forks = Forks(context)
-    _set_title(f"servo: worker {context.slot} [{context.settings.app}]")
-    context.channel = tap.channel = SharedChannel(context.channel)
-    context.mailbox = Mailbox(context.channel, context.slot, context.serial, context.scoreboard)
-    cluster.install(context.mailbox)
-    return tap
-
-
-def _boot(context: WorkerContext) -> Worker:
-    """Load the application, and make the worker that its interface asks for."""
-    settings = context.settings
-    hooks = settings.hooks
-    context.channel.send(Booting())
-    if hooks.post_fork is not None:
-        hooks.post_fork(context.server, context.hooked)
-    become(settings.user, settings.group, settings.initgroups)
-    os.chdir(settings.directory)
-    drop_config_modules(settings)
-    if context.hooked.app.callable is None:  # or they may be those of the application itself
-        cluster.forget_handlers()
-    _import_own()
-    prepare_import_path(settings)
-    app = context.hooked.app.take()
-    kind = worker_for(settings, app)
-    worker = kind(context, app)
-    inspection.answer_requests_signal(worker, context.dump_fd)
-    context.forks.own(REQUESTS_SIGNAL)
-    context.forks.worker = worker
-    context.hooked.attach(worker)
-    if hooks.post_worker_init is not None:
-        hooks.post_worker_init(context.hooked)
-    return worker
-
-
-def _watch_log(row: memoryview) -> inspection.LogTap:
-    """Keep what this worker logs for operators, and count it."""
-    tap = inspection.LogTap()
-    log_module.set_tap(tap)
-    count_log(row)
-    return tap
-
-
-def _boot_failed(context: WorkerContext, kind: str, text: str, code: int) -> int:
-    try:
-        context.channel.send(BootFailed(kind, text[-60_000:]))
-        while not context.channel.flush():
-            context.channel.wait_writable(1.0)
-    except ChannelClosed:
-        log.error("This worker could not boot: %s", text)
-    return code
-
-
-def _install_abort(context: WorkerContext) -> None:
-    """SIGABRT: the arbiter has heard no heartbeat. Print every stack, then end.
-
-    The Python handler goes in first: `faulthandler.enable` then prints the threads from C, where
-    even a stuck interpreter is seen, and passes the signal on to it. The other way round the
-    Python handler would silence faulthandler.
-    """
-
-    def on_abort(_signum: int, _frame: FrameType | None) -> None:
-        inspection.print_tasks(log_module.crash_fd())
-        hook = context.settings.hooks.worker_abort
-        if hook is not None:
-            context.hooked.aborted = True
-            hook(context.hooked)
-        signal.signal(signal.SIGABRT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGABRT)
-
-    signal.signal(signal.SIGABRT, on_abort)
-    faulthandler.enable(file=log_module.crash_fd(), all_threads=True)
-
-
-def _import_own() -> None:
-    """What is used later is loaded before the application's path comes first: it may have a
-    `queue.py` of its own, or leave no descriptor to read a module by."""
-    import queue  # noqa: F401  the arbiter, whose memory workers start with, needs none of these
-    import tempfile  # noqa: F401
-
-
-def _tune_collector() -> None:
-    """Spare requests the search for cyclic garbage where there is none: a tenth of their time in
-    frameworks that make many objects. (`servo.__main__` makes it rare as well.)"""
-    gc.collect()
-    gc.freeze()  # modules, classes and the like are never garbage
-
-
-def _set_title(title: str) -> None:
-    if "setproctitle" in sys.modules or _can_import("setproctitle"):
-        import setproctitle
-
-        setproctitle.setproctitle(title)
-
-
-def _can_import(name: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(name) is not None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from servo.ipc.messages import Report, WorkerQuery
-from servo.workers.context import REQUESTS_SIGNAL, STACK_SIGNAL
+from servo.workers.query_signals import REQUESTS_SIGNAL, STACK_SIGNAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -330,7 +330,7 @@ class WorkerProcesses:
     def request_dump(self, serial: int, signum: int) -> bool:
         """Empty a worker's dump file, then send the worker a signal on which it writes there.
 
-        signum   STACK_SIGNAL or REQUESTS_SIGNAL of `servo.workers.context`; 0 where there is none
+        signum   of `servo.workers.query_signals`; 0 where there is none
 
         False if the worker can't be asked in this way.
         """
@@ -435,7 +435,7 @@ def _work(context: WorkerContext, others: list[Listener]) -> int:
     for listener in others:
         listener.close(unlink=False)
     # Imported here because the arbiter needs none of the code that runs applications.
-    from servo.workers.worker import run_worker
+    from servo.workers.boot import run_worker
 
     restore_handlers()
     return run_worker(context)

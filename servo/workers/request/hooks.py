@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from servo.apps.loader import load_app, named_app, prepare_import_path
 from servo.net.address import TCPAddress, UnixAddress
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from servo.net.listeners import Listener
     from servo.settings.config_hooks import Hooks
     from servo.settings.sources import Settings
-    from servo.workers.context import WorkerContext
-    from servo.workers.worker import Worker
 
 log = logging.getLogger("servo.error")
 
@@ -111,6 +109,26 @@ class HookApp(HookObject):
         return self._loaded
 
 
+class ForkedWorker(Protocol):
+    """The parts of a worker's context that its `HookWorker` shows; see WorkerContext."""
+
+    slot: int
+    serial: int
+    settings: Settings
+    listeners: list[Listener]
+    arbiter_pid: int
+    kept: dict[str, Any]
+
+
+class ServingWorker(Protocol):
+    """The part of a `Worker` that its `HookWorker` uses."""
+
+    draining: bool
+
+    def on_terminate(self) -> None:
+        """Ask the arbiter for a successor."""
+
+
 class HookWorker(HookObject):
     """The `worker` of all hooks that run in a worker process: one object for its whole life.
 
@@ -124,7 +142,8 @@ class HookWorker(HookObject):
 
     _what = "worker"
 
-    def __init__(self, context: WorkerContext) -> None:
+    def __init__(self, context: ForkedWorker, row: memoryview) -> None:
+        """`row`: the worker's of the scoreboard."""
         self.pid = os.getpid()
         self.ppid = context.arbiter_pid
         self.slot = context.slot
@@ -135,8 +154,8 @@ class HookWorker(HookObject):
         self.app = HookApp(context.settings, in_worker=True)
         self.sockets = [HookSocket(listener) for listener in context.listeners]
         self.booted = self.aborted = False
-        self._row = context.scoreboard.row(context.row_index)
-        self._worker: Worker | None = None
+        self._row = row
+        self._worker: ServingWorker | None = None
         self._leaves = False
         # What pre_fork has put into the arbiter's object.
         vars(self).update(context.kept)
@@ -152,7 +171,7 @@ class HookWorker(HookObject):
             return getattr(worker, name)  # of a worker class of the user's own
         return super().__getattr__(name)
 
-    def attach(self, worker: Worker) -> None:
+    def attach(self, worker: ServingWorker) -> None:
         """The application is loaded, and the worker made."""
         self._worker = worker
         self.booted = True

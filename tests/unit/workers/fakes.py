@@ -224,11 +224,11 @@ class World:
             server=None,
             tls=tls,
         )
-        self.context.hooked = HookWorker(self.context)
+        self.row = self.board.row(index)
+        self.context.hook_worker = HookWorker(self.context, self.row)
         self.context.mailbox = Mailbox(self.channel, 1, 1, self.board)
         # The real one registers functions for forks, which can't be taken back.
-        self.context.forks = SimpleNamespace(own=lambda *_signums: None, worker=None)
-        self.row = self.board.row(index)
+        self.context.forks = SimpleNamespace(own=lambda *_signums: None, in_child=None)
         self.row[row_layout.PID] = os.getpid()
         self.row[row_layout.STATE] = row_layout.STATE_BOOTING
 

@@ -138,7 +138,7 @@ def made_worker(kind: type[SyncWorker | AsyncWorker], interface: str, **values: 
         row_index=0,
         mailbox=None,
         tls=None,
-        hooked=None,
+        hook_worker=None,
         listeners=[],
         scoreboard=SimpleNamespace(row=lambda _: row),
     )

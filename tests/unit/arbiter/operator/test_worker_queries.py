@@ -17,7 +17,7 @@ from servo.arbiter.operator.worker_queries import (
 )
 from servo.arbiter.processes.workers import WorkerProcesses
 from servo.ipc.messages import Report, WorkerQuery
-from servo.workers.context import REQUESTS_SIGNAL, STACK_SIGNAL
+from servo.workers.query_signals import REQUESTS_SIGNAL, STACK_SIGNAL
 
 
 class Workers:
