@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +27,16 @@ SLICE_NS = 5_000_000
 MAX_RUNNING = 1000
 
 
-class Runner:
+class Runner(ABC):
     """Feeds the handlers from a mailbox's inbox. What they raise is logged; who asked is told."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         self.mailbox = mailbox
         self.inbox = mailbox.inbox
 
+    @abstractmethod
     def run(self) -> None:
-        """Something may be in the inbox. In the thread of the mailbox's owner."""
-        raise NotImplementedError
+        """Run the handlers for the messages in the inbox. Only the mailbox's owner calls this."""
 
     def serve(self, message: AppMessage) -> None:
         """Call the handlers for a message."""

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from servo.ipc.channel import Channel
     from servo.shared_memory.scoreboard import Scoreboard
-    from servo.workers.messages.handlers import Runner
 
 log = logging.getLogger("servo.error")
 
@@ -73,6 +72,16 @@ class Owner(Protocol):
         """Have `on_channel` called when the channel is writable, too; or no longer then."""
 
 
+class HandlerRunner(Protocol):
+    """Runs the application's message handlers; see `servo.workers.messages.handlers`."""
+
+    def run(self) -> None:
+        """Run the handlers for the messages in the inbox."""
+
+    def serve(self, message: AppMessage, /) -> None:
+        """Run the handlers for this message."""
+
+
 class Mailbox:
     """This process's `cluster.Backend`.
 
@@ -90,7 +99,7 @@ class Mailbox:
         self._owner_thread = threading.get_ident()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._anyone_reads = True  # until there is an owner
-        self._runner: Runner | None = None
+        self._runner: HandlerRunner | None = None
         self._turn = threading.Condition()  # to read the channel
         self._being_read = False
         self._deferred: deque[Message] = deque()
@@ -124,7 +133,7 @@ class Mailbox:
         self._anyone_reads = anyone_reads
         owner.wake()
 
-    def open(self, runner: Runner) -> None:
+    def open(self, runner: HandlerRunner) -> None:
         """The worker is ready: handlers may run."""
         self._runner = runner
         runner.run()
