@@ -33,6 +33,7 @@ COMPILED = [
     "servo/http/limits.py",
     "servo/http/serialise.py",
     "servo/workers/aio/h1.py",
+    "servo/workers/aio/heartbeat.py",
     "servo/workers/aio/linger.py",
     "servo/workers/aio/server.py",
     "servo/workers/aio/worker.py",
@@ -43,6 +44,7 @@ COMPILED = [
     "servo/workers/request/accounting.py",
     "servo/workers/request/admission.py",
     "servo/workers/request/body_rate.py",
+    "servo/workers/timing.py",
     "servo/workers/worker.py",
 ]
 

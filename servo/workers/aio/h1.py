@@ -36,6 +36,7 @@ from servo.workers.aio.tls import ends, send_blocks
 from servo.workers.request.admission import CLIENT_CLOSED, Peer
 from servo.workers.request.body_rate import BodyPace
 from servo.workers.request.preface import Beginning
+from servo.workers.timing import FRESH_GRACE_S
 
 if TYPE_CHECKING:
     import socket
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from servo.http.events import Event, Headers
     from servo.http.proxy_protocol import ProxyHeader
     from servo.http.websocket import Handshake, WebSocketConnection
-    from servo.workers.aio.h2 import HTTP2, H2Protocol
+    from servo.workers.aio.h2 import H2Protocol
+    from servo.workers.aio.h2_settings import H2Settings
     from servo.workers.aio.server import StreamServer
     from servo.workers.aio.websocket import WebSocketProtocol
     from servo.workers.request.admission import Admitted
@@ -56,8 +58,6 @@ log = logging.getLogger("servo.error")
 
 # Body bytes that wait for an application that doesn't ask for them; past it reading pauses.
 BODY_HIGH_WATER = 65536
-# A stopping worker waits this long for the first request of a connection that it took just now.
-FRESH_GRACE_S = 1.0
 # Until `connection_made`; it is never called where a TLS handshake fails.
 _NOBODY = Peer(None, "http", False)
 
@@ -152,7 +152,7 @@ class H1Protocol:
         address, client = ends(self._socket, self._peer, self._header)
         preface = None
         if server.tls is None:
-            preface = server.worker.proxy_protocol.preface(client)
+            preface = server.proxy_protocol.preface(client)
         else:
             self._facts = TLSFacts(server.tls, transport.get_extra_info("ssl_object"))
         self._describe(address, client)
@@ -355,7 +355,7 @@ class H1Protocol:
             self._answer_refused(admitted)
             return
         started_ns = admitted.started_ns
-        server.worker.request_began(started_ns)
+        server.heartbeat.request_began(started_ns)
         call: ASGICall | WebSocketCall
         if handshake is None:
             call = ASGICall(server.adapter, self._template, request, http, self, started_ns)
@@ -497,7 +497,9 @@ class H1Protocol:
         common = self._server.websockets
         assert common is not None
         transport = cast("HandshakeTransport", self)
-        return common.call(self._server, self._template, admitted, handshake, self._http, transport)
+        return common.call(
+            self._server.adapter, self._template, admitted, handshake, self._http, transport
+        )
 
     def open_websocket(
         self, call: WebSocketCall, headers: Headers, connection: WebSocketConnection
@@ -525,11 +527,15 @@ class H1Protocol:
             session.eof()
         return session
 
-    def _make_h2(self, common: HTTP2) -> H2Protocol:
-        """The protocol object that takes this one's place."""
+    def _make_h2(self, common: H2Settings) -> H2Protocol:
+        """Make the protocol object that takes this one's place."""
+        # Not at the top: that would load the library in workers that don't speak HTTP/2. Where one
+        # may, it is loaded when the worker starts.
+        from servo.workers.aio.h2 import H2Protocol
+
         server = self._server
         server.connections.discard(self)
-        return common.protocol(server, common, self._transport, self._template, self.peer)
+        return H2Protocol(server, common, self._transport, self._template, self.peer)
 
     def _upgrades_to_h2(self, request: Request) -> bool:
         """Go over to HTTP/2, if the request asks for it (RFC 7540 section 3.2), and may."""
@@ -603,10 +609,6 @@ class H1Protocol:
         if self.call is None and self._http.idle and not self._lingering:
             self._close()
 
-    def forget(self) -> None:
-        """The connection has become idle: keep nothing of its last request."""
-        self._http.forget()
-
     def abort(self) -> None:
         """Cut the connection."""
         self._transport.abort()
@@ -624,8 +626,27 @@ class H1Protocol:
     def _expires_in(self, seconds: float) -> None:
         self.deadline_ns = monotonic_ns() + int(seconds * 1e9) if seconds else 0
 
-    def on_timeout(self) -> None:
-        """The sweep found the deadline passed."""
+    def sweep(self, now_ns: int) -> int:
+        """See ServedConnection."""
+        call = self.call
+        started_ns = 0
+        if call is None:
+            self._http.forget()
+        else:
+            started_ns = call.started_ns
+            limit_ns = self._server.request_timeout_ns
+            if limit_ns and now_ns - started_ns > limit_ns:
+                self._on_request_timeout(call)
+        if self.deadline_ns and now_ns >= self.deadline_ns:
+            self._on_timeout()
+        return started_ns
+
+    def open_calls(self) -> list[ASGICall | WebSocketCall]:
+        """See ServedConnection."""
+        return [] if self.call is None else [self.call]
+
+    def _on_timeout(self) -> None:
+        """The deadline has passed."""
         if self._ending is not None:
             if self._ending.is_over(self._transport.get_write_buffer_size(), monotonic_ns()):
                 self._transport.abort()
@@ -647,7 +668,7 @@ class H1Protocol:
         else:
             self._transport.abort()
 
-    def on_request_timeout(self, call: ASGICall | WebSocketCall) -> None:
+    def _on_request_timeout(self, call: ASGICall | WebSocketCall) -> None:
         """`request_timeout` has passed: 504 when nothing was sent yet, else close."""
         log.error(
             "%s %a has run for more than %g s (request_timeout): cancelled",

@@ -16,20 +16,22 @@ from servo.http.events import Data, Refused, Request
 from servo.http.h2.connection import H2Connection
 from servo.http.h2.drain import GIVE_UP, SEND_GOAWAY, STEP_S, Drain, Pause
 from servo.http.h2.frames import CANCEL, NO_ERROR, REFUSED_STREAM, known_settings
-from servo.http.limits import H2Limits
-from servo.http.negotiate import protocols
 from servo.net.sockets import end_transport
 from servo.workers.aio.h2_stream import HIGH_WATER, H2Channel
 from servo.workers.aio.linger import LINGER_S, Linger
 from servo.workers.request.admission import CLIENT_CLOSED
+from servo.workers.timing import FRESH_GRACE_S
 
 if TYPE_CHECKING:
     from servo._types import Scope
+    from servo.apps.asgi import ASGICall
+    from servo.apps.asgi_websocket import WebSocketCall
     from servo.http.h2.connection import Event, Reset
     from servo.http.h2.stream import H2Stream
     from servo.http.websocket import Handshake
-    from servo.settings.sources import Settings
+    from servo.workers.aio.h2_settings import H2Settings
     from servo.workers.aio.server import StreamServer
+    from servo.workers.aio.websocket_h2 import SendWaiter
     from servo.workers.request.admission import Peer
 
 log = logging.getLogger("servo.error")
@@ -51,36 +53,6 @@ _FEW = 8
 # A stop has no time for idle connections, but takes so much for those that are in use; and so does
 # a connection that has brought `keepalive_requests`.
 _DRAIN_LEAST_S = 1.0
-# As in `stream`: a stopping worker waits so long for the first request of a new connection.
-FRESH_GRACE_S = 1.0
-
-
-class HTTP2:
-    """What the HTTP/2 connections of one worker have in common: the settings.
-
-    protocols        what ALPN offers, "h1" and "h2", the best first
-    prior_knowledge  whether a trusted peer's connection without TLS may begin as HTTP/2
-    upgrade          whether its HTTP/1.1 may go over to it
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.protocols = protocols(settings.http_protocols)
-        mode = settings.http2_cleartext
-        self.prior_knowledge = mode in ("prior-knowledge", "both")
-        self.upgrade = mode in ("upgrade", "both")
-        self.limits = H2Limits(
-            streams=settings.http2_max_concurrent_streams,
-            window=settings.http2_initial_window_size,
-            frame=settings.http2_max_frame_size,
-            header_list=settings.http2_max_header_list_size or (1 << 31) - 1,
-        )
-        self.date: bool = settings.date_header
-        self.protocol = H2Protocol
-
-    def agreed(self, transport: asyncio.BaseTransport) -> bool:
-        """Whether the TLS client has chosen HTTP/2."""
-        chosen: str | None = transport.get_extra_info("ssl_object").selected_alpn_protocol()
-        return chosen == "h2"
 
 
 class H2Protocol(asyncio.Protocol):
@@ -92,9 +64,6 @@ class H2Protocol(asyncio.Protocol):
     that the client doesn't take: then it is held, unseen by the application and by the counters.
     """
 
-    # For the sweep and for operators: each channel has its own.
-    call = None
-
     __slots__ = (
         "_drain",
         "_drain_wait_s",
@@ -104,6 +73,7 @@ class H2Protocol(asyncio.Protocol):
         "_held",
         "_http",
         "_idle_ns",
+        "_linger_end_ns",
         "_lingering",
         "_listening",
         "_part_ns",
@@ -113,7 +83,6 @@ class H2Protocol(asyncio.Protocol):
         "_unsent",
         "_write_due",
         "common",
-        "deadline_ns",
         "peer",
         "peer_name",
         "running",
@@ -125,7 +94,7 @@ class H2Protocol(asyncio.Protocol):
     def __init__(
         self,
         server: StreamServer,
-        common: HTTP2,
+        common: H2Settings,
         transport: asyncio.Transport,
         template: Scope,
         peer: Peer,
@@ -164,9 +133,8 @@ class H2Protocol(asyncio.Protocol):
         # Calls whose application has not returned: more than streams, where clients took requests
         # back. And channels that wait for their responses to get out.
         self.running = 0
-        self.waiting: set[H2Channel] = set()
-        # In every sweep: it looks after all streams then.
-        self.deadline_ns = 1
+        self.waiting: set[SendWaiter] = set()
+        self._linger_end_ns = 0
 
     # --- the beginning --------------------------------------------------------------------------
 
@@ -428,7 +396,7 @@ class H2Protocol(asyncio.Protocol):
             transport.close()  # the loop was faster
             return
         self._ending = Linger(sock.fileno(), self.server.settings.send_timeout, now)
-        self.deadline_ns = now + int(LINGER_S * 1e9)
+        self._linger_end_ns = now + int(LINGER_S * 1e9)
         if transport.can_write_eof() and not self._eof and not self._http.leaving:
             # Bytes that come after a close would reset the connection, and take our last with it.
             transport.write_eof()
@@ -482,9 +450,6 @@ class H2Protocol(asyncio.Protocol):
             self._announce(self._drain_wait_s)
             self._begin_held()
 
-    def forget(self) -> None:
-        """Nothing is kept of the last request."""
-
     def abort(self) -> None:
         """Cut the connection."""
         self._transport.abort()
@@ -499,18 +464,32 @@ class H2Protocol(asyncio.Protocol):
 
     # --- time -----------------------------------------------------------------------------------
 
-    def on_request_timeout(self, call: object) -> None:
-        """Never called: each channel has its own."""
-        raise AssertionError(call)
+    def sweep(self, now_ns: int) -> int:
+        """See ServedConnection."""
+        oldest = 0
+        for channel in self._channels():
+            started = channel.end_late_request(now_ns)
+            if started:
+                oldest = min(oldest or started, started)
+        if self._ending is None:
+            self._end_late_parts(now_ns)
+        elif now_ns >= self._linger_end_ns and self._ending.is_over(
+            self._transport.get_write_buffer_size(), now_ns
+        ):
+            self._transport.abort()
+        return oldest
 
-    def on_timeout(self) -> None:
-        """Once a second: look after all that may last too long."""
-        now = monotonic_ns()
+    def open_calls(self) -> list[ASGICall | WebSocketCall]:
+        """See ServedConnection."""
+        return [channel.call for channel in self._channels() if channel.call is not None]
+
+    def _channels(self) -> list[H2Channel]:
+        drivers = [stream.driver for stream in self._http.streams.values()]
+        return [driver for driver in drivers if isinstance(driver, H2Channel)]
+
+    def _end_late_parts(self, now: int) -> None:
+        """End streams, or the connection, if the client takes or sends nothing for too long."""
         settings = self.server.settings
-        if self._ending is not None:
-            if self._ending.is_over(self._transport.get_write_buffer_size(), now):
-                self._transport.abort()
-            return
         http = self._http
         if http.streams or self.peer.requests != self._requests_seen:
             self._requests_seen = self.peer.requests
@@ -523,7 +502,7 @@ class H2Protocol(asyncio.Protocol):
         elif http.streams:
             for stream in list(http.streams.values()):
                 if isinstance(stream.driver, H2Channel):
-                    stream.driver.look_after(now)
+                    stream.driver.end_late_client(now)
                 elif stream.waiting and stream.queued:
                     stream.reset(CANCEL)  # a refusal that nobody reads
         elif now - self._idle_ns > self._most_idle_ns():

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from time import monotonic_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from servo.apps.asgi import ASGICall
 from servo.http.errors import ClientDisconnected, ProtocolError
@@ -15,12 +15,14 @@ from servo.workers.request.admission import CLIENT_CLOSED
 from servo.workers.request.body_rate import BodyPace
 
 if TYPE_CHECKING:
+    from servo._types import Scope
     from servo.apps.asgi_websocket import WebSocketCall
     from servo.http.events import Data, Headers
     from servo.http.h2.stream import H2Stream
     from servo.http.websocket import Handshake, WebSocketConnection
-    from servo.workers.aio.h2 import H2Protocol
-    from servo.workers.aio.websocket_h2 import H2WebSocket
+    from servo.workers.aio.h2_settings import H2Settings
+    from servo.workers.aio.server import StreamServer
+    from servo.workers.aio.websocket_h2 import H2WebSocket, SendWaiter
     from servo.workers.request.admission import Admitted
 
 log = logging.getLogger("servo.error")
@@ -30,15 +32,22 @@ log = logging.getLogger("servo.error")
 HIGH_WATER = 65536
 
 
+class StreamOwner(Protocol):
+    """The connection of a channel, as far as the channel uses it; see `H2Protocol`."""
+
+    server: StreamServer
+    common: H2Settings
+    template: Scope
+    running: int
+    waiting: set[SendWaiter]
+
+
 class H2Channel:
     """Made for each request that an application gets.
 
     call       until the response is handed over, or given up
     websocket  what the stream's data belongs to, once a WebSocket was accepted on it
     """
-
-    # The connection's sweep looks after it; see `look_after`.
-    deadline_ns = 0
 
     __slots__ = (
         "_admitted",
@@ -58,7 +67,7 @@ class H2Channel:
 
     def __init__(
         self,
-        protocol: H2Protocol,
+        protocol: StreamOwner,
         stream: H2Stream,
         admitted: Admitted,
         handshake: Handshake | None,
@@ -81,7 +90,9 @@ class H2Channel:
         self.call: ASGICall | WebSocketCall | None
         template = protocol.template
         if handshake is not None and server.websockets is not None:
-            self.call = server.websockets.call(server, template, admitted, handshake, stream, self)
+            self.call = server.websockets.call(
+                server.adapter, template, admitted, handshake, stream, self
+            )
         else:
             self.call = ASGICall(
                 server.adapter, template, admitted.request, stream, self, admitted.started_ns
@@ -94,8 +105,7 @@ class H2Channel:
         call = self.call
         assert call is not None
         self._stream.driver = self
-        server.connections.add(self)
-        server.worker.request_began(call.started_ns)
+        server.heartbeat.request_began(call.started_ns)
         protocol.running += 1
         if call.more_body:
             self._pace_body(0)
@@ -138,8 +148,21 @@ class H2Channel:
             call.disconnect()
         self.wake_drained()
 
-    def look_after(self, now: int) -> None:
-        """Once a second: end what the client lets last too long."""
+    def end_late_request(self, now: int) -> int:
+        """Once a second: end the application's work if it lasts longer than `request_timeout`.
+
+        Returns when the request was admitted, in monotonic nanoseconds; 0 if it is answered.
+        """
+        call = self.call
+        if call is None:
+            return 0
+        limit_ns = self._protocol.server.request_timeout_ns
+        if limit_ns and now - call.started_ns > limit_ns:
+            self._on_request_timeout(call)
+        return call.started_ns
+
+    def end_late_client(self, now: int) -> None:
+        """Once a second: end the stream if its client takes or sends nothing for too long."""
         stream = self._stream
         settings = self._protocol.server.settings
         if stream.queued == 0 or stream.queued != self._unsent:
@@ -262,22 +285,7 @@ class H2Channel:
         self.give_up(CLIENT_CLOSED)
         self._stream.reset(CANCEL)
 
-    # --- counting -------------------------------------------------------------------------------
-
-    def _take_call(self) -> ASGICall | WebSocketCall | None:
-        """The call, if its response is owed still; it is not any more."""
-        call, self.call = self.call, None
-        self._paced_ns = 0
-        if call is not None:
-            self._protocol.server.connections.discard(self)
-        return call
-
-    def _count(self, call: ASGICall | WebSocketCall, status: int) -> None:
-        self._protocol.server.ended(self._admitted, call, self._stream, status)
-
-    # --- in StreamServer.connections, for the sweep and for operators ---------------------------
-
-    def on_request_timeout(self, call: ASGICall | WebSocketCall) -> None:
+    def _on_request_timeout(self, call: ASGICall | WebSocketCall) -> None:
         """`request_timeout` has passed: 504 when nothing was sent yet, else a reset."""
         log.error(
             "%s %a has run for more than %g s (request_timeout): cancelled",
@@ -291,28 +299,13 @@ class H2Channel:
         self._stream.refuse(ProtocolError(504, "the application took too long"))
         self.give_up(504)
 
-    def on_timeout(self) -> None:
-        """Never called: there is no deadline."""
-        raise AssertionError(self)
+    # --- counting -------------------------------------------------------------------------------
 
-    def drain(self, idle_s: float, fresh_s: float) -> None:
-        """The connection does."""
+    def _take_call(self) -> ASGICall | WebSocketCall | None:
+        """The call, if its response is owed still; it is not any more."""
+        call, self.call = self.call, None
+        self._paced_ns = 0
+        return call
 
-    def abort(self) -> None:
-        """The connection does."""
-
-    def held_bytes(self) -> int:
-        """See pressure.Client. The connection counts it."""
-        return 0
-
-    def progress(self) -> object:
-        """See pressure.Client."""
-        return None
-
-    @property
-    def peer_name(self) -> str:
-        """See pressure.Client."""
-        return self._protocol.peer_name
-
-    def forget(self) -> None:
-        """Nothing is kept: the channel goes with its request."""
+    def _count(self, call: ASGICall | WebSocketCall, status: int) -> None:
+        self._protocol.server.ended(self._admitted, call, self._stream, status)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from servo.apps.asgi_scope import TLS_ENVIRON, remote_of
 from servo.apps.websockets_missing import MissingWebSockets, has_websockets
 from servo.http.errors import ProtocolError
-from servo.http.negotiate import has_http2
 from servo.shared_memory import row_layout
-from servo.workers.aio.memory_pressure import Pressure
+from servo.workers.aio.h2_settings import h2_settings
+from servo.workers.aio.heartbeat import Heartbeat
+from servo.workers.aio.memory_pressure import Client, Pressure
 from servo.workers.aio.websocket_handshake import WebSockets
 
 if TYPE_CHECKING:
@@ -23,30 +24,84 @@ if TYPE_CHECKING:
     from servo.apps.asgi import ASGICall
     from servo.apps.asgi_scope import ASGIAdapter
     from servo.apps.asgi_websocket import WebSocketCall
+    from servo.apps.loader import LoadedApp
     from servo.apps.response_writer import ASGIResponseWriter
     from servo.http.events import Request
-    from servo.http.forwarded import ClientInfo
+    from servo.http.forwarded import ClientInfo, TrustedPeers
     from servo.http.websocket import Handshake
     from servo.net.tls import TLS
     from servo.net.tls_facts import TLSFacts
     from servo.settings.sources import Settings
-    from servo.workers.aio.h1 import H1Protocol
-    from servo.workers.aio.h2 import HTTP2, H2Protocol
-    from servo.workers.aio.h2_stream import H2Channel
-    from servo.workers.aio.websocket import WebSocketSession
-    from servo.workers.aio.worker import AsyncWorker
-    from servo.workers.request.admission import Admitted
+    from servo.workers.request.accounting import Meter
+    from servo.workers.request.admission import Admission, Admitted
+    from servo.workers.request.preface import ProxyProtocol
+
+
+class Host(Protocol):
+    """The worker of a server, as far as its connections use it; see `AsyncWorker`."""
+
+    @property
+    def app(self) -> LoadedApp: ...
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def context(self) -> Any: ...
+
+    @property
+    def slot(self) -> int: ...
+
+    @property
+    def row(self) -> memoryview: ...
+
+    @property
+    def meter(self) -> Meter: ...
+
+    @property
+    def admission(self) -> Admission: ...
+
+    @property
+    def trusted_proxies(self) -> TrustedPeers: ...
+
+    @property
+    def proxy_protocol(self) -> ProxyProtocol: ...
+
+    def connection_closed(self) -> None:
+        """A connection that was accepted is closed."""
+
+    def check_drained(self) -> None:
+        """A draining worker has one call or connection less: end if it was the last."""
+
+
+class ServedConnection(Client, Protocol):
+    """A connection of any protocol, or a WebSocket on a stream of one."""
+
+    def sweep(self, now_ns: int) -> int:
+        """Called once a second: end what has lasted too long.
+
+        Returns when the oldest running request was admitted, in monotonic nanoseconds; 0 if none
+        runs.
+        """
+
+    def open_calls(self) -> list[ASGICall | WebSocketCall]:
+        """The requests whose response is not complete."""
+
+    def drain(self, idle_s: float, fresh_s: float) -> None:
+        """Answer the requests that have come, then close the connection.
+
+        idle_s   seconds that an idle client may take to send another request
+        fresh_s  seconds that a client may take that has not sent any request yet
+        """
 
 
 class StreamServer:
     """What the connections of one worker have in common."""
 
-    def __init__(
-        self, worker: AsyncWorker, adapter: ASGIAdapter, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, worker: Host, adapter: ASGIAdapter, loop: asyncio.AbstractEventLoop) -> None:
         settings = worker.settings
         self.worker = worker
-        self.tls = worker.context.tls
+        self.tls: TLS | None = worker.context.tls
         self._for_wsgi = worker.app.interface == "wsgi"
         self.settings = settings
         self.adapter = adapter
@@ -56,6 +111,8 @@ class StreamServer:
         self.limits = settings.limits
         self.server_header = settings.server_header.encode() or None
         self.trusted = worker.trusted_proxies
+        self.proxy_protocol = worker.proxy_protocol
+        self.heartbeat = Heartbeat(worker.row, loop)
         self.keep_alive_s = settings.keepalive_s
         self.close_after_response = not self.keep_alive_s
         self.admission = worker.admission
@@ -67,8 +124,8 @@ class StreamServer:
         if wanted and self.websockets is None:
             logs = worker.slot == 1
             self.missing_websockets = MissingWebSockets(worker.app.app, logs=logs)
-        self.http2 = _http2(settings, self.tls)
-        self.connections: set[H1Protocol | WebSocketSession | H2Protocol | H2Channel] = set()
+        self.http2 = h2_settings(settings, self.tls)
+        self.connections: set[ServedConnection] = set()
         self.calls: set[ASGICall | WebSocketCall] = set()
         self.pressure = Pressure()
         self.draining = False
@@ -151,18 +208,12 @@ class StreamServer:
         call.task = _start_task(self.loop, call.run(), self._context)
 
     def sweep(self, now_ns: int) -> None:
-        """Once a second: end what has lasted too long."""
+        """Once a second: end what has lasted too long, and note the oldest running request."""
         oldest = 0
         for connection in list(self.connections):
-            call = connection.call
-            if call is not None:
-                oldest = min(oldest or call.started_ns, call.started_ns)
-                if self.request_timeout_ns and now_ns - call.started_ns > self.request_timeout_ns:
-                    connection.on_request_timeout(call)
-            else:
-                connection.forget()
-            if connection.deadline_ns and now_ns >= connection.deadline_ns:
-                connection.on_timeout()
+            started = connection.sweep(now_ns)
+            if started:
+                oldest = min(oldest or started, started)
         self.pressure.look(self.connections, now_ns)
         self.row[row_layout.OLDEST_START_NS] = oldest
 
@@ -197,15 +248,3 @@ else:
         context: contextvars.Context,
     ) -> asyncio.Task[None]:
         return context.run(loop.create_task, coroutine)
-
-
-def _http2(settings: Settings, tls: TLS | None) -> HTTP2 | None:
-    """HTTP/2, if its library is installed and a connection can come to speak it."""
-    if not has_http2() or "h2" not in (settings.http_protocols or ("h2",)):
-        return None
-    if tls is None and settings.http2_cleartext == "off":
-        return None
-    # A third of what an `async` worker imports.
-    from servo.workers.aio.h2 import HTTP2
-
-    return HTTP2(settings)

@@ -17,6 +17,7 @@ from servo.http.websocket import CLOSE_ABNORMAL, CLOSE_INTERNAL_ERROR, CLOSE_RES
 from servo.net.sockets import end_transport
 
 if TYPE_CHECKING:
+    from servo.apps.asgi import ASGICall
     from servo.apps.asgi_websocket import WebSocketCall
     from servo.http.websocket import WebSocketConnection
     from servo.workers.aio.server import StreamServer
@@ -47,12 +48,9 @@ _OPEN, _CLOSING, _LINGERING, _ENDED = range(4)
 class WebSocketSession:
     """An open WebSocket: the `OpenWebSocket` of its call. Subclasses add the wire.
 
-    deadline_ns  when the worker's sweep is to call `on_timeout`; 0: never
+    deadline_ns  the sweep after this moment acts on a time limit; 0: there is none
     writable     messages can be sent, and the wire's buffer is nearly empty
     """
-
-    # For the sweep: there is no request in flight.
-    call: WebSocketCall | None = None
 
     __slots__ = (
         "_app",
@@ -339,9 +337,6 @@ class WebSocketSession:
         if self._phase == _OPEN:
             self._say_close(CLOSE_RESTARTING, "")
 
-    def forget(self) -> None:
-        """For the sweep: nothing is kept of the last request."""
-
     def abort(self) -> None:
         """Cut the connection, saying so as far as the buffer is empty."""
         if self._phase == _OPEN and not self._congested:
@@ -374,13 +369,18 @@ class WebSocketSession:
             due += [self._ping_ns, self._pong_ns]
         self.deadline_ns = min((moment for moment in due if moment), default=0)
 
-    def on_request_timeout(self, call: object) -> None:
-        """Never called: there is no request in flight."""
-        raise AssertionError(call)
+    def sweep(self, now_ns: int) -> int:
+        """See ServedConnection. An open WebSocket is no request in flight."""
+        if self.deadline_ns and now_ns >= self.deadline_ns:
+            self._on_timeout(now_ns)
+        return 0
 
-    def on_timeout(self) -> None:
-        """The sweep found the deadline passed."""
-        now = monotonic_ns()
+    def open_calls(self) -> list[ASGICall | WebSocketCall]:
+        """See ServedConnection."""
+        return []
+
+    def _on_timeout(self, now: int) -> None:
+        """The deadline has passed."""
         if self._phase >= _LINGERING:
             self.cut()
         elif self._due_ns and now >= self._due_ns:

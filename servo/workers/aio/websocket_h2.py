@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from servo.http.h2.frames import CANCEL
 from servo.workers.aio.websocket import WebSocketSession
@@ -12,13 +12,19 @@ if TYPE_CHECKING:
     from servo.http.events import Data
     from servo.http.h2.stream import H2Stream
     from servo.http.websocket import WebSocketConnection
-    from servo.workers.aio.h2_stream import H2Channel
     from servo.workers.aio.server import StreamServer
     from servo.workers.aio.websocket_handshake import WebSockets
 
 # Bytes that wait for the client: too many, and few enough again.
 _HIGH_WATER = 65536
 _LOW_WATER = 16384
+
+
+class SendWaiter(Protocol):
+    """An object that waits for the HTTP/2 connection to send; an `H2Channel` is one."""
+
+    def wake_drained(self) -> None:
+        """Some bytes of the connection were sent: go on, if that is enough."""
 
 
 class H2WebSocket(WebSocketSession):
@@ -33,8 +39,8 @@ class H2WebSocket(WebSocketSession):
         app: WebSocketCall,
         connection: WebSocketConnection,
         stream: H2Stream,
-        waiting: set[H2Channel],
-        channel: H2Channel,
+        waiting: set[SendWaiter],
+        channel: SendWaiter,
     ) -> None:
         """`waiting`: the channels that are told when something was sent."""
         super().__init__(server, settings, app, connection)

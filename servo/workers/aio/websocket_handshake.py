@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from servo._types import Scope
+    from servo.apps.asgi_scope import ASGIAdapter
     from servo.apps.asgi_websocket import HandshakeTransport, WebSocketCall
     from servo.apps.response_writer import ASGIResponseWriter
     from servo.http.events import Request
     from servo.http.websocket import Handshake
     from servo.settings.sources import Settings
-    from servo.workers.aio.server import StreamServer
     from servo.workers.request.admission import Admitted
 
 
@@ -37,7 +37,7 @@ class WebSockets:
 
     def call(
         self,
-        server: StreamServer,
+        adapter: ASGIAdapter,
         template: Scope,
         admitted: Admitted,
         handshake: Handshake,
@@ -50,7 +50,7 @@ class WebSockets:
 
         keep_freed_memory()
         return WebSocketCall(
-            server.adapter,
+            adapter,
             template,
             admitted.request,
             handshake,

@@ -24,11 +24,12 @@ from servo.net import certificates
 from servo.shared_memory import row_layout
 from servo.workers.accept.acceptor import Acceptor
 from servo.workers.accept.plain_http import is_plain_http, plain_http_refusal
-from servo.workers.aio.h1 import FRESH_GRACE_S, H1Protocol
+from servo.workers.aio.h1 import H1Protocol
 from servo.workers.aio.server import StreamServer
 from servo.workers.aio.tls import loop_options, read_preface
 from servo.workers.forks import end_on_return, open_fds, sever
 from servo.workers.messages.handlers import LoopRunner, Runner
+from servo.workers.timing import FRESH_GRACE_S
 from servo.workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-BEAT_S = 0.005
-BEAT_NS = 5_000_000
 # A stopping worker gives idle connections this long: a request that the kernel already holds is
 # read within a turn of the loop.
 STOP_IDLE_S = 0.05
@@ -67,10 +66,6 @@ class AsyncWorker(Worker):
         self._frame: FrameType | None = None
         self.asgi_app, self.lifespan = self._prepare(app)
         self.acceptor = Acceptor(self, self)
-        self.beating = False
-        self._beat_due_ns = 0
-        self._begun = 0
-        self._blocked_ns = 0
         self._dozes = False
         self.server: StreamServer = None  # type: ignore[assignment]  # made in `serve`
         self.drained: asyncio.Future[None] | None = None
@@ -172,6 +167,9 @@ class AsyncWorker(Worker):
             state=self.lifespan.state if has_state else None,
         )
         self.server = StreamServer(self, adapter, loop)
+        if self.server.http2 is not None:
+            # A third of what this worker imports: now, not when a client comes.
+            import servo.workers.aio.h2  # noqa: F401
         self.drained = loop.create_future()
         self.acceptor.start()
         self._sweep(monotonic_ns())
@@ -291,30 +289,7 @@ class AsyncWorker(Worker):
         if self.draining:
             self.check_drained()
 
-    # --- beating --------------------------------------------------------------------------------
-
-    def request_began(self, started_ns: int) -> None:
-        """A request was admitted: beat from now on, until none is in flight."""
-        self._begun += 1
-        if not self.beating:
-            self.beating = True
-            self._beat_at(started_ns + BEAT_NS)
-
-    def _beat_at(self, due_ns: int) -> None:
-        self._beat_due_ns = due_ns
-        self.loop.call_later(BEAT_S, self._beat)
-
-    def _beat(self) -> None:
-        now = self.row[row_layout.BEAT_NS] = monotonic_ns()
-        late = now - self._beat_due_ns
-        if late > BEAT_NS:
-            # Either one handler blocks the loop or many small ones add up: `KeepalivePolicy` tells
-            # them apart.
-            self._blocked_ns += late
-        if self.row[row_layout.IN_FLIGHT]:
-            self._beat_at(now + BEAT_NS)
-        else:
-            self.beating = False
+    # --- once a second --------------------------------------------------------------------------
 
     def _sweep(self, due_ns: int) -> None:
         now = monotonic_ns()
@@ -322,8 +297,9 @@ class AsyncWorker(Worker):
         self.row[row_layout.LAG_US] = max(now - due_ns, 0) // 1000
         serialise.set_clock(time.time())
         self.server.sweep(now)
+        beats = self.server.heartbeat
         self.server.close_after_response = self.should_close_connections(
-            self._begun, self._blocked_ns, now
+            beats.requests, beats.blocked_ns, now
         )
         if self.access is not None:
             self.access.flush()
@@ -351,11 +327,10 @@ class AsyncWorker(Worker):
 
     def open_requests(self) -> list[tuple[int, str, bytes, str]]:
         """See Worker.open_requests. Background work after the response is no request."""
-        calls = (each.call for each in list(self.server.connections))
         return [
             (call.started_ns, call.request.method, call.request.target, remote_of(call.scope))
-            for call in calls
-            if call is not None
+            for connection in list(self.server.connections)
+            for call in connection.open_calls()
         ]
 
     def unfinished(self) -> list[tuple[int, str, bytes, str]]:

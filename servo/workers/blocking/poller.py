@@ -40,6 +40,7 @@ from servo.workers.blocking.connection import (
 )
 from servo.workers.forks import hang_up, sever
 from servo.workers.messages.handlers import InlineRunner, Runner
+from servo.workers.timing import BEAT_S, FRESH_GRACE_S
 from servo.workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -51,13 +52,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-BEAT_S: Final = 0.005
 SWEEP_NS: Final = 1_000_000_000
 FLUSH_NS: Final = 100_000_000
 READ_SIZE: Final = 65536
 LINGER_S: Final = 2.0
-# A stopping worker waits this long for the first request of a connection that it took just now.
-FRESH_GRACE_S: Final = 1.0
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLHUP | select.EPOLLERR
