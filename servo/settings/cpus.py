@@ -1,6 +1,7 @@
-"""How many CPUs this process may use: its affinity, and the quota of its cgroups (v2 and v1).
+"""Counts the CPUs that this process may use: its affinity and its cgroups' quota (v1 and v2).
 
-Everything but `count_cpus` is a pure function over the texts of /proc and /sys.
+All functions except `count_cpus` are pure: they get the texts of /proc and /sys from a function
+that is passed to them.
 """
 
 from __future__ import annotations
@@ -17,12 +18,19 @@ if TYPE_CHECKING:
 
 
 def auto_workers(cpus: int, worker_class: str) -> int:
-    """The workers that `auto` means: 2n+1 where a worker serves one request at a time, else n."""
+    """The number of workers for `auto`: 2n+1 for class "sync", n for the other classes.
+
+    A `sync` worker serves one request at a time and is idle while that waits for a database, so
+    there are more of them than CPUs. gunicorn recommends 2n+1, too.
+
+    cpus           how many CPUs may be used
+    worker_class   the class's name
+    """
     return 2 * cpus + 1 if worker_class == "sync" else cpus
 
 
 def count_cpus() -> int:
-    """The CPUs that this process may use, at least 1."""
+    """The number of CPUs that this process may use, at least 1."""
     try:
         affinity = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -31,12 +39,23 @@ def count_cpus() -> int:
 
 
 def usable_cpus(affinity: int, quota: float | None) -> int:
-    """The whole CPUs in an affinity and a quota; a part of one counts (as the JVM and Go do)."""
+    """The number of whole CPUs under both limits, at least 1.
+
+    A fraction counts as a whole CPU, as in the JVM and in Go.
+
+    affinity   how many CPUs the affinity mask allows
+    quota      how many CPUs' time the cgroups allow; None: no limit
+    """
     return max(1, affinity if quota is None else min(affinity, math.ceil(quota)))
 
 
 def cpu_quota(read: Read) -> float | None:
-    """The least CPU quota of this process's cgroups and of all above them; None: unlimited."""
+    """The smallest CPU quota of this process's cgroups and their ancestors, in CPUs.
+
+    read   returns a file's text, or None if it can't be read
+
+    Returns None if there is no limit.
+    """
     quotas = [*_v2_quotas(read), *_v1_quotas(read)]
     return min(quotas, default=None)
 
@@ -73,11 +92,15 @@ def _ratio(limit: str, period: str) -> float | None:
         quota, over = int(limit), int(period)
     except ValueError:  # "max", or no such file
         return None
-    return quota / over if quota > 0 and over > 0 else None  # v1 says -1 for unlimited
+    return quota / over if quota > 0 and over > 0 else None  # -1 means "no limit" in v1
 
 
 def _group(read: Read, controller: str) -> str:
-    """This process's cgroup (proc_pid_cgroup(5)): lines `id:controllers:path`, v2's has none."""
+    """The path of this process's cgroup for a controller; "" stands for cgroup v2.
+
+    /proc/self/cgroup has lines `id:controllers:path`; that of v2 has no controllers
+    (proc_pid_cgroup(5)).
+    """
     for line in (read("/proc/self/cgroup") or "").splitlines():
         parts = line.split(":", 2)
         if len(parts) == 3 and controller in parts[1].split(","):
@@ -86,7 +109,10 @@ def _group(read: Read, controller: str) -> str:
 
 
 def _mount(read: Read, kind: str, controller: str = "") -> tuple[str, str] | None:
-    """(mount point, the cgroup mounted there) by proc_pid_mountinfo(5)."""
+    """The mount point of a cgroup hierarchy and the cgroup mounted there, or None.
+
+    See proc_pid_mountinfo(5).
+    """
     for line in (read("/proc/self/mountinfo") or "").splitlines():
         before, _, after = line.partition(" - ")
         fields, types = before.split(), after.split()
@@ -98,9 +124,10 @@ def _mount(read: Read, kind: str, controller: str = "") -> tuple[str, str] | Non
 
 
 def _ancestors(mount: tuple[str, str], group: str) -> Iterator[str]:
-    """The directories of a cgroup and of all above it that are mounted.
+    """The directories of a cgroup and of its ancestors, as far as they are mounted.
 
-    A container may see its group's path as the host does while only that group is mounted.
+    In a container, /proc/self/cgroup may have the host's path of the group while only that group
+    is mounted.
     """
     point, root = mount
     try:

@@ -1,7 +1,8 @@
-"""Configuration files: found, read, and turned into named values with the line each stands on.
+"""Finds and reads the configuration file, and notes the line of each value.
 
-TOML holds settings and nothing else. A Python file is executed; people keep helpers of their own in
-it, so only names that are settings, hooks or gunicorn's count, and near misses are warned of.
+A TOML file may contain settings only. A Python file is executed and may have variables of its own.
+So in a Python file only names of settings, of hooks and of gunicorn's settings count; a name that
+is similar to one of them gets a warning.
 """
 
 from __future__ import annotations
@@ -34,16 +35,21 @@ if TYPE_CHECKING:
     Note = tuple[str, str]
 
 PYTHON_MODULE = "__config__"
+# The least similarity for a warning in a Python file. It is higher than that of other suggestions
+# because the name may be a variable of the file's own.
 _NEAR_MISS = 0.85
 
 
 @dataclass
 class Given:
-    """A value as a source holds it.
+    """A value as its source has it, not yet read.
 
-    is_text    it comes from the environment
-    optional   gunicorn has no such setting, so in gunicorn's own file a value that can't be read
-               is a helper of that file's
+    value      the text or object
+    source     where it comes from, for messages
+    is_text    whether it comes from the environment
+    optional   whether an invalid value is a warning, not an error: the value is in a gunicorn
+               configuration file, and gunicorn has no such setting, so the name may be a variable
+               of that file's own
     """
 
     value: object
@@ -54,7 +60,13 @@ class Given:
 
 @dataclass
 class FileContent:
-    """What a configuration file holds."""
+    """The content of a configuration file.
+
+    values    the settings' values, by name
+    hooks     the server hooks, by name
+    modules   the names of the modules that a Python file imported
+    notes     (level, text) of messages for the log
+    """
 
     values: dict[str, Given] = field(default_factory=dict)
     hooks: dict[str, Callable[..., Any]] = field(default_factory=dict)
@@ -63,10 +75,13 @@ class FileContent:
 
 
 def read_config(given: str | None, directories: list[Path]) -> FileContent:
-    """The configuration file: the one given, or the first that is found in these directories.
+    """Read the given configuration file, or else the first that one of the directories has.
 
-    Raises ConfigError: no such file, a syntax error, an exception of a Python file, an unknown
-    name in TOML, a hook that can't be called.
+    given         the value of the setting `config`; None: not set
+    directories   the directories to search, in this order; a relative path starts at the first
+
+    Raises ConfigError for a missing file, a syntax error, an exception that a Python file raises,
+    an unknown name in TOML, or a hook that can't be called.
     """
     if given is not None:
         return _read_given(given, directories[0])
@@ -92,13 +107,14 @@ def _read_given(given: str, directory: Path) -> FileContent:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file. `Path.is_file` hides why it can't be told, from Python 3.14 on.
+    """Whether a path names a regular file.
 
-    Raises OSError where it can't: a directory on the way can't be searched, the name is too long.
+    Since Python 3.14, `Path.is_file` returns False for every error. This function raises OSError if
+    the system can't answer, because a directory can't be searched or the name is too long.
     """
     try:
         return stat.S_ISREG(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: it has a NUL
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: the path has a NUL
         return False
 
 
@@ -106,7 +122,7 @@ def _is_file(path: Path) -> bool:
     try:
         return is_file(path)
     except OSError as error:
-        raise ConfigError(f"{path} can't be looked for: {error.strerror}") from error
+        raise ConfigError(f"can't look for {path}: {error.strerror}") from error
 
 
 def _read_found(directory: Path) -> FileContent | None:
@@ -147,7 +163,7 @@ def _parse_toml(path: Path, shown: str) -> dict[str, Any]:
 
 
 def _pyproject_table(path: Path, shown: str) -> dict[str, Any] | None:
-    # Only a file that mentions us is ours to complain about.
+    # Don't report errors of a file that has nothing to do with Servo.
     if b"servo" not in path.read_bytes():
         return None
     table = _parse_toml(path, shown).get("tool", {}).get("servo")
@@ -165,7 +181,7 @@ def _from_toml(table: Mapping[str, Any], path: Path, shown: str) -> FileContent:
         if setting is not None and SETTINGS[setting].in_files:
             content.values[setting] = Given(value, source)
         elif setting is not None:
-            raise ConfigError(f"{name} can't stand in a file ({source}); use a flag")
+            raise ConfigError(f"{name} is not allowed in a file ({source}); use a flag")
         elif name in FOREIGN:
             content.notes += _foreign_note(name, value, source)
         elif name in HOOKS:
@@ -182,13 +198,13 @@ def _advice(name: str, value: object, path: Path) -> str:
     is_table = found in SETTINGS and isinstance(SETTINGS[found].type, Table)
     if isinstance(value, dict) and not is_table and peer_of(name) is None:
         if path.name == "pyproject.toml":
-            return "; in this file settings stand in [tool.servo] itself"
-        return "; in this file settings stand at the top, in no table"
+            return "; in this file, put settings directly into [tool.servo]"
+        return "; in this file, put settings at the top, outside any table"
     return advise(name)
 
 
 def _toml_line(lines: list[str], name: str) -> int:
-    # tomllib tells no positions. A key, or a table's header; good enough for a message.
+    # tomllib reports no positions, so this searches for a key or a table's header of that name.
     pattern = re.compile(rf"""\s*(\[+[^\]]*)?["']?{re.escape(name)}["']?\s*[=.\]]""")
     return next((n for n, line in enumerate(lines, 1) if pattern.match(line)), 1)
 
@@ -205,11 +221,11 @@ def _read_python(path: Path, shown: str, directory: Path) -> FileContent:
     module = _new_module(path)
     before = set(sys.modules)
     _import_from(directory)
-    sys.modules[PYTHON_MODULE] = module  # dataclasses and pickle look their module up
+    sys.modules[PYTHON_MODULE] = module  # dataclasses and pickle look up their class's module
     try:
         source = path.read_bytes()
         code = compile(source, str(path), "exec", dont_inherit=True)
-        exec(code, module.__dict__)  # noqa: S102 (what such a file is for)
+        exec(code, module.__dict__)  # noqa: S102 (a configuration file is code of the user's)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -220,12 +236,13 @@ def _read_python(path: Path, shown: str, directory: Path) -> FileContent:
 
 
 def _new_module(path: Path) -> ModuleType:
-    """The module that a file's code runs in.
+    """The module whose namespace a configuration file's code runs in.
 
-    It has a spec and a loader as an imported one has: `inspect`, `warnings` and `pkgutil` ask for
-    them, and Python 3.15 warns of globals without. The loader is named since the file may have any
-    suffix, or none. It doesn't run the code itself, as it would leave a `.pyc` beside the file, and
-    take an old one for a file that was changed twice within a second.
+    Like an imported module it has a spec and a loader: `inspect`, `warnings` and `pkgutil` use
+    them, and Python 3.15 warns if a module's globals have none. The loader is given explicitly
+    because the file may have any suffix, or none. The loader doesn't execute the code: it would
+    write a `.pyc` beside the file, and would use an outdated one if the file changes twice within a
+    second.
     """
     loader = importlib.machinery.SourceFileLoader(PYTHON_MODULE, str(path))
     spec = importlib.util.spec_from_file_location(PYTHON_MODULE, path, loader=loader)
@@ -236,7 +253,7 @@ def _new_module(path: Path) -> ModuleType:
 def _read_module(name: str, directory: Path) -> FileContent:
     shown = f"python:{name}"
     _import_from(directory)
-    sys.modules.pop(name, None)  # a reload reads it anew
+    sys.modules.pop(name, None)  # so that a reload reads the module again
     before = set(sys.modules)
     origin = None
     try:
@@ -267,7 +284,7 @@ def _config_raised(error: BaseException, filename: str, shown: str) -> ConfigErr
     where = f"{shown}:{own[-1].lineno}" if own else shown
     line = f" in `{own[-1].line}`" if own and own[-1].line else ""
     if isinstance(error, SyntaxError):
-        text = f"{type(error).__name__}: {error}"  # of a module that the file imports
+        text = f"{type(error).__name__}: {error}"  # in a module that the file imports
     else:
         text = "".join(traceback.format_exception_only(type(error), error)).strip()
     return ConfigError(f"{where}: {text}{line}")
@@ -279,15 +296,15 @@ def _from_namespace(
     content = FileContent()
     tree = ast.parse(text)
     lines = _assignment_lines(tree)
-    helpers = _names_read(tree)
+    used_names = _names_read(tree)
     for name, value in namespace.items():
         if name.startswith("_") or isinstance(value, ModuleType):
             continue
         source = f"{shown}:{lines[name]}" if name in lines else shown
         setting = canonical(name)
         if setting is not None:
-            # None says "not set", as os.environ.get does.
-            if value is not None and SETTINGS[setting].in_files and not _is_helper(name, value):
+            # None means "not set": files pass on what os.environ.get returns.
+            if value is not None and SETTINGS[setting].in_files and not _is_app_object(name, value):
                 optional = gunicorn and name not in SHARED
                 content.values[setting] = Given(value, source, optional=optional)
         elif name in HOOKS:
@@ -295,13 +312,13 @@ def _from_namespace(
                 content.hooks[name] = read_hook(name, value, source)
         elif name in FOREIGN:
             content.notes += _foreign_note(name, value, source)
-        elif name not in helpers:
+        elif name not in used_names:
             content.notes += _near_miss(name, value, source, namespace)
     return content
 
 
-def _is_helper(name: str, value: object) -> bool:
-    # `from myapp import app`, for a hook's use, is no setting.
+def _is_app_object(name: str, value: object) -> bool:
+    # A file may say `from myapp import app` for use in a hook. That doesn't set `app`.
     return name == "app" and not isinstance(value, str)
 
 
@@ -311,24 +328,24 @@ def _near_miss(
     if isinstance(value, type):
         return []
     if peer_of(name) is not None and not callable(value):
-        # A single word, such as hypercorn's `debug`, is as likely a helper's name.
-        said = f"{name} ({source}) is no setting{advise(name)}"
-        return [("warning", said)] if "_" in name else []
+        # A single word, such as hypercorn's `debug`, is likely a variable of the file's own.
+        warning = f"{name} ({source}) is not a setting{advise(name)}"
+        return [("warning", warning)] if "_" in name else []
     found = nearest(name, HOOKS, _NEAR_MISS) if callable(value) else suggest(name, _NEAR_MISS)
-    # A constant of another module's use may have a setting's name in capitals.
+    # A file may have a setting's name in capitals, as a constant, beside the setting itself.
     if found is None or (found in namespace and found == name.lower()):
         return []
-    return [("warning", f"{name} ({source}) is no setting; did you mean {found}?")]
+    return [("warning", f"{name} ({source}) is not a setting; did you mean {found}?")]
 
 
 def _names_read(tree: ast.Module) -> set[str]:
-    """The names that the file makes use of itself: no slips of a setting's."""
+    """The names that the file's own code reads: those are variables, not misspelt settings."""
     nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
     return {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
 
 
 def _assignment_lines(tree: ast.Module) -> dict[str, int]:
-    """The last line at which each global name is bound, by reading the text."""
+    """The last line that binds each global name, found in the file's syntax tree."""
     lines: dict[str, int] = {}
     pending: list[ast.AST] = [tree]
     while pending:

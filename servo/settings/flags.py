@@ -1,7 +1,8 @@
-"""The command line's grammar, made from the schema.
+"""The flags of the command line, made from the schema.
 
-click parses; this module gives it the options and turns its errors into ours. gunicorn's flags
-without counterpart are understood, argument and all, so that they can be reported and left out.
+click parses the command line. This module gives it the options and turns its errors into ours. It
+also knows gunicorn's flags without counterpart, and whether they take an argument, so that they can
+be reported and ignored.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ if TYPE_CHECKING:
 
     from servo.settings.setting import Setting
 
-_OFF = "__off"
+_OFF = "__off"  # ends the parameter name of a flag such as --no-server-header (Setting.no_flag)
 
 
 def parse_flags(arguments: Sequence[str], command: click.Command | None = None) -> dict[str, Any]:
-    """What a command line gives, unread: settings (and gunicorn settings) by name.
+    """Parse a command line into the given flags' texts, by the name of their setting.
 
-    command   one made of `flag_parameters` and more; its own eager options act while parsing
+    arguments   the command line without the program's name
+    command     a command made of `flag_parameters` and others; its eager options run during parsing
 
-    Raises UsageError for a flag that doesn't exist, lacks its argument or has one too many.
+    Names may also be those of gunicorn's settings without counterpart. Raises UsageError for a flag
+    that doesn't exist or lacks its argument, and for more arguments than one app.
     """
     command = command or _bare_command()
     try:
@@ -54,7 +57,7 @@ def parse_flags(arguments: Sequence[str], command: click.Command | None = None) 
 
 
 def flag_parameters() -> list[click.Parameter]:
-    """click's parameters: the app, every setting's flags, and gunicorn's other flags (hidden)."""
+    """The parameters for click: the app, all settings' flags, and gunicorn's others (hidden)."""
     parameters: list[click.Parameter] = [
         click.Argument(["app"], required=False, metavar="[APP]", type=click.UNPROCESSED)
     ]
@@ -66,12 +69,12 @@ def flag_parameters() -> list[click.Parameter]:
 
 
 def flag_names() -> list[str]:
-    """Every spelling of every flag that is a setting's."""
+    """All flags of all settings, in all their forms."""
     return [flag for setting in SETTINGS.values() for flag in all_flags(setting)]
 
 
 def all_flags(setting: Setting) -> list[str]:
-    """The flags of one setting: gunicorn's, `--<name>`, and those that turn it off."""
+    """All flags of one setting: its own, `--<name>`, and those that turn it off."""
     if setting.name == "app" or setting.secret:
         return []
     flags = list(dict.fromkeys([*setting.flags, setting.plain_flag]))
@@ -119,7 +122,7 @@ def _is_negatable(flag: str) -> bool:
 def _foreign_option(foreign: Foreign) -> click.Option:
     make = functools.partial(click.Option, [*foreign.flags, foreign.name], hidden=True)
     if foreign.argument is None:
-        # click takes any flag_value for leave to go without the argument.
+        # To click, any flag_value means that the argument may be left out.
         return make(is_flag=False, flag_value="auto", type=click.UNPROCESSED)
     return make(type=click.UNPROCESSED) if foreign.argument else make(is_flag=True, default=None)
 

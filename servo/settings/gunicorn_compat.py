@@ -1,6 +1,6 @@
-"""What Servo knows of gunicorn's configuration beyond the names that they share.
+"""Compatibility with gunicorn's configuration, beyond the names that both servers share.
 
-A gunicorn setting without counterpart is reported by name, wherever it appears, and left out.
+A gunicorn setting without counterpart is reported by name, whatever its source, and ignored.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from servo.settings.types import ValueType
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A gunicorn setting that Servo doesn't have.
+    """A gunicorn setting without counterpart.
 
-    flags    gunicorn's
-    argument whether they take one; None: it may be left out
-    advice   what happens instead, or what to do
+    name       its name
+    flags      its flags
+    argument   whether its flags take an argument; None: they may
+    advice     what Servo does instead, or what the user can do
     """
 
     name: str
@@ -27,20 +28,27 @@ class Foreign:
 
     @property
     def main_flag(self) -> str:
-        """The flag to name in messages; its name where it has none."""
+        """The flag that messages name; the setting's name if it has no flag."""
         return next((flag for flag in self.flags if flag.startswith("--")), self.name)
 
     def matters(self, value: object) -> bool:
-        """Whether this value asks for more than what happens here anyway."""
+        """Whether Servo should warn that it ignores this value.
+
+        It shouldn't if Servo does anyway what the value asks for.
+        """
         if isinstance(value, str):
             value = value.strip().lower()
         return bool(value) and value not in _HARMLESS.get(self.name, ())
 
     def note(self, source: str) -> str:
-        """The line for the log."""
+        """The log message for a value of this setting.
+
+        source   where the value comes from
+        """
         return f"gunicorn's {self.name} ({source}) has no counterpart here: {self.advice}"
 
 
+# Values that ask for nothing that Servo lacks: gunicorn's defaults.
 _HARMLESS = {
     "logger_class": ("gunicorn.glogging.logger", "simple"),
     "preload_app": ("false",),
@@ -54,19 +62,20 @@ def _foreign(advice: str, *rows: tuple[str, str, bool | None]) -> list[Foreign]:
     return [Foreign(name, tuple(flags.split()), arg, advice) for name, flags, arg in rows]
 
 
-_DIRTY = "there are no dirty arbiters; run a task queue beside Servo"
+_DIRTY = "Servo has no dirty arbiters; run a task queue beside it"
 _STRICT = "such requests are always refused"
-_SYSLOG = "log to stderr under systemd, or give a syslog handler in logconfig_dict"
-_PASTE = "write a module that calls paste.deploy's loadapp, and serve that"
+_SYSLOG = "log to stderr under systemd, or configure a syslog handler in logconfig_dict"
+_PASTE = "write a module that calls paste.deploy's loadapp, and serve the result"
 
 FOREIGN: dict[str, Foreign] = {
     foreign.name: foreign
     for foreign in [
         *_foreign(
-            "not yet; each worker imports the app for itself", ("preload_app", "--preload", False)
+            "preloading is not supported yet; each worker imports the app",
+            ("preload_app", "--preload", False),
         ),
         *_foreign(
-            "the watcher picks its own way (watchfiles)", ("reload_engine", "--reload-engine", True)
+            "watchfiles always watches the files", ("reload_engine", "--reload-engine", True)
         ),
         *_foreign("use a tracer or a profiler", ("spew", "--spew", False)),
         *_foreign(
@@ -79,16 +88,16 @@ FOREIGN: dict[str, Foreign] = {
         ),
         *_foreign("set proc_name", ("default_proc_name", "", True)),
         *_foreign(
-            "a client's disconnect is told to the app at once",
+            "the app gets http.disconnect at once",
             ("asgi_disconnect_grace_period", "--asgi-disconnect-grace-period", True),
         ),
         *_foreign(
-            "only HTTP is spoken",
+            "Servo speaks only HTTP",
             ("protocol", "--protocol", True),
             ("uwsgi_allow_ips", "--uwsgi-allow-from", True),
         ),
         *_foreign(
-            "a trusted proxy's Forwarded and X-Forwarded fields are what counts",
+            "set forwarded_allow_ips and forwarded_fields",
             ("forwarder_headers", "--forwarder-headers", True),
         ),
         *_foreign(
@@ -96,7 +105,7 @@ FOREIGN: dict[str, Foreign] = {
             ("ssl_version", "--ssl-version", True),
         ),
         *_foreign(
-            "a client that closes without TLS's goodbye is always let go",
+            "connections that end without TLS's close_notify are never an error",
             ("suppress_ragged_eofs", "--suppress-ragged-eofs", False),
         ),
         *_foreign(
@@ -154,7 +163,7 @@ FOREIGN: dict[str, Foreign] = {
 
 @dataclass(frozen=True, slots=True)
 class SettingView:
-    """One of `cfg.settings`, as hooks of gunicorn configurations read them."""
+    """An entry of `cfg.settings`, which hooks written for gunicorn read."""
 
     name: str
     value: Any
@@ -167,15 +176,18 @@ class SettingView:
 
 
 def foreign_value(name: str) -> Any:
-    """What `cfg` says of a gunicorn setting that is not one here: that it is off.
+    """The value that `cfg` has for a gunicorn setting without counterpart: False or None (off).
 
-    Raises KeyError for a name that is none of gunicorn's.
+    Raises KeyError for a name that isn't in `FOREIGN`.
     """
     return False if FOREIGN[name].argument is False else None
 
 
 def as_gunicorn_address(bind: str) -> tuple[str, int] | str:
-    """An entry of `bind` as gunicorn's `cfg.address` has it: (host, port), or a path."""
+    """An entry of `bind` in the form of gunicorn's `cfg.address`: (host, port), or a path.
+
+    bind   an entry of the setting `bind`
+    """
     if bind.startswith("unix:"):
         return bind.removeprefix("unix:").removeprefix("//")
     if bind.startswith(("@", "fd://")):
@@ -186,8 +198,8 @@ def as_gunicorn_address(bind: str) -> tuple[str, int] | str:
     return host.strip("[]"), int(port)
 
 
-# gunicorn's names that are settings here (by `Setting.name` or `Setting.alias`): in a gunicorn
-# configuration file, any other name of ours may as well be a helper of the file's own.
+# gunicorn's names that are settings here (by `Setting.name` or `Setting.alias`). In a gunicorn
+# configuration file, any other name of ours may be a variable of the file's own.
 SHARED = frozenset(
     """
     config wsgi_app bind backlog workers worker_class threads worker_connections max_requests
@@ -219,7 +231,8 @@ _ALIASES = {
 _NO_GREENLETS = (
     "green threads are not supported: use --worker-class thread with --threads, or an ASGI app"
 )
-_HYPERCORN = "hypercorn's event loops: set loop, and worker_class to async"
+_HYPERCORN = "event loops are no worker classes here: set loop, and worker_class to async"
+_TORNADO = "Tornado's own loop is not supported: serve the app as WSGI or ASGI"
 _REFUSED = {
     "asyncio": _HYPERCORN,
     "uvloop": _HYPERCORN,
@@ -230,13 +243,16 @@ _REFUSED = {
     "eventlet": _NO_GREENLETS,
     "gunicorn.workers.ggevent": _NO_GREENLETS,
     "gunicorn.workers.geventlet": _NO_GREENLETS,
-    "tornado": "Tornado's own loop is not supported: serve its WSGI or ASGI form",
-    "gunicorn.workers.gtornado": "Tornado's own loop is not supported: serve its WSGI or ASGI form",
+    "tornado": _TORNADO,
+    "gunicorn.workers.gtornado": _TORNADO,
 }
 
 
 class WorkerClassError(ValueError):
-    """A worker class that can't be; `advice` says what can."""
+    """A worker class that isn't supported.
+
+    advice   what to use instead
+    """
 
     def __init__(self, advice: str) -> None:
         super().__init__(advice)
@@ -244,7 +260,7 @@ class WorkerClassError(ValueError):
 
 
 class WorkerClass(ValueType):
-    """The name of a worker class, gunicorn's name for it, a dotted path, or (in Python) a class."""
+    """A worker class: our name, gunicorn's name, a dotted path, or (in Python) a class."""
 
     metavar = "NAME"
     valid = "auto, sync, thread, async, or the dotted path of a class"
@@ -267,7 +283,7 @@ class WorkerClass(ValueType):
 
     def from_value(self, value: object) -> Any:
         if isinstance(value, type):
-            # By its path: a class of the configuration file itself is found there too, since that
-            # module stays loaded. One of gunicorn's or uvicorn's means its name.
+            # The value is the class's path. That works for a class of the configuration file, too,
+            # because its module stays loaded, and gunicorn's and uvicorn's classes get our names.
             return self.from_text(f"{value.__module__}.{value.__qualname__}")
         return super().from_value(value)

@@ -1,10 +1,11 @@
-"""The variables that Kubernetes sets in every container for the services of its namespace.
+"""Recognises the variables that Kubernetes sets for the services of a container's namespace.
 
 For a service named `servo-app` they are `SERVO_APP_SERVICE_HOST`, `SERVO_APP_SERVICE_PORT`,
 `SERVO_APP_SERVICE_PORT_<NAME>` and, in the form of Docker's links, `SERVO_APP_PORT` and
-`SERVO_APP_PORT_<NUMBER>_<PROTOCOL>` with `_PROTO`, `_PORT` and `_ADDR`. A service named `servo`, or
-`servo-` and anything, so puts names among ours that nobody typed. They are known by their name and
-their value together: `SERVO_PORT=8000` has the name of one, but is somebody's wish.
+`SERVO_APP_PORT_<NUMBER>_<PROTOCOL>` with `_PROTO`, `_PORT` and `_ADDR`. A service named `servo` or
+`servo-…` thus creates variables that look like settings of ours but that nobody set on purpose.
+The name alone doesn't show it: `SERVO_PORT=8000` is a user's mistake and gets an error, while
+`SERVO_PORT=tcp://10.0.0.1:8000` comes from Kubernetes. So both name and value must match.
 
 See https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables.
 """
@@ -15,8 +16,9 @@ import ipaddress
 import re
 
 _SERVICE = "SERVO(?:_[A-Z0-9_]+)?"
-# One after the other, as a service's own name may end in one of these words: SERVO_SERVICE_PORT is
-# a port of the service `servo`, or the address of `servo-service`.
+# A variable may match several of these, because a service's own name may end in one of these words:
+# SERVO_SERVICE_PORT is the port of a service `servo`, or the URL of a service `servo-service`. So
+# each pattern is tried in turn.
 _HOST = re.compile(rf"{_SERVICE}_SERVICE_HOST")
 _PORT = re.compile(rf"{_SERVICE}_SERVICE_PORT(?:_[A-Z0-9_]+)?")
 _LINK = re.compile(rf"{_SERVICE}_PORT")
@@ -27,7 +29,11 @@ _URL = re.compile(r"(?:tcp|udp|sctp)://(?P<address>.+):(?P<number>[0-9]+)")
 
 
 def is_service_variable(name: str, value: str) -> bool:
-    """Whether an environment variable is one that Kubernetes sets for a service."""
+    """Whether an environment variable is one that Kubernetes sets for a service.
+
+    name    the variable's name
+    value   the variable's text
+    """
     if _HOST.fullmatch(name) and _is_address(value):
         return True
     if _PORT.fullmatch(name) and _is_port(value):

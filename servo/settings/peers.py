@@ -1,9 +1,9 @@
-"""What other servers' options are called here: hypercorn's, uvicorn's and granian's.
+"""Our counterparts of hypercorn's, uvicorn's and granian's options, for error messages.
 
-People bring their configuration with them. The most similar name of ours is often the wrong one
-(hypercorn's `keep_alive_timeout` looks like `keepalive_requests`), so each option of these servers
-that has another name here has a row, by its name in a file or program and by its flag. gunicorn's
-names are ours, or in `servo.settings.gunicorn_compat`.
+People bring the configuration of their old server along. The most similar of our names is often the
+wrong one (hypercorn's `keep_alive_timeout` looks like `keepalive_requests`). So each option of
+these servers with another name than ours has a row here, under its name in files and under its
+flag. gunicorn's names are ours, or are listed in `servo.settings.gunicorn_compat`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What there is instead of an option of another server.
+    """The counterpart of another server's option.
 
-    setting   ours that does the same; "" where none does
-    value     how that is to be written
-    remark    what else to know; with no setting, what to do instead
+    setting   the setting of ours that does the same; "" if none does
+    value     the value to give it, or its form; "" if that is the same
+    remark    a note for the user; if there is no setting, what to do instead
     """
 
     setting: str = ""
@@ -32,8 +32,8 @@ _PASSWORD = Peer(
 _METRICS = Peer("metrics_bind", "HOST:PORT")
 _STATIC = Peer(remark="static files are served by a proxy, a CDN or WhiteNoise")
 _RSS = Peer("max_requests", remark="or max_lifetime; memory is limited by the container or systemd")
-_RUST = Peer(remark="there is no second runtime beside Python's; leave it out")
-_H2_PING = Peer("keepalive", remark="an idle connection ends after it, HTTP/2's too")
+_RUST = Peer(remark="Servo has no runtime besides Python's; leave it out")
+_H2_PING = Peer("keepalive", remark="it ends idle connections of HTTP/2, too")
 
 PEERS: dict[str, Peer] = {
     # Where to listen.
@@ -43,8 +43,10 @@ PEERS: dict[str, Peer] = {
     "uds": Peer("bind", "unix:PATH"),
     "fd": Peer("bind", "fd://N"),
     "uds_permissions": Peer("umask"),
-    "insecure_bind": Peer(remark="TLS is on every address of bind; run a second server without it"),
-    "quic_bind": Peer(remark="HTTP/3 is not spoken; let the proxy or CDN speak it"),
+    "insecure_bind": Peer(
+        remark="TLS applies to every address of bind; run a second server without it"
+    ),
+    "quic_bind": Peer(remark="Servo doesn't speak HTTP/3; let a proxy or CDN speak it"),
     "alt_svc_headers": _FIELDS,
     # The app.
     "target": Peer("app"),
@@ -56,14 +58,14 @@ PEERS: dict[str, Peer] = {
     "env_file": Peer("raw_env", "NAME=value"),
     "env_files": Peer("raw_env", "NAME=value"),
     "url_path_prefix": Peer("root_path"),
-    "reset_contextvars": Peer(remark="each request has a context of its own; leave it out"),
+    "reset_contextvars": Peer(remark="each request has its own context; leave it out"),
     # Workers.
     "blocking_threads": Peer("threads", remark="they run WSGI apps"),
-    "blocking_threads_idle_timeout": Peer(remark="threads are kept; leave it out"),
+    "blocking_threads_idle_timeout": Peer(remark="idle threads are kept; leave it out"),
     "runtime_threads": _RUST,
     "runtime_blocking_threads": _RUST,
     "runtime_mode": _RUST,
-    "task_impl": Peer(remark="requests run in asyncio's tasks; leave it out"),
+    "task_impl": Peer(remark="requests run in asyncio tasks; leave it out"),
     "backpressure": Peer("limit_concurrency"),
     "limit_max_requests": Peer("max_requests"),
     "limit_max_requests_jitter": Peer("max_requests_jitter"),
@@ -73,7 +75,9 @@ PEERS: dict[str, Peer] = {
     "rss_sample_interval": _RSS,
     "respawn_failed_workers": Peer(remark="a worker that ends is always replaced; leave it out"),
     "no_respawn_failed_workers": Peer(remark="a worker that ends is always replaced"),
-    "respawn_interval": Peer(remark="workers are replaced at once, and later if they fail again"),
+    "respawn_interval": Peer(
+        remark="a worker is replaced at once, or after a delay if it keeps failing"
+    ),
     "startup_timeout": Peer("boot_timeout"),
     "shutdown_timeout": Peer("graceful_timeout"),
     "timeout_graceful_shutdown": Peer("graceful_timeout"),
@@ -92,28 +96,26 @@ PEERS: dict[str, Peer] = {
     "keep_alive_max_requests": Peer("keepalive_requests"),
     "read_timeout": Peer("header_timeout", remark="and body_timeout"),
     "http1_header_read_timeout": Peer("header_timeout", remark="in seconds"),
-    "ssl_handshake_timeout": Peer("header_timeout", remark="a handshake counts towards it"),
+    "ssl_handshake_timeout": Peer("header_timeout", remark="it includes the handshake"),
     "h11_max_incomplete_size": Peer("limit_request_head_size"),
     "h11_max_incomplete_event_size": Peer("limit_request_head_size"),
     "http1_buffer_size": Peer("limit_request_head_size"),
     "http1_pipeline_flush": Peer(
-        remark="responses are sent as soon as they are there; leave it out"
+        remark="responses are sent as soon as they are complete; leave it out"
     ),
-    "no_http1_pipeline_flush": Peer(remark="responses are sent as soon as they are there"),
-    "h11_pass_raw_headers": Peer(remark="ASGI wants field names in lower case; leave it out"),
+    "no_http1_pipeline_flush": Peer(remark="responses are sent as soon as they are complete"),
+    "h11_pass_raw_headers": Peer(remark="ASGI requires field names in lower case; leave it out"),
     "wsgi_max_body_size": Peer("limit_request_body"),
     "max_app_queue_size": Peer(remark="a body waits until the app reads it; leave it out"),
-    "include_server_header": Peer("server_header", remark="its text; empty: none"),
+    "include_server_header": Peer("server_header", remark="the field's text; empty: no field"),
     "include_date_header": Peer("date_header"),
     "headers": _FIELDS,
     "header": _FIELDS,
     "response_headers": _FIELDS,
-    "server_names": Peer(remark="Host is judged by the app (ALLOWED_HOSTS) or the proxy"),
-    "server_name": Peer(remark="Host is judged by the app (ALLOWED_HOSTS) or the proxy"),
-    "proxy_headers": Peer(
-        "forwarded_allow_ips", remark="the networks to believe; there is no switch"
-    ),
-    "no_proxy_headers": Peer("forwarded_fields", remark="empty: no field is believed"),
+    "server_names": Peer(remark="let the app (ALLOWED_HOSTS) or the proxy check the Host field"),
+    "server_name": Peer(remark="let the app (ALLOWED_HOSTS) or the proxy check the Host field"),
+    "proxy_headers": Peer("forwarded_allow_ips", remark="the networks of trusted proxies"),
+    "no_proxy_headers": Peer("forwarded_fields", remark="empty: no field is trusted"),
     "static_path_route": _STATIC,
     "static_path_mount": _STATIC,
     "static_path_dir_to_file": _STATIC,
@@ -126,11 +128,11 @@ PEERS: dict[str, Peer] = {
     "http2_initial_connection_window_size": Peer("http2_initial_window_size"),
     "http2_adaptive_window": Peer("http2_initial_window_size", remark="a fixed size"),
     "no_http2_adaptive_window": Peer(remark="windows have a fixed size; leave it out"),
-    "http2_max_send_buffer_size": Peer(remark="a stream's buffer has a fixed bound; leave it out"),
+    "http2_max_send_buffer_size": Peer(remark="a stream's buffer has a fixed limit; leave it out"),
     "http2_keep_alive_interval": _H2_PING,
     "http2_keep_alive_timeout": _H2_PING,
-    "http1_settings": Peer(remark="each of them is a setting of its own (limit_request_…)"),
-    "http2_settings": Peer(remark="each of them is a setting of its own (http2_…)"),
+    "http1_settings": Peer(remark="use the separate settings limit_request_…"),
+    "http2_settings": Peer(remark="use the separate settings http2_…"),
     # WebSocket.
     "ws": Peer("websocket", remark="on or off; the websockets library is used"),
     "no_ws": Peer("websocket", remark="off"),
@@ -169,18 +171,18 @@ PEERS: dict[str, Peer] = {
     "access_log": Peer("accesslog", "-"),
     "log_access": Peer("accesslog", "-"),
     "log_access_enabled": Peer("accesslog", "-"),
-    "no_access_log": Peer(remark="the access log is off unless asked for; leave it out"),
+    "no_access_log": Peer(remark="the access log is off by default; leave it out"),
     "log_access_fmt": Peer("access_log_format", remark="in gunicorn's atoms"),
     "log_access_format": Peer("access_log_format", remark="in gunicorn's atoms"),
     "access_log_fmt": Peer("access_log_format", remark="in gunicorn's atoms"),
-    "use_colors": Peer(remark="colours are for terminals; NO_COLOR=1 turns them off"),
+    "use_colors": Peer(remark="logs on a terminal have colours; NO_COLOR=1 turns them off"),
     "no_use_colors": Peer(remark="NO_COLOR=1 in the environment turns colours off"),
     "metrics": _METRICS,
     "metrics_enabled": _METRICS,
     "metrics_address": _METRICS,
     "metrics_port": _METRICS,
-    "no_metrics": Peer(remark="metrics are off unless asked for; leave it out"),
-    "metrics_scrape_interval": Peer(remark="metrics are gathered when they are asked for"),
+    "no_metrics": Peer(remark="metrics are off by default; leave it out"),
+    "metrics_scrape_interval": Peer(remark="metrics are collected at each scrape; leave it out"),
     # The process, and development.
     "process_name": Peer("proc_name"),
     "pid_file": Peer("pidfile"),
@@ -201,20 +203,24 @@ PEERS: dict[str, Peer] = {
 
 
 def peer_of(name: str) -> Peer | None:
-    """What there is instead of another server's name or flag, however it is written."""
+    """The counterpart of another server's option, or None.
+
+    name   the option's name or flag; case, dashes and underscores don't matter
+    """
     return PEERS.get(name.lower().lstrip("-").replace("-", "_"))
 
 
-def advice(peer: Peer, ours: str, joint: str) -> str:
+def advice(peer: Peer, ours: str, separator: str) -> str:
     """The end of a message about another server's option.
 
-    ours   what its setting is called here, where the option stood: a name, a flag, a variable
-    joint  what stands between that and its value
+    peer        the option's counterpart
+    ours        our setting, named as its source names it: by name, flag or variable
+    separator   the text between a name and its value in that source
     """
     if not peer.setting:
         return f": {peer.remark}"
     if not peer.value and not peer.remark:
         return f"; did you mean {ours}?"
-    value = f"{joint}{peer.value}" if peer.value else ""
+    value = f"{separator}{peer.value}" if peer.value else ""
     remark = f" ({peer.remark})" if peer.remark else ""
     return f"; use {ours}{value}{remark}"

@@ -1,7 +1,6 @@
-"""Settings from all their sources: defaults < file < `SERVO_*` environment < flags.
+"""Reads settings from all their sources: defaults < file < `SERVO_*` environment < flags.
 
-`load_settings` reads every source anew and returns an immutable `Settings`; a reload calls it
-again.
+`load_settings` reads the sources and returns immutable `Settings`. A reload calls it again.
 """
 
 from __future__ import annotations
@@ -35,17 +34,21 @@ if TYPE_CHECKING:
 
     from servo.settings.files import Note
 
-_KEEPALIVE = 75.0  # above the usual load balancer's 60 s, so that it closes first
+_KEEPALIVE_S = 75.0  # above the usual 60 s of load balancers, so that these close first
 _THREADS = 4
-_NO_LIMIT = (1 << 31) - 1  # what 0 means to the parsers, which know no "no limit"
+_NO_LIMIT = (1 << 31) - 1  # stands for 0 ("no limit") in `Limits`, which always compares
 
 
 class Settings:
-    """Every setting's value, as an attribute by its name; nothing of it changes.
+    """The values of all settings, as attributes; they can't be changed.
 
+    values           the settings' values by name; those left out have their defaults
+    sources          where each value comes from, by name
     hooks            the server hooks of the configuration file
-    config_modules   what that file imported, for `drop_config_modules`
-    notes            (level, text) that the log is to say at start
+    config_modules   the modules that the file imported, for `drop_config_modules`
+    notes            (level, text) of messages to log at the start
+    directory        the real path of the directory to work in; None: that of `chdir`
+    cpus             counts the usable CPUs, for `workers = "auto"`
     """
 
     hooks: Hooks
@@ -64,7 +67,7 @@ class Settings:
         cpus: Callable[[], int] = count_cpus,
     ) -> None:
         keep = super().__setattr__
-        # Attributes of their own: workers read some of them with each request.
+        # They are plain attributes, not properties, because workers read some with each request.
         vars(self).update({name: values.get(name, s.default) for name, s in SETTINGS.items()})
         keep("_sources", dict(sources))
         keep("_cpus", cpus() if values.get("workers") == "auto" else 0)
@@ -74,7 +77,7 @@ class Settings:
         keep("_directory", directory or os.path.realpath(self.chdir or "."))
 
     def __getattr__(self, name: str) -> Any:
-        # For hooks that were written for gunicorn, and its names.
+        # Only called for names that aren't attributes: hooks written for gunicorn use its names.
         ours = canonical(name)
         if ours is not None and ours != name:
             return getattr(self, ours)
@@ -122,7 +125,7 @@ class Settings:
 
     @property
     def worker_class_str(self) -> str:
-        """gunicorn's `cfg.worker_class_str`, by the names that worker classes have here."""
+        """gunicorn's `cfg.worker_class_str`, with our names of the worker classes."""
         chosen: str = self.worker_class
         return chosen if chosen == "auto" else self.worker_class_for(self.interface)
 
@@ -137,28 +140,28 @@ class Settings:
         return self.group
 
     def source(self, name: str) -> str:
-        """Where a value came from: "default", "servo.toml:3", "flag --workers", …."""
+        """Where a value comes from, such as "default", "servo.toml:3" or "flag --workers"."""
         sources: dict[str, str] = self._sources
         return sources.get(name, "default")
 
     def show(self, name: str) -> str:
-        """A value as text for people, without its secrets."""
+        """A setting's value as text for people, without secrets."""
         return SETTINGS[name].show(getattr(self, name))
 
     @property
     def directory(self) -> str:
-        """Where to work: the directory that `chdir` named when these settings were read.
+        """The directory to work in: the one that `chdir` led to when these settings were read.
 
-        All workers of a generation so have the same release, whatever becomes of a link meanwhile,
-        and one that replaces another after a roll-back has the old. Where that release is gone, the
-        link is followed anew.
+        All workers of a generation thus run the same release, even if a link in `chdir` changes
+        meanwhile, and workers started after a roll-back run the old release. If that directory has
+        been removed, this is the one that `chdir` leads to now.
         """
-        then: str = self._directory
-        return then if os.path.isdir(then) else os.path.realpath(self.chdir)
+        resolved: str = self._directory
+        return resolved if os.path.isdir(resolved) else os.path.realpath(self.chdir)
 
     @property
     def limits(self) -> Limits:
-        """The bounds that HTTP connections enforce."""
+        """The limits that HTTP connections enforce."""
         return Limits(
             request_line=self.limit_request_line or _NO_LIMIT,
             header_count=self.limit_request_fields or _NO_LIMIT,
@@ -179,23 +182,26 @@ class Settings:
 
     @property
     def worker_count(self) -> int:
-        """How many workers to run, as far as the settings alone tell.
+        """The number of workers to run, as far as the settings alone determine it.
 
-        `auto` with an app whose interface nobody has said counts a worker per CPU; whoever learns
-        the interface asks `worker_count_for`.
+        If the class depends on the app's interface and that isn't set, this assumes one worker per
+        CPU. Callers that know the class use `worker_count_for`.
         """
         known = self.worker_class != "auto" or self.interface != "auto"
         return self.worker_count_for(self.worker_class_for(self.interface) if known else "thread")
 
     def worker_count_for(self, worker_class: str) -> int:
-        """How many workers of this class to run."""
+        """The number of workers to run.
+
+        worker_class   their class: "sync", "thread", "async" or a dotted path
+        """
         workers: int | str = self.workers
         return workers if isinstance(workers, int) else auto_workers(self._cpus, worker_class)
 
     def worker_class_for(self, interface: str) -> str:
-        """The worker class for an app of this interface ("wsgi" or "asgi").
+        """The worker class for an app: "sync", "thread", "async", or the dotted path of a class.
 
-        "sync", "thread", "async", or the dotted path of a class.
+        interface   the app's interface: "wsgi" or "asgi"
         """
         chosen: str = self.worker_class
         if chosen == "auto":
@@ -204,16 +210,16 @@ class Settings:
 
     @property
     def thread_count(self) -> int:
-        """The threads that a `thread` or `async` worker runs a WSGI app in."""
+        """The number of threads in which a `thread` or `async` worker runs a WSGI app."""
         return _THREADS if self.source("threads") == "default" else int(self.threads)
 
     @property
     def keepalive_s(self) -> float:
-        """Seconds that an idle connection is kept; 0: not at all."""
-        return _KEEPALIVE if self.keepalive is None else float(self.keepalive)
+        """How long an idle connection is kept open, in seconds; 0: not at all."""
+        return _KEEPALIVE_S if self.keepalive is None else float(self.keepalive)
 
     def needs_restart(self, new: Settings) -> list[str]:
-        """The settings that differ in `new` and that a reload doesn't apply."""
+        """The names of the settings that differ in `new` but that a reload can't apply."""
         return [
             name
             for name, setting in SETTINGS.items()
@@ -227,15 +233,15 @@ def load_settings(
     directory: Path,
     report: Callable[[str], None] | None = None,
 ) -> Settings:
-    """Read every source.
+    """Read the settings from all sources.
 
-    flags       what the command line gives, as `servo.settings.flags.parse_flags` returns it
-    environ     the environment at start
+    flags       the command line's flags, as `servo.settings.flags.parse_flags` returns them
+    environ     the environment at the start
     directory   the directory that the server was started in; absolute
-    report      gets each line for the log too (`Settings.notes` has them with their level)
+    report      is called with the text of each of `Settings.notes`
 
-    Raises ConfigError: a file that can't be read, an unknown name, a bad value; UsageError where
-    the command line is to blame.
+    Raises ConfigError for a file that can't be read, an unknown name or an invalid value, and
+    UsageError for an invalid value on the command line.
     """
     notes: list[Note] = []
     environment = _environment_layer(environ, notes)
@@ -257,10 +263,13 @@ def load_settings(
 
 
 def take_secrets(environ: MutableMapping[str, str]) -> dict[str, str]:
-    """A copy of the environment to read settings from; the secrets among them leave `environ`.
+    """Copy the environment for reading settings, and remove the variables of secrets from it.
 
     Applications log their environment, pass it on to programs that they start, and show it on error
-    pages. Of os.environ the kernel's copy (/proc/PID/environ) is overwritten, too.
+    pages, so it must not have the secrets. For os.environ, the kernel's copy (/proc/PID/environ) is
+    overwritten, too.
+
+    environ   the environment to copy and clean
     """
     copy = dict(environ)
     for name, setting in SETTINGS.items():
@@ -283,14 +292,17 @@ def _wipe(variable: str) -> None:
 
 
 def drop_config_modules(settings: Settings) -> None:
-    """Forget the modules of the app's own path that the configuration file imported.
+    """Remove modules that the configuration file imported from `sys.modules`.
 
-    A worker calls this before it imports the app, or it would serve what the file had loaded when
-    the arbiter read it. Installed packages stay: they can't be stale, and may not load twice.
+    A worker calls this before it imports the app. Otherwise it would serve the modules in the state
+    in which the arbiter loaded them. Installed packages stay: they don't change with a deployment,
+    and some can't be loaded twice.
+
+    settings   the settings of the generation
     """
     if not settings.config_modules:
         return
-    import sysconfig  # not needed otherwise, and slow to find out
+    import sysconfig  # slow, and only needed here
 
     installed = {
         sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
@@ -324,12 +336,12 @@ def _environment_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[st
     services: list[str] = []
     for variable, text in environ.items():
         name = variable.removeprefix("SERVO_")
-        # Two underscores: what Servo's own processes tell each other.
+        # Servo's own processes use variables with two underscores (SERVO__…) between themselves.
         if name == variable or name.startswith("_") or name == "CMD_ARGS":
             continue
         source = f"environment {variable}"
         setting = canonical(name.lower())
-        if _is_services(variable, text, setting):
+        if _is_from_kubernetes(variable, text, setting):
             services.append(variable)
         elif setting is not None and name == name.upper():
             layer[setting] = Given(text, source, is_text=True)
@@ -343,12 +355,16 @@ def _environment_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[st
             )
     if services:
         shown = ", ".join(sorted(services))
-        notes.append(("debug", f"passing over Kubernetes' variables for services: {shown}"))
+        notes.append(("debug", f"ignoring Kubernetes' variables for services: {shown}"))
     return layer
 
 
-def _is_services(variable: str, text: str, setting: str | None) -> bool:
-    """Whether Kubernetes set it: for a service `servo-reuse` there is SERVO_REUSE_PORT, too."""
+def _is_from_kubernetes(variable: str, text: str, setting: str | None) -> bool:
+    """Whether Kubernetes has set a variable for a service.
+
+    Such a variable may have a setting's name: a service `servo-reuse` creates SERVO_REUSE_PORT. It
+    is the setting's if its text is a valid value.
+    """
     if not is_service_variable(variable, text):
         return False
     if setting is None:
@@ -361,7 +377,7 @@ def _is_services(variable: str, text: str, setting: str | None) -> bool:
 
 
 def _argument_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[str, Given]:
-    """The flags in SERVO_CMD_ARGS or, when that is absent, in GUNICORN_CMD_ARGS."""
+    """The flags in SERVO_CMD_ARGS or, if that isn't set, in GUNICORN_CMD_ARGS."""
     variable = "SERVO_CMD_ARGS" if "SERVO_CMD_ARGS" in environ else "GUNICORN_CMD_ARGS"
     text = environ.get(variable, "")
     if not text.strip():
@@ -419,14 +435,14 @@ def _merge(
             except ConfigError as error:
                 if not given.optional:
                     raise
-                notes.append(("warning", f"{error}; taken for a helper of the file's own"))
+                notes.append(("warning", f"{error}; ignoring it as a variable of the file's own"))
                 continue
             sources[name] = given.source
     base = directory / (values.get("chdir") or ".")
     if values.get("chdir") is None and not base.is_dir():
         raise ConfigError(f"the directory {base} no longer exists")
     for name, value in values.items():
-        with _blamed(sources[name]):
+        with _usage_errors(sources[name]):
             SETTINGS[name].check(value, sources[name], directory if name == "chdir" else base)
     values["chdir"] = str(without_dots(base))
     return Settings(
@@ -440,13 +456,13 @@ def _merge(
 
 
 def _read(name: str, given: Given) -> Any:
-    with _blamed(given.source):
+    with _usage_errors(given.source):
         return SETTINGS[name].read(given.value, given.source, is_text=given.is_text)
 
 
 @contextmanager
-def _blamed(source: str) -> Iterator[None]:
-    """A bad value on the command line is a UsageError."""
+def _usage_errors(source: str) -> Iterator[None]:
+    """Turn a ConfigError about a value on the command line into a UsageError."""
     try:
         yield
     except ConfigError as error:

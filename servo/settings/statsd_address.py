@@ -1,4 +1,4 @@
-"""Where a statsd server listens, as gunicorn has it: HOST:PORT, or unix://PATH."""
+"""The address of a statsd server, in gunicorn's form: HOST:PORT, or unix://PATH."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s\[\]:/]+))(?::([0-9]{1,5
 
 
 class StatsdAddress(ValueType):
-    """The text of an address, checked."""
+    """The address of a statsd server, as text."""
 
     metavar = "ADDRESS"
     valid = "HOST:PORT, or unix://PATH"
@@ -22,8 +22,11 @@ class StatsdAddress(ValueType):
 
 
 def split_statsd_address(text: str) -> str | tuple[str, int]:
-    """The path of a Unix socket, or host and port. Raises ValueError."""
-    # As in gunicorn, "unix:8125" is a host of that name.
+    """Split an address of a statsd server: the path of a Unix socket, or (host, port).
+
+    Raises ValueError.
+    """
+    # As in gunicorn, "unix:8125" is port 8125 of a host named "unix".
     if text.startswith("unix:") and not text.removeprefix("unix:").isdecimal():
         path = text.removeprefix("unix:").removeprefix("//")
         if not path or "\0" in path:

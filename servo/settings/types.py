@@ -1,7 +1,8 @@
-"""What a setting's value may be: how it is read from text, checked, and written back as text.
+"""The types of settings: how a value is read, checked, and written as text.
 
-Every type reads three things into one value: text (an environment variable, or a flag), and what a
-Python or TOML file holds. What it can't read raises ValueError; `valid` says what it could have.
+A type makes one value from text (of an environment variable or a flag) or from an object of a
+Python or TOML file. It raises ValueError for anything invalid; its attribute `valid` describes the
+valid values.
 """
 
 from __future__ import annotations
@@ -23,28 +24,34 @@ if TYPE_CHECKING:
 
 
 class ValueType:
-    """The base: one line of text, surrounding blanks dropped (as gunicorn does)."""
+    """The base class: one text. As in gunicorn, surrounding blanks are removed."""
 
     metavar = "TEXT"
     valid = "text"
     many = False  # a flag of this type may be repeated
 
     def from_text(self, text: str) -> Any:
-        """The value that this text means. Raises ValueError."""
+        """Make a value from text of the environment or of a flag. Raises ValueError."""
         return text.strip()
 
     def from_value(self, value: object) -> Any:
-        """The value that this object of a configuration file means. Raises ValueError."""
+        """Make a value from an object of a configuration file. Raises ValueError."""
         if isinstance(value, str):
             return self.from_text(value)
         raise ValueError("not text")
 
     def to_text(self, value: Any) -> str:
-        """Text that `from_text` reads as this value."""
+        """Write a value as text from which `from_text` makes an equal value."""
         return str(value)
 
     def check(self, value: Any, base: Path) -> None:
-        """Look at the world around the value; relative paths start at `base`. Raises ValueError."""
+        """Check a value against the system, for example that its file exists.
+
+        value   a value that `from_text` or `from_value` has returned
+        base    the directory that relative paths start at
+
+        Raises ValueError.
+        """
 
 
 class Text(ValueType):
@@ -52,12 +59,12 @@ class Text(ValueType):
 
 
 class MountPoint(ValueType):
-    """The path that an app is mounted at, as text ("/café") or percent-encoded ("/caf%C3%A9")."""
+    """The path that an app is mounted at: text ("/café") or percent-encoded ("/caf%C3%A9")."""
 
     metavar = "PATH"
     valid = (
-        "a path such as /app or /caf%C3%A9: it begins with a slash and has no ?, # or spaces"
-        " (%20 is one), and no empty, . or .. segments"
+        "a path such as /app or /caf%C3%A9 that begins with a slash and has no ?, no #, no space"
+        " (write %20), and no empty, . or .. segments"
     )
 
     _FORM = re.compile(r"(?:[^%?#\s\x00-\x1f\x7f]|%[0-9A-Fa-f]{2})*")
@@ -70,37 +77,42 @@ class MountPoint(ValueType):
         if not self._FORM.fullmatch(path):
             raise ValueError("can't be in a path; write a space as %20, a percent sign as %25")
         decoded = unquote(path, errors="strict")
-        decoded.encode()  # no surrogates: what the environment held was UTF-8
+        decoded.encode()  # raises for surrogates: the environment's text was not UTF-8
         first, *segments = decoded.split("/")
         if first or {"", ".", ".."}.intersection(segments) or not decoded.isprintable():
-            raise ValueError("no path")
+            raise ValueError("not a path")
         return text
 
 
 @dataclass(frozen=True)
 class Whole(ValueType):
-    """A whole number, or one of a few words."""
+    """A whole number, or one of a few keywords.
+
+    minimum    the least number
+    keywords   texts in lower case that are values, too
+    maximum    the greatest number; None: no limit
+    """
 
     minimum: int = 0
-    words: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
     maximum: int | None = None
     metavar = "N"
 
     @property
     def valid(self) -> str:  # type: ignore[override]
-        words = "".join(f' or "{word}"' for word in self.words)
+        keywords = "".join(f' or "{keyword}"' for keyword in self.keywords)
         if self.maximum is not None:
-            return f"a whole number from {self.minimum} to {self.maximum}{words}"
-        return f"a whole number, {self.minimum} or more{words}"
+            return f"a whole number from {self.minimum} to {self.maximum}{keywords}"
+        return f"a whole number, {self.minimum} or more{keywords}"
 
     def from_text(self, text: str) -> int | str:
-        word = text.strip().lower()
-        if word in self.words:
-            return word
+        plain = text.strip().lower()
+        if plain in self.keywords:
+            return plain
         try:
-            number = int(word)
+            number = int(plain)
         except ValueError:
-            number = int(word, 0)  # 0x…, 0o…: gunicorn reads them
+            number = int(plain, 0)  # gunicorn accepts 0x… and 0o…, too
         return self.from_value(number)
 
     def from_value(self, value: object) -> int | str:
@@ -114,7 +126,7 @@ class Whole(ValueType):
 
 
 class Seconds(ValueType):
-    """A time, as a float."""
+    """A time in seconds, as a float."""
 
     metavar = "SECONDS"
     valid = "a number of seconds, 0 or more"
@@ -129,7 +141,7 @@ class Seconds(ValueType):
             raise ValueError("not a number")
         if not (math.isfinite(value) and value >= 0):
             raise ValueError("out of range")
-        return float(value) + 0.0  # + 0.0: "-0" is 0
+        return float(value) + 0.0  # "-0" is 0.0, not -0.0
 
     def to_text(self, value: float) -> str:
         return repr(value).removesuffix(".0")
@@ -159,19 +171,19 @@ class Size(ValueType):
 
 
 class Switch(ValueType):
-    """On or off. Its flag comes as `--x` and `--no-x`."""
+    """On or off. Such a setting has the flags `--name` and `--no-name`."""
 
     metavar = ""
     valid = "true or false"
 
-    _WORDS = {
+    _VALUES = {
         **dict.fromkeys(("true", "yes", "on", "1", "y"), True),
         **dict.fromkeys(("false", "no", "off", "0", "n"), False),
     }
 
     def from_text(self, text: str) -> bool:
         try:
-            return self._WORDS[text.strip().lower()]
+            return self._VALUES[text.strip().lower()]
         except KeyError:
             raise ValueError("neither true nor false") from None
 
@@ -184,7 +196,12 @@ class Switch(ValueType):
 
 @dataclass(frozen=True)
 class Choice(ValueType):
-    """One of a few words. `aliases` are other words (and booleans, as words) for them."""
+    """One of a few texts.
+
+    options   the valid values, in lower case
+    aliases   other texts, and the values that they mean; "true" and "false" stand for booleans, too
+    name      the placeholder for `--help`; "" shows the options
+    """
 
     options: tuple[str, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -199,11 +216,11 @@ class Choice(ValueType):
         return "one of " + ", ".join(self.options)
 
     def from_text(self, text: str) -> str:
-        word = text.strip().lower()
-        word = self.aliases.get(word, word)
-        if word not in self.options:
+        option = text.strip().lower()
+        option = self.aliases.get(option, option)
+        if option not in self.options:
             raise ValueError("not one of them")
-        return word
+        return option
 
     def from_value(self, value: object) -> str:
         return self.from_text(str(value) if isinstance(value, bool) else super().from_value(value))
@@ -211,11 +228,13 @@ class Choice(ValueType):
 
 @dataclass(frozen=True)
 class TextList(ValueType):
-    """Several texts: a repeated flag, a list in a file, and commas (or a JSON array) in text.
+    """Several texts: a repeated flag, a list in a file, or in text a JSON array or comma list.
 
-    commas   whether commas split what one flag, or one text in a file, holds
-    item     reads one of them; raises ValueError
-    each     what each of them is, as far as `check` goes
+    metavar   the placeholder for `--help`
+    valid     describes the valid values
+    commas    whether commas also split the text of one flag, or one text in a file
+    item      checks one text and returns it in its final form; raises ValueError
+    each      a type whose `check` applies to each text; None: there is nothing to check
     """
 
     metavar: str = "TEXT"
@@ -234,7 +253,7 @@ class TextList(ValueType):
         if text.lstrip().startswith("["):
             try:
                 parsed = json.loads(text)
-            except ValueError:  # an IPv6 address starts with a bracket, too
+            except ValueError:  # not JSON: an IPv6 address, too, starts with a bracket
                 parsed = None
             if isinstance(parsed, list):
                 return self._items(parsed)
@@ -269,7 +288,7 @@ class TextList(ValueType):
 class Table(ValueType):
     """A dictionary: a dict in Python, a table in TOML, a JSON object as text.
 
-    of_text   keys and values must be texts
+    of_text   whether keys and values must be texts
     """
 
     of_text: bool = False
@@ -291,7 +310,8 @@ class Table(ValueType):
         return dict(value)
 
     def to_text(self, value: dict[str, Any]) -> str:
-        # What only Python can say (a formatter's class, say) is shown, not read back.
+        # Objects of a Python file that JSON can't express, such as a formatter's class, are shown
+        # by their repr, which can't be read back.
         return json.dumps(value, ensure_ascii=False, default=repr)
 
 
@@ -306,7 +326,7 @@ class Directory(ValueType):
 
     def check(self, value: str, base: Path) -> None:
         if not os.path.isdir(base / value):
-            raise ValueError("no such directory, or none that may be looked into")
+            raise ValueError("no such directory, or no permission to search it")
 
 
 class File(Directory):
@@ -317,17 +337,17 @@ class File(Directory):
 
     def check(self, value: str, base: Path) -> None:
         if not os.path.isfile(base / value):
-            raise ValueError("no such file, or none that may be looked at")
+            raise ValueError("no such file, or no permission to look for it")
 
 
 class Input(Directory):
-    """A file that whoever opens it looks for, and says what is wrong with."""
+    """A file to read. The code that opens it reports a missing or unusable file."""
 
     metavar = "FILE"
     valid = "the path of a file"
 
     def check(self, value: str, base: Path) -> None:
-        """Not here."""
+        """Check nothing: whether the file can be used shows when it is opened."""
 
 
 class Output(Directory):
@@ -337,25 +357,28 @@ class Output(Directory):
     valid = "the path of a file"
 
     def check(self, value: str, base: Path) -> None:
-        """It may come into being later."""
+        """Check nothing: the file may be created later."""
 
 
 @dataclass(frozen=True)
 class Account(ValueType):
-    """A user or a group: a number, or a name that the system knows."""
+    """A user or a group, as its number; text may name it.
+
+    lookup   returns the number for a name; raises KeyError
+    """
 
     lookup: Callable[[str], int]
     metavar = "NAME"
-    valid = "a number or a name that this system knows"
+    valid = "a number, or a name that exists on this system"
 
     def from_text(self, text: str) -> int:
-        word = text.strip()
-        if word.isdecimal():
-            return int(word)
+        name = text.strip()
+        if name.isdecimal():
+            return int(name)
         try:
-            return self.lookup(word)
+            return self.lookup(name)
         except KeyError:
-            raise ValueError("unknown") from None
+            raise ValueError("no such name") from None
 
     def from_value(self, value: object) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
@@ -364,27 +387,27 @@ class Account(ValueType):
 
 
 def user() -> Account:
-    """A user of this system."""
+    """The type of a user of this system."""
     return Account(lambda name: pwd.getpwnam(name).pw_uid)
 
 
 def group() -> Account:
-    """A group of this system."""
+    """The type of a group of this system."""
     return Account(lambda name: grp.getgrnam(name).gr_gid)
 
 
 class Mode(ValueType):
-    """Permission bits. Text is octal when it starts with 0, as in a shell."""
+    """Permission bits. As in a shell, text is octal if it starts with 0."""
 
     metavar = "MODE"
     valid = "permission bits, such as 0o022 or 0022"
 
     def from_text(self, text: str) -> int:
-        word = text.strip().lower()
-        if word.isdecimal() and word[0] != "0":
-            raise ValueError("meant as octal digits? Then they begin with 0")
-        octal = len(word) > 1 and word[0] == "0" and word[1].isdecimal()
-        return self.from_value(int(word, 8 if octal else 0))
+        digits = text.strip().lower()
+        if digits.isdecimal() and digits[0] != "0":
+            raise ValueError("octal digits must begin with 0")
+        octal = len(digits) > 1 and digits[0] == "0" and digits[1].isdecimal()
+        return self.from_value(int(digits, 8 if octal else 0))
 
     def from_value(self, value: object) -> int:
         if isinstance(value, str):
@@ -398,15 +421,20 @@ class Mode(ValueType):
 
 
 def network(text: str) -> str:
-    """An address or a network as it is written; `*` is everybody, `unix` a Unix socket's peer."""
-    word = text.strip()
-    if word not in ("*", "unix"):
-        ipaddress.ip_network(word)
-    return word
+    """Check an address or a network and return its text without surrounding blanks.
+
+    text   an address, a network, `*` (all peers) or `unix` (peers on Unix sockets)
+
+    Raises ValueError.
+    """
+    plain = text.strip()
+    if plain not in ("*", "unix"):
+        ipaddress.ip_network(plain)
+    return plain
 
 
 def assignment(text: str) -> str:
-    """A `NAME=value` pair."""
+    """Check a `NAME=value` pair and return it without surrounding blanks. Raises ValueError."""
     name, equals, _ = text.strip().partition("=")
     if not (name and equals):
         raise ValueError("not NAME=value")

@@ -1,9 +1,9 @@
-"""The directory that the server works in, by the name that people know it by.
+"""The directory that the server works in, by the path that its user chose, links included.
 
-Releases are often deployed as directories with a link `current` to one of them: the link is
-switched, and a reload is to serve what it names now. The kernel knows a process's directory as the
-directory itself, whatever link led there, so what `getcwd` says stays the old release for as long
-as the process lives. A shell keeps the way it came in $PWD.
+Releases are often deployed as directories, with a link `current` to one of them. A deployment
+switches the link, and a reload must serve the release that it names now. The kernel knows a
+process's working directory only as the directory itself, so `getcwd` names the old release for as
+long as the process lives. $PWD, which shells set, has the path with its links.
 """
 
 from __future__ import annotations
@@ -18,22 +18,30 @@ if TYPE_CHECKING:
 
 
 def started_in(environ: Mapping[str, str]) -> Path:
-    """The current directory: $PWD where that is a way to it, else what the kernel says.
+    """The current directory: $PWD if that names it, else the kernel's path.
 
-    The variable may be anything: another directory's, since a program was started in `cwd` by its
-    parent, or a relative path. POSIX (`pwd -L`) allows neither `.` nor `..` in it.
+    $PWD can't be trusted: a parent that isn't a shell may start a program in another directory
+    without setting it, and it may be relative. POSIX (`pwd -L`) allows neither `.` nor `..` in it.
 
-    Raises FileNotFoundError where the current directory has been removed.
+    environ   the environment at the start
+
+    Raises FileNotFoundError if the current directory has been removed.
     """
-    kernels = Path.cwd()
-    shells = environ.get("PWD", "")
-    if not os.path.isabs(shells) or {".", ".."}.intersection(shells.split("/")):
-        return kernels
-    return Path(shells) if _is_same(shells, kernels) else kernels
+    physical = Path.cwd()
+    logical = environ.get("PWD", "")
+    if not os.path.isabs(logical) or {".", ".."}.intersection(logical.split("/")):
+        return physical
+    return Path(logical) if _is_same(logical, physical) else physical
 
 
 def without_dots(path: Path) -> Path:
-    """An absolute path without `..`, its links kept, unless a `..` goes back over one of them."""
+    """Remove `..` from an absolute path.
+
+    Links are kept unless a `..` follows one of them: there, removing both parts would name another
+    directory, so all links are resolved.
+
+    path   an absolute path
+    """
     plain = Path(os.path.normpath(path))
     return plain if _is_same(plain, path) else path.resolve()
 
@@ -41,13 +49,17 @@ def without_dots(path: Path) -> Path:
 def _is_same(one: str | Path, other: Path) -> bool:
     try:
         return os.path.samefile(one, other)
-    except (OSError, ValueError):  # no such directory, or no path: it has a NUL
+    except (OSError, ValueError):  # ValueError: the path has a NUL
         return False
 
 
 @contextmanager
 def working_in(directory: str) -> Iterator[None]:
-    """Be in a directory for a moment, and then where one was, though that may be removed by now.
+    """Change the working directory for the duration of a `with` block.
+
+    Afterwards the process is back in its old directory, even if that has been removed meanwhile.
+
+    directory   the directory to change to
 
     Raises OSError.
     """

@@ -45,7 +45,7 @@ fairer.""",
     ),
     Setting(
         name="workers",
-        type=Whole(1, words=("auto",)),
+        type=Whole(1, keywords=("auto",)),
         default=1,
         default_from=DefaultFrom("WEB_CONCURRENCY", "$WEB_CONCURRENCY"),
         flags=("-w", "--workers"),

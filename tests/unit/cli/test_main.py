@@ -203,7 +203,7 @@ def test_check_config(
         (("shop:app", "-b", "host:port:x"), 2, "(flag --bind)"),
         (("shop:app", "--metrics-bind", "no where"), 2, "(flag --metrics-bind)"),
         (("shop:app", "-c", "python:nosuch"), 1, "nosuch"),
-        (("shop:app", "-c", "x" * 300), 1, "can't be looked for: File name too long"),
+        (("shop:app", "-c", "x" * 300), 1, ": File name too long"),
         (("x" * 300 + ".py",), 4, "can't be looked for: File name too long"),
         (("shop:app", "--reload-dir", "nosuch"), 2, "existing directories"),
         (("asgi:app", "-k", "sync"), 3, "asgi:app is an ASGI application, and worker class 'sync'"),

@@ -126,7 +126,7 @@ def test_gunicorns_settings_without_counterpart(tmp_path: Path) -> None:
     assert note == (
         "warning",
         "gunicorn's preload_app (servo.toml:1) has no counterpart here: "
-        "not yet; each worker imports the app for itself",
+        "preloading is not supported yet; each worker imports the app",
     )
 
 
@@ -135,16 +135,19 @@ def test_gunicorns_settings_without_counterpart(tmp_path: Path) -> None:
     [
         ("\nwrokers = 2\n", r"no setting wrokers \(servo\.toml:2\); did you mean workers\?"),
         ("worker-class = 'sync'\n", r"worker-class \(servo\.toml:1\); did you mean worker_class\?"),
-        ("[tool.servo]\nworkers = 1\n", r"no setting tool \(servo\.toml:1\); .* at the top, in no"),
+        ("[tool.servo]\nworkers = 1\n", r"no setting tool \(servo\.toml:1\); .* at the top"),
         (
             "[servo]\nworkers = 1\n",
-            r"no setting servo \(servo\.toml:1\); .* at the top, in no table",
+            r"no setting servo \(servo\.toml:1\); .* at the top, outside any table",
         ),
         ("[secure_scheme_header]\nX = '1'\n", r"did you mean secure_scheme_headers\?"),
         ("workers = = 2\n", r"servo\.toml can't be read: .*line 1"),
         ("on_exit = 'x.y'\n", r"on_exit is a hook \(servo\.toml:1\); hooks need a Python file"),
-        ("config = 'other.toml'\n", r"config can't stand in a file \(servo\.toml:1\); use a flag"),
-        ("check_config = true\n", r"check_config can't stand in a file"),
+        (
+            "config = 'other.toml'\n",
+            r"config is not allowed in a file \(servo\.toml:1\); use a flag",
+        ),
+        ("check_config = true\n", r"check_config is not allowed in a file"),
     ],
 )
 def test_mistakes_in_toml(tmp_path: Path, text: str, says: str) -> None:
@@ -153,7 +156,9 @@ def test_mistakes_in_toml(tmp_path: Path, text: str, says: str) -> None:
 
 
 def test_a_table_too_deep_in_pyproject(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no setting workers_too .* in \[tool\.servo\] itself"):
+    with pytest.raises(
+        ConfigError, match=r"no setting workers_too .* directly into \[tool\.servo\]"
+    ):
         read(tmp_path, "[tool.servo.workers_too]\nthreads = 1\n", "pyproject.toml")
 
 
@@ -244,12 +249,14 @@ workers = WORKERS
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("worker = 2\n", "worker (servo.conf.py:1) is no setting; did you mean workers?"),
-        ("log_level = ''\n", "log_level (servo.conf.py:1) is no setting; did you mean loglevel?"),
-        ("def on_startin(server): ...\n", "on_startin (servo.conf.py:1) is no setting; "
+        ("worker = 2\n", "worker (servo.conf.py:1) is not a setting; did you mean workers?"),
+        ("log_level = ''\n", "log_level (servo.conf.py:1) is not a setting; "
+         "did you mean loglevel?"),
+        ("def on_startin(server): ...\n", "on_startin (servo.conf.py:1) is not a setting; "
          "did you mean on_starting?"),
-        ("preload = True\n", "preload (servo.conf.py:1) is no setting; did you mean preload_app?"),
-        ("log_file = '-'\n", "log_file (servo.conf.py:1) is no setting; did you mean errorlog?"),
+        ("preload = True\n", "preload (servo.conf.py:1) is not a setting; "
+         "did you mean preload_app?"),
+        ("log_file = '-'\n", "log_file (servo.conf.py:1) is not a setting; did you mean errorlog?"),
     ],
 )  # fmt: skip
 def test_near_misses_are_warned_of(tmp_path: Path, text: str, says: str) -> None:
@@ -260,7 +267,7 @@ def test_near_misses_are_warned_of(tmp_path: Path, text: str, says: str) -> None
 
 def test_a_near_miss_beside_the_setting(tmp_path: Path) -> None:
     content = read(tmp_path, "workers = 2\nworkrs = 3\nTIMEOUT = 5\ntimeout = 6\n")
-    says = "workrs (servo.conf.py:2) is no setting; did you mean workers?"
+    says = "workrs (servo.conf.py:2) is not a setting; did you mean workers?"
     assert content.notes == [("warning", says)]
 
 

@@ -111,8 +111,8 @@ def test_its_flag_is_none_of_ours(name: str) -> None:
         ("log_config", "'x'", "; did you mean logconfig?"),
         ("pid_path", "'x'", "; did you mean pidfile?"),
         ("read_timeout", "5", "; use header_timeout (and body_timeout)"),
-        ("quic_bind", "'x'", ": HTTP/3 is not spoken; let the proxy or CDN speak it"),
-        ("http1_settings", "{a = 1}", ": each of them is a setting of its own (limit_request_…)"),
+        ("quic_bind", "'x'", ": Servo doesn't speak HTTP/3; let a proxy or CDN speak it"),
+        ("http1_settings", "{a = 1}", ": use the separate settings limit_request_…"),
     ],
 )
 def test_a_file_written_for_a_peer(tmp_path: Path, name: str, value: str, says: str) -> None:
@@ -126,10 +126,13 @@ def test_a_python_file_written_for_a_peer(tmp_path: Path) -> None:
     text = "debug = True\nkeep_alive_timeout = 5\nkeep_alive_max_requests = 5\ndef host(): ...\n"
     (tmp_path / "hypercorn.py").write_text(text + "pid_path = 'x'\nprint(pid_path)\n")
     assert read_config("file:hypercorn.py", [tmp_path]).notes == [
-        ("warning", "keep_alive_timeout (hypercorn.py:2) is no setting; did you mean keepalive?"),
         (
             "warning",
-            "keep_alive_max_requests (hypercorn.py:3) is no setting; "
+            "keep_alive_timeout (hypercorn.py:2) is not a setting; did you mean keepalive?",
+        ),
+        (
+            "warning",
+            "keep_alive_max_requests (hypercorn.py:3) is not a setting; "
             "did you mean keepalive_requests?",
         ),
     ]
@@ -140,7 +143,7 @@ def test_a_python_file_written_for_a_peer(tmp_path: Path) -> None:
     [
         ("SERVO_KEEP_ALIVE_TIMEOUT", "; did you mean SERVO_KEEPALIVE?"),
         ("SERVO_PORT", "; use SERVO_BIND=HOST:PORT"),
-        ("SERVO_QUIC_BIND", ": HTTP/3 is not spoken; let the proxy or CDN speak it"),
+        ("SERVO_QUIC_BIND", ": Servo doesn't speak HTTP/3; let a proxy or CDN speak it"),
     ],
 )
 def test_a_variable_named_for_a_peer(tmp_path: Path, variable: str, says: str) -> None:
@@ -159,7 +162,7 @@ def test_a_variable_named_for_a_peer(tmp_path: Path, variable: str, says: str) -
         ("--app-dir", "; use --pythonpath (or chdir)"),
         ("--factory", ": name the app as module:factory()"),
         ("--access-log", "; use --access-logfile -"),
-        ("--no-access-log", ": the access log is off unless asked for; leave it out"),
+        ("--no-access-log", ": the access log is off by default; leave it out"),
     ],
 )
 def test_a_flag_of_a_peer(flag: str, says: str) -> None:

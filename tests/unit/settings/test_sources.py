@@ -129,7 +129,7 @@ def test_variables_of_kubernetes_are_passed_over_in_one_line(tmp_path: Path) -> 
     settings = load(tmp_path, environ=environ)
     assert settings.workers == 3
     shown = "SERVO_BIND_SERVICE_PORT, SERVO_WORKERS_PORT, SERVO_WORKERS_SERVICE_HOST"
-    text = f"passing over Kubernetes' variables for services: {shown}"
+    text = f"ignoring Kubernetes' variables for services: {shown}"
     assert settings.notes == (("debug", text),)
 
 

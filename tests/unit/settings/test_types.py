@@ -29,7 +29,7 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
     kind = setting.type
     if isinstance(kind, types.Whole):
         numbers = st.integers(min_value=kind.minimum, max_value=kind.maximum)
-        return numbers | st.sampled_from(kind.words or (kind.minimum,))
+        return numbers | st.sampled_from(kind.keywords or (kind.minimum,))
     if isinstance(kind, types.Choice):
         return st.sampled_from(kind.options)
     if isinstance(kind, types.TextList):
@@ -89,7 +89,7 @@ def test_the_default_is_a_valid_value(setting: Setting) -> None:
     [
         (types.Whole(), "0x10", 16),
         (types.Whole(), " 010 ", 10),
-        (types.Whole(words=("auto",)), "AUTO", "auto"),
+        (types.Whole(keywords=("auto",)), "AUTO", "auto"),
         (types.Seconds(), "1.5", 1.5),
         (types.Seconds(), "-0", 0.0),
         (types.Size(), "10m", 10 << 20),
