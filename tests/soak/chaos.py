@@ -1,13 +1,14 @@
-"""Chaos: clients of many kinds, an operator who does anything at any time, and processes that die.
+"""Chaos: clients of many kinds, a random operator, and processes that die.
 
 Three servers, one of each class, are loaded for a given time. Meanwhile a random operator deploys
 good and broken releases, scales, restarts workers and rotates logs, and faults kill or stop
-workers. Every answer is checked. A lost request is excused only if its connection was held by a
-worker that was killed: the worker is stopped first, the sockets that it holds are listed from /proc
-(it can't accept another one meanwhile), and only then is it killed.
+workers. Every answer is checked. A lost request is excused only if a killed worker held
+its connection. To know that, the run first stops the worker, then lists its sockets from /proc (a
+stopped worker can't accept another one), and only then kills it.
 
-Each server has settled before the load begins and after it has ended. Between the two nothing may
-have been added: descriptors by kind, zombies, processes, files of sockets; memory, within limits.
+The run looks at each server before the load and after it, both times when the server has settled.
+In between, it may not have gained descriptors of any kind, zombies, processes or socket files, and
+its memory may have grown only within limits.
 """
 
 from __future__ import annotations

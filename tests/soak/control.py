@@ -19,7 +19,7 @@ GROWTH_LIMIT_BYTES = 48 << 20
 
 
 def hostile_callers(directory: Path, seconds: float, problems: list[str]) -> dict[str, float]:
-    """How long good commands take beside them, while the server serves, reloads and scales."""
+    """How long valid commands take beside hostile callers, while the server reloads and scales."""
     releases.deploy(directory, releases.good("sync", "one"))
     server = Server("release:app", "-w", "2", cwd=directory).start()
     took: list[float] = []
@@ -35,7 +35,7 @@ def hostile_callers(directory: Path, seconds: float, problems: list[str]) -> dic
         server.wait_ready(2)
         before = most = memory(server.pid)
         with Hostile(control_path(server)) as hostile:
-            wait_for(lambda: hostile.rounds > 20, "the siege")
+            wait_for(lambda: hostile.rounds > 20, "the hostile callers")
             end = time.monotonic() + seconds
             while time.monotonic() < end:
                 for _ in range(20):
@@ -50,7 +50,7 @@ def hostile_callers(directory: Path, seconds: float, problems: list[str]) -> dic
     finally:
         server.kill_all()
     if max(took) > ANSWER_LIMIT_S:
-        problems.append(f"control: a good command took {max(took) * 1e3:.0f} ms")
+        problems.append(f"control: a valid command took {max(took) * 1e3:.0f} ms")
     if most - before > GROWTH_LIMIT_BYTES:
         problems.append(f"control: the arbiter grew by {(most - before) / 1e6:.0f} MB")
     hundredths = statistics.quantiles(took, n=100)
@@ -69,13 +69,17 @@ def true_lists(directory: Path, seconds: float, problems: list[str]) -> dict[str
     app = f"{APPS / 'wsgi_app.py'}:app"
     server = Server(app, *("-k", "thread", "-w", "3", "--graceful-timeout", "5"), cwd=directory)
     server.start()
-    looks = 0
+    comparisons = 0
     try:
         server.wait_ready(3)
-        looks = check_list(server, random.Random(3), seconds)
+        comparisons = check_list(server, random.Random(3), seconds)
         server.stop()
     except AssertionError as error:
         problems.append(f"control, the list of workers: {error}")
     finally:
         server.kill_all()
-    return {"seconds": seconds, "looks": looks, "workers forked": server.log().count("is booting")}
+    return {
+        "seconds": seconds,
+        "comparisons": comparisons,
+        "workers forked": server.log().count("is booting"),
+    }

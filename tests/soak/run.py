@@ -4,9 +4,9 @@
     make soak ARGS="--reloads 5 --import-s 1"   smaller
     make soak ARGS="--only slow_clients"        a part
 
-Fails on any lost request, on a gap without an answer of 100 ms or more, and where slow clients more
-than double the 99th percentile of normal ones. What it measured goes to
-docs/soak.json and docs/soak.md.
+A run fails if a request is lost, if no response arrives for 100 ms or more, or if slow clients more
+than double the 99th percentile of normal clients. The measurements go to docs/soak.json and
+docs/soak.md.
 """
 
 from __future__ import annotations
@@ -95,7 +95,10 @@ def main() -> int:
             print(f"http2_floods: {json.dumps(rows)}", flush=True)
     if options.only in (None, "control"):
         record["control"] = {}
-        for name, measure in {"hostile callers": hostile_callers, "turmoil": true_lists}.items():
+        for name, measure in {
+            "hostile callers": hostile_callers,
+            "random commands": true_lists,
+        }.items():
             with tempfile.TemporaryDirectory(prefix="servo-soak-") as directory:
                 record["control"][name] = measure(Path(directory), CONTROL_S, problems)
             print(f"control, {name}: {json.dumps(record['control'][name])}", flush=True)
@@ -118,14 +121,20 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--reloads", type=int, default=20)
-    parser.add_argument("--import-s", type=float, default=2.0, help="what the app's import takes")
+    parser.add_argument(
+        "--import-s", type=float, default=2.0, help="seconds that the app's import takes"
+    )
     parser.add_argument("--slow", type=int, default=2000, help="slow clients of each kind")
     parser.add_argument("--idle", type=int, default=10_000, help="idle connections")
-    parser.add_argument("--only", choices=PARTS, help="measure this part; keep the rest as it was")
+    parser.add_argument(
+        "--only", choices=PARTS, help="measure only this part; keep the other figures"
+    )
     parser.add_argument("--classes", default=",".join(CLASSES))
     parser.add_argument("--save", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--seconds", type=float, default=1800.0, help="of the chaos run")
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="of its chance")
+    parser.add_argument("--seconds", type=float, default=1800.0, help="length of the chaos run")
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(1 << 30), help="its random seed"
+    )
     options = parser.parse_args()
     options.seconds = max(10.0, min(options.seconds, 7200.0))
     options.reloads = max(1, min(options.reloads, 100))
@@ -171,7 +180,7 @@ def reloads(
 
 
 def stop_under_load(server: Server) -> list[object]:
-    """The requests that were wholly sent before TERM and got no answer."""
+    """The failed requests that had been sent completely before TERM."""
     with Load(server.port, {"raw-kept": 2, "raw-fresh": 2}, "/?s=0.05") as load:
         load.wait_answers(100)
         asked_at = time.monotonic()
@@ -200,7 +209,7 @@ def slow_clients(
                         client = stack.enter_context(_connect(server, kind == "never reading"))
                         client.sendall(beginning)
                     rounds[kind].append(_latency(server, f"{worker_class}, {kind}", problems))
-                # What is left of them, it sees before the next round.
+                # Let the server notice the closed connections before the next round.
                 time.sleep(1.0)
             for name in ("p50_ms", "p99_ms"):
                 alone, beside = (
@@ -227,7 +236,7 @@ def _latency(server: Server, what: str, problems: list[str]) -> dict[str, float]
 def idle_connections(
     directory: Path, worker_class: str, options: argparse.Namespace, problems: list[str]
 ) -> dict[str, float]:
-    """The memory of a worker with connections that have asked once and keep still."""
+    """The memory of a worker with connections that have had one response and send nothing."""
     request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     server = _start(directory, worker_class, options.idle + 100, {})
     try:
@@ -261,7 +270,7 @@ def _start(
         f"{APPS / module}.py:app",
         *flags,
         *("-w", "1", "--worker-connections", str(connections)),
-        # Nothing of what is held may end meanwhile.
+        # No held connection may end during the measurement.
         *("--header-timeout", "600", "--body-timeout", "600", "--send-timeout", "600"),
         *("--keep-alive", "600"),
         cwd=directory,
@@ -300,59 +309,63 @@ def markdown(record: dict[str, dict[str, dict[str, float]]], options: argparse.N
         "",
         "# Soak",
         "",
-        f"`make soak` on {now}, CPython {platform.python_version()}, {os.cpu_count()} cores, the"
-        " load generator on the same ones.",
+        f"`make soak` measured this on {now} with CPython {platform.python_version()} on"
+        f" {os.cpu_count()} cores, shared with the load generator.",
         "",
     ]
     sections = {
         "reloads": (
             f"{options.reloads} reloads of an app that takes {options.import_s:g} s to import",
-            "Then six changes of the number of workers, and a stop; kept-alive and fresh"
-            " connections all the time. A failure is a refused, reset or cut connection, or any"
-            " status but 200.",
+            "After the reloads come six changes of the number of workers, and a stop. Clients use"
+            " kept and fresh connections all the time. A failure is a connection that is refused,"
+            " reset or cut off, or a status other than 200.",
         ),
         "slow_clients": (
             f"{options.slow:,} slow clients",
-            "The latency of normal requests to one worker, beside so many connections that have"
-            " sent half a head, half a body or nothing, or have asked for a file of 8 MB and never"
-            f" read; and alone, in turns ({ROUNDS} each, the median counts).",
+            "The table shows the latency of normal requests to one worker. Meanwhile, the slow"
+            " clients have sent half a head, half a body or nothing, or have requested a file of"
+            " 8 MB and never read it. Rounds with and without them (alone) alternate; the figures"
+            f" are medians of {ROUNDS} rounds each.",
         ),
         "idle_connections": (
             f"{options.idle:,} idle connections",
-            "What the resident memory of one worker grows by, for each connection that has been"
-            " answered once and keeps still; and the latency of normal requests beside them.",
+            "The table shows by how much the resident memory of one worker grows for each"
+            " connection that has had one response and then sends nothing, and the latency of"
+            " normal requests meanwhile.",
         ),
         "websockets": (
             "WebSockets through rolling reloads",
-            "Each has just sent five messages when the reload is asked for, gets them answered,"
-            " then 1012, and connects again; the time is for all of them, the longest of the"
-            " reloads.",
+            "Each client has just sent five messages when the reload starts. It gets the answers,"
+            " then 1012, and connects again. The time is that until all clients are connected"
+            " again, in the slowest reload.",
         ),
     }
     sections["http2_floods"] = (
         "Floods over HTTP/2",
-        "The latency of normal requests to one worker, beside a client that sends what does no"
-        " good as fast as it can until the connection is ended, and comes again after"
-        f" {PAUSE_S * 1000:g} ms; and alone, in turns ({ROUNDS} each, the median counts).",
+        "The table shows the latency of normal requests to one worker. Meanwhile, a client sends"
+        " one kind of flood as fast as it can until its connection is closed, and connects again"
+        f" after {PAUSE_S * 1000:g} ms. Rounds with and without it (alone) alternate; the figures"
+        f" are medians of {ROUNDS} rounds each.",
     )
     sections["control"] = (
         "The control socket",
-        "How long good commands take beside 100 connections that send garbage, half lines and"
-        " endless ones and never read, while the server serves, reloads and scales; and how often"
-        f" the list of workers was compared with the processes that there were, in {CONTROL_S:g} s"
-        " of random concurrent reloads, scalings, restarts and kills.",
+        "The first column shows the duration of valid commands while 100 other connections send"
+        " garbage, half lines and endless lines, and never read, and while the server serves,"
+        " reloads and scales. In the second, random reloads, scalings, restarts and kills run at"
+        f" the same time for {CONTROL_S:g} s; it counts how often the list of workers was compared"
+        " with the processes that existed.",
     )
     run = record.get("chaos_run", {}).get("run", {"seconds": 0.0, "seed": 0})
     sections["chaos"] = (
         f"Chaos for {run['seconds'] / 60:g} minutes",
-        "One server of each class with 2 to 4 workers, clients of many kinds (kept, fresh and"
-        " pipelined connections, chunked uploads, downloads, slow readers, and for `async`, over"
-        " TLS, event streams, WebSockets and httpx over HTTP/2), a random operator who deploys good"
-        " and broken releases, scales, restarts and reopens logs, and faults that kill and stop"
-        " workers. Each answer is checked. A request counts as one of a killed worker only if that"
-        " worker held its connection, by /proc, when it was stopped for good. The settled server is"
-        " compared with itself before the load: descriptors by kind, zombies, processes, and the"
-        f" list of workers. Seed {run['seed']}.",
+        "The run has one server of each class with 2 to 4 workers, and clients of many kinds:"
+        " kept, fresh and pipelined connections, chunked uploads, downloads, slow readers, and for"
+        " `async`, over TLS, event streams, WebSockets and httpx over HTTP/2. A random operator"
+        " deploys good and broken releases, scales, restarts and reopens logs. Faults kill and stop"
+        " workers. The clients check each response. A request counts as one of a killed worker only"
+        " if /proc showed that this worker held its connection when it was stopped for good. After"
+        " the load, the server's descriptors by kind, zombies, processes and list of workers are"
+        f" compared with those before the load. The seed was {run['seed']}.",
     )
     for part, (title, text) in sections.items():
         if record.get(part):
@@ -361,7 +374,7 @@ def markdown(record: dict[str, dict[str, dict[str, float]]], options: argparse.N
 
 
 def table(rows: dict[str, dict[str, float]]) -> list[str]:
-    """Worker classes as columns."""
+    """The lines of a Markdown table; `rows` become its columns, such as the worker classes."""
     names = list(rows)
     measures = list(dict.fromkeys(measure for row in rows.values() for measure in row))
     return [
