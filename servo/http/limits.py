@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+# Seconds that a lingering close waits for the client: the server has closed its side of the
+# connection, and reads and drops what still comes, until the client closes its side as well. A
+# full close with unread bytes would reset the connection, and the client might lose the response
+# that it has not read yet (RFC 9112 section 9.6). nginx's lingering_timeout is 5 s.
+LINGER_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from wsgiref.handlers import format_date_time
 
 from servo.http.errors import LocalProtocolError
@@ -53,7 +53,8 @@ _NEVER_CACHED = frozenset(
 )
 _LINES_BOUND = 1024
 _VALUES_BOUND = 32
-_LINE_LENGTH_BOUND = 512
+# Bytes of a line; longer lines are not cached.
+LINE_LENGTH_BOUND: Final = 512
 _LENGTHS_BOUND = 4096
 _STATUSES_BOUND = 256
 
@@ -276,7 +277,7 @@ def _known_line(item: HeaderItem) -> bytes | None:
 
 def _remember(item: HeaderItem, name: bytes, line: bytes) -> None:
     count = _VALUES.get(name, 0)
-    if count >= _VALUES_BOUND or len(line) > _LINE_LENGTH_BOUND or not _is_key(item):
+    if count >= _VALUES_BOUND or len(line) > LINE_LENGTH_BOUND or not _is_key(item):
         return
     if len(LINES) >= _LINES_BOUND or len(_VALUES) >= _LINES_BOUND:
         LINES.clear()

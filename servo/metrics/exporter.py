@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-TICK_S = 1.0
+EXPORT_INTERVAL_S = 1.0
 # Scrapes within this time get the same text, so that frequent scrapes cost little.
 CACHE_S = 0.25
 
@@ -77,7 +77,7 @@ def export(setup: ExporterSetup) -> int:
     while not ended:
         server.turn(max(next_tick - time.monotonic(), 0.0))
         if time.monotonic() >= next_tick:
-            next_tick = time.monotonic() + TICK_S
+            next_tick = time.monotonic() + EXPORT_INTERVAL_S
             server.sweep()
             if pages is not None:
                 pages.tick()

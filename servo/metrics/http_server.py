@@ -20,7 +20,7 @@ from servo.http import serialise
 from servo.http.errors import ProtocolError
 from servo.http.events import Refused, Request
 from servo.http.h1.connection import H1Connection
-from servo.http.limits import Limits
+from servo.http.limits import LINGER_S, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +34,6 @@ MAX_CLIENTS = 32
 HEAD_S = 10.0  # for a client to send a whole request head
 SEND_S = 20.0  # for a client to read a whole answer
 IDLE_S = 75.0  # between two requests: Prometheus usually scrapes at least once a minute
-LINGER_S = 2.0  # for a client to close after the last answer
 # A client that pipelines more requests than this is not a scraper, and is dropped.
 _MAX_PIPELINED = 16
 _READ_SIZE = 16384

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Protocol
 from servo.http.errors import LocalProtocolError, ProtocolError
 from servo.http.h2.frames import INTERNAL_ERROR
 from servo.http.h2.head import MalformedError
-from servo.http.serialise import collect, flat, informational_line, status_line, trailer_lines
+from servo.http.serialise import (
+    LINE_LENGTH_BOUND,
+    collect,
+    flat,
+    informational_line,
+    status_line,
+    trailer_lines,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,7 +38,6 @@ _UNDECIDED, _NO_BODY, _LENGTH, _OPEN = range(4)
 # Lines of HTTP/1 heads to the fields that HTTP/2 sends: most responses have the same lines.
 _FIELDS: dict[bytes, tuple[bytes, bytes]] = {}
 _FIELDS_BOUND = 1024
-_LINE_LENGTH_BOUND = 512
 
 
 class StreamOutput(Protocol):
@@ -391,7 +397,7 @@ def _field(line: bytes) -> tuple[bytes, bytes]:
     if field is None:
         name, _, value = line[:-2].partition(b": ")
         field = name.lower(), value.strip(b" \t")
-        if len(line) <= _LINE_LENGTH_BOUND:
+        if len(line) <= LINE_LENGTH_BOUND:
             if len(_FIELDS) >= _FIELDS_BOUND:
                 _FIELDS.clear()
             _FIELDS[line] = field

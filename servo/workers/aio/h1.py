@@ -27,10 +27,11 @@ from servo.apps.asgi import ASGICall
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.http.h1.connection import H1Connection
+from servo.http.limits import LINGER_S
 from servo.http.negotiate import upgrade_settings
 from servo.net.sockets import end_output, has_unread
 from servo.net.tls_facts import TLSFacts
-from servo.workers.aio.linger import LINGER_S, Linger
+from servo.workers.aio.linger import Linger
 from servo.workers.aio.sendfile import send_region, settle
 from servo.workers.aio.tls import ends, send_blocks
 from servo.workers.request.admission import CLIENT_CLOSED, Peer

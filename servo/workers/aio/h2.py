@@ -16,9 +16,11 @@ from servo.http.events import Data, Refused, Request
 from servo.http.h2.connection import H2Connection
 from servo.http.h2.drain import GIVE_UP, SEND_GOAWAY, STEP_S, Drain, Pause
 from servo.http.h2.frames import CANCEL, NO_ERROR, REFUSED_STREAM, known_settings
+from servo.http.limits import LINGER_S
 from servo.net.sockets import end_transport
-from servo.workers.aio.h2_stream import HIGH_WATER, H2Channel
-from servo.workers.aio.linger import LINGER_S, Linger
+from servo.workers.aio.h2_settings import HIGH_WATER
+from servo.workers.aio.h2_stream import H2Channel
+from servo.workers.aio.linger import Linger
 from servo.workers.request.admission import CLIENT_CLOSED
 from servo.workers.timing import FRESH_GRACE_S
 

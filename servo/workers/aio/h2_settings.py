@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from servo.http.limits import H2Limits
 from servo.http.negotiate import has_http2, protocols
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
     from servo.net.tls import TLS
     from servo.settings.sources import Settings
+
+# Bytes of one stream's response that may wait for the client. Past it the application's `send`
+# waits, and a WebSocket on the stream stops reading. Files are read in blocks of this size. An
+# asyncio transport has the same limit.
+HIGH_WATER: Final = 65536
 
 
 class H2Settings:

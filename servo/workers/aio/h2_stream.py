@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from servo.apps.asgi import ASGICall
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.h2.frames import CANCEL
+from servo.workers.aio.h2_settings import HIGH_WATER
 from servo.workers.request.admission import CLIENT_CLOSED
 from servo.workers.request.body_rate import BodyPace
 
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from servo.workers.request.admission import Admitted
 
 log = logging.getLogger("servo.error")
-
-# Bytes of a response that wait for the client, past which `send` waits too; and as many are read of
-# a file at a time.
-HIGH_WATER = 65536
 
 
 class StreamOwner(Protocol):

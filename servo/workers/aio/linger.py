@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from servo.net.sockets import unacknowledged
 
-LINGER_S = 2.0
-
 
 class Linger:
     """Asked from time to time once our side has ended: as long as the client takes what we sent it

@@ -13,6 +13,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from servo.http.errors import ClientDisconnected
+from servo.http.limits import LINGER_S
 from servo.http.websocket import CLOSE_ABNORMAL, CLOSE_INTERNAL_ERROR, CLOSE_RESTARTING, Closed
 from servo.net.sockets import end_transport
 
@@ -27,9 +28,6 @@ log = logging.getLogger("servo.error")
 
 # How long the client may take to answer a close frame; the `websockets` client waits as long.
 CLOSE_TIMEOUT_S = 10.0
-# After a failure the client may be sending still; closing at once would reset the connection, and
-# take the close frame with it.
-LINGER_S = 2.0
 # A worker that ends gives a silent client so long for what it may have sent: one turn of the loop
 # reads what the kernel holds.
 QUIET_S = 0.05

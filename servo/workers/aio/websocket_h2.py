@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from servo.http.h2.frames import CANCEL
+from servo.workers.aio.h2_settings import HIGH_WATER
 from servo.workers.aio.websocket import WebSocketSession
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from servo.workers.aio.server import StreamServer
     from servo.workers.aio.websocket_handshake import WebSockets
 
-# Bytes that wait for the client: too many, and few enough again.
-_HIGH_WATER = 65536
-_LOW_WATER = 16384
+# Bytes that may wait for the client once HIGH_WATER has stopped the application: below it may go
+# on. A quarter, as asyncio's transports do.
+_LOW_WATER = HIGH_WATER // 4
 
 
 class SendWaiter(Protocol):
@@ -70,7 +71,7 @@ class H2WebSocket(WebSocketSession):
     def write(self, data: bytes) -> None:
         """See WebSocketSession."""
         self._stream.send_data(data)
-        if not self._congested and self._stream.queued > _HIGH_WATER:
+        if not self._congested and self._stream.queued > HIGH_WATER:
             self._waiting.add(self._channel)
             self.buffer_full()
 

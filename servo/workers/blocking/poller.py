@@ -24,6 +24,7 @@ from servo.apps.body_spool import refusal
 from servo.http import serialise
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Data, Refused, Request
+from servo.http.limits import LINGER_S
 from servo.net.sockets import WantsWrite
 from servo.shared_memory import row_layout
 from servo.workers import inspection
@@ -55,7 +56,6 @@ log = logging.getLogger("servo.error")
 SWEEP_NS: Final = 1_000_000_000
 FLUSH_NS: Final = 100_000_000
 READ_SIZE: Final = 65536
-LINGER_S: Final = 2.0
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLHUP | select.EPOLLERR
