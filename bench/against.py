@@ -1,12 +1,12 @@
-"""What a change costs: CPU time per request of this tree beside an earlier revision, interleaved.
+"""Compare the CPU time per request of this tree with that of an earlier revision, interleaved.
 
     make bench-against REV=v0.1 ARGS="--rounds 30 --workloads varied,proxied"
 
-Both trees are built with the hot modules compiled (--plain: neither is) and run the same
-interpreter, libraries and load, side by side on one core. The load goes to one of them for a
-second, then to the other, in an order that changes: a machine that slows down for longer slows
-both. Ratios are taken within such a pair; 1.00 is "as before". The least of all seconds is shown,
-too: it has the least of what else the machine did.
+The hot modules of both trees are compiled (with --plain: of neither). Both trees run side by side
+on one core, with the same interpreter, libraries and load. The load goes to one of them for a
+second, then to the other, in alternating order, so that a machine that slows down for longer slows
+both. Each ratio comes from one such pair; 1.00 means "as before". The table also shows the lowest
+figure of all seconds: it contains the least work of other programs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def compare(
 
 
 def tree(python: str, revision: str, options: argparse.Namespace) -> Path:
-    """A copy of that revision's package (of the working tree for ""), compiled unless plain."""
+    """Make a copy of a revision's package, compiled unless --plain; "" is the working tree."""
     name = (revision or "working").replace("/", "-") + ("-plain" if options.plain else "")
     path = TREES / name
     if options.built and path.exists():
@@ -100,7 +100,7 @@ def tree(python: str, revision: str, options: argparse.Namespace) -> Path:
 
 
 def table(found: dict[tuple[str, str], list[tuple[float, float]]], revision: str) -> str:
-    """Markdown: the least figures with their ratio, and median and quartiles of all ratios."""
+    """Markdown: the lowest figures and their ratio; the median and quartiles of all ratios."""
     lines = [f"| server | workload | {revision} µs | now µs | ratio | median | quartiles |"]
     lines.append("|---|---|--:|--:|--:|--:|--:|")
     for (server, workload), pairs in found.items():
@@ -122,7 +122,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", default=WORKLOAD_NAMES)
     parser.add_argument("--servers", default=SERVER_NAMES)
     parser.add_argument("--plain", action="store_true", help="compile neither tree")
-    parser.add_argument("--built", action="store_true", help="take the trees of the last run")
+    parser.add_argument("--built", action="store_true", help="reuse the trees of the last run")
     parser.add_argument("--python", default=environment.default_python(), help="the interpreter")
     return parser.parse_args()
 

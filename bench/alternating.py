@@ -1,9 +1,9 @@
-"""Servo whose worker counts for BLOCK requests, doesn't for as many, and so on, by its own clock.
+"""Servo with a worker that counts BLOCK requests, does not count the next BLOCK, and so on.
 
-What a request costs with counting and without is then known from one process under one load: what
-else the machine does meets both alike. Without counting only that remains which the gate, the
-heartbeat and a drain need: that a request has begun and ended. When the worker ends it writes the
-CPU time (ns a request) of each block to $ALTERNATING_RESULT.
+One process under one load thus gives the cost of a request with counting and without it, and other
+programs of the machine affect both alike. Without counting, the worker only notes that a request
+has begun and ended, which the gate, the heartbeat and a drain need. When the worker ends, it writes
+the CPU time (ns per request) of each block to $ALTERNATING_RESULT.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ since = 0
 
 def uncounted(self, started_ns, request, status, sent, remote, response_headers, environ):
     self.take_back()
-    now = monotonic_ns()  # the driver counts its time limits from it
+    now = monotonic_ns()  # the driver measures its time limits from here
     if self._access is not None:
         raise SystemExit("not for servers with an access log")
     if self._left > 0:

@@ -1,4 +1,4 @@
-"""Whether Servo got slower beside its peers than the last record says."""
+"""Find out whether Servo has become slower, relative to its peers, than in the last record."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from report import FORMAT, Ratios, Results, ratios, recorded_ratios
 
-# How much worse, as a share, a ratio may get beyond its spread.
+# How much a ratio may rise beyond its spread before it counts as worse (0.10 is 10 %).
 TOLERANCE = 0.10
 
 
 def recorded(path: Path) -> Ratios | None:
-    """The ratios of a record; None if there is none that can be compared with."""
+    """The ratios of a record; None if there is no record, or one of another format."""
     if not path.exists():
         return None
     found = json.loads(path.read_text())
@@ -20,8 +20,8 @@ def recorded(path: Path) -> Ratios | None:
 
 
 def regressions(before: Ratios, now: Results) -> list[str]:
-    """A line for each pair whose ratio rose by more than the spread and TOLERANCE, or that Servo
-    could be measured in before and not now. The spread is the greater one of the two runs."""
+    """One line for each pair that got worse: its ratio rose by more than TOLERANCE and the spread,
+    or Servo fails in every round now. The spread is that of the run where it is wider."""
     found = ratios(now)
     worse = []
     for key, (median, least, greatest) in before.items():

@@ -1,9 +1,9 @@
-"""A load generator in Python: one process, one thread. What it is told and what it prints is JSON
-(see `load.py`).
+"""A load generator in Python: one process, one thread. Its argument and its output are JSON (see
+`load.py`).
 
-Without a rate it sends the next request as soon as the last one is answered, for machines without
-wrk. With one, requests are due at fixed times, whatever the server does, and a latency counts from
-the time a request was due: a server that stalls makes all those late that were due meanwhile.
+Without a rate, it sends the next request as soon as the last one is answered; this is for machines
+without wrk. With a rate, each request is due at a fixed time, whatever the server does, and its
+latency counts from that time. So if a server stalls, all requests that were due meanwhile are late.
 """
 
 import collections
@@ -14,19 +14,19 @@ import socket
 import sys
 import time
 
-# How long the last answers may take after the end, s.
+# How long to wait for the last responses after the end, s.
 GRACE_S = 5.0
 
 
 class Connection:
-    """A place for one request at a time; it connects anew where the server closes."""
+    """Sends one request at a time, and reconnects if the server closes the connection."""
 
     def __init__(self, port):
         self.port = port
         self.socket = None
 
     def ask(self, request, due, slow):
-        """Send; `due` is what its latency counts from. Raises OSError."""
+        """Send a request whose latency counts from `due` (s). Raises OSError."""
         if self.socket is None:
             self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=10)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -36,7 +36,7 @@ class Connection:
         self.socket.sendall(request)
 
     def answered(self):
-        """Read what is there; whether the answer is complete. Raises OSError on a failure."""
+        """Read what has arrived; return whether the response is complete. Raises OSError."""
         data = self.socket.recv(1 << 18)
         if not data:
             raise ConnectionError("closed by the server")
@@ -46,7 +46,7 @@ class Connection:
             if not end:
                 return False
             self.read_head(head.lower())
-        if self.left < 0:  # chunked: its end is enough
+        if self.left < 0:  # chunked: only the last chunk matters
             self.tail = (self.tail + data)[-5:]
             return self.tail == b"0\r\n\r\n"
         self.left -= len(data)
@@ -67,7 +67,7 @@ class Connection:
 class Client:
     def __init__(self, spec):
         self.spec = spec
-        self.selector = selectors.SelectSelector()  # its timeouts are not rounded to milliseconds
+        self.selector = selectors.SelectSelector()  # epoll would round timeouts to ms
         self.free = collections.deque(Connection(spec["port"]) for _ in range(spec["connections"]))
         self.fast, self.slow, self.errors = [], [], 0
         self.request = make_request(spec, spec["path"])
@@ -83,7 +83,7 @@ class Client:
             if due <= now and self.free:
                 self.ask(due)
             else:
-                # With nobody free the next answer is what is waited for.
+                # No connection is free: wait for the next response.
                 wait = due - now if self.free else end - now
                 self.read(max(0.0, min(wait, end - now)))
         taken = time.perf_counter() - begun
@@ -92,7 +92,7 @@ class Client:
         while self.selector.get_map() and time.perf_counter() < limit:
             self.read(0.1)
         if rate:
-            # Whatever was asked counts, the late answers too.
+            # Count every request that was sent, including those answered late.
             answered = len(self.fast) + len(self.slow)
             self.errors += len(self.selector.get_map())
         return self.result(answered, taken)
@@ -156,5 +156,5 @@ def make_request(spec, path):
 
 
 if __name__ == "__main__":
-    gc.disable()  # or its own pauses would be the server's
+    gc.disable()  # a pause of ours would count as the server's latency
     print(json.dumps(Client(json.loads(sys.argv[1])).run()))

@@ -1,4 +1,4 @@
-"""The environment `.bench/` with Servo and its pinned peers, and what the machine is."""
+"""Prepare the environment `.bench/` with Servo and its pinned peers, and describe the machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ TOLD = (
 
 
 def default_python() -> str:
-    """A distribution's interpreter is built with PGO and LTO; a self-built one often is not."""
+    """The distribution's interpreter if there is one: it is built with PGO and LTO, unlike many
+    others."""
     system = "/usr/bin/python3"
     if os.access(system, os.X_OK):
         check = [system, "-c", "import sys, venv; sys.exit(sys.version_info < (3, 10))"]
@@ -34,7 +35,7 @@ def default_python() -> str:
 
 
 def prepare(interpreter: str) -> str:
-    """Make or complete the environment; the path of its interpreter."""
+    """Make or complete the environment; return the path of its interpreter."""
     python = ENVIRONMENT / "bin" / "python"
     stamp = ENVIRONMENT / ".installed"
     wanted = f"{interpreter}\n{REQUIREMENTS.read_text()}"
@@ -48,7 +49,7 @@ def prepare(interpreter: str) -> str:
             # Debian's interpreter may come without ensurepip: any pip can install for any other.
             venv = [interpreter, "-m", "venv", "--without-pip", str(ENVIRONMENT)]
             subprocess.run(venv, check=True)
-        servo = f"{REPOSITORY}[standard]"  # for what it depends on
+        servo = f"{REPOSITORY}[standard]"  # for its dependencies
         subprocess.run([*pip, "-r", str(REQUIREMENTS), servo], check=True)
         stamp.write_text(wanted)
     compile_servo(pip)
@@ -57,7 +58,7 @@ def prepare(interpreter: str) -> str:
 
 
 def compile_servo(pip: list[str]) -> None:
-    """Install this source with its compiled modules, unless it is there."""
+    """Install this source with its compiled modules, unless it is already installed."""
     sources = sorted((REPOSITORY / "servo").rglob("*.py"))
     parts = [path.read_bytes() for path in (REPOSITORY / "setup.py", *sources)]
     wanted = hashlib.sha256(b"\0".join(parts)).hexdigest()
@@ -76,7 +77,7 @@ def compile_servo(pip: list[str]) -> None:
 
 
 def compile_polling() -> None:
-    """What keeps the load generators awake (polling.c); the compiler is the one for Servo."""
+    """Build polling.c, which keeps the load generators awake, with Servo's compiler."""
     source = HERE / "polling.c"
     if not POLLING.exists() or POLLING.stat().st_mtime < source.stat().st_mtime:
         subprocess.run(
@@ -95,7 +96,7 @@ def make_certificate() -> None:
 
 
 def describe(python: str) -> dict[str, object]:
-    """When, on what, and with which versions it was measured."""
+    """The date, the machine and the versions of a measurement."""
     ask = (
         "import json, platform, importlib.metadata as m; print(json.dumps([platform."
         "python_version(), {d.name.lower(): d.version for d in m.distributions()}]))"

@@ -1,5 +1,4 @@
-"""The aims, in one place: how much CPU time a request may take Servo, as a ratio to each peer, and
-what it has to do whatever its peers do."""
+"""Servo's aims: the CPU time of a request as a ratio to each peer, and limits without a peer."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ _BODIES = (("1M",), ("stream",), ("upload-10M",))
 _TLS = (("tls-hello",), ("tls-browser",), ("tls-fresh",))
 _ECHO = (("echo-32",), ("echo-1M",))
 _HTTP2 = (("http2-hello",), ("http2-browser",), ("http2-tls",))
-# To be "at least level" with a peer, on machines whose figures swing by more than this.
+# "At least level" with a peer. Figures of one machine vary by more than this tenth.
 _LEVEL = (1.1,)
 
-# (Servo, peer, workloads of each column, the aim of each column; the best Python peers at the end)
+# (Servo, peer, workloads of each column, aim of each column); the best Python peers come last.
 GOALS = [
     ("servo-sync", "granian-wsgi", _WSGI, (0.85, 0.85, 0.9, 1)),
     ("servo-thread", "granian-wsgi", _WSGI, (1, 1, 1, 1)),
@@ -39,8 +38,9 @@ GOALS = [
 class Own(NamedTuple):
     """An aim for each of Servo's servers.
 
-    figure  (workload, figure); over, if there is one, another such
-    most    the greatest value that meets it
+    figure  (workload, figure) that the aim is about
+    over    (workload, figure) to divide it by; None: by nothing
+    most    the greatest value that meets the aim, in the unit of the figure
     """
 
     title: str
@@ -54,7 +54,7 @@ OWN = [
     Own("CPU a request, 4 workers / 1", ("workers-4", "cpu_us"), ("workers-1", "cpu_us"), 1.1),
     Own("mixed, p90 / without slow ones", ("mixed", "p90_ms"), ("mixed", "p90_alone_ms"), 1.5),
     Own("start over the app's import, ms", ("start", "start_ms"), None, 150),
-    # What `top` shows as nothing: a thousandth of a core, for all five processes.
+    # A thousandth of a core for all five processes: `top` shows this as 0.
     Own("4 idle workers, CPU ms/s", ("idle", "idle_cpu_ms"), None, 1),
 ]
 

@@ -1,4 +1,4 @@
-"""What a server's life costs beside requests: starting, reloading, waiting."""
+"""Measure what a server does besides requests: starting, reloading, waiting."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ IDLE_S = 5.0
 
 
 def start_up(python: str, session: Running, app: str) -> dict[str, float]:
-    """Milliseconds from the start to the first answer, and those of an interpreter that imports
-    the app and ends: the difference is the server's own."""
+    """Time the start until the first response (ms), and an interpreter that only imports the app.
+    The difference is the server's own time."""
     limit = time.monotonic() + FIRST_ANSWER_S
     while get("/") is None:
         if time.monotonic() > limit:
@@ -43,7 +43,8 @@ def start_up(python: str, session: Running, app: str) -> dict[str, float]:
 
 
 def import_time(python: str, app: str) -> float:
-    """Seconds. On the load generator's core: a server may be busy though nobody asks anything."""
+    """Seconds that an interpreter takes to import the app. It runs on the load generator's core,
+    because a server may be busy even without requests."""
     begun = time.monotonic()
     process = subprocess.Popen([python, "-c", f"import {app}"], cwd=HERE)
     if process.wait(60):
@@ -52,8 +53,8 @@ def import_time(python: str, app: str) -> float:
 
 
 def reload(session: Running, workers: int) -> dict[str, float]:
-    """Seconds from HUP until every old worker has ended and as many new ones have answered, and
-    the requests that got no answer meanwhile."""
+    """Time a reload under load: seconds from HUP until every old worker has ended and as many new
+    ones have answered. Counts the requests that got no response meanwhile."""
     with Askers() as askers:
         limit = time.monotonic() + FIND_S
         while len(askers.seen) < workers:
@@ -80,7 +81,7 @@ def reload(session: Running, workers: int) -> dict[str, float]:
 
 
 def idle(session: Running) -> dict[str, float]:
-    """Milliseconds of CPU time a second, of the whole server, without requests."""
+    """CPU time of the whole server without requests (ms per second), and its memory."""
     time.sleep(SETTLE_S)
     before, begun = cpu_ns(session.pid), time.monotonic()
     time.sleep(IDLE_S)
@@ -92,7 +93,7 @@ def idle(session: Running) -> dict[str, float]:
 
 
 def get(path: str) -> str | None:
-    """The answer to one request on a connection of its own; None if there was none."""
+    """Send one request on a new connection; return the body, or None without a 200 response."""
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)
     try:
         connection.request("GET", path, headers={"Connection": "close"})
@@ -111,7 +112,7 @@ def alive(pid: int) -> bool:
 
 
 class Askers:
-    """Threads that ask for a worker's pid while this is entered, each on a fresh connection."""
+    """Threads that ask for a worker's pid inside the block, each time on a new connection."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()

@@ -1,6 +1,6 @@
-"""The load generators: wrk and h2load, and Python clients for what those can't do.
+"""The load generators: wrk, h2load, and Python clients for everything that those can't do.
 
-Each returns a Load, and raises FailedError when requests went wrong.
+Each function returns a Load, and raises FailedError if too many requests fail.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from workloads import Request, Workload
 # {"requests": …, "seconds": …, "p50_ms": …, "p99_ms": …, "p999_ms": …, "errors": …}
 Load = dict[str, float]
 
-# More than this share of errors, and a server counts as unable to take the load.
+# A server with a larger share of errors counts as unable to take the load (0.01 is 1 %).
 ERRORS = 0.01
-# How long wrk waits for a response, s: slow is not wrong.
+# How long wrk waits for a response, s. This is long, because a slow response is not an error.
 PATIENCE_S = 10
 
 
 def closed(workload: Workload, seconds: float, port: int = PORT) -> Load:
-    """A request on each connection, and the next one as soon as it is answered."""
+    """Send a request on each connection, and the next one as soon as it is answered."""
     if shutil.which("wrk"):
         return checked(wrk(workload, seconds, port))
     if port != PORT or workload.setup.tls or workload.request.varies:
@@ -56,7 +56,11 @@ def wrk(workload: Workload, seconds: float, port: int) -> Load:
 def client(
     workload: Workload, seconds: float, rate: float = 0, slow_every: int = 0, slow_path: str = ""
 ) -> Load:
-    """`client.py`: like wrk; at a rate (requests/s), if one is given; some requests slow, too."""
+    """Run `client.py`, which works like wrk.
+
+    rate        requests/s; 0: as fast as they are answered
+    slow_every  every n-th request goes to `slow_path`; 0: none does
+    """
     request = workload.request
     spec = {
         "port": PORT,
@@ -80,7 +84,10 @@ def paced(workload: Workload, seconds: float, rate: float) -> Load:
 
 
 def mixed(workload: Workload, seconds: float, rate: float, slow_every: int) -> Load:
-    """The latencies are those of the fast requests; 0 for slow_every: there are no slow ones."""
+    """Mix fast and slow requests; the latencies are those of the fast ones.
+
+    slow_every  every n-th request is slow; 0: none is
+    """
     return checked(client(workload, seconds, rate, slow_every, "/slow"))
 
 
@@ -134,13 +141,16 @@ def python_client(name: str, *arguments: object) -> list[str]:
 
 
 def awake(command: list[str]) -> list[str]:
-    """So that it never sleeps, and no server pays for waking it; not where it would take the
-    server's own core."""
+    """Make a load generator poll instead of sleeping, so that no server pays for waking it. With a
+    single core, leave it as it is: polling would take the server's time."""
     return ["env", f"LD_PRELOAD={POLLING}", *command] if len(CORES) > 1 else command
 
 
 def run(command: list[str], seconds: float) -> str:
-    """The output of a load generator, which inherits the second core; raises FailedError."""
+    """Run a load generator, which inherits the second core; return its output.
+
+    seconds  the length of the load. Raises FailedError.
+    """
     limit = seconds + 2 * PATIENCE_S + 10
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -159,7 +169,7 @@ def run(command: list[str], seconds: float) -> str:
 
 @contextlib.contextmanager
 def idle_connections(number: int, request: Request) -> Iterator[None]:
-    """So many connections that have had one answer each; raises FailedError unless they stay."""
+    """Hold `number` connections open, with one response each. Raises FailedError if any closes."""
     head = f"GET {request.path} HTTP/1.1\r\nHost: {BIND}\r\n\r\n".encode()
     with contextlib.ExitStack() as stack:
         sockets = []

@@ -1,6 +1,7 @@
-"""One server, one workload, one round: what `Workload.how` names is measured here.
+"""Measure one server with one workload for one round.
 
-Each function returns a Sample. What a server could not do is the sample {"error": why}.
+`Workload.how` names the function. Each one returns a Sample. If a server fails, or can't do it, the
+sample is {"error": reason}.
 """
 
 from __future__ import annotations
@@ -17,29 +18,31 @@ from process import LOG, FailedError, PeakMemory, Running, cpu_seconds, loopback
 from servers import PORT, Server, UnableError
 from workloads import WORKLOADS, Workload
 
-# Figures by the names of report.py's columns, or one "error".
+# Figures under the names of the columns in report.py, or only "error".
 Sample = dict[str, "float | str"]
 
 WARM_UP_S = 1.0
 IDLE_CONNECTIONS = 1000
-# What every server is offered alike: this share of what the slowest one could do, but no more than
-# the client in Python does with ease.
+# Every server gets the same rate: this share of what the slowest one can do, but at most
+# OFFERED_MOST requests/s, which the client in Python sends with ease.
 OFFERED_SHARE = 0.4
 OFFERED_MOST = 2000.0
-# Requests/s, and each which of them is slow. Evenly spread, that blocks each of 4 workers for 12 %
-# of the time: a little more than the tenth that the p90 is about, or all servers would look alike.
+# Requests/s, and one in how many is slow. Evenly spread, that blocks each of 4 workers for 12 % of
+# the time. This has to be more than a tenth: below it, slow requests would not reach the p90, and
+# all servers would look alike.
 MIXED_RATE = 240.0
 SLOW_EVERY = 50
-# How long a server may keep lines back.
+# How long a server may buffer lines of its access log, s.
 LOG_FLUSH_S = 3.0
 
 
 def measure(
     python: str, server: Server, workloads: Sequence[Workload], seconds: float, rate: float
 ) -> dict[str, Sample]:
-    """All of these workloads on one server, started anew where one needs another setup.
+    """Measure these workloads on one server, and restart it if one needs another setup.
 
-    seconds: of each measurement; rate: what a paced workload offers (requests/s).
+    seconds  the length of each measurement
+    rate     requests/s that a paced workload sends
     """
     found: dict[str, Sample] = {}
     queue = list(workloads)
@@ -53,19 +56,19 @@ def measure(
                     found[workload.name] = rounded(METHODS[workload.how](case))
                     queue.pop(0)
         except (UnableError, FailedError) as error:
-            # One line, short, that breaks no table.
+            # The text becomes a cell of a Markdown table: one short line without "|".
             found[workload.name] = {"error": " ".join(str(error).replace("|", "/").split())[:200]}
             queue.pop(0)
     return found
 
 
 def rounded(sample: Sample) -> Sample:
-    """To what means something: a record is read by people, too."""
+    """Round to four digits after the point, because people read the records, too."""
     return {name: round(float(figure), 4) for name, figure in sample.items()}
 
 
 def offered_rate(python: str, servers: Sequence[Server]) -> float:
-    """The rate (requests/s) for paced workloads: none of these servers is pressed by it."""
+    """A rate for paced workloads (requests/s) that all of these servers can easily serve."""
     hello = WORKLOADS["hello"]
     capacities = []
     for server in servers:
@@ -77,7 +80,7 @@ def offered_rate(python: str, servers: Sequence[Server]) -> float:
 
 
 class Case:
-    """What a method is given: a running server and the workload."""
+    """The argument of each method: a running server and the workload."""
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class Case:
         self.rate = rate
 
     def under(self, generate: Callable[[float], load.Load], seconds: float | None = None) -> Sample:
-        """Warm up, then the load and what it cost the server."""
+        """Warm up, run the load for `seconds`, and measure its cost for the server."""
         generate(WARM_UP_S)
         window = self.seconds if seconds is None else seconds
         with PeakMemory(self.session.pid) as memory:
@@ -118,9 +121,9 @@ def closed(case: Case) -> Sample:
 
 
 def complete(workload: Workload, seconds: float) -> load.Load:
-    """The load; raises FailedError if fewer bytes went over the wire than its bodies have, or if
-    fewer lines were logged. The load generator does not look whether an upload was read to its end
-    before it was answered."""
+    """Run the load. Raises FailedError if fewer bytes went over the wire than the bodies have, or
+    if lines are missing in the access log. The load generator itself does not notice if a server
+    answers an upload before it has read all of it."""
     request = workload.request
     answer = request.answer if isinstance(request.answer, int) else len(request.answer)
     before, log_end = loopback_bytes(), LOG.stat().st_size
@@ -134,7 +137,7 @@ def complete(workload: Workload, seconds: float) -> load.Load:
 
 
 def expect_lines(number: float, start: int) -> None:
-    """So many lines in the log past `start` (bytes); raises FailedError when they do not come."""
+    """Wait until the log has `number` lines after `start` (bytes). Raises FailedError."""
     limit = time.monotonic() + LOG_FLUSH_S
     while (lines := LOG.read_bytes()[start:].count(b"\n")) < number:
         if time.monotonic() > limit:
@@ -156,7 +159,7 @@ def http2(case: Case) -> Sample:
 
 
 def paced(case: Case) -> Sample:
-    """For twice the time: the last of a thousand requests is a rare one."""
+    """Measure for twice the time, because few requests decide the p99.9."""
     probe(case.workload)
     sample = case.under(lambda s: load.paced(case.workload, s, case.rate), 2 * case.seconds)
     return {**sample, "offered_rps": case.rate}
@@ -192,7 +195,7 @@ METHODS: dict[str, Callable[[Case], Sample]] = {
 
 
 def probe(workload: Workload) -> None:
-    """One request; raises FailedError unless it is answered in full. A load only counts."""
+    """Check one response in full, because a load only counts responses. Raises FailedError."""
     request = workload.request
     connection: http.client.HTTPConnection
     if workload.setup.tls:

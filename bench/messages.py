@@ -1,11 +1,13 @@
-"""How many messages a second go from one worker to another, and how long a question takes.
+"""Measure how many messages per second one worker can send to another, and how long a request to
+another worker takes.
 
     make bench-messages
     make bench-messages ARGS="--count 200000 --classes async"
 
-A server with two workers; the one that gets the HTTP request sends small messages (about 40 bytes
-of JSON) to the other by way of the arbiter, as fast as it can. None may be lost or out of order.
-Then it asks questions, one after the other. Everything runs on 127.0.0.1, on all cores.
+The server has two workers. The one that gets the HTTP request sends small messages (about 40 bytes
+of JSON) through the arbiter to the other, as fast as it can. None may be lost or out of order. Then
+it sends requests (`cluster.request`), one after the other. Everything runs on 127.0.0.1, on all
+cores.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ def get(path: str) -> dict:
 
 
 def wait_for_both() -> None:
-    """Until each worker reaches the other."""
+    """Wait until the workers can reach each other."""
     for _ in range(200):
         try:
             if get("/ask?1")["times"]:
@@ -104,7 +106,7 @@ def cpu_seconds(arbiter: int) -> float:
         try:
             fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # ended meanwhile
+            continue  # the process has ended
         if int(entry) == arbiter or int(fields[1]) == arbiter:
             ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,12 +1,12 @@
-"""What counting, and serving the counts, costs a request: CPU time with it and without, in one run.
+"""Measure what metrics cost a request: CPU time with counting and without it, in one run.
 
     python3 bench/metrics.py                          both worker classes, about two minutes
     python3 bench/metrics.py --duration 30 --servers async
 
-One worker counts and does not count by turns (`alternating.py`), while its metrics are scraped
-every 5 s and sent to statsd each second; what the process that serves them uses is measured beside
-it. The figures are lowest deciles over blocks of 500 requests. Environment and load are those
-of `run.py`, whose port it takes, too.
+One worker alternates between counting and not counting (`alternating.py`), while its metrics are
+scraped every 5 s and sent to statsd every second. The CPU time of the process that serves them is
+measured separately. The figures are the lowest deciles over blocks of 500 requests. This uses the
+environment, the load and the port of `run.py`, so the two can't run at the same time.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measure(python: str, name: str, workload: str, seconds: float) -> tuple[float, float, float]:
-    """µs a request: in the worker without counting and with it, and in the metrics process."""
+    """CPU µs per request: the worker without counting and with it, and the metrics process."""
     with (
         tempfile.TemporaryDirectory() as directory,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd,
@@ -72,7 +72,7 @@ def measure(python: str, name: str, workload: str, seconds: float) -> tuple[floa
             before = cpu_ns(exporter)
             answered = load.closed(WORKLOADS[workload], seconds)["requests"]
             used = cpu_ns(exporter) - before
-        # What else the machine does only ever adds: its quietest moments are nearest to the truth.
+        # Other programs can only add time, so the quietest moments are the most accurate.
         blocks = json.loads(result.read_text())
         bare, counted = (statistics.quantiles(each, n=10)[0] for each in blocks)
         return bare / 1e3, counted / 1e3, used / answered / 1e3
@@ -80,7 +80,7 @@ def measure(python: str, name: str, workload: str, seconds: float) -> tuple[floa
 
 @contextlib.contextmanager
 def running(python: str, name: str, result: Path, statsd_port: int) -> Iterator[int]:
-    """The server in a session of its own, all of it on the first core; ends with this."""
+    """Run the server in its own session on the first core; stop it at the end of the block."""
     command = [python, "alternating.py", "--bind", BIND, "--workers", "1", "-k", name]
     command += ["--metrics-bind", f"127.0.0.1:{METRICS_PORT}"]
     command += ["--statsd-host", f"127.0.0.1:{statsd_port}", "--log-level", "warning"]
@@ -88,7 +88,7 @@ def running(python: str, name: str, result: Path, statsd_port: int) -> Iterator[
     server = subprocess.Popen(
         [*command, CLASSES[name]],
         cwd=HERE,
-        # The plain source, into which `alternating.py` reaches; before what is installed.
+        # Import the plain source instead of the installed package: `alternating.py` patches it.
         env={**env, "ALTERNATING_RESULT": str(result), "PYTHONPATH": str(REPOSITORY)},
         stdin=subprocess.DEVNULL,
         start_new_session=True,
@@ -102,7 +102,7 @@ def running(python: str, name: str, result: Path, statsd_port: int) -> Iterator[
 
 
 def exporter_of(arbiter: int) -> int:
-    """The pid of the metrics process: the one that listens on its port."""
+    """The pid of the metrics process: the only child of the arbiter that is not a worker."""
     url = f"http://127.0.0.1:{METRICS_PORT}/status.json"
     with urllib.request.urlopen(url, timeout=10) as response:
         workers = {worker["pid"] for worker in json.load(response)["workers"]}
@@ -112,13 +112,13 @@ def exporter_of(arbiter: int) -> int:
 
 
 def cpu_ns(pid: int) -> int:
-    """CPU time of a process with one thread, as the scheduler counts it: to the ns."""
+    """CPU time (ns) of a process with one thread, as the scheduler counts it."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
 
 
 @contextlib.contextmanager
 def scraping() -> Iterator[None]:
-    """Ask for /metrics every SCRAPE_S meanwhile, more often than is usual."""
+    """Request /metrics every SCRAPE_S inside the block, which is more often than usual."""
     done = threading.Event()
 
     def scrape() -> None:

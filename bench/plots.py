@@ -1,4 +1,4 @@
-"""One picture of a record: a bar for each server, by workload and interface.
+"""Draw the plot of a record: a bar for each server, a panel for each workload and interface.
 
 python plots.py RECORD.json PICTURE.svg       (in the environment, which has matplotlib)
 """
@@ -42,7 +42,8 @@ def main(source: Path, target: Path) -> None:
 
 
 def panels(record: dict[str, Any]) -> Any:
-    """(title, [(server, median, least, greatest)]), the least first."""
+    """(title, [(server, median, least, greatest)]) of each panel; the largest median comes first,
+    because matplotlib draws the first bar at the bottom."""
     for kind, heading in KINDS.items():
         for workload, servers in record["figures"].items():
             key, unit, _ = COLUMNS[WORKLOADS[workload].how][0]

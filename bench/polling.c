@@ -1,9 +1,9 @@
-/* Loaded into the load generators: epoll_wait() that looks again and again instead of sleeping.
+/* Preloaded into the load generators: an epoll_wait() that polls instead of sleeping.
  *
- * A load generator that has nothing to do sleeps, and the server's send() then pays for waking its
- * core: 11 us of 90 for a hello of Django, on a virtual machine. Across a network it is the client's
- * machine that pays. Servers that answer one by one paid that for each response, those that let
- * answers gather for a tenth of them. */
+ * A load generator without work sleeps, and the server's send() then pays for waking its core: 11 of
+ * 90 us for a hello of Django, on a virtual machine. Across a network, the client's machine pays.
+ * Servers that send responses one by one paid this for each response; servers that send several at
+ * once paid it for a tenth of them. */
 
 #define _GNU_SOURCE
 #include <signal.h>

@@ -1,4 +1,4 @@
-"""A server's processes: started on one core, watched by /proc, ended without a trace."""
+"""Start a server's processes on one core, measure them by /proc, and end all of them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from pathlib import Path
 from servers import ENVIRONMENT, HERE, PORT, Server, Setup
 
 LOG = ENVIRONMENT / "server.log"
-# What an environment says about one server must not reach another.
+# Variables that configure a server; none may reach the servers that are compared.
 FOREIGN = (
     *("SERVO_", "GUNICORN_", "UVICORN_", "GRANIAN_", "HYPERCORN_", "WEB_CONCURRENCY", "PORT"),
-    "PYTHONDONTWRITEBYTECODE",  # the installed peers are compiled; so is to be our checkout
+    # The installed peers have bytecode files, so our checkout must get them, too.
+    "PYTHONDONTWRITEBYTECODE",
 )
 CORES = sorted(os.sched_getaffinity(0))
 BOOT_S = 20.0
@@ -29,13 +30,16 @@ SAMPLE_S = 0.5
 
 
 class FailedError(Exception):
-    """A server did not do what was asked of it; the message says what happened."""
+    """A server failed; the message says how."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs: its first process, which is its session's id, and when it was started
-    (time.monotonic())."""
+    """A running server.
+
+    pid      its first process, and thus the id of its session
+    started  time.monotonic() of the start
+    """
 
     pid: int
     started: float
@@ -43,14 +47,14 @@ class Running:
 
 @contextlib.contextmanager
 def running(python: str, server: Server, setup: Setup) -> Iterator[Running]:
-    """The server in a session of its own on the first core; every process of it ends with this.
+    """Run the server in its own session on the first core; end all its processes after the block.
 
     Raises UnableError or FailedError before it yields.
     """
     command = [python, *server.command(setup)]
     env = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
     if server.source is not None:
-        env["PYTHONPATH"] = str(server.source)  # before what is installed
+        env["PYTHONPATH"] = str(server.source)  # takes precedence over the installed package
     with LOG.open("wb") as log:
         started = time.monotonic()
         process = subprocess.Popen(
@@ -75,7 +79,7 @@ def running(python: str, server: Server, setup: Setup) -> Iterator[Running]:
 
 
 def pin(pid: int, first: bool) -> None:
-    """To the servers' core, or to the load generator's; nothing where there is one core."""
+    """Pin a process to the servers' core (first) or the load generator's, if there are two."""
     if len(CORES) > 1:
         os.sched_setaffinity(pid, {CORES[0 if first else 1]})
 
@@ -96,7 +100,7 @@ def wait_open(process: subprocess.Popen[bytes], port: int = PORT) -> None:
 
 
 def end(process: subprocess.Popen[bytes], port: int = PORT) -> None:
-    """Ask the session to end, then make it; return when the port is free."""
+    """Ask the server to end, kill what is left of its session, and wait until the port is free."""
     process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_S)
@@ -112,7 +116,7 @@ def end(process: subprocess.Popen[bytes], port: int = PORT) -> None:
 
 
 def last_words() -> str:
-    """The last line that the server wrote."""
+    """The last line of the server's output."""
     lines = LOG.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it wrote nothing"
 
@@ -136,7 +140,7 @@ def stat_fields(pid: str) -> list[str]:
 
 
 def cpu_seconds(session: int) -> float:
-    """User and system time of every process of the session, all threads, reaped children too."""
+    """User and system time of the session's processes: all threads, and reaped children."""
     ticks = 0
     for pid in members(session):
         if fields := stat_fields(str(pid)):
@@ -145,7 +149,7 @@ def cpu_seconds(session: int) -> float:
 
 
 def cpu_ns(session: int) -> int:
-    """The same of the live threads only, to the nanosecond: for servers that do next to nothing."""
+    """CPU time of the live threads only, in ns: precise enough for a server that is almost idle."""
     total = 0
     for pid in members(session):
         for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
@@ -155,7 +159,7 @@ def cpu_ns(session: int) -> int:
 
 
 def memory_mb(session: int) -> float:
-    """Proportional set size: shared pages are divided among those who share them."""
+    """Proportional set size of the session: a shared page counts in part for each process."""
     total = 0
     for pid in members(session):
         with contextlib.suppress(OSError):
@@ -165,13 +169,13 @@ def memory_mb(session: int) -> float:
 
 
 def loopback_bytes() -> int:
-    """What has gone over the loopback interface."""
+    """Bytes that the loopback interface has received so far."""
     text = Path("/proc/net/dev").read_text()
     return int((re.search(r"^\s*lo:\s*(\d+)", text, re.MULTILINE) or [0, 0])[1])
 
 
 class PeakMemory:
-    """Samples `memory_mb` twice a second while it is entered; `peak_mb` then."""
+    """Samples `memory_mb` twice a second inside the block; `peak_mb` is the largest sample."""
 
     def __init__(self, session: int) -> None:
         self.session = session

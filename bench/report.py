@@ -1,4 +1,4 @@
-"""What was measured, as Markdown: a table for each workload, and the aims beside what came out."""
+"""Write the results as Markdown: a table for each workload, and the aims with their results."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from measure import Sample
 from servers import SERVERS
 from workloads import WORKLOADS
 
-# The format of a record. Records of another format are not compared with.
+# The format of a record. `--check` ignores records of another format.
 FORMAT = 3
 
-# The columns of each `Workload.how`: figure, heading, format. The first is what ratios are of.
+# The columns of each `Workload.how`: figure, heading, format. Ratios are those of the first.
 _LATENCIES = [
     ("p50_ms", "p50 ms", ".2f"),
     ("p99_ms", "p99 ms", ".2f"),
@@ -52,14 +52,15 @@ KINDS = {"wsgi": "WSGI", "asgi": "ASGI", "websocket": "WebSocket", "http2": "HTT
 
 # workload -> server -> its samples, one for each round
 Results = dict[str, dict[str, list[Sample]]]
-# Median, least and greatest of the rounds
+# Median, least and greatest of the rounds, in the unit of the figure
 Spread = tuple[float, float, float]
 # (workload, Servo's name, the peer's name) -> the ratio
 Ratios = dict[tuple[str, str, str], Spread]
 
 
 def ratios(results: Results) -> Ratios:
-    """Servo's first figure over the peer's, round by round: both met the same moment's machine."""
+    """Servo's first figure divided by the peer's, within each round: they ran close together in
+    time, so a slow machine affected both."""
     found: Ratios = {}
     for workload, servers in results.items():
         for servo in (name for name in servers if SERVERS[name].is_servo):
@@ -72,7 +73,7 @@ def ratios(results: Results) -> Ratios:
 
 
 def spread(values: list[float]) -> Spread:
-    """Eight digits of each: more than any page shows."""
+    """Median, least and greatest, to eight digits, which is more than any page shows."""
     found = (statistics.median(values), min(values), max(values))
     return tuple(float(f"{value:.8g}") for value in found)
 
@@ -99,7 +100,7 @@ def summary(samples: list[Sample]) -> dict[str, Any]:
 def record(
     name: str, machine: dict[str, object], results: Results, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """What is kept of one run: the figures of the pages, and no rounds."""
+    """The record of one run: the figures that the pages show, without those of single rounds."""
     return {
         "format": FORMAT,
         "name": name,
@@ -116,7 +117,7 @@ def record(
 
 
 def as_json(record: dict[str, Any]) -> str:
-    """A record as JSON with a line for each server and each ratio: small, and good to compare."""
+    """A record as JSON, with a line for each server and each ratio: small, with readable diffs."""
     parts = []
     for key, value in record.items():
         if key == "figures":
@@ -136,7 +137,7 @@ def as_json(record: dict[str, Any]) -> str:
 
 
 def recorded_ratios(record: dict[str, Any]) -> Ratios:
-    """A record's ratios, by whatever names servers and workloads had then."""
+    """A record's ratios, under the names that servers and workloads had at that time."""
     return {tuple(row[:3]): tuple(row[3:]) for row in record["ratios"]}
 
 
@@ -170,7 +171,7 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def table(workload: str, rows: dict[str, dict[str, Any]], found: Ratios) -> list[str]:
-    """One workload, the servers of one kind; the best first, and who could not last."""
+    """The table of one workload and one kind of server: the best first, failed ones last."""
     how = WORKLOADS[workload].how
     first = COLUMNS[how][0][0]
     servos = [name for name in rows if SERVERS[name].is_servo]
@@ -200,7 +201,7 @@ def ratio_cell(ratio: Spread | None) -> str:
 
 
 def goal_rows(found: Ratios) -> list[str]:
-    """The aims for which there are figures: what was wanted, what came out, whether it is met."""
+    """A row for each aim that has figures: the aim, the result, and whether it is met."""
     rows = []
     for (workload, servo, peer), aim in goals().items():
         if (ratio := found.get((workload, servo, peer))) is not None:
@@ -215,7 +216,7 @@ def goal_rows(found: Ratios) -> list[str]:
 
 
 def own_aims(results: Results) -> dict[tuple[str, str], Spread]:
-    """(title, Servo's name) -> the figure, of the aims that name no peer."""
+    """(title, Servo's name) -> the figure, for each aim that names no peer."""
     return {
         (own.title, servo): spread(values)
         for own in OWN
@@ -225,7 +226,7 @@ def own_aims(results: Results) -> dict[tuple[str, str], Spread]:
 
 
 def own_rows(found: dict[tuple[str, str], Spread]) -> list[str]:
-    """As `goal_rows`, of the aims that name no peer."""
+    """Like `goal_rows`, for the aims that name no peer."""
     rows = []
     for own in OWN:
         for (title, servo), (middle, least, greatest) in found.items():
@@ -239,7 +240,7 @@ def own_rows(found: dict[tuple[str, str], Spread]) -> list[str]:
 
 
 def own_values(results: Results, own: Own, servo: str) -> list[float]:
-    """One for each round that went well."""
+    """The figure of each successful round."""
     samples = results[own.figure[0]][servo]
     values = [float(s[own.figure[1]]) if own.figure[1] in s else None for s in samples]
     if own.over is None:
@@ -253,7 +254,7 @@ def own_values(results: Results, own: Own, servo: str) -> list[float]:
 
 
 def all_goals(records: list[dict[str, Any]]) -> str:
-    """One page with every aim, from the records of several groups."""
+    """The page with all aims, from the records of several groups."""
     found: Ratios = {}
     own: dict[tuple[str, str], Spread] = {}
     for each in records:

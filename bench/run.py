@@ -1,4 +1,4 @@
-"""Servo and its peers side by side, in one run: CPU time of the whole server per request.
+"""Compare Servo with its peers in one run: CPU time of the whole server per request.
 
     make bench                                              every group, one after another
     make bench ARGS="--workloads http,tls --rounds 5"       two groups, each with its own record
@@ -6,8 +6,9 @@
     make bench ARGS="--check"                               compare with what is recorded
     make bench ARGS="--list"
 
-Each round starts every server anew, one after another, so that a machine that slows down slows all
-of them. A server has core 0 for itself, the load generator core 1. Everything runs on 127.0.0.1.
+Each round restarts every server, one after another, so that a machine that slows down slows all of
+them. The first core is only for the server, the second for the load generator. Everything runs on
+127.0.0.1.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from servers import HERE, SERVERS, Server
 from workloads import GROUPS, WORKLOADS, Workload
 
 RESULTS = environment.REPOSITORY / "docs" / "benchmarks"
-# Whose records have aims (goals.py).
+# The page of all aims (goals.py).
 GOALS_PAGE = "goals.md"
-# The record that has a plot: CPU time a request beside all peers.
+# The record that has a plot: CPU time per request of Servo and all peers.
 PLOTTED, PLOT = "http", "cpu.svg"
 
 
@@ -43,7 +44,7 @@ def main() -> None:
     if options.list:
         print_lists()
         return
-    # Or it would leave a server behind.
+    # End by an exception, so that the `finally` blocks end the servers, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     python = environment.prepare(options.python)
     pin(os.getpid(), first=False)  # the load generators inherit it
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def run(python: str, workloads: list[Workload], options: argparse.Namespace) -> report.Results:
-    """All rounds of these workloads; prints each figure when it is there."""
+    """Run all rounds of these workloads, and print each figure as soon as it is known."""
     servers = [s for s in options.servers if any(s.kind in w.kinds for w in workloads)]
     if any(workload.setup.tls for workload in workloads):
         environment.make_certificate()
@@ -73,7 +74,7 @@ def run(python: str, workloads: list[Workload], options: argparse.Namespace) -> 
         print(f"every server is offered {rate:g} requests/s", flush=True)
     results: report.Results = {workload.name: {} for workload in workloads}
     for number in range(options.rounds):
-        # A server's place in the order changes: nobody is always the one after the heaviest.
+        # Rotate the order, so that no server always runs right after the heaviest one.
         turn = number % len(servers) if servers else 0
         for server in servers[turn:] + servers[:turn]:
             begun = time.monotonic()
@@ -92,7 +93,7 @@ def told(number: int, rounds: int, server: Server, workload: str, sample: Sample
 
 
 def save(python: str, out: Path, record: dict[str, Any], text: str) -> None:
-    """NAME.json, NAME.md, the page of all aims, and the plot if this record is the one for it."""
+    """Write NAME.json, NAME.md and the page of all aims, and the plot if it shows this record."""
     out.mkdir(parents=True, exist_ok=True)
     name = record["name"]
     (out / f"{name}.json").write_text(report.as_json(record))
@@ -119,18 +120,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", "--duration", type=float, default=3.0, help="of each measurement"
     )
-    parser.add_argument("--servers", default="", help="names, comma-separated; all if not said")
+    parser.add_argument("--servers", default="", help="names, comma-separated (default: all)")
     parser.add_argument("--workloads", default="", help="groups or workloads, comma-separated")
     parser.add_argument("--python", default=environment.default_python(), help="the interpreter")
     parser.add_argument("--save", help="record all of it under one name; empty: record nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where records are")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the directory of the records")
     parser.add_argument("--check", action="store_true", help="compare with the records, save none")
     parser.add_argument("--list", action="store_true", help="list groups, workloads and servers")
     options = parser.parse_args()
     options.servers = [SERVERS[name] for name in chosen(parser, options.servers, SERVERS)]
     names = chosen(parser, options.workloads, {**GROUPS, **WORKLOADS}, GROUPS)
     options.runs = runs(names, options.save, whole=len(options.servers) == len(SERVERS))
-    # Bounded, whatever is asked for.
+    # Limit the time that a mistyped number can take.
     options.rounds = max(1, min(options.rounds, 20))
     options.seconds = max(0.5, min(options.seconds, 30.0))
     return options
@@ -142,7 +143,7 @@ def chosen(
     known: Iterable[str],
     default: Iterable[str] | None = None,
 ) -> list[str]:
-    """The names in `text`, or the default, or all that are known."""
+    """The comma-separated names in `text`; without any, the default, or all known names."""
     names = [name for name in text.split(",") if name]
     if unknown := [name for name in names if name not in known]:
         parser.error(f"no such name: {', '.join(unknown)}; there are {', '.join(known)}")
@@ -150,7 +151,7 @@ def chosen(
 
 
 def runs(names: list[str], save: str | None, whole: bool) -> dict[str, list[Workload]]:
-    """Record's name -> workloads. A group that is measured whole has a record of its own."""
+    """Record's name -> workloads. Each group that is measured as a whole gets its own record."""
     groups = {name: GROUPS[name] for name in names if name in GROUPS}
     if save is None and whole and len(groups) == len(names):
         return groups

@@ -1,4 +1,4 @@
-"""fastpysgi from a command line: its own has no flag for workers.
+"""Start fastpysgi with a number of workers, for which its own command line has no flag.
 
 serve_fastpysgi.py MODULE:ATTRIBUTE PORT WORKERS [CERTIFICATE]
 """

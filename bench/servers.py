@@ -1,7 +1,7 @@
-"""The servers that are compared, and how each is told what a workload needs.
+"""The servers that are compared, and the flags of each for what a workload needs.
 
-Everything is at its defaults but for one worker, no access log, and what a `Setup` asks for. What a
-server cannot do is said here, as an `UnableError`, and ends up in the tables.
+All settings have their defaults, except for one worker, no access log, and what a `Setup` needs. If
+a server lacks a feature, `Server.check` raises an UnableError, whose text appears in the tables.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ REPOSITORY = HERE.parent
 ENVIRONMENT = REPOSITORY / ".bench"
 # Key and certificate in one file.
 CERTIFICATE = ENVIRONMENT / "certificate.pem"
-# Made of polling.c.
+# Built from polling.c.
 POLLING = ENVIRONMENT / "polling.so"
 
 PORT = 18_765
@@ -22,24 +22,24 @@ BIND = f"127.0.0.1:{PORT}"
 
 
 class UnableError(Exception):
-    """A server has no way to do what a workload asks; the message says what it lacks."""
+    """A server lacks a feature that a workload needs; the message names it."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a server has to be started."""
+    """What a workload needs from the start of a server."""
 
     app: str = "apps.hello"
     workers: int = 1
     tls: bool = False
     access_log: bool = False
-    # Over 1,000 connections, past the default limit of some, that stay though they are idle.
+    # Over 1,000 idle connections, which must stay open; some servers' default limit is lower.
     many: bool = False
 
 
 @dataclass(frozen=True)
 class Family:
-    """Flags that a server's variants share; None where it has no such thing."""
+    """Flags that all variants of a server share; None if the server lacks the feature."""
 
     command: tuple[str, ...]
     workers: str | None
@@ -64,7 +64,7 @@ FAMILIES = {
         workers="--workers",
         access_log=("--access-logfile", "-"),
         tls=("--certfile", "--keyfile"),
-        # It ends idle connections after 2 s.
+        # By default it closes idle connections after 2 s.
         many=("--worker-connections", "2000", "--keep-alive", "75"),
         reloads=True,
     ),
@@ -106,19 +106,19 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Server:
-    """One row of the tables; of a kind (wsgi, asgi, websocket, http2) that workloads name."""
+    """One row of the tables. Its kind (wsgi, asgi, websocket, http2) selects the workloads."""
 
     name: str
     kind: str
     family: Family
     flags: tuple[str, ...] = ()
-    # HTTP/2 without TLS, by prior knowledge.
+    # It speaks HTTP/2 without TLS, by prior knowledge.
     cleartext: bool = True
-    # Sends `Connection: close` with each response.
+    # False: it sends `Connection: close` with each response.
     keeps_alive: bool = True
-    # Servo from this tree, before the build with compiled modules that is installed.
+    # A tree with Servo, which takes precedence over the installed, compiled package.
     source: Path | None = None
-    # Where a Servo listens; two can run side by side.
+    # Two Servos on different ports can run side by side.
     port: int = PORT
 
     @property

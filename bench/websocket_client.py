@@ -1,8 +1,8 @@
-"""A load generator for WebSocket echoes: one process, one thread, one message under way on each
-connection. It prints what `load.py` needs as JSON.
+"""A load generator for WebSocket echoes: one process, one thread, one message at a time on each
+connection. It prints the result as JSON for `load.py`.
 
-It masks with zeros, so that a frame is made once and sent again and again; to the server that is a
-mask like any other.
+All masks are zeros, so that one frame can be sent again and again. For the server, this mask is
+like any other.
 """
 
 import json
@@ -21,7 +21,7 @@ CRLF = b"\r\n"
 
 
 def frame(opcode, payload, mask):
-    """A frame with `payload`; with a mask of zeros, as a client sends it, or without one."""
+    """A frame with `payload`: a client's, masked with zeros, or a server's, without a mask."""
     bit = 0x80 if mask else 0
     if len(payload) < 126:
         head = struct.pack("!BB", 0x80 | opcode, bit | len(payload))
@@ -54,7 +54,7 @@ class Connection:
         self.sent = self.received = 0
 
     def write(self):
-        """Send what the socket takes; whether that was the rest."""
+        """Send as much as the socket takes; return whether all of the frame is sent."""
         while self.sent < len(self.message):
             try:
                 self.sent += self.socket.send(self.message[self.sent :])
@@ -63,7 +63,7 @@ class Connection:
         return True
 
     def read(self, buffer):
-        """Read what is there; whether the echo is complete."""
+        """Read what has arrived; return whether the echo is complete."""
         try:
             n = self.socket.recv_into(buffer)
         except BlockingIOError:
@@ -77,7 +77,7 @@ class Connection:
 
 
 def main(port, seconds, connections, size):
-    # Text where it is small, as chats and notifications are; bytes where it is big.
+    # Small messages are text, as in chats and notifications; big ones are bytes.
     opcode = TEXT if size < 1024 else BINARY
     payload = b"a" * size
     message, echo = frame(opcode, payload, mask=True), len(frame(opcode, payload, mask=False))

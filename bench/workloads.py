@@ -1,6 +1,6 @@
-"""The workloads: what is asked of a server, and how it is started for that.
+"""The workloads: the requests, and how the server is started for them.
 
-They come in groups; each group is measured, and recorded, by itself.
+They come in groups. Each group is measured and recorded separately.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from servers import Setup
 CONNECTIONS = 64
 Fields = tuple[tuple[str, str], ...]
 
-# What a browser sends, 12 header fields with Host.
+# A browser's header fields: 12, including Host.
 BROWSER: Fields = (
     ("Connection", "keep-alive"),
     ("Cache-Control", "max-age=0"),
@@ -27,7 +27,7 @@ BROWSER: Fields = (
     ("Sec-Fetch-Mode", "navigate"),
 )
 CLOSE: Fields = (("Connection", "close"),)
-# What a proxy that ends TLS adds, the same in each request; `Request.varies` has the rest.
+# Fields that a TLS-terminating proxy adds to every request; `Request.varies` adds the others.
 PROXY: Fields = (
     ("X-Forwarded-Proto", "https"),
     ("X-Forwarded-Host", "example.com"),
@@ -41,10 +41,11 @@ MB = 1 << 20
 
 @dataclass(frozen=True)
 class Request:
-    """One request, and its answer: the body, or the number of its bytes.
+    """One request and its response.
 
-    varies  "" for the same request each time. "varied" sends 1,000 requests in turn that differ in
-            path, query, cookie and a request id; "proxied" gives each a client's address, too
+    answer  the body of the response, or its length in bytes
+    varies  "": the same request each time. "varied": 1,000 requests in turn, with different paths,
+            queries, cookies and request ids. "proxied": these also differ in the client's address
             (X-Forwarded-For, X-Real-IP). See wrk.lua.
     """
 
@@ -57,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Workload:
-    """`how` names a function of measure.py, and with it the columns of report.py."""
+    """`how` names the function of measure.py, and thus the columns of report.py."""
 
     name: str
     title: str
@@ -66,7 +67,7 @@ class Workload:
     setup: Setup = field(default_factory=Setup)
     request: Request = field(default_factory=Request)
     connections: int = CONNECTIONS
-    # Bytes of a WebSocket message; requests at a time on an HTTP/2 connection.
+    # size: bytes of a WebSocket message. streams: concurrent requests of an HTTP/2 connection.
     size: int = 0
     streams: int = 0
 

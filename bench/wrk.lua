@@ -1,11 +1,11 @@
--- For wrk. After --: "body FILE" posts the file; "varied" and "proxied" send requests that differ.
--- The result is one line of JSON.
+-- A script for wrk. Arguments after --: "body FILE" posts the file; "varied" and "proxied" send
+-- different requests. It prints the result as one line of JSON.
 
 local VARIANTS = 1000
 local requests = {}
 local turn = 0
 
--- Requests of 1,000 users: other paths, queries, cookies and ids, of the lengths that real ones have.
+-- Requests of 1,000 users: different paths, queries, cookies and ids of realistic lengths.
 local function vary(proxied)
    local fields = {}
    for name, value in pairs(wrk.headers) do

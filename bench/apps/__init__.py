@@ -1,1 +1,1 @@
-"""What the servers serve while they are measured; none does more than it must."""
+"""The applications that the servers serve while they are measured, kept as small as possible."""

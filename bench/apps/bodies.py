@@ -1,11 +1,11 @@
-"""Bodies of each kind, and the paths that tell of workers: `wsgi` and `asgi` answer alike.
+"""Bodies of each kind, and paths for tests of workers; `wsgi` and `asgi` give the same responses.
 
-/echo   what was sent, as application/json
-/upload how many bytes were sent, read piece by piece
+/echo     the request's body, as application/json
+/upload   the number of bytes of the request's body, read piece by piece
 /10k /1m  that many bytes, in one piece
-/stream   1 MB in pieces of 64 KB, of no announced length
-/slow   blocks its worker's thread for 0.1 s
-/pid    the worker's process id, after a pause in which other workers get their turn
+/stream   1 MB in pieces of 64 KB, without a Content-Length
+/slow     blocks its worker's thread for 0.1 s
+/pid      the worker's process id, after a pause in which other workers get requests
 """
 
 import os
@@ -19,7 +19,7 @@ PAUSE_S = 0.005
 
 
 def small(path):
-    """The body for the paths that take none."""
+    """The response's body for the paths that read no request body."""
     if path in FIXED:
         return FIXED[path]
     if path == "/slow":

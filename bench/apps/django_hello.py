@@ -1,4 +1,4 @@
-"""Django's hello, without middleware, over WSGI and ASGI."""
+"""Hello world in Django without middleware, over WSGI and ASGI."""
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application

@@ -1,4 +1,4 @@
-"""FastAPI's hello."""
+"""Hello world in FastAPI."""
 
 from fastapi import FastAPI
 

@@ -1,4 +1,4 @@
-"""Flask's hello."""
+"""Hello world in Flask."""
 
 from flask import Flask
 

@@ -1,4 +1,4 @@
-"""13 bytes for every request, and echoes over WebSocket: what is measured is the server."""
+"""13 bytes for every request, and echoes over WebSocket, so that only the server is measured."""
 
 BODY = b"Hello, world!"
 WSGI_HEADERS = [("Content-Type", "text/plain"), ("Content-Length", "13")]
@@ -23,7 +23,7 @@ async def asgi(scope, receive, send):
     if scope["type"] == "websocket":
         await echo(receive, send)
         return
-    # lifespan: said to be supported, as a framework's app would
+    # lifespan: supported, as it is in frameworks
     while True:
         message = await receive()
         await send({"type": message["type"] + ".complete"})

@@ -1,12 +1,12 @@
-"""What `bench/messages.py` serves with two workers: the one that gets the request sends messages to
-the other, which counts them."""
+"""The application of `bench/messages.py`, for two workers. The worker that gets the request sends
+messages to the other one, which counts them."""
 
 import json
 import time
 
 from servo import cluster
 
-BATCH = 4096  # messages that are sent before it is asked how many have arrived
+BATCH = 4096  # messages to send before asking the other worker how many have arrived
 MESSAGE = {"user": 7, "text": "hello"}
 
 received = 0

@@ -1,4 +1,4 @@
-"""Starlette's hello."""
+"""Hello world in Starlette."""
 
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
