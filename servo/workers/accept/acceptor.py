@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from servo.workers.worker import Worker
+    from servo.settings.sources import Settings
+    from servo.workers.context import WorkerContext
 
 log = logging.getLogger("servo.error")
 
@@ -37,6 +38,14 @@ log = logging.getLogger("servo.error")
 BACKOFF_S = 0.1
 # Such errors are logged at most once in this time, not once in each BACKOFF_S.
 LOG_INTERVAL_NS = 10_000_000_000
+
+
+class AcceptingWorker(Protocol):
+    """What the acceptor needs of the worker."""
+
+    settings: Settings
+    context: WorkerContext
+    row: memoryview
 
 
 class Driver(Protocol):
@@ -65,7 +74,7 @@ class Acceptor:
     open_connections  how many the worker has; the driver calls `closed` when one ends
     """
 
-    def __init__(self, worker: Worker, driver: Driver) -> None:
+    def __init__(self, worker: AcceptingWorker, driver: Driver) -> None:
         self.open_connections = 0
         self._driver = driver
         self._max_connections = worker.settings.worker_connections
