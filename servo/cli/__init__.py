@@ -1,1 +1,1 @@
-"""The commands. Only here do errors become messages and exit codes."""
+"""The commands `servo` and `servoctl`. They turn errors into messages and exit codes."""

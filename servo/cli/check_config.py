@@ -1,4 +1,4 @@
-"""`--check-config`: what a start would do, short of binding, forking and writing."""
+"""`--check-config`: performs the checks of a start, but doesn't bind, fork or write anything."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 
 
 def check(settings: Settings) -> None:
-    """Raise the ServoError that a start would, in the order of a start; warnings go to stderr.
+    """Check a configuration and load its app, in the order in which a start does.
 
-    The directory of `chdir` is the current one already. The application is loaded.
+    Warnings go to stderr. The caller has already changed to the directory of `chdir`.
+
+    settings   the configuration
+
+    Raises the ServoError that a start would raise.
     """
     for level, text in settings.notes:
         if level not in ("info", "debug"):

@@ -1,6 +1,6 @@
-"""The `servoctl` command: ask a running server anything, and change it.
+"""The `servoctl` command: inspect and control running servers.
 
-Exit codes: 0 done, 1 refused or rolled back, 2 usage, 3 no such server.
+Exit codes: 0 success, 1 refused or rolled back, 2 wrong usage, 3 no such server.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from click.shell_completion import get_completion_class
 from servo import __version__
 from servo.cli import show
 from servo.cli.log_reader import LogFilter, follow_file, tail_file
-from servo.cli.target import Target, running, say_json, target_of, target_options
+from servo.cli.target import Target, print_json, running_servers, target_of, target_options
 from servo.control.client import ConnectionEnded, ControlClient, RequestFailed
 from servo.errors import ServoError, UsageError
 
@@ -34,9 +34,9 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code.
+    """Run the command and return its exit code.
 
-    arguments   without the program's name; sys.argv's by default
+    arguments   the command line without the program's name; None: that of sys.argv
     """
     try:
         code = servoctl.main(
@@ -51,9 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"servoctl: error: {error.format_message()}\nTry '{path} --help'.", err=True)
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
-        return 128 + signal.SIGINT  # as a shell says it
+        return 128 + signal.SIGINT  # a shell's exit code for a command that SIGINT has ended
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain while it flushes.
+        # The reader of our output has closed it (`servoctl logs | head`). Python would report the
+        # error once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_REFUSED
     return code if isinstance(code, int) else EXIT_DONE
@@ -67,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @target_options
 @click.pass_context
 def servoctl(context: click.Context, /, **options: Any) -> None:
-    """Ask a running Servo anything, and change it.
+    """Inspect and control a running Servo.
 
-    With one server running, it need not be named; else say which by --name, --pid or --socket.
+    If several servers run, choose one with --name, --pid or --socket.
     """
     context.obj = target_of(options)
     if context.invoked_subcommand is None:
@@ -80,7 +81,14 @@ def servoctl(context: click.Context, /, **options: Any) -> None:
 def command(
     name: str, **attributes: Any
 ) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
-    """A command of `servoctl`: it gets a Target first, and its errors become exit codes."""
+    """Make a function a command of `servoctl`.
+
+    The function gets a Target as its first argument. Its ServoErrors become messages and exit
+    codes.
+
+    name         the command's name
+    attributes   further arguments for `click.Group.command`
+    """
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
         @servoctl.command(name, **attributes)
@@ -91,7 +99,7 @@ def command(
             try:
                 return function(target, **options) or EXIT_DONE
             except ServoError as error:
-                _tell_failure(target, error)
+                _print_failure(target, error)
                 return error.exit_code
 
         return function
@@ -99,11 +107,11 @@ def command(
     return decorate
 
 
-def _tell_failure(target: Target, error: ServoError) -> None:
+def _print_failure(target: Target, error: ServoError) -> None:
     kind = error.kind if isinstance(error, RequestFailed) else ""
     details = error.details if isinstance(error, RequestFailed) else ""
     if target.json:
-        say_json({"ok": False, "error": str(error), "kind": kind, "details": details})
+        print_json({"ok": False, "error": str(error), "kind": kind, "details": details})
         return
     if details:
         click.echo(details.rstrip() + "\n", err=True)
@@ -111,80 +119,91 @@ def _tell_failure(target: Target, error: ServoError) -> None:
     click.echo(f"servoctl: error: {before}{error}", err=True)
 
 
-# --- looking ----------------------------------------------------------------------------------
+# --- inspecting -------------------------------------------------------------------------------
 
 
 @command("list")
 def list_servers(target: Target) -> None:
-    """Every server of this user on this machine."""
-    rows = show.ask_all(running(), target.timeout_s)
+    """List all servers of this user on this machine."""
+    rows = show.query_all(running_servers(), target.timeout_s)
     if target.json:
-        say_json(rows)
+        print_json(rows)
     elif rows:
         show.servers(rows)
     else:
-        click.echo("no server of this user runs", err=True)
+        click.echo("no server of this user is running", err=True)
 
 
 @command("status")
 def status(target: Target) -> None:
-    """A server as a whole."""
+    """Show a server's state and its totals."""
     with target.connect() as client:
         result = client.request("status")
-    say_json(result) if target.json else show.status(result)
+    print_json(result) if target.json else show.status(result)
 
 
 @command("workers")
 def workers(target: Target) -> None:
-    """Each worker: what it does, how fast, and what it costs."""
+    """Show each worker's state, requests, latency, CPU and memory."""
     with target.connect() as client:
         result = client.request("workers")
         show.add_usage(result, client.server_pid)
-    say_json(result) if target.json else show.workers(result)
+    print_json(result) if target.json else show.workers(result)
 
 
 @command("requests")
 def requests(target: Target) -> None:
-    """What every worker is serving right now, and for how long."""
+    """Show the requests that workers are serving, and for how long."""
     with target.connect() as client:
         result = client.request("requests")
-    say_json(result) if target.json else show.requests(result)
+    print_json(result) if target.json else show.requests(result)
 
 
 @command("stack")
 @click.argument("slot", type=int)
 def stack(target: Target, slot: int) -> None:
-    """The Python stacks and asyncio tasks of the worker in SLOT, which goes on working."""
+    """Show the Python stacks and asyncio tasks of the worker in SLOT, without stopping it."""
     with target.connect() as client:
         result = client.request("stack", {"slot": slot})
-    say_json(result) if target.json else show.stack(result)
+    print_json(result) if target.json else show.stack(result)
 
 
 @command("config")
 def config(target: Target) -> None:
-    """Each setting: its value, and where it came from."""
+    """Show each setting's value and its source."""
     with target.connect() as client:
         result = client.request("config")
-    say_json(result) if target.json else show.config(result)
+    print_json(result) if target.json else show.config(result)
 
 
 @command("events")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what happens next.")
-@click.option("--lines", type=click.IntRange(min=0), default=50, help="Past events.  [50]")
+@click.option("-f", "--follow", is_flag=True, help="Also show new events as they happen.")
+@click.option(
+    "--lines", type=click.IntRange(min=0), default=50, help="How many past events to show.  [50]"
+)
 def events(target: Target, follow: bool, lines: int) -> None:
-    """What happened to the server and its workers."""
+    """Show what has happened to the server and its workers."""
     with target.connect() as client:
-        say = say_json if target.json else show.event
-        _show_ring(client, "events", follow, lines, lambda _event: True, say)
+        print_event = print_json if target.json else show.event
+        _show_ring(client, "events", follow, lines, lambda _event: True, print_event)
 
 
 @command("logs")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is written next.")
-@click.option("--lines", type=click.IntRange(min=0), default=100, help="Past lines.  [100]")
-@click.option("--worker", type=int, metavar="SLOT", help="Only this worker's.")
-@click.option("--level", type=click.Choice(_LEVELS), default="debug", help="Only from this one on.")
-@click.option("--grep", metavar="REGEX", help="Only lines that this matches.")
-@click.option("--file", "from_file", is_flag=True, help="Read the log's file: older lines, too.")
+@click.option("-f", "--follow", is_flag=True, help="Also show new lines as they are written.")
+@click.option(
+    "--lines", type=click.IntRange(min=0), default=100, help="How many past lines to show.  [100]"
+)
+@click.option("--worker", type=int, metavar="SLOT", help="Show only this worker's lines.")
+@click.option(
+    "--level",
+    type=click.Choice(_LEVELS),
+    default="debug",
+    help="Show only lines of this level and above.",
+)
+@click.option("--grep", metavar="REGEX", help="Show only lines that match.")
+@click.option(
+    "--file", "from_file", is_flag=True, help="Read the log's file, which has older lines."
+)
 def logs(
     target: Target,
     follow: bool,
@@ -194,84 +213,94 @@ def logs(
     grep: str | None,
     from_file: bool,
 ) -> None:
-    """The server's log, from what the arbiter remembers (about the last 1000 lines)."""
+    """Show the server's log: about the last 1000 lines, which the arbiter keeps in memory."""
     try:
         pattern = re.compile(grep or "")
     except re.error as error:
         raise UsageError(f"--grep: {error}") from error
     wanted = LogFilter(worker, _LEVELS[_LEVELS.index(level) :], pattern)
-    say = say_json if target.json else show.log_line
+    print_record = print_json if target.json else show.log_line
     with target.connect() as client:
         if not from_file:
-            _show_ring(client, "logs", follow, lines, wanted.takes, say)
+            _show_ring(client, "logs", follow, lines, wanted.matches, print_record)
             return
         path = show.log_path(client.request("config"))
-        wanted.learn(client.request("workers")["workers"])
+        wanted.set_workers(client.request("workers")["workers"])
     for record in tail_file(path, lines, wanted):
-        say(record)
+        print_record(record)
     if follow:
         for record in follow_file(path, wanted):
-            say(record)
+            print_record(record)
 
 
 def _show_ring(
     client: ControlClient,
-    what: str,
+    name: str,
     follow: bool,
     lines: int,
-    wanted: Callable[[dict[str, Any]], bool],
-    say: Callable[[dict[str, Any]], None],
+    is_wanted: Callable[[dict[str, Any]], bool],
+    print_note: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Show the last of what the arbiter remembers, and what comes after it."""
+    """Print the last notes of one of the arbiter's rings and, with `follow`, new ones.
+
+    name         the ring's command: "logs" or "events"
+    follow       whether to go on with new notes
+    lines        how many past notes to print
+    is_wanted    whether to print a note
+    print_note   prints a note
+    """
     past: list[dict[str, Any]] = []
-    client.request(what, {}, lambda note: past.append(note) if wanted(note) else None)
+    client.request(name, {}, lambda note: past.append(note) if is_wanted(note) else None)
     for note in past[len(past) - min(lines, len(past)) :]:
-        say(note)
+        print_note(note)
     if not follow:
         return
-    skip = _Skipper(past)
+    seen = _SeenFilter(past)
 
     def on_note(note: dict[str, Any]) -> None:
-        if wanted(note) and skip.is_new(note):
-            say(note)
+        if is_wanted(note) and seen.is_new(note):
+            print_note(note)
 
     def on_lost(count: int) -> None:
         click.echo(f"servoctl: {count} lines were lost: this terminal is too slow", err=True)
 
     try:
-        client.request(what, {"follow": True}, on_note, on_lost)
+        client.request(name, {"follow": True}, on_note, on_lost)
     except ConnectionEnded:
         click.echo("servoctl: the server has ended", err=True)
 
 
-class _Skipper:
-    """The second request begins with what the first has brought."""
+class _SeenFilter:
+    """Removes notes that a first request has returned from those of a second one.
+
+    seen   the notes of the first request
+    """
 
     def __init__(self, seen: list[dict[str, Any]]) -> None:
         self._seen = list(seen)
 
     def is_new(self, note: dict[str, Any]) -> bool:
-        """Whether it was not shown before. Records come in one order, always."""
+        """Whether a note was not among those seen. Each of these counts once."""
         if note in self._seen:
             self._seen.remove(note)
             return False
         return True
 
 
-# --- changing ---------------------------------------------------------------------------------
+# --- controlling ------------------------------------------------------------------------------
 
 
 @command("reload")
-@click.option("--no-wait", is_flag=True, help="Only ask for it.")
+@click.option("--no-wait", is_flag=True, help="Don't wait for the reload to finish.")
 def reload(target: Target, no_wait: bool) -> None:
-    """New code and configuration, without losing a request.
+    """Load new code and configuration without losing a request.
 
-    Ends with 0 when every worker was replaced; with 1, the reason and the traceback when the new
-    release can't serve: the old one goes on.
+    Exits with 0 once all workers are replaced. If the new release can't serve, the old one keeps
+    serving, and the command shows the reason and a traceback and exits with 1.
     """
-    result = _ask(target, "reload", {"wait": not no_wait}, show.reload_step)
+    result = _execute(target, "reload", {"wait": not no_wait}, show.reload_step)
     if no_wait:
-        show.done(target, result, "the reload is under way")
+        show.done(target, result, "the reload has started")
     else:
         text = f"reloaded: {show.plural(result['replaced'])} replaced in {result['seconds']:.2f} s"
         show.done(target, result, f"{text}, generation {result['generation']}")
@@ -280,23 +309,21 @@ def reload(target: Target, no_wait: bool) -> None:
 @command("scale", context_settings={"ignore_unknown_options": True})
 @click.argument("to", metavar="N|+N|-N")
 def scale(target: Target, to: str) -> None:
-    """Run N workers, or N more or less than now."""
+    """Run N workers, or N more or fewer than now."""
     if not re.fullmatch(r"[+-]?\d{1,6}", to, re.ASCII):
-        raise UsageError(f"{to!r} is no number of workers: N, +N or -N")
-    result = _ask(target, "scale", {"to": to})
-    show.done(
-        target, result, f"scaled: {show.plural(result['workers'])}, before {result['before']}"
-    )
+        raise UsageError(f"{to!r} is not a number of workers: use N, +N or -N")
+    result = _execute(target, "scale", {"to": to})
+    show.done(target, result, f"scaled from {result['before']} to {show.plural(result['workers'])}")
 
 
 @command("restart-worker")
 @click.argument("slot", type=int)
-@click.option("--no-wait", is_flag=True, help="Only ask for it.")
+@click.option("--no-wait", is_flag=True, help="Don't wait for the worker to be replaced.")
 def restart_worker(target: Target, slot: int, no_wait: bool) -> None:
-    """Replace the worker in SLOT: its successor is ready before it goes."""
-    result = _ask(target, "restart-worker", {"slot": slot, "wait": not no_wait}, show.step)
+    """Replace the worker in SLOT; it ends once its successor is ready."""
+    result = _execute(target, "restart-worker", {"slot": slot, "wait": not no_wait}, show.step)
     if no_wait:
-        show.done(target, result, f"worker {slot} (pid {result['pid']}) is to be replaced")
+        show.done(target, result, f"worker {slot} (pid {result['pid']}) will be replaced")
     else:
         old, new = result["old_pid"], result["pid"]
         text = f"worker {slot} replaced: pid {old} -> {new}"
@@ -304,60 +331,65 @@ def restart_worker(target: Target, slot: int, no_wait: bool) -> None:
 
 
 @command("send")
-@click.argument("words", nargs=-1, required=True, metavar="[SLOT] JSON")
-@click.option("--all", "to_all", is_flag=True, help="To every worker, in place of SLOT.")
-@click.option("--topic", default="", help="Which of the application's handlers get it.")
-def send(target: Target, words: tuple[str, ...], to_all: bool, topic: str) -> None:
-    """Send a message to the application in a worker, or in all: a value in JSON.
+@click.argument("arguments", nargs=-1, required=True, metavar="[SLOT] JSON")
+@click.option("--all", "to_all", is_flag=True, help="Send to all workers, in place of SLOT.")
+@click.option("--topic", default="", help="The topic of the app's handlers that get the message.")
+def send(target: Target, arguments: tuple[str, ...], to_all: bool, topic: str) -> None:
+    """Send a message, a JSON value, to the app in one worker or in all.
 
-    It is what `servo.cluster.on_message` handlers of that topic get.
+    The app's `servo.cluster.on_message` handlers for the topic get it.
     """
-    if len(words) != 2 - to_all:
-        raise UsageError("a slot and a message are needed, or --all and a message")
-    slot = "0" if to_all else words[0]
+    if len(arguments) != 2 - to_all:
+        raise UsageError("give a slot and a message, or --all and a message")
+    slot = "0" if to_all else arguments[0]
     if not re.fullmatch(r"\d{1,9}", slot, re.ASCII) or (int(slot) == 0) != to_all:
-        raise UsageError(f"{slot!r} is no worker's slot")
+        raise UsageError(f"{slot!r} is not a worker's slot")
     try:
-        json.loads(words[-1])
+        json.loads(arguments[-1])
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"the message is no JSON: {error}") from error
-    args = {"message": words[-1], "slot": int(slot), "topic": topic}
-    result = _ask(target, "send", args)
+        raise UsageError(f"the message is not valid JSON: {error}") from error
+    args = {"message": arguments[-1], "slot": int(slot), "topic": topic}
+    result = _execute(target, "send", args)
     show.done(target, result, f"sent to {show.plural(result['workers'])}")
 
 
 @command("stop")
-@click.option("--now", is_flag=True, help="Cut the requests that are under way.")
-@click.option("--no-wait", is_flag=True, help="Only ask for it.")
+@click.option("--now", is_flag=True, help="Abort the requests in flight.")
+@click.option("--no-wait", is_flag=True, help="Don't wait for the server to end.")
 def stop(target: Target, now: bool, no_wait: bool) -> None:
-    """End the server, when it has answered what is under way."""
+    """Stop the server after it has finished the requests in flight."""
     try:
-        result = _ask(target, "stop", {"now": now, "wait": not no_wait}, show.step)
+        result = _execute(target, "stop", {"now": now, "wait": not no_wait}, show.step)
     except ConnectionEnded:
-        result = {}  # which is what was asked for
+        result = {}  # the server has ended, as requested
     show.done(target, result, "the server is stopping" if no_wait else "the server has ended")
 
 
 @servoctl.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """A script for the shell's completion: eval "$(servoctl completion bash)"."""
+    """Print a script for the shell's completion: eval "$(servoctl completion bash)"."""
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(servoctl, {}, "servoctl", "_SERVOCTL_COMPLETE").source())
 
 
-def _ask(
+def _execute(
     target: Target,
     name: str,
     args: dict[str, Any],
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Send a command; its steps are told as they come."""
+    """Send a command to the server and return its result.
+
+    name      the command's name in the protocol
+    args      its arguments
+    on_step   prints a step of the answer as it arrives; with --json, steps are printed as JSON
+    """
 
     def on_note(note: dict[str, Any]) -> None:
         if target.json:
-            say_json(note)
+            print_json(note)
         elif on_step is not None:
             on_step(note)
 

@@ -1,4 +1,4 @@
-"""Reading the error log's own file: older lines than the arbiter remembers."""
+"""Reads the error log's file, which has older lines than the arbiter keeps in memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from servo.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
-# As much of the file's end as is looked through for the lines that are asked for.
+# How much of the file's end is searched for past lines.
 MAX_TAIL_BYTES = 16 << 20
 _POLL_S = 0.2
-# servo.logs.error_log.TextFormatter's lines, without their colours.
+# A line of servo.logs.error_log.TextFormatter, without colours.
 _TEXT = re.compile(r"\[[^\]]+\] \[(\d+)\] \[([A-Z]+)\] (.*)", re.DOTALL)
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 class LogFilter:
-    """Which records are wanted.
+    """Selects records by worker, level and text.
 
-    slot     only this worker's; None: everybody's
-    levels   of these levels
-    pattern  whose text this matches somewhere
+    slot      the worker's slot; None: records of all workers and of the arbiter
+    levels    the levels to select
+    pattern   a pattern that the text must contain
     """
 
     def __init__(self, slot: int | None, levels: Iterable[str], pattern: re.Pattern[str]) -> None:
@@ -36,12 +36,15 @@ class LogFilter:
         self._pattern = pattern
         self._pids: set[int] = set()
 
-    def learn(self, workers: list[dict[str, Any]]) -> None:
-        """The file's lines have only pids: these workers live now."""
+    def set_workers(self, workers: list[dict[str, Any]]) -> None:
+        """Note which pids the chosen worker has: lines of a file have pids, but no slots.
+
+        workers   the rows of the running workers
+        """
         self._pids = {row["pid"] for row in workers if row["slot"] == self._slot}
 
-    def takes(self, record: dict[str, Any]) -> bool:
-        """Whether a record is wanted."""
+    def matches(self, record: dict[str, Any]) -> bool:
+        """Whether a record is selected."""
         if self._slot is not None:
             slot = record.get("slot")
             if slot != self._slot and (slot is not None or record["pid"] not in self._pids):
@@ -50,17 +53,30 @@ class LogFilter:
 
 
 def tail_file(path: str, lines: int, wanted: LogFilter) -> list[dict[str, Any]]:
-    """The last records of the file that are wanted. Raises OSError."""
+    """The last records of a file that a filter selects.
+
+    path     the file's path
+    lines    how many records to return at most
+    wanted   selects records
+
+    Raises OSError.
+    """
     with open(path, encoding="utf-8", errors="replace") as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_TAIL_BYTES:
             file.seek(size - MAX_TAIL_BYTES)
             file.readline()
-        return list(deque(filter(wanted.takes, records(file)), maxlen=lines))
+        return list(deque(filter(wanted.matches, parse_records(file)), maxlen=lines))
 
 
 def follow_file(path: str, wanted: LogFilter) -> Generator[dict[str, Any], None, None]:
-    """The wanted records that are written from now on, through rotations. Ends never."""
+    """Yield the records that are written from now on, across rotations of the file, without end.
+
+    path     the file's path
+    wanted   selects records
+
+    Raises OSError.
+    """
     file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115  closed in `_follow`
     file.seek(0, os.SEEK_END)
     return _follow(path, file, wanted)
@@ -70,23 +86,26 @@ def _follow(path: str, file: TextIO, wanted: LogFilter) -> Generator[dict[str, A
     while True:
         with file:
             while True:
-                yield from filter(wanted.takes, records(file))
+                yield from filter(wanted.matches, parse_records(file))
                 if _is_replaced(path, file):
                     break
                 time.sleep(_POLL_S)
         file = open(path, encoding="utf-8", errors="replace")  # noqa: SIM115  closed above
 
 
-def records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The records of a log: a line that begins none (of a traceback) belongs to the one before."""
+def parse_records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Join a log's lines to records.
+
+    A line that doesn't begin a record, such as one of a traceback, belongs to the record before it.
+    """
     record: dict[str, Any] | None = None
     for raw in lines:
-        line = _plain(raw.rstrip("\n"))
-        begun = parse(line)
-        if begun is not None:
+        line = _printable_line(raw.rstrip("\n"))
+        new = parse_line(line)
+        if new is not None:
             if record is not None:
                 yield record
-            record = begun
+            record = new
         elif record is not None:
             record["line"] += "\n" + line
             record["text"] += "\n" + line
@@ -94,13 +113,13 @@ def records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def _plain(line: str) -> str:
-    """A line that is safe to print: without colours, other control characters escaped."""
+def _printable_line(line: str) -> str:
+    """Make a line safe to print: remove colours and escape other control characters."""
     return printable(_COLOUR.sub("", line))
 
 
-def parse(line: str) -> dict[str, Any] | None:
-    """The record that a line begins, in either format of the log; None for none."""
+def parse_line(line: str) -> dict[str, Any] | None:
+    """Parse the first line of a record, in either of the log's formats; None for other lines."""
     match = _TEXT.fullmatch(line)
     if match is not None:
         return {"pid": int(match[1]), "level": match[2].lower(), "text": match[3], "line": line}
@@ -115,10 +134,10 @@ def parse(line: str) -> dict[str, Any] | None:
 
 
 def _is_replaced(path: str, file: TextIO) -> bool:
-    """Whether another file is at the path by now, or this one was cut."""
+    """Whether another file is at the path now, or this one was truncated."""
     try:
-        there = os.stat(path)
+        current = os.stat(path)
     except OSError:
-        return False  # between the two steps of a rotation
+        return False  # a rotation has moved the old file but not yet created the new one
     ours = os.fstat(file.fileno())
-    return not os.path.samestat(there, ours) or there.st_size < file.tell()
+    return not os.path.samestat(current, ours) or current.st_size < file.tell()

@@ -1,4 +1,4 @@
-"""The `servo` command: read the settings, then look at them or run the arbiter."""
+"""The `servo` command: reads the settings, then prints or checks them or runs the server."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: what a ServoError says, else the arbiter's.
+    """Run the command and return its exit code: that of a ServoError, or the server's.
 
-    arguments   without the program's name; sys.argv's by default
+    arguments   the command line without the program's name; None: that of sys.argv
     """
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except click.exceptions.Exit as exit_:  # --help and --version
         return exit_.exit_code
     except AppImportError as error:
-        render.fail(str(error), error.details)
+        render.print_error(str(error), error.details)
         return error.exit_code
     except UsageError as error:
-        render.fail(f"{error}\nTry 'servo --help'.")
+        render.print_error(f"{error}\nTry 'servo --help'.")
         return error.exit_code
     except ServoError as error:
-        render.fail(str(error))
+        render.print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT  # as a shell says it
+        return 128 + signal.SIGINT  # a shell's exit code for a command that SIGINT has ended
     except BrokenPipeError:
-        # Whoever read our output has seen enough (`servo --help | head`). Python would complain
-        # once more while it flushes.
+        # The reader of our output has closed it (`servo --help | head`). Python would report the
+        # error once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -56,38 +56,45 @@ def _run(arguments: Sequence[str]) -> int:
         start = started_in(os.environ)
     except FileNotFoundError as error:
         raise ConfigError("the current directory no longer exists") from error
-    # `python -m servo` put it there by the kernel's name, which no reload would follow.
+    # `python -m servo` puts the current directory into sys.path by its real path. With links in its
+    # path instead, a reload finds the release that a link leads to then.
     here = os.getcwd()
     sys.path[:] = [str(start) if entry == here else entry for entry in sys.path]
-    settings, reload_settings = _remember(flags, take_secrets(os.environ), start)
+    settings, reload_settings = _load(flags, take_secrets(os.environ), start)
     _check_addresses(settings)
     if settings.print_config:
         click.echo(render.config_table(settings))
     if settings.print_config and not settings.check_config:
         return 0
     _require_app(settings)
-    _enter(settings)
+    _change_directory(settings)
     if settings.check_config:
         from servo.cli.check_config import check
 
         check(settings)
         click.echo("configuration OK")
         return 0
-    # Imported late: --help and --check-config need none of it.
+    # Imported late because --help and --check-config don't need it.
     from servo.arbiter.start import run_server
 
     return run_server(settings, reload_settings)
 
 
-def _remember(
+def _load(
     flags: Mapping[str, Any], environ: Mapping[str, str], start: Path
 ) -> tuple[Settings, Callable[[], Settings]]:
-    """The settings, and a function that reads every source again as it was given at start."""
+    """Load the settings, and make the function with which a reload loads them again.
+
+    flags     the command line's flags
+    environ   a copy of the environment at the start, secrets included
+    start     the directory that the server was started in
+    """
     current = load_settings(flags, environ, start)
 
     def reload_settings() -> Settings:
         nonlocal current
-        drop_config_modules(current)  # or the file would get what it imported last time
+        # Otherwise the configuration file would get the modules as it imported them last time.
+        drop_config_modules(current)
         settings = load_settings(flags, environ, start)
         _require_app(settings)
         current = settings
@@ -102,12 +109,12 @@ def _require_app(settings: Settings) -> None:
         from servo.apps.loader import FORMS
 
         app = likely_app(Path(settings.chdir))
-        perhaps = f" (servo {shlex.quote(app)}?)" if app is not None else ""
-        raise UsageError(f"which app? Name one: servo APP{perhaps}, where APP is {FORMS}")
+        suggestion = f" (perhaps: servo {shlex.quote(app)})" if app is not None else ""
+        raise UsageError(f"no app was given; run servo APP{suggestion}, where APP is {FORMS}")
 
 
-def _enter(settings: Settings) -> None:
-    """Change the directory, as relative paths start at `chdir`. Raises ConfigError."""
+def _change_directory(settings: Settings) -> None:
+    """Change to the directory of `chdir`, where relative paths start. Raises ConfigError."""
     try:
         os.chdir(settings.directory)
     except OSError as error:
@@ -134,7 +141,7 @@ def _check_addresses(settings: Settings) -> None:
 
 
 def command() -> click.Command:
-    """The command as click knows it. It parses and helps; `main` does the work."""
+    """The click command that parses the command line and prints help; `main` does the work."""
     return render.GroupedCommand(
         "servo",
         params=[
@@ -153,10 +160,10 @@ def command() -> click.Command:
 
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool | None) -> None:
     if value:
-        import platform  # not needed otherwise
+        import platform  # only needed here
 
         python = f"{platform.python_implementation()} {platform.python_version()}"
-        # Found, not imported: for the version alone nothing else is loaded.
+        # find_spec doesn't import the module, so --version stays fast.
         spec = importlib.util.find_spec("servo.http.h1.connection")
         plain = spec is None or str(spec.origin).endswith(".py")
         click.echo(f"servo {__version__} ({python}{'' if plain else ', compiled'})")

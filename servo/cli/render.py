@@ -1,4 +1,4 @@
-"""What the commands print: errors, help, tables."""
+"""The output of the `servo` command: errors, help, and the table of settings."""
 
 from __future__ import annotations
 
@@ -18,23 +18,29 @@ Serve a WSGI or ASGI app. APP is module:attribute, module, module:factory() or
 path/to/file.py:attribute.
 """
 _OUTRO = """\
-Every flag is also a name in servo.toml (or [tool.servo] in pyproject.toml, or servo.conf.py) and a
-variable SERVO_<NAME>: --print-config shows the names, the values and where they came from.
+Each setting can also be given in servo.toml, in [tool.servo] of pyproject.toml, in servo.conf.py,
+or as a variable SERVO_<NAME>. --print-config shows all names, values and their sources.
 """
 
+# A longer value gets its own line, so that it doesn't widen its column.
+_MAX_CELL = 40
+# A longer default is left out of --help.
+_MAX_DEFAULT = 24
 
-_WIDE = 40
 
+def print_error(message: str, details: str = "") -> None:
+    """Print the reason why the command ends to stderr.
 
-def fail(message: str, details: str = "") -> None:
-    """Say on stderr why the command ends, after whatever explains it at length."""
+    message   the reason, in one line
+    details   text to print before it, such as a traceback
+    """
     if details:
         click.echo(details + "\n", err=True)
     click.echo(f"servo: error: {message}", err=True)
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows the settings by section, one line each where that fits."""
+    """A command whose help lists the settings by section."""
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the whole help."""
@@ -49,16 +55,22 @@ class GroupedCommand(click.Command):
             with formatter.section(section):
                 formatter.write_dl(rows, col_max=34, col_spacing=2)
         with formatter.section("About"):
-            formatter.write_dl([("-h, --help", "This."), ("-v, --version", "The version.")])
+            formatter.write_dl(
+                [
+                    ("-h, --help", "Show this help and exit."),
+                    ("-v, --version", "Show the version and exit."),
+                ]
+            )
         formatter.write(f"\n{_OUTRO}")
 
 
 def _flags(setting: Setting) -> str:
-    """A setting's short flag and its first long one; the reference has them all."""
+    """A setting's short flags and its main long one; the reference lists all flags."""
     short = [flag for flag in setting.shown_flags if not flag.startswith("--")]
     long = setting.main_flag
     if setting.is_switch:
-        # The others are commands, or say no by themselves.
+        # Commands such as --print-config, and flags such as --no-control-socket, have no useful
+        # --no-… form.
         negatable = setting.in_files and not long.startswith("--no-")
         return ", ".join([*short, f"--[no-]{long[2:]}" if negatable else long])
     text = f"{', '.join([*short, long])} {setting.type.metavar}"
@@ -71,23 +83,22 @@ def _help(setting: Setting) -> str:
     default = setting.show(setting.default)
     if setting.is_switch:
         default = "on" if setting.default else ""
-    return f"{setting.help}  [{default}]" if 0 < len(default) <= 24 else setting.help
+    return f"{setting.help}  [{default}]" if 0 < len(default) <= _MAX_DEFAULT else setting.help
 
 
 def config_table(settings: Settings) -> str:
-    """Every setting: its name, value, unit and source, in columns."""
+    """The table of all settings: name, value, unit and source, in aligned columns."""
     rows = [
         (name, settings.show(name), setting.unit, settings.source(name))
         for name, setting in SETTINGS.items()
     ]
     widths = [
-        max(len(cell) for cell in column if len(cell) <= _WIDE)
+        max(len(cell) for cell in column if len(cell) <= _MAX_CELL)
         for column in zip(*rows, strict=True)
     ]
     lines: list[str] = []
     for row in rows:
-        if len(row[1]) > _WIDE:
-            # A long value has a line of its own, and the columns keep their places.
+        if len(row[1]) > _MAX_CELL:
             lines.append(f"{row[0].ljust(widths[0])}  {row[1]}")
             row = ("", "", *row[2:])
         lines.append("  ".join(map(str.ljust, row, widths)).rstrip())

@@ -1,4 +1,4 @@
-"""What `servoctl` prints for people."""
+"""The output of `servoctl` for people."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from servo.cli.tables import Column, mebibytes, number, show_table, span, styled
-from servo.cli.target import Target, say_json
+from servo.cli.tables import (
+    Column,
+    format_mebibytes,
+    format_number,
+    format_seconds,
+    show_table,
+    styled,
+)
+from servo.cli.target import Target, print_json
 from servo.control.client import ControlClient, ControlError
 from servo.metrics.procfs import cpu_of, memory_of
 from servo.printable import printable_line
@@ -18,15 +25,20 @@ from servo.printable import printable_line
 if TYPE_CHECKING:
     from servo.control.instances import Instance
 
-# How long CPU time is watched for its percentage, as `top` does between two screens.
+# The time between two readings of CPU time, from which its percentage is computed.
 CPU_SAMPLE_S = 0.25
 _NO_ANSWER = "does not answer"
 
 
 def done(target: Target, result: dict[str, Any], text: str) -> None:
-    """The last line of a command that was followed."""
+    """Print the last line of a command that has succeeded.
+
+    target   says whether to print JSON
+    result   the command's result, for JSON
+    text     the line for people
+    """
     if target.json:
-        say_json({"ok": True, "result": result})
+        print_json({"ok": True, "result": result})
     else:
         click.echo(text)
 
@@ -34,15 +46,19 @@ def done(target: Target, result: dict[str, Any], text: str) -> None:
 # --- the servers ------------------------------------------------------------------------------
 
 
-def ask_all(found: list[Instance], timeout_s: float) -> list[dict[str, Any]]:
-    """The status of each server; one that does not answer holds up nobody."""
+def query_all(found: list[Instance], timeout_s: float) -> list[dict[str, Any]]:
+    """The status of each server, asked in parallel so that a silent one delays no other.
+
+    found       the servers
+    timeout_s   how long to wait for each answer, in seconds
+    """
     if not found:
         return []
     with ThreadPoolExecutor(min(16, len(found))) as pool:
-        return list(pool.map(lambda instance: _ask(instance, timeout_s), found))
+        return list(pool.map(lambda instance: _query(instance, timeout_s), found))
 
 
-def _ask(instance: Instance, timeout_s: float) -> dict[str, Any]:
+def _query(instance: Instance, timeout_s: float) -> dict[str, Any]:
     values = {"name": instance.name, "pid": instance.pid, "socket": instance.socket}
     try:
         with ControlClient(instance.socket, timeout_s) as client:
@@ -58,10 +74,10 @@ def servers(rows: list[dict[str, Any]]) -> None:
         Column("pid", True),
         Column("state"),
         Column("workers", True),
-        Column("req/s", True, spare=2),
-        Column("requests", True, spare=3),
-        Column("uptime", True, spare=1),
-        Column("version", spare=4),
+        Column("req/s", True, drop_rank=2),
+        Column("requests", True, drop_rank=3),
+        Column("uptime", True, drop_rank=1),
+        Column("version", drop_rank=4),
         Column("listening on"),
     ]
     show_table(columns, [_server(row) for row in rows])
@@ -74,9 +90,9 @@ def _server(row: dict[str, Any]) -> list[str]:
         str(row["pid"]),
         row["state"],
         f"{workers['ready']}/{workers['target']}" if workers else "",
-        number(row.get("requests_per_s")),
-        number(row.get("requests")),
-        span(row.get("uptime_s")),
+        format_number(row.get("requests_per_s")),
+        format_number(row.get("requests")),
+        format_seconds(row.get("uptime_s")),
         row.get("version", ""),
         ", ".join(row.get("listeners", [])),
     ]
@@ -93,16 +109,16 @@ def status(row: dict[str, Any]) -> None:
         ("app", row["app"]),
         ("state", f"{state}: {row['phase']}" if row["phase"] else state),
         ("pid", str(row["pid"])),
-        ("uptime", span(row["uptime_s"])),
+        ("uptime", format_seconds(row["uptime_s"])),
         ("version", f"servo {row['version']}, Python {row['python']}"),
         ("listening on", ", ".join(row["listeners"])),
         ("workers", f"{workers['ready']} of {workers['target']} ready, {workers['total']} in all"),
         ("generation", str(row["generation"])),
-        ("requests", f"{row['requests']}, {number(row['requests_per_s'])} a second"),
+        ("requests", f"{row['requests']}, {format_number(row['requests_per_s'])} a second"),
         ("statuses", statuses),
         ("latency", _latency(row)),
         ("in flight", f"{row['in_flight']} requests, {row['connections']} connections"),
-        ("last reload", f"{moment(last['time'])} {last['text']}" if last else ""),
+        ("last reload", f"{format_time(last['time'])} {last['text']}" if last else ""),
         ("directory", row["directory"]),
     ]
     for name, value in lines:
@@ -113,17 +129,21 @@ def status(row: dict[str, Any]) -> None:
 def _latency(row: dict[str, Any]) -> str:
     if row["p50_s"] is None:
         return ""
-    return f"p50 {span(row['p50_s'])}, p99 {span(row['p99_s'])}"
+    return f"p50 {format_seconds(row['p50_s'])}, p99 {format_seconds(row['p99_s'])}"
 
 
 # --- the workers ------------------------------------------------------------------------------
 
 
 def add_usage(result: dict[str, Any], server_pid: int) -> None:
-    """Add what the kernel tells of each worker: CPU and memory.
+    """Add each worker's CPU and memory, as /proc has them, to its row.
 
-    Read here and not by the arbiter: the kernel walks page tables for it. A server in another pid
-    namespace, whose `server_pid` is not the one it goes by itself, has none.
+    `servoctl` reads them, not the arbiter, because the kernel walks page tables for the memory.
+    Workers of a server in another pid namespace get no values: their pids mean other processes
+    here. Such a server has another pid here than in its own namespace.
+
+    result       the server's answer to "workers"
+    server_pid   the server's pid as this process sees it
     """
     rows = result["workers"]
     here = result["server_pid"] == server_pid
@@ -147,18 +167,18 @@ def workers(result: dict[str, Any]) -> None:
     columns = [
         Column("slot", True),
         Column("pid", True),
-        Column("gen", True, spare=4),
+        Column("gen", True, drop_rank=4),
         Column("state"),
         Column("age", True),
-        Column("requests", True, spare=2),
+        Column("requests", True, drop_rank=2),
         Column("busy", True),
         Column("req/s", True),
-        Column("p50", True, spare=3),
+        Column("p50", True, drop_rank=3),
         Column("p99", True),
-        Column("lag", True, spare=5),
-        Column("CPU", True, spare=1),
-        Column("RSS", True, spare=7),
-        Column("PSS", True, spare=6),
+        Column("lag", True, drop_rank=5),
+        Column("CPU", True, drop_rank=1),
+        Column("RSS", True, drop_rank=7),
+        Column("PSS", True, drop_rank=6),
         Column("last exit", keep=False),
     ]
     show_table(columns, [_worker(row) for row in result["workers"]])
@@ -171,16 +191,16 @@ def _worker(row: dict[str, Any]) -> list[str]:
         str(row["pid"]),
         str(row["generation"]),
         row["state"],
-        span(row["age_s"]),
-        number(row.get("requests")),
-        number(row.get("in_flight")),
-        number(row.get("requests_per_s")),
-        span(row.get("p50_s")),
-        span(row.get("p99_s")),
-        span(row.get("lag_s")),
+        format_seconds(row["age_s"]),
+        format_number(row.get("requests")),
+        format_number(row.get("in_flight")),
+        format_number(row.get("requests_per_s")),
+        format_seconds(row.get("p50_s")),
+        format_seconds(row.get("p99_s")),
+        format_seconds(row.get("lag_s")),
         f"{cpu:.0f}%" if cpu is not None else "",
-        mebibytes(row.get("rss_bytes")),
-        mebibytes(row.get("pss_bytes")),
+        format_mebibytes(row.get("rss_bytes")),
+        format_mebibytes(row.get("pss_bytes")),
         row["last_exit"].replace("_", " "),
     ]
 
@@ -197,14 +217,14 @@ def requests(result: dict[str, Any]) -> None:
     ]
     rows = []
     for worker in result["workers"]:
-        who = [str(worker["slot"]), str(worker["pid"])]
+        process = [str(worker["slot"]), str(worker["pid"])]
         for request in worker["requests"]:
-            # A client has chosen these words: none of them may speak to the terminal.
-            words = [printable_line(request[name]) for name in ("client", "method", "target")]
-            rows.append([*who, span(request["seconds"]), *words])
+            # These texts come from a client, so control characters must not reach the terminal.
+            texts = [printable_line(request[name]) for name in ("client", "method", "target")]
+            rows.append([*process, format_seconds(request["seconds"]), *texts])
         if not worker["answered"]:
-            text = f"{worker['in_flight']} in flight; the worker is blocked and does not say which"
-            rows.append([*who, span(worker["oldest_s"]), "", "", text])
+            text = f"{worker['in_flight']} in flight; the worker is blocked and can't list them"
+            rows.append([*process, format_seconds(worker["oldest_s"]), "", "", text])
     if rows:
         show_table(columns, rows)
     else:
@@ -216,7 +236,7 @@ def stack(result: dict[str, Any]) -> None:
     click.echo(f"worker {result['slot']} (pid {result['pid']}), {result['state']}")
     if "text" in result:
         click.echo("\nIt is busy and does not answer; its threads, most recent call first:\n")
-        # What is below is how the worker came up.
+        # The frames from run_worker on are those of the worker's start: leave them out.
         for part in result["text"].rstrip().split("\n\n"):
             click.echo(part.partition(" in run_worker\n")[0].rpartition("\n")[0] or part)
         return
@@ -224,10 +244,10 @@ def stack(result: dict[str, Any]) -> None:
         click.echo(f"\nthread {thread['name']}, most recent call last:")
         click.echo(thread["stack"].rstrip("\n"))
     for task in result["tasks"]:
-        click.echo(f"\ntask {task['name']}, where it waits last:")
-        click.echo(task["stack"].rstrip("\n") or "  (it runs right now, or has not begun)")
+        click.echo(f"\ntask {task['name']}, most recent await last:")
+        click.echo(task["stack"].rstrip("\n") or "  (it is running, or has not started)")
     if result["left_out"]:
-        click.echo(f"\n{result['left_out']} more stacks are left out")
+        click.echo(f"\n{result['left_out']} more stacks are not shown")
 
 
 def config(result: dict[str, Any]) -> None:
@@ -238,11 +258,14 @@ def config(result: dict[str, Any]) -> None:
 
 
 def log_path(result: dict[str, Any]) -> str:
-    """The file of the error log. Raises ControlError where there is none."""
+    """The path of the error log's file, from a server's answer to "config".
+
+    Raises ControlError if the log doesn't go to a file.
+    """
     values = {row["name"]: row["value"] for row in result["settings"]}
     path = os.path.join(str(values.get("chdir", "")), str(values["errorlog"]))
     if not os.path.isfile(path):
-        raise ControlError(f"the log goes to {values['errorlog']!r}, which is no file (errorlog)")
+        raise ControlError(f"the log goes to {values['errorlog']!r}, which isn't a file (errorlog)")
     return path
 
 
@@ -250,13 +273,13 @@ def log_path(result: dict[str, Any]) -> str:
 
 
 def step(note: dict[str, Any]) -> None:
-    """A step of a long answer."""
+    """Print a step of a long answer."""
     if "text" in note:
         click.echo(note["text"].splitlines()[0])
 
 
 def reload_step(note: dict[str, Any]) -> None:
-    """A step of a reload: a line for each worker that is replaced."""
+    """Print a step of a reload: its start, or a worker that has been replaced."""
     if note["step"] == "accepted":
         click.echo(f"reloading {plural(note['workers'])}: reading the configuration")
     elif note["step"] in ("started", "replaced"):
@@ -264,26 +287,26 @@ def reload_step(note: dict[str, Any]) -> None:
 
 
 def event(note: dict[str, Any]) -> None:
-    """A lifecycle event."""
-    click.echo(f"{moment(note['time'])}  {note['name']:<18}  {note['text'].splitlines()[0]}")
+    """Print a lifecycle event."""
+    click.echo(f"{format_time(note['time'])}  {note['name']:<18}  {note['text'].splitlines()[0]}")
 
 
 def log_line(record: dict[str, Any]) -> None:
-    """A line of the log, with the lines that belong to it."""
+    """Print a record of the log, which may have several lines."""
     if "line" in record:
         click.echo(record["line"])
         return
     level = record["level"]
-    who = f"worker {record['slot']}" if "slot" in record else "arbiter"
-    shown = styled(level.upper(), level)
-    click.echo(f"{moment(record['time'])} {who} [{record.get('pid')}] {shown} {record['text']}")
+    process = f"worker {record['slot']}" if "slot" in record else "arbiter"
+    start = f"{format_time(record['time'])} {process} [{record.get('pid')}]"
+    click.echo(f"{start} {styled(level.upper(), level)} {record['text']}")
 
 
 def plural(workers: int) -> str:
-    """1 worker, 2 workers."""
+    """A number of workers as text: "1 worker", "2 workers"."""
     return f"{workers} worker{'s' if workers != 1 else ''}"
 
 
-def moment(seconds: float) -> str:
-    """A time of day, with its date."""
+def format_time(seconds: float) -> str:
+    """A point in time (Unix seconds) as local date and time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -1,4 +1,4 @@
-"""Tables and numbers for people: rich ones at a terminal, aligned plain text elsewhere."""
+"""Tables and numbers for people: drawn by rich at a terminal, aligned plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _MIB = 1 << 20
 _GAP = 2
-# https://no-color.org is rich's business, too; this is what has colours at all.
+# The texts that have colours at a terminal, unless $NO_COLOR is set (https://no-color.org).
 _STYLES = {
     "ready": "green",
     "running": "green",
@@ -32,19 +32,27 @@ _STYLES = {
 
 
 class Column(NamedTuple):
-    """A table's column. `number`: its values stand at the right; `keep`: it is never shortened.
+    """A table's column.
 
-    spare   left out at a terminal that is too narrow, the highest number first; 0: never
+    title       its heading
+    number      whether its values are aligned at the right
+    keep        whether its values are never shortened
+    drop_rank   at a terminal that is too narrow, the column with the highest rank is left out
+                first; 0: never
     """
 
     title: str
     number: bool = False
     keep: bool = True
-    spare: int = 0
+    drop_rank: int = 0
 
 
 def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table."""
+    """Print a table.
+
+    columns   its columns
+    rows      its rows, each with one text per column
+    """
     if is_rich():
         _show_rich(columns, rows)
     else:
@@ -52,7 +60,11 @@ def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
 
 
 def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
-    """The table in aligned columns, two blanks apart; an empty value is a dash."""
+    """A table as text, in aligned columns two blanks apart; an empty value is a dash.
+
+    columns   its columns
+    rows      its rows, each with one text per column
+    """
     lines = [[column.title for column in columns], *[[cell or "-" for cell in row] for row in rows]]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     return "\n".join(
@@ -65,16 +77,21 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> str
 
 
 def styled(text: str, kind: str) -> str:
-    """Text in the colour of its kind (a state, a log level), where colours are shown."""
+    """Add a colour to a text if the output shows colours.
+
+    text   the text
+    kind   the state or log level that determines the colour
+    """
     style = _STYLES.get(kind)
     if style is None or not is_rich() or os.environ.get("NO_COLOR"):
         return text
-    words = style.split()
-    return click.style(text, fg=words[-1] if words[-1] != "dim" else None, dim="dim" in words)
+    attributes = style.split()
+    colour = attributes[-1] if attributes[-1] != "dim" else None
+    return click.style(text, fg=colour, dim="dim" in attributes)
 
 
 def is_rich() -> bool:
-    """Whether a person at a terminal reads this, and rich is there to please them."""
+    """Whether the output goes to a terminal and rich is installed."""
     at_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     return at_terminal and importlib.util.find_spec("rich") is not None
 
@@ -85,7 +102,7 @@ def _show_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=False)
-    shown = fitting(columns, rows, console.width)
+    shown = fitting_columns(columns, rows, console.width)
     rows = [[row[i] for i in shown] for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
     for i, width in shown.items():
@@ -105,24 +122,31 @@ def _show_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
         console.print(f"A wider terminal shows {left_out}, too.", style="dim")
 
 
-def fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> dict[int, int]:
-    """Which columns have room in so many characters, by index, and how wide each of them is."""
+def fitting_columns(
+    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int
+) -> dict[int, int]:
+    """The columns that fit into a terminal, by index, with their widths in characters.
+
+    columns   the table's columns
+    rows      its rows
+    width     the terminal's width in characters
+    """
     widths = {
         i: max(len(column.title), *(len(row[i]) for row in rows), 1) if rows else len(column.title)
         for i, column in enumerate(columns)
     }
-    for i in sorted(widths, key=lambda i: -columns[i].spare):
+    for i in sorted(widths, key=lambda i: -columns[i].drop_rank):
         needed = sum(
             w if columns[j].keep else len(columns[j].title) for j, w in widths.items()
         ) + _GAP * (len(widths) - 1)
-        if needed <= width or not columns[i].spare:
+        if needed <= width or not columns[i].drop_rank:
             break
         del widths[i]
     return widths
 
 
-def span(seconds: float | None) -> str:
-    """A time as people say it: 3 ms, 0.42 s, 12 s, 3 min, 5 h, 2 d."""
+def format_seconds(seconds: float | None) -> str:
+    """A duration in a unit that suits it: 3 ms, 12 s, 3 min, 5 h, 2 d; "" for None."""
     if seconds is None:
         return ""
     if seconds < 0.01:
@@ -141,13 +165,13 @@ def span(seconds: float | None) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
-def mebibytes(size: int | None) -> str:
-    """A size in MB of 1,048,576 bytes."""
+def format_mebibytes(size: int | None) -> str:
+    """A size in bytes as MB of 1,048,576 bytes; "" for None."""
     return "" if size is None else f"{size / _MIB:.0f} MB"
 
 
-def number(value: float | None) -> str:
-    """A count, or a rate with a decimal while it is small."""
+def format_number(value: float | None) -> str:
+    """A count, or a rate with one decimal if it is below 10; "" for None."""
     if value is None:
         return ""
     if isinstance(value, float) and value < 10:

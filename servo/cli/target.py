@@ -1,4 +1,4 @@
-"""Which server a `servoctl` command is about, and how it is talked to."""
+"""The server that a `servoctl` command is for, and the options that choose it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Target:
-    """What the options say: which server, whether in JSON, and for how long to wait."""
+    """The options that all commands have.
+
+    name        the server's name; None: any
+    pid         the server's pid; None: any
+    socket      the path of its control socket; None: search for it
+    json        whether to print JSON
+    timeout_s   how long to wait for each answer, in seconds
+    """
 
     name: str | None = None
     pid: int | None = None
@@ -35,84 +42,87 @@ class Target:
     timeout_s: float = TIMEOUT_S
 
     def merged(self, other: Target) -> Target:
-        """These options with those that were given after the command."""
+        """These options, overridden by others that were given after the command."""
         given = {name: value for name, value in vars(other).items() if value != _DEFAULTS[name]}
         return replace(self, **given)
 
     def find(self) -> Instance:
-        """The one server that is meant.
+        """The one server that the options select.
 
-        Raises NoSuchInstance when there is none, UsageError when several fit.
+        Raises NoSuchInstance if none matches, UsageError if several do.
         """
         if self.socket is not None:
             return Instance("", 0, self.socket)
-        every = running()
-        fits = [
+        running = running_servers()
+        matching = [
             each
-            for each in every
+            for each in running
             if self.name in (None, each.name) and self.pid in (None, each.pid)
         ]
-        if len(fits) == 1:
-            return fits[0]
-        if fits:
-            what, how = "several servers run", "--name, --pid or --socket"
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            problem, options = "several servers are running", "--name, --pid or --socket"
             if self.name is not None:
-                what, how = f"several are called {self.name}", "--pid or --socket"
-            raise UsageError(f"{what}; say which by {how}:\n{listed(fits)}")
-        raise NoSuchInstance(self._no_such(every))
+                problem, options = f"several servers are named {self.name}", "--pid or --socket"
+            table = instance_table(matching)
+            raise UsageError(f"{problem}; choose one with {options}:\n{table}")
+        raise NoSuchInstance(self._no_such(running))
 
     def connect(self) -> ControlClient:
-        """A connection to that server. Raises ControlError, UsageError."""
+        """Connect to the server that the options select. Raises ControlError and UsageError."""
         instance = self.find()
         try:
             return ControlClient(instance.socket, self.timeout_s)
         except NoSuchInstance as error:
-            if instance not in running():
+            if instance not in running_servers():
                 raise
-            # It holds its lock: the socket is gone, not the server.
+            # The server still holds its lock, so it runs and only its socket is gone.
             raise NoAnswer(
-                f"{instance.name} (pid {instance.pid}) does not answer: nobody is at its socket "
-                f"{instance.socket}; a running server makes a removed one anew within a second"
+                f"{instance.name} (pid {instance.pid}) does not answer at its socket "
+                f"{instance.socket}; if the socket was removed, the server makes it again within "
+                "a second"
             ) from error
 
-    def _no_such(self, every: list[Instance]) -> str:
-        if not every:
-            return "no server of this user runs (or they run with --no-control-socket)"
+    def _no_such(self, running: list[Instance]) -> str:
+        if not running:
+            return "no server of this user is running (or all run with --no-control-socket)"
         wanted = [
-            f"called {self.name}" if self.name is not None else "",
+            f"named {self.name}" if self.name is not None else "",
             f"with pid {self.pid}" if self.pid is not None else "",
         ]
-        return f"there is no server {' '.join(filter(None, wanted))}; there are:\n{listed(every)}"
+        table = instance_table(running)
+        return f"no server {' '.join(filter(None, wanted))} is running; running are:\n{table}"
 
 
 _DEFAULTS = vars(Target())
 
 
-def running() -> list[Instance]:
-    """Every server of this user on this machine."""
+def running_servers() -> list[Instance]:
+    """All running servers of this user on this machine."""
     return instances.instances(instances.directories(os.environ, os.geteuid()))
 
 
-def listed(found: list[Instance]) -> str:
-    """Instances for people."""
+def instance_table(found: list[Instance]) -> str:
+    """A table of servers, as text."""
     rows = [(each.name, str(each.pid), each.socket) for each in found]
     return plain_table([Column("name"), Column("pid", True), Column("socket")], rows)
 
 
 def target_options(function: F) -> F:
-    """Add the options that every command has."""
+    """Add the options of `Target` to a command."""
     for option in reversed(
         [
-            click.option("-n", "--name", metavar="NAME", help="The server of this name."),
-            click.option("-p", "--pid", type=int, metavar="PID", help="The server with this pid."),
-            click.option("-s", "--socket", metavar="PATH", help="The server at this socket."),
-            click.option("--json", "as_json", is_flag=True, help="JSON, for programs."),
+            click.option("-n", "--name", metavar="NAME", help="The server's name."),
+            click.option("-p", "--pid", type=int, metavar="PID", help="The arbiter's process id."),
+            click.option("-s", "--socket", metavar="PATH", help="The server's control socket."),
+            click.option("--json", "as_json", is_flag=True, help="Print JSON, one value per line."),
             click.option(
                 "--timeout",
                 type=click.FloatRange(min=0.01),
                 default=TIMEOUT_S,
                 metavar="SECONDS",
-                help=f"Give up after so long a silence.  [{TIMEOUT_S:g}]",
+                help=f"How long to wait for a sign of life.  [{TIMEOUT_S:g}]",
             ),
         ]
     ):
@@ -121,7 +131,10 @@ def target_options(function: F) -> F:
 
 
 def target_of(options: dict[str, Any]) -> Target:
-    """Take the target's options out of a command's, and join them with those of `servoctl`."""
+    """Remove a Target's options from a command's, and join them with those before the command.
+
+    options   the command's options; those of the target are removed
+    """
     here = Target(
         options.pop("name"),
         options.pop("pid"),
@@ -133,6 +146,6 @@ def target_of(options: dict[str, Any]) -> Target:
     return here if outer is None else outer.merged(here)
 
 
-def say_json(value: object) -> None:
-    """One JSON value on a line of its own."""
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON."""
     click.echo(json.dumps(value))

@@ -348,10 +348,10 @@ def test_an_operator_sends(start: Callable[..., Workers]) -> None:
     assert workers.wait_heard(1, 1) == [[0, 7]]
     for args, code, text in [
         (("9", "1"), 1, "there is no worker 9; there is 1, 2"),
-        (("1", "{"), 2, "the message is no JSON"),
-        (("x", "1"), 2, "'x' is no worker's slot"),
-        (("1",), 2, "a slot and a message are needed"),
-        (("--all", "1", "2"), 2, "a slot and a message are needed"),
+        (("1", "{"), 2, "the message is not valid JSON"),
+        (("x", "1"), 2, "'x' is not a worker's slot"),
+        (("1",), 2, "give a slot and a message"),
+        (("--all", "1", "2"), 2, "give a slot and a message"),
         (("--topic", "x" * 300, "1", "1"), 1, "a topic can have at most 255 bytes"),
     ]:
         refused = servoctl(server, "send", *args)

@@ -222,8 +222,8 @@ def test_the_only_server_need_not_be_named(
 def test_no_server(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "status")
     assert (code, out) == (3, "")
-    assert "no server of this user runs" in err
-    assert run(capsys, "list") == (0, "", "no server of this user runs\n")
+    assert "no server of this user is running" in err
+    assert run(capsys, "list") == (0, "", "no server of this user is running\n")
     assert run(capsys, "list", "--json")[:2] == (0, "[]\n")
 
 
@@ -231,7 +231,7 @@ def test_several_servers(start: Start, capsys: pytest.CaptureFixture[str]) -> No
     shop, blog = start("shop", 7), start("blog", 8)
     code, _, err = run(capsys, "status")
     assert code == 2
-    assert "several servers run" in err
+    assert "several servers are running" in err
     assert re.search(r"blog +8 .*\n.*shop +7 ", err)
     assert run(capsys, "--name", "blog", "scale", "4")[0] == 0
     assert run(capsys, "scale", "4", "-n", "blog")[0] == 0
@@ -244,15 +244,15 @@ def test_two_of_one_name(start: Start, capsys: pytest.CaptureFixture[str]) -> No
     start("shop", 7), start("shop", 8)
     code, _, err = run(capsys, "-n", "shop", "status")
     assert code == 2
-    assert "several are called shop; say which" in err
+    assert "several servers are named shop; choose one" in err
     assert run(capsys, "-n", "shop", "-p", "8", "status")[0] == 0
 
 
 def test_wrong_names(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     server = start()
     for arguments, says in [
-        (("-n", "shpo"), "there is no server called shpo; there are:"),
-        (("-p", "9"), "there is no server with pid 9; there are:"),
+        (("-n", "shpo"), "no server named shpo is running; running are:"),
+        (("-p", "9"), "no server with pid 9 is running; running are:"),
         (("-s", server.path + "x"), "does not exist"),
     ]:
         code, out, err = run(capsys, *arguments, "status")
@@ -393,7 +393,7 @@ def test_stacks(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     server = start()
     _, out, _ = run(capsys, "stack", "1")
     assert 'thread MainThread, most recent call last:\n  File "a.py", line 1, in f' in out
-    assert 'task Task-1, where it waits last:\n  File "b.py", line 2, in g' in out
+    assert 'task Task-1, most recent await last:\n  File "b.py", line 2, in g' in out
     text = 'Thread 0x1 (most recent call first):\n  File "c.py", line 3 in h\n'
     text += '  File "base.py", line 9 in run_worker\n  File "loop.py", line 1 in main\n'
     result = {"slot": 1, "pid": 11, "state": "ready", "answered": False, "text": text}
@@ -456,7 +456,7 @@ def test_a_good_reload(start: Start, capsys: pytest.CaptureFixture[str]) -> None
     assert [step["step"] for step in steps] == ["accepted", "replaced"]
     assert result == {"ok": True, "result": {"generation": 3, "replaced": 1, "seconds": 1.5}}
     server.answers["reload"] = [protocol.result_line({"generation": 3, "workers": 2})]
-    assert run(capsys, "reload", "--no-wait") == (0, "the reload is under way\n", "")
+    assert run(capsys, "reload", "--no-wait") == (0, "the reload has started\n", "")
     assert server.asked[-1]["args"] == {"wait": False}
 
 
@@ -512,7 +512,7 @@ def test_a_server_whose_socket_is_gone(
     os.rename(server.path, server.path + ".away")
     code, out, err = run(capsys, "-n", "shop", "status")
     assert (code, out) == (1, "")
-    assert "shop (pid 7) does not answer: nobody is at its socket" in err
+    assert "shop (pid 7) does not answer at its socket" in err
     assert "does not answer" in run(capsys, "list")[1]
     os.rename(server.path + ".away", server.path)
 
@@ -526,5 +526,5 @@ def test_the_log_file_lies_where_the_server_is(tmp_path: Path) -> None:
 def test_the_users_own_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(instances, "directories", lambda _environ, uid: asked.append(uid) or [])
-    assert target.running() == []
+    assert target.running_servers() == []
     assert asked == [os.geteuid()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from servo.cli.log_reader import LogFilter, follow_file, parse, records, tail_file
+from servo.cli.log_reader import LogFilter, follow_file, parse_line, parse_records, tail_file
 
 TEXT = """\
 [2026-11-23 20:10:00 +0000] [7] [INFO] the server starts
@@ -21,7 +21,7 @@ EVERY = LogFilter(None, ["info", "warning", "error"], re.compile(""))
 
 
 def test_tracebacks_belong_to_their_record() -> None:
-    found = list(records(["a line of something else\n", *TEXT.splitlines(keepends=True)]))
+    found = list(parse_records(["a line of something else\n", *TEXT.splitlines(keepends=True)]))
     assert [(each["pid"], each["level"]) for each in found] == [
         (7, "info"),
         (11, "error"),
@@ -42,7 +42,7 @@ def test_tracebacks_belong_to_their_record() -> None:
     ],
 )
 def test_lines(line: str, level: str | None) -> None:
-    record = parse(line)
+    record = parse_line(line)
     assert (record and record["level"]) == level
 
 
@@ -51,7 +51,7 @@ def test_tail(tmp_path: Path) -> None:
     path.write_text(TEXT)
     assert [each["pid"] for each in tail_file(str(path), 2, EVERY)] == [11, 12]
     worker = LogFilter(2, ["warning"], re.compile("slow"))
-    worker.learn([{"slot": 1, "pid": 11}, {"slot": 2, "pid": 12}])
+    worker.set_workers([{"slot": 1, "pid": 11}, {"slot": 2, "pid": 12}])
     assert [each["pid"] for each in tail_file(str(path), 9, worker)] == [12]
 
 

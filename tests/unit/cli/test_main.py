@@ -134,7 +134,7 @@ def test_a_reload_without_an_app_is_refused(
     (home / "servo.toml").write_text("app = 'shop:app'\n")
     assert run(capsys)[0] == 0
     (home / "servo.toml").write_text("")
-    with pytest.raises(ConfigError, match="which app"):
+    with pytest.raises(ConfigError, match="no app was given"):
         server.reload_settings()
 
 
@@ -148,7 +148,10 @@ def test_notes_are_the_arbiters_to_log(capsys: pytest.CaptureFixture[str], serve
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "which app? Name one: servo APP (servo shop:app?), where APP is module:attribute,"),
+        (
+            (),
+            "no app was given; run servo APP (perhaps: servo shop:app), where APP is module:",
+        ),
         (("shop:app", "--foo"), "there is no flag --foo\nTry"),
         (("shop:app", "--wrokers", "2"), "there is no flag --wrokers; did you mean --workers?"),
         (("shop:app", "-w", "many"), "workers: 'many' is not valid (flag --workers)"),
@@ -190,7 +193,7 @@ def test_check_config(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        ((), 2, "which app?"),
+        ((), 2, "no app was given"),
         (("nope:app",), 4, "there is no module 'nope'"),
         (("shop:ap",), 4, "did you mean app?"),
         (("broken:app",), 4, "importing broken failed: OSError: no database"),

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from servo.cli import render
-from servo.cli.tables import Column, fitting
+from servo.cli.tables import Column, fitting_columns
 from servo.settings.flags import parse_flags
 from servo.settings.sources import load_settings
 
 
 def test_fail(capsys: pytest.CaptureFixture[str]) -> None:
-    render.fail("it broke")
-    render.fail("it broke", "Traceback …\nOSError")
+    render.print_error("it broke")
+    render.print_error("it broke", "Traceback …\nOSError")
     err = capsys.readouterr().err
     assert err == "servo: error: it broke\nTraceback …\nOSError\n\nservo: error: it broke\n"
 
@@ -35,10 +35,15 @@ def test_columns_are_aligned(tmp_path: Path) -> None:
 
 
 def test_what_has_no_room_is_left_out_whole() -> None:
-    columns = [Column("pid"), Column("a", spare=1), Column("bb", spare=2), Column("c", keep=False)]
+    columns = [
+        Column("pid"),
+        Column("a", drop_rank=1),
+        Column("bb", drop_rank=2),
+        Column("c", keep=False),
+    ]
     rows = [["12345", "x", "yy", "z" * 50], ["1", "x", "yyyy", ""]]
-    assert fitting(columns, rows, 80) == {0: 5, 1: 1, 2: 4, 3: 50}
-    assert fitting(columns, rows, 17) == {0: 5, 1: 1, 2: 4, 3: 50}  # the last is shortened
-    assert [*fitting(columns, rows, 16)] == [0, 1, 3]
-    assert [*fitting(columns, rows, 5)] == [0, 3]
-    assert fitting(columns, [], 80) == {0: 3, 1: 1, 2: 2, 3: 1}
+    assert fitting_columns(columns, rows, 80) == {0: 5, 1: 1, 2: 4, 3: 50}
+    assert fitting_columns(columns, rows, 17) == {0: 5, 1: 1, 2: 4, 3: 50}  # the last is shortened
+    assert [*fitting_columns(columns, rows, 16)] == [0, 1, 3]
+    assert [*fitting_columns(columns, rows, 5)] == [0, 3]
+    assert fitting_columns(columns, [], 80) == {0: 3, 1: 1, 2: 2, 3: 1}
