@@ -1,9 +1,9 @@
-"""The Autobahn WebSocket cases against a real server, and the page that says what came of them.
+"""Plays the Autobahn WebSocket cases against a real server, and writes the page of the results.
 
-python tests/conformance/autobahn.py           all, write docs/reference/websocket-conformance.md
-python tests/conformance/autobahn.py --quick   those that take seconds; no page
+python tests/conformance/autobahn.py           all; write docs/reference/websocket-conformance.md
+python tests/conformance/autobahn.py --quick   only the cases that take seconds; no page
 
-The Autobahn TestSuite itself needs Python 2.7; kosoku (on PyPI) runs its case files on Python 3.
+The Autobahn TestSuite needs Python 2.7. kosoku (on PyPI) runs its case files on Python 3.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from integration.server import APPS, REPOSITORY, Server
 
 PAGE = REPOSITORY / "docs" / "reference" / "websocket-conformance.md"
 APP = f"{APPS / 'websocket_app.py'}:app"
-# All cases together take about three minutes on two cores that nobody else uses.
+# All cases together take about three minutes on two idle cores.
 TIMEOUT_S = 1500.0
 
 GROUPS = {
@@ -44,9 +44,9 @@ GROUPS = {
 }
 COMPRESSION = ("12.*", "13.*")
 PLAIN = tuple(f"{group}.*" for group in GROUPS if group not in ("12", "13"))
-# What is not about speed or compression: a few seconds.
+# The cases that are not about speed or compression take a few seconds.
 QUICK = tuple(f"{group}.*" for group in GROUPS if group not in ("9", "12", "13"))
-# Name of a run, further arguments of the server, and cases.
+# The name of a run, further arguments of the server, and the cases.
 RUNS = [
     ("uvloop", ("--loop", "uvloop"), (*PLAIN, *COMPRESSION)),
     ("asyncio, h11", ("--loop", "asyncio", "--http-parser", "h11"), QUICK),
@@ -55,8 +55,8 @@ VERDICTS = ("OK", "NON-STRICT", "INFORMATIONAL", "other")
 
 
 def play(directory: Path, options: tuple[str, ...], cases: tuple[str, ...]) -> list[Any]:
-    """Kosoku's results of these cases, against a server of their own."""
-    # Without pings of ours: to a case, whatever it has not asked for is its end.
+    """Play these cases against a server of their own. Returns kosoku's results."""
+    # Without pings from us: an unexpected frame fails a case.
     options = ("--websocket-ping-interval", "0", *options)
     server = Server(APP, "-w", "1", *options, cwd=directory).start()
     try:
@@ -78,7 +78,7 @@ async def _run(port: int, cases: tuple[str, ...]) -> list[Any]:
 
 
 def verdict(result: Any) -> str:
-    """How the messages were judged, or where the closing was judged worse, that."""
+    """Return kosoku's verdict, or "other" for a failure."""
     if not result.passed:
         return "other"
     return str(result.behavior.value)
@@ -114,13 +114,14 @@ def _preface() -> list[str]:
         "This page lists the results of the Autobahn TestSuite's cases against Servo."
         " `make conformance` plays them with"
         f" [kosoku](https://pypi.org/project/kosoku/) (here {version('kosoku')}, on {today}, with"
-        f" `websockets` {version('websockets')}) against a real server with an app that echoes, and"
-        " writes this page; `make test` plays those that are not about speed or compression.",
+        f" `websockets` {version('websockets')}) against a real server with an echo app, and writes"
+        " this page. `make test` plays the cases that are not about speed or compression.",
         "",
-        "*Non-strict* is allowed by RFC 6455, though another behaviour would be stricter: of a bad"
-        " frame behind good ones Servo tells the client before the app has answered the good ones"
-        " (3, 4, 5), and text is looked at when its frame is complete, not at each byte (6.4)."
-        " *Informational* cases have no right answer (7). No case may come out otherwise.",
+        "*Non-strict* behaviour is allowed by RFC 6455, but another behaviour would be stricter. If"
+        " a bad frame follows good ones, Servo reports it to the client before the app has answered"
+        " the good ones (3, 4, 5). Servo checks text when its frame is complete, not at each byte"
+        " (6.4). *Informational* cases have no correct answer (7). No case may have another"
+        " result.",
     ]
 
 

@@ -1,6 +1,6 @@
-"""Every case over every parser and worker class, with real servers; and the table of what came.
+"""Plays every case over every parser and worker class, with real servers, and tables the results.
 
-python tests/conformance/combinations.py      play everything, write docs/reference/conformance.md
+python tests/conformance/combinations.py    play all cases, write docs/reference/conformance.md
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ CLASSES = {
 }
 COMBINATIONS = [(parser, kind) for parser in ("httptools", "h11") for kind in CLASSES]
 
-# The one case that worker classes may see differently, and why.
+# The only case whose outcome may depend on the worker class, and the reason.
 DIFFERENT = {"upgrade_websocket_no_key": "only `async` speaks WebSocket"}
 
-# Every so many of the short cases are split at each position.
+# Of the cases up to SPLIT_BOUND bytes, one in SPLIT_EVERY is split at each position.
 SPLIT_BOUND = 200
 SPLIT_EVERY = 5
 
 
 @dataclass
 class Result:
-    """What one combination made of all cases: plays with faults, and each case's outcome.
+    """The results of one combination: faulty plays, and each case's outcome.
 
-    warm  the cases that were played on warm connections, too
+    warm  the cases that were also played on warm connections
     """
 
     faults: list[str]
@@ -52,7 +52,7 @@ class Result:
 
 
 def play_all(parser: str, kind: str, directory: Path) -> Result:
-    """Every case over one combination: a server for each set of settings that cases need."""
+    """Play every case over one combination, with one server for each set of settings needed."""
     groups: dict[str, list[Case]] = {}
     for case in framing_cases() + gunicorn_cases():
         groups.setdefault(json.dumps(case.settings, sort_keys=True), []).append(case)
@@ -107,7 +107,7 @@ def _plays(cases: list[Case]) -> list[Play]:
 
 
 def _calls(server: Server, plays: list[Play]) -> list[str]:
-    """Each call of the app has been answered: it has seen no request that its client has not."""
+    """Check that each call of the app was answered, so that it saw only its clients' requests."""
     path = Path(server.env["SEEN"])
     answered = Counter(seen.path for play in plays for seen in play.seen)
 
@@ -132,14 +132,14 @@ def page(results: dict[tuple[str, str], Result]) -> str:
     lines = [
         "# Conformance",
         "",
-        "What Servo makes of raw HTTP/1.1 requests, over real sockets, by parser and worker class.",
-        "`make conformance` plays them and writes this page; `make test` fails if anything differs",
-        "from it. Each case is sent whole and byte by byte, every fifth of the shorter ones also",
-        "split at each position, and comes out the same every time.",
+        "This page lists the outcome of raw HTTP/1.1 requests over real sockets, by parser and",
+        "worker class. `make conformance` plays them and writes the page; `make test` fails if an",
+        "outcome differs from it. Each case is sent whole and byte by byte, and one in five of the",
+        "shorter cases is also split at each position. The outcome is the same every time.",
         "",
-        "*Warm*: the same on a connection that has just answered two ordinary requests whose last",
-        "field lines are the case's own, so that it remembers them (one line, two or all, as far",
-        "as a good request can have them). The outcome must be that of a new connection.",
+        "*Warm* means that the connection has just answered two ordinary requests that end with",
+        "the case's own field lines, so that it remembers these lines (one line, two or all, as",
+        "far as a valid request can have them). The outcome must be that of a new connection.",
         "",
         f"| as expected | {' | '.join(names)} |",
         f"|---|{'--:|' * len(names)}",
@@ -161,13 +161,13 @@ def page(results: dict[tuple[str, str], Result]) -> str:
         ),
         "| connections | " + " | ".join(f"{result.plays:,}" for result in results.values()) + " |",
         "",
-        "gunicorn's cases are its own test suite's, with the differences that",
-        "`tests/conformance/cases.py` gives reasons for. They are not part of this repository.",
+        "gunicorn's cases come from its own test suite. `tests/conformance/cases.py` lists those",
+        "with a different outcome, and the reasons. The cases are not part of this repository.",
         "",
         "## Case by case",
         "",
-        '`200` stands for a request that reached the app as the case demands; "closed" for a',
-        "connection that the server has ended.",
+        'In the outcomes, `200` is a request that reached the app as the case demands; "closed"',
+        "means that the server has closed the connection.",
         "",
         "| case | RFC | level | outcome | warm |",
         "|---|---|---|---|---|",
@@ -187,7 +187,7 @@ def page(results: dict[tuple[str, str], Result]) -> str:
 
 
 def _agreed(results: dict[tuple[str, str], Result]) -> dict[str, str]:
-    """Case to outcome, the same for all combinations; where `DIFFERENT` has it, `async`'s too."""
+    """Return each case's outcome over all combinations; for `DIFFERENT`, also that of `async`."""
     agreed: dict[str, str] = {}
     for (_, kind), result in results.items():
         for name, outcome in result.outcomes.items():
@@ -205,7 +205,7 @@ def _agreed(results: dict[tuple[str, str], Result]) -> dict[str, str]:
 
 
 def as_documented(kind: str, outcomes: dict[str, str]) -> dict[str, tuple[str, str | None]]:
-    """The cases with an outcome that differs from the page's, and what is written there."""
+    """Return the cases whose outcome differs from the page's, with both outcomes."""
     written = documented()
     different = {}
     for name, outcome in outcomes.items():
@@ -224,7 +224,7 @@ def _score(result: Result, names: Any) -> str:
 
 
 def documented() -> dict[str, str]:
-    """Case to outcome, as the page has it."""
+    """Return each case's outcome on the page."""
     rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     known = {case.name for case in framing_cases()}
     return {

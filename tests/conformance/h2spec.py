@@ -1,10 +1,10 @@
-"""h2spec against a real server, over TLS and without.
+"""Plays h2spec against a real server, with TLS and without.
 
 python tests/conformance/h2spec.py           all its cases; exit code 1 if one fails
 python tests/conformance/h2spec.py --page    the same, and write docs/reference/http2-conformance.md
 
-h2spec (https://github.com/summerwind/h2spec) is a Go program. It is looked for in $H2SPEC, then on
-PATH; without it nothing is played, and this says so.
+h2spec (https://github.com/summerwind/h2spec) is a Go program. This script looks for it in $H2SPEC
+and then on PATH. Without h2spec, it plays nothing and says so.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ APP = f"{Path(__file__).parent / 'apps' / 'patient_asgi.py'}:app"
 # Some cases need a response of five bytes or more, and skip a shorter one.
 PATH = "/describe"
 TIMEOUT_S = 300.0
-# Per case: a slow machine is no failure.
+# Per case. It is long, because a slow machine is not a failure.
 CASE_TIMEOUT_S = 10
 COUNTS = re.compile(r"^(\d+) tests, (\d+) passed, (\d+) skipped, (\d+) failed$", re.MULTILINE)
 
@@ -40,22 +40,23 @@ COUNTS = re.compile(r"^(\d+) tests, (\d+) passed, (\d+) skipped, (\d+) failed$",
 _PREFACE = """\
 # HTTP/2 conformance
 
-The cases of [h2spec](https://github.com/summerwind/h2spec) against a real server."""
+This page lists the results of the [h2spec](https://github.com/summerwind/h2spec) cases against a
+real server."""
 _HEAD = """\
 | over | cases | passed | skipped |
 |---|--:|--:|--:|
 """
 _HOW = """\
-`python tests/conformance/h2spec.py` plays them with the `h2spec` on the path or in `$H2SPEC`, and
-`--page` writes this page. The server is `servo -k async` with
-`tests/conformance/apps/patient_asgi.py`, over TLS with a certificate of its own, or with
-`--http2-cleartext prior-knowledge`.
-`make conformance` does the same, and leaves it out where there is no h2spec.
+`python tests/conformance/h2spec.py` plays the cases with the `h2spec` on PATH or in `$H2SPEC`. With
+`--page`, it writes this page. The server is `servo -k async` with
+`tests/conformance/apps/patient_asgi.py`, over TLS with a certificate made for the test, or without
+TLS with `--http2-cleartext prior-knowledge`. `make conformance` does the same, and skips these
+cases if there is no h2spec.
 """
 
 
 class Outcome(NamedTuple):
-    """What h2spec has counted, and its words on what failed."""
+    """h2spec's counts, and its report on the failures."""
 
     tests: int
     passed: int
@@ -65,12 +66,12 @@ class Outcome(NamedTuple):
 
 
 def find() -> str | None:
-    """The program, or None."""
+    """Return the path of h2spec, or None."""
     return shutil.which(os.environ.get("H2SPEC") or "h2spec")
 
 
 def play(program: str, directory: Path, *, tls: bool) -> Outcome:
-    """All cases against a server of their own."""
+    """Play all cases against a server of their own."""
     if tls:
         flags = Authority(directory).issue("server").flags
     else:
@@ -120,7 +121,7 @@ def _write_page(program: str, rows: list[str]) -> None:
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     today = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     program = f"h2spec {said.stdout.strip().removeprefix('Version: ')}"
-    played = f"Played on {today} with {program} and the h2 library {version('h2')}:"
+    played = f"They were played on {today} with {program} and the h2 library {version('h2')}:"
     PAGE.write_text(f"{_PREFACE} {played}\n\n{_HEAD}{''.join(rows)}\n{_HOW}")
     print(f"written to {PAGE.relative_to(REPOSITORY)}")
 
