@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import signal
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from servo.http.forwarded import TrustedPeers
@@ -52,7 +53,7 @@ log = logging.getLogger("servo.error")
 _DOZE_S = 5.0
 
 
-class Worker:
+class Worker(ABC):
     """What a worker class builds on. Hooks see a `HookWorker` in its place.
 
     pid, slot, age   `age` is the serial, as in gunicorn: how many workers were forked before
@@ -99,12 +100,9 @@ class Worker:
     interfaces: ClassVar[tuple[str, ...]] = ("wsgi", "asgi")
     tap: inspection.LogTap | None = None
 
+    @abstractmethod
     def wake(self) -> None:
         """See mailbox.Owner."""
-        raise NotImplementedError
-
-    def progress(self) -> None:
-        """A part of a response went out, in the thread that runs the application."""
 
     def in_child(self) -> None:
         """The application has forked, and this is the child: give it nothing of the worker's."""
@@ -114,17 +112,17 @@ class Worker:
         """The worker has set its handlers of TERM and USR1, which its children must not have."""
         self.context.forks.own(signal.SIGTERM, signal.SIGUSR1)
 
+    @abstractmethod
     def serve(self) -> None:
         """Serve until retired or stopped and drained. Calls `ready` when it accepts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def retire(self) -> None:
         """Stop accepting, leave the queue to the siblings, end when all is answered."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stop(self, quick: bool) -> None:
         """Take what is queued (unless quick), then as `retire`; quick: cut what is open."""
-        raise NotImplementedError
 
     # --- for the subclasses ---------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,7 @@ _LONG_SLICE = 131072
 _OPEN, _CLOSING, _LINGERING, _ENDED = range(4)
 
 
-class WebSocketSession:
+class WebSocketSession(ABC):
     """An open WebSocket: the `OpenWebSocket` of its call. Subclasses add the wire.
 
     deadline_ns  the sweep after this moment acts on a time limit; 0: there is none
@@ -108,29 +109,29 @@ class WebSocketSession:
 
     # --- the wire, a subclass's -----------------------------------------------------------------
 
+    @abstractmethod
     def write(self, data: bytes) -> None:
         """Send, buffering what the wire doesn't take; `buffer_full` and `buffer_empty` follow."""
-        raise NotImplementedError
 
     def write_both(self, head: bytes, data: bytes) -> None:
         """Send two pieces that belong together."""
         self.write(head + data)
 
+    @abstractmethod
     def unsent(self) -> int:
         """Bytes in the wire's buffer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_on(self, on: bool) -> None:
         """Stop reading, or go on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hang_up(self, linger: bool) -> None:
         """Close the wire when its buffer is out; `linger`: say so, and wait for the client."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cut(self) -> None:
         """Close the wire at once."""
-        raise NotImplementedError
 
     # --- reading --------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import time
+from abc import abstractmethod
 from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -87,9 +88,12 @@ class PollerWorker(Worker):
         self.send_timeout_ns = int(self.settings.send_timeout * 1e9)
         self.factory = ConnectionFactory(self, app, type(self).multithread)
 
+    @abstractmethod
     def dispatch(self, connection: Connection) -> None:
         """Have `connection.run()` called, and then `self.complete(connection)` in this thread."""
-        raise NotImplementedError
+
+    def progress(self) -> None:
+        """A part of a response was sent, in the thread that runs the application."""
 
     def after_poll(self) -> None:
         """Called once a turn, after the sockets were served."""

@@ -122,9 +122,6 @@ class ThreadWorker(PollerWorker):
         self.asleep = False
         os.eventfd_write(self.wake_fd, 1)
 
-    def progress(self) -> None:
-        """The poller beats by itself."""
-
     # --- a request that takes too long ----------------------------------------------------------
 
     def check_running(self, connection: Connection, now_ns: int) -> None:
