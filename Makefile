@@ -1,12 +1,12 @@
-# The one door. Everything installs itself into $(VENV) first, and again only when pyproject.toml has changed.
+# The entry point for every task. Targets first install what they need, again only after pyproject.toml has changed.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIND   ?= 127.0.0.1:8000
-# What `make run` serves; `make run APP=examples/flask_app.py:app` serves one example by itself.
+# The app of `make run`; `make run APP=examples/flask_app.py:app` serves a single example.
 APP    ?= examples/all.py:app
 ARGS   ?=
-# How many tests run at once (pytest-xdist); most wait for processes, so more than cores is fine.
+# How many tests run at once (pytest-xdist). Most wait for processes, so this may exceed the number of cores.
 JOBS   ?= 3
 
 FUZZ = .fuzz
@@ -90,7 +90,7 @@ bench-messages: $(VENV)/.run
 soak: $(VENV)/.dev
 	$(BIN)/python tests/soak/run.py $(ARGS)
 
-# In an environment of its own: atheris is not there for every Python.
+# A separate environment, because atheris is not available for every Python.
 $(FUZZ)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(FUZZ)
 	$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check atheris httptools h11

@@ -1,4 +1,4 @@
-"""Every example behind one server, each under its own path: what `make run` serves.
+"""Serve every example in one server, each under its own path; `make run` runs this.
 
 servo examples/all.py:app
 """
@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Mount, Route
 
-# The examples are files beside this one, not a package; `servo path/to/file.py:app` needs none.
+# The examples are separate files, not a package, so their directory has to be on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
 import chat

@@ -1,10 +1,10 @@
-"""A chat across all workers: each line is broadcast to them, and each tells its own readers.
+"""A chat across all workers: each line is broadcast to them, and each sends it to its own readers.
 
 servo examples/chat.py:app -w 4
 
-Readers hold a stream of server-sent events open, to whichever worker took their connection. In a
-reload their worker ends the stream when it drains; browsers connect again by themselves, and say
-which line they saw last. A new worker asks an older one what was said before its time.
+Each reader keeps a stream of server-sent events open to the worker that accepted its connection. In
+a reload, that worker ends the stream when it drains. Browsers reconnect by themselves and send the
+id of the last line that they got. A new worker asks an older one for the earlier lines.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>Chat</title>
 const seen = new Set(), form = document.querySelector("form")
 const events = new EventSource("events")
 events.onmessage = (event) => {
-  if (seen.has(event.lastEventId)) return  // a stream may begin with lines that we have
+  if (seen.has(event.lastEventId)) return  // a stream may begin with lines that we already have
   seen.add(event.lastEventId)
   const line = JSON.parse(event.data)
   document.getElementById("lines").append(`${line.name}: ${line.text}\\n`)
@@ -47,13 +47,13 @@ form.onsubmit = (event) => {
 
 @cluster.on_message("chat")
 def hear(line):
-    """A line that some worker was told, maybe this one. All workers hear them in the same order."""
+    """Receive a line that some worker, maybe this one, broadcast. All get the same order."""
     if any(line["id"] == old["id"] for old in history):
-        return  # the worker that we asked had it already
+        return  # it was already in the history that another worker sent
     history.append(line)
     for queue in list(readers):
         if queue.full():
-            readers.discard(queue)  # too slow; its stream ends, and it may connect again
+            readers.discard(queue)  # too slow: the stream ends, and the reader may reconnect
         else:
             queue.put_nowait(line)
 
@@ -112,7 +112,7 @@ async def lifespan(app):
             try:
                 lines = await cluster.arequest(None, to=worker.slot, topic="chat.history")
             except cluster.ClusterError:
-                continue  # it has just gone
+                continue  # that worker has just ended
             for line in lines:
                 hear(line)
             break

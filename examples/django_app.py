@@ -39,7 +39,7 @@ def echo(request):
 
 @require_POST
 def upload(request):
-    """Read the body piece by piece: it is never in memory as a whole."""
+    """Read the body piece by piece, so that it is never in memory as a whole."""
     digest, size = hashlib.sha256(), 0
     while piece := request.read(CHUNK):
         digest.update(piece)
@@ -56,7 +56,7 @@ def stream(request):
         for size in sizes:
             yield b"." * size
 
-    # Django consumes a plain iterator as a whole before it answers over ASGI.
+    # Over ASGI, Django reads all of a plain iterator before it sends anything.
     pieces = pieces_later() if isinstance(request, ASGIRequest) else (b"." * n for n in sizes)
     return StreamingHttpResponse(pieces, content_type="application/octet-stream")
 

@@ -27,7 +27,7 @@ async def echo(received: Annotated[Any, Body()]) -> dict[str, Any]:
 
 @app.post("/upload")
 async def upload(request: Request) -> dict[str, Any]:
-    """Read the body piece by piece: it is never in memory as a whole."""
+    """Read the body piece by piece, so that it is never in memory as a whole."""
     digest, size = hashlib.sha256(), 0
     async for piece in request.stream():
         digest.update(piece)

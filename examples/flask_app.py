@@ -1,4 +1,4 @@
-"""A Flask app: checksums of what is sent to it, and a download made while it is sent.
+"""A Flask app: checksums of uploads, and a download that is generated while it is sent.
 
 servo examples/flask_app.py:app -w auto --threads 4
 """
@@ -25,7 +25,7 @@ def echo():
 
 @app.post("/upload")
 def upload():
-    """Read the body piece by piece: it is never in memory as a whole."""
+    """Read the body piece by piece, so that it is never in memory as a whole."""
     digest, size = hashlib.sha256(), 0
     while piece := request.stream.read(CHUNK):
         digest.update(piece)

@@ -1,4 +1,4 @@
-"""A Starlette app, with a lifespan whose state every request sees.
+"""A Starlette app with a lifespan; every request can read its state.
 
 servo examples/starlette_app.py:app -w auto
 """
@@ -17,12 +17,12 @@ CHUNK = 64 * 1024
 
 @contextlib.asynccontextmanager
 async def lifespan(app):
-    """Runs before the worker takes its first connection, and after it has answered its last."""
+    """Runs before the worker accepts its first connection, and after its last response."""
     yield {"started": time.time()}
 
 
 async def index(request):
-    started = getattr(request.state, "started", None)  # absent where a server runs no lifespan
+    started = getattr(request.state, "started", None)  # absent if the server runs no lifespan
     since = f" for {time.time() - started:.0f} s" if started else ""
     return HTMLResponse(f"<h1>Starlette</h1><p>Process {os.getpid()} serves{since}.</p>")
 
@@ -32,7 +32,7 @@ async def echo(request):
 
 
 async def upload(request):
-    """Read the body piece by piece: it is never in memory as a whole."""
+    """Read the body piece by piece, so that it is never in memory as a whole."""
     digest, size = hashlib.sha256(), 0
     async for piece in request.stream():
         digest.update(piece)

@@ -1,4 +1,4 @@
-"""Streaming in plain ASGI: a download of any size, and a feed of events that ends with its reader.
+"""Streaming in plain ASGI: a download of any size, and a feed of events.
 
 servo examples/streaming_asgi.py:app
 
@@ -17,7 +17,7 @@ CHUNK = 64 * 1024
 async def app(scope, receive, send):
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])
-    # Wherever it is mounted: ASGI's path begins with the root path.
+    # ASGI's path begins with the root path; without it, the app works wherever it is mounted.
     if scope["path"].removeprefix(scope["root_path"]) == "/events":
         await events(receive, send)
     else:
@@ -35,13 +35,13 @@ async def generated(scope, send):
     await start(send, b"application/octet-stream")
     for offset in range(0, total, CHUNK):
         piece = b"." * min(CHUNK, total - offset)
-        # `send` waits while the client is slower than we are: the body never piles up in memory.
+        # `send` waits for a slow client, so the body does not fill the memory.
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 
 
 async def events(receive, send):
-    """Server-sent events, one a second, until the client goes away."""
+    """Send one event per second until the client disconnects."""
     await start(send, b"text/event-stream")
     gone = asyncio.ensure_future(disconnected(receive))
     while not gone.done():

@@ -1,4 +1,4 @@
-"""An upload in plain WSGI: counts the bytes of the body and says its SHA-256.
+"""An upload in plain WSGI: returns the number of bytes of the body and its SHA-256.
 
 servo examples/upload.py:app
 
@@ -6,9 +6,10 @@ servo examples/upload.py:app
     curl -T big http://127.0.0.1:8000/                                  # with a Content-Length
     curl -T big -H 'Transfer-Encoding: chunked' http://127.0.0.1:8000/  # without one
 
-The server takes the body in before it calls the app (past 1 MiB, on disk), so a slow client holds
-no worker. It also ends the stream where the body ends (`wsgi.input_terminated`), so that an app
-reads a chunked body, which has no Content-Length, like any file.
+The server reads the body before it calls the app, and keeps a body over 1 MiB on disk, so a slow
+client doesn't occupy a worker. It also ends the stream at the end of the body
+(`wsgi.input_terminated`), so an app can read a chunked body, which has no Content-Length, like a
+file.
 """
 
 import hashlib

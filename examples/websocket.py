@@ -1,9 +1,9 @@
-"""A chat over WebSockets, in Starlette: a page, and a room that everybody in the process shares.
+"""A chat over WebSockets in Starlette: a page, and a room that all clients of a process share.
 
 servo examples/websocket.py:app
 
-With several workers each has a room of its own, since a room is a set in memory. Reload the server
-(kill -HUP) while the page is open: it is told 1012, and is back at once.
+A room is a set in memory, so with several workers each one has its own. Reload the server (kill
+-HUP) while the page is open: it gets close code 1012, and reconnects at once.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ function connect() {
   socket.onmessage = event => show(event.data);
   socket.onclose = event => {
     show(`closed with ${event.code}`);
-    // 1012: the worker was replaced, and another one is there. Otherwise not too eagerly.
+    // 1012: the worker was replaced, and another one is ready. Otherwise wait a little.
     setTimeout(connect, event.code === 1012 ? 0 : 2000);
   };
 }
@@ -58,10 +58,10 @@ async def page(request):
 
 
 async def join(websocket):
-    # A browser lets any page open a WebSocket to us: only our own may.
+    # Browsers let any page open a WebSocket to us, so accept only our own page.
     origin = websocket.headers.get("origin")
     if origin and origin.partition("://")[2] != websocket.headers.get("host"):
-        await websocket.close()  # before `accept` this answers 403
+        await websocket.close()  # before `accept`, this sends a 403
         return
     await websocket.accept()
     await websocket.send_text(f"You are in the room of process {os.getpid()}.")
@@ -83,7 +83,7 @@ async def tell(member, text):
     try:
         await member.send_text(text)
     except WebSocketDisconnect:
-        room.discard(member)  # it has just gone
+        room.discard(member)  # this member has just left
 
 
 app = Starlette(routes=[Route("/", page), WebSocketRoute("/room", join)])
