@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import signal
 import socket
 import ssl
@@ -158,6 +159,10 @@ class Client:
         self.received += found
         return found
 
+    def await_data(self) -> None:
+        """Until a thread of the server has sent something."""
+        assert select.select([self.sock], [], [], 60)[0]
+
     @property
     def gone(self) -> bool:
         """The server has closed its side."""
@@ -205,7 +210,8 @@ class World:
 
     def __init__(self, tls: Any = None, **values: Any) -> None:
         # No file but the one that a test names.
-        settings = Settings({"loop": "asyncio", "workers": 1, **values}, {})
+        given = {"loop": "asyncio", "workers": 1, **values}
+        settings = Settings(given, dict.fromkeys(given, "a test"))
         self.listener = Listener()
         ours, self.arbiter = channel_pair()
         self.channel = SharedChannel(ours)
