@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from authority import Authority
-from unit.workers.fakes import AsyncServer, BlockingServer, Clock
+from unit.workers.fakes import AsyncServer, BlockingServer, Clock, Loop
 
 from servo.net.tls import TLS
 
@@ -31,6 +31,14 @@ def tls(authority: Authority) -> TLS:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
+
+
+@pytest.fixture
+def loop(clock: Clock) -> Iterator[Loop]:
+    """An event loop that runs a turn at a time."""
+    loop = Loop(clock)
+    yield loop
+    loop.end()
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ from servo.http.limits import Limits
 from servo.ipc.channel import SharedChannel, channel_pair
 from servo.ipc.messages import Message
 from servo.net.address import TCPAddress
+from servo.settings.config_hooks import Hooks
 from servo.settings.sources import Settings
 from servo.shared_memory import row_layout
 from servo.shared_memory.row_layout import ROW_WORDS
@@ -208,10 +209,10 @@ def _dechunked(data: bytes) -> tuple[bytes, bytes]:
 class World:
     """What the arbiter gives to a worker: its context, and the other ends of all of it."""
 
-    def __init__(self, tls: Any = None, **values: Any) -> None:
-        # No file but the one that a test names.
+    def __init__(self, tls: Any = None, hooks: dict[str, Any] | None = None, **values: Any) -> None:
+        """`values`: settings. `hooks`: those of a configuration file."""
         given = {"loop": "asyncio", "workers": 1, **values}
-        settings = Settings(given, dict.fromkeys(given, "a test"))
+        settings = Settings(given, dict.fromkeys(given, "a test"), hooks=Hooks(hooks or {}))
         self.listener = Listener()
         ours, self.arbiter = channel_pair()
         self.channel = SharedChannel(ours)
@@ -408,6 +409,15 @@ class Loop(asyncio.SelectorEventLoop):
         for _ in range(times):
             self.call_soon(self.stop)
             self.run_forever()
+
+    def end(self) -> None:
+        """Cancel what is left, and close."""
+        tasks = asyncio.all_tasks(self)
+        for task in tasks:
+            task.cancel()
+        while not all(task.done() for task in tasks):
+            self.turn()
+        self.close()
 
 
 class Transport(asyncio.Transport):
@@ -638,12 +648,7 @@ class AsyncServer:
     def close(self) -> None:
         for connection in self.connections:
             connection.close()
-        tasks = asyncio.all_tasks(self.loop)
-        for task in tasks:
-            task.cancel()
-        while tasks and not all(task.done() for task in tasks):
-            self.loop.turn()
-        self.loop.close()
+        self.loop.end()
         with contextlib.suppress(OSError):
             self.worker.acceptor.stop(take_queued=False)
         self.world.close()

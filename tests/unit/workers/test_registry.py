@@ -1,0 +1,54 @@
+"""Worker classes by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from servo.apps.loader import LoadedApp
+from servo.errors import BootError
+from servo.settings.sources import Settings
+from servo.workers.registry import BUILT_IN, worker_class, worker_for
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_the_built_in_classes_know_their_names(name: str) -> None:
+    assert worker_class(name).kind == name
+
+
+@pytest.mark.parametrize("separator", [".", ":"])
+def test_a_class_at_a_dotted_path(separator: str) -> None:
+    path = f"servo.workers.blocking.sync{separator}SyncWorker"
+    assert worker_class(path) is worker_class("sync")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nothing", "can't be loaded"),
+        ("no_such_module.Worker", "can't be loaded"),
+        ("servo.workers.registry.Nothing", "can't be loaded"),
+        ("servo.workers.registry.BUILT_IN", "is no subclass"),
+        ("collections.OrderedDict", "is no subclass"),
+    ],
+)
+def test_a_name_that_is_no_worker_class(name: str, reason: str) -> None:
+    with pytest.raises(BootError, match=reason):
+        worker_class(name)
+
+
+def find(interface: str, **values: object) -> str:
+    app = LoadedApp(lambda *_: None, interface)
+    return worker_for(Settings({"app": "a:b", **values}, dict.fromkeys(values, "x")), app).kind
+
+
+def test_the_interface_chooses_where_nobody_has_said() -> None:
+    assert find("wsgi") == "sync"
+    assert find("wsgi", threads=4) == "thread"
+    assert find("asgi") == "async"
+    assert find("wsgi", worker_class="async") == "async"
+
+
+@pytest.mark.parametrize("name", ["sync", "thread"])
+def test_a_class_that_does_not_run_such_applications(name: str) -> None:
+    with pytest.raises(BootError, match=r"a:b is an ASGI application, .* runs WSGI"):
+        find("asgi", worker_class=name)
