@@ -481,7 +481,7 @@ async def _answer_within(timeout: float, awaitable: Any, target: int) -> Any:
     try:
         return await asyncio.wait_for(_wait_for(awaitable), timeout)
     except asyncio.TimeoutError as error:
-        raise RequestTimeout(f"no answer of worker {target} within {timeout:g} s") from error
+        raise RequestTimeout(f"no answer from worker {target} within {timeout:g} s") from error
 
 
 @contextlib.contextmanager

@@ -124,7 +124,7 @@ class Forks:
             fd = listener.socket.detach()
             if fd >= 0:  # a draining worker has closed its own
                 os.close(fd)
-        self._mailbox.detach()
+        self._mailbox.disable_in_child()
         self._channel.close()
         log_module.set_tap(None)
         count_log(None)

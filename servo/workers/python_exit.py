@@ -86,7 +86,7 @@ class PythonExit:
 
     def run(self) -> None:
         """Wait for threads, and call the exit functions. May end the process instead."""
-        self._mailbox.leave()
+        self._mailbox.release_owner()
         threading.Thread(target=self._watch, name="servo-exit", daemon=True).start()
         # What multiprocessing's own children call at their end.
         threading._shutdown()  # type: ignore[attr-defined]

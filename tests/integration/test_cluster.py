@@ -165,7 +165,7 @@ def test_requests_that_fail(start: Callable[..., Workers]) -> None:
 def test_a_request_that_takes_too_long(start: Callable[..., Workers]) -> None:
     workers = start(3)
     workers.start_ask(1, 2, "block", timeout=0.2)
-    late = {"error": "RequestTimeout", "text": "no answer of worker 2 within 0.2 s"}
+    late = {"error": "RequestTimeout", "text": "no answer from worker 2 within 0.2 s"}
     assert workers.wait_result(1) == late
     assert workers.ask(3, "who")["slot"] == 3
     workers.release()

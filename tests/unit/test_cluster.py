@@ -158,7 +158,7 @@ def test_requests_that_fail(ask: str) -> None:
         request(0, to=1, topic="raises")
     with pytest.raises(cluster.RequestFailed, match="JSON"):
         request(0, to=1, topic="bad")
-    with pytest.raises(cluster.RequestTimeout, match=r"no answer of worker 1 within 0\.001 s"):
+    with pytest.raises(cluster.RequestTimeout, match=r"no answer from worker 1 within 0\.001 s"):
         request(0, to=1, topic="never", timeout=0.001)
     assert issubclass(cluster.RequestTimeout, TimeoutError)
 

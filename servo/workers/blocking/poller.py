@@ -168,7 +168,7 @@ class PollerWorker(Worker):
         self._mail_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._handle(self._mail_fd, self._on_mail)
         self._handle(self.context.channel.fileno(), self.on_channel)
-        self.mailbox.attach(self, anyone_reads=not self.multithread)
+        self.mailbox.attach(self, any_thread_reads=not self.multithread)
         self.pidfd = os.pidfd_open(self.context.arbiter_pid)
         self._handle(self.pidfd, self._on_arbiter_gone)
 

@@ -1,1 +1,1 @@
-"""A worker's end of the messages between processes."""
+"""A worker's side of the messages between applications (`servo.cluster`)."""

@@ -1,4 +1,17 @@
-"""Running the handlers of `cluster.on_message`: in which thread, and how many at once."""
+"""Calls the application's message handlers: in which thread, and how many at once.
+
+An application registers handlers with `cluster.on_message`. The mailbox puts the messages for them
+into an inbox; a runner takes them out, one by one, and calls the handlers. Where the handlers may
+run depends on the worker, so there are three runners:
+
+* `InlineRunner` in a `sync` worker: in its only thread, between requests.
+* `LoopRunner` in an `async` worker with an ASGI application: on the event loop. Handlers that are
+  coroutine functions run as tasks.
+* `ThreadRunner` in a worker whose application runs in threads: in one thread of its own.
+
+Messages must not starve requests. The first two runners stop after `SLICE_NS` and continue when
+connections and signals have been served; `LoopRunner` also bounds the number of its tasks.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +34,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Handlers run for so long before connections and signals have their turn again.
+# How long handlers may run in a row before connections and signals are served: 5 ms, as the arbiter
+# passes messages on in slices of 5 ms.
 SLICE_NS = 5_000_000
-# Coroutine handlers that may be under way at once; further messages wait in the inbox.
+# How many coroutine handlers may run at once. Further messages wait in the inbox, which is bounded.
 MAX_RUNNING = 1000
 
 
 class Runner(ABC):
-    """Feeds the handlers from a mailbox's inbox. What they raise is logged; who asked is told."""
+    """Takes messages from a mailbox's inbox and calls their handlers.
+
+    If a handler raises, the error is logged; if the message was a request, its sender gets the
+    error as well.
+    """
 
     def __init__(self, mailbox: Mailbox) -> None:
         self.mailbox = mailbox
@@ -38,22 +56,22 @@ class Runner(ABC):
     def run(self) -> None:
         """Run the handlers for the messages in the inbox. Only the mailbox's owner calls this."""
 
-    def serve(self, message: AppMessage) -> None:
-        """Call the handlers for a message."""
-        asks = message.kind == REQUEST
+    def handle(self, message: AppMessage) -> None:
+        """Call the handlers of a message's topic."""
+        is_request = message.kind == REQUEST
         try:
             topic = message.topic
-            handlers = cluster.handlers_for(topic, answering=asks)
+            handlers = cluster.handlers_for(topic, answering=is_request)
             if not handlers:
-                self._unheard(message, topic)
+                self._on_no_handler(message, topic)
             for handler in handlers:
-                # Each has a value of its own, to change as it likes.
+                # Decoded anew for each handler, as a handler may change its value.
                 self._call(handler, message, message.value())
         except MessageError as error:
-            log.error("A message of worker %d makes no sense: %s", message.slot, error)
+            log.error("Can't decode a message from worker %d: %s", message.slot, error)
 
-    def _unheard(self, message: AppMessage, topic: str) -> None:
-        self.mailbox.note_unheard()
+    def _on_no_handler(self, message: AppMessage, topic: str) -> None:
+        self.mailbox.count_unheard()
         if message.kind == REQUEST:
             slot = self.mailbox.slot
             self.mailbox.fail(message, "failed", f"worker {slot} has no handler for {topic!r}")
@@ -61,40 +79,41 @@ class Runner(ABC):
     def _call(self, handler: cluster.Handler, message: AppMessage, value: Any) -> None:
         try:
             result = handler(value, cluster.Sender(message.slot, message.serial))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  `_failed` logs it
-            self._failed(message, error)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  `_on_failed` logs it
+            self._on_failed(message, error)
             return
         if hasattr(result, "__await__"):
-            self.start(self._finish(message, result))
+            self.run_coroutine(self._finish(message, result))
         elif message.kind == REQUEST:
             self.mailbox.answer(message, result)
 
     async def _finish(self, message: AppMessage, result: Awaitable[Any]) -> None:
         try:
             value = await result
-        except (Exception, SystemExit) as error:  # noqa: BLE001  `_failed` logs it
-            self._failed(message, error)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  `_on_failed` logs it
+            self._on_failed(message, error)
             return
         if message.kind == REQUEST:
             self.mailbox.answer(message, value)
 
-    def _failed(self, message: AppMessage, error: BaseException) -> None:
+    def _on_failed(self, message: AppMessage, error: BaseException) -> None:
         log.error("The handler of a message on %r failed", message.topic, exc_info=error)
         if message.kind == REQUEST:
             text = f"worker {self.mailbox.slot}: {type(error).__name__}: {error}"
             self.mailbox.fail(message, "failed", text)
 
-    def start(self, work: Any) -> None:
-        """Run a coroutine. Here: to its end, as there is no loop that goes on."""
-        import asyncio  # not needed otherwise
+    def run_coroutine(self, coroutine: Any) -> None:
+        """Run the coroutine of a handler to its end, as this thread has no event loop."""
+        import asyncio  # only here: a worker without coroutine handlers need not load it
 
-        asyncio.run(work)
+        asyncio.run(coroutine)
 
 
 class InlineRunner(Runner):
-    """In the poller's thread, between requests.
+    """Calls the handlers in the poller's thread, between requests.
 
-    wake   has `run` called again soon, when others had their turn
+    mailbox  takes the replies
+    wake     makes the poller call `run` again after it has served its sockets
     """
 
     def __init__(self, mailbox: Mailbox, wake: Callable[[], None]) -> None:
@@ -105,40 +124,45 @@ class InlineRunner(Runner):
         """See Runner.run."""
         end = monotonic_ns() + SLICE_NS
         while (message := self.inbox.take()) is not None:
-            self.serve(message)
+            self.handle(message)
             if monotonic_ns() >= end and self.inbox:
                 self._wake()
                 return
 
 
 class LoopRunner(Runner):
-    """On the event loop's thread. Coroutines become tasks, which begin in the messages' order."""
+    """Calls the handlers on the event loop. Coroutines become tasks, which start in the order of
+    their messages.
+
+    mailbox  takes the replies
+    loop     the worker's event loop
+    """
 
     def __init__(self, mailbox: Mailbox, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(mailbox)
         self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()
-        self._due = False
+        self._scheduled = False
 
     def run(self) -> None:
         """See Runner.run."""
-        if self._due:
+        if self._scheduled:
             return
         end = monotonic_ns() + SLICE_NS
         while len(self._tasks) < MAX_RUNNING and (message := self.inbox.take()) is not None:
-            self.serve(message)
+            self.handle(message)
             if monotonic_ns() >= end and self.inbox:
-                self._due = True
-                self._loop.call_soon(self._run_on)
+                self._scheduled = True
+                self._loop.call_soon(self._continue)
                 return
 
-    def _run_on(self) -> None:
-        self._due = False
+    def _continue(self) -> None:
+        self._scheduled = False
         self.run()
 
-    def start(self, work: Any) -> None:
-        """See Runner.start."""
-        task = self._loop.create_task(work)
+    def run_coroutine(self, coroutine: Any) -> None:
+        """Start a task for the coroutine of a handler."""
+        task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
 
@@ -149,11 +173,11 @@ class LoopRunner(Runner):
 
 
 class ThreadRunner(Runner):
-    """In one thread of their own, which begins with the first message."""
+    """Calls the handlers in one thread of its own, which starts with the first message."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         super().__init__(mailbox)
-        self._awake = threading.Event()
+        self._woken = threading.Event()
         self._thread: WorkerThread | None = None
 
     def run(self) -> None:
@@ -163,14 +187,15 @@ class ThreadRunner(Runner):
         if self._thread is None or not self._thread.is_alive():
             self._thread = WorkerThread("servo-messages", self._work)
             self._thread.start()
-        self._awake.set()
+        self._woken.set()
 
     def _work(self) -> None:
         while True:
             message = self.inbox.take()
             if message is not None:
-                self.serve(message)
+                self.handle(message)
                 continue
-            self._awake.wait()
-            # What is put after this is seen by the next look, or sets it again.
-            self._awake.clear()
+            self._woken.wait()
+            # Cleared before the next look at the inbox: a message that comes in between is found by
+            # that look, or sets the event again.
+            self._woken.clear()

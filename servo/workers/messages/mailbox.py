@@ -1,12 +1,20 @@
-"""A worker's end of `servo.cluster`: messages go out from any thread, and come in by the channel.
+"""The mailbox: a worker's side of `servo.cluster`, the messages between applications.
 
-Any thread encodes its message, queues it on the shared channel and flushes that: when `send` has
-returned the message is on its way, before anything that its sender does next. The owner (the thread
-of the poller or the event loop) is woken only to watch a socket that is full.
+Workers are not connected to each other. Each has one channel to the arbiter, which passes messages
+on. Besides the messages of applications the channel carries the orders of the arbiter, such as
+`Stop`.
 
-The owner reads: applications' messages go to the inbox, from which a `Runner` feeds the handlers;
-replies to whoever waits for them; the arbiter's own to the worker. A thread that waits for a reply
-reads in the owner's place where the owner can't: it is the same thread, or busy with a request.
+Sending: any thread may send. It encodes its message, queues it on the channel and writes as much as
+the socket takes. When `send` returns, the message is on its way, ahead of anything that its sender
+does next. If the socket is full, the owner (the thread of the poller or event loop) is woken to
+watch it.
+
+Receiving: the owner reads the channel. Messages go to the inbox, from which a `Runner` calls the
+handlers; a reply goes to the thread or task that waits for it; orders go to the worker.
+
+Waiting for a reply: the owner can't read while it runs a request itself, as in a `sync` worker. So
+a thread that waits there reads the channel in its place. One thread reads at a time; it leaves
+orders and messages for the owner, and they are handled after the request.
 """
 
 from __future__ import annotations
@@ -45,13 +53,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# What may wait for the handlers. An object is more than its bytes: that counts, too.
+# Bounds the memory of the messages that wait for handlers. Each counts with its own bytes and with
+# what a Python object needs beside them.
 MAX_INBOX_BYTES = 8 << 20
-MESSAGE_BYTES = 256
-# A worker that ends waits this long for an arbiter that does not read, to hand over its last words.
+MESSAGE_OVERHEAD_BYTES = 256
+# How long a worker that ends waits for an arbiter that does not read, to send what is still queued.
 CLOSE_S = 1.0
 
-# The error that a failed request raises, by the name that travels.
+# The error that a failed request raises, by its name in the FAILURE message.
 ERRORS: dict[str, type[cluster.ClusterError]] = {
     "no_worker": cluster.NoSuchWorker,
     "overflow": cluster.ClusterOverflow,
@@ -61,15 +70,18 @@ ERRORS: dict[str, type[cluster.ClusterError]] = {
 
 
 class Owner(Protocol):
-    """The worker, as its mailbox needs it."""
+    """What the mailbox needs of its worker."""
 
     draining: bool
 
     def wake(self) -> None:
-        """Have `on_wake` called in the owner's thread soon. From any thread."""
+        """Make the owner's thread call `on_wake` soon. May be called from any thread."""
 
     def watch_channel(self, writable: bool) -> None:
-        """Have `on_channel` called when the channel is writable, too; or no longer then."""
+        """Watch the channel, and call `on_channel` when it is ready.
+
+        writable  whether to watch for room to write, too, and not only for messages
+        """
 
 
 class HandlerRunner(Protocol):
@@ -78,15 +90,17 @@ class HandlerRunner(Protocol):
     def run(self) -> None:
         """Run the handlers for the messages in the inbox."""
 
-    def serve(self, message: AppMessage, /) -> None:
+    def handle(self, message: AppMessage, /) -> None:
         """Run the handlers for this message."""
 
 
 class Mailbox:
-    """This process's `cluster.Backend`.
+    """The `cluster.Backend` of a worker process.
 
     channel     a SharedChannel, with the arbiter at its other end
-    scoreboard  of all workers
+    slot        this worker's slot
+    serial      this worker's serial, by which replies find it
+    scoreboard  the rows of all workers
     """
 
     def __init__(self, channel: Channel, slot: int, serial: int, scoreboard: Scoreboard) -> None:
@@ -98,78 +112,84 @@ class Mailbox:
         self._owner: Owner | None = None
         self._owner_thread = threading.get_ident()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._anyone_reads = True  # until there is an owner
+        self._any_thread_reads = True  # until there is an owner
         self._runner: HandlerRunner | None = None
-        self._turn = threading.Condition()  # to read the channel
-        self._being_read = False
-        self._deferred: deque[Message] = deque()
-        self._watching = False
-        self._gone = ""
+        # One thread reads the channel at a time; the others wait for its end.
+        self._reader_changed = threading.Condition()
+        self._has_reader = False
+        self._deferred: deque[Message] = deque()  # orders that another thread read for the owner
+        self._watching = False  # whether the owner watches the channel for room to write
+        self._arbiter_gone = ""  # why no message can be sent any more
         self._forked = False
         self._numbers = itertools.count(1)
         self._waiting: dict[int, concurrent.futures.Future[str] | asyncio.Future[str]] = {}
-        self._counting = threading.Lock()
+        self._counters_lock = threading.Lock()
         self._sent = self._received = self._unheard = 0
         self._overflows = Drops()
         self._drops = Drops()
 
-    # --- its life -------------------------------------------------------------------------------
+    # --- start and end --------------------------------------------------------------------------
 
     def attach(
         self,
         owner: Owner,
         *,
         loop: asyncio.AbstractEventLoop | None = None,
-        anyone_reads: bool = False,
+        any_thread_reads: bool = False,
     ) -> None:
-        """The calling thread is the owner's, which reads the channel from now on.
+        """Make the calling thread the owner. It reads the channel from now on.
 
-        loop          the one that the owner runs, if any
-        anyone_reads  the owner may be busy with a request while a thread waits for a reply
+        owner             the worker
+        loop              the event loop that the owner runs, if any
+        any_thread_reads  whether a thread that waits for a reply reads in the owner's place, as the
+                          owner may be busy with a request
         """
         self._owner = owner
         self._owner_thread = threading.get_ident()
         self._loop = loop
-        self._anyone_reads = anyone_reads
+        self._any_thread_reads = any_thread_reads
         owner.wake()
 
     def open(self, runner: HandlerRunner) -> None:
-        """The worker is ready: handlers may run."""
+        """Let handlers run, as the worker is ready.
+
+        runner  calls them
+        """
         self._runner = runner
         runner.run()
 
     def run(self) -> None:
-        """Run handlers, if messages wait. To be called after `on_wake` and `on_channel`."""
+        """Run handlers, if messages wait. Call it after `on_wake` and `on_channel`."""
         if self._runner is not None and self.inbox:
             self._runner.run()
 
     def close(self) -> None:
-        """The worker ends: hand over what is queued, if the arbiter reads it."""
+        """Send what is still queued, as the worker ends. Waits up to `CLOSE_S` for the arbiter."""
         end = time.monotonic() + CLOSE_S
         try:
             while not self._channel.flush() and (left := end - time.monotonic()) > 0:
                 self._channel.wait_writable(left)
         except ChannelClosed:
-            log.debug("The arbiter is gone: what was queued for it is lost")
+            log.debug("The arbiter is gone; the messages queued for it are lost")
         self.report()
 
-    def leave(self) -> None:
-        """The owner has ended, and the process not yet: whoever waits for a reply reads it."""
+    def release_owner(self) -> None:
+        """Let any thread read its replies: the owner has ended, but not yet the process."""
         self._owner = None
-        self._anyone_reads = True
+        self._any_thread_reads = True
 
-    def detach(self) -> None:
-        """This is a child of the worker's: the channel is not its own."""
+    def disable_in_child(self) -> None:
+        """Refuse to send any more: this is a forked child, and the channel is its parent's."""
         self._forked = True
 
     def report(self) -> None:
-        """Log what was dropped, once in a while."""
+        """Log how many messages were lost, if that is due. Call it once a second."""
         now = time.monotonic()
-        with self._counting:
+        with self._counters_lock:
             overflows, drops = self._overflows.due(now), self._drops.due(now)
-        self._say(overflows, drops)
+        self._log_losses(overflows, drops)
 
-    def _say(self, overflows: int, drops: int) -> None:
+    def _log_losses(self, overflows: int, drops: int) -> None:
         if overflows:
             log.warning("%d messages not sent: too many wait for the arbiter", overflows)
         if drops:
@@ -179,14 +199,15 @@ class Mailbox:
 
     def send(self, payload: bytes, topic: bytes, target: int, *, with_self: bool) -> bool:
         """See cluster.Backend."""
-        return self._post(PLAIN, target, topic, payload, 0 if with_self else self.serial)
+        # The number of a broadcast is the serial of the worker that does not get it.
+        return self._send(PLAIN, target, topic, payload, 0 if with_self else self.serial)
 
     def request(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
         """See cluster.Backend."""
         future: concurrent.futures.Future[str] = concurrent.futures.Future()
-        number = self._ask(future, payload, topic, target)
+        number = self._send_request(future, payload, topic, target)
         try:
-            if self._anyone_reads or threading.get_ident() == self._owner_thread:
+            if self._any_thread_reads or threading.get_ident() == self._owner_thread:
                 self._read_until(future, time.monotonic() + timeout, to_self=target == self.slot)
                 return future.result(0)
             return future.result(timeout)
@@ -197,10 +218,10 @@ class Mailbox:
 
     async def arequest(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
         """See cluster.Backend."""
-        import asyncio  # whoever waits here has it already
+        import asyncio  # the caller has loaded it already
 
         loop = asyncio.get_running_loop()
-        if self._anyone_reads:
+        if self._any_thread_reads:
             return await loop.run_in_executor(None, self.request, payload, topic, target, timeout)
         future: concurrent.futures.Future[str] | asyncio.Future[str]
         if loop is self._loop:
@@ -208,7 +229,7 @@ class Mailbox:
         else:
             future = concurrent.futures.Future()
             answer = asyncio.wrap_future(future)
-        number = self._ask(future, payload, topic, target)
+        number = self._send_request(future, payload, topic, target)
         try:
             return await asyncio.wait_for(answer, timeout)
         except asyncio.TimeoutError as error:
@@ -216,7 +237,7 @@ class Mailbox:
         finally:
             self._waiting.pop(number, None)
 
-    def _ask(
+    def _send_request(
         self,
         future: concurrent.futures.Future[str] | asyncio.Future[str],
         payload: bytes,
@@ -225,15 +246,20 @@ class Mailbox:
     ) -> int:
         number = next(self._numbers) & 0xFFFF_FFFF
         self._waiting[number] = future
-        if not self._post(REQUEST, target, topic, payload, number):
+        if not self._send(REQUEST, target, topic, payload, number):
             del self._waiting[number]
-            if self._gone:
-                raise cluster.ClusterError(self._gone)
-            raise cluster.ClusterOverflow("the request was not sent: too much waits already")
+            if self._arbiter_gone:
+                raise cluster.ClusterError(self._arbiter_gone)
+            raise cluster.ClusterOverflow(
+                "the request was not sent: too many messages wait already"
+            )
         return number
 
     def answer(self, request: AppMessage, value: Any) -> None:
-        """Reply to a request with what its handler has returned."""
+        """Send the reply to a request.
+
+        value  what its handler returned, to be sent as JSON
+        """
         try:
             payload = to_json(value)
         except TypeError as error:
@@ -242,69 +268,77 @@ class Mailbox:
         if len(payload) > cluster.MAX_MESSAGE_BYTES:
             self.fail(request, "failed", f"the handler's reply of {len(payload)} bytes is too long")
             return
-        self._post(REPLY, request.serial, b"", payload, request.number)
+        self._send(REPLY, request.serial, b"", payload, request.number)
 
     def fail(self, request: AppMessage, error: str, text: str) -> None:
-        """Reply that a request can't be answered. `error` is a name of ERRORS."""
-        payload = to_json([error, text[:2000]])
-        self._post(FAILURE, request.serial, b"", payload, request.number)
+        """Reply to a request that it failed.
 
-    def _post(self, kind: int, target: int, topic: bytes, payload: bytes, number: int) -> bool:
+        error  a name in ERRORS
+        text   the message of the error, of which 2000 characters are sent
+        """
+        payload = to_json([error, text[:2000]])
+        self._send(FAILURE, request.serial, b"", payload, request.number)
+
+    def _send(self, kind: int, target: int, topic: bytes, payload: bytes, number: int) -> bool:
         if self._forked:
             raise cluster.ClusterError("the application has forked this process: it is no worker")
-        if self._gone:
+        if self._arbiter_gone:
             return False
         data = AppMessage.make(kind, (self.slot, self.serial), target, topic, payload, number).data
         queue = self._channel.queue
         if not (queue(data) or (self._flush() and queue(data))):
-            with self._counting:
-                say = self._overflows.note(time.monotonic())
-            self._say(say, 0)
+            with self._counters_lock:
+                overflows = self._overflows.note(time.monotonic())
+            self._log_losses(overflows, 0)
             return False
-        with self._counting:
+        with self._counters_lock:
             self._sent += 1
         return self._flush()
 
     def _flush(self) -> bool:
-        """False: the arbiter is gone. Whoever reads finds out, too, and tells those who wait."""
+        """Write what is queued. Returns False if the arbiter is gone.
+
+        The thread that reads the channel finds out, too, and fails the requests that wait.
+        """
         try:
             if not self._channel.flush() and not self._watching and self._owner is not None:
                 self._owner.wake()
         except ChannelClosed as error:
-            self._gone = f"the arbiter is gone: {error}"
+            self._arbiter_gone = f"the arbiter is gone: {error}"
             return False
         return True
 
     # --- receiving ------------------------------------------------------------------------------
 
     def on_wake(self) -> list[Message]:
-        """To be called in the owner's thread after `Owner.wake`; what the arbiter has said."""
+        """Call it in the owner's thread after `Owner.wake`. Returns the orders that other threads
+        have read."""
         self._watch()
-        said = []
+        orders = []
         while self._deferred:
-            said.append(self._deferred.popleft())
-        return said
+            orders.append(self._deferred.popleft())
+        return orders
 
     def on_channel(self) -> list[Message]:
-        """To be called in the owner's thread when the channel is ready; what the arbiter says.
+        """Call it in the owner's thread when the channel is ready. Returns the arbiter's orders.
 
         Raises ChannelClosed.
         """
         if self._watching:
             self._flush()
             self._watch()
-        with self._turn:
-            if self._being_read:
-                return []  # whoever reads leaves us what is ours, and wakes us
-            self._being_read = True
+        with self._reader_changed:
+            if self._has_reader:
+                return []  # the thread that reads defers our orders, and wakes us
+            self._has_reader = True
         try:
-            return self._take()
+            return self._receive()
         finally:
-            self._end_turn()
+            self._stop_reading()
 
     def _watch(self) -> None:
-        """Watch for room in the socket just while something waits for it."""
-        # Again after a change: a thread that queued amid it has not woken us.
+        """Watch the channel for room to write while something is queued, and only then."""
+        # In a loop: a thread that queued a message during the change has not woken us.
         while self._owner is not None and self._watching != self._channel.wants_write:
             self._watching = not self._watching
             self._owner.watch_channel(self._watching)
@@ -314,42 +348,44 @@ class Mailbox:
     ) -> None:
         """Read the channel in the owner's place until the future is done.
 
-        to_self   the reply is to come from a handler of this worker. If handlers run in this very
-                  thread, those of all that waits before the request run now.
+        deadline  when to give up, in monotonic seconds
+        to_self   whether a handler of this worker has to reply. If handlers run in the calling
+                  thread, they run now, for all messages that came before the request, too.
         """
         is_owner = threading.get_ident() == self._owner_thread
-        runner = self._runner if is_owner and self._anyone_reads and to_self else None
+        runner = self._runner if is_owner and self._any_thread_reads and to_self else None
         while not future.done() and (left := deadline - time.monotonic()) > 0:
-            with self._turn:
-                if self._being_read:
-                    # One turn ends after each read, and may have brought what is waited for.
+            with self._reader_changed:
+                if self._has_reader:
+                    # The other thread reads once and then wakes us: it may have got our reply.
                     if not future.done() and not (runner and self.inbox):
-                        self._turn.wait(left)
+                        self._reader_changed.wait(left)
                     reads = False
                 else:
-                    self._being_read = reads = True
+                    self._has_reader = reads = True
             if reads:
-                self._read_turn(left)
+                self._read_once(left)
             while runner is not None and not future.done() and (message := self.inbox.take()):
-                runner.serve(message)
+                runner.handle(message)
 
-    def _read_turn(self, timeout: float) -> None:
+    def _read_once(self, timeout: float) -> None:
         try:
             if self._readable(timeout):
-                self._deferred.extend(self._take())
+                self._deferred.extend(self._receive())
         except ChannelClosed:
-            log.debug("The arbiter is gone")  # `_take` has told whoever waits
+            log.debug("The arbiter is gone")  # `_receive` has failed the requests that wait
         finally:
-            self._end_turn()
+            self._stop_reading()
         if (self._deferred or self.inbox) and self._owner is not None:
             self._owner.wake()
 
-    def _end_turn(self) -> None:
-        with self._turn:
-            self._being_read = False
-            self._turn.notify_all()
+    def _stop_reading(self) -> None:
+        with self._reader_changed:
+            self._has_reader = False
+            self._reader_changed.notify_all()
 
     def _readable(self, timeout: float) -> bool:
+        """Wait until the channel can be read. Writes to it meanwhile, if it has room."""
         poller = select.poll()
         writing = select.POLLOUT if self._channel.wants_write else 0
         poller.register(self._channel.fileno(), select.POLLIN | writing)
@@ -358,37 +394,37 @@ class Mailbox:
             self._flush()
         return bool(events & ~select.POLLOUT)
 
-    def _take(self) -> list[Message]:
-        """Read; what the arbiter says. Raises ChannelClosed."""
+    def _receive(self) -> list[Message]:
+        """Read what is there. Returns the arbiter's orders. Raises ChannelClosed."""
         try:
             messages = self._channel.receive()
         except ChannelClosed as error:
-            self._on_gone(str(error))
+            self._on_arbiter_gone(str(error))
             raise
-        said: list[Message] = []
+        orders: list[Message] = []
         for message in messages:
             if message.__class__ is not AppMessage:
-                said.append(message)
+                orders.append(message)
             elif message.kind in (REPLY, FAILURE):
                 self._on_reply(message)
             else:
                 self._on_message(message)
-        return said
+        return orders
 
     def _on_message(self, message: AppMessage) -> None:
         self._received += 1
         if self.inbox.put(message):
             return
-        with self._counting:
-            say = self._drops.note(time.monotonic())
-        self._say(0, say)
+        with self._counters_lock:
+            drops = self._drops.note(time.monotonic())
+        self._log_losses(0, drops)
         if message.kind == REQUEST:
             self.fail(message, "overflow", f"worker {self.slot} has too many messages waiting")
 
     def _on_reply(self, message: AppMessage) -> None:
         future = self._waiting.get(message.number)
         if future is None:
-            return  # whoever asked has given up
+            return  # the sender of the request has timed out
         try:
             if message.kind == REPLY:
                 _resolve(future, message.payload.decode())
@@ -396,16 +432,16 @@ class Mailbox:
                 name, text = message.value()
                 _resolve(future, error=ERRORS[name](text))
         except (MessageError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-            _resolve(future, error=cluster.RequestFailed(f"the reply makes no sense: {error}"))
+            _resolve(future, error=cluster.RequestFailed(f"can't decode the reply: {error}"))
 
-    def _on_gone(self, text: str) -> None:
-        self._gone = f"the arbiter is gone: {text}"
+    def _on_arbiter_gone(self, text: str) -> None:
+        self._arbiter_gone = f"the arbiter is gone: {text}"
         for future in list(self._waiting.values()):
-            _resolve(future, error=cluster.ClusterError(self._gone))
+            _resolve(future, error=cluster.ClusterError(self._arbiter_gone))
 
-    def note_unheard(self) -> None:
-        """There was no handler for a message."""
-        with self._counting:
+    def count_unheard(self) -> None:
+        """Count a message that has no handler."""
+        with self._counters_lock:
             self._unheard += 1
 
     # --- the rest of cluster.Backend --------------------------------------------------------------
@@ -435,19 +471,22 @@ class Mailbox:
 
 
 class Inbox:
-    """Messages for the handlers, bounded in bytes. One thread puts at a time, and one takes."""
+    """The messages that wait for handlers, bounded in bytes.
+
+    It needs no lock if one thread at a time puts messages in, and one takes them out.
+    """
 
     def __init__(self) -> None:
         self._messages: deque[AppMessage] = deque()
-        # Each is written by one side only: a sum that both wrote would lose updates.
+        # Two sums, each written by one side only: one that both sides wrote would lose updates.
         self._bytes_in = self._bytes_out = 0
 
     def __len__(self) -> int:
         return len(self._messages)
 
     def put(self, message: AppMessage) -> bool:
-        """False, and nothing is done, when it does not fit."""
-        size = len(message.data) + MESSAGE_BYTES
+        """Append a message. Returns False, and leaves it out, if it does not fit."""
+        size = len(message.data) + MESSAGE_OVERHEAD_BYTES
         if self._bytes_in - self._bytes_out + size > MAX_INBOX_BYTES:
             return False
         self._bytes_in += size
@@ -455,12 +494,12 @@ class Inbox:
         return True
 
     def take(self) -> AppMessage | None:
-        """The oldest message; None when there is none."""
+        """Remove and return the oldest message; None if there is none."""
         try:
             message = self._messages.popleft()
         except IndexError:
             return None
-        self._bytes_out += len(message.data) + MESSAGE_BYTES
+        self._bytes_out += len(message.data) + MESSAGE_OVERHEAD_BYTES
         return message
 
 
@@ -469,7 +508,8 @@ def _resolve(
     result: str = "",
     error: Exception | None = None,
 ) -> None:
-    # It may have been cancelled, or ended by time, meanwhile; a thread's even after this look.
+    # The request may have been cancelled or timed out. With a thread's future that can happen even
+    # after this check.
     if future.done():
         return
     with contextlib.suppress(concurrent.futures.InvalidStateError):
@@ -480,5 +520,5 @@ def _resolve(
 
 
 def _timed_out(target: int, timeout: float) -> cluster.RequestTimeout:
-    who = "the arbiter" if target == ARBITER else f"worker {target}"
-    return cluster.RequestTimeout(f"no answer of {who} within {timeout:g} s")
+    receiver = "the arbiter" if target == ARBITER else f"worker {target}"
+    return cluster.RequestTimeout(f"no answer from {receiver} within {timeout:g} s")
