@@ -663,6 +663,11 @@ def make_meter(access: Any = None, most: int = 0, recycle: Any = None) -> Meter:
     return Meter(row, access, most, recycle or (lambda: None))
 
 
+def make_hook_worker(world: World) -> HookWorker:
+    """What hooks of this world's worker are given."""
+    return HookWorker(world.context, world.row)
+
+
 def make_request(data: bytes = GET) -> Request:
     """The request that a parser makes of these bytes."""
     event = H1Connection(Limits()).receive_data(data)

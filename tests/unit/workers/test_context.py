@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 from unit.workers.fakes import World
 
-from servo.workers.context import REQUESTS_SIGNAL, STACK_SIGNAL, WorkerContext
-
-
-def test_what_the_arbiter_sends_are_two_spare_signals() -> None:
-    assert STACK_SIGNAL != REQUESTS_SIGNAL
-    for signum in (STACK_SIGNAL, REQUESTS_SIGNAL):
-        assert signal.SIGRTMIN < signum <= signal.SIGRTMAX
+from servo.workers.context import WorkerContext
 
 
 def test_workers_do_not_share_what_pre_fork_has_kept() -> None:
@@ -35,7 +27,7 @@ def test_what_is_made_in_the_worker_is_not_there_before() -> None:
             for name, field in WorkerContext.__dataclass_fields__.items()
             if field.init
         }
-        for name in ("mailbox", "hooked", "forks"):
+        for name in ("mailbox", "hook_worker", "forks"):
             assert name not in given
             with pytest.raises(AttributeError):
                 getattr(WorkerContext(**given), name)

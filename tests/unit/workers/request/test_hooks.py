@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from unit.workers.fakes import GET, Clock, World, make_request
+from unit.workers.fakes import GET, Clock, World, make_hook_worker, make_request
 
 from servo.errors import AppImportError
 from servo.net.address import AbstractAddress, TCPAddress, UnixAddress
@@ -22,7 +22,6 @@ from servo.workers.request.hooks import (
     HookRequest,
     HookResponse,
     HookSocket,
-    HookWorker,
     RequestHooks,
     address_of,
 )
@@ -147,7 +146,7 @@ def test_what_a_hook_raises_is_logged_and_not_the_clients_fault(
 
 
 def test_a_worker_has_gunicorns_names(world: World) -> None:
-    worker = HookWorker(world.context)
+    worker = make_hook_worker(world)
     assert (worker.pid, worker.ppid) == (os.getpid(), world.context.arbiter_pid)
     assert (worker.slot, worker.age, worker.timeout) == (1, 1, 33)
     assert str(worker) == f"<Worker {os.getpid()}>"
@@ -158,11 +157,11 @@ def test_a_worker_has_gunicorns_names(world: World) -> None:
 
 def test_what_pre_fork_has_kept_is_there(world: World) -> None:
     world.context.kept = {"token": "secret"}
-    assert HookWorker(world.context).token == "secret"
+    assert make_hook_worker(world).token == "secret"
 
 
 def test_the_application_is_there_once_it_is_loaded(world: World) -> None:
-    worker = HookWorker(world.context)
+    worker = make_hook_worker(world)
     with pytest.raises(AttributeError, match="in post_worker_init"):
         _ = worker.wsgi
     worker.app.callable = hello
@@ -170,7 +169,7 @@ def test_the_application_is_there_once_it_is_loaded(world: World) -> None:
 
 
 def test_an_attached_worker_lends_its_own_attributes(world: World) -> None:
-    worker = HookWorker(world.context)
+    worker = make_hook_worker(world)
     own: Any = SimpleNamespace(draining=False, on_terminate=lambda: None, special=5, _secret=6)
     worker.attach(own)
     assert worker.booted
@@ -183,7 +182,7 @@ def test_an_attached_worker_lends_its_own_attributes(world: World) -> None:
 
 def test_a_hook_that_sets_alive_to_false_has_the_worker_replaced_once(world: World) -> None:
     asked: list[int] = []
-    worker = HookWorker(world.context)
+    worker = make_hook_worker(world)
     worker.attach(SimpleNamespace(draining=False, on_terminate=lambda: asked.append(1)))
     worker.alive = True
     assert worker.alive
@@ -194,13 +193,13 @@ def test_a_hook_that_sets_alive_to_false_has_the_worker_replaced_once(world: Wor
 
 
 def test_a_draining_worker_is_not_alive(world: World) -> None:
-    worker = HookWorker(world.context)
+    worker = make_hook_worker(world)
     worker.attach(SimpleNamespace(draining=True))
     assert not worker.alive
 
 
 def test_notify_is_a_heartbeat_and_nr_counts(clock: Clock, world: World) -> None:
-    worker = HookWorker(world.context)
+    worker = make_hook_worker(world)
     worker.notify()
     assert world.count(row_layout.BEAT_NS) == clock.ns
     assert worker.nr == 0
