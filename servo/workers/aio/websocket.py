@@ -1,8 +1,21 @@
-"""An open WebSocket in the `async` worker: between its application's call and its wire.
+"""An open WebSocket in the `async` worker, between the application's call and the wire.
 
-`WebSocketSession` knows no socket: over HTTP/1.1 the wire is the connection that the handshake
-came on (`WebSocketProtocol`), over HTTP/2 a stream of it. It is not a request in flight: neither
-the load gate nor `limit_concurrency` or `request_timeout` sees more of it than the handshake.
+`WebSocketSession` knows no socket. Over HTTP/1.1 the wire is the connection on which the handshake
+came (`WebSocketProtocol`), over HTTP/2 it is a stream (`H2WebSocket`).
+
+An open WebSocket does not count as a request in flight. The load gate, `limit_concurrency` and
+`request_timeout` apply to its handshake only.
+
+**Back-pressure.** The session stops reading while the application's queue is full. It also stops
+while its own send buffer is full: a client that sends pings and reads nothing would otherwise fill
+that buffer with pongs.
+
+**Closing.** Each side sends a close frame (RFC 6455 section 7). The phases are: open; closing (our
+close frame is sent, and the client has `CLOSE_TIMEOUT_S` to answer); lingering (both are done, the
+wire is being closed, and what still arrives is dropped); ended.
+
+**A worker that stops** closes its WebSockets with code 1012 (service restart), so that clients
+connect again. It first waits until the application has answered what the client has sent.
 """
 
 from __future__ import annotations
@@ -27,18 +40,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# How long the client may take to answer a close frame; the `websockets` client waits as long.
+# Seconds that a client has to answer a close frame. The client of `websockets` waits as long.
 CLOSE_TIMEOUT_S = 10.0
-# A worker that ends gives a silent client so long for what it may have sent: one turn of the loop
-# reads what the kernel holds.
+# Seconds without a message after which a stopping worker takes a WebSocket for idle. One turn of
+# the event loop reads all that the kernel holds.
 QUIET_S = 0.05
-# And an application in the middle of its work at least so long to get to its next `receive`.
+# Seconds, at least, that a stopping worker gives a busy application to reach its next `receive`.
 BUSY_S = 1.0
-# Bytes that are parsed in one go. A few bytes can be a message, and each is an object: this bounds
-# what one read can come to before the queue's limit is looked at.
+# Bytes that are parsed in one call. A message can be a few bytes long, and each is an object: this
+# bounds how many objects one read makes before the queue's limit is checked.
 _SLICE = 32768
-# While a long message is coming and nothing else: calls into the parser would cost more than its
-# work.
+# Bytes that are parsed in one call while parts of one long message come in. With smaller slices the
+# calls would cost more than the parsing.
 _LONG_SLICE = 131072
 
 _OPEN, _CLOSING, _LINGERING, _ENDED = range(4)
@@ -47,7 +60,8 @@ _OPEN, _CLOSING, _LINGERING, _ENDED = range(4)
 class WebSocketSession(ABC):
     """An open WebSocket: the `OpenWebSocket` of its call. Subclasses add the wire.
 
-    deadline_ns  the sweep after this moment acts on a time limit; 0: there is none
+    loop         the worker's event loop
+    deadline_ns  when the sweep has to act, in monotonic nanoseconds; 0: never
     writable     messages can be sent, and the wire's buffer is nearly empty
     """
 
@@ -92,29 +106,32 @@ class WebSocketSession(ABC):
         # The wire's buffer is full.
         self._congested = False
         self._reading = True
-        # Bytes that were read before the queue was full, and are not parsed.
+        # Bytes that were read, but not parsed, because the queue was full.
         self._rest = b""
         self._slice = _SLICE
-        # The application has closed: it wants no message any more.
+        # The application has closed the WebSocket: drop further messages.
         self._discards = False
         self._leaving = False
         self._drain_waiter: asyncio.Future[None] | None = None
         self._unsent = 0
-        # When a close frame has to be answered, or a full buffer to have shrunk.
+        # By when the client has to answer a close frame, or to take some of a full buffer.
         self._due_ns = 0
-        # When the next ping is due; and an answer to the last (0: none is awaited).
+        # When the next ping is due, and by when the client has to answer the last one (0: it has).
         self._ping_ns = 0
         self._pong_ns = 0
         self._heard = False
 
-    # --- the wire, a subclass's -----------------------------------------------------------------
+    # --- the wire, in a subclass ----------------------------------------------------------------
 
     @abstractmethod
     def write(self, data: bytes) -> None:
-        """Send, buffering what the wire doesn't take; `buffer_full` and `buffer_empty` follow."""
+        """Send, and buffer what the wire doesn't take.
+
+        The wire calls `buffer_full` when too much waits, and `buffer_empty` when little does.
+        """
 
     def write_both(self, head: bytes, data: bytes) -> None:
-        """Send two pieces that belong together."""
+        """Send a frame's head and payload; a wire may do so without joining them."""
         self.write(head + data)
 
     @abstractmethod
@@ -127,7 +144,10 @@ class WebSocketSession(ABC):
 
     @abstractmethod
     def hang_up(self, linger: bool) -> None:
-        """Close the wire when its buffer is out; `linger`: say so, and wait for the client."""
+        """Close the wire when its buffer is sent.
+
+        linger  close only our side, and wait for the client to close the other
+        """
 
     @abstractmethod
     def cut(self) -> None:
@@ -136,7 +156,12 @@ class WebSocketSession(ABC):
     # --- reading --------------------------------------------------------------------------------
 
     def start(self, rest: bytes, reading: bool, writable: bool) -> None:
-        """Begin, with what was received behind the handshake."""
+        """Begin.
+
+        rest      bytes that came behind the handshake
+        reading   whether the wire is being read
+        writable  whether the wire's buffer has room
+        """
         self._server.connections.add(self)
         self._reading = reading
         self.writable = writable
@@ -151,7 +176,7 @@ class WebSocketSession(ABC):
             self.drain(QUIET_S, QUIET_S)
 
     def received(self, data: bytes) -> None:
-        """The wire has brought this."""
+        """The wire has received data."""
         self._heard = True
         if self._phase >= _LINGERING:
             return
@@ -193,10 +218,7 @@ class WebSocketSession(ABC):
         return self._congested or (self._app.full and not self._discards)
 
     def _update_reading(self) -> None:
-        """Read while the application takes what comes.
-
-        And while the client takes what we send: its pings would fill our buffer with pongs.
-        """
+        """Stop reading while the queue or the wire's buffer is full; go on when neither is."""
         if self._rest and not self._is_full:
             self._parse_rest()
         wanted = self._phase >= _LINGERING or not (self._rest or self._is_full)
@@ -205,13 +227,13 @@ class WebSocketSession(ABC):
             self.read_on(wanted)
 
     def eof(self) -> None:
-        """The wire brings no more."""
+        """The client sends no more."""
         closed = self._connection.receive_eof()
         if closed is not None:
             self._finish(closed)
 
     def lost(self) -> None:
-        """The wire is gone."""
+        """The wire is closed."""
         self._app.end(CLOSE_ABNORMAL, "")
         self._phase = _ENDED
         self.deadline_ns = 0
@@ -219,7 +241,7 @@ class WebSocketSession(ABC):
         self._wake_drained()
 
     def _finish(self, closed: Closed) -> None:
-        """Nothing more comes in."""
+        """The client has closed the WebSocket, or has broken the protocol."""
         self._app.end(closed.code, closed.reason)
         self._rest = b""
         self._end(linger=not closed.clean and closed.code != CLOSE_ABNORMAL)
@@ -254,7 +276,8 @@ class WebSocketSession(ABC):
         if self._phase >= _LINGERING:
             raise ClientDisconnected("the WebSocket is closed")
         if self._phase == _CLOSING:
-            # What was to be sent is dropped, and the loop has to get on with the closing.
+            # `send` drops messages now. An application that sends in a loop would never wait, so
+            # let the event loop go on with closing.
             await asyncio.sleep(0)
 
     def close(self, code: int, reason: str) -> None:
@@ -297,7 +320,7 @@ class WebSocketSession(ABC):
             self._schedule()
 
     def buffer_empty(self) -> None:
-        """It has taken what there was."""
+        """The client has taken nearly all that waited for it."""
         self.writable = self._phase == _OPEN
         self._congested = False
         if self._phase < _LINGERING:
@@ -316,9 +339,10 @@ class WebSocketSession(ABC):
     # --- the end of the worker ------------------------------------------------------------------
 
     def drain(self, idle_s: float, fresh_s: float) -> None:
-        """Close with 1012 as soon as nothing that the client has sent waits for an answer.
+        """Close with code 1012 as soon as the application has answered all messages.
 
-        An application that is busy gets `idle_s` seconds for it, within `graceful_timeout`.
+        idle_s   seconds that a busy application gets, at most half of `graceful_timeout`
+        fresh_s  not used: the client has sent a handshake
         """
         if self._leaving or self._phase != _OPEN:
             return
@@ -337,7 +361,7 @@ class WebSocketSession(ABC):
             self._say_close(CLOSE_RESTARTING, "")
 
     def abort(self) -> None:
-        """Cut the connection, saying so as far as the buffer is empty."""
+        """Close the connection at once, with a close frame if there is room for one."""
         if self._phase == _OPEN and not self._congested:
             self._say_close(CLOSE_RESTARTING, "")
             self._app.end(CLOSE_RESTARTING, "")
@@ -348,21 +372,21 @@ class WebSocketSession(ABC):
     # --- time -----------------------------------------------------------------------------------
 
     def held_bytes(self) -> int:
-        """See pressure.Client."""
+        """See memory_pressure.Client."""
         return self.unsent() if self._congested else 0
 
     def progress(self) -> object:
-        """See pressure.Client."""
+        """See memory_pressure.Client."""
         return self.unsent()
 
     @property
     def peer_name(self) -> str:
-        """See pressure.Client."""
+        """See memory_pressure.Client."""
         client = self._app.scope["client"]
         return str(client[0]) if client else ""
 
     def _schedule(self) -> None:
-        """Set the deadline: whatever comes first."""
+        """Set the deadline to whichever limit comes first."""
         due = [self._due_ns]
         if self._phase == _OPEN and not self._congested:
             due += [self._ping_ns, self._pong_ns]
@@ -388,27 +412,24 @@ class WebSocketSession(ABC):
             self._on_heartbeat(now)
 
     def _on_stalled(self) -> None:
-        """The client has not answered a close frame, or takes nothing of what we send."""
+        """The client has not answered a close frame in time, or takes nothing of what we send."""
         left = self.unsent()
         if self._congested and left < self._unsent:
             self.buffer_full()
         else:
-            log.debug("A WebSocket's client does not read, or does not answer its close")
-            self._app.end(*self._own_end())
+            log.debug(
+                "Cut the WebSocket of %s: its client neither reads nor answers the close frame",
+                self.peer_name or "a client",
+            )
+            restarts = self._leaving and self._phase == _CLOSING
+            self._app.end(CLOSE_RESTARTING if restarts else CLOSE_ABNORMAL, "")
             self.cut()
 
-    def _own_end(self) -> tuple[int, str]:
-        return (
-            (CLOSE_RESTARTING, "")
-            if self._leaving and self._phase == _CLOSING
-            else (CLOSE_ABNORMAL, "")
-        )
-
     def _on_heartbeat(self, now: int) -> None:
-        """Send a ping, and look whether the last one was answered.
+        """Send a ping if one is due, and close if the last one was not answered in time.
 
-        Anything that comes is an answer: a pong can't overtake a long message. While reading is
-        paused nothing can come, and it is not the client's fault.
+        Any data counts as an answer, because a pong can't overtake a long message. While we don't
+        read, no answer can reach us, so the client gets more time.
         """
         settings = self._settings
         if self._pong_ns and self._heard:
@@ -431,7 +452,7 @@ class WebSocketSession(ABC):
 
 
 class WebSocketProtocol(WebSocketSession, asyncio.Protocol):
-    """A WebSocket on a connection of its own, which came from an HTTP/1.1 protocol object."""
+    """A WebSocket that has its connection to itself, after a handshake over HTTP/1.1."""
 
     __slots__ = ("_transport",)
 
@@ -459,7 +480,7 @@ class WebSocketProtocol(WebSocketSession, asyncio.Protocol):
         self.received(data)
 
     def eof_received(self) -> bool:
-        """See asyncio.Protocol. There is no half-closed WebSocket."""
+        """See asyncio.Protocol. False: a WebSocket can't be half closed."""
         self.eof()
         return False
 
@@ -494,7 +515,7 @@ class WebSocketProtocol(WebSocketSession, asyncio.Protocol):
         """See WebSocketSession."""
         transport = self._transport
         if not linger or not transport.can_write_eof():
-            transport.close()  # over TLS the loop lingers by itself
+            transport.close()  # over TLS the event loop lingers by itself
         elif not transport.is_closing():
             transport.write_eof()
 

@@ -29,7 +29,7 @@ class SendWaiter(Protocol):
 
 
 class H2WebSocket(WebSocketSession):
-    """Its wire is a stream: END_STREAM is what closing is to TCP (RFC 8441 section 5)."""
+    """A WebSocket whose wire is a stream. END_STREAM stands for TCP's FIN (RFC 8441 section 5)."""
 
     __slots__ = ("_channel", "_hung_up", "_listening", "_stream", "_waiting")
 
@@ -43,7 +43,15 @@ class H2WebSocket(WebSocketSession):
         waiting: set[SendWaiter],
         channel: SendWaiter,
     ) -> None:
-        """`waiting`: the channels that are told when something was sent."""
+        """
+        server      the server that the connection belongs to
+        settings    of all WebSockets of the worker
+        app         the application's call
+        connection  frames and parses messages
+        stream      the wire
+        waiting     the connection's channels to wake when it has sent something
+        channel     the channel of this stream, which `waiting` gets while the stream is full
+        """
         super().__init__(server, settings, app, connection)
         self._stream = stream
         self._waiting = waiting
@@ -52,7 +60,7 @@ class H2WebSocket(WebSocketSession):
         self._hung_up = False
 
     def feed(self, event: Data) -> None:
-        """The stream has brought this."""
+        """The stream has received data."""
         if event.data:
             self.received(event.data)
         if self._listening:
@@ -63,7 +71,7 @@ class H2WebSocket(WebSocketSession):
                 self.lost()
 
     def sent(self) -> None:
-        """Something was sent."""
+        """The connection has sent something."""
         if self._congested and self._stream.queued <= _LOW_WATER:
             self._waiting.discard(self._channel)
             self.buffer_empty()
@@ -80,11 +88,11 @@ class H2WebSocket(WebSocketSession):
         return self._stream.queued
 
     def held_bytes(self) -> int:
-        """See pressure.Client. The connection counts it."""
+        """See memory_pressure.Client. 0: the HTTP/2 connection counts these bytes."""
         return 0
 
     def read_on(self, on: bool) -> None:
-        """See WebSocketSession: the client's window stays closed, or opens."""
+        """See WebSocketSession. Without WINDOW_UPDATE the client stops when its window is full."""
         self._listening = on
         if on:
             self._stream.read(0)

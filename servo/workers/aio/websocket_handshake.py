@@ -1,7 +1,7 @@
-"""How a request becomes a WebSocket: its handshake, by the settings that all of a worker share.
+"""Turns a request into a WebSocket: checks the handshake, and makes the call of the application.
 
-The library that makes a WebSocket's frames is in an extra, and takes time to import. So it is
-imported where the first one is begun.
+The library that frames WebSocket messages is an optional dependency, and takes time to import. So
+this module imports it with the first handshake, not when the worker starts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 
 class WebSockets:
-    """What the WebSockets of one worker have in common: the settings."""
+    """The settings that the WebSockets of one worker share.
+
+    interval_ns       nanoseconds between two pings; 0: no pings
+    timeout_ns        nanoseconds that a client has to answer a ping; 0: no limit
+    deflate           whether to accept the permessage-deflate extension
+    max_queue         messages that may wait for the application
+    max_message_size  bytes of one message
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.interval_ns = int(settings.websocket_ping_interval * 1e9)
@@ -30,7 +37,13 @@ class WebSockets:
         self.max_message_size: int = settings.websocket_max_message_size
 
     def handshake(self, request: Request, *, key: bool = True) -> Handshake:
-        """Judge a request for a WebSocket; see `read_handshake`. Raises ProtocolError."""
+        """Check the handshake of a request for a WebSocket; see `read_handshake`.
+
+        request  the request with the handshake's fields
+        key      whether it must have a Sec-WebSocket-Key: over HTTP/2 it has none
+
+        Raises ProtocolError if the handshake is not valid.
+        """
         from servo.http.websocket import read_handshake
 
         return read_handshake(request.headers, deflate=self.deflate, key=key)
@@ -44,7 +57,15 @@ class WebSockets:
         http: ASGIResponseWriter,
         transport: HandshakeTransport,
     ) -> WebSocketCall:
-        """The call of a valid handshake."""
+        """Make the application's call for a valid handshake.
+
+        adapter    the application
+        template   the parts of the scope that the connection's requests share
+        admitted   the request
+        handshake  what `handshake` has read from it
+        http       frames the response to the handshake
+        transport  the connection's driver
+        """
         from servo.apps.asgi_websocket import WebSocketCall
         from servo.workers.aio.allocator import keep_freed_memory
 
