@@ -1,4 +1,7 @@
-"""A gunicorn configuration, unchanged, with hooks: `servo -c examples/gunicorn.conf.py`."""
+"""A gunicorn configuration with hooks. Servo reads it unchanged.
+
+servo -c examples/gunicorn.conf.py
+"""
 
 import os
 

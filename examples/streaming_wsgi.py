@@ -17,7 +17,7 @@ def app(environ, start_response):
         return send_file(environ, start_response)
     query = parse_qs(environ["QUERY_STRING"])
     total = int(query.get("bytes", ["1000000"])[0])
-    # Without a Content-Length the server frames the body itself (chunked for HTTP/1.1 clients).
+    # Without a Content-Length, the server frames the body itself (chunked for HTTP/1.1 clients).
     start_response("200 OK", [("Content-Type", "application/octet-stream")])
     return generate(total)
 
@@ -28,8 +28,8 @@ def generate(total):
 
 
 def send_file(environ, start_response):
-    """PEP 3333's `wsgi.file_wrapper`: the server copies the file to the socket with sendfile(2)."""
-    file = open(__file__, "rb")  # noqa: SIM115 - the server closes it when it has been sent
+    """Return PEP 3333's `wsgi.file_wrapper`: the server copies the file with sendfile(2)."""
+    file = open(__file__, "rb")  # noqa: SIM115 - the server closes it after sending it
     start_response(
         "200 OK",
         [
