@@ -1,1 +1,4 @@
-"""The control socket: how an operator's tool talks to a running server. Knows no arbiter."""
+"""The control socket, through which tools such as `servoctl` talk to a running server.
+
+This package doesn't know the arbiter, which owns the server's end.
+"""

@@ -1,4 +1,4 @@
-"""The other end of the control socket: a blocking client that never waits for ever."""
+"""The client's end of the control socket: blocking, with a time limit on each wait."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _READ_BYTES = 65_536
-# More than the longest line that a server sends; something else is at the other end then.
+# No server sends a longer line, so a peer that does isn't a Servo.
 _MAX_LINE_BYTES = 16 << 20
 _RETRY_S = 0.02
 
 
 class ControlError(ServoError):
-    """What was asked for was not done."""
+    """A request to a server has not succeeded."""
 
 
 class NoSuchInstance(ControlError):  # noqa: N818
@@ -30,7 +30,7 @@ class NoSuchInstance(ControlError):  # noqa: N818
 
 
 class NoAnswer(ControlError):  # noqa: N818
-    """The server is there, and doesn't answer."""
+    """The server exists but doesn't answer."""
 
 
 class ConnectionEnded(ControlError):  # noqa: N818
@@ -38,10 +38,11 @@ class ConnectionEnded(ControlError):  # noqa: N818
 
 
 class RequestFailed(ControlError):  # noqa: N818
-    """The server's own no.
+    """The server has answered that the request failed.
 
-    kind     one of the protocol's: "refused", "rolled back", "usage", "denied"
-    details  a traceback, or ""
+    kind      why: "refused", "rolled back", "usage" or "denied"
+    message   what happened, in one line
+    details   a traceback, or ""
     """
 
     def __init__(self, kind: str, message: str, details: str = "") -> None:
@@ -53,11 +54,11 @@ class RequestFailed(ControlError):  # noqa: N818
 class ControlClient:
     """A connection to a server's control socket.
 
-    path       the socket's
-    timeout_s  how long to wait for a connection, and then for each sign of life
+    path        the socket's path
+    timeout_s   how long to wait for the connection, and then for each sign of life, in seconds
 
-    Raises NoSuchInstance when nobody is there, ControlError when this user may not, NoAnswer when
-    the server does not take the connection in time.
+    Raises NoSuchInstance if no server listens there, ControlError if this user isn't allowed to
+    connect, and NoAnswer if the server doesn't accept the connection in time.
     """
 
     def __init__(self, path: str, timeout_s: float = 5.0) -> None:
@@ -80,7 +81,7 @@ class ControlClient:
 
     @property
     def server_pid(self) -> int:
-        """The server's pid as this process sees it: another one where it is in a container."""
+        """The server's pid as this process sees it; a server in a container sees another one."""
         return peer_of(self._sock)[1]
 
     def request(
@@ -90,19 +91,21 @@ class ControlClient:
         on_note: Callable[[dict[str, Any]], None] | None = None,
         on_lost: Callable[[int], None] | None = None,
     ) -> dict[str, Any]:
-        """Send a request; its result.
+        """Send a request and return its result.
 
-        on_note   gets each note of a long answer
-        on_lost   hears how many notes this client was too slow for
+        command   the command's name
+        args      its arguments by name
+        on_note   is called with each note of the answer
+        on_lost   is called with the number of notes left out because this client read too slowly
 
-        Raises RequestFailed, NoAnswer, ConnectionEnded.
+        Raises RequestFailed, NoAnswer, ConnectionEnded and NoSuchInstance.
         """
         try:
             self._sock.sendall(protocol.request_line(command, args or {}))
         except TimeoutError as error:
             raise self._no_answer() from error
         except OSError as error:
-            # It may have said why before it closed, which the reading below finds.
+            # The server may have sent the reason before it closed. The code below reads it.
             self._send_error = error
         while True:
             answer = self._answer()
@@ -123,14 +126,14 @@ class ControlClient:
                 )
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._sock.close()
 
     def _connect(self) -> None:
         end = time.monotonic() + self._timeout_s
         self._sock.settimeout(self._timeout_s)
         while not self._try_to_connect():
-            # Its queue of connections is full (unix(7): EAGAIN), since it accepts none.
+            # EAGAIN: the queue of connections that the server hasn't accepted is full (unix(7)).
             if time.monotonic() >= end:
                 raise self._no_answer()
             time.sleep(_RETRY_S)
@@ -144,13 +147,13 @@ class ControlClient:
             raise self._no_answer() from error
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
             refused = isinstance(error, ConnectionRefusedError)
-            text = "is dead" if refused else "does not exist"
-            raise NoSuchInstance(f"there is no server: the socket {self.path} {text}") from error
+            problem = "is left over from a dead server" if refused else "does not exist"
+            raise NoSuchInstance(f"there is no server: the socket {self.path} {problem}") from error
         except PermissionError as error:
             raise ControlError(
-                f"{self.path} is not this user's to use: {error.strerror}"
+                f"this user may not connect to {self.path}: {error.strerror}"
             ) from error
-        except OSError as error:  # too long a path, no socket, …
+        except OSError as error:  # the path is too long, or isn't a socket's, …
             raise NoSuchInstance(f"there is no server at {self.path}: {error}") from error
         return True
 
@@ -161,7 +164,7 @@ class ControlClient:
                 try:
                     return protocol.parse_answer(line)
                 except protocol.RequestError as error:
-                    text = f"{self.path} is no Servo's control socket: {error}"
+                    text = f"{self.path} is not a control socket of Servo: {error}"
                     raise NoSuchInstance(text) from error
 
     def _line(self) -> bytes:
@@ -174,7 +177,9 @@ class ControlClient:
                 return line
             searched = len(self._buffer)
             if searched > _MAX_LINE_BYTES:
-                raise NoSuchInstance(f"{self.path} is no Servo's control socket: an endless line")
+                raise NoSuchInstance(
+                    f"{self.path} is not a control socket of Servo: it sends an endless line"
+                )
             try:
                 data = self._sock.recv(_READ_BYTES)
             except TimeoutError as error:
@@ -189,5 +194,5 @@ class ControlClient:
     def _no_answer(self) -> NoAnswer:
         return NoAnswer(
             f"the server at {self.path} does not answer within {self._timeout_s:g} s: "
-            "it is stopped (SIGSTOP), or its machine is overloaded"
+            "it may be stopped (SIGSTOP), or its machine overloaded"
         )

@@ -1,4 +1,4 @@
-"""A server's own control socket: bound, guarded by its lock, listed in the runtime directory."""
+"""A server's own control socket and its files: the socket, its lock, and its description."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ _PRIVATE = 0o600
 
 
 class Endpoint:
-    """The listening socket, and the locks that say it is alive.
+    """The listening control socket, and the locks that show that its server is alive.
 
-    Made in two steps, as a daemon's pid is known only late: `__init__` binds a socket whose path
-    was given; `announce` lists it, or binds the one that goes by name and pid.
+    It is made in two steps, because a daemon's pid isn't known at first. `__init__` binds the
+    socket if its path was given. `announce` describes it in the runtime directory; if no path was
+    given, `announce` first binds a socket there, named after the server's name and pid.
 
-    path     where the socket is to be; None: in the runtime directory
-    mode     of the socket file
-    shared   other users may use it: its description can be read by them
+    path     the socket's path; None: a path in the runtime directory
+    mode     the permission bits of the socket file
+    shared   whether other users may use the socket, and so may read its description
 
     Raises InstanceError.
     """
@@ -47,7 +48,15 @@ class Endpoint:
             self._bind_at(self._chosen)
 
     def announce(self, name: str, environ: Mapping[str, str]) -> socket.socket:
-        """Let `servoctl` find this server; the listening socket. Raises InstanceError."""
+        """Describe the server in the runtime directory, and return the listening socket.
+
+        If the socket's path was given, a failure is ignored: its users know the path.
+
+        name      the server's name
+        environ   the environment, which determines the runtime directory
+
+        Raises InstanceError.
+        """
         self._owner = os.getpid()
         self._name, self._environ = name, environ
         try:
@@ -56,34 +65,38 @@ class Endpoint:
             if self._chosen is None:
                 self.close()
                 raise
-            # Its users know the path.
         assert self.sock is not None
         return self.sock
 
     @property
     def is_whole(self) -> bool:
-        """Whether the socket's file, and those that say whose it is, are where they were made."""
+        """Whether the socket's file and the lock files are still in place."""
         if self.sock is None:
             return False
         try:
             return _identity_of(self.path) == self._identity and all(
-                lock.is_there for lock in self._locks
+                lock.is_in_place for lock in self._locks
             )
         except OSError:
-            return True  # where nothing can be looked at, nothing can be made anew
+            return True  # files that can't be examined can't be made again, either
 
     def renew(self) -> socket.socket:
-        """Make anew what somebody has removed; the new listening socket. Raises InstanceError."""
+        """Make the socket and its files again, and return the new listening socket.
+
+        Raises InstanceError.
+        """
         self.close()
         if self._chosen is not None:
             self._bind_at(self._chosen)
         return self.announce(self._name, self._environ)
 
     def close(self) -> None:
-        """Close the socket and remove the files; in another process than ours, only close."""
+        """Close the socket and remove its files; in a process other than the server's, only close.
+
+        A file that another server has made at the same path meanwhile stays.
+        """
         if self.sock is not None:
             self.sock.close()
-            # Another server's may lie there, if somebody has removed ours.
             if os.getpid() == self._owner and self._is_ours():
                 instances.remove_socket(self.path)
         for lock in self._locks:
@@ -92,7 +105,7 @@ class Endpoint:
         self._locks = []
 
     def close_in_child(self) -> None:
-        """In a forked child: close this process's copies."""
+        """Close a forked child's copies of the descriptors."""
         if self.sock is not None:
             self.sock.close()
         for lock in self._locks:
@@ -107,7 +120,7 @@ class Endpoint:
     def _list(self) -> None:
         uid = os.geteuid()
         place = instances.make_directory(self._environ, uid, shared=self._shared)
-        instances.instances([place])  # removes what dead servers left
+        instances.instances([place])  # removes files that dead servers have left
         lock = instances.new_lock(place, self._name, self._owner)
         self._locks.append(lock)
         if self.sock is None:
@@ -118,7 +131,7 @@ class Endpoint:
     def _bind_at(self, path: Path) -> None:
         lock = Lock(_lock_path(path))
         if not lock.acquire():
-            raise InstanceError(f"{path} belongs to a server that runs")
+            raise InstanceError(f"{path} belongs to a server that is running")
         self._locks.append(lock)
         try:
             self._bind(path)
@@ -128,7 +141,7 @@ class Endpoint:
 
     def _bind(self, path: Path) -> None:
         _check_length(path)
-        # The lock is ours: what lies there is a dead server's.
+        # This process holds the lock, so a socket at the path is left over from a dead server.
         instances.remove_socket(str(path))
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o777 & ~self._mode)
@@ -149,7 +162,10 @@ class Endpoint:
 
 
 def check_path(path: str) -> None:
-    """Raise the InstanceError of a path where no socket can be. No file is made."""
+    """Check that a control socket can be made at a path, without making a file.
+
+    Raises InstanceError.
+    """
     _check_length(Path(path).absolute())
     lock = _lock_path(Path(path).absolute())
     try:
@@ -164,11 +180,16 @@ def _lock_path(path: Path) -> Path:
 
 def _check_length(path: Path) -> None:
     if len(os.fsencode(path)) > instances.MAX_SOCKET_PATH:
-        raise InstanceError(f"{path} is longer than a socket's path can be")
+        raise InstanceError(
+            f"{path} is longer than a socket's path may be ({instances.MAX_SOCKET_PATH} bytes)"
+        )
 
 
 def _identity_of(path: str) -> tuple[int, int] | None:
-    """Which file lies there; None for no file. Raises OSError when nobody can tell."""
+    """The device and inode of the file at a path; None if there is none.
+
+    Raises OSError if the system can't answer.
+    """
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

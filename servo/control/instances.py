@@ -1,12 +1,12 @@
-"""Where control sockets lie, and which servers are behind them.
+"""Finds the running servers and their control sockets.
 
-Each server holds a lock (flock) on a small file beside its socket, for as long as it lives. The
-lock says whether a server is there, never its pid: in containers every arbiter is PID 1. Whoever
-finds a file without its lock removes it, and the socket beside it.
+Each server holds a lock (flock) on a small file beside its socket for as long as it lives. The lock
+shows whether the server is alive; its pid can't, because in containers every arbiter is PID 1. A
+process that finds a lock file which nobody has locked removes it and the socket beside it.
 
-In /tmp anybody can make a directory of the name that ours would have, with a lock file that names
-any socket. So only directories and files of this user or of root are believed, and only a socket
-beside its lock is removed, if nobody listens there.
+In /tmp, anybody can make a directory with the name of ours and put a lock file into it that names
+any socket. So directories and files are trusted only if they belong to this user or to root, and a
+socket is only removed if it is in its lock's directory and nobody listens on it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._]+")
 
 
 class InstanceError(ServoError):
-    """A runtime directory or a lock can't be had."""
+    """A runtime directory, a lock or a control socket can't be made or used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Instance:
     """A running server, as its lock file describes it.
 
     name     `--name`, or the app
-    pid      as the server itself sees it
+    pid      its arbiter's process id, as the server itself sees it
     socket   the path of its control socket
     """
 
@@ -59,7 +59,11 @@ class Instance:
 
 
 def directories(environ: Mapping[str, str], uid: int) -> list[Path]:
-    """Where this user's servers may have put their files, the best place first."""
+    """The runtime directories that a user's servers may use, the preferred one first.
+
+    environ   the environment, with $XDG_RUNTIME_DIR if it is set
+    uid       the user's id
+    """
     places = [Path(f"/run/user/{uid}/servo"), Path("/run/servo"), Path(f"/tmp/servo-{uid}")]  # noqa: S108
     own = environ.get("XDG_RUNTIME_DIR")
     if own and os.path.isabs(own):
@@ -68,51 +72,59 @@ def directories(environ: Mapping[str, str], uid: int) -> list[Path]:
 
 
 def make_directory(environ: Mapping[str, str], uid: int, *, shared: bool = False) -> Path:
-    """The runtime directory for a server's files, made if need be: this user's, mode 0700.
+    """Find or make the runtime directory for a server's files, and return it.
 
-    shared   other users are to find what is in it: 0755
+    environ   the environment, with $XDG_RUNTIME_DIR if it is set
+    uid       the user's id, to whom the directory must belong
+    shared    whether other users may read it: then its mode is 0755, else 0700
 
-    Raises InstanceError when there is none.
+    Raises InstanceError if none of the possible directories can be used.
     """
-    why = []
+    problems = []
     for place in directories(environ, uid):
-        # What others made for us (/run/user) is used when it's there, and never made.
+        # The parent is made by the system (/run/user/<uid>), never by this.
         if not os.path.isdir(place.parent):
             continue
-        if not _keeps_names(place.parent, uid):
-            # Its owner could put another directory in this one's place. $XDG_RUNTIME_DIR is
-            # another user's after `su` and in some `sudo`.
-            why.append(f"{place.parent} belongs to another user, or others can write it")
+        if not _protects_names(place.parent, uid):
+            # Its owner could replace the directory by another one. After `su`, and sometimes after
+            # `sudo`, $XDG_RUNTIME_DIR is that of another user.
+            problems.append(f"{place.parent} belongs to another user, or others can write to it")
             continue
         if len(os.fsencode(place)) + _FILE_NAME_LENGTH > MAX_SOCKET_PATH:
-            why.append(f"{place}: too long a path for a socket in it")
+            problems.append(f"{place}: the path is too long for a socket in it")
             continue
         try:
             place.mkdir(mode=0o700, exist_ok=True)
             found = place.lstat()
         except OSError as error:
-            why.append(f"{place}: {error.strerror}")
+            problems.append(f"{place}: {error.strerror}")
             continue
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid:
-            # In /tmp anybody can make a directory of that name.
-            why.append(f"{place} is not a directory of user {uid}")
+            # In /tmp, anybody can make a directory of that name.
+            problems.append(f"{place} is not a directory of user {uid}")
             continue
         mode = 0o755 if shared else 0o700
         if stat.S_IMODE(found.st_mode) & 0o022 or (shared and stat.S_IMODE(found.st_mode) != mode):
             place.chmod(mode)
         return place
-    raise InstanceError("; ".join(why) or "there is no place for it")
+    raise InstanceError("; ".join(problems) or "there is no runtime directory for it")
 
 
 class Lock:
-    """A file that describes a server, locked by it for life."""
+    """A file that describes a server and that the server keeps locked for as long as it lives.
+
+    path   the file's path
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = -1
 
     def acquire(self) -> bool:
-        """Take the lock, making the file. False when somebody has it. Raises InstanceError."""
+        """Make the file if there is none, and lock it.
+
+        Returns False if another process has locked it. Raises InstanceError.
+        """
         while self._fd < 0:
             try:
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -131,11 +143,17 @@ class Lock:
             if is_ours:
                 self._fd = fd
             else:
-                os.close(fd)  # it was removed as stale between our open and our lock
+                os.close(fd)  # another process removed the file as stale before we locked it
         return True
 
     def write(self, values: Mapping[str, Any], mode: int) -> None:
-        """Describe the server. Raises InstanceError."""
+        """Write the server's description into the file.
+
+        values   the description: name, pid and socket
+        mode     the file's permission bits
+
+        Raises InstanceError.
+        """
         try:
             os.fchmod(self._fd, mode)
             os.ftruncate(self._fd, 0)
@@ -144,33 +162,43 @@ class Lock:
             raise InstanceError(f"{self.path}: {error.strerror}") from error
 
     @property
-    def is_there(self) -> bool:
-        """Whether the file is still the one at its path. Raises OSError when nobody can tell."""
+    def is_in_place(self) -> bool:
+        """Whether the file is locked and still at its path.
+
+        Raises OSError if the system can't answer.
+        """
         return self._fd >= 0 and _is_at(self.path, self._fd)
 
     def release(self) -> None:
-        """Remove the file, and give the lock up. A file that can't be removed stays, unlocked."""
+        """Remove the file and unlock it. A file that can't be removed stays, unlocked."""
         if self._fd >= 0:
             try:
                 if _is_at(self.path, self._fd):
                     self.path.unlink()
             except OSError as error:
-                log.warning("The lock file of the control socket stays: %s", error)
+                log.warning("Can't remove the lock file of the control socket: %s", error)
             self.close_in_child()
 
     def close_in_child(self) -> None:
-        """Close this process's copy: the lock lives as long as any copy is open."""
+        """Close this process's descriptor; the lock lasts as long as any copy of it is open."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def new_lock(directory: Path, name: str, pid: int) -> Lock:
-    """A lock of its own for a server of that name: `<name>-<pid>.lock`. Raises InstanceError."""
+    """Make and acquire a lock that no other server has, named `<name>-<pid>.lock`.
+
+    directory   the runtime directory
+    name        the server's name
+    pid         its arbiter's process id
+
+    Raises InstanceError.
+    """
     stem = f"{safe_name(name)}-{pid}"
     number = 1
     while True:
-        # Two containers that share a directory may both be PID 1.
+        # In two containers that share a directory, both arbiters may be PID 1.
         lock = Lock(directory / (f"{stem}.lock" if number == 1 else f"{stem}.{number}.lock"))
         if lock.acquire():
             return lock
@@ -178,49 +206,51 @@ def new_lock(directory: Path, name: str, pid: int) -> Lock:
 
 
 def safe_name(name: str) -> str:
-    """A server's name as a part of a file's name."""
+    """A server's name in a form that can be part of a file's name."""
     return _UNSAFE.sub("-", name).strip("-.")[:_NAME_LENGTH] or "servo"
 
 
 def instances(places: Iterable[Path]) -> list[Instance]:
-    """Every live server in these directories, by name and pid; what dead ones left is removed.
+    """Find the running servers, sorted by name and pid, and remove the files of dead ones.
 
-    Directories and lock files of users other than this process's and root are passed over.
+    Directories and lock files that belong neither to this process's user nor to root are ignored.
+
+    places   the runtime directories to search
     """
     found: dict[str, Instance] = {}
     for place in places:
-        if not _is_believed(place):
+        if not _is_trusted(place):
             continue
         try:
             paths = sorted(place.glob("*.lock"))
         except OSError:
             continue
         for path in paths:
-            instance = _examine(path)
+            instance = _read_instance(path)
             if instance is not None:
                 found.setdefault(instance.socket, instance)
     return sorted(found.values(), key=lambda instance: (instance.name, instance.pid))
 
 
-def _examine(path: Path) -> Instance | None:
+def _read_instance(path: Path) -> Instance | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return None  # gone meanwhile, or another user's
+        return None  # the file has been removed, or this user may not read it
     try:
         if os.fstat(fd).st_uid not in (0, os.geteuid()):
             return None
         values = _description(fd)
         if _lock(fd):
             if _is_at(path, fd):
-                _remove(path, values)
+                _remove_dead(path, values)
             return None
     except OSError:
-        return None  # its disk fails: nothing can be told of it
+        return None  # the file can't be read or locked, so its server can't be examined
     finally:
         os.close(fd)
     if values is None:
-        return None  # it is just starting
+        return None  # the server is starting and has not written its description yet
     return Instance(printable_line(values["name"]), values["pid"], values["socket"])
 
 
@@ -235,25 +265,29 @@ def _description(fd: int) -> dict[str, Any] | None:
     return None
 
 
-def _remove(path: Path, values: dict[str, Any] | None) -> None:
-    """Its lock is ours, so nobody lives there."""
+def _remove_dead(path: Path, values: dict[str, Any] | None) -> None:
+    """Remove the files of a dead server. This process holds its lock, so no server has it.
+
+    path     the lock file's path
+    values   its description, if it has one
+    """
     if values is not None and os.path.dirname(values["socket"]) == str(path.parent):
         remove_socket(values["socket"])
-    with suppress(OSError):  # another user's, or a read-only place: it stays for its owner
+    with suppress(OSError):  # it stays if it is another user's or on a read-only file system
         path.unlink()
 
 
 def remove_socket(path: str) -> None:
-    """Remove a socket file that no server listens on any more; anything else stays."""
+    """Remove a socket file on which no server listens; any other file stays."""
     with suppress(OSError):
-        if stat.S_ISSOCK(os.lstat(path).st_mode) and _refuses(path):
+        if stat.S_ISSOCK(os.lstat(path).st_mode) and _is_abandoned(path):
             os.unlink(path)
 
 
-def _refuses(path: str) -> bool:
-    """Whether nobody listens on a socket."""
+def _is_abandoned(path: str) -> bool:
+    """Whether no process listens on a socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a full queue says BlockingIOError
+        probe.setblocking(False)  # so that a full queue raises BlockingIOError instead of blocking
         try:
             probe.connect(path)
         except ConnectionRefusedError:
@@ -263,19 +297,19 @@ def _refuses(path: str) -> bool:
     return False
 
 
-def _is_believed(place: Path) -> bool:
-    """Whether only this user or root can have put files into a directory."""
+def _is_trusted(place: Path) -> bool:
+    """Whether only this user and root can have put files into a directory."""
     try:
         found = place.lstat()
     except OSError:
         return False
-    # As its parent's owner, another user could have put it there in place of ours.
-    kept = _keeps_names(place.parent, os.geteuid())
-    return stat.S_ISDIR(found.st_mode) and is_private(found) and kept
+    # The owner of the parent could have replaced our directory by this one.
+    is_protected = _protects_names(place.parent, os.geteuid())
+    return stat.S_ISDIR(found.st_mode) and is_private(found) and is_protected
 
 
-def _keeps_names(place: Path, uid: int) -> bool:
-    """Whether nobody but this user and root can rename or remove what this user makes there."""
+def _protects_names(place: Path, uid: int) -> bool:
+    """Whether only this user and root can rename or remove files that this user makes there."""
     try:
         found = place.stat()
     except OSError:
@@ -285,7 +319,10 @@ def _keeps_names(place: Path, uid: int) -> bool:
 
 
 def _lock(fd: int) -> bool:
-    """False when somebody has it. Raises OSError where there are no locks (ENOLCK)."""
+    """Lock a file; False if another process has locked it.
+
+    Raises OSError if the file system has no locks (ENOLCK).
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -294,7 +331,7 @@ def _lock(fd: int) -> bool:
 
 
 def _is_at(path: Path, fd: int) -> bool:
-    """Whether a path still leads to an open file. Raises OSError when nobody can tell."""
+    """Whether a path still names an open file. Raises OSError if the system can't answer."""
     try:
         return os.path.samestat(path.lstat(), os.fstat(fd))
     except (FileNotFoundError, NotADirectoryError):

@@ -1,18 +1,18 @@
-"""The control socket's language: one JSON object a line, both ways. Pure: no I/O here.
+"""The protocol of the control socket: one JSON object per line, in both directions. No I/O.
 
 A request names a command:
 
     {"command": "scale", "args": {"to": "+2"}}
 
-Its answer is any number of notes (progress, events, log lines), then one result:
+The answer consists of any number of notes (progress, events, log lines) and then one result:
 
     {"note": {"step": "ready", "slot": 1, …}}
-    {"lost": 12}                                  notes that a slow reader did not get
+    {"lost": 12}                                  notes left out because the client read too slowly
     {"ok": true, "result": {…}}
     {"ok": false, "kind": "refused", "error": "…", "details": "a traceback"}
 
-An empty line from the server is a sign of life during a long answer. Requests on one connection are
-answered one after the other. `COMMANDS` is the whole vocabulary; a new command is a row of it.
+During a long answer, the server sends empty lines as signs of life. Requests on one connection are
+answered one after the other. `COMMANDS` lists all commands.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from typing import Any
 from servo.errors import ServoError
 from servo.printable import printable
 
-# A request has a few short arguments; more bytes than this without an end of line are no request.
+# The longest line of a request. Real requests have a few short arguments.
 MAX_REQUEST_BYTES = 65_536
-# Requests that one connection may have waiting: a tool sends one and reads its answer.
+# How many requests may wait on one connection. Tools send one and then read its answer.
 MAX_WAITING_REQUESTS = 32
 
-# Why a request failed.
-REFUSED = "refused"  # understood, and not possible now
-ROLLED_BACK = "rolled back"  # a reload that was
-USAGE = "usage"  # no such command, or wrong arguments
-DENIED = "denied"  # this user may not
+# The kinds of failures.
+REFUSED = "refused"  # the request is valid but not possible now
+ROLLED_BACK = "rolled back"  # a reload has been rolled back
+USAGE = "usage"  # no such command, or invalid arguments
+DENIED = "denied"  # this user isn't allowed to do this
 
 
 class RequestError(ServoError):
-    """A line that is no request; `str(error)` tells the peer why."""
+    """An invalid request or answer; the message is sent to the peer."""
 
 
 class LineTooLong(RequestError):  # noqa: N818
-    """More bytes than MAX_REQUEST_BYTES without an end of line, or too many lines at once."""
+    """A line longer than MAX_REQUEST_BYTES, or too many lines at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What a command takes.
+    """The declaration of a command.
 
-    arguments  name -> (type, default); a default of ... means that it must be given
-    changes    it changes the server: peers with read access may not
+    arguments   the type and default of each argument, by name; ... marks a required argument
+    changes     whether it changes the server, so that users with read access may not run it
     """
 
     arguments: dict[str, tuple[type, Any]] = field(default_factory=dict)
@@ -67,7 +67,7 @@ COMMANDS: dict[str, Command] = {
     "reload": Command({"wait": (bool, True)}, changes=True),
     "scale": Command({"to": (str, ...)}, changes=True),
     "restart-worker": Command({"slot": (int, ...), "wait": (bool, True)}, changes=True),
-    # The message is text, of JSON; slot 0 stands for all.
+    # The message is JSON as text; slot 0 means all workers.
     "send": Command({"message": (str, ...), "slot": (int, 0), "topic": (str, "")}, changes=True),
     "stop": Command({"now": (bool, False), "wait": (bool, True)}, changes=True),
 }
@@ -75,19 +75,23 @@ COMMANDS: dict[str, Command] = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, checked against `COMMANDS`; every argument is there."""
+    """A request, checked against `COMMANDS`.
+
+    command   the command's name
+    args      all of the command's arguments by name, defaults included
+    """
 
     command: str
     args: dict[str, Any]
 
     @property
     def changes(self) -> bool:
-        """Whether it takes full access."""
+        """Whether the command changes the server, which needs full access."""
         return COMMANDS[self.command].changes
 
 
 class LineReader:
-    """Cuts a stream of bytes into lines, and never holds more than one request's worth."""
+    """Cuts a stream of bytes into lines. It holds at most twice MAX_REQUEST_BYTES."""
 
     __slots__ = ("_buffer",)
 
@@ -99,11 +103,11 @@ class LineReader:
 
     @property
     def complete(self) -> bool:
-        """Whether there is a whole line to take."""
+        """Whether `take` would return a line."""
         return b"\n" in self._buffer
 
     def feed(self, data: bytes) -> None:
-        """Take in bytes. Raises LineTooLong when they can't be requests of a well-meaning peer."""
+        """Add received bytes. Raises LineTooLong for too long a line or too many lines."""
         self._buffer += data
         lines = self._buffer.count(b"\n")
         if lines > MAX_WAITING_REQUESTS:
@@ -113,7 +117,10 @@ class LineReader:
             raise LineTooLong(f"a request is longer than {MAX_REQUEST_BYTES} bytes")
 
     def take(self) -> bytes | None:
-        """The next whole line without its end, or None."""
+        """Remove and return the next whole line without its end, or return None.
+
+        Raises LineTooLong.
+        """
         end = self._buffer.find(b"\n")
         if end < 0:
             return None
@@ -125,20 +132,20 @@ class LineReader:
 
 
 def parse_request(line: bytes) -> Request:
-    """The request in this line. Raises RequestError, which says what would be right."""
+    """Parse a line into a request. Raises RequestError, whose message says what is expected."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RequestError("not a line of JSON") from error
     if not isinstance(value, dict) or not isinstance(value.get("command"), str):
-        raise RequestError('not a request: {"command": "…", "args": {…}} is one')
+        raise RequestError('not a request: expected {"command": "…", "args": {…}}')
     name = value["command"]
     command = COMMANDS.get(name)
     if command is None:
         raise RequestError(f"there is no command {name[:40]!r}; there are {', '.join(COMMANDS)}")
     given = value.get("args", {})
     if not isinstance(given, dict):
-        raise RequestError(f"{name}: args is no object")
+        raise RequestError(f"{name}: args is not an object")
     unknown = sorted(set(given) - set(command.arguments))
     if unknown:
         raise RequestError(f"{name} takes no argument {unknown[0][:40]!r}")
@@ -147,46 +154,56 @@ def parse_request(line: bytes) -> Request:
         found = given.get(argument, default)
         if found is ...:
             raise RequestError(f"{name} needs the argument {argument!r}")
-        # bool is an int to Python, and `true` is no slot.
+        # In Python a bool is an int, but `true` is not a valid slot.
         if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
-            raise RequestError(f"{name}: {argument} is no {_KINDS[kind]}")
+            raise RequestError(f"{name}: {argument} is not {_KINDS[kind]}")
         args[argument] = found
     return Request(name, args)
 
 
-_KINDS = {int: "whole number", str: "text", bool: "true or false"}
+_KINDS = {int: "a whole number", str: "text", bool: "true or false"}
 
 
 def request_line(command: str, args: dict[str, Any]) -> bytes:
-    """The bytes of a request."""
+    """Encode a request.
+
+    command   the command's name
+    args      its arguments by name
+    """
     return _line({"command": command, "args": args})
 
 
 def note_line(note: dict[str, Any]) -> bytes:
-    """The bytes of a note."""
+    """Encode a note."""
     return _line({"note": note})
 
 
 def lost_line(count: int) -> bytes:
-    """The bytes that tell of notes which a slow reader did not get."""
+    """Encode how many notes were left out because the client read too slowly."""
     return _line({"lost": count})
 
 
 def result_line(result: dict[str, Any]) -> bytes:
-    """The bytes of a good result."""
+    """Encode the result of a request that succeeded."""
     return _line({"ok": True, "result": result})
 
 
 def failure_line(kind: str, error: str, details: str = "") -> bytes:
-    """The bytes of a failure."""
+    """Encode the failure of a request.
+
+    kind      REFUSED, ROLLED_BACK, USAGE or DENIED
+    error     what happened, in one line
+    details   a traceback, or ""
+    """
     return _line({"ok": False, "kind": kind, "error": error, "details": details})
 
 
 def parse_answer(line: bytes) -> dict[str, Any]:
-    """One line of an answer, with its texts made `printable`.
+    """Parse one line of an answer and make its texts `printable`.
 
-    At a terminal a control character moves the cursor, changes the title or types for the user, and
-    the peer at a socket may not be a Servo. Raises RequestError for what no Servo says.
+    The socket's peer may not be a Servo, and control characters in its texts could make a terminal
+    move the cursor, change its title or type for the user. Raises RequestError for a line that
+    isn't an answer.
     """
     try:
         value = json.loads(line)
@@ -209,5 +226,5 @@ def _printable_value(value: Any) -> Any:
 
 
 def _line(value: dict[str, Any]) -> bytes:
-    # ASCII, so that no text can hold a line separator.
+    # json.dumps escapes line feeds and everything outside ASCII, so the result is one line.
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"

@@ -1,7 +1,7 @@
-"""The control socket's server: non-blocking, polled by its owner's own epoll loop, no thread.
+"""The server's end of the control socket: non-blocking, run by its owner's epoll loop, no thread.
 
-Nobody on the other side is trusted to read, to write, or to make sense: every buffer, count and
-silence has a bound, and whoever exceeds one is dropped.
+The server must keep working whatever its clients do. So each buffer, each count and each silence
+has a limit, and a connection that exceeds one is closed.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Connections at a time. Past it, the one that has been idle for longest makes room.
+# Connections at a time. For a further one, the connection that has been idle longest is closed.
 MAX_CALLERS = 128
 BACKLOG = 128
-# What may wait for a caller that does not read: notes past the first bound are counted instead of
-# kept; a result is the last thing that it gets.
+# Bytes that may wait for a caller that doesn't read. Notes beyond the first limit are only counted.
+# A result is always kept, and beyond the second limit the connection is closed.
 MAX_NOTES_BYTES = 1 << 19
 MAX_RESULT_BYTES = 2 << 20
-# ... and for all callers together.
+# Bytes that may wait for all callers together.
 MAX_TOTAL_BYTES = 16 << 20
-# A caller may say nothing, or leave half a request, for this long.
+# How long a caller may send nothing, or leave a request incomplete.
 IDLE_S = 30.0
-# One that has an answer waiting has to read some of it within this time (a follower needn't).
+# How long a caller may read nothing of an answer that waits. Followers have no such limit.
 STALLED_S = 15.0
-# During a long answer it hears from us at least this often.
+# The interval of signs of life during a long answer.
 SIGN_OF_LIFE_S = 1.0
 _ACCEPTS_PER_TURN = 16
 _READ_BYTES = 16_384
 
-# Further requests of connections that have had an answer: so long at a time, then a pause of so
-# many times what they took.
+# A connection's first request is answered at once. Further requests share slices of SLICE_S; after
+# a slice comes a pause of SLICES_OFF times its length.
 SLICE_S = 0.002
 SLICES_OFF = 4
 
@@ -53,12 +53,16 @@ _UCRED = struct.Struct("3i")
 
 
 class Caller:
-    """One connection. The owner answers a request by `note` and then `done` or `fail`.
+    """A connection. The owner answers a request with any number of `note` and one `done` or `fail`.
 
-    uid, pid   of the process that has connected, by the kernel's word
-    access     FULL or READ
-    gone       nobody is there any more; answers go nowhere
-    following  it reads an endless answer, at its own pace
+    server   the server that has accepted it
+    sock     the connection's socket
+    uid      the user at the other end, as the kernel reports it
+    access   FULL or READ
+    now      the time, in seconds of the server's clock
+
+    Attributes for the owner: `gone` is true once the connection has ended, so that answers are
+    discarded; the owner sets `following` while the caller reads an endless answer.
     """
 
     def __init__(
@@ -84,11 +88,11 @@ class Caller:
         self.active_at = self.sent_at = now
 
     def note(self, note: dict[str, Any]) -> None:
-        """Send a part of a long answer; it is counted instead where the caller doesn't read."""
+        """Send a part of a long answer, or count it as lost if the caller doesn't read."""
         self.notes((note,))
 
     def notes(self, notes: Iterable[dict[str, Any]]) -> None:
-        """Send several at once."""
+        """Send several notes at once."""
         data = bytearray()
         for note in notes:
             if len(self.out) + len(data) > MAX_NOTES_BYTES:
@@ -102,11 +106,16 @@ class Caller:
             self._server.send(self, data)
 
     def done(self, result: dict[str, Any]) -> None:
-        """End the answer well."""
+        """End the answer with a result."""
         self._end(protocol.result_line(result))
 
     def fail(self, kind: str, error: str, details: str = "") -> None:
-        """End the answer with the reason why it is not what was asked for."""
+        """End the answer with a failure.
+
+        kind      one of the protocol's kinds, such as REFUSED
+        error     what happened, in one line
+        details   a traceback, or ""
+        """
         self._end(protocol.failure_line(kind, error, details))
 
     def _end(self, line: bytes) -> None:
@@ -115,17 +124,18 @@ class Caller:
             line = protocol.lost_line(self.lost) + line
             self.lost = 0
         self._server.send(self, line)
-        self._server.go_on(self)
+        self._server.answer_ended(self)
 
 
 class ControlServer:
     """Serves a listening Unix socket.
 
-    sock    listening; it is made non-blocking
-    epoll   the owner's; `on_ready` is to be called for the descriptors that `owns` says yes to
-    access  a uid's access: FULL, READ or None
-    handle  takes a request; answers it now or later
-    clock   monotonic seconds
+    sock     the listening socket; this makes it non-blocking
+    epoll    the owner's epoll object; the owner calls `on_ready` for each descriptor that `owns`
+             accepts
+    access   returns a user's access by uid: FULL, READ or None
+    handle   handles a request, and answers it at once or later
+    clock    returns monotonic seconds
     """
 
     def __init__(
@@ -141,35 +151,39 @@ class ControlServer:
         self._handle = handle
         self._clock = clock
         self._callers: dict[int, Caller] = {}
-        self._first: deque[Caller] = deque()
-        self._more: deque[Caller] = deque()
-        self._more_at = 0.0
+        self._first_requests: deque[Caller] = deque()
+        self._further_requests: deque[Caller] = deque()
+        self._further_at = 0.0
         self._errors = AcceptErrors()
-        self._has_complained = False
+        self._has_warned = False
         self.listen(sock)
 
     def __len__(self) -> int:
         return len(self._callers)
 
     def listen(self, sock: socket.socket) -> None:
-        """Accept connections of this socket."""
+        """Accept connections from a listening socket."""
         sock.setblocking(False)
         self._sock = sock
         self._accepting = True
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
     def unlisten(self) -> None:
-        """Forget the listening socket, which is about to be closed."""
+        """Stop using the listening socket, which the owner is about to close."""
         if self._sock.fileno() >= 0:
             self._epoll.unregister(self._sock.fileno())
-        self._accepting = True  # there is none to take up again
+        self._accepting = True  # so that `tick` doesn't resume accepting from this socket
 
     def owns(self, fd: int) -> bool:
-        """Whether a descriptor that epoll has named is one of ours."""
+        """Whether a descriptor that epoll has reported belongs to this server."""
         return fd in self._callers or fd == self._sock.fileno()
 
     def on_ready(self, fd: int, mask: int) -> None:
-        """Serve a descriptor that epoll has named."""
+        """Handle epoll's event for a descriptor of this server.
+
+        fd     the descriptor
+        mask   the event's mask
+        """
         caller = self._callers.get(fd)
         if caller is None:
             self._accept()
@@ -180,35 +194,36 @@ class ControlServer:
         if caller.gone:
             return
         if caller.mask & select.EPOLLIN:
-            # An end comes with EPOLLIN too. Without it, the news is of an older connection whose
-            # number this one has got since epoll told of it.
+            # A closed connection is reported with EPOLLIN, too. An event without it belongs to an
+            # older connection that was closed after epoll's report, and whose descriptor number
+            # this connection has now.
             if mask & select.EPOLLIN:
                 self._read(caller)
         elif mask & (select.EPOLLHUP | select.EPOLLERR):
             self._drop(caller)
 
     def turn(self) -> None:
-        """To be called after `on_ready`, in each turn of the owner's loop: answer who waits.
+        """Answer waiting requests. The owner calls this in each turn of its loop, after `on_ready`.
 
-        The first request of each connection is answered at once; the others get a part of the time,
-        so that who asks without end keeps neither the owner nor other callers from their work.
+        The first request of each connection is answered at once. Further requests get a share of
+        the time, so that a caller with endless requests delays neither the owner nor other callers.
         """
-        while self._first:
-            self._answer(self._first.popleft())
-        if not self._more or self._clock() < self._more_at:
+        while self._first_requests:
+            self._answer(self._first_requests.popleft())
+        if not self._further_requests or self._clock() < self._further_at:
             return
-        began = now = self._clock()
-        while self._more and now - began < SLICE_S:
-            self._answer(self._more.popleft())
+        start = now = self._clock()
+        while self._further_requests and now - start < SLICE_S:
+            self._answer(self._further_requests.popleft())
             now = self._clock()
-        self._more_at = now + SLICES_OFF * (now - began)
+        self._further_at = now + SLICES_OFF * (now - start)
 
     def wake_at(self) -> float:
-        """When the next `turn` has something to do; infinity for nothing."""
-        return self._more_at if self._more else float("inf")
+        """When `turn` next has something to do, in seconds of the clock; infinity for never."""
+        return self._further_at if self._further_requests else float("inf")
 
     def tick(self) -> None:
-        """To be called about once a second: silences are noticed, signs of life given."""
+        """Close silent connections and send signs of life. The owner calls this once a second."""
         if not self._accepting:
             self._accepting = True
             self._epoll.modify(self._sock.fileno(), select.EPOLLIN)
@@ -224,21 +239,25 @@ class ControlServer:
                 self._drop(caller)
 
     def close(self) -> None:
-        """Close everything; what was answered last is sent as far as the sockets take it."""
+        """Close all connections and the socket; data that a socket hasn't accepted yet is lost."""
         for caller in list(self._callers.values()):
             self._drop(caller)
         self._sock.close()
 
     def close_in_child(self) -> None:
-        """In a forked child: close this process's copies."""
+        """Close a forked child's copies of the descriptors."""
         self._sock.close()
         for caller in self._callers.values():
             caller.sock.close()
 
-    # --- what callers use -------------------------------------------------------------------------
+    # --- called by Caller -------------------------------------------------------------------------
 
     def send(self, caller: Caller, data: bytes | bytearray) -> None:
-        """Send, or keep what the socket doesn't take now, within the bounds."""
+        """Send data to a caller; keep the part that its socket doesn't accept, within the limits.
+
+        caller   the connection
+        data     whole lines of an answer
+        """
         if caller.gone:
             return
         caller.out += data
@@ -250,8 +269,8 @@ class ControlServer:
             if sum(len(each.out) for each in callers) > MAX_TOTAL_BYTES:
                 self._drop(max(callers, key=lambda each: len(each.out)))
 
-    def go_on(self, caller: Caller) -> None:
-        """An answer has ended: the next request, if one waits."""
+    def answer_ended(self, caller: Caller) -> None:
+        """Note that an answer has ended, and go on with the caller's next request."""
         caller.active_at = self._clock()
         self._settle(caller)
 
@@ -270,20 +289,18 @@ class ControlServer:
                     return
                 continue
             self._errors.lost = 0
-            self._has_complained = False
-            self._greet(sock)
+            self._has_warned = False
+            self._admit(sock)
 
     def _pause(self, error: OSError) -> None:
-        """Accept nothing until the next tick."""
-        if not self._has_complained:
-            self._has_complained = True
-            log.warning(
-                "No control connection can be accepted: %s; trying again each second", error
-            )
+        """Accept no connection until the next tick."""
+        if not self._has_warned:
+            self._has_warned = True
+            log.warning("Can't accept control connections: %s; trying again each second", error)
         self._accepting = False
         self._epoll.modify(self._sock.fileno(), 0)
 
-    def _greet(self, sock: socket.socket) -> None:
+    def _admit(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         uid, pid = peer_of(sock)
         access = self._access(uid)
@@ -296,13 +313,13 @@ class ControlServer:
             kind = protocol.REFUSED
         caller = Caller(self, sock, uid, access or READ, self._clock())
         if refusal:
-            _say(sock, protocol.failure_line(kind, refusal))
+            _try_to_send(sock, protocol.failure_line(kind, refusal))
             sock.close()
             return
         try:
             self._epoll.register(caller.fd, select.EPOLLIN)
         except OSError as error:
-            log.warning("A control connection can't be watched: %s", error)
+            log.warning("Closed a control connection that epoll can't watch: %s", error)
             sock.close()
             return
         self._callers[caller.fd] = caller
@@ -343,20 +360,20 @@ class ControlServer:
         self._settle(caller)
 
     def _settle(self, caller: Caller) -> None:
-        """Decide what comes next for this caller: its next request, more to read, or its end."""
+        """Decide what comes next for a caller: a waiting request, more to read, or its end."""
         if caller.gone or caller.serving:
             return
         free = not (caller.busy or caller.out or caller.closing or caller.queued)
         if free and caller.lines.complete:
             caller.queued = True
-            (self._more if caller.served else self._first).append(caller)
+            (self._further_requests if caller.served else self._first_requests).append(caller)
         elif free and caller.eof:
             self._drop(caller)
             return
         self._watch(caller)
 
     def _answer(self, caller: Caller) -> None:
-        """Handle one request of a caller whose turn it is."""
+        """Handle one waiting request of a caller."""
         caller.queued = False
         if caller.gone:
             return
@@ -380,7 +397,7 @@ class ControlServer:
         self._handle(caller, request)
 
     def _reject(self, caller: Caller, error: RequestError) -> None:
-        """It does not speak our language: say so, and hear no more of it."""
+        """Answer an invalid request, and close the connection once the answer is sent."""
         caller.closing = True
         self.send(caller, protocol.failure_line(protocol.USAGE, str(error)))
         if not caller.out:
@@ -406,7 +423,7 @@ class ControlServer:
 
     def _watch(self, caller: Caller) -> None:
         mask = select.EPOLLOUT if caller.out else 0
-        # While it is answered it is not read: so its requests wait in its own socket.
+        # Don't read during an answer: further requests then wait in the caller's socket.
         if not (caller.busy or caller.queued or caller.eof or caller.closing or caller.out):
             mask |= select.EPOLLIN
         if mask != caller.mask:
@@ -417,7 +434,8 @@ class ControlServer:
 def peer_of(sock: socket.socket) -> tuple[int, int]:
     """The uid and pid of the process at the other end of a Unix socket.
 
-    Where the kernel does not tell (it does on Linux), the socket file's mode is what guards it.
+    On systems without SO_PEERCRED this returns this process's uid, and 0. There, only the
+    permission bits of the socket file keep other users out.
     """
     if not hasattr(socket, "SO_PEERCRED"):
         return os.geteuid(), 0
@@ -426,8 +444,8 @@ def peer_of(sock: socket.socket) -> tuple[int, int]:
     return uid, pid
 
 
-def _say(sock: socket.socket, data: bytes) -> None:
+def _try_to_send(sock: socket.socket, data: bytes) -> None:
     try:
         sock.send(data)
     except OSError as error:
-        log.debug("A refused control connection was gone already: %s", error)
+        log.debug("A refused control connection was closed before its answer: %s", error)

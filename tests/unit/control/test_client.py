@@ -108,7 +108,7 @@ def test_a_server_that_ends_amid_the_answer(path: str) -> None:
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b'{"hello": 1}\n'])
 def test_something_else_is_there(path: str, answer: bytes) -> None:
-    with pytest.raises(NoSuchInstance, match="no Servo's control socket"):
+    with pytest.raises(NoSuchInstance, match="not a control socket of Servo"):
         talk(path, answer)
 
 
@@ -136,5 +136,5 @@ def test_why_it_closed_is_told_even_if_it_did_not_read(path: str) -> None:
 def test_a_socket_of_somebody_else(path: str) -> None:
     with listening(path):
         os.chmod(path, 0)
-        with pytest.raises(ControlError, match="not this user's"):
+        with pytest.raises(ControlError, match="this user may not connect"):
             ControlClient(path)

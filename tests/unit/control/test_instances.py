@@ -121,7 +121,7 @@ def test_a_chosen_path(place: Path) -> None:
     assert endpoint.path == str(place / "my.sock")
     assert stat.S_IMODE(os.stat(endpoint.path).st_mode) == 0o660
     assert [each.socket for each in instances.instances([place / "servo"])] == [endpoint.path]
-    with pytest.raises(InstanceError, match="belongs to a server that runs"):
+    with pytest.raises(InstanceError, match="belongs to a server that is running"):
         Endpoint(endpoint.path, 0o600, shared=False)
     endpoint.close()
     assert sorted(path.name for path in place.iterdir()) == ["servo"]
@@ -191,7 +191,7 @@ def test_files_that_nobody_can_look_at(place: Path, monkeypatch: pytest.MonkeyPa
         patch.setattr(os, "lstat", fails)
         patch.setattr(Path, "lstat", fails)
         assert endpoint.is_whole
-        assert not Lock(place / "other.lock").is_there
+        assert not Lock(place / "other.lock").is_in_place
         with pytest.raises(InstanceError, match="Permission denied"):
             Lock(place / "other.lock").acquire()
         endpoint.close()
@@ -288,7 +288,7 @@ def test_nobody_is_there(place: Path) -> None:
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(place / "dead"))
     left.close()
-    with pytest.raises(NoSuchInstance, match="is dead"):
+    with pytest.raises(NoSuchInstance, match="left over from a dead server"):
         ControlClient(str(place / "dead"))
     (place / "file").write_text("")
     with pytest.raises((NoSuchInstance, ControlError)):

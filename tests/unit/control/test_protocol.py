@@ -43,13 +43,13 @@ def test_requests(text: bytes, command: str, args: dict[str, Any]) -> None:
         (b"[1]", "not a request"),
         (b'{"command": 7}', "not a request"),
         (b'{"command": "halt"}', "there is no command 'halt'; there are status, workers"),
-        (b'{"command": "status", "args": []}', "args is no object"),
+        (b'{"command": "status", "args": []}', "args is not an object"),
         (line("status", verbose=True), "status takes no argument 'verbose'"),
         (line("stack"), "stack needs the argument 'slot'"),
-        (line("stack", slot="1"), "slot is no whole number"),
-        (line("stack", slot=True), "slot is no whole number"),
-        (line("scale", to=3), "to is no text"),
-        (line("stop", now="yes"), "now is no true or false"),
+        (line("stack", slot="1"), "slot is not a whole number"),
+        (line("stack", slot=True), "slot is not a whole number"),
+        (line("scale", to=3), "to is not text"),
+        (line("stop", now="yes"), "now is not true or false"),
     ],
 )
 def test_what_is_no_request(text: bytes, says: str) -> None:
