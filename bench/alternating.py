@@ -27,7 +27,7 @@ since = 0
 
 
 def uncounted(self, started_ns, request, status, sent, remote, response_headers, environ):
-    self.take_back()
+    self.cancel()
     now = monotonic_ns()  # the driver measures its time limits from here
     if self._access is not None:
         raise SystemExit("not for servers with an access log")

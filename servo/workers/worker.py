@@ -281,7 +281,7 @@ class Worker(ABC):
 
     def _recycle(self) -> None:
         if not self.draining:
-            self.tell(ReplaceMe("recycled", f"served {self.meter.most_requests} requests"))
+            self.tell(ReplaceMe("recycled", f"served {self.meter.max_requests} requests"))
 
     def _max_requests(self) -> int:
         limit: int = self.settings.max_requests

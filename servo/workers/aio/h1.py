@@ -35,8 +35,8 @@ from servo.workers.aio.linger import Linger
 from servo.workers.aio.sendfile import send_region, settle
 from servo.workers.aio.tls import ends, send_blocks
 from servo.workers.request.admission import CLIENT_CLOSED, Peer
-from servo.workers.request.body_rate import BodyPace
-from servo.workers.request.preface import Beginning
+from servo.workers.request.body_rate import BodyRate
+from servo.workers.request.preface import ProtocolDetector
 from servo.workers.timing import FRESH_GRACE_S
 
 if TYPE_CHECKING:
@@ -68,8 +68,9 @@ class H1Protocol:
 
     __slots__ = (
         "_admitted",
-        "_beginning",
+        "_body_rate",
         "_copy",
+        "_detector",
         "_drain_waiter",
         "_ending",
         "_eof",
@@ -77,7 +78,6 @@ class H1Protocol:
         "_header",
         "_http",
         "_lingering",
-        "_pace",
         "_paused",
         "_paused_ns",
         "_peer",
@@ -127,8 +127,8 @@ class H1Protocol:
         self._template: Scope = {}
         self._paused = False
         self._paused_ns = 0
-        self._pace: BodyPace | None = None
-        self._beginning: Beginning | None = None
+        self._body_rate: BodyRate | None = None
+        self._detector: ProtocolDetector | None = None
         self._reading_head = False
         self._lingering = False
         self._ending: Linger | None = None
@@ -151,22 +151,22 @@ class H1Protocol:
         self._transport = transport  # type: ignore[assignment]
         self.write = self._transport.write
         address, client = ends(self._socket, self._peer, self._header)
-        preface = None
+        proxy_reader = None
         if server.tls is None:
-            preface = server.proxy_protocol.preface(client)
+            proxy_reader = server.proxy_protocol.header_reader(client)
         else:
             self._facts = TLSFacts(server.tls, transport.get_extra_info("ssl_object"))
         self._describe(address, client)
-        sniffs = False
+        detect_h2 = False
         if server.http2 is not None:
             if self._facts is not None and server.http2.agreed(transport):
                 self._make_h2(server.http2).start(b"")
                 return
             # A proxy that may speak for others is trusted as far as this goes.
-            sniffs = server.http2.prior_knowledge and self._facts is None
-            sniffs = sniffs and (self.peer.trusted or preface is not None)
-        if preface is not None or sniffs:
-            self._beginning = Beginning(preface, sniffs)
+            detect_h2 = server.http2.prior_knowledge and self._facts is None
+            detect_h2 = detect_h2 and (self.peer.trusted or proxy_reader is not None)
+        if proxy_reader is not None or detect_h2:
+            self._detector = ProtocolDetector(proxy_reader, detect_h2)
         server.connections.add(self)
         self._expires_in(server.settings.header_timeout)
         if server.draining:
@@ -181,16 +181,16 @@ class H1Protocol:
         self.peer = Peer(client, scheme, (client[0] if client else None) in self._server.trusted)
         self.peer_name = self.peer.name
 
-    def _read_beginning(self, beginning: Beginning, data: bytes) -> bytes:
+    def _read_first_bytes(self, detector: ProtocolDetector, data: bytes) -> bytes:
         """Take off what comes before HTTP, and see which version of it this is."""
         try:
-            found = beginning.feed(data)
+            found = detector.feed(data)
         except ProtocolError as error:
             self._refuse(Refused(error))
             return b""
         if found is None:
             return b""
-        self._beginning = None
+        self._detector = None
         self._header, is_h2, rest = found
         if self._header is not None and self._header.source is not None:
             self._describe(self._header.destination or ("", None), self._header.source)
@@ -203,8 +203,8 @@ class H1Protocol:
         """See asyncio.Protocol."""
         if self._lingering:
             return
-        if self._beginning is not None:
-            data = self._read_beginning(self._beginning, data)
+        if self._detector is not None:
+            data = self._read_first_bytes(self._detector, data)
             if not data:
                 return
         http = self._http
@@ -324,10 +324,10 @@ class H1Protocol:
             self.deadline_ns = 0
             return
         now = monotonic_ns()
-        if self._pace is None:
+        if self._body_rate is None:
             settings = self._server.settings
-            self._pace = BodyPace(settings.body_timeout, settings.body_min_rate, now)
-        self.deadline_ns = self._pace.deadline_ns(now, received)
+            self._body_rate = BodyRate(settings.body_timeout, settings.body_min_rate, now)
+        self.deadline_ns = self._body_rate.deadline_ns(now, received)
 
     def _start(self, request: Request) -> None:
         server = self._server
@@ -364,7 +364,7 @@ class H1Protocol:
             call = self._websocket_call(admitted, handshake)
         self._admitted = admitted
         self.call = call
-        self._pace = None
+        self._body_rate = None
         self.deadline_ns = 0
         if request.more_body:
             self._expect_body(len(request.body))
@@ -411,8 +411,8 @@ class H1Protocol:
         if self._paused and self._http.want_read and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
-            if self._pace is not None:
-                self._pace.pause(monotonic_ns() - self._paused_ns)
+            if self._body_rate is not None:
+                self._body_rate.pause(monotonic_ns() - self._paused_ns)
                 self._expect_body(0)
 
     # --- writing --------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.h2.frames import CANCEL
 from servo.workers.aio.h2_settings import HIGH_WATER
 from servo.workers.request.admission import CLIENT_CLOSED
-from servo.workers.request.body_rate import BodyPace
+from servo.workers.request.body_rate import BodyRate
 
 if TYPE_CHECKING:
     from servo._types import Scope
@@ -48,10 +48,10 @@ class H2Channel:
 
     __slots__ = (
         "_admitted",
+        "_body_rate",
         "_drain_waiter",
         "_full_ns",
         "_lost",
-        "_pace",
         "_paced_ns",
         "_protocol",
         "_stalled_ns",
@@ -75,7 +75,7 @@ class H2Channel:
         self._stream = stream
         self.loop = server.loop
         self._admitted = admitted
-        self._pace: BodyPace | None = None
+        self._body_rate: BodyRate | None = None
         self._paced_ns = 0
         self._full_ns = 0
         # Since when nothing of what waits for the client was taken, and how much it was.
@@ -178,12 +178,12 @@ class H2Channel:
         """Bound the wait for more of the body, unless it is the application that does not read."""
         call = self.call
         now = monotonic_ns()
-        if self._pace is None:
+        if self._body_rate is None:
             settings = self._protocol.server.settings
-            self._pace = BodyPace(settings.body_timeout, settings.body_min_rate, now)
+            self._body_rate = BodyRate(settings.body_timeout, settings.body_min_rate, now)
         if self._full_ns:
-            self._pace.pause(now - self._full_ns)
-        due = self._pace.deadline_ns(now, received)
+            self._body_rate.pause(now - self._full_ns)
+        due = self._body_rate.deadline_ns(now, received)
         full = call is not None and call.buffered >= self._protocol.common.limits.window // 2
         self._paced_ns = 0 if full else due
         self._full_ns = now if full else 0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from servo.http.proxy_protocol import ProxyHeader
-    from servo.workers.request.preface import Preface
+    from servo.workers.request.preface import ProxyHeaderReader
 
 _PEEKED = 8192
 _BLOCK = 262_144
@@ -53,8 +53,11 @@ def ends(
     return address, (peer[0], peer[1]) if isinstance(peer, tuple) else None
 
 
-async def read_preface(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, preface: Preface, limit_s: float
+async def read_proxy_header(
+    loop: asyncio.AbstractEventLoop,
+    sock: socket.socket,
+    proxy_reader: ProxyHeaderReader,
+    limit_s: float,
 ) -> ProxyHeader:
     """Take the PROXY protocol's header, and no byte more, off the socket.
 
@@ -65,7 +68,7 @@ async def read_preface(
         data = sock.recv(_PEEKED, socket.MSG_PEEK)
         if not data:
             raise ConnectionResetError("closed before its PROXY protocol header")
-        found = preface.feed(data)
+        found = proxy_reader.feed(data)
         sock.recv(len(data) - len(found[1]) if found else len(data))
         if found:
             return found[0]

@@ -26,7 +26,7 @@ from servo.workers.accept.acceptor import Acceptor
 from servo.workers.accept.plain_http import is_plain_http, plain_http_refusal
 from servo.workers.aio.h1 import H1Protocol
 from servo.workers.aio.server import StreamServer
-from servo.workers.aio.tls import loop_options, read_preface
+from servo.workers.aio.tls import loop_options, read_proxy_header
 from servo.workers.forks import end_on_return, open_fds, sever
 from servo.workers.messages.handlers import LoopRunner, Runner
 from servo.workers.timing import FRESH_GRACE_S
@@ -256,7 +256,7 @@ class AsyncWorker(Worker):
         try:
             if self.tls_options and len(self._connecting) <= SPARE_MOST:
                 spare = sock.dup()
-            header = await self._read_preface(sock, peer) if self.tls_options else None
+            header = await self._read_proxy_header(sock, peer) if self.tls_options else None
             protocol = H1Protocol(self.server, sock, peer, header)
             made = cast("asyncio.Protocol", protocol)  # but in name
             await self.loop.connect_accepted_socket(lambda: made, sock, **self.tls_options)
@@ -277,11 +277,13 @@ class AsyncWorker(Worker):
                 sock.close()
                 self.connection_closed()
 
-    async def _read_preface(self, sock: socket.socket, peer: Any) -> ProxyHeader | None:
-        preface = self.proxy_protocol.preface(peer[:2] if isinstance(peer, tuple) else None)
-        if preface is None:
+    async def _read_proxy_header(self, sock: socket.socket, peer: Any) -> ProxyHeader | None:
+        proxy_reader = self.proxy_protocol.header_reader(
+            peer[:2] if isinstance(peer, tuple) else None
+        )
+        if proxy_reader is None:
             return None
-        return await read_preface(self.loop, sock, preface, self.settings.header_timeout)
+        return await read_proxy_header(self.loop, sock, proxy_reader, self.settings.header_timeout)
 
     def connection_closed(self) -> None:
         """A connection is gone."""

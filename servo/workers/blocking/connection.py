@@ -20,7 +20,7 @@ from servo.http.h1.connection import H1Connection
 from servo.net.sockets import has_unread
 from servo.workers.blocking.output_buffer import PATIENCE_S, OutputBuffer, OutputSpace
 from servo.workers.request.admission import Peer
-from servo.workers.request.body_rate import BodyPace
+from servo.workers.request.body_rate import BodyRate
 
 if TYPE_CHECKING:
     from tempfile import SpooledTemporaryFile
@@ -125,6 +125,7 @@ class Connection:
         "_template",
         "admitted",
         "body",
+        "body_rate",
         "broken",
         "claim",
         "deadline_ns",
@@ -135,11 +136,10 @@ class Connection:
         "linger",
         "out",
         "output",
-        "pace",
         "peer",
         "peer_name",
         "phase",
-        "preface",
+        "proxy_reader",
         "request",
         "responder",
         "sock",
@@ -163,8 +163,8 @@ class Connection:
         )
         self.responder = WSGIResponder(factory.adapter, self.http, self)
         client: tuple[str, int] | None = peer[:2] if isinstance(peer, tuple) else None
-        self.preface = factory.worker.proxy_protocol.preface(client)
-        self.pace: BodyPace | None = None
+        self.proxy_reader = factory.worker.proxy_protocol.header_reader(client)
+        self.body_rate: BodyRate | None = None
         server = sock.getsockname()
         if isinstance(server, bytes):
             server = server.decode("utf-8", "backslashreplace")
@@ -195,13 +195,13 @@ class Connection:
         self.peer = Peer(client, scheme, (client[0] if client else None) in self._factory.trusted)
         self.peer_name = self.peer.name
 
-    def read_preface(self, data: bytes) -> bytes:
+    def read_proxy_header(self, data: bytes) -> bytes:
         """Take the PROXY protocol's header off the first bytes. Raises ProtocolError."""
-        assert self.preface is not None
-        found = self.preface.feed(data)
+        assert self.proxy_reader is not None
+        found = self.proxy_reader.feed(data)
         if found is None:
             return b""
-        self.preface = None
+        self.proxy_reader = None
         header, rest = found
         if header.source is not None:
             self._describe(header.destination or ("", 0), header.source)
@@ -216,13 +216,13 @@ class Connection:
         self.phase = BODY
         self.body = self._factory.spool()
         settings = self._factory.settings
-        self.pace = BodyPace(settings.body_timeout, settings.body_min_rate, monotonic_ns())
+        self.body_rate = BodyRate(settings.body_timeout, settings.body_min_rate, monotonic_ns())
 
     def store(self, data: bytes) -> None:
         """Keep a part of the body. Raises OSError."""
-        assert self.pace is not None
+        assert self.body_rate is not None
         self.body.write(data)
-        self.deadline_ns = self.pace.deadline_ns(monotonic_ns(), len(data))
+        self.deadline_ns = self.body_rate.deadline_ns(monotonic_ns(), len(data))
 
     def expires_in(self, seconds: float) -> None:
         """The poller's sweep ends this phase after that time; 0 seconds: never."""

@@ -283,9 +283,9 @@ class PollerWorker(Worker):
             self.drop(connection)
             return
         http = connection.http
-        if connection.preface is not None and data:
+        if connection.proxy_reader is not None and data:
             try:
-                data = connection.read_preface(data)
+                data = connection.read_proxy_header(data)
             except ProtocolError as error:
                 self._refuse(connection, Refused(error))
                 return
@@ -390,7 +390,7 @@ class PollerWorker(Worker):
         try:
             connection.prepare(admitted)
         except ProtocolError as error:
-            self.meter.take_back()
+            self.meter.cancel()
             self._refuse(connection, Refused(error, in_body=True))
             return
         connection.phase = APP

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     class Owner(Protocol):
         """The connection that a TLS socket belongs to."""
 
-        preface: object
+        proxy_reader: object
         peer_name: str
 
-        def read_preface(self, data: bytes) -> bytes:
+        def read_proxy_header(self, data: bytes) -> bytes:
             """Take the PROXY protocol's header, which comes before the handshake, off the data."""
 
         def secured(self, facts: TLSFacts) -> None:
@@ -109,9 +109,9 @@ class TLSSocket:
         owner = self._owner
         if not data:
             raise self._unopened("it closed the connection")
-        if owner.preface is not None:
+        if owner.proxy_reader is not None:
             try:
-                data = owner.read_preface(data)
+                data = owner.read_proxy_header(data)
             except ProtocolError as error:
                 raise self._unopened(str(error)) from error
         self._incoming.write(data)

@@ -1,4 +1,9 @@
-"""What a finished request leaves behind: its row of the scoreboard, and an access-log line."""
+"""Accounting: counts each request in the worker's row of the scoreboard, and logs it.
+
+A row is shared memory (see `shared_memory.row_layout`). The arbiter, the siblings' gates and the
+metrics read it at any time, so counting needs no message and no system call. Only one thread writes
+a row: the poller's, or the event loop's.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +31,12 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Counts for one worker. Only the thread that owns the row (poller or loop) may call it.
+    """Counts the requests of one worker. Only the thread that owns the row may call it.
 
-    most_requests  `on_recycle` is called once, when the worker has served so many; 0 for never
+    row           the worker's row of the scoreboard
+    access        gets a line for each request; None without an access log
+    max_requests  after this number of requests `on_recycle` is called, once; 0 for never
+    on_recycle    asks for a successor of this worker
     """
 
     __slots__ = (
@@ -36,10 +44,10 @@ class Meter:
         "_bytes_out",
         "_in_flight",
         "_latency_ns",
-        "_left",
         "_ok",
         "_on_recycle",
-        "most_requests",
+        "_requests_left",
+        "max_requests",
         "row",
     )
 
@@ -47,30 +55,32 @@ class Meter:
         self,
         row: memoryview,
         access: AccessLog | None,
-        most_requests: int,
+        max_requests: int,
         on_recycle: Callable[[], None],
     ) -> None:
         self.row = row
         self._access = access
-        self.most_requests = most_requests
-        self._left = most_requests or -1
+        self.max_requests = max_requests
+        self._requests_left = max_requests or -1
         self._on_recycle = on_recycle
-        # Of words that nobody else writes a copy is kept: reading one costs as much as writing it.
+        # Copies of words in the row. Nobody else writes these words, and a read from the row would
+        # cost as much as the write does.
         self._in_flight = self._latency_ns = self._bytes_out = 0
         self._ok = [0] * ROW_WORDS
 
     def begin(self) -> int:
-        """A request goes to the application. Returns its start, monotonic nanoseconds."""
+        """Count a request in flight. Returns its start, in monotonic nanoseconds."""
         row = self.row
         now = monotonic_ns()
         if not self._in_flight:
-            # While something is in flight the beat tells a live loop from a blocked one.
+            # With requests in flight, the gates take a worker with an old heartbeat for blocked. An
+            # idle worker's heartbeat may be seconds old.
             row[BEAT_NS] = now
         row[IN_FLIGHT] = self._in_flight = self._in_flight + 1
         return now
 
-    def take_back(self) -> None:
-        """The request that was begun last is refused after all: no application has seen it."""
+    def cancel(self) -> None:
+        """Undo `begin`: the request was refused after all, and no application has seen it."""
         self.row[IN_FLIGHT] = self._in_flight = self._in_flight - 1
 
     def end(
@@ -83,16 +93,23 @@ class Meter:
         response_headers: Any = (),
         environ: dict[str, Any] | None = None,
     ) -> int:
-        """Its response is complete, or given up. `sent` counts bytes of the body.
+        """Count and log a request whose response is complete, or was given up.
 
-        Returns the time, monotonic nanoseconds.
+        started_ns        what `begin` returned
+        status            of the response; 0 if there was none
+        sent              bytes of the response body
+        remote            the client's address for the access log
+        response_headers  the fields of the response, for the access log
+        environ           the WSGI environ, for the access log
+
+        Returns the time, in monotonic nanoseconds, which saves the caller a look at the clock.
         """
         row = self.row
         now = monotonic_ns()
         elapsed = now - started_ns
         row[IN_FLIGHT] = self._in_flight = self._in_flight - 1
         if status == 200:
-            # As `count_request` does, without the call.
+            # The common case does what `count_request` would do, and saves the call.
             try:
                 word = OK_WORDS[request.method][elapsed.bit_length()]
             except KeyError:
@@ -105,7 +122,7 @@ class Meter:
         row[LATENCY_SUM_NS] = self._latency_ns = self._latency_ns + elapsed
         row[BYTES_OUT] = self._bytes_out = self._bytes_out + sent
         if request.body:
-            # What of the body came with the head; `received` counts the rest.
+            # The part of the body that came with the head; `received` counted the rest.
             row[BYTES_IN] += len(request.body)
         if self._access is not None:
             self._access.record(
@@ -120,23 +137,35 @@ class Meter:
                 response_headers=response_headers,
                 environ=environ,
             )
-        if self._left > 0:
-            self._left -= 1
-            if self._left == 0:
+        if self._requests_left > 0:
+            self._requests_left -= 1
+            if self._requests_left == 0:
                 self._on_recycle()
         return now
 
     def received(self, count: int) -> None:
-        """So many bytes of a request's body came after its head."""
+        """Count bytes of a request body that came after the head.
+
+        count  number of bytes
+        """
         self.row[BYTES_IN] += count
 
     def shed(self, request: Request, remote: str) -> None:
-        """A request was refused with 503, as too many are in flight (limit_concurrency)."""
+        """Count and log a request refused with 503: too many are in flight (`limit_concurrency`).
+
+        remote  the client's address for the access log
+        """
         self.row[row_layout.SHED] += 1
         self.refused(503, request.method, request.target, remote)
 
     def refused(self, status: int, method: str, target: bytes, remote: str) -> None:
-        """The parser refused a request: no application has seen it."""
+        """Count and log a request that was refused before an application has seen it.
+
+        status  of the response
+        method  of the request; "" if it could not be parsed
+        target  of the request; b"" if it could not be parsed
+        remote  the client's address for the access log
+        """
         count_response(self.row, method, status)
         if self._access is not None:
             self._access.record(

@@ -1,13 +1,23 @@
-"""How fast a request body has to come: a limit on each pause, and a least rate over all of it."""
+"""The least rate at which a client must send a request body.
+
+A client that sends one byte now and then would hold a connection for as long as it likes, if only
+its pauses were limited (the Slowloris attack, with a body). So there are two limits: on each pause,
+and on the average rate of the whole body. The rate counts only after the time of the first allowed
+pause: until then even a good connection may be slow.
+
+Time in which the server itself does not read is not counted against the client; see `pause`. The
+settings are `body_timeout` and `body_min_rate`.
+"""
 
 from __future__ import annotations
 
 
-class BodyPace:
-    """Computes the moment at which a client is too slow.
+class BodyRate:
+    """Computes when to give up on one request body.
 
-    gap_s   how long it may pause, and how long the rate is not asked for; 0: for ever
-    rate    bytes a second that it must keep up on average after that; 0: none
+    gap_s   the longest pause in seconds, and how long no rate is enforced; 0 for no limits
+    rate    the least average rate after that, in bytes per second; 0 for none
+    now_ns  when the body begins, in monotonic nanoseconds
     """
 
     __slots__ = ("_gap_ns", "_ns_per_byte", "_received", "_start_ns")
@@ -19,7 +29,11 @@ class BodyPace:
         self._start_ns = now_ns
 
     def deadline_ns(self, now_ns: int, received: int) -> int:
-        """When to give up, now that `received` more bytes have come; 0: never."""
+        """When to give up, in monotonic nanoseconds; 0 for never.
+
+        now_ns    the time, in monotonic nanoseconds
+        received  how many bytes have come since the last call
+        """
         if not self._gap_ns:
             return 0
         self._received += received
@@ -30,5 +44,8 @@ class BodyPace:
         return deadline
 
     def pause(self, ns: int) -> None:
-        """For so long we did not read: that is not the client's fault."""
+        """Don't count the time that reading was paused against the client.
+
+        ns  how long it was paused, in nanoseconds
+        """
         self._start_ns += ns

@@ -1,4 +1,11 @@
-"""Connections that a proxy opens for its clients, with the PROXY protocol."""
+"""The first bytes of a connection: the PROXY protocol's header, and the version of HTTP.
+
+A proxy that passes bytes on can't add a header field to requests. Instead it sends one line or
+block before the first request, the PROXY protocol's header, with the address of its client.
+
+Behind it HTTP/1 or HTTP/2 begins. Without TLS nothing has announced which one, so the first bytes
+decide (see `http.negotiate`). Both can arrive in any number of pieces.
+"""
 
 from __future__ import annotations
 
@@ -14,38 +21,38 @@ if TYPE_CHECKING:
     from servo.settings.sources import Settings
 
 
-class Preface(Protocol):
-    """Reads what comes before HTTP on a connection."""
+class ProxyHeaderReader(Protocol):
+    """Reads the PROXY protocol's header of one connection."""
 
     def feed(self, data: bytes) -> tuple[ProxyHeader, bytes] | None:
         """See ProxyProtocolReader.feed."""
 
 
-class Beginning:
-    """What comes before a connection's first request: a PROXY protocol header, and the first bytes
-    of HTTP as far as they tell its version.
+class ProtocolDetector:
+    """Reads the first bytes of a connection until its version of HTTP is known.
 
-    preface  reads the header; None where none is expected
-    sniffs   whether the connection may begin as HTTP/2
+    proxy_reader  reads the PROXY protocol's header; None if none is expected
+    detect_h2     whether the client may begin with HTTP/2
     """
 
-    __slots__ = ("_header", "_preface", "_sniffer")
+    __slots__ = ("_header", "_proxy_reader", "_sniffer")
 
-    def __init__(self, preface: Preface | None, sniffs: bool) -> None:
-        self._preface = preface
-        self._sniffer = Sniffer() if sniffs else None
+    def __init__(self, proxy_reader: ProxyHeaderReader | None, detect_h2: bool) -> None:
+        self._proxy_reader = proxy_reader
+        self._sniffer = Sniffer() if detect_h2 else None
         self._header: ProxyHeader | None = None
 
     def feed(self, data: bytes) -> tuple[ProxyHeader | None, bool, bytes] | None:
-        """The header, whether HTTP/2 follows, and what was received of it; None: too early.
+        """Take received bytes. None until enough of them have come.
 
-        Raises ProtocolError.
+        Returns the PROXY protocol's header (None without one), whether HTTP/2 follows, and the
+        bytes received of it. Raises ProtocolError.
         """
-        if self._preface is not None:
-            found = self._preface.feed(data)
+        if self._proxy_reader is not None:
+            found = self._proxy_reader.feed(data)
             if found is None:
                 return None
-            self._preface = None
+            self._proxy_reader = None
             self._header, data = found
         if self._sniffer is None:
             return self._header, False, data
@@ -54,22 +61,28 @@ class Beginning:
 
 
 class _Forbidden:
-    """Stands for a peer that may not speak for others. It is refused, not served as itself: once
-    the header is asked for, a connection without it has gone around the proxy."""
+    """Refuses a peer that is not one of `proxy_allow_ips`.
+
+    It is not served under its own address: once `proxy_protocol` is set, a connection from anywhere
+    else has bypassed the proxy.
+    """
 
     def feed(self, data: bytes) -> tuple[ProxyHeader, bytes] | None:
         raise ProtocolError(403, "this peer is not one of proxy_allow_ips")
 
 
 class ProxyProtocol:
-    """The settings `proxy_protocol` and `proxy_allow_ips`, for the connections of one worker."""
+    """Applies the settings `proxy_protocol` and `proxy_allow_ips` in one worker."""
 
     def __init__(self, settings: Settings) -> None:
         self._mode: str = settings.proxy_protocol
         self._allowed = TrustedPeers(settings.proxy_allow_ips)
 
-    def preface(self, peer: tuple[str, int] | None) -> Preface | None:
-        """What is to read the beginning of a connection from this peer; None: nothing."""
+    def header_reader(self, peer: tuple[str, int] | None) -> ProxyHeaderReader | None:
+        """Make the reader of a new connection's header; None if connections have no header.
+
+        peer  the address that the socket has; None for a Unix socket
+        """
         if self._mode == "off":
             return None
         if (peer[0] if peer else None) not in self._allowed:

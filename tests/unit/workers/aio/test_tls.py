@@ -16,7 +16,7 @@ from unit.workers.fakes import Clock, Loop
 
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.proxy_protocol import ProxyHeader, ProxyProtocolReader
-from servo.workers.aio.tls import ends, loop_options, read_preface, send_blocks
+from servo.workers.aio.tls import ends, loop_options, read_proxy_header, send_blocks
 
 HEADER = b"PROXY TCP4 198.51.100.7 203.0.113.1 4000 443\r\n"
 
@@ -58,7 +58,7 @@ def test_the_ends_that_a_proxy_tells_of(pair: tuple[socket.socket, socket.socket
 
 
 def read(loop: Loop, sock: socket.socket, limit_s: float = 0.0) -> asyncio.Task[ProxyHeader]:
-    return loop.create_task(read_preface(loop, sock, ProxyProtocolReader("v1"), limit_s))
+    return loop.create_task(read_proxy_header(loop, sock, ProxyProtocolReader("v1"), limit_s))
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])

@@ -22,17 +22,17 @@ class Owner:
     """What a connection of the poller is to its socket."""
 
     def __init__(self) -> None:
-        self.preface: ProxyProtocolReader | None = None
+        self.proxy_reader: ProxyProtocolReader | None = None
         self.peer_name = "192.0.2.1"
         self.facts: TLSFacts | None = None
         self.header: object = None
 
-    def read_preface(self, data: bytes) -> bytes:
-        assert self.preface is not None
-        found = self.preface.feed(data)
+    def read_proxy_header(self, data: bytes) -> bytes:
+        assert self.proxy_reader is not None
+        found = self.proxy_reader.feed(data)
         if found is None:
             return b""
-        self.preface = None
+        self.proxy_reader = None
         self.header, rest = found
         return rest
 
@@ -376,7 +376,7 @@ def test_damage_on_the_way(pair: Pair) -> None:
 
 
 def test_a_proxy_header_before_the_handshake(pair: Pair) -> None:
-    pair.owner.preface = ProxyProtocolReader("v1")
+    pair.owner.proxy_reader = ProxyProtocolReader("v1")
     pair.wire.sendall(b"PROXY TCP4 198.51.100.7 ")
     assert pair.receive() == b"?"
     pair.wire.sendall(b"192.0.2.2 4000 443\r\n")
@@ -388,7 +388,7 @@ def test_a_proxy_header_before_the_handshake(pair: Pair) -> None:
 
 
 def test_a_proxy_header_that_is_missing(pair: Pair) -> None:
-    pair.owner.preface = ProxyProtocolReader("v1")
+    pair.owner.proxy_reader = ProxyProtocolReader("v1")
     pair.step()
     pair.deliver()
     with pytest.raises(ConnectionError, match="PROXY"):

@@ -36,7 +36,7 @@ def test_requests_in_flight_are_counted(clock: Clock) -> None:
     assert meter.row[IN_FLIGHT] == 2
     meter.end(first, make_request(), 200, 0, "")
     assert meter.row[IN_FLIGHT] == 1
-    meter.take_back()
+    meter.cancel()
     assert meter.row[IN_FLIGHT] == 0
     assert second == clock.ns
 
@@ -126,7 +126,7 @@ def test_the_worker_is_recycled_once_after_so_many_requests() -> None:
         meter.end(meter.begin(), make_request(), 200, 0, "")
         counts.append(len(recycled))
     assert counts == [0, 1, 1, 1]
-    assert meter.most_requests == 2
+    assert meter.max_requests == 2
 
 
 def test_refused_requests_do_not_recycle_a_worker() -> None:

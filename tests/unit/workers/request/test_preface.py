@@ -1,4 +1,4 @@
-"""What comes before HTTP on a connection: the PROXY protocol, and HTTP/2's own beginning."""
+"""What comes before HTTP on a connection: the PROXY protocol, and the first bytes of HTTP/2."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from servo.http.errors import ProtocolError
 from servo.settings.sources import Settings
-from servo.workers.request.preface import Beginning, ProxyProtocol
+from servo.workers.request.preface import ProtocolDetector, ProxyProtocol
 
 HEADER = b"PROXY TCP4 198.51.100.7 203.0.113.1 4000 443\r\n"
 H2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -18,27 +18,27 @@ def proxy_protocol(mode: str = "v1", allowed: str = "192.0.2.1") -> ProxyProtoco
 
 
 def test_without_the_setting_nothing_is_read() -> None:
-    assert proxy_protocol("off").preface(PEER) is None
-    assert proxy_protocol("off").preface(None) is None
+    assert proxy_protocol("off").header_reader(PEER) is None
+    assert proxy_protocol("off").header_reader(None) is None
 
 
 @pytest.mark.parametrize("peer", [("192.0.2.2", 1), None])
 def test_a_peer_that_may_not_speak_for_others_is_refused(peer: tuple[str, int] | None) -> None:
-    preface = proxy_protocol().preface(peer)
-    assert preface is not None
+    proxy_reader = proxy_protocol().header_reader(peer)
+    assert proxy_reader is not None
     with pytest.raises(ProtocolError) as raised:
-        preface.feed(HEADER)
+        proxy_reader.feed(HEADER)
     assert raised.value.status == 403
 
 
 def test_a_header_at_every_split() -> None:
     for at in range(1, len(HEADER) + 3):
-        preface = proxy_protocol().preface(PEER)
-        assert preface is not None
+        proxy_reader = proxy_protocol().header_reader(PEER)
+        assert proxy_reader is not None
         data = HEADER + b"GET"
-        found = preface.feed(data[:at])
+        found = proxy_reader.feed(data[:at])
         if found is None:
-            found = preface.feed(data[at:])
+            found = proxy_reader.feed(data[at:])
             assert found is not None
             header, rest = found
         else:
@@ -50,18 +50,20 @@ def test_a_header_at_every_split() -> None:
 
 @pytest.mark.parametrize("with_header", [False, True])
 @pytest.mark.parametrize(
-    ("sniffs", "sent", "is_h2"),
+    ("detect_h2", "sent", "is_h2"),
     [(False, b"GET / HTTP/1.1", False), (True, b"GET / HTTP/1.1", False), (True, H2, True)],
 )
-def test_a_beginning_in_one_piece_and_byte_by_byte(
-    with_header: bool, sniffs: bool, sent: bytes, is_h2: bool
+def test_first_bytes_in_one_piece_and_byte_by_byte(
+    with_header: bool, detect_h2: bool, sent: bytes, is_h2: bool
 ) -> None:
     data = HEADER + sent if with_header else sent
     for size in (len(data), 1):
-        beginning = Beginning(proxy_protocol().preface(PEER) if with_header else None, sniffs)
+        detector = ProtocolDetector(
+            proxy_protocol().header_reader(PEER) if with_header else None, detect_h2
+        )
         found, at = None, 0
         while found is None:
-            found = beginning.feed(data[at : at + size])
+            found = detector.feed(data[at : at + size])
             at += size
         header, spoken, rest = found
         assert (header is not None) is with_header
@@ -70,6 +72,6 @@ def test_a_beginning_in_one_piece_and_byte_by_byte(
 
 
 def test_a_bad_header_is_an_error() -> None:
-    beginning = Beginning(proxy_protocol().preface(PEER), True)
+    detector = ProtocolDetector(proxy_protocol().header_reader(PEER), True)
     with pytest.raises(ProtocolError):
-        beginning.feed(b"GET / HTTP/1.1\r\n")
+        detector.feed(b"GET / HTTP/1.1\r\n")
