@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from servo.arbiter.hook_objects import ArbiterHookWorker, HookServer
     from servo.arbiter.limit import CodeLimit
     from servo.arbiter.listeners import Sockets
+    from servo.arbiter.notify import SystemdNotifier
     from servo.arbiter.operator.control_service import ControlSocket
     from servo.arbiter.processes.child_table import ChildTable
     from servo.arbiter.processes.metrics import MetricsSockets
@@ -78,6 +79,7 @@ class Resources:
     metrics_sockets  those of the metrics
     control_socket   the control socket
     scoreboard       the table that all processes share
+    notifier         tells systemd how the server is
     signals          the arbiter's signals
     epoll            watches every descriptor of the loop
     table            the arbiter's children
@@ -91,6 +93,7 @@ class Resources:
     metrics_sockets: MetricsSockets
     control_socket: ControlSocket
     scoreboard: Scoreboard
+    notifier: SystemdNotifier
     signals: SignalInbox
     epoll: select.epoll
     table: ChildTable
@@ -106,6 +109,7 @@ class Arbiter:
         self._report = resources.report
         self._hook_server = resources.hook_server
         self._sockets = resources.sockets
+        self._notifier = resources.notifier
         self._signals = resources.signals
         self._epoll = resources.epoll
         self._table = table = resources.table
@@ -182,7 +186,9 @@ class Arbiter:
             if self._exit_code is not None:
                 return self._exit_code
             due = min(next_tick, self.supervisor.wake_at())
-            wake_at = 0.0 if self.router.is_behind else min(due, self._control.wake_at())
+            wake_at = min(due, self._control.wake_at(), self._notifier.wake_at())
+            if self.router.is_behind:
+                wake_at = 0.0
             for fd, mask in self._epoll.poll(max(0.0, wake_at - time.monotonic())):
                 self._attempt(self._on_descriptor, fd, mask)
             self._attempt(self.router.route_waiting)
@@ -237,6 +243,11 @@ class Arbiter:
         log_module.flush_logs()
         self._attempt(self._sockets.look_after)
         self.enqueue(events.Tick(*self.workers.heartbeats()))
+        if self._notifier.is_on:
+            totals = self.scoreboard.totals()
+            self._notifier.tick(
+                self.supervisor, totals.requests, totals.in_flight, time.monotonic()
+            )
 
     def _attempt(self, function: Callable[..., object], *args: Any) -> None:
         """Call a function, and log an OSError that it raises: the workers need their arbiter.
@@ -260,6 +271,7 @@ class Arbiter:
             self._answers.clear()
         self._attempt(self._control.settle)
         self._facts.publish(self.supervisor)
+        self._notifier.turn(self.supervisor, time.monotonic())
 
     def _on_descriptor(self, fd: int, mask: int) -> None:
         if fd == self._signals.fileno():
@@ -278,6 +290,8 @@ class Arbiter:
         elif name == "SIGWINCH" and at_foreground_of_terminal():
             log.debug("SIGWINCH ignored: it comes from a resized terminal, not from an operator")
         else:
+            if name == "SIGHUP":
+                self._notifier.on_reload_signal()
             self.enqueue(events.SignalReceived(name))
 
     # --- configuration ----------------------------------------------------------------------------

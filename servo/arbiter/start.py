@@ -26,6 +26,7 @@ from servo.arbiter.hook_objects import HookServer
 from servo.arbiter.limit import CodeLimit
 from servo.arbiter.listeners import Sockets
 from servo.arbiter.loop import Arbiter, Resources
+from servo.arbiter.notify import SystemdNotifier
 from servo.arbiter.operator.control_service import ControlSocket
 from servo.arbiter.pidfile import PidFile
 from servo.arbiter.processes import spawn
@@ -129,9 +130,12 @@ def _open(
     signals = SignalInbox(limit.stop)
     _close_at_end(opened, signals.close)
     signals.install()
+    notifier = SystemdNotifier(os.environ)
+    _close_at_end(opened, notifier.close)
     table = ChildTable(epoll)
     for resource in (signals, control_socket, metrics_sockets, report):
         table.own(resource, resource.close_in_child)
+    table.own(notifier, notifier.close)
     table.own(sockets, sockets.close)
     table.own(scoreboard, scoreboard.close)
     if pidfile is not None:
@@ -145,6 +149,7 @@ def _open(
         metrics_sockets=metrics_sockets,
         control_socket=control_socket,
         scoreboard=scoreboard,
+        notifier=notifier,
         signals=signals,
         epoll=epoll,
         table=table,
