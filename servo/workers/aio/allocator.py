@@ -1,8 +1,8 @@
-"""The C library's allocator, told to keep what long messages take.
+"""Makes the C library keep the memory that long WebSocket messages use.
 
-glibc gives the top of its heap back to the kernel once 128 KiB of it are free (`man 3 mallopt`). A
-message of 1 MB passes through several buffers of its size, and each time the kernel has to make
-their pages anew: measured, 60 page faults a message and a third of its CPU time.
+glibc returns the top of its heap to the kernel once 128 KiB of it are free (`man 3 mallopt`). A
+message of 1 MB passes through several buffers of that size, and each time the kernel has to provide
+fresh pages: measured, 60 page faults per message and a third of its CPU time.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import functools
 import os
 
-# From malloc.h: give memory back past this, and make mappings of their own from this size on.
+# From malloc.h: return free memory past this size, and use mmap for blocks of at least that size.
 _M_TRIM_THRESHOLD, _TRIM_BYTES = -1, 16 << 20
 _M_MMAP_THRESHOLD, _MMAP_BYTES = -3, 4 << 20
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Have up to 16 MiB of freed memory kept in this process. False where it is not glibc's."""
+    """Keep up to 16 MiB of freed memory in this process. False if the C library is not glibc."""
     try:
         os.confstr("CS_GNU_LIBC_VERSION")
     except (OSError, ValueError):
         return False
-    import ctypes  # not needed otherwise
+    import ctypes  # only here: most workers have no WebSockets
 
     mallopt = ctypes.CDLL(None).mallopt
     return all([mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES), mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)])

@@ -1,4 +1,9 @@
-"""One HTTP/2 stream between its application's call and the connection: an `ASGITransport`."""
+"""One request over HTTP/2: `H2Channel` connects the application's call to the request's stream.
+
+The connection (`H2Protocol`) makes a channel when it starts a request, and gives it the body as it
+arrives. To the call the channel is its `ASGITransport`. The call writes the response into the
+stream (`servo.http.h2.stream`), and the connection sends from there.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +45,11 @@ class StreamOwner(Protocol):
 
 
 class H2Channel:
-    """Made for each request that an application gets.
+    """The driver of one stream. Made for each request that an application gets.
 
-    call       until the response is handed over, or given up
-    websocket  what the stream's data belongs to, once a WebSocket was accepted on it
+    loop       the worker's event loop
+    call       the application's call; None once the response is complete, or given up
+    websocket  gets the stream's data after the application has accepted a WebSocket; else None
     """
 
     __slots__ = (
@@ -69,7 +75,12 @@ class H2Channel:
         admitted: Admitted,
         handshake: Handshake | None,
     ) -> None:
-        """`handshake`: of a WebSocket; None for an ordinary request."""
+        """
+        protocol   the connection
+        stream     the stream on which the request came
+        admitted   the request
+        handshake  what a request for a WebSocket asks for; None for an ordinary request
+        """
         server = protocol.server
         self._protocol = protocol
         self._stream = stream
@@ -78,7 +89,7 @@ class H2Channel:
         self._body_rate: BodyRate | None = None
         self._paced_ns = 0
         self._full_ns = 0
-        # Since when nothing of what waits for the client was taken, and how much it was.
+        # Since when the client has taken nothing, and how many bytes waited for it then.
         self._stalled_ns = 0
         self._unsent = 0
         self._lost = False
@@ -108,13 +119,14 @@ class H2Channel:
             self._pace_body(0)
         server.begin(call, self._admitted)
         if call.request.upgrade is not None and not self._stream.incoming:
-            # END_STREAM came with the head: as END_STREAM later, and as TCP's end (RFC 8441).
+            # END_STREAM came with the head. It means the same as later: the client sends no more,
+            # as with TCP's FIN (RFC 8441 section 5).
             call.end_of_input()
 
     # --- from the connection --------------------------------------------------------------------
 
     def feed(self, event: Data) -> None:
-        """More of the body has come."""
+        """More of the body has arrived."""
         n = len(event.data)
         if self.websocket is not None:
             self.websocket.feed(event)
@@ -124,7 +136,8 @@ class H2Channel:
             return
         self._protocol.server.meter.received(n)
         if call.request.upgrade is not None:
-            # Before the handshake is answered a client must not send, and has no more to say.
+            # The handshake is not answered yet. Until then a client must not send data, and one
+            # that ends its side can't become a WebSocket.
             self.give_up(400 if n else CLIENT_CLOSED)
             self._stream.reset(CANCEL)
             return
@@ -135,7 +148,10 @@ class H2Channel:
             self._paced_ns = 0
 
     def give_up(self, status: int) -> None:
-        """The stream is over, whoever ended it: `status` is logged if no response has begun."""
+        """The stream has ended before the response was complete.
+
+        status  the status to log if no response has begun
+        """
         self._lost = True
         if self.websocket is not None:
             self.websocket.lost()
@@ -166,7 +182,7 @@ class H2Channel:
             self._unsent = stream.queued
             self._stalled_ns = now
         elif settings.send_timeout and now - self._stalled_ns > settings.send_timeout * 1e9:
-            log.debug("A stream's client takes none of the response")
+            log.debug("Reset a stream: its client has taken nothing within send_timeout")
             self.give_up(CLIENT_CLOSED)
             stream.reset(CANCEL)
             return
@@ -175,7 +191,7 @@ class H2Channel:
             self.give_up(408)
 
     def _pace_body(self, received: int) -> None:
-        """Bound the wait for more of the body, unless it is the application that does not read."""
+        """Limit the wait for more of the body, except while the application doesn't read it."""
         call = self.call
         now = monotonic_ns()
         if self._body_rate is None:
@@ -192,11 +208,11 @@ class H2Channel:
 
     @property
     def writable(self) -> bool:
-        """Little of the response waits for the client."""
+        """See ASGITransport."""
         return self._stream.queued <= HIGH_WATER
 
     def write(self, data: bytes) -> None:
-        """See ASGITransport. The stream has it already."""
+        """See ASGITransport. Nothing to do: the call has written into the stream itself."""
 
     async def drained(self) -> None:
         """See ASGITransport."""
@@ -209,7 +225,7 @@ class H2Channel:
             raise ClientDisconnected("the client has reset the stream")
 
     def wake_drained(self) -> None:
-        """Something was sent: let go on who waits for it."""
+        """See SendWaiter. Let the application go on if enough was sent."""
         if self.websocket is not None:
             self.websocket.sent()
         waiter = self._drain_waiter
@@ -220,7 +236,7 @@ class H2Channel:
                 waiter.set_result(None)
 
     def resume_reading(self) -> None:
-        """See ASGITransport: the application has taken what came, so as much may follow."""
+        """See ASGITransport. Gives the client as much of its window back as the app has read."""
         call = self.call
         stream = self._stream
         if call is not None and stream.incoming:
@@ -229,7 +245,7 @@ class H2Channel:
                 self._pace_body(0)
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
-        """See ASGITransport. In parts, as frames have to be made of them."""
+        """See ASGITransport. Reads the file, as sendfile can't put its bytes into frames."""
         end = offset + count
         while offset < end and not self._lost:
             size = min(end - offset, HIGH_WATER)
@@ -247,7 +263,7 @@ class H2Channel:
             return
         stream = self._stream
         if not stream.response_complete:
-            stream.abandon()  # its end must not look like one
+            stream.abandon()  # with a reset: the client must not take the response for whole
         self._count(call, stream.status)
 
     def call_done(self, call: ASGICall | WebSocketCall) -> None:
@@ -261,7 +277,7 @@ class H2Channel:
     def open_websocket(
         self, call: WebSocketCall, headers: Headers, connection: WebSocketConnection
     ) -> H2WebSocket:
-        """See HandshakeTransport. The stream is the WebSocket's then (RFC 8441)."""
+        """See HandshakeTransport. From here on the stream belongs to the WebSocket (RFC 8441)."""
         from servo.workers.aio.websocket_h2 import H2WebSocket
 
         server = self._protocol.server
@@ -283,7 +299,7 @@ class H2Channel:
         self._stream.reset(CANCEL)
 
     def _on_request_timeout(self, call: ASGICall | WebSocketCall) -> None:
-        """`request_timeout` has passed: 504 when nothing was sent yet, else a reset."""
+        """End a request after `request_timeout`: with 504 if nothing was sent, else a reset."""
         log.error(
             "%s %a has run for more than %g s (request_timeout): cancelled",
             call.request.method,
@@ -299,7 +315,7 @@ class H2Channel:
     # --- counting -------------------------------------------------------------------------------
 
     def _take_call(self) -> ASGICall | WebSocketCall | None:
-        """The call, if its response is owed still; it is not any more."""
+        """Take the call off the channel; None if its response is complete already."""
         call, self.call = self.call, None
         self._paced_ns = 0
         return call

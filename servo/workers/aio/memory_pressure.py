@@ -1,10 +1,13 @@
-"""The memory of responses that wait for their clients, bounded for each worker.
+"""Limits the memory of responses that wait for slow clients, for a whole worker.
 
-A connection bounds what waits on it: `send` of an application waits while the client takes nothing,
-and over HTTP/2 no further request is begun (see `H2Protocol`). But an application hands over as
-much as it likes in one piece, and a worker has many connections. So all that waits is added up.
-Past `WORKER_MOST` HTTP/2 connections with a part in it get one request at a time, and clients that
-take nothing at all are cut long before `send_timeout`, the one with the most first.
+Each connection limits what waits on it: the application's `send` waits while the client takes
+nothing, and over HTTP/2 no further request is started (see `H2Protocol`). That is not enough: an
+application may pass any number of bytes in one `send`, and a worker has many connections. So once a
+second `Pressure` adds up what waits on all of them. Past `WORKER_MOST`
+
+* an HTTP/2 connection on which bytes wait runs one request at a time, and
+* clients that take nothing are cut after `STALLED_S` instead of `send_timeout`, those with the most
+  bytes first, until the rest is below the limit.
 """
 
 from __future__ import annotations
@@ -17,36 +20,36 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Bytes of responses that wait, of all connections of a worker together. A hundred clients with slow
-# networks and a megabyte each stay below it. A container with 512 MiB survives it, though Python
-# may hold a body up to three times: the application's, and copies with its head and in the loop.
+# Bytes of responses that may wait on all connections of a worker together. A hundred clients with
+# slow networks and a megabyte each stay below it. A container with 512 MiB survives it, though
+# Python may hold a body three times: the application's, a copy with the head, one in the loop.
 WORKER_MOST = 128 << 20
-# Past it, a client that has taken nothing for so long is cut. A network that stalls for longer is
-# rare, and `send_timeout` (30 s) is meant for times with memory to spare.
+# Seconds after which a client that takes nothing is cut while too much waits. A network that stalls
+# for longer is rare, and `send_timeout` (30 s) is meant for times with memory to spare.
 STALLED_S = 2.0
 
 
 class Client(Protocol):
-    """A connection, as far as it has to do with memory."""
+    """A connection, as far as its memory is concerned."""
 
     @property
     def peer_name(self) -> str:
-        """The client's address, or nothing."""
+        """The client's address; "" if it has none."""
 
     def held_bytes(self) -> int:
         """Bytes that wait for the client."""
 
     def progress(self) -> object:
-        """Something that changes with each byte that the client takes."""
+        """A value that changes with each byte that the client takes."""
 
     def abort(self) -> None:
         """Cut the connection."""
 
 
 class UnsentBytes:
-    """Body bytes of HTTP/2 responses that wait for clients, of all connections of the worker.
+    """Counts the body bytes of HTTP/2 responses that wait, on all connections of a worker.
 
-    bytes  how many; the connections keep it up to date
+    bytes  the count, which the connections keep up to date
     """
 
     __slots__ = ("bytes",)
@@ -56,27 +59,31 @@ class UnsentBytes:
 
 
 class Pressure:
-    """What waits in one worker, looked at once a second.
+    """Watches how much waits on the connections of one worker.
 
-    http2  what waits on HTTP/2 connections, counted as it comes and goes
+    http2  the bytes on HTTP/2 connections, counted at each change
     """
 
     __slots__ = ("_since", "_total", "http2")
 
     def __init__(self) -> None:
         self.http2 = UnsentBytes()
-        # Of all connections, at the last look.
+        # Bytes on all connections, at the last sweep.
         self._total = 0
-        # While too much waits: what each client had taken when it was seen to take something.
+        # Only while too much waits: for each client, its progress and when that last changed.
         self._since: dict[Client, tuple[object, int]] = {}
 
     @property
     def is_high(self) -> bool:
-        """More waits than a worker should hold."""
+        """Whether more waits than a worker should hold."""
         return self.http2.bytes > WORKER_MOST or self._total > WORKER_MOST
 
     def look(self, clients: Iterable[Client], now_ns: int) -> None:
-        """Add up what waits on these connections, and cut some if it is too much."""
+        """Add up what waits, and cut stalled clients if it is too much. Called once a second.
+
+        clients  all connections of the worker
+        now_ns   monotonic nanoseconds
+        """
         waiting = [(client.held_bytes(), client) for client in clients]
         total = self._total = sum([size for size, _ in waiting])
         if total <= WORKER_MOST:

@@ -1,4 +1,9 @@
-"""Files to sockets that an event loop has, by sendfile(2)."""
+"""Sends files with sendfile(2) on sockets that an event loop owns.
+
+The kernel then copies from the file to the socket, and Python handles no bytes of it. uvloop has no
+`loop.sendfile`, and lets nobody watch a descriptor that one of its transports uses. So the file is
+sent through a duplicate of the descriptor, which the loop can watch.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +12,19 @@ import os
 
 from servo.http.errors import ClientDisconnected
 
+# Bytes of one call; sendfile(2) transfers at most 0x7ffff000.
 _AT_ONCE = 1 << 30
 
 
 async def send_region(sock: int, source: int, offset: int, count: int, limit_s: float) -> None:
-    """Copy `count` bytes of an open file to a socket on which nothing is waiting to be sent.
+    """Send a part of an open file on a socket for which no written bytes wait.
 
-    On a copy of the socket's descriptor: uvloop has no `loop.sendfile`, and lets nobody else watch
-    a descriptor of its transports.
+    sock           the socket's descriptor
+    source         the file's descriptor
+    offset, count  the part, in bytes
+    limit_s        seconds for which the client may take nothing; 0: no limit
 
-    limit_s  how long the client may take nothing; 0: no limit
-
-    Raises ClientDisconnected.
+    Raises ClientDisconnected if the client is gone or too slow, or the file is too short.
     """
     out = os.dup(sock)
     end = offset + count
@@ -34,7 +40,7 @@ async def send_region(sock: int, source: int, offset: int, count: int, limit_s: 
             if not sent:
                 raise ClientDisconnected("the file became shorter while it was sent")
             offset += sent
-            # A client that reads as fast as this sends must not have the loop for itself.
+            # Let other connections run: a client that reads as fast as this sends never blocks.
             await asyncio.sleep(0)
     finally:
         os.close(out)
@@ -53,6 +59,6 @@ async def _writable(fd: int, limit_s: float) -> None:
 
 
 def settle(waiter: asyncio.Future[None]) -> None:
-    """What is waited for has come."""
+    """Let the coroutine that waits for this future go on."""
     if not waiter.done():
         waiter.set_result(None)
