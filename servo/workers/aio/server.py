@@ -1,4 +1,13 @@
-"""What the connections of one `async` worker have in common, whatever they speak."""
+"""The connections of one `async` worker, whatever protocol they speak.
+
+`StreamServer` holds what they share: settings, limits, admission, counters, and the sets of open
+connections and running calls. It starts each application call in a task, counts it at its end, and
+sweeps all connections once a second.
+
+**The sweep.** Time limits are deadlines in the connections, not timers: setting a timer for each
+request and cancelling it costs more than looking at all connections once a second. So a limit may
+take effect up to a second late.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +105,18 @@ class ServedConnection(Client, Protocol):
 
 
 class StreamServer:
-    """What the connections of one worker have in common."""
+    """The state that the connections of one worker share.
+
+    worker   the worker
+    adapter  the application
+    loop     the event loop that runs the connections
+
+    connections           the open connections
+    calls                 the calls whose application has not returned
+    draining              the worker is about to end: no connection is kept
+    close_after_response  connections are closed after each response (see `KeepalivePolicy`)
+    idle_ns               how long a connection may be idle, in nanoseconds
+    """
 
     def __init__(self, worker: Host, adapter: ASGIAdapter, loop: asyncio.AbstractEventLoop) -> None:
         settings = worker.settings
@@ -117,7 +137,8 @@ class StreamServer:
         self.close_after_response = not self.keep_alive_s
         self.admission = worker.admission
         self.request_timeout_ns = int(settings.request_timeout * 1e9)
-        # Only an ASGI application can answer them; to others an upgrade is an ordinary request.
+        # Only an ASGI application can answer a WebSocket. For WSGI a request for an upgrade is an
+        # ordinary request.
         wanted = settings.websocket and worker.app.interface == "asgi"
         self.websockets = WebSockets(settings) if wanted and has_websockets() else None
         self.missing_websockets: MissingWebSockets | None = None
@@ -138,7 +159,12 @@ class StreamServer:
         client: tuple[str, int] | None,
         facts: TLSFacts | None,
     ) -> Scope:
-        """What the scopes of one connection have in common. `facts`: None without TLS."""
+        """Make the parts of the scope that all requests of a connection share.
+
+        address  the server's end
+        client   the client's end; None on a Unix socket
+        facts    the TLS connection's; None without TLS
+        """
         if facts is None:
             return self.adapter.template(address, client, "http")
         template = self.adapter.template(address, client, "https")
@@ -148,7 +174,11 @@ class StreamServer:
         return template
 
     def begin(self, call: ASGICall | WebSocketCall, admitted: Admitted) -> None:
-        """Run the application with an admitted request."""
+        """Run the application with an admitted request.
+
+        call      of the application
+        admitted  the request, from `Admission.admit`
+        """
         if admitted.client is not None:
             self._apply_forwarded(call, admitted.client)
         self.admission.announce(admitted)
@@ -161,12 +191,14 @@ class StreamServer:
         http: ASGIResponseWriter,
         status: int,
     ) -> int:
-        """The response is complete, or given up: count the request, and tell the hooks.
+        """Count a request whose response is complete, or was given up, and call `post_request`.
 
-        http    what the response went through
-        status  what to count if no response has begun
+        admitted  the request
+        call      of the application
+        http      the response writer
+        status    the status to count if no response has begun
 
-        Returns the time, monotonic nanoseconds.
+        Returns the time, in monotonic nanoseconds.
         """
         headers = call.response_headers
         now = self.meter.end(
@@ -182,7 +214,7 @@ class StreamServer:
         return now
 
     def _apply_forwarded(self, call: ASGICall | WebSocketCall, client: ClientInfo) -> None:
-        """Put what a trusted proxy says of the client in place of what the socket says."""
+        """Replace the socket's facts about the client by those of a trusted proxy."""
         scope = call.scope
         scope["client"] = client.address
         scope["scheme"] = client.scheme
@@ -193,7 +225,10 @@ class StreamServer:
             self.adapter.mount(scope, client.prefix)
 
     def tunnel_handshake(self, request: Request) -> Handshake:
-        """What an extended CONNECT asks for (RFC 8441). Raises ProtocolError."""
+        """Check the handshake of an extended CONNECT (RFC 8441).
+
+        Raises ProtocolError if it is not valid, or asks for something else than a WebSocket.
+        """
         if self.websockets is None or request.upgrade != b"websocket":
             raise ProtocolError(501, "no such protocol")
         return self.websockets.handshake(request, key=False)
@@ -201,8 +236,8 @@ class StreamServer:
     def spawn(self, call: ASGICall | WebSocketCall) -> None:
         """Run a call in a task of its own.
 
-        In the worker's context, not the current one: that may be of another request, whose
-        application has just sent its last byte, or has let the reading go on.
+        The task gets the worker's context variables, not the current ones. Those may belong to
+        another request: its last `send` may be what lets this request begin.
         """
         self.calls.add(call)
         call.task = _start_task(self.loop, call.run(), self._context)
@@ -218,7 +253,8 @@ class StreamServer:
         self.row[row_layout.OLDEST_START_NS] = oldest
 
 
-# Named alike: a number for each costs as much as the rest of making a task.
+# All tasks have the same name: numbering them, as asyncio does by default, costs as much as the
+# rest of making a task.
 _TASK = "request"
 
 if sys.version_info >= (3, 12):
@@ -228,7 +264,8 @@ if sys.version_info >= (3, 12):
         coroutine: Coroutine[Any, Any, None],
         context: contextvars.Context,
     ) -> asyncio.Task[None]:
-        # Eagerly: an application that never waits is done here, without a turn of the loop.
+        # An eager task runs here until it waits for the first time. An application that never
+        # waits is done without a turn of the loop.
         return asyncio.Task(
             coroutine, loop=loop, name=_TASK, context=context.copy(), eager_start=True
         )

@@ -1,5 +1,8 @@
-"""TLS in the `async` worker: the loop does it. Here is what comes before the handshake, and what
-can't be done as on a plain socket."""
+"""Helpers for TLS in the `async` worker.
+
+The event loop itself does TLS. This module has the steps around it: the PROXY protocol header
+before the handshake, the loop's time limits, and files, which sendfile(2) can't encrypt.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +22,27 @@ if TYPE_CHECKING:
     from servo.http.proxy_protocol import ProxyHeader
     from servo.workers.request.preface import ProxyHeaderReader
 
+# Bytes to look at for a PROXY protocol header.
 _PEEKED = 8192
+# Bytes of a file that are read at a time.
 _BLOCK = 262_144
+# asyncio has no way to say "no limit", so it gets a day in seconds.
 _NO_LIMIT_S = 86_400.0
 
 
 def loop_options(
     context: ssl.SSLContext, loop: asyncio.AbstractEventLoop, handshake_s: float
 ) -> dict[str, Any]:
-    """Arguments of `connect_accepted_socket`.
+    """Return the TLS arguments of the loop's `connect_accepted_socket`.
 
-    handshake_s  how long a client may take for it; 0: no limit
+    context      the server's certificates and settings
+    loop         the event loop
+    handshake_s  seconds that a client may take for the handshake; 0: no limit
     """
     options = {"ssl": context, "ssl_handshake_timeout": handshake_s or _NO_LIMIT_S}
     if sys.version_info >= (3, 11) or not isinstance(loop, asyncio.BaseEventLoop):
-        # It would also bound what a slow client may take for the rest of its response; see
-        # `linger` for our own limits.
+        # The loop starts this limit before it has sent the rest of the response, so it would cut
+        # off slow clients. `Linger` applies our own limits.
         options["ssl_shutdown_timeout"] = _NO_LIMIT_S
     return options
 
@@ -42,9 +50,11 @@ def loop_options(
 def ends(
     sock: socket.socket, peer: Any, header: ProxyHeader | None
 ) -> tuple[tuple[str, int] | tuple[str, None], tuple[str, int] | None]:
-    """The addresses of our end and the client's, or what a PROXY protocol header says of them.
+    """Return the server's address and the client's; a PROXY protocol header overrides both.
 
-    peer  the client's, as `accept` gave it
+    sock    the connection's socket
+    peer    the client's address, as `accept` returned it
+    header  the PROXY protocol header, if one was read
     """
     if header is not None and header.source is not None:
         return header.destination or ("", None), header.source
@@ -59,9 +69,14 @@ async def read_proxy_header(
     proxy_reader: ProxyHeaderReader,
     limit_s: float,
 ) -> ProxyHeader:
-    """Take the PROXY protocol's header, and no byte more, off the socket.
+    """Read the PROXY protocol header, and not one byte more: the TLS handshake follows.
 
-    Raises OSError, or ProtocolError.
+    loop     the event loop
+    sock     the connection's socket
+    preface  parses the header
+    limit_s  seconds that each part of the header may take; 0: no limit
+
+    Raises OSError if the client is gone or too slow, and ProtocolError if it sent no valid header.
     """
     while True:
         await asyncio.wait_for(_readable(loop, sock), limit_s or None)
@@ -91,9 +106,15 @@ async def send_blocks(
     write: Callable[[bytes], None],
     drained: Callable[[], Awaitable[None]],
 ) -> None:
-    """Send `count` bytes of an open file as sendfile can't: read, to be encrypted or framed.
+    """Send a part of an open file block by block, where its bytes have to be encrypted or framed.
 
-    Raises ClientDisconnected.
+    loop           the event loop, in whose executor the file is read
+    source         the file's descriptor
+    offset, count  the part, in bytes
+    write          sends a block
+    drained        waits until the client has taken enough
+
+    Raises ClientDisconnected if the client is gone, or the file is too short.
     """
     end = offset + count
     while offset < end:
