@@ -1,9 +1,9 @@
-"""Raw requests and what must come of them, for tests by bytes and over sockets alike.
+"""Raw requests with their expected outcomes, for tests with bytes and over sockets.
 
 `framing.json` was written for this project from RFC 9110 and 9112. gunicorn's own cases are not
 part of this repository: they are read from a directory beside it, or from $SERVO_CORPORA.
 
-`judge` is pure: whoever plays a case hands it an `Outcome`, however it was come by.
+`judge` is pure: each way of playing a case hands it an `Outcome`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Case:
     """The bytes of one connection.
 
     kind        must_accept, must_reject, reject_or_accept or must_close_after
-    requests    what the app must have seen, where the bytes are accepted: method, path, body, and
-                of some query, headers and trailers
+    requests    requests that the app must have seen if the bytes are accepted: method, path, body,
+                and for some query, headers and trailers
     settings    Servo's settings that the case needs, by name
     half_close  the client shuts its writing side after the bytes
     rules       the rest of the expectation, as framing.json has it
     note        why the expectation differs from the corpus's own
-    rfc, level  the section that the expectation is from, and how strongly it is put there
+    rfc, level  the section with the requirement, and its strength
     """
 
     name: str
@@ -56,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Seen:
-    """A request as the app saw it; `error` is set where reading its body failed."""
+    """A request as the app saw it; `error` is set if reading its body failed."""
 
     method: str
     path: str
@@ -69,8 +69,8 @@ class Seen:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case: the requests the app saw, all bytes that came back, and whether the
-    server closed the connection (by itself, within the test's patience)."""
+    """The outcome of a case: the requests that the app saw, all bytes that the server sent, and
+    whether it closed the connection by itself before the test's deadline."""
 
     seen: tuple[Seen, ...]
     response: bytes
@@ -78,8 +78,8 @@ class Outcome:
 
 
 def framing_cases() -> list[Case]:
-    """The cases of framing.json, and those of remembered.json: what must not hide in front of
-    fields that a connection remembers."""
+    """The cases of framing.json and remembered.json. The latter are fields that must not hide
+    before the fields that a connection remembers."""
     cases = []
     files = ("framing.json", "remembered.json")
     for raw in (each for name in files for each in json.loads((_HERE / name).read_text())):
@@ -113,12 +113,12 @@ _RULES = (
 def warm_ups(case: Case) -> list[bytes]:
     """Ordinary requests for /warm whose last lines are those of the case's own head.
 
-    Sent twice before a case, such a request has a connection remember the fields of the case, or
-    the last of them. A Host is put in front where the lines have none, and a body follows where
-    they say so. Left out are those that would be refused, or would end the connection.
+    If such a request is sent twice before a case, the connection remembers the fields of the case,
+    or the last of them. A Host is added in front if the lines have none, and a body follows if they
+    declare one. Requests that would be refused, or end the connection, are left out.
     """
     if "proxy_protocol" in case.settings:
-        return []  # the header comes before the first request
+        return []  # its header must come before the first request
     end = case.data.find(b"\r\n\r\n")
     head = case.data[: end + 4] if end >= 0 else b""
     starts = [match.end() for match in re.finditer(rb"HTTP/1\.1\r\n", head)]
@@ -134,7 +134,7 @@ def warm_ups(case: Case) -> list[bytes]:
 
 
 def _warm_up(section: bytes, case: Case) -> bytes:
-    """A whole request with these field lines; b"" if it would not be an ordinary one."""
+    """A complete request with these field lines; b"" if it would not be an ordinary one."""
     defaults = Limits()
     limits = Limits(
         request_line=case.settings.get("limit_request_line", defaults.request_line),
@@ -156,14 +156,14 @@ def _warm_up(section: bytes, case: Case) -> bytes:
 
 
 def _is_special(name: bytes, case: Case) -> bool:
-    """Whether a field may have a request refused further up."""
+    """Whether code above the parser may refuse a request because of this field."""
     if b"_" in name:
         return case.settings.get("header_map") == "refuse"
     return b"forwarded" in name
 
 
 def gunicorn_cases() -> list[Case]:
-    """gunicorn's valid and invalid requests; [] where the file is absent."""
+    """gunicorn's valid and invalid requests; [] if the file is absent."""
     if not GUNICORN_FILE.exists():
         return []
     return [
@@ -173,8 +173,8 @@ def gunicorn_cases() -> list[Case]:
     ]
 
 
-# Cases that depend on a setting of gunicorn's for which Servo has none, because what it allows is
-# what RFC 9112 forbids.
+# Cases that depend on a setting of gunicorn that Servo lacks, because RFC 9112 forbids what the
+# setting allows.
 LEFT_OUT = {
     "valid/028": "strip_header_spaces: white space before a colon is refused (RFC 9112 5.1)",
     "valid/031compat": "casefold_http_method: methods are case-sensitive (RFC 9110 9.1)",
@@ -183,7 +183,7 @@ LEFT_OUT = {
     "valid/compat_obs_fold_huge": "permit_obsolete_folding: folds are refused (RFC 9112 5.2)",
 }
 
-# Valid for gunicorn, refused by Servo. Each must be refused, then, and properly.
+# Requests that gunicorn accepts and Servo refuses; the tests check the refusal.
 _REFUSED_HERE = {
     "valid/005": "'#' can't be in a request target (RFC 9112 3.2)",
     "valid/009": "'#' in the target; identity is no transfer coding (RFC 9112 7). gunicorn 27, too",
@@ -201,7 +201,7 @@ _REFUSED_HERE = {
     "valid/rfc9112_target_authority_ipv6_01": "CONNECT is for proxies: 501 (RFC 9110 9.3.6)",
 }
 
-# gunicorn's default where Servo's differs, or a setting whose name or form differs.
+# gunicorn's default if Servo's differs, or a setting with another name or form.
 _SETTINGS = {
     "valid/024": {"limit_request_line": 8200, "limit_request_field_size": 8210},
     "invalid/006": {"limit_request_line": 4094},
@@ -222,7 +222,7 @@ def _from_gunicorn(raw: dict[str, Any]) -> Case:
         kind="must_accept" if raw["kind"] == "valid" and not note else "must_reject",
         requests=requests,
         settings=_SETTINGS.get(name, raw["nondefault_cfg"]),
-        # What these are about is their end.
+        # These cases test the end of the client's bytes.
         half_close=name == "valid/099"
         or raw.get("expect_exc") in ("NoMoreData", "ChunkMissingTerminator"),
         note=note,
@@ -243,8 +243,8 @@ def _request_from_gunicorn(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_hosts(data: bytes, targets: list[str]) -> bytes:
-    """Add `Host: x` to each HTTP/1.1 head without Host, so that a case is judged by what it is
-    about: 25 valid and 34 invalid ones lack it, which RFC 9112 section 3.2 has us refuse."""
+    """Add `Host: x` to each HTTP/1.1 head without Host, so that a case tests what it is meant to:
+    25 valid and 34 invalid ones lack Host, and RFC 9112 section 3.2 makes us refuse them for it."""
     pos = 0
     for target in targets or [""]:
         ending = b"%b HTTP/1.1\r\n" % target.encode("latin-1")
@@ -258,7 +258,7 @@ def _with_hosts(data: bytes, targets: list[str]) -> bytes:
 
 
 def judge(case: Case, outcome: Outcome) -> str | None:
-    """None if the outcome is as the case expects, else what is wrong with it."""
+    """None if the outcome is as the case expects, otherwise a description of the fault."""
     for seen in outcome.seen:
         expected = [r["path"] for r in case.requests + (case.rules.get("alt_accept") or [])]
         if seen.path == "/smuggled" and "/smuggled" not in expected:
@@ -281,7 +281,7 @@ def judge(case: Case, outcome: Outcome) -> str | None:
 def statuses(response: bytes) -> list[int]:
     """Status codes of the responses in a connection's bytes, 1xx left out.
 
-    Raises `ValueError` for what is no sequence of whole responses.
+    Raises `ValueError` if the bytes are not a sequence of complete responses.
     """
     codes = []
     while response:
@@ -322,7 +322,7 @@ def _skip_chunks(data: bytes) -> bytes:
 
 
 def _why_not_refused(outcome: Outcome) -> str | None:
-    """A refusal: a 4xx or 5xx, or nothing at all, and the connection is closed."""
+    """Why this is no refusal, which is a 4xx, a 5xx or no response, and a closed connection."""
     try:
         codes = statuses(outcome.response)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """Plays cases over real sockets, hundreds at once: one thread, non-blocking sockets, epoll.
 
-Pieces go out in turns, one of each connection, so that the server has usually read one before the
-next comes, without anybody waiting.
+Each turn sends one piece on each connection. So the server has usually read a piece before the next
+one comes, without any waiting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from conformance.cases import Case, Outcome, Seen, judge, statuses, warm_ups
 from integration.load import read_response
 
 AT_ONCE = 200
-# An answer that is as it should be is given this long to grow into one that is not.
+# After a correct response, wait this long for further bytes that would make it wrong, s.
 QUIET_S = 0.15
 DEADLINE_S = 15.0
 
@@ -28,10 +28,10 @@ DEADLINE_S = 15.0
 class Play:
     """One case on one connection.
 
-    way     how the bytes are cut, for messages
+    way     how the bytes are cut, for error messages
     warm    a request that is sent, and answered, twice before the case; b"" for a cold connection
-    fault   what was wrong with the outcome, None if nothing was
-    codes   the statuses that came back
+    fault   what was wrong with the outcome; None if it was right
+    codes   the statuses of the responses
     """
 
     case: Case
@@ -56,7 +56,7 @@ class Play:
 
 @dataclass
 class Player:
-    """`environ_headers`: the app saw headers as an environ has them, repeats joined."""
+    """Plays cases. environ_headers: the app is WSGI, so repeated headers are joined."""
 
     port: int
     environ_headers: bool
@@ -65,7 +65,7 @@ class Player:
     _epoll: select.epoll = field(default_factory=select.epoll)
 
     def run(self, plays: Iterable[Play]) -> list[Play]:
-        """Play all; returns them, judged."""
+        """Play all cases; return them with their faults."""
         waiting: Iterator[Play] = iter(plays)
         done: list[Play] = []
         while True:
@@ -97,7 +97,7 @@ class Player:
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _send_pieces(self) -> bool:
-        """One piece of each connection that has any left; whether there was one."""
+        """Send the next piece of each connection; return whether any had one left."""
         busy = False
         for play in self._open.values():
             if play._sent >= len(play.pieces) or play.closed:
@@ -112,7 +112,7 @@ class Player:
                 if play._sent == len(play.pieces) and play.case.half_close:
                     play._sock.shutdown(socket.SHUT_WR)
             except (BrokenPipeError, ConnectionResetError):
-                play._sent = len(play.pieces)  # refused already, as the answer will say
+                play._sent = len(play.pieces)  # already refused; the response tells
             play._since = time.monotonic()
         return busy
 
@@ -137,7 +137,7 @@ class Player:
                 self._epoll.unregister(fd)
 
     def _sort_out(self) -> list[Play]:
-        """Take out the plays that are over."""
+        """Remove and return the plays that are over."""
         now = time.monotonic()
         over = []
         for fd, play in list(self._open.items()):
@@ -155,7 +155,7 @@ class Player:
         return over
 
     def _probe(self, play: Play) -> None:
-        """All is well so far. What the server makes of the client's end is its last word."""
+        """The response is right so far: shut down the client's side and watch the server."""
         assert play._sock is not None
         play._probing = True
         play._since = time.monotonic()
@@ -191,7 +191,7 @@ class Player:
 
 
 def ways(case: Case, every_split: bool) -> Iterator[Play]:
-    """The case whole and byte by byte; split at every position if asked for."""
+    """The case as a whole and byte by byte; with every_split, also split at each position."""
     data = case.data
     yield Play(case, "whole", [data])
     yield Play(case, "byte by byte", [data[i : i + 1] for i in range(len(data))])
@@ -201,7 +201,7 @@ def ways(case: Case, every_split: bool) -> Iterator[Play]:
 
 
 def warm_ways(case: Case, every_split: bool) -> Iterator[Play]:
-    """The same on connections that know the fields of the case, or the last of them."""
+    """The same on connections that remember the fields of the case, or the last of them."""
     data = case.data
     for number, warm_up in enumerate(warm_ups(case)):
         yield Play(case, f"warm {number}", [data], warm_up)
@@ -213,7 +213,7 @@ def warm_ways(case: Case, every_split: bool) -> Iterator[Play]:
 
 
 def _seen(response: bytes) -> Iterator[Seen]:
-    """The requests that the echo app has answered."""
+    """The requests in the responses of the echo app."""
     while response:
         head, _, rest = response.partition(b"\r\n\r\n")
         code = int(head.split(b" ", 2)[1])
@@ -225,7 +225,7 @@ def _seen(response: bytes) -> Iterator[Seen]:
         if code == 200:
             answer = json.loads(rest[:length])
             headers = [(name, value) for name, value in answer["headers"]]
-            # An environ has repeats joined: one by one, then as they are.
+            # An environ joins repeated fields: give the parts first, then the fields as they are.
             parts = [(n, p.strip()) for n, v in headers for p in v.split(",")]
             yield Seen(
                 answer["method"],
@@ -238,8 +238,8 @@ def _seen(response: bytes) -> Iterator[Seen]:
 
 
 def _as_environ(case: Case) -> Case:
-    """WSGI apps get bodies with the transfer coding removed, its field with it, and names of
-    headers in which "_" and "-" are one."""
+    """The case as a WSGI app sees it: without the transfer coding and its field, and with names in
+    which "_" and "-" can't be told apart."""
     requests = [
         {
             **request,

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 def test_the_quick_cases() -> None:
     if importlib.util.find_spec("kosoku") is None:
         pytest.skip("kosoku, which plays the cases, is not installed")
-    # In a process of its own: kosoku brings a stand-in for pkg_resources along.
+    # In a separate process, because kosoku brings a stand-in for pkg_resources.
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("autobahn.py")), "--quick"],
         capture_output=True,

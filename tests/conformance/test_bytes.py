@@ -28,12 +28,12 @@ from servo.http.proxy_protocol import ProxyProtocolReader
 
 FRAMING = framing_cases()
 GUNICORN = gunicorn_cases()
-# A case is split at each position where its bytes are few enough for that.
+# Cases with at most this many bytes are split at each position.
 SPLIT_BOUND = 300
 
 
 class Echo:
-    """The shortest driver there is: each request is noted and answered once it is complete."""
+    """A minimal driver: it records each complete request and answers it."""
 
     def __init__(self, case: Case, parser: str) -> None:
         self.settings = case.settings

@@ -1,4 +1,4 @@
-"""Every input that a fuzzer has found, and the conformance cases, through the fuzz targets."""
+"""Run every input of the corpus, and the conformance cases, through the fuzz targets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_replay(target: str) -> None:
 
 
 def test_harness_finds_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that lets a bare LF pass, as a lenient parser would."""
+    """The harness notices a connection that accepts a bare LF, as a lenient parser would."""
 
     class Lenient:
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -44,7 +44,7 @@ def test_harness_finds_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_warm_finds_fields_recognised_by_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
     class ByTheEnd:
-        """A connection that takes a head for the one before if it ends as that one did."""
+        """A connection that takes a head for the previous one if both end alike."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             self.connection = H1Connection(*args, **options)
@@ -61,8 +61,8 @@ def test_warm_finds_fields_recognised_by_their_end(monkeypatch: pytest.MonkeyPat
 
     warm = import_module("fuzz.warm")
     monkeypatch.setattr("fuzz.harness.H1Connection", ByTheEnd)
-    # Four messages: three alike, then one with a Content-Length in front of the same end, whose
-    # body is a request in a read of its own.
+    # Four messages: three alike, then one with a Content-Length before the same end. Its body is a
+    # request in a separate read.
     data = bytes((0, 0, 12, 1, 0, 0, 0, 0, 0, 0, 4 | 1 << 3, 1, 0, 0, 1))
     _, reads = warm.sequence(data)
     assert reads[3:] == [

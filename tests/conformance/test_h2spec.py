@@ -1,4 +1,4 @@
-"""The cases of h2spec, where it is installed."""
+"""Run the cases of h2spec, if it is installed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Both corpora over real sockets, against every parser in every worker class.
 
-One test a combination, since its server is started once; what failed is listed case by case.
+Each combination is one test, because its server starts only once. A failure lists each failed case.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def test_every_case(parser: str, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not GUNICORN_FILE.exists(), reason=GUNICORN_ABSENT)
 def test_gunicorns_cases_are_among_them() -> None:
-    """Where the corpus is absent, the test above plays the cases of framing.json alone."""
+    """Without the corpus, the test above plays only the cases of framing.json."""
     assert sum(name.startswith(("valid/", "invalid/")) for name in documented()) == 132
 
 
@@ -42,7 +42,7 @@ def test_page_has_every_case() -> None:
 
 
 def test_player_finds_fault(tmp_path: Path) -> None:
-    """An app that answers everything with "ok" is no echo; nor is 404 an acceptance."""
+    """The player rejects an app that doesn't echo, and a 404 as an acceptance."""
     server = Server(f"{APPS / 'wsgi_app.py'}:app", "-w", "1", cwd=tmp_path).start()
     try:
         server.wait_ready(1)

@@ -1,5 +1,5 @@
-"""Invariant: httptools and h11 make the same of any bytes: the same requests, with the same fields,
-bodies and trailers, and a refusal with the same status at the same place."""
+"""Invariant: httptools and h11 agree on any bytes: they find the same requests, with the same
+fields, bodies and trailers, and refuse with the same status at the same place."""
 
 from __future__ import annotations
 

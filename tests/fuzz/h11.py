@@ -1,6 +1,7 @@
-"""Invariant, for the parser h11: whatever a client sends, nothing is raised; an app is given only
-requests that are in order (harness.check_request, check_body); a refusal has a status that is meant
-for it and ends the connection; and how the bytes are cut into reads changes nothing."""
+"""Invariant, for the parser h11: no bytes of a client raise an exception. The app gets only
+valid requests (harness.check_request, check_body). A refusal has one of the allowed statuses and
+ends the connection. The division of the bytes into reads changes nothing.
+"""
 
 from __future__ import annotations
 

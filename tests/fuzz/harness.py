@@ -1,7 +1,7 @@
-"""What the fuzz targets have in common: bytes played into a connection, and what must hold of any.
+"""Shared code of the fuzz targets: it feeds bytes to a connection and checks what must always hold.
 
-An input is four bytes that choose limits and cuts, and then what a client sends. Without atheris
-this is imported by the tests, which replay the corpus.
+An input is four bytes that choose limits and cuts, followed by the bytes of a client. The tests
+import this module without atheris and replay the corpus.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ SMALL = Limits(
     pipeline_depth=2,
     strict_targets=True,
 )
-# A request's parts on which both parsers, and any cuts of the bytes, have to agree.
+# The parts of a request that must be the same for both parsers and for any cuts of the bytes.
 _FIELDS = {name for name in vars(Request) if not name.startswith("_")}
 SAME = sorted(_FIELDS - {"body", "more_body", "trailers", "expect_continue"})
-# What a connection may ever refuse with by itself.
+# All statuses with which a connection may refuse by itself.
 REFUSALS = {400, 413, 414, 417, 426, 431, 501, 505}
 _CONTROLS = {*range(0x20)} - {9} | {0x7F}
 
@@ -45,7 +45,7 @@ def limits_and_stream(data: bytes) -> tuple[Limits, bytes]:
 
 
 def cuts(data: bytes) -> list[bytes]:
-    """The stream in up to four pieces, as the input's first bytes say."""
+    """The stream in up to four pieces, chosen by the input's first bytes."""
     stream = data[4:]
     bounds = sorted({0, len(stream), *(n * len(stream) // 256 for n in data[1:4])})
     return [stream[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
@@ -56,7 +56,7 @@ def single_bytes(stream: bytes) -> list[bytes]:
 
 
 class Player:
-    """A client and an app that is content with everything."""
+    """A client, and an app that answers every request with 200."""
 
     def __init__(self, parser: str, limits: Limits) -> None:
         self.limits = limits
@@ -64,17 +64,17 @@ class Player:
         self.whole: list[Any] = []
         self.request: Request | None = None
         self.body = b""
-        # Whether the connection has ended before the client's bytes have.
+        # Whether the connection ended before all bytes of the client were read.
         self.closed = False
 
     def play(self, pieces: Iterable[bytes]) -> Outcome:
-        """The requests that were whole, and the status of the refusal at the end, if any."""
+        """Feed the pieces; return the complete requests, and the status of the refusal, if any."""
         connection = self.connection
         for piece in pieces:
             status = self.act(connection.receive_data(piece))
             if connection.close_after:
                 self.closed = True
-                # After the end nothing is a request any more.
+                # After its end, a connection must not find another request.
                 assert connection.receive_data(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") is None
                 return self.whole, status
         return self.whole, self.act(connection.receive_eof())
@@ -108,7 +108,7 @@ class Player:
 
 
 def check_request(request: Request, limits: Limits) -> None:
-    """What no app may ever be given otherwise."""
+    """Check what must be true of every request that an app gets."""
     assert request.method.isascii()
     assert request.version in ("1.0", "1.1")
     assert not set(request.target) & ({*range(0x21), *range(0x7F, 0x100)} | set(b"#"))
@@ -137,7 +137,7 @@ def check_body(request: Request, body: bytes, limits: Limits) -> None:
 
 
 def check_parser(parser: str, data: bytes) -> None:
-    """The invariant of the targets `httptools` and `h11`."""
+    """Check the invariant of the targets `httptools` and `h11`."""
     if len(data) < 4:
         return
     limits, stream = limits_and_stream(data)
@@ -148,7 +148,7 @@ def check_parser(parser: str, data: bytes) -> None:
 
 
 def seeds() -> Iterator[bytes]:
-    """The conformance cases, and what runs have left in the corpus."""
+    """The conformance cases, and the inputs in the corpus."""
     for case in framing_cases():
         yield b"\0\x40\x80\xc0" + case.data
         yield b"\1\x20\x55\xaa" + case.data
@@ -158,6 +158,6 @@ def seeds() -> Iterator[bytes]:
 
 
 def seeds_of(target: str) -> Iterator[bytes]:
-    """A target's own seeds, if its inputs are not only bytes of a client; else those above."""
+    """A target's own seeds, if its inputs have another form; otherwise `seeds`."""
     own: Iterator[bytes] = getattr(import_module(f"fuzz.{target}"), "seeds", seeds)()
     return own

@@ -2,8 +2,8 @@
 
     python tests/fuzz/run.py [--seconds 60] [TARGET ...]
 
-What breaks an invariant is left in tests/fuzz/corpus as crash-…, where the tests replay it; commit
-it with the fix. What only covers new code stays in .fuzz/ for the next run.
+An input that breaks an invariant is saved in tests/fuzz/corpus as crash-…, where the tests replay
+it; commit it with the fix. An input that only covers new code stays in .fuzz/ for the next run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def fuzz(target: str, seconds: int) -> int:
-    """One target in a process of its own, since it ends at the first failure."""
+    """Run one target in a separate process, because atheris exits at the first failure."""
     from fuzz.harness import CORPUS, seeds_of
 
     kept = REPOSITORY / ".fuzz" / "corpus" / target
@@ -61,7 +61,7 @@ def child(target: str, arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.path[:0] = [str(TESTS), str(REPOSITORY)]
-    # Not the directory of this file: its modules are named after what they fuzz.
+    # Not this file's directory: its modules would hide the h11 and httptools that they fuzz.
     sys.path = [path for path in sys.path if path != str(Path(__file__).resolve().parent)]
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], sys.argv[3:])

@@ -1,16 +1,16 @@
-"""Invariant: a connection that remembers earlier requests makes of each message what a new
-connection makes of it: the same requests, with the same fields, bodies and trailers, refusals with
-the same status, and the same end of the connection.
+"""Invariant: a connection that remembers earlier requests treats each message as a new connection
+would: it finds the same requests, with the same fields, bodies and trailers, refuses with the same
+status, and ends at the same place.
 
 A kept connection remembers the fields of its last requests (servo.http.h1.known_fields). If it
 recognised them by anything less than all their bytes, a client could hide a Content-Length before
 them, and the body would run as a request.
 
 An input builds a sequence of messages, most of them alike. Its first byte chooses the limits, the
-second a base message, the third the length of the program that follows; the rest is the base
-message if the second byte says so. The program's bytes choose what is changed from message to
-message, what bodies hold, and how the stream is cut into reads. After the program's end each byte
-is 0: the base message again, in a read of its own.
+second a base message, the third the length of the program that follows. If the second byte chooses
+no built-in base message, the rest of the input is the base message. The bytes of the program choose
+the changes from message to message, the bodies, and the division of the stream into reads. After
+its end, each choice is 0: the base message again, in a separate read.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BASES = [
     b"GET / HTTP/1.1\r\nX: HTTP/1.1\r\nHost: a\r\n\r\n",
     b"PUT / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n",
 ]
-# As a body: a request that must not run. As bytes that no body was declared for: one that must.
+# A request that must not run if it is a body, and must run if no body was declared.
 INNER = b"GET /inner HTTP/1.1\r\nHost: a\r\n\r\n"
 METHODS = [b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT", b"BREW", b"get", b"GE(T", b""]
 TARGETS = [
@@ -90,12 +90,12 @@ LINES = [
     b" folded",
     b"",
 ]
-# What makes the rest of a line, or of a head, part of another line.
+# Bytes that make the rest of a line, or of a head, part of another line.
 GLUES = [b"", b"X:", b"X: ", b"X: a b ", b"X", b"\0", b" ", b"\n", b"\r", b"\t", b"\r\n", b"foo "]
 
 
 class Choices:
-    """The bytes of a program, one choice each; 0 after the last."""
+    """The bytes of a program, one for each choice; 0 after the last."""
 
     def __init__(self, program: bytes) -> None:
         self.program = program
@@ -153,13 +153,13 @@ def change_request_line(message: bytes, choices: Choices) -> bytes:
 
 
 def hide_before_fields(message: bytes, choices: Choices) -> bytes:
-    """Put a line of its own before the fields, glued to the first of them or not."""
+    """Put another line before the fields, joined to the first of them or not."""
     line, crlf, fields = message.partition(b"\r\n")
     return line + crlf + choices.of(LINES) + crlf + choices.of(GLUES) + fields
 
 
 def hide_before_version(message: bytes, choices: Choices) -> bytes:
-    """Put a version and a line between target and version, so that a whole head ends the head."""
+    """Put a version and a line between target and version: the head then ends with a whole head."""
     line, crlf, fields = message.partition(b"\r\n")
     start, space, version = line.rpartition(b" ")
     inner = choices.of(VERSIONS) + crlf + choices.of(LINES) + crlf + choices.of(GLUES)
@@ -183,7 +183,7 @@ CHANGES: list[Callable[[bytes, Choices], bytes]] = [
 
 
 def body_for(message: bytes, limits: Limits, choices: Choices) -> bytes:
-    """What follows a head: the body it declares, or too much, or too little of it."""
+    """Bytes to send after a head: the body that it declares, or too much, or too little of it."""
     kind = choices.byte() % 8
     if kind == 7:
         return INNER
@@ -200,7 +200,7 @@ def body_for(message: bytes, limits: Limits, choices: Choices) -> bytes:
 
 
 def sequence(data: bytes) -> tuple[Limits, list[bytes]]:
-    """The limits that an input chooses, and the reads of its stream."""
+    """The limits that an input chooses, and its stream, divided into reads."""
     limits = replace(SMALL if data[0] & 1 else Limits(), strict_targets=bool(data[0] & 2))
     choices = Choices(data[3 : 3 + data[2]])
     number = data[1] % (len(BASES) + 1)
@@ -225,14 +225,14 @@ def sequence(data: bytes) -> tuple[Limits, list[bytes]]:
 
 
 def remembering(parser: str, limits: Limits, reads: list[bytes]) -> tuple[Outcome, bool]:
-    """What one connection makes of all reads, and whether it has ended before the client's end."""
+    """The outcome of all reads on one connection, and whether it ended before the client did."""
     player = Player(parser, limits)
     outcome = player.play(reads)
     return outcome, player.closed
 
 
 def forgetting(parser: str, limits: Limits, stream: bytes) -> tuple[Outcome, bool]:
-    """The same by a new connection for each message: which bytes are one, it judges alone."""
+    """The same with a new connection for each message, which finds the message's end by itself."""
     whole: list[object] = []
     while True:
         headers._VALID_HOSTS.clear()
@@ -261,18 +261,18 @@ def target(data: bytes) -> None:
 
 
 def seeds() -> Iterator[bytes]:
-    """What the other targets begin with; each base and conformance case, repeated and changed."""
+    """The seeds of the other targets, and each base and conformance case, repeated and changed."""
     yield from harness.seeds()
     chosen = random.Random(0)
     for number in range(len(BASES)):
         for change in range(len(CHANGES)):
-            # Three times the base message, then one that differs in one way.
+            # Three times the base message, then one with a single change.
             program = bytes((1, *[0] * 6, 4, change))
             yield bytes((0, number, len(program))) + program
             program += chosen.randbytes(6)
             yield bytes((0, number, len(program))) + program
-    # A body that is a request, declared in front of the fields that are remembered, on every way
-    # there: such a head must not pass for the remembered one.
+    # A request as a body, declared before the remembered fields in every possible way. Such a head
+    # must not be taken for the remembered one.
     for number, line, glue, way in product((0, 1, 2), range(9), range(5), (0, 1)):
         program = bytes((1, *[0] * 6, 4 | way << 3, 1, 0, line, glue))
         yield bytes((0, number, len(program))) + program

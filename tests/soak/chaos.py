@@ -51,7 +51,7 @@ LIMITS = ("--boot-timeout", str(BOOT_S), "--timeout", "6", "--graceful-timeout",
 WORKERS = (2, 4)
 SETTLED = 3
 WARM_UP_S = 3.0
-# RSS that an arbiter may gain in the run, and a worker from one second of its life to its end.
+# Bytes of RSS that an arbiter may gain in the run, and a worker (see `Growth`).
 ARBITER_GROWTH = 8 << 20
 WORKER_GROWTH = 64 << 20
 
@@ -60,7 +60,7 @@ WORKER_GROWTH = 64 << 20
 
 
 class Operator:
-    """Does anything to one server, at random."""
+    """Does random things to one server."""
 
     def __init__(self, server: Server, tally: Tally, chance: random.Random) -> None:
         self.server = server
@@ -109,7 +109,7 @@ class Operator:
         fault = self.chance.choice(list(BROKEN))
         releases.deploy(self.server.cwd, BROKEN[fault])
         self.server.signal(signal.SIGHUP)
-        # Workers that die now are replaced by the broken release, so none is harmed meanwhile.
+        # A worker that died now would be replaced by the broken release, so kill none meanwhile.
         await asyncio.sleep(BOOT_S + 1.5 if "hangs" in fault else 1.5)
         self.deploy()
         self.server.signal(signal.SIGHUP)
@@ -148,14 +148,14 @@ class Operator:
         os.kill(pid, signal.SIGKILL)
 
     async def stop_for_a_while(self) -> None:
-        """Shorter than `timeout`: nothing may be lost."""
+        """Stop a worker for less than `timeout`: no request may be lost."""
         pid = self.some_worker()
         os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(self.chance.uniform(0.2, 2.0))
         os.kill(pid, signal.SIGCONT)
 
     async def stop_for_good(self) -> None:
-        """Until the arbiter kills it, as a worker that hangs."""
+        """Stop a worker until the arbiter kills it like any worker that hangs."""
         pid = self.some_worker()
         await self.stop(pid)
         end = time.monotonic() + 60
@@ -166,7 +166,7 @@ class Operator:
             await asyncio.sleep(0.1)
 
     async def stop(self, pid: int) -> None:
-        """Stop a worker, and note whose connections it holds: they die with it."""
+        """Stop a worker, and note the client ports of its connections, which end with it."""
         os.kill(pid, signal.SIGSTOP)
         while thread_states(pid) - {"T", "Z"}:
             await asyncio.sleep(0.001)
@@ -175,14 +175,14 @@ class Operator:
 
     def some_worker(self) -> int:
         pids = workers_of(self.server)
-        # Of one worker alone nobody would be served while it is replaced.
+        # With a single worker, nothing would be served until it is replaced.
         if len(pids) < 2:
             raise ProcessLookupError
         return self.chance.choice(pids)
 
 
 def thread_states(pid: int) -> set[str]:
-    """The state letters of a process's threads: one may still accept after another has stopped."""
+    """The state letters of all threads: one may still accept after another has stopped."""
     found = set()
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -211,7 +211,7 @@ def client_ports(pid: int, port: int) -> set[int]:
 
 
 class Possessions:
-    """What a settled server has: as it was before the load, to be compared with the end."""
+    """The resources of a settled server before the load, for a comparison at the end."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -221,7 +221,7 @@ class Possessions:
         self.memory = memory(server.pid)
 
     def leaks(self) -> list[str]:
-        """What the settled server has more of than before."""
+        """The resources of which the settled server has more than before."""
         found = [f"arbiter: {kind} +{n}" for kind, n in added(self.server.pid, [self.arbiter])]
         for pid in workers_of(self.server):
             found += [f"worker {pid}: {kind} +{n}" for kind, n in added(pid, self.worker)]
@@ -237,7 +237,7 @@ class Possessions:
         return found
 
     def wait_for_leaks(self, patience_s: float = 15.0) -> list[str]:
-        """Those that stay: what has just been closed needs a moment."""
+        """Leaks that last: resources that were just closed get `patience_s` seconds to go."""
         end = time.monotonic() + patience_s
         while (found := self.leaks()) and time.monotonic() < end:
             time.sleep(0.2)
@@ -245,11 +245,11 @@ class Possessions:
 
 
 def descriptors(pid: int) -> Counter[str]:
-    """How many of each kind a process has open."""
+    """How many file descriptors of each kind a process has open."""
     kinds: Counter[str] = Counter()
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
-            # Without the inode, and the numbers in names.
+            # Leave out inodes and numbers in names, so that the kind remains.
             kinds[re.sub(r"\d+", "", os.readlink(f"/proc/{pid}/fd/{fd}"))] += 1
     return kinds
 
@@ -264,7 +264,7 @@ def added(pid: int, before: list[Counter[str]]) -> list[tuple[str, int]]:
 
 
 def others(server: Server) -> Counter[str]:
-    """The processes that are neither the arbiter nor workers, by what they call themselves."""
+    """The number of processes that are neither arbiter nor worker, by command line."""
     known = {server.pid, *workers_of(server)}
     return Counter(command_line(each.pid) for each in server.members() if each.pid not in known)
 
@@ -274,7 +274,7 @@ def zombies(server: Server) -> list[Process]:
 
 
 class Growth:
-    """How much workers gain between their second second and the last look at them."""
+    """The memory that workers gain between their third sample and their last; one per second."""
 
     def __init__(self) -> None:
         self.first: dict[int, int] = {}
@@ -299,7 +299,7 @@ class Growth:
 
 
 def chaos(directory: Path, seconds: float, seed: int, problems: list[str]) -> dict[str, Any]:
-    """All of it. Returns a row of figures for each class."""
+    """Run everything. Returns a row of figures for each class."""
     print(f"chaos: {seconds:g} s, seed {seed}", flush=True)
     authority = trustme.CA()
     pair = authority.issue_cert("localhost", "127.0.0.1")
@@ -323,7 +323,7 @@ def chaos(directory: Path, seconds: float, seed: int, problems: list[str]) -> di
         contexts = (tls, tls_http2)
         for run in runs.values():
             run.server.wait_ready(SETTLED)
-        # What a worker opens once, at its first connections, is no leak.
+        # Descriptors that a worker opens once, at its first connections, are no leak.
         asyncio.run(_load(list(runs.values()), contexts, WARM_UP_S, disturbed=False))
         for run in runs.values():
             run.begin()
@@ -349,7 +349,7 @@ async def _load(
     for run in runs:
         tasks += clients(run.tally, run.server.port, contexts, run.seed, end)
         if disturbed:
-            # The last of what the operator does is over when the clients end.
+            # The operator ends earlier, so that its last action is over when the clients end.
             tasks.append(run.operator.work(end - min(10.0, seconds / 4)))
             tasks.append(run.growth.watch(run.server, end))
     await asyncio.gather(*tasks)
@@ -376,7 +376,7 @@ class Run:
         self.before = Possessions(self.server)
 
     def settle(self) -> None:
-        """Wait until nothing is under way: as many ready workers as are wanted, none besides."""
+        """Wait until exactly SETTLED workers are there and all are ready."""
         with control(self.server) as client:
             client.request("scale", {"to": str(SETTLED)})
 
@@ -387,7 +387,7 @@ class Run:
             wait_for(settled, f"{SETTLED} ready workers", 60)
 
     def row(self) -> dict[str, float]:
-        """The figures, when all clients have ended."""
+        """The figures, after all clients have ended."""
         tally = self.tally
         self.settle()
         tally.settle()
@@ -413,7 +413,7 @@ class Run:
         }
 
     def stop(self) -> None:
-        """End the server; nothing of it may be left, and no traceback that isn't the release's."""
+        """Stop the server. Nothing may be left, and only the releases may cause tracebacks."""
         server = self.server
         sockets = list(Path(server.env["XDG_RUNTIME_DIR"], "servo").glob(f"*{server.pid}*"))
         code = server.stop()

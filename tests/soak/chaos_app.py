@@ -1,6 +1,6 @@
-"""The application of the chaos run, for every worker class: answers that a client can check.
+"""The application of the chaos run, for every worker class. Clients can check its responses.
 
-{version} is replaced for each release. Every answer begins with the release and the worker's pid.
+{version} is replaced for each release. Every response begins with the release and the worker's pid.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""The clients of the chaos run, and the count of what came of their requests.
+"""The clients of the chaos run, and the count of their requests' outcomes.
 
-Each request is made on a connection whose port at this end is known, also where it fails. So it can
-be proved of a lost request that the worker which held its connection was killed.
+The client's port of each request's connection is known, even if the request fails. So the run can
+prove that the worker that held the connection of a lost request was killed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-# A client that waits longer has lost its request, whatever comes.
+# After this time, a request counts as lost, even if a response arrives later.
 PATIENCE_S = 40.0
 PAUSE_S = 0.03
 BLOCK = bytes(range(256)) * 64
 HTTP1_KINDS = ("kept", "kept", "fresh", "pipelined", "uploaded", "downloaded", "read_slowly")
-# What a slow reader takes at a time, and how long it then rests: 3.3 MB take 4 s.
+# Bytes that a slow reader reads at a time, and its pause afterwards: 3.3 MB take 4 s.
 SLOW_BUFFER = 16_384
 SLOW_REST_S = 0.02
 
@@ -43,7 +43,7 @@ class Line:
 
 
 class Lost(Exception):  # noqa: N818
-    """A request without its answer. `line` is None where it was on no connection."""
+    """A request without a response. `line` is None if the request was on no connection."""
 
     def __init__(self, line: Line | None, what: str) -> None:
         super().__init__(what)
@@ -51,7 +51,7 @@ class Lost(Exception):  # noqa: N818
 
 
 class Tally:
-    """What came of all requests to one server."""
+    """The outcomes of all requests to one server."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -61,11 +61,11 @@ class Tally:
         self.wrong = 0
         self.failed: list[str] = []
         self.pending: list[tuple[float, str, Lost]] = []
-        # When workers that were killed stopped, by the client ports of the connections they held.
+        # Client port -> the times at which workers were stopped (and then killed) that held it.
         self.stops: defaultdict[int, list[float]] = defaultdict(list)
 
     async def watch(self, kind: str, ask: Callable[[], Awaitable[None]]) -> None:
-        """Make one request of this kind and note what came of it."""
+        """Make one request of this kind and count its outcome."""
         try:
             await asyncio.wait_for(ask(), PATIENCE_S)
         except Lost as lost:
@@ -81,15 +81,15 @@ class Tally:
             self.right[kind] += 1
 
     def note_lost(self, kind: str, what: str) -> None:
-        # One cause, whatever the figures and bytes in it.
+        # Leave out the figures and bytes, so that equal causes are counted together.
         self.lost[re.sub(r"\(.*|\d+", "", what, flags=re.DOTALL).strip()] += 1
         self.failed.append(f"{self.name} {kind}: {what}")
 
     def settle(self) -> None:
-        """Judge the losses: by now the connections of every worker that was killed are known.
+        """Judge the lost requests, now that the connections of every killed worker are known.
 
-        A port is used again. So the connection must have been there when the worker was stopped,
-        and the request must have failed after that.
+        Ports are reused. So a lost request is excused only if its connection was open when the
+        worker was stopped, and the request failed after that.
         """
         ago = time.time() - time.monotonic()
         for when, kind, lost in self.pending:
@@ -104,8 +104,8 @@ class Tally:
 
 
 class Http1:
-    """One HTTP/1.1 connection at a time. Each method but `exchange` and its parts is one kind of
-    request."""
+    """A client with one HTTP/1.1 connection at a time. Each method except `exchange` and its parts
+    is one kind of request."""
 
     def __init__(self, port: int, chance: random.Random, tls: ssl.SSLContext | None) -> None:
         self.port = port
@@ -137,7 +137,7 @@ class Http1:
         self.reader = self.writer = None
 
     async def exchange(self, *requests: bytes) -> list[bytes]:
-        """Send all at once, read all answers."""
+        """Send all requests at once, and read all responses."""
         await self.open()
         assert self.writer is not None
         line = self.line
@@ -155,11 +155,11 @@ class Http1:
             partial = getattr(error, "partial", b"")
             raise Lost(line, f"{error!r} {partial[:120]!r}") from error
         except BaseException:
-            # Out of step, or out of patience: what comes now is no answer to the next request.
+            # The next bytes would be taken for another request's response.
             self.close()
             raise
         if len(answers) < len(requests):
-            # The server has said that it answers no more on this connection.
+            # The server has announced that it closes this connection: send the rest on a new one.
             answers += await self.exchange(*requests[len(answers) :])
         return answers
 
@@ -231,7 +231,7 @@ class Http1:
 
 
 async def connected(port: int, receive_buffer: int = 0) -> tuple[socket.socket, Line]:
-    """A connection; its port at this end is known even if nothing comes of it."""
+    """Open a connection. The client's port is known even if no request succeeds on it."""
     opened = time.monotonic()
     sock = socket.socket()
     sock.setblocking(False)
@@ -250,7 +250,7 @@ def get(target: bytes, fields: bytes = b"") -> bytes:
 
 
 class Noting(httpcore.AsyncNetworkBackend):
-    """Notes on which connection each task has last sent: a request that fails was on that one."""
+    """Notes the connection on which each task sent last: a failed request was on that one."""
 
     def __init__(self) -> None:
         self.backend = httpcore.AnyIOBackend()
@@ -309,7 +309,7 @@ class NotingStream(httpcore.AsyncNetworkStream):
 
 
 class Http2:
-    """httpx over HTTP/2, several requests at a time on one connection."""
+    """httpx over HTTP/2, with several requests at a time on one connection."""
 
     def __init__(self, port: int, chance: random.Random, tls: ssl.SSLContext) -> None:
         self.port = port
@@ -327,7 +327,7 @@ class Http2:
         self.noting.lines.pop(task, None)
         try:
             response = await self.client.get(f"https://localhost:{self.port}/?{token}")
-        # httpcore translates all errors of anyio but this one.
+        # httpcore translates all errors of anyio except this one.
         except (httpx.HTTPError, anyio.EndOfStream) as error:
             raise Lost(self.noting.lines.get(task), _with_causes(error)) from error
         finally:
@@ -339,7 +339,7 @@ class Http2:
 
 
 def _with_causes(error: BaseException | None) -> str:
-    """An error of the client, and what it was made of: httpx's own texts are often empty."""
+    """A client's error and its causes, because httpx's own texts are often empty."""
     found = []
     while error is not None and len(found) < 6:
         found.append(repr(error))
@@ -348,7 +348,7 @@ def _with_causes(error: BaseException | None) -> str:
 
 
 class WebSocket:
-    """Echoes on one WebSocket after the other."""
+    """Sends echoes on one WebSocket after another."""
 
     def __init__(self, port: int, tls: ssl.SSLContext) -> None:
         self.port = port
@@ -364,7 +364,7 @@ class WebSocket:
         except ConnectionClosed as error:
             self.socket = None
             if error.rcvd is not None and error.rcvd.code == 1012:
-                # The worker retires, and has said so. A client of WebSockets connects again.
+                # The worker is being replaced. A WebSocket client is expected to reconnect.
                 await self.echoed()
                 return
             raise Lost(self.line, repr(error)) from error
@@ -425,10 +425,10 @@ async def repeat(
 def clients(
     tally: Tally, port: int, contexts: tuple[ssl.SSLContext, ssl.SSLContext], seed: str, end: float
 ) -> list[Awaitable[None]]:
-    """One of each kind for this server, two of some.
+    """The clients of one server: one of each kind, two of some.
 
-    contexts  for TLS, which only the server named `async` has; the second is httpx's own, since it
-              offers HTTP/2 through the one that it is given
+    contexts  for TLS, which only the server named `async` has; the second is only for httpx, which
+              changes the context that it gets, to offer HTTP/2
     """
     asynchronous = tally.name == "async"
     tls, tls_http2 = contexts

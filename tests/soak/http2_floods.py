@@ -18,17 +18,17 @@ from integration.server import APPS, Server
 
 Latency = Callable[[Server, str, list[str]], dict[str, float]]
 
-# What a client that was cut off needs to come back, across a network.
+# How long a disconnected client would need to reconnect across a network.
 PAUSE_S = 0.05
 
 
 def http2_floods(
     directory: Path, latency: Latency, rounds: int, limit: float, problems: list[str]
 ) -> dict[str, dict[str, float]]:
-    """A row for each flood: medians of the rounds, with it and without it in turns.
+    """A row for each flood: medians of the rounds, which alternate between flood and no flood.
 
     latency   measures a server: p50_ms and p99_ms
-    limit     how many times the p99 alone the p99 beside a flood may be
+    limit     the p99 during a flood may be this many times the p99 without one
     """
     server = Server(
         f"{APPS / 'asgi_app.py'}:app",
@@ -71,10 +71,10 @@ def beside_and_alone(
 
 @contextlib.contextmanager
 def apart(workers: list[int]) -> Iterator[None]:
-    """Keep what a flood costs to make from who is measured: it would come over a network.
+    """Keep the CPU time of the flood's sender away from the measurement, as a network would.
 
-    The workers have a core of their own. The measuring threads share the others with the flood, and
-    go before it: a kernel with lazy preemption lets it run for milliseconds otherwise.
+    The workers have their own core. The measuring threads share the others with the flood and have
+    priority over it. Without that, a kernel with lazy preemption lets it run for milliseconds.
     """
     cores = sorted(os.sched_getaffinity(0))
     policy = os.sched_getscheduler(0)
@@ -93,7 +93,7 @@ def apart(workers: list[int]) -> Iterator[None]:
 
 
 def start(port: int, name: str) -> subprocess.Popen[str]:
-    """The flood in a process of its own: it must not hold up who measures."""
+    """Start the flood in a separate process, so that it doesn't delay the measuring threads."""
     process = subprocess.Popen(
         [sys.executable, __file__, str(port), name],
         stdin=subprocess.PIPE,
@@ -106,7 +106,7 @@ def start(port: int, name: str) -> subprocess.Popen[str]:
 
 
 def stop(process: subprocess.Popen[str]) -> int:
-    """How many of its connections were ended."""
+    """Stop the flood; return how many of its connections the server ended."""
     return int(process.communicate(timeout=60)[0])
 
 

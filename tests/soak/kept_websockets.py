@@ -1,4 +1,4 @@
-"""A thousand WebSockets through a rolling reload, again and again."""
+"""Keep a thousand WebSockets busy through repeated rolling reloads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONNECTIONS = 1000
 
 
 def kept_websockets(directory: Path, reloads: int, problems: list[str]) -> dict[str, float]:
-    """Each connection gets its five last messages answered, then 1012, and connects again."""
+    """Check that each connection gets its last five echoes, then 1012, and reconnects."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
     server = Server(
@@ -60,7 +60,7 @@ def kept_websockets(directory: Path, reloads: int, problems: list[str]) -> dict[
 
 
 async def memory_of_idle(server: Server) -> float:
-    """What a connection with compression costs its worker, in KiB of resident memory."""
+    """Resident memory (KiB) that a worker needs for a connection with compression."""
     before = resident_kb(server)
     url = f"ws://127.0.0.1:{server.port}/echo"
     clients = await asyncio.gather(*(connect(url, open_timeout=60) for _ in range(CONNECTIONS)))

@@ -1,4 +1,4 @@
-"""Answers with what the app was given, and notes each call in the file that $SEEN names."""
+"""Returns the request as the app saw it, and records each call in the file $SEEN."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""An ASGI application that answers a moment after all of a request is there.
+"""An ASGI application that waits a moment after a complete request before it responds.
 
-Some cases of h2spec send a second frame that is wrong. A busy machine may bring it only after a
-quick answer has ended the stream, and then it is no fault any more.
+In some cases of h2spec, the second frame is wrong. On a busy machine it may arrive after a quick
+response has ended the stream, and then it is no error any more.
 """
 
 import asyncio
