@@ -10,7 +10,7 @@ ARGS   ?=
 JOBS   ?= 3
 
 FUZZ = .fuzz
-# A copy of the tree with the compiled modules in place.
+# A copy of the tree that contains the compiled modules.
 COMPILED = .compiled
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -22,17 +22,17 @@ help:
 	@echo "make test         run the tests"
 	@echo "make test-compiled  run them with the hot modules compiled (ARGS=\"tests/unit/http\" for some)"
 	@echo "make wheel        build a wheel with the hot modules compiled into dist/"
-	@echo "make check        formatting, lint, types, import contracts, architecture"
-	@echo "make format       let ruff rewrite what it can"
-	@echo "make bench        measure Servo beside its peers (docs/benchmarks/; ARGS=\"--list\" for its parts)"
-	@echo "make bench-against REV=…  CPU a request beside an earlier revision, interleaved"
-	@echo "make bench-messages  messages between workers, a second"
-	@echo "make soak         the long tests (docs/soak.md)"
-	@echo "make fuzz         the fuzz targets, a minute each (ARGS=\"--seconds 600\" for longer)"
-	@echo "make properties   the property tests with many more examples"
-	@echo "make conformance  the protocol conformance suite, and its page (docs/reference/conformance.md)"
+	@echo "make check        check formatting, lint, types, import contracts, architecture"
+	@echo "make format       let ruff format the code and fix what it can"
+	@echo "make bench        measure Servo and its peers (docs/benchmarks/; ARGS=\"--list\" lists the parts)"
+	@echo "make bench-against REV=…  CPU per request compared with an earlier revision"
+	@echo "make bench-messages  measure messages between workers per second"
+	@echo "make soak         run the long tests (docs/soak.md)"
+	@echo "make fuzz         run the fuzz targets, a minute each (ARGS=\"--seconds 600\" for longer)"
+	@echo "make properties   run the property tests with many more examples"
+	@echo "make conformance  run the protocol conformance suite, write docs/reference/conformance.md"
 	@echo "make docs         build the documentation into docs/_build/html"
-	@echo "make clean        remove what these made, the environments too"
+	@echo "make clean        remove what these commands created, including the environments"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Servo needs Python 3.10 or later; say which with PYTHON=…")'
