@@ -311,7 +311,7 @@ class Arbiter:
 
     def _cancel_check(self, _action: actions.CancelCheck | None = None) -> None:
         if self._check is not None:
-            self._check.cancel()
+            self._check.kill()
             self._check = None
 
     def _load_config(self, action: actions.LoadConfig) -> None:
@@ -417,7 +417,7 @@ class Arbiter:
 
     def _stop_watcher(self) -> None:
         if self._watcher is not None:
-            self._watcher.stop()
+            self._watcher.kill()
             self._watcher = None
 
 

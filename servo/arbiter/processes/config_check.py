@@ -10,7 +10,6 @@ the configuration is good, the arbiter reads it once more for itself. If the chi
 from __future__ import annotations
 
 import os
-import signal
 import traceback
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from servo.arbiter import process_info
 from servo.arbiter.core import events
 from servo.arbiter.processes import spawn
+from servo.arbiter.processes.pipe_child import PipeChild
 from servo.errors import ServoError
 from servo.logs.standard_streams import prints_never_block
 
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
     from servo.arbiter.processes.child_table import ChildTable
 
 
-class ConfigCheck:
-    """One check of a configuration, from its fork until its process has ended or is cancelled.
+class ConfigCheck(PipeChild):
+    """One check of a configuration, from its fork until its process has ended or is killed.
 
     table        forks the process
     generation   the number that the new configuration will have
     read         reads the configuration; runs in the child
     on_result    takes the ConfigChecked event once the process has ended
+
+    Raises OSError if the process can't be forked.
     """
 
     def __init__(
@@ -43,25 +45,10 @@ class ConfigCheck:
         read: Callable[[], object],
         on_result: Callable[[events.ConfigChecked], None],
     ) -> None:
-        """Fork the process. Raises OSError."""
-        self.pid = 0
-        self._table = table
         self._generation = generation
         self._on_result = on_result
-        self._fd, writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._fd, False)
         self._text = b""
-        try:
-            table.start(self, partial(_check, read, writer, os.getpid()))
-        except OSError:
-            self.close_in_child()
-            raise
-        finally:
-            os.close(writer)
-
-    def fileno(self) -> int:
-        """The pipe's end on which the child's error message arrives; -1 once the check is over."""
-        return self._fd
+        super().__init__(table, partial(_check, read, os.getpid()))
 
     def on_ready(self, _mask: int) -> None:
         """Read what the child has written."""
@@ -75,19 +62,8 @@ class ConfigCheck:
         if code != 0:
             text = self._text.decode("utf-8", "replace").strip()
             error = text or f"reading it ended the process (exit code {code})"
-        self._close()
+        self._forget()
         self._on_result(events.ConfigChecked(self._generation, error))
-
-    def cancel(self) -> None:
-        """End the child, whose result is not needed any more. Does nothing once it has ended."""
-        if self._fd >= 0:
-            process_info.send_signal(self.pid, signal.SIGKILL)
-            self._close()
-
-    def close_in_child(self) -> None:
-        """Close the pipe."""
-        os.close(self._fd)
-        self._fd = -1
 
     def _read(self) -> bool:
         """Take in what there is. False at the end of the pipe."""
@@ -100,12 +76,8 @@ class ConfigCheck:
                 return False
             self._text += data
 
-    def _close(self) -> None:
-        self._table.remove(self)
-        self.close_in_child()
 
-
-def _check(read_settings: Callable[[], object], fd: int, arbiter: int) -> int:
+def _check(read_settings: Callable[[], object], arbiter: int, fd: int) -> int:
     spawn.die_with(arbiter)
     process_info.set_title("servo: reading the configuration")
     with prints_never_block():

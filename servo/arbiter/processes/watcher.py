@@ -14,7 +14,6 @@ import importlib.util
 import json
 import logging
 import os
-import signal
 import time
 from functools import partial
 from pathlib import Path, PurePath
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 from servo.arbiter import process_info
 from servo.arbiter.core import events
 from servo.arbiter.processes import spawn
+from servo.arbiter.processes.pipe_child import PipeChild
 from servo.settings.sections.application import RELOAD_EXCLUDE, RELOAD_INCLUDE
 
 if TYPE_CHECKING:
@@ -39,36 +39,23 @@ _WILD = frozenset("*?[")
 _SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages", ".git", ".venv", "venv"})
 
 
-class Watcher:
+class Watcher(PipeChild):
     """The process that watches source files, seen from the arbiter.
 
     settings    which files to watch (`reload_dirs`, `reload_include`, …)
     table       forks the process
     on_change   takes a FileChanged event for each change
+
+    Raises OSError if the process can't be forked.
     """
 
     def __init__(
         self, settings: Settings, table: ChildTable, on_change: Callable[[events.FileChanged], None]
     ) -> None:
-        """Fork the process. Raises OSError."""
-        self.pid = 0
-        self._table = table
         self._on_change = on_change
-        files = Files(settings, Path(settings.chdir))
-        self._fd, writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._fd, False)
         self._buffer = b""
-        try:
-            table.start(self, partial(_watch, files, writer, os.getpid()))
-        except OSError:
-            self.close_in_child()
-            raise
-        finally:
-            os.close(writer)
-
-    def fileno(self) -> int:
-        """The pipe's end on which changes arrive; -1 once the process has ended."""
-        return self._fd
+        files = Files(settings, Path(settings.chdir))
+        super().__init__(table, partial(_watch, files, os.getpid()))
 
     def on_ready(self, _mask: int) -> None:
         """Read the changes that the process has reported."""
@@ -85,23 +72,8 @@ class Watcher:
 
     def on_exit(self, _code: int) -> None:
         """The process has ended although nobody asked it to. It is not started again."""
-        self._close()
+        self._forget()
         log.warning("The watcher of source files has ended; changes go unnoticed now")
-
-    def stop(self) -> None:
-        """End the process. Does nothing once it has ended."""
-        if self._fd >= 0:
-            process_info.send_signal(self.pid, signal.SIGKILL)
-            self._close()
-
-    def close_in_child(self) -> None:
-        """Close the pipe."""
-        os.close(self._fd)
-        self._fd = -1
-
-    def _close(self) -> None:
-        self._table.remove(self)
-        self.close_in_child()
 
 
 class Files:
@@ -259,7 +231,7 @@ def _matches(pattern: tuple[str, ...], parts: tuple[str, ...]) -> bool:
     return bool(parts) and fnmatch.fnmatchcase(parts[0], first) and _matches(rest, parts[1:])
 
 
-def _watch(files: Files, fd: int, arbiter: int) -> int:
+def _watch(files: Files, arbiter: int, fd: int) -> int:
     spawn.die_with(arbiter)
     process_info.set_title("servo: watcher")
     changes = _by_watchfiles if importlib.util.find_spec("watchfiles") else _by_polling

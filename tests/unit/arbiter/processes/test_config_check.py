@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from servo.arbiter.core import events
-from servo.arbiter.processes import spawn
 from servo.arbiter.processes.config_check import ConfigCheck
 from servo.errors import ConfigError
 
@@ -64,20 +63,7 @@ def test_a_check_can_be_cancelled(loop: Any) -> None:
     results: list[events.ConfigChecked] = []
     check = ConfigCheck(loop.table, 2, signal.pause, results.append)
     pid = check.pid
-    check.cancel()
-    check.cancel()
+    check.kill()
+    check.kill()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     assert results == []
-
-
-def test_no_descriptor_is_left_if_it_can_not_be_forked(
-    loop: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_args: object) -> int:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
-
-    monkeypatch.setattr(spawn, "fork", refuse)
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(BlockingIOError):
-        ConfigCheck(loop.table, 2, read_none, lambda _event: None)
-    assert os.listdir("/proc/self/fd") == before
