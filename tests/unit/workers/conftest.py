@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from authority import Authority
-from unit.workers.fakes import AsyncServer, BlockingServer, Clock, Loop
+from unit.workers.fakes import AsyncServer, BlockingServer, Clock, Loop, ServingWorker
 
 from servo.net.tls import TLS
 
@@ -67,3 +67,17 @@ def make_async(clock: Clock) -> Iterator[Callable[..., AsyncServer]]:
     yield made
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def make_serving(clock: Clock) -> Iterator[Callable[..., ServingWorker]]:
+    """Makes `async` workers that serve, and lets them go at the end."""
+    workers: list[ServingWorker] = []
+
+    def made(app: Any, **values: Any) -> ServingWorker:
+        workers.append(ServingWorker(clock, app, **values))
+        return workers[-1]
+
+    yield made
+    for worker in workers:
+        worker.close()

@@ -20,7 +20,7 @@ import ssl
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -870,3 +870,76 @@ class H2WebSocketClient:
     def reader(self) -> FrameReader:
         self._reader.feed(self.answer.body)
         return self._reader
+
+
+class ServingWorker:
+    """An `async` worker that serves. `run` plays a script in a task of its own loop."""
+
+    def __init__(self, clock: Clock, app: Any, *, interface: str = "asgi", **values: Any) -> None:
+        self.clock = clock
+        self.world = World(**values)
+        self.worker: Any = AsyncWorker(self.world.context, LoadedApp(app, interface))
+        self.worker.loop.close()
+        self.loop = self.worker.loop = Loop(clock)
+        self.clients: list[Client] = []
+
+    def connect(self, peer: Any = PEER, **values: Any) -> Client:
+        self.clients.append(self.world.listener.connect(peer, **values))
+        return self.clients[-1]
+
+    async def turn(self, times: int = 1) -> None:
+        for _ in range(times):
+            await asyncio.sleep(0)
+
+    async def after(self, seconds: float) -> None:
+        """So many seconds later, with a sweep in each."""
+        while seconds > 0:
+            self.clock.advance(min(seconds, 1.0))
+            seconds -= 1.0
+            await self.turn(6)
+
+    async def ended(self) -> None:
+        """Until the worker ends by itself; the last that a script can wait for."""
+        turns = 0
+        while not self.worker.drained.done():
+            turns += 1
+            assert turns < 50, "the worker does not end"
+            await self.turn()
+
+    def run(self, script: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Serve until the script is over."""
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        errors: list[BaseException] = []
+
+        async def play() -> None:
+            try:
+                await self.turn(5)
+                await script()
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001  raised again by `run`
+                errors.append(error)
+            finally:
+                self.worker.stop(quick=True)
+
+        # Held, or the loop's weak reference would be the only one.
+        task = self.loop.create_task(play(), name="the test's script")
+        try:
+            self.worker.serve()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if errors:
+            raise errors[0]
+        assert not task.cancelled(), "the worker has ended before the script"
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        if not self.loop.is_closed():
+            self.loop.end()
+        with contextlib.suppress(OSError, RuntimeError):
+            self.worker.acceptor.stop(take_queued=False)
+        if hasattr(self.worker, "_pidfd"):
+            os.close(self.worker._pidfd)
+        self.world.close()
