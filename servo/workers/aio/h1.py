@@ -1,17 +1,17 @@
 """HTTP/1.1 in the async worker: one protocol object a connection, over the sans-I/O `H1Connection`.
 
-The event loop calls it with bytes (`data_received`). It gives them to the connection, starts a task
-of the application for each request that comes out, one at a time, and writes what the connection
-makes of the application's answers. Reading pauses while a request is being answered and more of the
-client's bytes wait than are of use.
+The event loop calls `data_received` with bytes. The protocol object passes them to `H1Connection`,
+which returns requests. For each request, one at a time, the application runs in a task, and the
+bytes of its response are written to the transport. If the client sends more than is of use while a
+request is being answered, the protocol pauses reading.
 
-**How a connection ends.** Closing a socket that holds unread bytes makes the kernel reset it, and
-the client may lose the response that it has not read yet (RFC 9112 section 9.6). So where bytes may
-still come, only our side is closed at first, what comes is thrown away, and the rest follows after
-the client's own end or `LINGER_S`: a lingering close.
+**How a connection ends.** If a socket is closed while it holds unread bytes, the kernel resets the
+connection, and the client may lose a response that it has not read yet (RFC 9112 section 9.6). So
+if the client may still send, we do a lingering close: we close only our side (FIN), drop what
+arrives, and close the rest when the client closes its side, or after `LINGER_S`.
 
-**Time limits** are deadlines in `deadline_ns`; the worker's sweep looks at all of them once a
-second, which is cheaper than a timer for each connection.
+**Time limits** are deadlines in `deadline_ns`. The worker's sweep checks all of them once a second,
+which is cheaper than a timer for each connection.
 """
 
 from __future__ import annotations
@@ -57,14 +57,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Body bytes that wait for an application that doesn't ask for them; past it reading pauses.
+# Bytes of a request body that may wait for the application. Past it reading pauses.
 BODY_HIGH_WATER = 65536
-# Until `connection_made`; it is never called where a TLS handshake fails.
+# The peer until `connection_made`, which the loop never calls if a TLS handshake fails.
 _NOBODY = Peer(None, "http", False)
 
 
 class H1Protocol:
-    """One HTTP/1.1 connection: an asyncio.Protocol, and an `ASGITransport` to its calls."""
+    """One HTTP/1.1 connection: the loop's protocol object, and the `ASGITransport` of its calls.
+
+    It does not inherit from asyncio.Protocol: mypyc's native classes can't, and the loop only needs
+    the methods.
+
+    loop         the worker's event loop
+    call         the request that the application has now; None between requests
+    peer         the client
+    peer_name    its address, for logs
+    writable     few written bytes wait for the client
+    write        sends bytes; buffers those that the socket does not take
+    deadline_ns  when the sweep has to act, in monotonic nanoseconds; 0: never
+    """
 
     __slots__ = (
         "_admitted",
@@ -104,11 +116,13 @@ class H1Protocol:
         header: ProxyHeader | None = None,
     ) -> None:
         """
-        sock, peer  what was accepted; the loop is about to have it, and will close it
-        header      the PROXY protocol's, where it was read before the TLS handshake
+        server  what the connections of the worker share
+        sock    the accepted socket; the loop takes it over, and closes it
+        peer    the client's address, as `accept` returned it
+        header  the PROXY protocol header, if it was read already, before the TLS handshake
         """
         settings = server.settings
-        # The loop's own ways to these (get_extra_info) cost six times as much.
+        # Kept here because the loop's own way to them, get_extra_info, costs six times as much.
         self._socket = sock
         self._peer = peer
         self._header = header
@@ -122,7 +136,7 @@ class H1Protocol:
             date=settings.date_header,
         )
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made
-        # ASGITransport's, without a call in between.
+        # An attribute and not a method: it becomes the transport's own `write`, which saves a call.
         self.write: Callable[[bytes], None] = _not_connected
         self._template: Scope = {}
         self._paused = False
@@ -162,7 +176,7 @@ class H1Protocol:
             if self._facts is not None and server.http2.agreed(transport):
                 self._make_h2(server.http2).start(b"")
                 return
-            # A proxy that may speak for others is trusted as far as this goes.
+            # A peer that has to send a PROXY protocol header is a proxy, and trusted this far.
             detect_h2 = server.http2.prior_knowledge and self._facts is None
             detect_h2 = detect_h2 and (self.peer.trusted or proxy_reader is not None)
         if proxy_reader is not None or detect_h2:
@@ -175,14 +189,17 @@ class H1Protocol:
     def _describe(
         self, server: tuple[str, int] | tuple[str, None], client: tuple[str, int] | None
     ) -> None:
-        """What the scopes say of the two ends."""
+        """Note the two ends of the connection, for scopes and for admission."""
         self._template = self._server.template(server, client, self._facts)
         scheme = "http" if self._facts is None else "https"
         self.peer = Peer(client, scheme, (client[0] if client else None) in self._server.trusted)
         self.peer_name = self.peer.name
 
     def _read_first_bytes(self, detector: ProtocolDetector, data: bytes) -> bytes:
-        """Take off what comes before HTTP, and see which version of it this is."""
+        """Take what comes before HTTP off the data, and go over to HTTP/2 if it begins as such.
+
+        Returns the bytes of HTTP/1.1 that follow, which may be none.
+        """
         try:
             found = detector.feed(data)
         except ProtocolError as error:
@@ -210,7 +227,8 @@ class H1Protocol:
         http = self._http
         event = http.receive_data(data)
         if event.__class__ is Request and not event.more_body:
-            # The ordinary request, all of it in one read.
+            # The ordinary case, a whole request in one read, skips the loop over events. The class
+            # is compared by identity because that is cheaper than isinstance.
             self._start(event)
             if not http.want_read:
                 self._await_more()
@@ -231,14 +249,15 @@ class H1Protocol:
     def _on_eof(self) -> bool:
         self._eof = True
         if self._lingering:
-            return False  # it has our answer, and has closed too
+            return False  # the client has closed its side, too
         event = self._http.receive_eof()
         if event is not None:
             self._on_event(event)
             return True
         if self.call is not None:
-            # It may have shut only its own side, and wait for the answer, or be gone for good:
-            # TCP does not tell. So who asks is told of a disconnect, and may send all the same.
+            # TCP does not say whether the client has closed only its own side, and waits for the
+            # answer, or is gone. So the application's `receive` reports a disconnect, and its
+            # `send` still works.
             self.call.end_of_input()
         return self.call is not None or not self._http.idle
 
@@ -304,20 +323,23 @@ class H1Protocol:
             return
         if not http.want_read:
             if self.call is not None and not isinstance(self.call, ASGICall):
-                # RFC 6455 section 4.1: the client must wait for the answer. Paused, we would not
-                # notice that it has left.
+                # The client must wait for the answer to its handshake (RFC 6455 section 4.1). If
+                # we paused reading instead, we would not notice that it has left.
                 self._refuse(
                     Refused(ProtocolError(400, "data before the handshake's answer"), True)
                 )
                 return
             self._pause_reading()
         if self.call is None and http.in_head and not self._reading_head:
-            # Once: the limit is for the whole head, however slowly it trickles in.
+            # Set it once: the limit is for the whole head, however slowly it arrives.
             self._reading_head = True
             self._expires_in(self._server.settings.header_timeout)
 
     def _expect_body(self, received: int) -> None:
-        """Bound the wait for more of the body, unless it is we who don't read, or don't write."""
+        """Limit the wait for more of the body, except while we don't read or can't write.
+
+        received  bytes of the body that have just arrived
+        """
         if not self.writable or self.call is None:
             return
         if self._paused or not self.call.more_body:
@@ -347,7 +369,7 @@ class H1Protocol:
             elif request.upgrade == b"websocket" and server.missing_websockets is not None:
                 server.missing_websockets.on_request()
         if admission.is_last(self.peer):
-            # Even where more is pipelined, or the limit would be the client's to break.
+            # Even if the client has pipelined more: else it could ignore the limit.
             request.keep_alive = False
         if server.close_after_response or server.draining:
             http.close_next()
@@ -371,7 +393,7 @@ class H1Protocol:
         server.begin(call, admitted)
 
     def _refuse(self, event: Refused) -> None:
-        """Refuse what the parser, or a time limit, does not take."""
+        """Answer a request that the parser or a time limit has refused."""
         call = self.call
         status = event.error.status
         if call is not None:
@@ -427,14 +449,15 @@ class H1Protocol:
                 raise ClientDisconnected("the client has closed the connection")
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
-        """See ASGITransport. By sendfile, if nothing has to be done to the bytes."""
+        """See ASGITransport. With sendfile(2), unless the bytes have to be encrypted or framed."""
         if self._facts is not None or not self._http.raw_body:
             await send_blocks(self.loop, fd, offset, count, self._write_body, self.drained)
             return
         self._http.account(count)
         transport = self._transport
         if not transport.is_closing():
-            # Past zero bytes the buffer counts as full: `drained` waits until all of it is out.
+            # With a limit of 0 any byte makes the buffer full, so `drained` waits until all written
+            # bytes are sent. sendfile must not overtake them.
             transport.set_write_buffer_limits(high=0)
             await self.drained()
         if transport.is_closing():
@@ -460,13 +483,15 @@ class H1Protocol:
             self._hang_up(linger=call.more_body)
             return
         if not self.writable:
-            # Who asks on and reads nothing: its next request waits until it does.
+            # A client that sends requests without reading responses: stop reading until it has
+            # taken what we have sent.
             self._pause_reading()
             self._expires_in(server.settings.send_timeout)
             return
         self.deadline_ns = now + server.idle_ns
         if not http.idle:
-            # Not from here: this is the application's own `send`.
+            # The next request starts in the next turn of the loop, not inside this application's
+            # `send`.
             self.loop.call_soon(self._go_on)
         elif self._eof:
             self._hang_up(linger=False)
@@ -474,7 +499,7 @@ class H1Protocol:
             self.resume_reading()
 
     def _go_on(self) -> None:
-        """More was pipelined behind the last request."""
+        """Go on with requests that were pipelined behind the last one."""
         if self.call is not None or not self.writable or self._transport.is_closing():
             return
         event = self._http.next_event()
@@ -505,7 +530,7 @@ class H1Protocol:
     def open_websocket(
         self, call: WebSocketCall, headers: Headers, connection: WebSocketConnection
     ) -> WebSocketProtocol:
-        """See HandshakeTransport. The connection is another protocol's then."""
+        """See HandshakeTransport. From here on the connection belongs to the WebSocket."""
         from servo.workers.aio.websocket import WebSocketProtocol
 
         server = self._server
@@ -521,8 +546,8 @@ class H1Protocol:
         session = WebSocketProtocol(server, server.websockets, call, connection, self._transport)
         self._transport.set_protocol(session)
         session.start(http.take_over(), not self._paused, self.writable)
-        # This may be within `data_received`, where a task begins at once (Python 3.12): what is
-        # left of that must not pause a transport that is the session's.
+        # This may run inside our `data_received`, because Python 3.12 starts tasks eagerly. The
+        # rest of it must not pause the transport, which is the session's now.
         self._paused = True
         if self._eof:
             session.eof()
@@ -539,7 +564,10 @@ class H1Protocol:
         return H2Protocol(server, common, self._transport, self._template, self.peer)
 
     def _upgrades_to_h2(self, request: Request) -> bool:
-        """Go over to HTTP/2, if the request asks for it (RFC 7540 section 3.2), and may."""
+        """Go over to HTTP/2 if the request asks for it (RFC 7540 section 3.2), and is allowed to.
+
+        Returns whether it did.
+        """
         common = self._server.http2
         if request.upgrade != b"h2c" or common is None or not common.upgrade:
             return False
@@ -550,14 +578,17 @@ class H1Protocol:
             return False
         http = self._http
         self._transport.write(http.upgrade(b"h2c", []))
-        self._lingering = True  # this object is done
+        self._lingering = True  # ignore further calls: the HTTP/2 protocol takes over
         self._make_h2(common).start_upgraded(request, settings, http.take_over())
         return True
 
     # --- closing --------------------------------------------------------------------------------
 
     def _hang_up(self, linger: bool) -> None:
-        """Close after the response is out; lingering where bytes may still come."""
+        """Close the connection when the response is sent.
+
+        linger  the client may still send, so do a lingering close
+        """
         transport = self._transport
         if transport.is_closing():
             return
@@ -572,9 +603,10 @@ class H1Protocol:
             self._close()
 
     def _close(self) -> None:
-        """Close what needs no lingering. Over TLS the loop does that, and we limit it."""
+        """Close fully. Over TLS the loop itself lingers for a close_notify; we only limit it."""
         if self._facts is not None and self._copy < 0:
-            # By the time that `connection_lost` is called, the loop has closed its own descriptor.
+            # A duplicate for `_end_output`: when the loop calls `connection_lost`, it has closed
+            # its own descriptor already.
             with contextlib.suppress(OSError):
                 self._copy = os.dup(self._fd())
         self._transport.close()
@@ -582,7 +614,7 @@ class H1Protocol:
             self._linger()
 
     def _end_output(self) -> None:
-        """The connection is over; see net.sockets.end_output."""
+        """End the stream for all processes that hold the socket; see net.sockets.end_output."""
         end_output(self._fd())
         if self._copy >= 0:
             end_output(self._copy)
@@ -595,12 +627,11 @@ class H1Protocol:
         self._expires_in(LINGER_S)
 
     def _fd(self) -> int:
-        """-1 once the loop has closed the socket, which it may do at once over TLS."""
+        """The socket's descriptor; -1 once the loop has closed it, over TLS maybe at once."""
         return self._socket.fileno()
 
     def drain(self, idle_s: float, fresh_s: float) -> None:
-        """Answer what has come; a silent client is cut after `idle_s`, one that has not asked for
-        anything yet after `fresh_s` seconds."""
+        """See ServedConnection."""
         self._http.close_next()
         if self.call is None and self._http.idle and not self._lingering:
             self.deadline_ns = 0
@@ -611,15 +642,15 @@ class H1Protocol:
             self._close()
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """See memory_pressure.Client."""
         self._transport.abort()
 
     def held_bytes(self) -> int:
-        """See pressure.Client. Less than the loop's limit is not looked at."""
+        """See memory_pressure.Client. 0 while the buffer is below the transport's limit."""
         return 0 if self.writable else self._transport.get_write_buffer_size()
 
     def progress(self) -> object:
-        """See pressure.Client. The buffer shrinks, or is filled again because it did."""
+        """See memory_pressure.Client. The buffer shrinks, or is refilled because it has shrunk."""
         return self.held_bytes()
 
     # --- time -----------------------------------------------------------------------------------
@@ -661,7 +692,7 @@ class H1Protocol:
             self._close()
 
     def _on_stalled(self) -> None:
-        """The client is not reading: cut it, unless some of the buffer has gone since."""
+        """The client doesn't read: abort, unless it has taken some of the buffer since."""
         left = self._transport.get_write_buffer_size()
         if left < self._unsent:
             self._unsent = left
@@ -670,7 +701,7 @@ class H1Protocol:
             self._transport.abort()
 
     def _on_request_timeout(self, call: ASGICall | WebSocketCall) -> None:
-        """`request_timeout` has passed: 504 when nothing was sent yet, else close."""
+        """End a request after `request_timeout`: with 504 if nothing was sent, else by closing."""
         log.error(
             "%s %a has run for more than %g s (request_timeout): cancelled",
             call.request.method,
