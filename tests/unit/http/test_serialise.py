@@ -223,4 +223,4 @@ def test_all_that_is_kept_is_bounded() -> None:
         assert len(serialise._VALUES) <= serialise._LINES_BOUND
     assert len(serialise.LENGTHS) == len(serialise.LENGTH_LINES) <= serialise._LENGTHS_BOUND
     assert len(serialise.STATUSES) <= serialise._STATUSES_BOUND
-    assert max(map(len, serialise.LINES.values())) <= serialise._LINE_LENGTH_BOUND
+    assert max(map(len, serialise.LINES.values())) <= serialise.LINE_LENGTH_BOUND
