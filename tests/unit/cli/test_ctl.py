@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from servo.cli import ctl, show, target
+from servo.cli import ctl
 from servo.control import instances, protocol
 from servo.control.instances import Lock
 
@@ -515,16 +515,3 @@ def test_a_server_whose_socket_is_gone(
     assert "shop (pid 7) does not answer at its socket" in err
     assert "does not answer" in run(capsys, "list")[1]
     os.rename(server.path + ".away", server.path)
-
-
-def test_the_log_file_lies_where_the_server_is(tmp_path: Path) -> None:
-    (tmp_path / "error.log").write_text("")
-    rows = [{"name": "errorlog", "value": "error.log"}, {"name": "chdir", "value": str(tmp_path)}]
-    assert show.log_path({"settings": rows}) == str(tmp_path / "error.log")
-
-
-def test_the_users_own_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(instances, "directories", lambda _environ, uid: asked.append(uid) or [])
-    assert target.running_servers() == []
-    assert asked == [os.geteuid()]

@@ -1,4 +1,4 @@
-"""The client against servers that say nothing, too much, or nonsense: it never waits for ever."""
+"""The client against servers that are silent, send too much, or send nonsense."""
 
 from __future__ import annotations
 
@@ -138,3 +138,17 @@ def test_a_socket_of_somebody_else(path: str) -> None:
         os.chmod(path, 0)
         with pytest.raises(ControlError, match="this user may not connect"):
             ControlClient(path)
+
+
+def test_no_server_listens(path: str) -> None:
+    place = Path(path).parent
+    with pytest.raises(NoSuchInstance, match="does not exist"):
+        ControlClient(str(place / "none"))
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(place / "dead"))
+    left.close()
+    with pytest.raises(NoSuchInstance, match="left over from a dead server"):
+        ControlClient(str(place / "dead"))
+    (place / "file").write_text("")
+    with pytest.raises((NoSuchInstance, ControlError)):
+        ControlClient(str(place / "file"))

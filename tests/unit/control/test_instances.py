@@ -5,21 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import shutil
 import signal
 import socket
 import stat
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from servo.control import instances
-from servo.control.client import ControlClient, ControlError, NoSuchInstance
-from servo.control.endpoint import Endpoint, check_path
-from servo.control.instances import Instance, InstanceError, Lock
+from servo.control.client import ControlClient
+from servo.control.endpoint import Endpoint
+from servo.control.instances import InstanceError, Lock
 
 
 @pytest.fixture
@@ -37,28 +35,6 @@ def serve(place: Path, name: str = "shop", path: str | None = None, mode: int = 
     endpoint = Endpoint(path, mode, shared=False)
     endpoint.announce(name, environ(place))
     return endpoint
-
-
-def test_a_server_is_found_and_leaves_nothing(place: Path) -> None:
-    endpoint = serve(place)
-    directory = place / "servo"
-    found = instances.instances([directory])
-    assert found == [Instance("shop", os.getpid(), endpoint.path)]
-    assert Path(endpoint.path).name == f"shop-{os.getpid()}.sock"
-    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    assert stat.S_IMODE(os.stat(endpoint.path).st_mode) == 0o600
-    endpoint.close()
-    assert list(directory.iterdir()) == []
-    assert instances.instances([directory]) == []
-
-
-def test_two_of_one_name_and_pid_do_not_collide(place: Path) -> None:
-    first, second = serve(place), serve(place)
-    assert first.path != second.path
-    assert len(instances.instances([place / "servo"])) == 2
-    first.close()
-    assert [each.socket for each in instances.instances([place / "servo"])] == [second.path]
-    second.close()
 
 
 def test_what_a_killed_server_left_is_removed(place: Path) -> None:
@@ -114,70 +90,6 @@ def test_a_stale_lock_does_not_have_any_file_removed(place: Path) -> None:
     (place / "shop-1.lock").write_text(text)
     assert instances.instances([place]) == []
     assert precious.exists()
-
-
-def test_a_chosen_path(place: Path) -> None:
-    endpoint = serve(place, path=str(place / "my.sock"), mode=0o660)
-    assert endpoint.path == str(place / "my.sock")
-    assert stat.S_IMODE(os.stat(endpoint.path).st_mode) == 0o660
-    assert [each.socket for each in instances.instances([place / "servo"])] == [endpoint.path]
-    with pytest.raises(InstanceError, match="belongs to a server that is running"):
-        Endpoint(endpoint.path, 0o600, shared=False)
-    endpoint.close()
-    assert sorted(path.name for path in place.iterdir()) == ["servo"]
-    assert list((place / "servo").iterdir()) == []
-
-
-def test_a_stale_socket_at_a_chosen_path_is_taken_over(place: Path) -> None:
-    left = socket.socket(socket.AF_UNIX)
-    left.bind(str(place / "my.sock"))
-    left.close()
-    endpoint = serve(place, path=str(place / "my.sock"))
-    ControlClient(endpoint.path).close()
-    endpoint.close()
-
-
-def test_another_file_at_a_chosen_path_stays(place: Path) -> None:
-    (place / "notes").write_text("keep")
-    with pytest.raises(InstanceError, match="in use"):
-        Endpoint(str(place / "notes"), 0o600, shared=False)
-    assert (place / "notes").read_text() == "keep"
-
-
-def test_a_path_too_long_for_a_socket() -> None:
-    for use in (partial(Endpoint, mode=0o600, shared=False), check_path):
-        with pytest.raises(InstanceError, match="longer than a socket's path"):
-            use("/tmp/" + "x" * 120)
-
-
-@pytest.mark.parametrize("chosen", [False, True])
-@pytest.mark.parametrize("gone", ["socket", "lock", "all"])
-def test_what_was_removed_is_made_anew(place: Path, chosen: bool, gone: str) -> None:
-    endpoint = serve(place, path=str(place / "my.sock") if chosen else None)
-    path, directory = Path(endpoint.path), place / "servo"
-    assert endpoint.is_whole
-    if gone != "lock":
-        path.unlink()
-    if gone != "socket":
-        shutil.rmtree(directory)
-    assert not endpoint.is_whole
-    endpoint.renew()
-    assert endpoint.is_whole
-    assert endpoint.path == str(path)
-    ControlClient(endpoint.path).close()
-    assert [each.socket for each in instances.instances([directory])] == [endpoint.path]
-    endpoint.close()
-    assert [each for each in place.rglob("*") if not each.is_dir()] == []
-
-
-def test_anothers_socket_in_our_place_stays(place: Path) -> None:
-    endpoint = serve(place)
-    os.unlink(endpoint.path)
-    with socket.socket(socket.AF_UNIX) as other:
-        other.bind(endpoint.path)
-        assert not endpoint.is_whole
-        endpoint.close()
-        assert os.path.exists(endpoint.path)
 
 
 def test_files_that_nobody_can_look_at(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,19 +192,6 @@ def test_a_directory_that_others_can_write_to_is_closed(place: Path) -> None:
     directory.chmod(0o777)
     assert instances.make_directory(environ(place), os.getuid()) == directory
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-
-
-def test_nobody_is_there(place: Path) -> None:
-    with pytest.raises(NoSuchInstance, match="does not exist"):
-        ControlClient(str(place / "none"))
-    left = socket.socket(socket.AF_UNIX)
-    left.bind(str(place / "dead"))
-    left.close()
-    with pytest.raises(NoSuchInstance, match="left over from a dead server"):
-        ControlClient(str(place / "dead"))
-    (place / "file").write_text("")
-    with pytest.raises((NoSuchInstance, ControlError)):
-        ControlClient(str(place / "file"))
 
 
 def test_a_directory_of_another_user_is_not_believed(place: Path) -> None:

@@ -12,7 +12,6 @@ from servo.settings.flags import all_flags
 from servo.settings.gunicorn_compat import FOREIGN, SHARED
 from servo.settings.schema import SETTINGS, canonical
 from servo.settings.setting import Setting
-from servo.settings.suggestions import did_you_mean, nearest
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
@@ -40,13 +39,6 @@ def test_canonical_names() -> None:
     assert canonical("workers") == "workers"
     assert canonical("wsgi_app") == "app"
     assert canonical("wrokers") is None
-
-
-def test_nearest_names() -> None:
-    assert nearest("wrokers", list(SETTINGS)) == "workers"
-    assert nearest("SERVO_WROKERS", ["SERVO_WORKERS"]) == "SERVO_WORKERS"
-    assert did_you_mean("log_level", list(SETTINGS)) == "; did you mean loglevel?"
-    assert did_you_mean("zzzzzz", list(SETTINGS)) == ""
 
 
 def test_every_setting_of_gunicorn_is_accounted_for() -> None:
