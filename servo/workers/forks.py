@@ -7,8 +7,8 @@ Such a child is a copy of the worker, and no worker. Three things would go wrong
   signals that a worker handles are blocked around the fork, and have their default effect in the
   child before they are let through.
 * Descriptors. An epoll instance is shared over a fork: what the child removes from it is removed
-  for the worker, too. So its number comes to mean an instance of the child's own (`sever`), and the
-  listeners and the channel are closed.
+  for the worker, too. So the child gets an instance of its own under the same number
+  (`replace_wakers`), and its copies of the listeners and the channel are closed.
 * The way back. A child that returns to the worker's event loop would run it a second time, and
   serve the worker's clients. It ends where it comes back (`end_on_return`).
 """
@@ -137,10 +137,12 @@ def open_fds() -> set[int]:
     return {int(name) for name in listed if os.path.lexists(f"/proc/self/fd/{name}")}
 
 
-def sever(fds: Iterable[int]) -> None:
-    """In a child: have epoll instances, eventfds and pipes of the worker's mean new ones.
+def replace_wakers(fds: Iterable[int]) -> None:
+    """In a child: put new epoll instances and eventfds in place of those that wake the worker.
 
-    Their numbers stay taken: whatever the child still does with them hits nobody.
+    fds  descriptors of the worker: epoll instances, eventfds, pipes and socket pairs
+
+    The numbers stay in use, so nothing that the child still does with them reaches the worker.
     """
     for fd in fds:
         try:
@@ -156,11 +158,13 @@ def sever(fds: Iterable[int]) -> None:
             os.close(fresh)
 
 
-def hang_up(fds: Iterable[int]) -> None:
-    """In a child: have the sockets of the worker's clients mean one that nobody listens to.
+def replace_sockets(fds: Iterable[int]) -> None:
+    """In a child: put a dead socket in place of those of the worker's clients.
 
-    The child can't write into a response that is the worker's, and the client sees the end of its
-    connection when the worker closes it.
+    fds  the descriptors of those sockets
+
+    So the child can't write into the worker's response, and a client sees the end of its connection
+    when the worker closes it.
     """
     dead, other = socket.socketpair()
     other.close()

@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Who has nothing to do looks around less often than once a second.
-_DOZE_S = 5.0
+# How often, in seconds, a worker without connections wakes up to call `every_second`.
+_IDLE_INTERVAL_S = 5.0
 
 
 class Worker(ABC):
@@ -76,8 +76,9 @@ class Worker(ABC):
         self._asked_ns = 0
         self._quick = False
         self.mailbox = context.mailbox
-        # A tenth of what the arbiter waits for a heartbeat.
-        self.doze_s = max(1.0, min(_DOZE_S, (self.settings.timeout or _DOZE_S * 10) / 10))
+        # No longer than a tenth of `timeout`, the time that the arbiter waits for a heartbeat.
+        timeout_s: float = self.settings.timeout or _IDLE_INTERVAL_S * 10
+        self.max_idle_interval_s = max(1.0, min(_IDLE_INTERVAL_S, timeout_s / 10))
         self.keepalive_policy = KeepalivePolicy(context.tls is not None)
         self._busy_ns = self._waited_ns = 0
         self.row = context.scoreboard.row(context.row_index)
@@ -133,7 +134,7 @@ class Worker(ABC):
         self.context.channel.send(Ready(self.kind))
         self.mailbox.open(self.message_runner())
         if self.tap is not None:
-            # A worker that dozes is to look each second again, while something waits.
+            # Wakes an idle worker, which then sends the lines within a second.
             self.tap.on_first = self.wake
 
     def note_draining(self) -> None:
@@ -147,10 +148,10 @@ class Worker(ABC):
         self.tell(Draining())
 
     @property
-    def nap_s(self) -> float:
+    def idle_interval_s(self) -> float:
         """In how many seconds to call `every_second` again, if the worker has no connections."""
         logged = self.tap is not None and self.tap.waiting
-        return 1.0 if logged or self.draining else self.doze_s
+        return 1.0 if logged or self.draining else self.max_idle_interval_s
 
     def every_second(self) -> None:
         """To be called about once a second: send the log lines that could not be sent at once."""

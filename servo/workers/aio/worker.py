@@ -27,7 +27,7 @@ from servo.workers.accept.plain_http import is_plain_http, plain_http_refusal
 from servo.workers.aio.h1 import H1Protocol
 from servo.workers.aio.server import StreamServer
 from servo.workers.aio.tls import loop_options, read_proxy_header
-from servo.workers.forks import end_on_return, open_fds, sever
+from servo.workers.forks import end_on_return, open_fds, replace_wakers
 from servo.workers.messages.handlers import LoopRunner, Runner
 from servo.workers.timing import FRESH_GRACE_S
 from servo.workers.worker import Worker
@@ -66,7 +66,7 @@ class AsyncWorker(Worker):
         self._frame: FrameType | None = None
         self.asgi_app, self.lifespan = self._prepare(app)
         self.acceptor = Acceptor(self, self)
-        self._dozes = False
+        self._sweeps_seldom = False
         self.server: StreamServer = None  # type: ignore[assignment]  # made in `serve`
         self.drained: asyncio.Future[None] | None = None
         self._connecting: set[asyncio.Task[None]] = set()
@@ -148,7 +148,7 @@ class AsyncWorker(Worker):
 
     def in_child(self) -> None:
         """See Worker.in_child. No response comes from here: the worker's will."""
-        sever(self._loop_fds)
+        replace_wakers(self._loop_fds)
         if threading.get_ident() != self._loop_thread or not self.loop.is_running():
             super().in_child()
         elif end_on_return(self._frame) and self.server is not None:
@@ -306,17 +306,18 @@ class AsyncWorker(Worker):
         if self.access is not None:
             self.access.flush()
         self.every_second()
-        nap_s = 1.0 if self.acceptor.open_connections or self.server.calls else self.nap_s
-        self._dozes = nap_s > 1.0
-        self._sweep_in(nap_s, now)
+        is_busy = self.acceptor.open_connections or self.server.calls
+        interval_s = 1.0 if is_busy else self.idle_interval_s
+        self._sweeps_seldom = interval_s > 1.0
+        self._sweep_in(interval_s, now)
 
     def _sweep_in(self, delay_s: float, now_ns: int) -> None:
         self._next_sweep = self.loop.call_later(delay_s, self._sweep, now_ns + int(delay_s * 1e9))
 
     def _rouse(self) -> None:
         """There is something to do: look around each second again."""
-        if self._dozes:
-            self._dozes = False
+        if self._sweeps_seldom:
+            self._sweeps_seldom = False
             self._next_sweep.cancel()
             serialise.set_clock(time.time())
             self._sweep_in(1.0, monotonic_ns())

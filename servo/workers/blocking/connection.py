@@ -18,7 +18,7 @@ from servo.apps.wsgi_file import FileRegion
 from servo.http.errors import ClientDisconnected
 from servo.http.h1.connection import H1Connection
 from servo.net.sockets import has_unread
-from servo.workers.blocking.output_buffer import PATIENCE_S, OutputBuffer, OutputSpace
+from servo.workers.blocking.output_buffer import WAIT_S, OutputBuffer, OutputSpace
 from servo.workers.request.admission import Peer
 from servo.workers.request.body_rate import BodyRate
 
@@ -119,8 +119,8 @@ class Connection:
 
     __slots__ = (
         "_factory",
-        "_headed",
-        "_named",
+        "_header_environ",
+        "_last_named",
         "_nameless",
         "_template",
         "admitted",
@@ -134,7 +134,6 @@ class Connection:
         "fd",
         "http",
         "linger",
-        "out",
         "output",
         "peer",
         "peer_name",
@@ -145,14 +144,15 @@ class Connection:
         "sock",
         "started_ns",
         "thread",
+        "unsent",
         "watched",
     )
 
     def __init__(self, factory: ConnectionFactory, sock: socket.socket, peer: Any) -> None:
         settings = factory.settings
         self._factory = factory
-        self._named: dict[bytes, bytes] | None = None
-        self._headed: dict[str, Any] | None = None
+        self._last_named: dict[bytes, bytes] | None = None
+        self._header_environ: dict[str, Any] | None = None
         self.sock: Any = sock if factory.tls is None else factory.secure(sock, factory.tls, self)
         self.fd = sock.fileno()
         self.http = H1Connection(
@@ -179,7 +179,7 @@ class Connection:
         self.environ: dict[str, Any] = _NO_ENVIRON
         self.admitted: Admitted | None = None
         self.started_ns = 0
-        self.out: bytes | memoryview = b""
+        self.unsent: bytes | memoryview = b""
         self.output: OutputBuffer | None = None
         self.claim: list[bool] | None = None
         self.thread = 0
@@ -248,15 +248,15 @@ class Connection:
                 raise refusal(error) from error
         adapter = self._factory.adapter
         named = request.named
-        if named is not self._named:
-            self._named = named
-            self._headed = None
+        if named is not self._last_named:
+            self._last_named = named
+            self._header_environ = None
             environ = adapter.environ(self._template, request, body, length)
         else:
             # The very fields of the request before: see http.known_fields.KnownFields.
-            if self._headed is None:
-                self._headed = adapter.with_headers(self._template, request)
-            environ = adapter.fill(self._headed.copy(), request, body, length)
+            if self._header_environ is None:
+                self._header_environ = adapter.with_headers(self._template, request)
+            environ = adapter.fill(self._header_environ.copy(), request, body, length)
         if admitted.client is not None:
             apply_forwarded(environ, admitted.client)
         if self._nameless:
@@ -266,7 +266,7 @@ class Connection:
     def forget(self) -> None:
         """The connection has become idle: keep nothing of its last request."""
         self.http.forget()
-        self._named = self._headed = None
+        self._last_named = self._header_environ = None
 
     def run(self) -> None:
         """Call the application; leave what the client has not taken in `output`."""
@@ -281,9 +281,9 @@ class Connection:
                     # The ordinary response: one call, and nothing is left.
                     left = self.send_some(rest)
                     if left:
-                        self._leave(left)
+                        self._leave_to_poller(left)
                 else:
-                    self._hand_over(rest)
+                    self._send_last(rest)
             except ClientDisconnected:
                 self.broken = True
 
@@ -345,17 +345,17 @@ class Connection:
         if output is None or not output.size():
             data = self.send_some(data)
         if data:
-            self._keep(data)
+            self._buffer_or_wait(data)
         # A `sync` worker that sends is not silent.
         self._factory.worker.progress()
 
     def finish(self, rest: bytes | FileRegion) -> None:
         """See WSGITransport."""
         if rest:
-            self._hand_over(rest)
-            self._see_off()
+            self._send_last(rest)
+            self._send_before_close()
 
-    def _hand_over(self, rest: bytes | memoryview | FileRegion) -> None:
+    def _send_last(self, rest: bytes | memoryview | FileRegion) -> None:
         """Send the end of a response, or leave it to the poller."""
         region: FileRegion | None = None
         if isinstance(rest, FileRegion):
@@ -366,7 +366,7 @@ class Connection:
             if output is None or not output.size():
                 rest = self.send_some(rest)
             if rest:
-                self._leave(rest)
+                self._leave_to_poller(rest)
         except ClientDisconnected:
             if region is not None:
                 region.close()
@@ -375,20 +375,20 @@ class Connection:
             return
         if region.count:
             self._buffer().append_file(region)
-            self._announce()
+            self._notify_sender()
         else:
             region.close()
 
-    def _leave(self, rest: bytes | memoryview) -> None:
+    def _leave_to_poller(self, rest: bytes | memoryview) -> None:
         """Leave the end of a response to the poller, or wait if there is no room for it."""
         if self._buffer().append_last(rest):
-            self._announce()
+            self._notify_sender()
         else:
-            self._keep(rest)
+            self._buffer_or_wait(rest)
 
-    def _see_off(self) -> None:
+    def _send_before_close(self) -> None:
         """Nobody sends while `close` runs: let a client that reads on have all of it before."""
-        while self.output is not None and self.output.size() and self._is_patient(self.output):
+        while self.output is not None and self.output.size() and self._wait_for_client(self.output):
             pass
 
     def _buffer(self) -> OutputBuffer:
@@ -397,25 +397,25 @@ class Connection:
             output = self.output = OutputBuffer(self._factory.output_space)
         return output
 
-    def _keep(self, data: bytes | memoryview) -> None:
+    def _buffer_or_wait(self, data: bytes | memoryview) -> None:
         """Keep what the socket doesn't take. Waits past the limits, or where that is cheaper."""
         output = self._buffer()
         if self.broken:
             raise ClientDisconnected("the client is gone")
         rest: bytes | memoryview = output.append(data, False)
-        self._announce()
-        while rest and self._is_patient(output):
-            rest = self._offer(output, rest, False)
+        self._notify_sender()
+        while rest and self._wait_for_client(output):
+            rest = self._send_or_buffer(output, rest, False)
         if rest:
-            rest = self._offer(output, rest, True)
+            rest = self._send_or_buffer(output, rest, True)
         while rest:
-            if not self._await_progress(self._factory.settings.send_timeout):
+            if not self._wait_for_progress(self._factory.settings.send_timeout):
                 self.broken = True
                 raise ClientDisconnected("the client has stopped reading")
             self._factory.worker.progress()
-            rest = self._offer(output, rest, True)
+            rest = self._send_or_buffer(output, rest, True)
 
-    def _offer(
+    def _send_or_buffer(
         self, output: OutputBuffer, data: bytes | memoryview, spool: bool
     ) -> bytes | memoryview:
         """Send or keep what there is room for; returns the rest."""
@@ -423,25 +423,25 @@ class Connection:
             data = self.send_some(data)
         if data:
             data = output.append(data, spool)
-            self._announce()
+            self._notify_sender()
         return data
 
-    def _is_patient(self, output: OutputBuffer) -> bool:
+    def _wait_for_client(self, output: OutputBuffer) -> bool:
         """Wait a moment for a client that reads on; whether it does, and may go on doing so."""
-        if output.patience_ns <= 0:
+        if output.wait_budget_ns <= 0:
             return False
         started = monotonic_ns()
-        if not self._await_progress(PATIENCE_S):
-            output.patience_ns = 0
+        if not self._wait_for_progress(WAIT_S):
+            output.wait_budget_ns = 0
             return False
-        output.patience_ns -= monotonic_ns() - started
+        output.wait_budget_ns -= monotonic_ns() - started
         return True
 
-    def _announce(self) -> None:
+    def _notify_sender(self) -> None:
         """The buffer has more: here nobody else sends it while the application runs."""
         self.flush_output()
 
-    def _await_progress(self, seconds: float) -> bool:
+    def _wait_for_progress(self, seconds: float) -> bool:
         """Wait until the client has taken something; whether it has. 0 seconds: no limit."""
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
@@ -477,9 +477,9 @@ class Connection:
                 return False, progress
             self._close_output()
             return True, progress
-        before = len(self.out)
-        self.out = self.send_some(self.out)
-        return not self.out, len(self.out) < before
+        before = len(self.unsent)
+        self.unsent = self.send_some(self.unsent)
+        return not self.unsent, len(self.unsent) < before
 
     # The two that an OutputBuffer sends by.
 
@@ -494,7 +494,7 @@ class Connection:
             return int(self.sock.sendfile(fd, offset, count))
         return os.sendfile(self.fd, fd, offset, count)
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """End the connection under the hands of the thread that runs the application; the socket
         stays open, or its descriptor might come to mean another connection meanwhile."""
         self.broken = True

@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("servo.error")
 
 # A worker's buffers together may hold this many times what one may.
-_SHARES: Final = 64
+_MAX_FULL_BUFFERS: Final = 64
 # What a block costs beside its bytes: without it, blocks of one byte would multiply the limit.
-_OVERHEAD: Final = 64
+_BLOCK_OVERHEAD: Final = 64
 # Small blocks are sent together, up to this size.
-_JOINED: Final = 65536
+_MAX_JOINED: Final = 65536
 # A file's space is given back when all of it is sent. So a client that always lags a little needs
 # a few of them, and not one that grows for as long as it is connected.
-_SEGMENT: Final = 16 << 20
+_MAX_SEGMENT: Final = 16 << 20
 # The poller sends this much of one buffer before others have their turn.
-_TURN: Final = 4 << 20
+_MAX_TURN: Final = 4 << 20
 # Memory is full: a client that reads on is waited for this long at a time, and this long in all for
 # one response. Writing to a file and reading it back would cost more than such a wait.
-PATIENCE_S: Final = 0.02
-_PATIENCE_NS: Final = 250_000_000
+WAIT_S: Final = 0.02
+_WAIT_BUDGET_NS: Final = 250_000_000
 
 
 class OutputSpace:
@@ -66,7 +66,7 @@ class OutputSpace:
         self.buffer_size = buffer_size
         self.directory = directory
         self._lock = threading.Lock()
-        self._memory = buffer_size * _SHARES
+        self._memory = buffer_size * _MAX_FULL_BUFFERS
         self._disk = spool_limit
 
     def take_memory(self, size: int) -> bool:
@@ -118,27 +118,27 @@ class OutputBuffer:
     """The unsent part of one response.
 
     watched      whether the poller was told that there is something to send
-    patience_ns  how long the producer may still wait for memory
+    wait_budget_ns  how long the producer may still wait for memory
     """
 
     __slots__ = (
-        "_changed",
+        "_appended",
+        "_current",
+        "_current_cost",
         "_disk",
         "_disk_freed",
-        "_head",
-        "_head_cost",
+        "_disk_works",
         "_items",
         "_memory",
         "_memory_freed",
+        "_nonempty_since_ns",
         "_progress_ns",
-        "_put",
-        "_seen",
         "_sent",
-        "_since_ns",
+        "_sent_before_wait",
+        "_sent_event",
         "_space",
-        "_spools",
         "_tail",
-        "patience_ns",
+        "wait_budget_ns",
         "watched",
     )
 
@@ -146,15 +146,15 @@ class OutputBuffer:
         self._space = space
         self._items: deque[Bytes | _Segment | FileRegion] = deque()
         # The producer's.
-        self._put = self._memory = self._disk = 0
-        self._since_ns = self._seen = 0
+        self._appended = self._memory = self._disk = 0
+        self._nonempty_since_ns = self._sent_before_wait = 0
         self._tail: _Segment | None = None  # in the queue, behind everything else
-        self._spools = True
-        self.patience_ns = _PATIENCE_NS
-        self._changed: threading.Event | None = None
+        self._disk_works = True
+        self.wait_budget_ns = _WAIT_BUDGET_NS
+        self._sent_event: threading.Event | None = None
         # The consumer's.
-        self._head: Bytes = b""
-        self._head_cost = 0
+        self._current: Bytes = b""
+        self._current_cost = 0
         self._sent = self._memory_freed = self._disk_freed = 0
         self._progress_ns = 0
         # Set by the producer, cleared by the consumer.
@@ -162,7 +162,7 @@ class OutputBuffer:
 
     def size(self) -> int:
         """How many bytes are to be sent."""
-        return self._put - self._sent
+        return self._appended - self._sent
 
     # --- the producer ---------------------------------------------------------------------------
 
@@ -174,9 +174,9 @@ class OutputBuffer:
         self._begin()
         view = memoryview(data)
         if self._tail is None:
-            view = view[self._remember(view) :]
+            view = view[self._append_to_memory(view) :]
         while spool and view:
-            kept = self._spill(view[:_SEGMENT])
+            kept = self._append_to_disk(view[:_MAX_SEGMENT])
             if not kept:
                 break
             view = view[kept:]
@@ -186,36 +186,36 @@ class OutputBuffer:
         """Keep all of the data, which the application holds already: it may fill the memory of the
         worker. Whether there was room."""
         self._begin()
-        if not self._space.take_memory(len(data) + _OVERHEAD):
+        if not self._space.take_memory(len(data) + _BLOCK_OVERHEAD):
             return False
-        self._memory += len(data) + _OVERHEAD
+        self._memory += len(data) + _BLOCK_OVERHEAD
         self._items.append(data)
-        self._put += len(data)
+        self._appended += len(data)
         return True
 
     def append_file(self, region: FileRegion) -> None:
         """Send this part of a file as the end of the response, and close it then."""
         self._begin()
         self._items.append(region)
-        self._put += region.count
+        self._appended += region.count
 
     def wait(self, seconds: float) -> bool:
         """Until the consumer has sent something since the last call; whether it has.
 
         For a producer with a thread of its own. 0 seconds: no limit.
         """
-        changed = self._changed
+        changed = self._sent_event
         if changed is None:
-            changed = self._changed = threading.Event()
+            changed = self._sent_event = threading.Event()
         changed.clear()
         # Looked at after `clear`: what is sent from here on sets the event.
-        happened = self._sent != self._seen or changed.wait(seconds or None)
-        self._seen = self._sent
+        happened = self._sent != self._sent_before_wait or changed.wait(seconds or None)
+        self._sent_before_wait = self._sent
         return happened
 
     def _begin(self) -> None:
-        if self._put == self._sent:
-            self._since_ns = monotonic_ns()
+        if self._appended == self._sent:
+            self._nonempty_since_ns = monotonic_ns()
             if self._tail is not None:
                 # It was sent to its end, and might have been appended to until now.
                 self._tail.file.close()
@@ -223,31 +223,31 @@ class OutputBuffer:
                 self._items.clear()
                 self._give_back(0, self._disk - self._disk_freed)
 
-    def _remember(self, view: memoryview) -> int:
+    def _append_to_memory(self, view: memoryview) -> int:
         free = self._space.buffer_size - (self._memory - self._memory_freed)
-        kept = min(len(view), free - _OVERHEAD)
-        if kept <= 0 or not self._space.take_memory(kept + _OVERHEAD):
+        kept = min(len(view), free - _BLOCK_OVERHEAD)
+        if kept <= 0 or not self._space.take_memory(kept + _BLOCK_OVERHEAD):
             return 0
-        self._memory += kept + _OVERHEAD
+        self._memory += kept + _BLOCK_OVERHEAD
         # A copy: a view would keep all of a large block.
         self._items.append(bytes(view[:kept]))
-        self._put += kept
+        self._appended += kept
         return kept
 
-    def _spill(self, view: memoryview) -> int:
-        if not self._spools:
+    def _append_to_disk(self, view: memoryview) -> int:
+        if not self._disk_works:
             return 0
         granted = self._space.take_disk(self._disk - self._disk_freed, len(view))
         if not granted:
             return 0
         tail = self._tail
         try:
-            if tail is None or tail.end >= _SEGMENT:
+            if tail is None or tail.end >= _MAX_SEGMENT:
                 tail = _Segment(self._space.directory)
             tail.write(view[:granted])
         except OSError as error:
             # Once is enough: what is wrong with the disk will be so for the next block, too.
-            self._spools = False
+            self._disk_works = False
             self._space.give_back(0, granted)
             if tail is not None and tail is not self._tail:
                 tail.file.close()
@@ -257,34 +257,34 @@ class OutputBuffer:
         if tail is not self._tail:
             self._tail = tail
             self._items.append(tail)
-        self._put += granted
+        self._appended += granted
         return granted
 
     # --- the consumer ---------------------------------------------------------------------------
 
     def send(self, wire: Wire) -> bool:
         """Send what the socket takes, for one turn; whether it has taken any. Raises OSError."""
-        left = _TURN
+        left = _MAX_TURN
         try:
-            while left > 0 and self._put != self._sent:
+            while left > 0 and self._appended != self._sent:
                 left -= self._send_first(wire)
         except BlockingIOError:
             pass
-        if left == _TURN:
+        if left == _MAX_TURN:
             return False
         self._progress_ns = monotonic_ns()
         self.wake()
         return True
 
-    def is_late(self, now_ns: int, limit_ns: int) -> bool:
+    def is_stalled(self, now_ns: int, limit_ns: int) -> bool:
         """Whether the client has taken nothing for so long; 0: it may."""
-        if not limit_ns or self._put == self._sent:
+        if not limit_ns or self._appended == self._sent:
             return False
-        return now_ns - max(self._since_ns, self._progress_ns) > limit_ns
+        return now_ns - max(self._nonempty_since_ns, self._progress_ns) > limit_ns
 
     def wake(self) -> None:
         """End the producer's `wait`."""
-        changed = self._changed
+        changed = self._sent_event
         if changed is not None:
             changed.set()
 
@@ -294,39 +294,39 @@ class OutputBuffer:
             _close(item)
         self._items.clear()
         self._give_back(self._memory - self._memory_freed, self._disk - self._disk_freed)
-        self._sent = self._put
+        self._sent = self._appended
 
     def _send_first(self, wire: Wire) -> int:
         items = self._items
-        if not self._head:
+        if not self._current:
             first = items[0]
             if isinstance(first, FileRegion | _Segment):
                 return self._send_file(first, wire)
-            self._load()
-        sent = wire.send(self._head)
-        if sent == len(self._head):
-            self._head = b""
-            self._give_back(self._head_cost, 0)
+            self._next_blocks()
+        sent = wire.send(self._current)
+        if sent == len(self._current):
+            self._current = b""
+            self._give_back(self._current_cost, 0)
         else:
-            self._head = memoryview(self._head)[sent:]
+            self._current = memoryview(self._current)[sent:]
         self._sent += sent
         return sent
 
-    def _load(self) -> None:
+    def _next_blocks(self) -> None:
         """Take blocks out of the queue, small ones together."""
         blocks: list[Bytes] = []
         size = cost = 0
         items = self._items
-        while items and size < _JOINED:
+        while items and size < _MAX_JOINED:
             block = items[0]
             if isinstance(block, FileRegion | _Segment):
                 break
             del items[0]
             blocks.append(block)
             size += len(block)
-            cost += len(block) + _OVERHEAD
-        self._head = blocks[0] if len(blocks) == 1 else b"".join(blocks)
-        self._head_cost = cost
+            cost += len(block) + _BLOCK_OVERHEAD
+        self._current = blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        self._current_cost = cost
 
     def _send_file(self, item: FileRegion | _Segment, wire: Wire) -> int:
         if isinstance(item, FileRegion):

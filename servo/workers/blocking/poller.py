@@ -40,7 +40,7 @@ from servo.workers.blocking.connection import (
     Connection,
     ConnectionFactory,
 )
-from servo.workers.forks import hang_up, sever
+from servo.workers.forks import replace_sockets, replace_wakers
 from servo.workers.messages.handlers import InlineRunner, Runner
 from servo.workers.timing import BEAT_S, FRESH_GRACE_S
 from servo.workers.worker import Worker
@@ -75,9 +75,9 @@ class PollerWorker(Worker):
         self.connections: dict[int, Connection] = {}
         self.listeners: dict[int, socket.socket] = {}
         self.handlers: dict[int, Callable[[], None]] = {}
-        self.waiting: deque[Connection] = deque()  # complete requests, pipelined behind others
-        self._later: tuple[int, Callable[[], None]] | None = None
-        self._wake: tuple[socket.socket, socket.socket] | None = None
+        self.pipelined: deque[Connection] = deque()  # complete requests, pipelined behind others
+        self._delayed_call: tuple[int, Callable[[], None]] | None = None
+        self._signal_sockets: tuple[socket.socket, socket.socket] | None = None
         self.finished = False
         # The application has forked, and this is the child.
         self.is_child = False
@@ -126,13 +126,13 @@ class PollerWorker(Worker):
                     self.handlers[fd]()
             now = row[row_layout.BEAT_NS] = monotonic_ns()
             self.after_poll()
-            if self.waiting:
-                self._run_waiting()
+            if self.pipelined:
+                self._run_pipelined()
             if now >= next_sweep:
                 next_sweep = now + SWEEP_NS
                 self.sweep(now)
-            if self._later is not None and now >= self._later[0]:
-                callback, self._later = self._later[1], None
+            if self._delayed_call is not None and now >= self._delayed_call[0]:
+                callback, self._delayed_call = self._delayed_call[1], None
                 callback()
             if access is not None and access.pending and now >= next_flush:
                 next_flush = now + FLUSH_NS
@@ -143,15 +143,15 @@ class PollerWorker(Worker):
 
     def wait_s(self) -> float:
         """How long the poller may sleep, in seconds."""
-        if self.waiting:
+        if self.pipelined:
             return 0.0
-        if self._later is not None:
-            return max((self._later[0] - monotonic_ns()) / 1e9, 0.0)
+        if self._delayed_call is not None:
+            return max((self._delayed_call[0] - monotonic_ns()) / 1e9, 0.0)
         if self.row[row_layout.IN_FLIGHT]:
             return BEAT_S
         if self.access is not None and self.access.pending:
             return 0.1
-        return 1.0 if self.connections else self.nap_s
+        return 1.0 if self.connections else self.idle_interval_s
 
     # --- what wakes it besides connections -------------------------------------------------------
 
@@ -159,14 +159,14 @@ class PollerWorker(Worker):
         wake_read, wake_write = socket.socketpair()
         wake_read.setblocking(False)
         wake_write.setblocking(False)
-        self._wake = (wake_read, wake_write)
+        self._signal_sockets = (wake_read, wake_write)
         for signum in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(signum, lambda _number, _frame: None)  # its byte in the pipe tells
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
         self.own_handlers()
         self._handle(wake_read.fileno(), self._on_signal)
-        self._mail_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._handle(self._mail_fd, self._on_mail)
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._handle(self._wake_fd, self._on_wake_fd)
         self._handle(self.context.channel.fileno(), self.on_channel)
         self.mailbox.attach(self, any_thread_reads=not self.multithread)
         self.pidfd = os.pidfd_open(self.context.arbiter_pid)
@@ -175,10 +175,10 @@ class PollerWorker(Worker):
     def in_child(self) -> None:
         """See Worker.in_child."""
         own = [self.epoll.fileno(), *self.handlers]
-        if self._wake is not None:
-            own.append(self._wake[1].fileno())
-        sever(own)
-        hang_up(list(self.connections))
+        if self._signal_sockets is not None:
+            own.append(self._signal_sockets[1].fileno())
+        replace_wakers(own)
+        replace_sockets(list(self.connections))
         self.is_child = True
         super().in_child()
 
@@ -188,10 +188,10 @@ class PollerWorker(Worker):
 
     def wake(self) -> None:
         """See mailbox.Owner."""
-        os.eventfd_write(self._mail_fd, 1)
+        os.eventfd_write(self._wake_fd, 1)
 
-    def _on_mail(self) -> None:
-        os.eventfd_read(self._mail_fd)
+    def _on_wake_fd(self) -> None:
+        os.eventfd_read(self._wake_fd)
         self.on_wake()
 
     def watch_channel(self, writable: bool) -> None:
@@ -208,8 +208,8 @@ class PollerWorker(Worker):
 
     def _on_signal(self) -> None:
         inspection.let_handlers_run()
-        assert self._wake is not None
-        for signum in set(self._wake[0].recv(4096)):
+        assert self._signal_sockets is not None
+        for signum in set(self._signal_sockets[0].recv(4096)):
             if signum == signal.SIGTERM:
                 self.on_terminate()
             elif signum == signal.SIGUSR1:
@@ -240,7 +240,7 @@ class PollerWorker(Worker):
 
     def call_later(self, delay: float, callback: Callable[[], None], /) -> None:
         """See acceptor.Driver. The acceptor has one call waiting at a time."""
-        self._later = (monotonic_ns() + int(delay * 1e9), callback)
+        self._delayed_call = (monotonic_ns() + int(delay * 1e9), callback)
 
     def opened(self, sock: socket.socket, peer: Any) -> None:
         """See acceptor.Driver."""
@@ -397,7 +397,7 @@ class PollerWorker(Worker):
         self.dispatch(connection)
 
     def complete(self, connection: Connection) -> None:
-        """The application is done with a request; what is left is in `connection.out`."""
+        """The application is done with a request; what is left is in `connection.unsent`."""
         now = connection.finish_request(self.meter)
         if connection.broken:
             connection.phase = SEND
@@ -423,18 +423,18 @@ class PollerWorker(Worker):
             # More was pipelined behind it: others have their turn first.
             connection.phase = HEAD
             connection.expires_in(self.settings.header_timeout)
-            self.waiting.append(connection)
+            self.pipelined.append(connection)
 
-    def _run_waiting(self) -> None:
-        for _ in range(len(self.waiting)):
-            connection = self.waiting.popleft()
+    def _run_pipelined(self) -> None:
+        for _ in range(len(self.pipelined)):
+            connection = self.pipelined.popleft()
             if connection.phase == HEAD and connection.fd in self.connections:
                 self._on_event(connection, connection.http.next_event())
 
     # --- writing and closing --------------------------------------------------------------------
 
     def _send(self, connection: Connection, data: bytes) -> None:
-        connection.out = data
+        connection.unsent = data
         connection.phase = SEND
         connection.expires_in(self.settings.send_timeout)
         self._flush(connection)
@@ -538,8 +538,8 @@ class PollerWorker(Worker):
                 oldest = min(oldest or connection.started_ns, connection.started_ns)
                 self.check_running(connection, now_ns)
                 output = connection.output
-                if output is not None and output.is_late(now_ns, self.send_timeout_ns):
-                    connection.cut()
+                if output is not None and output.is_stalled(now_ns, self.send_timeout_ns):
+                    connection.abort()
             elif connection.deadline_ns and now_ns >= connection.deadline_ns:
                 self._on_timeout(connection)
             elif connection.phase == IDLE:

@@ -40,17 +40,17 @@ class ThreadWorker(PollerWorker):
         super().__init__(context, app)
         self.factory = ThreadConnectionFactory(self, app, multithread=True)
         self.requests: SimpleQueue[ThreadConnection | None] = SimpleQueue()
-        self.read: list[ThreadConnection] = []
+        self.to_start: list[ThreadConnection] = []
         self.done: deque[ThreadConnection] = deque()
-        self.lagging: deque[ThreadConnection] = deque()
-        self.asleep = False
-        self.lost = 0
+        self.to_flush: deque[ThreadConnection] = deque()
+        self.poller_waits = False
+        self.stuck = 0
         self.timeout_ns = int(self.settings.request_timeout * 1e9)
-        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.threads_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def serve(self) -> None:
         """See Worker.serve."""
-        self._handle(self.wake_fd, self._on_wake)
+        self._handle(self.threads_fd, self._on_threads_fd)
         for number in range(self.settings.thread_count):
             WorkerThread(f"servo-{number}", self._work).start()
         super().serve()
@@ -59,29 +59,29 @@ class ThreadWorker(PollerWorker):
         """See PollerWorker.dispatch."""
         assert isinstance(connection, ThreadConnection)
         connection.claim = [True]
-        self.read.append(connection)
+        self.to_start.append(connection)
 
     def wait_s(self) -> float:
         """See PollerWorker.wait_s. Requests go to the threads when all that is here has been read:
         else each `recv`, which lets go of the interpreter's lock, would mean a switch of threads.
         """
-        for connection in self.read:
+        for connection in self.to_start:
             self.requests.put(connection)
-        self.read.clear()
-        # Set before the look at the queues: a thread appends first and looks at `asleep` second, so
-        # one of the two always sees the other.
-        self.asleep = True
-        return 0.0 if self.done or self.lagging else super().wait_s()
+        self.to_start.clear()
+        # Set before the queues are checked, while a thread appends first and checks `poller_waits`
+        # second. So one of the two always sees what the other did.
+        self.poller_waits = True
+        return 0.0 if self.done or self.to_flush else super().wait_s()
 
-    def _on_wake(self) -> None:
-        os.eventfd_read(self.wake_fd)
+    def _on_threads_fd(self) -> None:
+        os.eventfd_read(self.threads_fd)
 
     def after_poll(self) -> None:
         """Take back what the threads have finished."""
-        self.asleep = False
+        self.poller_waits = False
         # First those whose clients lag: of one that is done as well, nothing must be left here.
-        while self.lagging:
-            connection = self.lagging.popleft()
+        while self.to_flush:
+            connection = self.to_flush.popleft()
             running = connection.phase == APP and connection.claim is not None
             if running and self.connections.get(connection.fd) is connection:
                 self.flush_running(connection)
@@ -91,7 +91,7 @@ class ThreadWorker(PollerWorker):
             if connection.claim is None:
                 connection.phase = SEND
                 connection.close()  # given up while the thread was stuck
-                self.lost -= 1
+                self.stuck -= 1
             else:
                 self.complete(connection)
 
@@ -109,18 +109,18 @@ class ThreadWorker(PollerWorker):
                 end_child()
             connection.thread = 0
             done.append(connection)
-            if self.asleep:
+            if self.poller_waits:
                 self._wake_poller()
 
-    def lags(self, connection: ThreadConnection) -> None:
+    def request_flush(self, connection: ThreadConnection) -> None:
         """Have the poller send what the client of a running request has not taken. Thread-safe."""
-        self.lagging.append(connection)
-        if self.asleep:
+        self.to_flush.append(connection)
+        if self.poller_waits:
             self._wake_poller()
 
     def _wake_poller(self) -> None:
-        self.asleep = False
-        os.eventfd_write(self.wake_fd, 1)
+        self.poller_waits = False
+        os.eventfd_write(self.threads_fd, 1)
 
     # --- a request that takes too long ----------------------------------------------------------
 
@@ -144,12 +144,12 @@ class ThreadWorker(PollerWorker):
             self.settings.request_timeout,
             stack.rstrip(),
         )
-        self.lost += 1
-        self._forget(connection, answer=claimed)
+        self.stuck += 1
+        self._release_client(connection, answer=claimed)
         if not self.draining:
-            self.tell(ReplaceMe("request_timeout", f"{self.lost} of its threads hang"))
+            self.tell(ReplaceMe("request_timeout", f"{self.stuck} of its threads hang"))
 
-    def _forget(self, connection: ThreadConnection, answer: bool) -> None:
+    def _release_client(self, connection: ThreadConnection, answer: bool) -> None:
         """Let the client go. The socket itself stays open for the thread, which may be using it:
         its descriptor must not come to mean another connection under its hands."""
         http = H1Connection(self.factory.limits, server=self.factory.server_header)
@@ -190,24 +190,24 @@ class ThreadConnection(Connection):
             self._claimed = True
         return super().send_some(data)
 
-    def _see_off(self) -> None:
+    def _send_before_close(self) -> None:
         """The poller sends while `close` runs."""
 
-    def _announce(self) -> None:
+    def _notify_sender(self) -> None:
         """The poller sends it."""
         output = self.output
         if output is not None and output.size() and not output.watched:
             output.watched = True
             worker = self._factory.worker
             assert isinstance(worker, ThreadWorker)
-            worker.lags(self)
+            worker.request_flush(self)
 
-    def _await_progress(self, seconds: float) -> bool:
-        """See Connection._await_progress."""
+    def _wait_for_progress(self, seconds: float) -> bool:
+        """See Connection._wait_for_progress."""
         output = self.output
         if output is None or not output.size():
             # There was no room for anything: this thread is the one that sends.
-            return super()._await_progress(seconds)
+            return super()._wait_for_progress(seconds)
         happened = output.wait(seconds)
         if self.broken:
             raise ClientDisconnected("the client is gone")
@@ -229,4 +229,4 @@ class ThreadConnection(Connection):
                 super().send_some(answer)
         except ClientDisconnected as error:
             log.debug("%s was gone before it was given up: %s", self.peer_name, error)
-        self.cut()
+        self.abort()

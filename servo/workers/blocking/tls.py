@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("servo.error")
 
 # The most that one record holds (RFC 8446 section 5.1): a read of this size leaves nothing of it.
-_RECORD = 16384
+_RECORD_SIZE = 16384
 # How much is encrypted ahead of the socket.
-_CHUNK = 65536
+_CHUNK_SIZE = 65536
 # What a client may make us say (answers to its key updates) without reading any of it.
-_UNREAD_MOST = 65536
+_MAX_UNREAD = 65536
 
 
 class TLSSocket:
@@ -59,15 +59,15 @@ class TLSSocket:
 
     __slots__ = (
         "_closing",
-        "_held",
+        "_handshaking",
         "_incoming",
         "_lock",
-        "_opening",
         "_outgoing",
         "_owner",
         "_socket",
-        "_stash",
         "_tls",
+        "_unsent",
+        "_unsent_plaintext",
         "_wrapped",
     )
 
@@ -78,10 +78,10 @@ class TLSSocket:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._wrapped = tls.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._opening = True
+        self._handshaking = True
         self._closing = False
-        self._stash = b""  # encrypted, and not taken by the socket
-        self._held: bytes | memoryview | None = None  # of which this is the plaintext
+        self._unsent = b""  # encrypted, and not taken by the socket
+        self._unsent_plaintext: bytes | memoryview | None = None  # of which this is the plaintext
         self._lock = threading.Lock()  # OpenSSL's objects bear one thread at a time
 
     def fileno(self) -> int:
@@ -92,44 +92,44 @@ class TLSSocket:
 
     def recv(self, size: int) -> bytes:
         """All that one read of the socket holds; b"" at the end, with or without a close_notify."""
-        if self._stash and not self._closing and not self._push():
+        if self._unsent and not self._closing and not self._flush():
             raise WantsWrite
         data = self._socket.recv(size)
         if self._closing:
             return data  # it only counts that there is some
-        if self._opening:
-            return self._open(data)
+        if self._handshaking:
+            return self._continue_handshake(data)
         if not data:
             return b""
         self._incoming.write(data)
         return self._decrypt()
 
-    def _open(self, data: bytes) -> bytes:
+    def _continue_handshake(self, data: bytes) -> bytes:
         """Go on with the handshake."""
         owner = self._owner
         if not data:
-            raise self._unopened("it closed the connection")
+            raise self._handshake_error("it closed the connection")
         if owner.proxy_reader is not None:
             try:
                 data = owner.read_proxy_header(data)
             except ProtocolError as error:
-                raise self._unopened(str(error)) from error
+                raise self._handshake_error(str(error)) from error
         self._incoming.write(data)
         try:
             self._wrapped.do_handshake()
         except ssl.SSLWantReadError:
-            raise (BlockingIOError if self._push() else WantsWrite) from None
+            raise (BlockingIOError if self._flush() else WantsWrite) from None
         except ssl.SSLError as error:
             if is_plain_http(error):
                 plain_http_refusal.send(self._socket, owner.peer_name or "A client")
             else:
-                self._push()  # the alert that tells the client why
-            raise self._unopened(openssl_reason(error)) from error
-        self._opening = False
+                self._flush()  # the alert that tells the client why
+            raise self._handshake_error(openssl_reason(error)) from error
+        self._handshaking = False
         owner.secured(TLSFacts(self._tls, self._wrapped))
         return self._decrypt()
 
-    def _unopened(self, reason: str) -> ConnectionError:
+    def _handshake_error(self, reason: str) -> ConnectionError:
         text = f"TLS handshake of {self._owner.peer_name or 'a client'} failed: {reason}"
         log.debug("%s", text)
         return ConnectionError(text)
@@ -138,12 +138,12 @@ class TLSSocket:
         pieces = []
         incoming = self._incoming
         try:
-            data = self._wrapped.read(_RECORD)
+            data = self._wrapped.read(_RECORD_SIZE)
             while data:
                 pieces.append(data)
                 if not incoming.pending:
                     break
-                data = self._wrapped.read(_RECORD)
+                data = self._wrapped.read(_RECORD_SIZE)
             else:
                 # A close_notify: no end of the connection itself has to come with it. Now the
                 # poller is told of one.
@@ -151,7 +151,7 @@ class TLSSocket:
                 return b"".join(pieces)
         except ssl.SSLWantReadError:
             pass
-        if self._outgoing.pending and not self._push() and not pieces:
+        if self._outgoing.pending and not self._flush() and not pieces:
             raise WantsWrite
         if not pieces:
             raise BlockingIOError
@@ -163,32 +163,32 @@ class TLSSocket:
         """Encrypt and send; how many bytes of it the socket has taken."""
         with self._lock:
             size = len(data)
-            if size <= _CHUNK and not self._stash and self._held is None:
+            if size <= _CHUNK_SIZE and not self._unsent and self._unsent_plaintext is None:
                 self._wrapped.write(data)
-                if self._push():
+                if self._flush():
                     return size
-                self._held = data
+                self._unsent_plaintext = data
                 raise BlockingIOError
             return self._send_chunks(memoryview(data))
 
     def _send_chunks(self, data: memoryview) -> int:
-        sent = self._resume(data)
+        sent = self._send_rest(data)
         while sent < len(data):
-            chunk = data[sent : sent + _CHUNK]
+            chunk = data[sent : sent + _CHUNK_SIZE]
             self._wrapped.write(chunk)
-            if not self._push():
-                self._held = chunk
+            if not self._flush():
+                self._unsent_plaintext = chunk
                 break
             sent += len(chunk)
         if not sent:
             raise BlockingIOError
         return sent
 
-    def _resume(self, data: memoryview) -> int:
+    def _send_rest(self, data: memoryview) -> int:
         """Send what was left; how much of `data` that was."""
-        if self._stash and not self._push():
+        if self._unsent and not self._flush():
             raise BlockingIOError
-        held, self._held = self._held, None
+        held, self._unsent_plaintext = self._unsent_plaintext, None
         if held is None:
             return 0
         size = min(len(held), len(data))
@@ -197,21 +197,21 @@ class TLSSocket:
             return 0
         # The rest may come in smaller pieces than before.
         if size < len(held):
-            self._held = held[size:]
+            self._unsent_plaintext = held[size:]
         return size
 
     def sendfile(self, fd: int, offset: int, count: int) -> int:
         """As os.sendfile with this as its target: a block of the file, read and encrypted."""
         # Not read again: the file may have changed, but what is encrypted is on its way.
-        block = self._held or os.pread(fd, min(count, _CHUNK), offset)
+        block = self._unsent_plaintext or os.pread(fd, min(count, _CHUNK_SIZE), offset)
         block = block[:count]
         return self.send(block) if block else 0
 
-    def _push(self) -> bool:
+    def _flush(self) -> bool:
         """Give the socket what is encrypted; whether it has taken all."""
         data = self._outgoing.read()
-        if self._stash:
-            data = self._stash + data
+        if self._unsent:
+            data = self._unsent + data
         if not data:
             return True
         try:
@@ -219,10 +219,10 @@ class TLSSocket:
         except BlockingIOError:
             sent = 0
         if sent == len(data):
-            self._stash = b""
+            self._unsent = b""
             return True
-        self._stash = data[sent:]
-        if len(self._stash) > _UNREAD_MOST + 2 * _CHUNK:
+        self._unsent = data[sent:]
+        if len(self._unsent) > _MAX_UNREAD + 2 * _CHUNK_SIZE:
             raise ConnectionError("the client reads nothing of what it asks for")
         return False
 
@@ -231,16 +231,16 @@ class TLSSocket:
     def shutdown(self, how: int) -> None:
         """As a socket's; the client is told that no more will come (close_notify)."""
         if how == socket.SHUT_WR:
-            self._say_goodbye()
+            self._send_close_notify()
         self._socket.shutdown(how)
 
     def close(self) -> None:
         """Close the socket."""
-        self._say_goodbye()
+        self._send_close_notify()
         self._socket.close()
 
-    def _say_goodbye(self) -> None:
-        if self._opening or self._closing or self._stash:
+    def _send_close_notify(self) -> None:
+        if self._handshaking or self._closing or self._unsent:
             return
         if not self._lock.acquire(blocking=False):
             return  # a thread is sending: it is being cut off
@@ -253,7 +253,7 @@ class TLSSocket:
             log.debug("TLS close: %s", error)
         finally:
             try:
-                self._push()
+                self._flush()
             except OSError as error:
                 log.debug("TLS close: %s", error)
             self._lock.release()

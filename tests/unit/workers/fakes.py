@@ -365,12 +365,12 @@ class BlockingServer:
         if self.is_thread:
             for _ in range(worker.settings.thread_count):
                 worker.requests.put(None)
-            os.close(worker.wake_fd)
+            os.close(worker.threads_fd)
         worker.acceptor.stop(take_queued=False)
-        for pair in [getattr(worker, "_wake", None) or ()]:
+        for pair in [getattr(worker, "_signal_sockets", None) or ()]:
             for sock in pair:
                 sock.close()
-        for name in ("_mail_fd", "pidfd"):
+        for name in ("_wake_fd", "pidfd"):
             if hasattr(worker, name):
                 os.close(getattr(worker, name))
         self._real_epoll.close()

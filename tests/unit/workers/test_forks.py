@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from servo.workers.forks import end_on_return, hang_up, open_fds, sever
+from servo.workers.forks import end_on_return, open_fds, replace_sockets, replace_wakers
 
 
 def in_child(work):
@@ -26,14 +26,14 @@ def in_child(work):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_a_severed_epoll_is_the_childs_own():
+def test_a_replaced_epoll_is_the_childs_own():
     ours, theirs = socket.socketpair()
     with ours, theirs, select.epoll() as epoll:
         epoll.register(ours, select.EPOLLIN)
         theirs.send(b"x")
 
         def work():
-            sever([epoll.fileno()])
+            replace_wakers([epoll.fileno()])
             with pytest.raises(FileNotFoundError):
                 epoll.unregister(ours)
             return epoll.poll(0) == []
@@ -42,12 +42,12 @@ def test_a_severed_epoll_is_the_childs_own():
         assert [fd for fd, _ in epoll.poll(0)] == [ours.fileno()]
 
 
-def test_a_severed_eventfd_wakes_nobody():
+def test_a_replaced_eventfd_wakes_nobody():
     fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     try:
 
         def work():
-            sever([fd])
+            replace_wakers([fd])
             os.eventfd_write(fd, 1)
             return True
 
@@ -61,7 +61,7 @@ def test_a_severed_eventfd_wakes_nobody():
 def test_what_is_closed_already_is_passed_over():
     fd = os.eventfd(0, os.EFD_CLOEXEC)
     os.close(fd)
-    sever([fd])
+    replace_wakers([fd])
     assert fd not in open_fds()
 
 
@@ -70,7 +70,7 @@ def test_a_child_writes_to_no_client():
     with ours, theirs:
 
         def work():
-            hang_up([ours.fileno()])
+            replace_sockets([ours.fileno()])
             with pytest.raises(BrokenPipeError):
                 ours.send(b"x")
             return True

@@ -16,7 +16,7 @@ from servo.http.errors import ClientDisconnected
 from servo.workers.blocking import output_buffer
 from servo.workers.blocking.output_buffer import OutputBuffer, OutputSpace
 
-OVERHEAD = output_buffer._OVERHEAD
+OVERHEAD = output_buffer._BLOCK_OVERHEAD
 
 
 class Wire:
@@ -220,7 +220,7 @@ def test_a_write_that_fails_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_files_are_given_back_as_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that always lags a little doesn't make a file grow."""
-    monkeypatch.setattr(output_buffer, "_SEGMENT", 1000)
+    monkeypatch.setattr(output_buffer, "_MAX_SEGMENT", 1000)
     space = space_of(0, 10_000)
     buffer = OutputBuffer(space)
     buffer.append(b"z" * 1500, spool=True)
@@ -247,15 +247,15 @@ def test_a_turn_is_bounded() -> None:
 
 def test_late_is_who_takes_nothing() -> None:
     buffer = OutputBuffer(space_of())
-    assert not buffer.is_late(1 << 62, 5)
+    assert not buffer.is_stalled(1 << 62, 5)
     buffer.append(b"xy", spool=False)
-    assert buffer.is_late(1 << 62, 5)
-    assert not buffer.is_late(1 << 62, 0)  # no limit
-    since = buffer._since_ns
-    assert not buffer.is_late(since + 5, 5)
-    assert buffer.is_late(since + 6, 5)
+    assert buffer.is_stalled(1 << 62, 5)
+    assert not buffer.is_stalled(1 << 62, 0)  # no limit
+    since = buffer._nonempty_since_ns
+    assert not buffer.is_stalled(since + 5, 5)
+    assert buffer.is_stalled(since + 6, 5)
     buffer.send(Wire(1))
-    assert not buffer.is_late(buffer._progress_ns + 5, 5)
+    assert not buffer.is_stalled(buffer._progress_ns + 5, 5)
 
 
 def test_waiting_for_progress() -> None:
@@ -267,7 +267,7 @@ def test_waiting_for_progress() -> None:
     assert not buffer.wait(1e-6)
     waiter = threading.Thread(target=buffer.wait, args=(0,))
     waiter.start()
-    while buffer._changed is None or not buffer._changed._cond._waiters:  # type: ignore[attr-defined]
+    while buffer._sent_event is None or not buffer._sent_event._cond._waiters:  # type: ignore[attr-defined]
         pass
     buffer.wake()
     waiter.join()

@@ -335,7 +335,7 @@ def test_request_timeout_answers_504_and_asks_for_a_successor(
         assert client.gone
         assert not server.worker.connections
         app.release()  # what the thread makes of it goes nowhere
-        while server.worker.lost:
+        while server.worker.stuck:
             yield WAIT
         assert not client.reset
 
@@ -369,7 +369,7 @@ def test_request_timeout_after_the_head_cuts_the_connection(make: Make) -> None:
         yield from server.after(31)
         assert client.gone
         go_on.release()
-        while server.worker.lost:
+        while server.worker.stuck:
             yield WAIT
         assert b"never sent" not in client.received
         assert b"504" not in client.received
@@ -395,7 +395,7 @@ def test_a_request_that_was_still_queued_when_its_time_was_over(
         assert [responses(client.read())[0][0] for client in clients] == [504] * 3
         app.release()
         app.release()
-        while server.worker.lost:
+        while server.worker.stuck:
             yield WAIT
         assert not app.begun.acquire(blocking=False)
 
