@@ -1,7 +1,16 @@
-"""The asyncio driver of HTTP/2: one protocol object a connection, one `H2Channel` a stream.
+"""HTTP/2 in the async worker: `H2Protocol` drives a connection, an `H2Channel` each request.
 
-The applications' calls are those of HTTP/1.1 (`servo.apps.asgi`); a channel is their transport, and
-the stream (`servo.http.h2.stream`) is where they put their responses.
+The application's calls are the same as for HTTP/1.1 (`servo.apps.asgi`). A channel is the transport
+of one call, and the call writes its response into a stream (`servo.http.h2.stream`).
+
+**Taking turns.** All streams of a connection share one socket, and all connections one event loop.
+So neither reading nor writing does everything at once. Reading handles a limited number of frames
+per turn of the loop, and stops reading from the socket while more wait. Writing is postponed to the
+next turn, so that the frames of several streams leave in one write, and is limited per turn, too.
+
+**Held requests.** A request normally starts when it arrives. Two things make it wait, unseen by the
+application and the counters: the connection drains (see `servo.http.h2.drain`), or so many bytes
+wait for the client that further responses would only use more memory.
 """
 
 from __future__ import annotations
@@ -38,32 +47,39 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# A connection's responses are written in parts of this size, and at most so many at a time.
-_PART = 65536
-_PARTS_A_TURN = 4
-# Bytes of frames that wait for their turn, past which no more are read.
-_BACKLOG = 65536
-# Between the turns of a client that is spending its allowances: several times what a turn takes.
+# Bytes that are written in one call.
+_WRITE_BYTES = 65536
+# Writes of one connection per turn of the loop.
+_WRITES_A_TURN = 4
+# Bytes of frames that may wait for their turn. Past it the socket is not read.
+_MAX_BACKLOG = 65536
+# Seconds between the turns of a client that uses up its allowances of cheap frames, as in a flood.
+# Several times as long as a turn takes, so that other connections get most of the time.
 _STRAINED_PAUSE_S = 0.003
-# Bytes of responses that wait for one client, past which few of its requests are served at a time:
-# they would add to it (CVE-2019-9517). Ordinary responses are far smaller, and in pieces.
-_UNSENT_MOST = 8 << 20
-# So few, then. It bounds what waits to as many pieces as applications hand over in one `send`, and
-# lets a page go on while one of its downloads is slow. Where the whole worker holds too much it is
-# one, for connections that have a part in it.
-_FEW = 8
-# A stop has no time for idle connections, but takes so much for those that are in use; and so does
-# a connection that has brought `keepalive_requests`.
-_DRAIN_LEAST_S = 1.0
+# Bytes of responses that may wait for one client. Past it only a few of its requests run at a time:
+# a client that asks for much and reads nothing must not fill the memory (CVE-2019-9517). Ordinary
+# responses are far smaller, or come in pieces.
+_MAX_UNSENT = 8 << 20
+# Requests that such a client may run at a time. Each adds at most what its application passes in
+# one `send`, and a page can go on while one of its downloads is slow. If the whole worker holds too
+# much (`Pressure`), it is one request.
+_MAX_RUNNING_IF_SLOW = 8
+# Seconds, at least, for the GOAWAY of a connection in use, when its worker stops or the connection
+# has had `keepalive_requests`. An idle connection gets no time when its worker stops.
+_MIN_DRAIN_S = 1.0
 
 
 class H2Protocol(asyncio.Protocol):
-    """One HTTP/2 connection. It is made by the protocol object that accepted the connection.
+    """One HTTP/2 connection. An `H1Protocol` accepts the connection, and makes this object.
 
-    template, peer  what that one knows of the two ends
-
-    A request begins when it comes, unless its connection drains (see `Drain`), or holds too much
-    that the client doesn't take: then it is held, unseen by the application and by the counters.
+    server     what the connections of the worker share
+    common     what its HTTP/2 connections share
+    template   the parts of the scope that all requests of the connection share
+    peer       the client
+    peer_name  its address, for logs
+    running    calls whose application has not returned. They may be more than the open streams,
+               because the client can reset a stream while its application goes on
+    waiting    the channels that wait until some bytes are sent
     """
 
     __slots__ = (
@@ -116,7 +132,7 @@ class H2Protocol(asyncio.Protocol):
             wake=self.wake,
             all_unsent=server.pressure.http2,
         )
-        # Streams whose requests are held, in order.
+        # The streams of held requests, in the order of their arrival.
         self._held: dict[H2Stream, None] = {}
         self._drain: Drain | Pause | None = None
         self._drain_wait_s = 0.0
@@ -128,12 +144,11 @@ class H2Protocol(asyncio.Protocol):
         self._eof = False
         self._write_due = False
         self._unsent = 0
-        # Since when the socket takes nothing, a head or frame is in part, nothing is to be done.
+        # Since when the socket has taken nothing, since when a frame or head is incomplete, and
+        # since when no stream is open, in monotonic nanoseconds. The first two are 0 otherwise.
         self._stalled_ns = 0
         self._part_ns = 0
         self._idle_ns = monotonic_ns()
-        # Calls whose application has not returned: more than streams, where clients took requests
-        # back. And channels that wait for their responses to get out.
         self.running = 0
         self.waiting: set[SendWaiter] = set()
         self._linger_end_ns = 0
@@ -141,12 +156,17 @@ class H2Protocol(asyncio.Protocol):
     # --- the beginning --------------------------------------------------------------------------
 
     def start(self, data: bytes) -> None:
-        """Begin, with what was received already (the client's preface, or less)."""
+        """Begin. `data` was received already: the client's preface, or a part of it."""
         self._http.start()
         self._take_over(data)
 
     def start_upgraded(self, request: Request, settings: bytes, data: bytes) -> None:
-        """Begin after a 101: the request is answered as stream 1, under the client's `settings`."""
+        """Begin after 101 Switching Protocols (RFC 7540 section 3.2).
+
+        request   the HTTP/1.1 request, which is answered as stream 1
+        settings  the client's settings, as its HTTP2-Settings field has them
+        data      bytes that came behind the request
+        """
         payload = known_settings(settings) or b""
         stream = self._http.start_upgraded(request, payload, monotonic())
         self._take_over(b"")
@@ -172,8 +192,10 @@ class H2Protocol(asyncio.Protocol):
                 self._drain_step()
 
     def eof_received(self) -> bool:
-        """See asyncio.Protocol. A client that sends nothing more opens no window either: it is
-        gone, whatever TCP says."""
+        """See asyncio.Protocol. There is no half-closed HTTP/2 connection.
+
+        A client that sends no more can't send WINDOW_UPDATE either, so it can't get a response.
+        """
         self._eof = True
         self._http.fail(NO_ERROR, "the client has closed the connection")
         self._give_up_all()
@@ -209,7 +231,7 @@ class H2Protocol(asyncio.Protocol):
             if isinstance(event, Request):
                 assert stream is not None
                 if stream.closed:
-                    # Taken back in the same breath: no application needs to hear of it.
+                    # The client has reset it in the same read: no application needs to see it.
                     self._count_refused(CLIENT_CLOSED, event.method, event.target)
                 else:
                     self._take(stream, event)
@@ -224,13 +246,13 @@ class H2Protocol(asyncio.Protocol):
                     channel.feed(event)
                 else:
                     channel.give_up(CLIENT_CLOSED)
-        self._part_ways()
+        self._untie_closed_streams()
         if http.fault is not None:
             log.debug("Ended the HTTP/2 connection of %s: %s", self.peer_name, http.fault)
             self._give_up_all()
         elif http.more:
-            # Let the others have their turn first.
-            if self._listening and http.backlog > _BACKLOG:
+            # Let other connections have their turn first.
+            if self._listening and http.backlog > _MAX_BACKLOG:
                 self._listening = False
                 self._transport.pause_reading()
             if not self._has_turn:
@@ -264,7 +286,7 @@ class H2Protocol(asyncio.Protocol):
         self.server.meter.refused(status, method, target, self.peer_name)
 
     def _take(self, stream: H2Stream, request: Request) -> None:
-        """A request has come."""
+        """Start a request that has arrived, or hold it."""
         if self._held or not self._may_begin(stream):
             self._held[stream] = None
         else:
@@ -281,13 +303,13 @@ class H2Protocol(asyncio.Protocol):
             return True
         if (http.unsent > HIGH_WATER or http.is_shut) and self.server.pressure.is_high:
             return False
-        return running < _FEW or not (http.unsent > _UNSENT_MOST or http.is_shut)
+        return running < _MAX_RUNNING_IF_SLOW or not (http.unsent > _MAX_UNSENT or http.is_shut)
 
     def _on_held(self, stream: H2Stream, event: Data | Refused | Reset) -> None:
-        """More has come of a request that has not begun."""
+        """Note what arrives for a held request: more of its body, or its end."""
         request = stream.request
         if isinstance(event, Data) and request.upgrade is None:
-            # No more than its window lets in: it is not given back yet.
+            # At most a window of it arrives, as the window is not given back before the start.
             self.server.meter.received(len(event.data))
             request.body += event.data
             request.more_body = event.more_body
@@ -296,7 +318,7 @@ class H2Protocol(asyncio.Protocol):
         if isinstance(event, Refused):
             status = event.error.status
         elif isinstance(event, Data):
-            # As in `H2Channel.feed`: a WebSocket's client speaks after the handshake.
+            # As in `H2Channel.feed`: a client must not send before its handshake is answered.
             status = 400
             stream.reset(CANCEL)
         else:
@@ -314,9 +336,10 @@ class H2Protocol(asyncio.Protocol):
     def _begin(self, stream: H2Stream, request: Request) -> None:
         server = self.server
         if server.admission.is_last(self.peer) or not server.keep_alive_s:
-            self.drain(_DRAIN_LEAST_S, _DRAIN_LEAST_S)
+            self.drain(_MIN_DRAIN_S, _MIN_DRAIN_S)
         if self.running >= 2 * self.common.limits.streams:
-            # Their clients took the requests back, but the applications are at them still.
+            # The client has reset so many streams that twice its allowed number of applications
+            # still work on requests that nobody waits for (rapid reset, CVE-2023-44487).
             stream.reset(REFUSED_STREAM)
             self._count_refused(503, request.method, request.target)
             return
@@ -337,7 +360,7 @@ class H2Protocol(asyncio.Protocol):
     # --- writing --------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """There is something to send: in the next turn, together with what this one adds."""
+        """Write in the next turn of the loop, together with what else this turn produces."""
         if not self._write_due:
             self._write_due = True
             self.server.loop.call_soon(self._write)
@@ -348,10 +371,10 @@ class H2Protocol(asyncio.Protocol):
         transport = self._transport
         if self._lingering or transport.is_closing():
             return
-        for _ in range(_PARTS_A_TURN):
+        for _ in range(_WRITES_A_TURN):
             if http.blocked:
                 break
-            data = http.output(_PART)
+            data = http.output(_WRITE_BYTES)
             if not data:
                 break
             transport.write(data)
@@ -359,7 +382,7 @@ class H2Protocol(asyncio.Protocol):
             self.wake()
         for channel in list(self.waiting):
             channel.wake_drained()
-        self._part_ways()
+        self._untie_closed_streams()
         if http.over:
             self._end()
         elif self._held:
@@ -367,8 +390,8 @@ class H2Protocol(asyncio.Protocol):
 
     # --- closing --------------------------------------------------------------------------------
 
-    def _part_ways(self) -> None:
-        """Streams and channels hold each other, and would wait for the garbage collector."""
+    def _untie_closed_streams(self) -> None:
+        """Untie channels from closed streams: else only the garbage collector could free them."""
         gone = self._http.gone
         while gone:
             gone.pop().driver = None
@@ -386,7 +409,7 @@ class H2Protocol(asyncio.Protocol):
             channel.wake_drained()
 
     def _end(self) -> None:
-        """Close, once all that was promised is out."""
+        """Close the connection after its last stream."""
         transport = self._transport
         rest = self._http.output()
         if rest:
@@ -395,12 +418,13 @@ class H2Protocol(asyncio.Protocol):
         now = monotonic_ns()
         sock = transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
-            transport.close()  # the loop was faster
+            transport.close()  # the loop has closed the socket already
             return
         self._ending = Linger(sock.fileno(), self.server.settings.send_timeout, now)
         self._linger_end_ns = now + int(LINGER_S * 1e9)
         if transport.can_write_eof() and not self._eof and not self._http.leaving:
-            # Bytes that come after a close would reset the connection, and take our last with it.
+            # The client may still send. Bytes that arrive after a full close would make the kernel
+            # reset the connection, and the client might lose our last bytes.
             transport.write_eof()
             if not self._listening:
                 self._listening = True
@@ -409,15 +433,15 @@ class H2Protocol(asyncio.Protocol):
             transport.close()
 
     def drain(self, idle_s: float, fresh_s: float) -> None:
-        """Answer what has come, and what comes before the client knows; see H1Protocol."""
+        """See ServedConnection. How it is done depends on the client: see servo.http.h2.drain."""
         http = self._http
         if self._lingering or http.announced or self._drain is not None:
             return
         wait_s = idle_s if self.peer.requests else fresh_s
         if http.strict is not False:
-            self._drain = Drain(http, monotonic(), max(idle_s, _DRAIN_LEAST_S), fresh_s)
+            self._drain = Drain(http, monotonic(), max(idle_s, _MIN_DRAIN_S), fresh_s)
         elif self.peer.trusted:
-            self._announce(wait_s)  # a proxy
+            self._announce(wait_s)  # a proxy, which handles any GOAWAY
             return
         else:
             self._drain = Pause(http, monotonic())
@@ -425,7 +449,7 @@ class H2Protocol(asyncio.Protocol):
         self.server.loop.call_later(STEP_S, self._drain_on)
 
     def _announce(self, wait_s: float) -> None:
-        """Say that the connection will end, and wait so long for word that this was heard."""
+        """Send a first GOAWAY, and the final one when the client has seen it, or after `wait_s`."""
         self._http.announce()
         self.server.loop.call_later(wait_s, self._http.finish)
 
@@ -435,7 +459,7 @@ class H2Protocol(asyncio.Protocol):
             self.server.loop.call_later(STEP_S, self._drain_on)
 
     def _drain_step(self) -> None:
-        """Go on with a drain that waits for the right moment for GOAWAY."""
+        """Go on with a drain that waits for the right moment to send GOAWAY."""
         http, drain = self._http, self._drain
         if drain is None or http.closing:
             return
@@ -453,15 +477,15 @@ class H2Protocol(asyncio.Protocol):
             self._begin_held()
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """See memory_pressure.Client."""
         self._transport.abort()
 
     def held_bytes(self) -> int:
-        """See pressure.Client."""
+        """See memory_pressure.Client."""
         return self._http.unsent + self._transport.get_write_buffer_size()
 
     def progress(self) -> object:
-        """See pressure.Client."""
+        """See memory_pressure.Client."""
         return self._http.sent - self._transport.get_write_buffer_size()
 
     # --- time -----------------------------------------------------------------------------------
@@ -506,11 +530,11 @@ class H2Protocol(asyncio.Protocol):
                 if isinstance(stream.driver, H2Channel):
                     stream.driver.end_late_client(now)
                 elif stream.waiting and stream.queued:
-                    stream.reset(CANCEL)  # a refusal that nobody reads
+                    stream.reset(CANCEL)  # it has no application, only a refusal that nobody reads
         elif now - self._idle_ns > self._most_idle_ns():
             http.finish()
         if self._held:
-            # The worker may have become freer for another reason than this connection.
+            # Less may wait on other connections of the worker now.
             self._begin_held()
 
     def _most_idle_ns(self) -> int:
@@ -520,7 +544,7 @@ class H2Protocol(asyncio.Protocol):
         return int(timeout * 1e9) if timeout else 1 << 62
 
     def _on_stalled(self, now: int) -> None:
-        """The client takes nothing: cut it, unless some of the buffer has gone since."""
+        """The client takes nothing: abort, unless it has taken some of the buffer since."""
         left = self._transport.get_write_buffer_size()
         if left < self._unsent:
             self._unsent = left
