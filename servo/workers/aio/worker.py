@@ -1,4 +1,12 @@
-"""The `async` worker: an event loop, and a task for each request."""
+"""The `async` worker: one event loop in one thread, and a task for each request.
+
+`AsyncWorker` owns the loop and everything in it but the requests: signals, the channel to the
+arbiter, the listeners, TLS handshakes, the sweep, and the end. `StreamServer` has the connections
+and requests.
+
+**Draining.** A worker that is told to end stops accepting, asks each connection to drain, and ends
+when no connection is open and no call runs, background tasks of the application included.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +52,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# A stopping worker gives idle connections this long: a request that the kernel already holds is
+# Seconds that a stopping worker keeps idle connections. A request that the kernel already holds is
 # read within a turn of the loop.
 STOP_IDLE_S = 0.05
-# After a failed handshake the loop has closed the socket, but there may be something to say. While
-# more are under way than this, none has a second descriptor: an attack would use up all there are.
-SPARE_MOST = 64
+# TLS handshakes under way for which the worker keeps a duplicate of the socket. It needs one to
+# answer a client that speaks plain HTTP, because the loop closes the socket when a handshake fails.
+# Above this number a flood of handshakes would use up the descriptors.
+MAX_SPARE_SOCKETS = 64
 
 
 class AsyncWorker(Worker):
@@ -116,11 +125,13 @@ class AsyncWorker(Worker):
             loop.close()
 
     def _run_until(self, future: asyncio.Future[Any]) -> None:
-        """Run the loop until the future is done.
+        """Run the loop until the future is done, whatever tasks of the application raise.
 
-        asyncio passes SystemExit and KeyboardInterrupt of any task on to whoever runs the loop. A
-        task of the application's is not to end a worker that serves others; at the start it means
-        that the application can't. Raises BootError.
+        asyncio passes SystemExit and KeyboardInterrupt of any task on to the caller that runs the
+        loop. One request's task must not end a worker that serves others, so that is only logged.
+        While the worker boots, it means that the application can't start.
+
+        Raises BootError in that case.
         """
         while (error := self._escaped(future)) is not None:
             if self.row[row_layout.STATE] == row_layout.STATE_BOOTING and future is self._task:
@@ -128,7 +139,10 @@ class AsyncWorker(Worker):
             log.error("A task of the application has raised %r", error, exc_info=error)
 
     def _escaped(self, future: asyncio.Future[Any]) -> BaseException | None:
-        """Run the loop until the future is done (None), or an exception has ended the loop."""
+        """Run the loop until the future is done, or an exception stops the loop.
+
+        Returns the exception; None if the future is done.
+        """
         self._frame = sys._getframe()
         self._loop_thread = threading.get_ident()
         try:
@@ -147,7 +161,7 @@ class AsyncWorker(Worker):
             self._run_until(asyncio.gather(*tasks, return_exceptions=True))
 
     def in_child(self) -> None:
-        """See Worker.in_child. No response comes from here: the worker's will."""
+        """See Worker.in_child. The child must not answer the worker's clients."""
         replace_wakers(self._loop_fds)
         if threading.get_ident() != self._loop_thread or not self.loop.is_running():
             super().in_child()
@@ -168,7 +182,7 @@ class AsyncWorker(Worker):
         )
         self.server = StreamServer(self, adapter, loop)
         if self.server.http2 is not None:
-            # A third of what this worker imports: now, not when a client comes.
+            # A third of what this worker imports. Done here, so that no client waits for it.
             import servo.workers.aio.h2  # noqa: F401
         self.drained = loop.create_future()
         self.acceptor.start()
@@ -179,7 +193,7 @@ class AsyncWorker(Worker):
             connection.abort()
         await self.lifespan.shutdown()
         for call in self.server.calls:
-            call.cancelled = True  # that of the tasks follows
+            call.cancelled = True  # `serve` cancels their tasks next
 
     def _watch_process(self) -> None:
         loop = self.loop
@@ -196,7 +210,7 @@ class AsyncWorker(Worker):
         self.on_orphaned()
 
     def on_orphaned(self) -> None:
-        """See Worker.on_orphaned; the dead channel would be readable for ever."""
+        """See Worker.on_orphaned. A dead channel is always readable, so stop watching it."""
         self.loop.remove_reader(self.context.channel.fileno())
         self.loop.remove_writer(self.context.channel.fileno())
         super().on_orphaned()
@@ -205,7 +219,7 @@ class AsyncWorker(Worker):
 
     def on_wake(self) -> None:
         """See Worker.on_wake."""
-        self._rouse()
+        self._resume_sweeping()
         super().on_wake()
 
     def wake(self) -> None:
@@ -232,7 +246,7 @@ class AsyncWorker(Worker):
     # --- accepting (an acceptor.Driver) ---------------------------------------------------------
 
     def watch_listener(self, listener: socket.socket) -> None:
-        """See acceptor.Driver. Not `create_server(sock=)`, which accepts a backlog in one go."""
+        """See acceptor.Driver. asyncio's own `create_server` accepts many connections in one go."""
         self.loop.add_reader(listener, self.acceptor.on_ready, listener)
 
     def unwatch_listener(self, listener: socket.socket) -> None:
@@ -245,7 +259,7 @@ class AsyncWorker(Worker):
 
     def opened(self, sock: socket.socket, peer: Any) -> None:
         """See acceptor.Driver."""
-        self._rouse()
+        self._resume_sweeping()
         task = self.loop.create_task(self._connect(sock, peer))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
@@ -254,11 +268,11 @@ class AsyncWorker(Worker):
         protocol: H1Protocol | None = None
         spare = None
         try:
-            if self.tls_options and len(self._connecting) <= SPARE_MOST:
+            if self.tls_options and len(self._connecting) <= MAX_SPARE_SOCKETS:
                 spare = sock.dup()
             header = await self._read_proxy_header(sock, peer) if self.tls_options else None
             protocol = H1Protocol(self.server, sock, peer, header)
-            made = cast("asyncio.Protocol", protocol)  # but in name
+            made = cast("asyncio.Protocol", protocol)  # it has the methods, but not the base
             await self.loop.connect_accepted_socket(lambda: made, sock, **self.tls_options)
         except (OSError, ProtocolError, asyncio.TimeoutError) as error:
             name = peer[0] if isinstance(peer, tuple) else "A client"
@@ -286,7 +300,7 @@ class AsyncWorker(Worker):
         return await read_proxy_header(self.loop, sock, proxy_reader, self.settings.header_timeout)
 
     def connection_closed(self) -> None:
-        """A connection is gone."""
+        """A connection is closed."""
         self.acceptor.closed()
         if self.draining:
             self.check_drained()
@@ -314,8 +328,8 @@ class AsyncWorker(Worker):
     def _sweep_in(self, delay_s: float, now_ns: int) -> None:
         self._next_sweep = self.loop.call_later(delay_s, self._sweep, now_ns + int(delay_s * 1e9))
 
-    def _rouse(self) -> None:
-        """There is something to do: look around each second again."""
+    def _resume_sweeping(self) -> None:
+        """Sweep once a second again: there is something to do."""
         if self._sweeps_seldom:
             self._sweeps_seldom = False
             self._next_sweep.cancel()
@@ -329,7 +343,7 @@ class AsyncWorker(Worker):
         return self.loop
 
     def open_requests(self) -> list[tuple[int, str, bytes, str]]:
-        """See Worker.open_requests. Background work after the response is no request."""
+        """See Worker.open_requests. Without work that goes on after the response."""
         return [
             (call.started_ns, call.request.method, call.request.target, remote_of(call.scope))
             for connection in list(self.server.connections)
@@ -337,7 +351,7 @@ class AsyncWorker(Worker):
         ]
 
     def unfinished(self) -> list[tuple[int, str, bytes, str]]:
-        """See Worker.unfinished. Also what works on, though it has answered or its client left."""
+        """See Worker.unfinished. With work that goes on after the response, or without a client."""
         return [
             (call.started_ns, call.request.method, call.request.target, remote_of(call.scope))
             for call in self.server.calls
@@ -367,13 +381,13 @@ class AsyncWorker(Worker):
         self._drain(STOP_IDLE_S, FRESH_GRACE_S)
 
     def _abandons_boot(self) -> bool:
-        """Still starting up, so there is nothing to answer: end where it is."""
+        """If the worker still boots, end it: it has nothing to answer. Returns whether it does."""
         if self.drained is None:
             self._task.cancel()
         return self.drained is None
 
     def _drain(self, idle_s: float, fresh_s: float) -> None:
-        self._rouse()
+        self._resume_sweeping()
         if not self.draining:
             self.note_draining()
         self.server.draining = True
@@ -385,7 +399,7 @@ class AsyncWorker(Worker):
         self.check_drained()
 
     def check_drained(self) -> None:
-        """End when nothing is left to do: no connection, and no background work of the app."""
+        """End the worker if no connection is open and no call of the application runs."""
         if not self.acceptor.open_connections and not self.server.calls:
             self._end()
 
@@ -395,7 +409,12 @@ class AsyncWorker(Worker):
 
 
 def new_event_loop(name: str) -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed ("auto"), or as asked for. Raises ConfigError."""
+    """Make an event loop.
+
+    name  "asyncio", "uvloop", or "auto": uvloop if it is installed
+
+    Raises ConfigError if uvloop is asked for and not installed.
+    """
     if name != "asyncio":
         try:
             import uvloop
