@@ -10,15 +10,18 @@ All construction is here: a worker class that takes other arguments changes this
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import os
+import resource
 import select
 import signal
 import socket
 import ssl
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,7 +43,7 @@ from servo.apps.loader import LoadedApp
 from servo.http.events import Request
 from servo.http.h1.connection import H1Connection
 from servo.http.limits import Limits
-from servo.ipc.channel import SharedChannel, channel_pair
+from servo.ipc.channel import ChannelClosed, SharedChannel, channel_pair
 from servo.ipc.messages import Message
 from servo.net.address import TCPAddress
 from servo.settings.config_hooks import Hooks
@@ -53,6 +56,7 @@ from servo.workers.aio.server import StreamServer
 from servo.workers.aio.worker import AsyncWorker
 from servo.workers.blocking.sync import SyncWorker
 from servo.workers.blocking.thread import ThreadWorker
+from servo.workers.boot import run_worker
 from servo.workers.context import WorkerContext
 from servo.workers.messages.mailbox import Mailbox
 from servo.workers.request.accounting import Meter
@@ -209,13 +213,24 @@ def _dechunked(data: bytes) -> tuple[bytes, bytes]:
 class World:
     """What the arbiter gives to a worker: its context, and the other ends of all of it."""
 
-    def __init__(self, tls: Any = None, hooks: dict[str, Any] | None = None, **values: Any) -> None:
-        """`values`: settings. `hooks`: those of a configuration file."""
+    def __init__(
+        self,
+        tls: Any = None,
+        hooks: dict[str, Any] | None = None,
+        *,
+        shared: bool = True,
+        **values: Any,
+    ) -> None:
+        """
+        hooks   those of a configuration file
+        shared  whether the channel is as a worker makes it, or as the arbiter leaves it
+        values  settings
+        """
         given = {"loop": "asyncio", "workers": 1, **values}
         settings = Settings(given, dict.fromkeys(given, "a test"), hooks=Hooks(hooks or {}))
         self.listener = Listener()
         ours, self.arbiter = channel_pair()
-        self.channel = SharedChannel(ours)
+        self.channel = SharedChannel(ours) if shared else ours
         self.board = Scoreboard(4)
         index = self.board.allocate(1, 1, 1)
         self.context = WorkerContext(
@@ -942,4 +957,102 @@ class ServingWorker:
             self.worker.acceptor.stop(take_queued=False)
         if hasattr(self.worker, "_pidfd"):
             os.close(self.worker._pidfd)
+        self.world.close()
+
+
+# --- children -------------------------------------------------------------------------------------
+
+
+class Child:
+    """A forked process with a pipe each way. It ends with what `work` returns, or 99.
+
+    work  is given the descriptors that it may read from and write to
+    """
+
+    def __init__(self, work: Callable[[int, int], int | None]) -> None:
+        read_ours, write_theirs = os.pipe()
+        read_theirs, write_ours = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 99
+            try:
+                # What pytest and its plugins have registered is not this process's to do.
+                atexit._clear()
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                os.close(read_ours)
+                os.close(write_ours)
+                code = work(read_theirs, write_theirs) or 0
+            except BaseException:
+                os.write(write_theirs, traceback.format_exc().encode())
+                raise
+            finally:
+                os._exit(code)
+        os.close(read_theirs)
+        os.close(write_theirs)
+        self._read, self._write = read_ours, write_ours
+        self._code: int | None = None
+
+    def tell(self, data: bytes) -> None:
+        os.write(self._write, data)
+
+    def said(self, until: bytes | None = None) -> bytes:
+        """What it has said, up to its end or as soon as these bytes are in it."""
+        found = b""
+        while until is None or until not in found:
+            data = os.read(self._read, 65536)
+            if not data:
+                assert until is None, found
+                break
+            found += data
+        return found
+
+    def end(self) -> int:
+        """Wait for its end. Its exit code; negative: the signal that has ended it."""
+        if self._code is None:
+            self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._code
+
+    def close(self) -> None:
+        if self._code is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.end()
+        os.close(self._read)
+        os.close(self._write)
+
+
+class BootedWorker:
+    """A worker process, with the test as its arbiter."""
+
+    def __init__(self, **values: Any) -> None:
+        self.world = World(shared=False, **values)
+
+        def work(_read: int, write: int) -> int:
+            self.world.arbiter.close()
+            logging.getLogger("servo.error").handlers = [
+                logging.StreamHandler(os.fdopen(os.dup(write), "w"))
+            ]
+            return run_worker(self.world.context)
+
+        self.child = Child(work)
+        # Its end would otherwise go unnoticed.
+        self.world.channel.close()
+        self.messages: list[Message] = []
+
+    def until(self, kind: type[Message] | None = None) -> None:
+        """Take its messages up to one of this kind, or up to its end."""
+        arbiter = self.world.arbiter
+        while kind is None or not any(isinstance(each, kind) for each in self.messages):
+            assert select.select([arbiter.fileno()], [], [], 60)[0]
+            try:
+                self.messages += arbiter.receive()
+            except ChannelClosed:
+                assert kind is None, self.messages
+                return
+
+    @property
+    def kinds(self) -> list[type[Message]]:
+        return [type(each) for each in self.messages]
+
+    def close(self) -> None:
+        self.child.close()
         self.world.close()
