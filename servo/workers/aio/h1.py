@@ -404,7 +404,7 @@ class H1Protocol:
         self._answer_refused(event)
 
     def _answer_refused(self, event: Refused) -> None:
-        log.debug("Refused a request of %s: %s", self.peer_name, event.error)
+        log.debug("Refused a request from %s: %s", self.peer_name, event.error)
         self._transport.write(self._http.refuse(event))
         self._hang_up(linger=True)
 

@@ -276,7 +276,7 @@ class H2Protocol(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _on_refused(self, channel: object, event: Refused) -> None:
-        log.debug("Refused a request of %s: %s", self.peer_name, event.error)
+        log.debug("Refused a request from %s: %s", self.peer_name, event.error)
         if isinstance(channel, H2Channel):
             channel.give_up(event.error.status)
         else:

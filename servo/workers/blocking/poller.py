@@ -1,11 +1,24 @@
-"""The epoll front of the blocking workers: many sockets, one thread, no application code.
+"""The poller: one thread that serves all sockets of a blocking worker, by epoll(7).
 
-The poller accepts, reads requests until they are whole, flushes finished responses, and closes.
-A subclass says in `dispatch` who runs the application. So a slow or silent client costs a few
-hundred bytes of memory here, and never a thread.
+A WSGI application blocks the thread that calls it. If that thread also read from clients, a client
+that sends its request slowly would hold it, and a few such clients would stop the worker. The
+poller puts itself in between: it accepts connections, reads requests until they are complete, sends
+the rest of responses, and closes. The application gets only complete requests. A slow or silent
+client costs a few hundred bytes of memory here, and never a thread.
 
-One turn of its loop: wait for sockets (epoll), serve those that are ready, let pipelined requests
-have their turn, and look after the clock: a sweep each second ends what has lasted too long.
+A subclass says in `dispatch` which thread runs the application: the poller's own (`sync`), or one
+of a pool (`thread`).
+
+One turn of the loop in `serve`:
+
+1. wait until sockets are ready, and serve each of them once;
+2. let the subclass take back finished requests (`after_poll`);
+3. start the requests that were pipelined behind others, so that a client that pipelines gets one
+   request per turn, as everybody else does;
+4. once a second, `sweep`: set the clock of responses, and end connections whose time limit has
+   passed. One pass over all connections replaces a timer for each.
+
+`connection.phase` says what a connection is doing; see `blocking.connection`.
 """
 
 from __future__ import annotations
@@ -54,8 +67,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
+# The time between two sweeps. Time limits of connections are met to within this second.
 SWEEP_NS: Final = 1_000_000_000
+# How long lines of the access log may wait, so that many of them share one write.
 FLUSH_NS: Final = 100_000_000
+# The most bytes to read from a socket at once.
 READ_SIZE: Final = 65536
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
@@ -75,11 +91,11 @@ class PollerWorker(Worker):
         self.connections: dict[int, Connection] = {}
         self.listeners: dict[int, socket.socket] = {}
         self.handlers: dict[int, Callable[[], None]] = {}
-        self.pipelined: deque[Connection] = deque()  # complete requests, pipelined behind others
+        self.pipelined: deque[Connection] = deque()  # connections with a request behind another
         self._delayed_call: tuple[int, Callable[[], None]] | None = None
         self._signal_sockets: tuple[socket.socket, socket.socket] | None = None
         self.finished = False
-        # The application has forked, and this is the child.
+        # Whether the application has forked this process, which then must not serve.
         self.is_child = False
         self.acceptor = Acceptor(self, self)
         self.keep_alive_s = self.settings.keepalive_s
@@ -90,13 +106,16 @@ class PollerWorker(Worker):
 
     @abstractmethod
     def dispatch(self, connection: Connection) -> None:
-        """Have `connection.run()` called, and then `self.complete(connection)` in this thread."""
+        """Call `connection.run()` in some thread, and then `self.complete(connection)` in this one.
+
+        connection  has a complete request
+        """
 
     def progress(self) -> None:
-        """A part of a response was sent, in the thread that runs the application."""
+        """Called when a part of a response was sent, in the thread that runs the application."""
 
     def after_poll(self) -> None:
-        """Called once a turn, after the sockets were served."""
+        """Called once in each turn of the loop, after the sockets were served."""
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -115,7 +134,8 @@ class PollerWorker(Worker):
             wait_s = self.wait_s()
             ready = self.epoll.poll(wait_s, 64)
             if wait_s > 1.0:
-                serialise.set_clock(time.time())  # too long for the sweep to have kept it right
+                # The Date of responses is that of the last sweep, which was too long ago.
+                serialise.set_clock(time.time())
             for fd, mask in ready:
                 connection = connections.get(fd)
                 if connection is not None:
@@ -153,7 +173,7 @@ class PollerWorker(Worker):
             return 0.1
         return 1.0 if self.connections else self.idle_interval_s
 
-    # --- what wakes it besides connections -------------------------------------------------------
+    # --- signals, messages, the arbiter's end -----------------------------------------------------
 
     def _register_handlers(self) -> None:
         wake_read, wake_write = socket.socketpair()
@@ -161,7 +181,7 @@ class PollerWorker(Worker):
         wake_write.setblocking(False)
         self._signal_sockets = (wake_read, wake_write)
         for signum in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(signum, lambda _number, _frame: None)  # its byte in the pipe tells
+            signal.signal(signum, lambda _number, _frame: None)  # see `_on_signal`
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
         self.own_handlers()
         self._handle(wake_read.fileno(), self._on_signal)
@@ -207,6 +227,8 @@ class PollerWorker(Worker):
         return InlineRunner(self.mailbox, self.wake)
 
     def _on_signal(self) -> None:
+        """Act on the signals whose numbers `set_wakeup_fd` wrote. So a signal never interrupts the
+        loop or the application at an arbitrary place."""
         inspection.let_handlers_run()
         assert self._signal_sockets is not None
         for signum in set(self._signal_sockets[0].recv(4096)):
@@ -220,7 +242,7 @@ class PollerWorker(Worker):
         self.on_orphaned()
 
     def on_orphaned(self) -> None:
-        """See Worker.on_orphaned; the dead channel would be readable for ever."""
+        """See Worker.on_orphaned. Unwatches the channel first: it would stay readable."""
         fd = self.context.channel.fileno()
         if self.handlers.pop(fd, None) is not None:
             self.epoll.unregister(fd)
@@ -239,14 +261,14 @@ class PollerWorker(Worker):
         self.epoll.unregister(listener.fileno())
 
     def call_later(self, delay: float, callback: Callable[[], None], /) -> None:
-        """See acceptor.Driver. The acceptor has one call waiting at a time."""
+        """See acceptor.Driver. One call at a time is enough for the acceptor."""
         self._delayed_call = (monotonic_ns() + int(delay * 1e9), callback)
 
     def opened(self, sock: socket.socket, peer: Any) -> None:
         """See acceptor.Driver."""
         connection = self.factory.make(sock, peer)
         self.connections[connection.fd] = connection
-        # The first request is usually here already: read it before asking epoll.
+        # The first request has usually come already. Reading it at once saves a turn of epoll.
         self._on_readable(connection)
 
     # --- reading --------------------------------------------------------------------------------
@@ -262,8 +284,8 @@ class PollerWorker(Worker):
             if connection.output is not None:
                 self.flush_running(connection)
             else:
-                # More bytes, or the client's end, while the application runs: neither may be read
-                # now, and a level-triggered event left registered would spin.
+                # The client has sent more, or has closed. Neither may be read while the application
+                # runs, and epoll, being level-triggered, would report it again and again.
                 self.watch(connection, 0)
         elif phase == SEND:
             self._flush(connection)
@@ -301,7 +323,7 @@ class PollerWorker(Worker):
                 self.drop(connection)
                 return
         if event.__class__ is Request and not event.more_body:
-            # The ordinary request, all of it in one read.
+            # The common case, a whole request in one read, skips the loop in `_on_event`.
             connection.request = event
             connection.body = event.body
             self._start(connection)
@@ -309,14 +331,14 @@ class PollerWorker(Worker):
             self._on_event(connection, event)
 
     def _await_more(self, connection: Connection) -> None:
-        """Nothing complete has come yet: wait, under the time limit of what is being read."""
+        """Wait for more bytes. The first byte of a head starts `header_timeout`."""
         if connection.phase == IDLE and not connection.http.idle:
             connection.phase = HEAD
             connection.expires_in(self.settings.header_timeout)
         self.watch(connection, _READ)
 
     def _on_event(self, connection: Connection, event: Event | None) -> None:
-        """Act on events until one waits for the application, or for the client."""
+        """Handle events until the application has a request, or more bytes are needed."""
         http = connection.http
         while event is not None:
             if isinstance(event, Request):
@@ -360,12 +382,12 @@ class PollerWorker(Worker):
         return True
 
     def _refuse(self, connection: Connection, event: Refused) -> None:
-        """Refuse what the parser does not take."""
+        """Refuse a request before admission: count it, log it, and send the error."""
         self.meter.refused(event.error.status, event.method, event.target, connection.peer_name)
         self._answer_refused(connection, event)
 
     def _answer_refused(self, connection: Connection, event: Refused) -> None:
-        log.debug("Refused a request of %s: %s", connection.peer_name, event.error)
+        log.debug("Refused a request from %s: %s", connection.peer_name, event.error)
         connection.close_body()
         connection.linger = True
         self._send(connection, connection.http.refuse(event))
@@ -373,7 +395,7 @@ class PollerWorker(Worker):
     # --- the application ------------------------------------------------------------------------
 
     def _start(self, connection: Connection) -> None:
-        """A request is complete: hand it to the application."""
+        """Admit a complete request, and have the application run."""
         request = connection.request
         assert request is not None
         admission = self.admission
@@ -381,7 +403,7 @@ class PollerWorker(Worker):
         if self.close_after_response or self.draining:
             connection.http.close_next()
         if admission.is_last(peer):
-            # Even where more is pipelined, or the limit would be the client's to break.
+            # Even if more requests are pipelined: otherwise a client could exceed the limit.
             request.keep_alive = False
         admitted = admission.admit(request, peer)
         if isinstance(admitted, Refused):
@@ -397,7 +419,10 @@ class PollerWorker(Worker):
         self.dispatch(connection)
 
     def complete(self, connection: Connection) -> None:
-        """The application is done with a request; what is left is in `connection.unsent`."""
+        """Finish a request that the application is done with: send what is left of the response.
+
+        connection  has the rest in its `output`, if there is any
+        """
         now = connection.finish_request(self.meter)
         if connection.broken:
             connection.phase = SEND
@@ -420,7 +445,7 @@ class PollerWorker(Worker):
             if connection.watched != _READ:
                 self.watch(connection, _READ)
         else:
-            # More was pipelined behind it: others have their turn first.
+            # Another request is pipelined behind this one. Other connections come first.
             connection.phase = HEAD
             connection.expires_in(self.settings.header_timeout)
             self.pipelined.append(connection)
@@ -440,19 +465,23 @@ class PollerWorker(Worker):
         self._flush(connection)
 
     def flush_running(self, connection: Connection) -> None:
-        """Send what the client has not taken of a response that is still being produced."""
+        """Send buffered bytes of a response that the application is still producing.
+
+        connection  has the buffer in its `output`
+        """
         output = connection.output
         if output is None:
             return
         try:
             connection.flush_output()
         except ClientDisconnected:
-            # The application is told when it has more to send.
+            # The application gets the error when it sends more.
             self.watch(connection, 0)
             return
         if not output.size():
             output.watched = False
-            # Looked at again after that: the thread appends first and looks at `watched` second.
+            # Check again after clearing it: the application's thread appends first and checks
+            # `watched` second, so one of the two sees the other.
             if not output.size():
                 self.watch(connection, 0)
                 return
@@ -460,7 +489,7 @@ class PollerWorker(Worker):
         self.watch(connection, select.EPOLLOUT)
 
     def _flush(self, connection: Connection) -> None:
-        """Send what is left of a finished response; then what comes after a response."""
+        """Send what is left of a finished response. Once all is sent, go on or close."""
         try:
             sent_all, progress = connection.flush()
         except ClientDisconnected:
@@ -476,9 +505,12 @@ class PollerWorker(Worker):
             self._after_response(connection, monotonic_ns())
 
     def _hang_up(self, connection: Connection) -> None:
-        """Close after a response. Where bytes of the client may still come in, linger: closing
-        with unread input makes the kernel reset the connection, and the client might lose the
-        response (RFC 9112 section 9.6)."""
+        """Close after a response, and linger if bytes from the client may still come in.
+
+        If a socket is closed with unread input, the kernel resets the connection, and the client
+        may lose the response. So close only our side, and discard what comes in until the client
+        closes or `LINGER_S` has passed (RFC 9112 section 9.6).
+        """
         if not connection.linger and not connection.unread():
             self.drop(connection)
             return
@@ -504,7 +536,10 @@ class PollerWorker(Worker):
             self.drop(connection)
 
     def watch(self, connection: Connection, mask: int) -> None:
-        """Have epoll tell of these events on the connection; 0: of nothing."""
+        """Set the events that epoll reports for a connection.
+
+        mask  EPOLLIN and the like; 0 to report nothing
+        """
         watched = connection.watched
         if mask == watched:
             return
@@ -517,7 +552,7 @@ class PollerWorker(Worker):
             self.epoll.register(connection.fd, mask)
 
     def drop(self, connection: Connection) -> None:
-        """Close the connection at once and forget it."""
+        """Close a connection at once, and remove it from the worker."""
         if self.connections.pop(connection.fd, None) is None:
             return
         if connection.watched:
@@ -529,7 +564,10 @@ class PollerWorker(Worker):
     # --- once a second --------------------------------------------------------------------------
 
     def sweep(self, now_ns: int) -> None:
-        """Set the clock of responses, and end what has lasted too long."""
+        """Set the clock of responses, and end connections whose time limit has passed.
+
+        now_ns  monotonic nanoseconds
+        """
         serialise.set_clock(time.time())
         self.every_second()
         oldest = 0
@@ -555,7 +593,10 @@ class PollerWorker(Worker):
         ]
 
     def check_running(self, connection: Connection, now_ns: int) -> None:
-        """A request is with the application; subclasses bound its time."""
+        """Called in each sweep for a request that the application is running.
+
+        now_ns  monotonic nanoseconds
+        """
 
     def _on_timeout(self, connection: Connection) -> None:
         if connection.phase in (HEAD, BODY):
@@ -587,6 +628,11 @@ class PollerWorker(Worker):
         self._drain(0.0)
 
     def _drain(self, idle_s: float) -> None:
+        """Let each connection end with its current request.
+
+        idle_s  how long an idle connection may still bring a request, in seconds. 0: only one that
+                has come already, or the first one of a connection that has had none.
+        """
         if not self.draining:
             self.note_draining()
         self.idle_ns = int(self.settings.drain_idle * 1e9)
@@ -604,7 +650,7 @@ class PollerWorker(Worker):
                 connection.expires_in(FRESH_GRACE_S)
 
     def close(self) -> None:
-        """Close whatever is still open."""
+        """Close all connections that are still open."""
         for connection in list(self.connections.values()):
             self.drop(connection)
         signal.set_wakeup_fd(-1)

@@ -1,4 +1,9 @@
-"""The `sync` worker: the poller's own thread runs the application, one request at a time."""
+"""The `sync` worker: the poller's own thread runs the application, one request at a time.
+
+While a request runs, nothing else happens in this process: no heartbeat, no sweep. If
+the request outlasts `timeout` (or `request_timeout`), the arbiter ends the worker and logs the
+stack of the request.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +20,7 @@ if TYPE_CHECKING:
 
 
 class SyncWorker(PollerWorker):
-    """One request at a time. While it runs nothing beats, so a request that outlasts `timeout` (or
-    `request_timeout`) makes the arbiter end this worker, with its stack in the log."""
+    """A poller that runs the application itself."""
 
     kind: ClassVar[str] = "sync"
 
@@ -41,5 +45,5 @@ class SyncWorker(PollerWorker):
         self.close_after_response = self.should_close_connections(self.served, busy_ns, now_ns)
 
     def progress(self) -> None:
-        """A part of a response went out: this worker is alive."""
+        """Send a heartbeat: a worker whose response makes progress is alive."""
         self.row[row_layout.BEAT_NS] = row_layout.now_ns()

@@ -1,4 +1,20 @@
-"""The `thread` worker: the poller reads and flushes, a pool of threads runs the application."""
+"""The `thread` worker: the poller serves the sockets, a pool of threads runs the application.
+
+Requests pass between the poller and the threads by queues that need no lock of ours:
+
+* `to_start`: complete requests that the poller has read. It moves them to `requests`, from which
+  the threads take them, when it is about to wait.
+* `done`: requests that a thread has finished. The poller sends the rest of the response.
+* `to_flush`: running requests with buffered output. The poller sends it while the thread goes on.
+
+A thread that puts something into `done` or `to_flush` wakes the poller by an eventfd, but only if
+the poller waits (`poller_waits`): that saves two system calls per request under load.
+
+A thread can't be ended from outside. If a request runs for longer than `request_timeout`, the
+poller answers 504 in its place and asks the arbiter for a successor of this worker. Which of the
+two may answer is decided by `ThreadConnection.take_claim`. The stuck thread keeps the connection
+object, and the socket stays open until it returns.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +47,7 @@ log = logging.getLogger("servo.error")
 
 
 class ThreadWorker(PollerWorker):
-    """`threads` requests at a time; the poller's thread goes on reading, and beating."""
+    """A poller with a pool of threads that run one request each. The poller sends heartbeats."""
 
     kind: ClassVar[str] = "thread"
     multithread: ClassVar[bool] = True
@@ -62,8 +78,10 @@ class ThreadWorker(PollerWorker):
         self.to_start.append(connection)
 
     def wait_s(self) -> float:
-        """See PollerWorker.wait_s. Requests go to the threads when all that is here has been read:
-        else each `recv`, which lets go of the interpreter's lock, would mean a switch of threads.
+        """See PollerWorker.wait_s. Also passes requests to the threads.
+
+        Not earlier: each `recv` releases the interpreter's lock (GIL), and a thread that had work
+        would take it, so every read would mean a switch of threads.
         """
         for connection in self.to_start:
             self.requests.put(connection)
@@ -79,7 +97,8 @@ class ThreadWorker(PollerWorker):
     def after_poll(self) -> None:
         """Take back what the threads have finished."""
         self.poller_waits = False
-        # First those whose clients lag: of one that is done as well, nothing must be left here.
+        # `to_flush` first: a connection that is in `done` as well must not be left in it, as
+        # `complete` may close or reuse the connection.
         while self.to_flush:
             connection = self.to_flush.popleft()
             running = connection.phase == APP and connection.claim is not None
@@ -90,7 +109,7 @@ class ThreadWorker(PollerWorker):
             connection = done.popleft()
             if connection.claim is None:
                 connection.phase = SEND
-                connection.close()  # given up while the thread was stuck
+                connection.close()  # it was given up while its thread was stuck
                 self.stuck -= 1
             else:
                 self.complete(connection)
@@ -113,7 +132,8 @@ class ThreadWorker(PollerWorker):
                 self._wake_poller()
 
     def request_flush(self, connection: ThreadConnection) -> None:
-        """Have the poller send what the client of a running request has not taken. Thread-safe."""
+        """Have the poller send the buffered output of a running request. May be called from any
+        thread."""
         self.to_flush.append(connection)
         if self.poller_waits:
             self._wake_poller()
@@ -131,7 +151,7 @@ class ThreadWorker(PollerWorker):
             self._give_up(connection)
 
     def _give_up(self, connection: ThreadConnection) -> None:
-        """Answer 504 in place of the thread, and ask for a worker that has all of its threads."""
+        """Answer 504 in the thread's place, and ask for a successor with all of its threads."""
         request = connection.request
         assert request is not None
         claimed = connection.take_claim()
@@ -150,8 +170,13 @@ class ThreadWorker(PollerWorker):
             self.tell(ReplaceMe("request_timeout", f"{self.stuck} of its threads hang"))
 
     def _release_client(self, connection: ThreadConnection, answer: bool) -> None:
-        """Let the client go. The socket itself stays open for the thread, which may be using it:
-        its descriptor must not come to mean another connection under its hands."""
+        """Answer the client if nothing was sent yet, and end the connection for the client.
+
+        answer  whether to send the 504
+
+        The socket stays open, as the thread may be using it: once closed, its descriptor could mean
+        another connection.
+        """
         http = H1Connection(self.factory.limits, server=self.factory.server_header)
         timed_out = Refused(ProtocolError(504, "the application took too long"))
         data = http.refuse(timed_out)
@@ -164,7 +189,7 @@ class ThreadWorker(PollerWorker):
 
 
 class ThreadConnectionFactory(ConnectionFactory):
-    """Makes connections that a thread and the poller can't both answer."""
+    """Makes `ThreadConnection`s."""
 
     def make(self, sock: socket.socket, peer: Any) -> ThreadConnection:
         """See ConnectionFactory.make."""
@@ -172,8 +197,12 @@ class ThreadConnectionFactory(ConnectionFactory):
 
 
 class ThreadConnection(Connection):
-    """The right to send the first byte of a response is claimed once: by the thread, or by the
-    poller that has waited long enough. `list.pop` is atomic."""
+    """A connection that only one of two threads can answer.
+
+    Before the first byte of a response, the sender must take the claim: the thread that runs the
+    request, or the poller after `request_timeout`. The claim is a list of one item, and `list.pop`
+    is atomic, so only one of them gets it.
+    """
 
     __slots__ = ("_claimed",)
 
@@ -191,10 +220,10 @@ class ThreadConnection(Connection):
         return super().send_some(data)
 
     def _send_before_close(self) -> None:
-        """The poller sends while `close` runs."""
+        """Does nothing: the poller sends while `close` runs."""
 
     def _notify_sender(self) -> None:
-        """The poller sends it."""
+        """Have the poller send it, unless it does so already."""
         output = self.output
         if output is not None and output.size() and not output.watched:
             output.watched = True
@@ -206,7 +235,7 @@ class ThreadConnection(Connection):
         """See Connection._wait_for_progress."""
         output = self.output
         if output is None or not output.size():
-            # There was no room for anything: this thread is the one that sends.
+            # Nothing could be buffered, so this thread sends.
             return super()._wait_for_progress(seconds)
         happened = output.wait(seconds)
         if self.broken:
@@ -214,7 +243,7 @@ class ThreadConnection(Connection):
         return happened
 
     def take_claim(self) -> bool:
-        """Whether the response is the caller's to begin."""
+        """Whether the caller may begin the response. True once per request."""
         claim = self.claim
         try:
             return claim is not None and claim.pop()
@@ -222,11 +251,14 @@ class ThreadConnection(Connection):
             return False
 
     def give_up(self, answer: bytes) -> None:
-        """Send an answer in the thread's place and end the connection, but keep its descriptor."""
+        """End the connection in the thread's place, but keep its descriptor.
+
+        answer  what to send first; b"" if the thread has begun its response
+        """
         self.claim = None
         try:
             if answer:
                 super().send_some(answer)
         except ClientDisconnected as error:
-            log.debug("%s was gone before it was given up: %s", self.peer_name, error)
+            log.debug("%s disconnected before its 504 was sent: %s", self.peer_name, error)
         self.abort()
