@@ -1,1 +1,1 @@
-"""What runs in a worker process: a life (`base`), two drivers, three worker classes."""
+"""The worker process: its boot, the three worker classes, and their drivers."""

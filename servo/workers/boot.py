@@ -142,7 +142,7 @@ def _boot(context: WorkerContext) -> Worker:
 
 
 def _watch_log(row: memoryview) -> inspection.LogTap:
-    """Keep what this worker logs for operators, and count it."""
+    """Count the lines that this worker logs, and send them to the arbiter for operators."""
     tap = inspection.LogTap()
     log_module.set_tap(tap)
     count_log(row)
@@ -160,11 +160,11 @@ def _boot_failed(context: WorkerContext, kind: str, text: str, code: int) -> int
 
 
 def _install_abort(context: WorkerContext) -> None:
-    """SIGABRT: the arbiter has heard no heartbeat. Print every stack, then end.
+    """Handle SIGABRT, which the arbiter sends if the heartbeat stops: print all stacks, and end.
 
-    The Python handler goes in first: `faulthandler.enable` then prints the threads from C, where
-    even a stuck interpreter is seen, and passes the signal on to it. The other way round the
-    Python handler would silence faulthandler.
+    The order matters. faulthandler prints the threads' stacks in C, even if the interpreter is
+    stuck, and then calls the handler that was installed before it. If the Python handler came
+    second, it would replace faulthandler's.
     """
 
     def on_abort(_signum: int, _frame: FrameType | None) -> None:
@@ -181,17 +181,23 @@ def _install_abort(context: WorkerContext) -> None:
 
 
 def _import_own() -> None:
-    """What is used later is loaded before the application's path comes first: it may have a
-    `queue.py` of its own, or leave no descriptor to read a module by."""
-    import queue  # noqa: F401  the arbiter, whose memory workers start with, needs none of these
+    """Import modules that the worker uses later, before the application can get in their way.
+
+    The application's directory comes first in the import path from here on, and may contain a
+    `queue.py` of its own. Later there may also be no free descriptor to open a module with.
+    """
+    import queue  # noqa: F401  the arbiter does not need them, so they are not imported yet
     import tempfile  # noqa: F401
 
 
 def _tune_collector() -> None:
-    """Spare requests the search for cyclic garbage where there is none: a tenth of their time in
-    frameworks that make many objects. (`servo.__main__` makes it rare as well.)"""
+    """Exclude the objects that exist now from the search for cyclic garbage.
+
+    Modules and classes are never garbage, and searching them takes a tenth of a request's time in
+    frameworks that make many objects. `servo.__main__` makes the search rare as well.
+    """
     gc.collect()
-    gc.freeze()  # modules, classes and the like are never garbage
+    gc.freeze()
 
 
 def _set_title(title: str) -> None:

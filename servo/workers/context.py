@@ -1,4 +1,4 @@
-"""What a worker process has to work with. The arbiter fills in most of it before it forks."""
+"""The things that a worker process starts with. The arbiter collects them before it forks."""
 
 from __future__ import annotations
 

@@ -54,11 +54,13 @@ _IDLE_INTERVAL_S = 5.0
 
 
 class Worker(ABC):
-    """What a worker class builds on. Hooks see a `HookWorker` in its place.
+    """The base of all worker classes.
 
-    pid, slot, age   `age` is the serial, as in gunicorn: how many workers were forked before
-    cfg, log         the settings and the error log
-    app              the loaded application, once there is one
+    context  the things that the process started with
+    app      the loaded application
+
+    Hooks get a `HookWorker` instead. It shows these names, which are gunicorn's: `pid`, `age` (the
+    serial: how many workers were forked before), `cfg` and `log` (the settings and the error log).
     """
 
     def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
@@ -70,9 +72,9 @@ class Worker(ABC):
         self.log = log
         self.app = app
         self.draining = False
-        # When to say what a stop waits for, shortly before graceful_timeout; 0: not, or said.
-        self._tell_at_ns = 0
-        # When it was asked to end; 0: it was not. And whether that was to be quick.
+        # When to log the unfinished requests, shortly before graceful_timeout; 0: not to, or done.
+        self._log_unfinished_ns = 0
+        # When the arbiter asked the worker to end (0: it has not), and whether quickly.
         self._asked_ns = 0
         self._quick = False
         self.mailbox = context.mailbox
@@ -106,29 +108,39 @@ class Worker(ABC):
         """See mailbox.Owner."""
 
     def in_child(self) -> None:
-        """The application has forked, and this is the child: give it nothing of the worker's."""
+        """Called in a child that the application has forked: take the worker's things from it."""
         end_on_return(None)
 
     def own_handlers(self) -> None:
-        """The worker has set its handlers of TERM and USR1, which its children must not have."""
+        """Called when the worker has set its handlers of TERM and USR1: children don't get them."""
         self.context.forks.own(signal.SIGTERM, signal.SIGUSR1)
 
     @abstractmethod
     def serve(self) -> None:
-        """Serve until retired or stopped and drained. Calls `ready` when it accepts."""
+        """Serve until the worker has drained after `retire` or `stop`.
+
+        Calls `ready` when it accepts connections.
+        """
 
     @abstractmethod
     def retire(self) -> None:
-        """Stop accepting, leave the queue to the siblings, end when all is answered."""
+        """Stop accepting, and end when all requests are answered.
+
+        Connections that wait to be accepted are left to the siblings.
+        """
 
     @abstractmethod
     def stop(self, quick: bool) -> None:
-        """Take what is queued (unless quick), then as `retire`; quick: cut what is open."""
+        """End together with all siblings.
+
+        quick  whether to close all connections at once. If not, accept those that wait, since no
+               sibling will, and then do as `retire`
+        """
 
     # --- for the subclasses ---------------------------------------------------------------------
 
     def ready(self) -> None:
-        """Tell the arbiter, and the siblings' gates, that this worker accepts."""
+        """Tell the arbiter, and the load gates of the siblings, that this worker accepts."""
         self.row[row_layout.BEAT_NS] = row_layout.now_ns()
         self.row[row_layout.STATE] = row_layout.STATE_READY
         self.context.channel.send(Ready(self.kind))
@@ -138,45 +150,48 @@ class Worker(ABC):
             self.tap.on_first = self.wake
 
     def note_draining(self) -> None:
-        """Tell that this worker accepts no more."""
+        """Tell the arbiter, and the load gates of the siblings, that this worker drains."""
         self.draining = True
         limit: float = self.settings.graceful_timeout
         self._asked_ns = row_layout.now_ns()
-        self._tell_at_ns = self._asked_ns + int((limit - min(2.0, limit / 2)) * 1e9)
+        self._log_unfinished_ns = self._asked_ns + int((limit - min(2.0, limit / 2)) * 1e9)
         self.row[row_layout.STATE] = row_layout.STATE_DRAINING
         self.every_second()
         self.tell(Draining())
 
     @property
     def idle_interval_s(self) -> float:
-        """In how many seconds to call `every_second` again, if the worker has no connections."""
+        """Seconds until the next call of `every_second`, if the worker has no connections."""
         logged = self.tap is not None and self.tap.waiting
         return 1.0 if logged or self.draining else self.max_idle_interval_s
 
     def every_second(self) -> None:
-        """To be called about once a second: send the log lines that could not be sent at once."""
+        """Send log lines and reports that could not be sent at once. Call it once a second."""
         self.mailbox.report()
         log_module.flush_logs()
         if self.tap is not None:
             self.tap.send_last(self.context.channel)
-        if self._tell_at_ns and row_layout.now_ns() >= self._tell_at_ns:
-            self._tell_at_ns = 0
+        if self._log_unfinished_ns and row_layout.now_ns() >= self._log_unfinished_ns:
+            self._log_unfinished_ns = 0
             inspection.tell_unfinished(self.unfinished(), row_layout.now_ns())
 
     def event_loop(self) -> asyncio.AbstractEventLoop | None:
-        """The loop that the application's tasks run in, if any."""
+        """The event loop that runs the application's tasks; None if there is none."""
         return None
 
     def open_requests(self) -> list[tuple[int, str, bytes, str]]:
-        """What the application has now: (start in monotonic ns, method, target, client)."""
+        """The requests that the application has now, as (start, method, target, client).
+
+        The start is in monotonic nanoseconds.
+        """
         return []
 
     def unfinished(self) -> list[tuple[int, str, bytes, str]]:
-        """What holds up a stop, as `open_requests` has it."""
+        """The requests that a stop waits for, in the form of `open_requests`."""
         return self.open_requests()
 
     def requests_report(self) -> dict[str, Any]:
-        """What the application has now, for an operator."""
+        """The requests that the application has now, for `servoctl requests`."""
         return inspection.running(self.open_requests(), row_layout.now_ns())
 
     def should_close_connections(self, served: int, busy_ns: int, now_ns: int) -> bool:
@@ -187,7 +202,7 @@ class Worker(ABC):
         if self.settings.keepalive is not None:
             return not self.settings.keepalive
         if busy_ns != self._busy_ns:
-            # Not by who is idle: it costs 20 us.
+            # Asking the kernel costs 20 us, so idle workers don't.
             self._busy_ns = busy_ns
             self._waited_ns = waited_ns()
         busy_ns -= self._waited_ns
@@ -197,32 +212,32 @@ class Worker(ABC):
         return closes and self.context.scoreboard.ready() > 1
 
     def interrupted(self) -> None:
-        """Told to stop quickly: gunicorn's `worker_int`."""
+        """The worker was told to stop quickly: call the `worker_int` hook."""
         self._quick = True
         hook = self.settings.hooks.worker_int
         if hook is not None:
             try:
                 hook(self.context.hook_worker)
             except (Exception, SystemExit):
-                # What it would end, ends anyway.
+                # SystemExit included: the worker is about to end anyway.
                 log.exception("Error in the worker_int hook")
 
     @property
     def end_ns(self) -> int:
-        """When the process has to have ended by itself, monotonic nanoseconds."""
+        """When the process must have ended by itself, in monotonic nanoseconds."""
         if self._quick or not self._asked_ns:
             return row_layout.now_ns() + int(QUICK_S * 1e9)
         return grace_end_ns(self.settings.graceful_timeout, self._asked_ns)
 
     def tell(self, message: Message) -> None:
-        """Send a message to the arbiter; without one it is dropped, as nobody is left to know."""
+        """Send a message to the arbiter. If the arbiter is dead, the message is dropped."""
         try:
             self.context.channel.send(message)
         except ChannelClosed:
-            log.debug("No arbiter to tell %s", type(message).__name__)
+            log.debug("Dropped a %s message: the arbiter is gone", type(message).__name__)
 
     def on_channel(self) -> None:
-        """The channel is readable: do what the arbiter says."""
+        """The channel is readable: read it, and do what the arbiter says."""
         try:
             messages = self.mailbox.on_channel()
         except ChannelClosed:
@@ -249,7 +264,7 @@ class Worker(ABC):
         self.mailbox.run()
 
     def message_runner(self) -> Runner:
-        """What calls the application's message handlers."""
+        """Make the runner of the application's message handlers."""
         return ThreadRunner(self.mailbox)
 
     def _report(self, query: WorkerQuery) -> None:
@@ -260,17 +275,20 @@ class Worker(ABC):
         self.tell(Report(query.number, values))
 
     def on_orphaned(self) -> None:
-        """The arbiter is dead: nobody would restart, count or stop this worker, so it ends."""
+        """The arbiter is dead, so nobody would restart or stop this worker: drain, and end."""
         if self.draining:
             return
         log.warning("The arbiter is gone: finishing the open requests, then exiting")
-        # Nobody else enforces it now.
+        # The arbiter would enforce graceful_timeout. Without it the kernel does, by SIGALRM.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, max(self.settings.graceful_timeout, 0.1))
         self.stop(quick=False)
 
     def on_terminate(self) -> None:
-        """SIGTERM to this process alone: ask for a successor first, then be retired."""
+        """SIGTERM was sent to this process alone: ask the arbiter for a successor.
+
+        The arbiter retires this worker when the successor is ready.
+        """
         if not self.draining:
             self.tell(ReplaceMe("terminated"))
 
@@ -286,7 +304,7 @@ class Worker(ABC):
 
     def _max_requests(self) -> int:
         limit: int = self.settings.max_requests
-        # An even balance would let all workers expire at the same moment.
+        # With equal limits and an even load, all workers would be replaced at the same moment.
         jitter: int | None = self.settings.max_requests_jitter
         most = limit // 10 if jitter is None else jitter
         return limit and limit + random.randint(0, most)  # noqa: S311  no secret

@@ -1,1 +1,1 @@
-"""What happens to every request, whatever the worker class or protocol."""
+"""The steps that every request takes, in every worker class and protocol."""
