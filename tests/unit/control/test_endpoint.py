@@ -116,3 +116,61 @@ def test_anothers_socket_in_our_place_stays(place: Path) -> None:
         assert not endpoint.is_whole
         endpoint.close()
         assert os.path.exists(endpoint.path)
+
+
+def test_a_path_is_checked_without_making_a_file(place: Path) -> None:
+    check_path(str(place / "my.sock"))
+    assert list(place.iterdir()) == []
+    with pytest.raises(InstanceError, match=r"my\.sock\.lock: No such file or directory"):
+        check_path(str(place / "nowhere" / "my.sock"))
+
+
+def test_a_chosen_path_is_bound_before_it_is_announced(place: Path) -> None:
+    """A start must fail before the server detaches, and a daemon's pid isn't known until then."""
+    endpoint = Endpoint(str(place / "my.sock"), 0o600, shared=False)
+    ControlClient(endpoint.path).close()
+    assert not (place / "servo").exists()
+    sock = endpoint.announce("shop", {"XDG_RUNTIME_DIR": str(place)})
+    assert sock is endpoint.sock
+    assert len(instances.instances([place / "servo"])) == 1
+    endpoint.close()
+
+
+def test_a_server_without_a_path_has_no_socket_until_it_is_announced(place: Path) -> None:
+    endpoint = Endpoint(None, 0o600, shared=False)
+    assert (endpoint.path, endpoint.sock, endpoint.is_whole) == ("", None, False)
+    endpoint.close()
+
+
+@pytest.mark.parametrize(("shared", "modes"), [(False, (0o700, 0o600)), (True, (0o755, 0o644))])
+def test_who_may_read_the_description(place: Path, shared: bool, modes: tuple[int, int]) -> None:
+    endpoint = Endpoint(None, 0o600, shared=shared)
+    endpoint.announce("shop", {"XDG_RUNTIME_DIR": str(place)})
+    lock = Path(endpoint.path).with_suffix(".lock")
+    found = tuple(stat.S_IMODE(path.stat().st_mode) for path in (place / "servo", lock))
+    assert found == modes
+    endpoint.close()
+
+
+def test_a_child_closes_its_copies_and_keeps_the_files(place: Path) -> None:
+    """A child exits with its copies closed, and the server stays found."""
+    endpoint = serve(place)
+    pid = os.fork()
+    if pid == 0:
+        endpoint.close_in_child()
+        os._exit(0 if endpoint.sock is not None and endpoint.sock.fileno() < 0 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert [each.socket for each in instances.instances([place / "servo"])] == [endpoint.path]
+    ControlClient(endpoint.path).close()
+    endpoint.close()
+
+
+def test_a_child_that_closes_the_endpoint_removes_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = serve(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)
+        path = endpoint.path
+        endpoint.close()
+        assert os.path.exists(path)
