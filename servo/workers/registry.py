@@ -1,4 +1,4 @@
-"""Worker classes by name. Importing one is left to the worker that uses it."""
+"""Finds a worker class by its name. Only the worker that uses a class imports it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ BUILT_IN = {
 
 
 def worker_for(settings: Settings, app: LoadedApp) -> type[Worker]:
-    """The class that is to run this application. Raises BootError, also where it can't."""
+    """Return the class for an application.
+
+    settings  the generation's
+    app       the loaded application
+
+    Raises BootError if there is no such class, or it can't run the application's interface.
+    """
     name = settings.worker_class_for(app.interface)
     found = worker_class(name)
     if app.interface not in found.interfaces:
@@ -33,7 +39,7 @@ def worker_for(settings: Settings, app: LoadedApp) -> type[Worker]:
 
 
 def worker_class(name: str) -> type[Worker]:
-    """The class of that name, or at that dotted path. Raises BootError."""
+    """Return the class with a name of BUILT_IN, or at a dotted path. Raises BootError."""
     from servo.workers.worker import Worker
 
     path = BUILT_IN.get(name, name)

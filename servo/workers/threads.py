@@ -1,4 +1,4 @@
-"""Threads in which a worker runs the application."""
+"""Threads in which a worker runs the application, and which do not keep it from ending."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ if TYPE_CHECKING:
 
 
 class WorkerThread(threading.Thread):
-    """A daemon, since a stuck request must not keep a drained worker from ending.
+    """A thread that is a daemon to Python, but not to the application.
 
-    A thread inherits that from the one that starts it, and Python waits for no daemon at its end.
-    So to the application this is no daemon: the threads that a request starts are what they are
-    without a server.
+    name  the thread's name
+    work  the function to run
+
+    It must be a daemon, because Python waits for all other threads when it ends, and a stuck
+    request must not keep a drained worker from ending. But threads inherit the property from the
+    thread that starts them. So while this thread runs, it says that it is none: then the threads
+    that an application starts are the same as without a server.
     """
 
     def __init__(self, name: str, work: Callable[[], None]) -> None:
@@ -24,7 +28,7 @@ class WorkerThread(threading.Thread):
 
     @property
     def daemon(self) -> bool:  # type: ignore[override]
-        """Whether Python's end takes no notice of it; `threading` asks before it runs."""
+        """True until the thread runs: `threading` asks before, and the application after."""
         return not self._begun
 
     def run(self) -> None:

@@ -1,7 +1,7 @@
-"""What the hooks of a configuration file are given: objects with the names that gunicorn's have.
+"""The objects that a worker passes to server hooks, with the names of gunicorn's objects.
 
-They stand beside the objects that do the work. Those are not gunicorn's in their structure, and
-take no attributes of a hook's own where they are compiled.
+They are not the objects that do the work. Those are built differently from gunicorn's, and compiled
+objects would refuse the attributes that hooks like to set.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ log = logging.getLogger("servo.error")
 
 
 class HookObject:
-    """Whatever a hook is given. A hook may keep attributes of its own in it.
+    """The base of all objects that hooks get. A hook may set attributes of its own on them.
 
-    A name that gunicorn has and Servo has not raises an error that says which ones there are.
+    A name that gunicorn has and Servo has not raises an AttributeError that lists the names.
     """
 
     _what = "object"
@@ -43,7 +43,7 @@ class HookObject:
 
 
 def address_of(listener: Listener) -> tuple[str, int] | str:
-    """Where a listener listens, as gunicorn has it: (host, port), or a path."""
+    """The address of a listener, in gunicorn's form: (host, port), or a path."""
     address = listener.address
     if isinstance(address, TCPAddress):
         return address.host, address.port
@@ -51,7 +51,7 @@ def address_of(listener: Listener) -> tuple[str, int] | str:
 
 
 class HookSocket:
-    """One of `server.LISTENERS` and `worker.sockets`: the socket, and how gunicorn names it."""
+    """An item of `server.LISTENERS` and `worker.sockets`: a socket with gunicorn's names."""
 
     def __init__(self, listener: Listener) -> None:
         self.sock = listener.socket
@@ -66,9 +66,11 @@ class HookSocket:
 
 
 class HookApp(HookObject):
-    """`worker.app`, and `server.app`, which has no application.
+    """The `app` of a hook's `worker` or `server`.
 
-    callable  the application; None until it is loaded. A `post_fork` hook may put another there
+    cfg       the settings
+    app_uri   the setting `app`
+    callable  the application; None until it is loaded. A `post_fork` hook may set another one
     """
 
     _what = "app"
@@ -81,9 +83,10 @@ class HookApp(HookObject):
         self._loaded: LoadedApp | None = None
 
     def wsgi(self) -> Any:
-        """The application, WSGI or ASGI, which is loaded if it is not yet. Raises AppImportError.
+        """Return the application, WSGI or ASGI. Loads it if it is not loaded yet.
 
-        Raises RuntimeError in the arbiter, which imports no application.
+        Raises AppImportError if it can't be imported, and RuntimeError in the arbiter, which
+        imports no application.
         """
         if self.callable is None:
             self.callable = self.load()
@@ -102,7 +105,7 @@ class HookApp(HookObject):
         return self._loaded.app
 
     def take(self) -> LoadedApp:
-        """What the worker is to serve: the application, or what a hook has put in its place."""
+        """Return the application that the worker will serve: a hook may have replaced it."""
         app = self.wsgi()
         if self._loaded is None or app is not self._loaded.app:
             self._loaded = named_app(app, "worker.app.callable", self.cfg.interface)
@@ -130,14 +133,19 @@ class ServingWorker(Protocol):
 
 
 class HookWorker(HookObject):
-    """The `worker` of all hooks that run in a worker process: one object for its whole life.
+    """The `worker` of all hooks in a worker process, one object for the life of the process.
 
-    pid, ppid  this process, and the arbiter's
-    age, slot  how many workers were forked before; what operators name it by
-    cfg, log   the settings and the error log
-    app        see HookApp
-    sockets    what it accepts from
-    booted     it has loaded the application
+    pid      the process id
+    ppid     the arbiter's process id
+    age      how many workers were forked before this one
+    slot     the number by which operators name the worker
+    cfg      the settings
+    timeout  the setting `timeout`
+    log      the error log
+    app      see HookApp
+    sockets  the sockets that the worker accepts from
+    booted   whether the application is loaded
+    aborted  whether the arbiter has sent SIGABRT
     """
 
     _what = "worker"
@@ -157,7 +165,7 @@ class HookWorker(HookObject):
         self._row = row
         self._worker: ServingWorker | None = None
         self._leaves = False
-        # What pre_fork has put into the arbiter's object.
+        # The attributes that pre_fork has set on the arbiter's object.
         vars(self).update(context.kept)
 
     def __str__(self) -> str:
@@ -168,24 +176,24 @@ class HookWorker(HookObject):
             raise AttributeError("worker.wsgi is there once the app is loaded: in post_worker_init")
         worker = vars(self).get("_worker")
         if worker is not None and not name.startswith("_") and hasattr(worker, name):
-            return getattr(worker, name)  # of a worker class of the user's own
+            return getattr(worker, name)  # of a worker class that the user has written
         return super().__getattr__(name)
 
     def attach(self, worker: ServingWorker) -> None:
-        """The application is loaded, and the worker made."""
+        """Called when the application is loaded and the worker is made."""
         self._worker = worker
         self.booted = True
 
     @property
     def wsgi(self) -> Any:
-        """The application that is served. AttributeError before it is loaded, as with gunicorn."""
+        """The application. Raises AttributeError before it is loaded, as gunicorn does."""
         if self.app.callable is None:
             raise AttributeError(name="wsgi", obj=self)  # `__getattr__` says what that means
         return self.app.callable
 
     @property
     def alive(self) -> bool:
-        """False once the worker is to end. A hook that sets it so has it replaced."""
+        """Whether the worker goes on serving. If a hook sets it to False, it is replaced."""
         return not (self._leaves or (self._worker is not None and self._worker.draining))
 
     @alive.setter
@@ -197,11 +205,11 @@ class HookWorker(HookObject):
 
     @property
     def nr(self) -> int:
-        """How many requests it has answered."""
+        """How many requests the worker has answered."""
         return row_layout.requests_in(self._row.tolist())
 
     def notify(self) -> None:
-        """Give a sign of life, for a hook that takes long."""
+        """Send a heartbeat. A hook that takes long should call this."""
         self._row[row_layout.BEAT_NS] = row_layout.now_ns()
 
 
@@ -209,7 +217,7 @@ _VERSIONS = {"1.0": (1, 0), "1.1": (1, 1), "2": (2, 0)}
 
 
 class HookRequest(HookObject):
-    """The `req` of the hooks. Headers are (NAME, value)."""
+    """The `req` of the hooks. `headers` are pairs (NAME, value) of text."""
 
     _what = "request"
 
@@ -230,10 +238,10 @@ class HookRequest(HookObject):
 class HookResponse(HookObject):
     """The `resp` of `post_request`.
 
-    status       "200 OK"; "0" where the client left before there was one
-    status_code  200
-    headers      pairs of text
-    sent         bytes of the body
+    status       as "200 OK"; "0" if the client left before there was a response
+    status_code  as 200
+    headers      pairs (name, value) of text
+    sent         bytes of the body that were sent
     """
 
     _what = "response"
@@ -246,7 +254,11 @@ class HookResponse(HookObject):
 
 
 class RequestHooks:
-    """Calls the hooks for a worker. What they raise is logged: it is not the client's fault."""
+    """Calls `pre_request` and `post_request`. Logs their exceptions, and serves the client.
+
+    hooks   the hooks of the configuration
+    worker  the `worker` that they get
+    """
 
     def __init__(self, hooks: Hooks, worker: object) -> None:
         self._worker = worker
@@ -257,20 +269,25 @@ class RequestHooks:
         return self._before is not None or self._after is not None
 
     def before(self, request: Request, remote: str) -> HookRequest:
-        """Call `pre_request`; what is returned is to be given to `after`."""
-        facade = HookRequest(request, remote)
+        """Call `pre_request`. Returns the `req` that it got, for `after`."""
+        hook_request = HookRequest(request, remote)
         if self._before is not None:
             try:
-                self._before(self._worker, facade)
+                self._before(self._worker, hook_request)
             except (Exception, SystemExit):
                 log.exception("Error in the pre_request hook")
-        return facade
+        return hook_request
 
-    def after(self, facade: HookRequest, environ: Any, response: HookResponse) -> None:
-        """Call `post_request`."""
+    def after(self, hook_request: HookRequest, environ: Any, response: HookResponse) -> None:
+        """Call `post_request`.
+
+        hook_request  from `before`
+        environ       of the request; in ASGI, its scope
+        response      the `resp` of the hook
+        """
         if self._after is not None:
             try:
-                self._after(self._worker, facade, environ, response)
+                self._after(self._worker, hook_request, environ, response)
             except (Exception, SystemExit):
                 log.exception("Error in the post_request hook")
 
