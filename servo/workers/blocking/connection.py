@@ -1,4 +1,13 @@
-"""One accepted socket of a blocking worker, and what all of them are made from."""
+"""One accepted connection of a blocking worker: the socket, its HTTP state, its current request.
+
+Two parties use a connection in turns. The poller reads requests and sends what is left of
+responses. The thread that runs the application builds and sends the response. `phase` says whose
+turn it is: in `APP` the connection belongs to that thread, and the poller touches only `output`.
+
+Sending never waits for a slow client if that can be avoided. What the socket doesn't take goes into
+an `OutputBuffer`, and the poller sends it later. Only if the buffer is full does the application
+wait, for at most `send_timeout` without progress.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +43,19 @@ if TYPE_CHECKING:
     from servo.workers.request.admission import Admission, Admitted
     from servo.workers.request.preface import ProxyProtocol
 
-# What a connection is doing.
-IDLE: Final = 0  # nothing of a request has come
+# The phases of a connection. They are integers, so that the poller finds out by one comparison
+# (`phase < APP`) that it may read.
+IDLE: Final = 0  # no byte of a request has come
 HEAD: Final = 1  # a part of a head has come
 BODY: Final = 2  # a part of a body has come
-APP: Final = (
-    3  # the application has the request; only the thread that runs it may touch the connection
-)
+# The application has the request. Only the thread that runs it may touch the connection.
+APP: Final = 3
 SEND: Final = 4  # a finished response is being sent
-LINGER: Final = 5  # the response is out, our side is closed; what still comes in is thrown away
+LINGER: Final = 5  # the response is sent and our side closed; input is discarded
 _NO_ENVIRON: dict[str, Any] = {}
 
 
-class Host(Protocol):
+class ConnectionWorker(Protocol):
     """What connections need of their worker."""
 
     @property
@@ -71,9 +80,14 @@ class Host(Protocol):
 
 
 class ConnectionFactory:
-    """What the connections of one worker have in common."""
+    """Makes the connections of one worker, and holds what they share.
 
-    def __init__(self, worker: Host, app: LoadedApp, multithread: bool) -> None:
+    worker       the worker
+    app          the application
+    multithread  whether several threads run the application (`wsgi.multithread`)
+    """
+
+    def __init__(self, worker: ConnectionWorker, app: LoadedApp, multithread: bool) -> None:
         settings = worker.settings
         self.worker = worker
         self.settings = settings
@@ -102,12 +116,16 @@ class ConnectionFactory:
             self.secure = TLSSocket
 
     def make(self, sock: socket.socket, peer: Any) -> Connection:
-        """A connection for a freshly accepted socket."""
+        """Make a connection for an accepted socket.
+
+        sock  the socket, in non-blocking mode
+        peer  the client's address, as accept(2) returned it
+        """
         return Connection(self, sock, peer)
 
     def spool(self) -> SpooledTemporaryFile[bytes]:
-        """A place for a request body: memory, and the disk past `body_buffer_size`."""
-        from tempfile import SpooledTemporaryFile  # not needed otherwise
+        """Make a file for a request body: in memory up to `body_buffer_size`, then on disk."""
+        from tempfile import SpooledTemporaryFile  # only here: few workers need it at their start
 
         return SpooledTemporaryFile(
             max_size=self.settings.body_buffer_size, dir=self.settings.tmp_upload_dir
@@ -115,7 +133,20 @@ class ConnectionFactory:
 
 
 class Connection:
-    """The socket, its HTTP state, and the request that it is about. A `WSGITransport`."""
+    """One connection; also the `WSGITransport` of its responder.
+
+    phase        what it is doing: one of the constants above
+    watched      the events that epoll reports for it
+    broken       whether the socket is of no more use
+    linger       whether to discard input before closing
+    request      the current request
+    body         its body: bytes, a file, or None
+    output       what the client has not taken of the current response; None if nothing was left
+    unsent       the rest of a response that the poller has made, a refusal
+    claim        see ThreadConnection
+    thread       the thread that runs the application; 0 for none
+    deadline_ns  when the sweep ends this phase, in monotonic nanoseconds; 0 for never
+    """
 
     __slots__ = (
         "_factory",
@@ -187,7 +218,7 @@ class Connection:
         self.expires_in(settings.header_timeout)
 
     def _describe(self, server: tuple[str, int] | str, client: tuple[str, int] | None) -> None:
-        """What the environs say of the two ends."""
+        """Set the addresses of both ends, for environs, logs and trust in forwarded fields."""
         self._nameless = is_nameless(server)
         scheme = "http" if self._factory.tls is None else "https"
         self._template = self._factory.adapter.template(server, client, scheme)
@@ -196,7 +227,12 @@ class Connection:
         self.peer_name = self.peer.name
 
     def read_proxy_header(self, data: bytes) -> bytes:
-        """Take the PROXY protocol's header off the first bytes. Raises ProtocolError."""
+        """Take the PROXY protocol's header off the first bytes. Raises ProtocolError.
+
+        data  the bytes that were read
+
+        Returns the bytes behind the header, or b"" until all of it has come.
+        """
         assert self.proxy_reader is not None
         found = self.proxy_reader.feed(data)
         if found is None:
@@ -208,30 +244,36 @@ class Connection:
         return rest
 
     def secured(self, facts: TLSFacts) -> None:
-        """The TLS handshake is done."""
+        """Note that the TLS handshake is done.
+
+        facts  what it agreed on, for the environs
+        """
         self._template.update(facts.environ)
 
     def begin_body(self) -> None:
-        """A body begins that has not all come with its head."""
+        """Begin to store a body that did not come whole with its head."""
         self.phase = BODY
         self.body = self._factory.spool()
         settings = self._factory.settings
         self.body_rate = BodyRate(settings.body_timeout, settings.body_min_rate, monotonic_ns())
 
     def store(self, data: bytes) -> None:
-        """Keep a part of the body. Raises OSError."""
+        """Store a part of the body. Raises OSError."""
         assert self.body_rate is not None
         self.body.write(data)
         self.deadline_ns = self.body_rate.deadline_ns(monotonic_ns(), len(data))
 
     def expires_in(self, seconds: float) -> None:
-        """The poller's sweep ends this phase after that time; 0 seconds: never."""
+        """Set the time limit of this phase, which the poller's sweep enforces.
+
+        seconds  from now on; 0 for no limit
+        """
         self.deadline_ns = monotonic_ns() + int(seconds * 1e9) if seconds else 0
 
     # --- one request ----------------------------------------------------------------------------
 
     def prepare(self, admitted: Admitted) -> None:
-        """Build the environ of the complete request. Raises ProtocolError."""
+        """Build the environ of a complete request. Raises ProtocolError."""
         request = admitted.request
         self.admitted = admitted
         self.started_ns = admitted.started_ns
@@ -244,7 +286,7 @@ class Connection:
             length = body.tell()
             try:
                 body.seek(0)
-            except OSError as error:  # what it had in its buffer doesn't fit any more
+            except OSError as error:  # the file's buffer is flushed, and the disk is full
                 raise refusal(error) from error
         adapter = self._factory.adapter
         named = request.named
@@ -253,7 +295,8 @@ class Connection:
             self._header_environ = None
             environ = adapter.environ(self._template, request, body, length)
         else:
-            # The very fields of the request before: see http.known_fields.KnownFields.
+            # The same object means exactly the same fields as in the request before (see
+            # http.h1.known_fields). A copy of their part of the environ saves building it again.
             if self._header_environ is None:
                 self._header_environ = adapter.with_headers(self._template, request)
             environ = adapter.fill(self._header_environ.copy(), request, body, length)
@@ -264,12 +307,12 @@ class Connection:
         self.environ = environ
 
     def forget(self) -> None:
-        """The connection has become idle: keep nothing of its last request."""
+        """Release the memory of the last request, as the connection is idle."""
         self.http.forget()
         self._last_named = self._header_environ = None
 
     def run(self) -> None:
-        """Call the application; leave what the client has not taken in `output`."""
+        """Call the application, and send its response. Leaves the rest in `output`."""
         admission = self._factory.admission
         admitted = self.admitted
         assert admitted is not None
@@ -278,7 +321,7 @@ class Connection:
         if rest:
             try:
                 if self.output is None and rest.__class__ is bytes:
-                    # The ordinary response: one call, and nothing is left.
+                    # The common case, a small response: one `send`, and no buffer is made.
                     left = self.send_some(rest)
                     if left:
                         self._leave_to_poller(left)
@@ -294,13 +337,16 @@ class Connection:
             admission.answered(admitted, status, sent, responder.headers, self.environ)
 
     def finish_request(self, meter: Meter) -> int:
-        """Account for the request, and let its parts go. Returns the time, as `meter.end` does."""
+        """Count and log the request, and release its parts.
+
+        Returns the time, in monotonic nanoseconds.
+        """
         request = self.request
         assert request is not None
         responder = self.responder
         http = self.http
-        # As in gunicorn the application may put another address there, as ProxyFix does. It may
-        # also have removed it, or put anything there.
+        # The application may have replaced the address, as ProxyFix does: gunicorn logs it from the
+        # environ, too. It may also have removed it, or put in something that is no string.
         remote = self.environ.get("REMOTE_ADDR")
         if type(remote) is not str:
             remote = "-"
@@ -321,7 +367,7 @@ class Connection:
         return now
 
     def close_body(self) -> None:
-        """Let the stored body go."""
+        """Release the stored body."""
         if self.body is not None and self.body.__class__ is not bytes:
             discard(self.body)
         self.body = None
@@ -346,7 +392,7 @@ class Connection:
             data = self.send_some(data)
         if data:
             self._buffer_or_wait(data)
-        # A `sync` worker that sends is not silent.
+        # The heartbeat of a `sync` worker: one that sends is not stuck.
         self._factory.worker.progress()
 
     def finish(self, rest: bytes | FileRegion) -> None:
@@ -356,7 +402,7 @@ class Connection:
             self._send_before_close()
 
     def _send_last(self, rest: bytes | memoryview | FileRegion) -> None:
-        """Send the end of a response, or leave it to the poller."""
+        """Send the last bytes of a response, or leave them to the poller."""
         region: FileRegion | None = None
         if isinstance(rest, FileRegion):
             region = rest
@@ -380,14 +426,17 @@ class Connection:
             region.close()
 
     def _leave_to_poller(self, rest: bytes | memoryview) -> None:
-        """Leave the end of a response to the poller, or wait if there is no room for it."""
+        """Buffer the last bytes of a response for the poller. Waits if they don't fit."""
         if self._buffer().append_last(rest):
             self._notify_sender()
         else:
             self._buffer_or_wait(rest)
 
     def _send_before_close(self) -> None:
-        """Nobody sends while `close` runs: let a client that reads on have all of it before."""
+        """Send what is buffered before the application's `close` runs, if the client reads it soon.
+
+        `close` may take long, and in a `sync` worker nobody sends meanwhile.
+        """
         while self.output is not None and self.output.size() and self._wait_for_client(self.output):
             pass
 
@@ -398,7 +447,8 @@ class Connection:
         return output
 
     def _buffer_or_wait(self, data: bytes | memoryview) -> None:
-        """Keep what the socket doesn't take. Waits past the limits, or where that is cheaper."""
+        """Buffer what the socket doesn't take. Waits if the limits are reached, or if a short wait
+        is cheaper than a file."""
         output = self._buffer()
         if self.broken:
             raise ClientDisconnected("the client is gone")
@@ -418,7 +468,10 @@ class Connection:
     def _send_or_buffer(
         self, output: OutputBuffer, data: bytes | memoryview, spool: bool
     ) -> bytes | memoryview:
-        """Send or keep what there is room for; returns the rest."""
+        """Send or buffer as much of the data as possible. Returns the rest.
+
+        spool  whether the buffer may use the disk
+        """
         if not output.size():
             data = self.send_some(data)
         if data:
@@ -427,7 +480,8 @@ class Connection:
         return data
 
     def _wait_for_client(self, output: OutputBuffer) -> bool:
-        """Wait a moment for a client that reads on; whether it does, and may go on doing so."""
+        """Wait up to `WAIT_S` for the client to read. False if it did not, or if all the time for
+        such waits is used up."""
         if output.wait_budget_ns <= 0:
             return False
         started = monotonic_ns()
@@ -438,11 +492,14 @@ class Connection:
         return True
 
     def _notify_sender(self) -> None:
-        """The buffer has more: here nobody else sends it while the application runs."""
+        """Send what was buffered. Here this thread does it, as nobody else sends meanwhile."""
         self.flush_output()
 
     def _wait_for_progress(self, seconds: float) -> bool:
-        """Wait until the client has taken something; whether it has. 0 seconds: no limit."""
+        """Wait until the client has taken something. Returns False if it did not.
+
+        seconds  how long to wait; 0 for no limit
+        """
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
         if not poll.poll(seconds * 1000 or None):
@@ -451,7 +508,7 @@ class Connection:
         return True
 
     def flush_output(self) -> bool:
-        """Send what the socket takes of the buffer; whether that was any.
+        """Send as much of the buffer as the socket takes. Returns whether it took anything.
 
         Raises ClientDisconnected.
         """
@@ -466,7 +523,7 @@ class Connection:
             raise ClientDisconnected(str(error)) from error
 
     def flush(self) -> tuple[bool, bool]:
-        """Send more of a finished response. Returns (all sent, any sent).
+        """Send more of a finished response. Returns whether all is sent, and whether any was.
 
         Raises ClientDisconnected.
         """
@@ -481,22 +538,25 @@ class Connection:
         self.unsent = self.send_some(self.unsent)
         return not self.unsent, len(self.unsent) < before
 
-    # The two that an OutputBuffer sends by.
+    # The methods of output_buffer.OutputSocket.
 
     def send(self, data: bytes | memoryview) -> int:
-        """See output_buffer.Wire."""
+        """See output_buffer.OutputSocket."""
         return int(self.sock.send(data))
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
-        """See output_buffer.Wire."""
-        count = min(count, 1 << 30)
+        """See output_buffer.OutputSocket."""
+        count = min(count, 1 << 30)  # sendfile(2) transfers at most 0x7ffff000 bytes in one call
         if self._factory.tls is not None:
             return int(self.sock.sendfile(fd, offset, count))
         return os.sendfile(self.fd, fd, offset, count)
 
     def abort(self) -> None:
-        """End the connection under the hands of the thread that runs the application; the socket
-        stays open, or its descriptor might come to mean another connection meanwhile."""
+        """End the connection while a thread may be using it.
+
+        The socket is shut down, but stays open: once closed, its descriptor could mean another
+        connection to that thread.
+        """
         self.broken = True
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
@@ -509,22 +569,26 @@ class Connection:
             self.output = None
 
     def unread(self) -> bool:
-        """Whether the kernel holds bytes of the client that nobody has read."""
+        """Whether bytes from the client wait in the kernel to be read."""
         return has_unread(self.fd)
 
     def close(self) -> None:
-        """Close the socket and everything that hangs on it."""
+        """Close the socket, and release the body and the output."""
         self.close_body()
         if self.phase != APP:
             self._close_output()
-        # See net.sockets.end_output; over TLS it says goodbye first.
+        # For the reason in net.sockets.end_output. With TLS this sends a close_notify first.
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
         self.sock.close()
 
 
 def apply_forwarded(environ: dict[str, Any], client: ClientInfo) -> None:
-    """Put what a trusted proxy says of the client in place of what the socket says."""
+    """Replace the client's address, scheme, host and prefix by those that a trusted proxy sent.
+
+    environ  of the request
+    client   from the forwarded fields
+    """
     if client.address is not None:
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client.address[0], str(client.address[1])
     environ["wsgi.url_scheme"] = client.scheme

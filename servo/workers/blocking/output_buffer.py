@@ -1,12 +1,16 @@
-"""What a client has not taken yet of its response: in memory, and past a size on disk.
+"""The output buffer: the part of a response that its client has not taken yet.
 
-The application goes on producing while its client reads slowly, so that the client holds no thread.
+The application continues to produce while its client reads slowly, so a slow client holds no
+thread. The first part of what waits is kept in memory, the rest in files without a name.
+
 A buffer is a queue between two sides. The producer is the thread that runs the application; it
 appends. The consumer is the poller; it sends what the socket takes. In a `sync` worker one thread
-is both by turns. No lock is held while either works, because every number in here has one writer:
-`size` is the producer's count less the consumer's, and each side counts last, when all else of a
-step is done. From that follows the rule about the socket: the producer may use it only while the
-buffer is empty, for then the consumer has nothing to send until the producer gives it something.
+is both in turns.
+
+No lock is needed, because each number in a buffer has only one writer. The size is the producer's
+count of bytes less the consumer's, and each side updates its count as the last step. From this
+follows a rule: the producer may use the socket only while the buffer is empty. Then the consumer
+has nothing to send until the producer appends something.
 """
 
 from __future__ import annotations
@@ -25,41 +29,48 @@ from servo.http.errors import ClientDisconnected
 if TYPE_CHECKING:
     Bytes = bytes | memoryview
 
-    class Wire(Protocol):
-        """The socket of a connection. Both raise BlockingIOError while it takes nothing."""
+    class OutputSocket(Protocol):
+        """The socket of a connection. Both methods raise BlockingIOError if it takes nothing."""
 
         def send(self, data: Bytes, /) -> int:
-            """Send some of the data; how many bytes."""
+            """Send some of the data. Returns how many bytes."""
 
         def send_file(self, fd: int, offset: int, count: int, /) -> int:
-            """Send some of a file; how many bytes, 0 at the end of the file."""
+            """Send some of a file. Returns how many bytes; 0 at the end of the file.
+
+            fd      the file's descriptor
+            offset  in bytes
+            count   the most bytes to send
+            """
 
 
 log = logging.getLogger("servo.error")
 
-# A worker's buffers together may hold this many times what one may.
+# The memory of all buffers of a worker, in units of the most that one buffer may hold.
 _MAX_FULL_BUFFERS: Final = 64
-# What a block costs beside its bytes: without it, blocks of one byte would multiply the limit.
+# Bytes that a block counts besides its own. Without them, the objects of many one-byte blocks would
+# use a multiple of the limit.
 _BLOCK_OVERHEAD: Final = 64
-# Small blocks are sent together, up to this size.
+# Small blocks are joined up to this number of bytes, so that they share one `send`.
 _MAX_JOINED: Final = 65536
-# A file's space is given back when all of it is sent. So a client that always lags a little needs
-# a few of them, and not one that grows for as long as it is connected.
+# The most bytes in one file. Its space is released when all of it is sent. So a client that is
+# always a little behind needs a few files, and not one that grows as long as it is connected.
 _MAX_SEGMENT: Final = 16 << 20
-# The poller sends this much of one buffer before others have their turn.
+# The poller sends this number of bytes from one buffer, and then serves other connections.
 _MAX_TURN: Final = 4 << 20
-# Memory is full: a client that reads on is waited for this long at a time, and this long in all for
-# one response. Writing to a file and reading it back would cost more than such a wait.
+# If the memory is full but the client keeps reading, the producer waits before it uses the disk:
+# WAIT_S at a time, and _WAIT_BUDGET_NS in all for one response. To write a file and to read it back
+# would cost more.
 WAIT_S: Final = 0.02
 _WAIT_BUDGET_NS: Final = 250_000_000
 
 
 class OutputSpace:
-    """What the buffers of one worker may use together. Any thread may call it.
+    """The memory and disk space that the buffers of one worker share. Any thread may call it.
 
-    buffer_size  bytes in memory of one buffer
-    spool_limit  bytes on disk of all buffers; a buffer may use as much as it leaves to the others
-    directory    where the files are; None for the system's
+    buffer_size  the most bytes in memory for one buffer
+    spool_limit  the most bytes on disk for all buffers; one may use as much as it leaves free
+    directory    where the files are; None for the system's temporary directory
     """
 
     def __init__(self, buffer_size: int, spool_limit: int, directory: str | None) -> None:
@@ -70,7 +81,7 @@ class OutputSpace:
         self._disk = spool_limit
 
     def take_memory(self, size: int) -> bool:
-        """Use so many bytes of memory, if they are free."""
+        """Reserve this number of bytes of memory. Returns False if they are not free."""
         with self._lock:
             if size > self._memory:
                 return False
@@ -78,38 +89,44 @@ class OutputSpace:
             return True
 
     def take_disk(self, own: int, size: int) -> int:
-        """Use up to so many bytes of disk beside the `own` ones; returns how many."""
+        """Reserve up to `size` bytes on disk. Returns how many.
+
+        own   bytes on disk that the buffer has already
+        size  bytes that it would like
+        """
         with self._lock:
             granted = max(min(size, (self._disk - own) // 2), 0)
             self._disk -= granted
             return granted
 
     def give_back(self, memory: int, disk: int) -> None:
-        """These bytes are free again."""
+        """Release these numbers of bytes."""
         with self._lock:
             self._memory += memory
             self._disk += disk
 
 
 class _Segment:
-    """A file without a name that holds a part of a response: bytes `start` to `end` are to be
-    sent. The producer moves `end`, the consumer `start`."""
+    """A file without a name that holds a part of a response.
+
+    start, end  the bytes from `start` to `end` wait. The producer moves `end`, the consumer `start`
+    """
 
     __slots__ = ("end", "file", "start")
 
     def __init__(self, directory: str | None) -> None:
-        from tempfile import TemporaryFile  # not needed otherwise
+        from tempfile import TemporaryFile  # only here: few responses need a file
 
         self.file = TemporaryFile(buffering=0, dir=directory)  # noqa: SIM115  closed when sent
         self.start = 0
         self.end = 0
 
     def write(self, data: memoryview) -> None:
-        """Append all of the data, or nothing. Raises OSError."""
+        """Append the data. If that fails, nothing is appended. Raises OSError."""
         fd = self.file.fileno()
         done = 0
         while done < len(data):
-            # What a write that failed has left behind is overwritten by the next.
+            # `end` moves only after all is written: the next write overwrites one that failed.
             done += os.pwrite(fd, data[done:], self.end + done)
         self.end += done
 
@@ -117,8 +134,10 @@ class _Segment:
 class OutputBuffer:
     """The unsent part of one response.
 
-    watched      whether the poller was told that there is something to send
-    wait_budget_ns  how long the producer may still wait for memory
+    space           what all buffers of the worker share
+
+    watched         whether the poller knows that there is something to send
+    wait_budget_ns  how long the producer may still wait before it uses the disk
     """
 
     __slots__ = (
@@ -145,14 +164,14 @@ class OutputBuffer:
     def __init__(self, space: OutputSpace) -> None:
         self._space = space
         self._items: deque[Bytes | _Segment | FileRegion] = deque()
-        # The producer's.
+        # Written by the producer.
         self._appended = self._memory = self._disk = 0
         self._nonempty_since_ns = self._sent_before_wait = 0
-        self._tail: _Segment | None = None  # in the queue, behind everything else
+        self._tail: _Segment | None = None  # the last item of the queue, if that is a file
         self._disk_works = True
         self.wait_budget_ns = _WAIT_BUDGET_NS
         self._sent_event: threading.Event | None = None
-        # The consumer's.
+        # Written by the consumer.
         self._current: Bytes = b""
         self._current_cost = 0
         self._sent = self._memory_freed = self._disk_freed = 0
@@ -161,15 +180,15 @@ class OutputBuffer:
         self.watched = False
 
     def size(self) -> int:
-        """How many bytes are to be sent."""
+        """The number of bytes that wait."""
         return self._appended - self._sent
 
     # --- the producer ---------------------------------------------------------------------------
 
     def append(self, data: Bytes, spool: bool) -> memoryview:
-        """Keep as much of the data as there is room for; returns the rest.
+        """Append as much of the data as there is room for. Returns the rest.
 
-        spool  whether it may go to disk
+        spool  whether the disk may be used
         """
         self._begin()
         view = memoryview(data)
@@ -183,8 +202,11 @@ class OutputBuffer:
         return view
 
     def append_last(self, data: Bytes) -> bool:
-        """Keep all of the data, which the application holds already: it may fill the memory of the
-        worker. Whether there was room."""
+        """Append all of the data, without a copy. Returns False if there is no room for it.
+
+        The limit of one buffer does not apply, only that of the worker: the application holds the
+        data in memory already.
+        """
         self._begin()
         if not self._space.take_memory(len(data) + _BLOCK_OVERHEAD):
             return False
@@ -194,21 +216,23 @@ class OutputBuffer:
         return True
 
     def append_file(self, region: FileRegion) -> None:
-        """Send this part of a file as the end of the response, and close it then."""
+        """Append a part of a file as the end of the response. It is closed once it is sent."""
         self._begin()
         self._items.append(region)
         self._appended += region.count
 
     def wait(self, seconds: float) -> bool:
-        """Until the consumer has sent something since the last call; whether it has.
+        """Wait until the consumer has sent something since the last call. False if it did not.
 
-        For a producer with a thread of its own. 0 seconds: no limit.
+        seconds  how long to wait; 0 for no limit
+
+        For a producer with a thread of its own.
         """
         changed = self._sent_event
         if changed is None:
             changed = self._sent_event = threading.Event()
         changed.clear()
-        # Looked at after `clear`: what is sent from here on sets the event.
+        # Compare after `clear`: whatever is sent from here on sets the event.
         happened = self._sent != self._sent_before_wait or changed.wait(seconds or None)
         self._sent_before_wait = self._sent
         return happened
@@ -217,7 +241,7 @@ class OutputBuffer:
         if self._appended == self._sent:
             self._nonempty_since_ns = monotonic_ns()
             if self._tail is not None:
-                # It was sent to its end, and might have been appended to until now.
+                # All of the last file is sent. Only now is it certain that nothing is appended.
                 self._tail.file.close()
                 self._tail = None
                 self._items.clear()
@@ -229,7 +253,7 @@ class OutputBuffer:
         if kept <= 0 or not self._space.take_memory(kept + _BLOCK_OVERHEAD):
             return 0
         self._memory += kept + _BLOCK_OVERHEAD
-        # A copy: a view would keep all of a large block.
+        # Copied: a view would keep all of a large block in memory.
         self._items.append(bytes(view[:kept]))
         self._appended += kept
         return kept
@@ -246,7 +270,7 @@ class OutputBuffer:
                 tail = _Segment(self._space.directory)
             tail.write(view[:granted])
         except OSError as error:
-            # Once is enough: what is wrong with the disk will be so for the next block, too.
+            # Don't try again for this response: the next block would fail as well.
             self._disk_works = False
             self._space.give_back(0, granted)
             if tail is not None and tail is not self._tail:
@@ -262,12 +286,15 @@ class OutputBuffer:
 
     # --- the consumer ---------------------------------------------------------------------------
 
-    def send(self, wire: Wire) -> bool:
-        """Send what the socket takes, for one turn; whether it has taken any. Raises OSError."""
+    def send(self, sock: OutputSocket) -> bool:
+        """Send as much as the socket takes, up to `_MAX_TURN`. Returns whether it took anything.
+
+        Raises OSError.
+        """
         left = _MAX_TURN
         try:
             while left > 0 and self._appended != self._sent:
-                left -= self._send_first(wire)
+                left -= self._send_first(sock)
         except BlockingIOError:
             pass
         if left == _MAX_TURN:
@@ -277,7 +304,11 @@ class OutputBuffer:
         return True
 
     def is_stalled(self, now_ns: int, limit_ns: int) -> bool:
-        """Whether the client has taken nothing for so long; 0: it may."""
+        """Whether the client has taken nothing for longer than the limit.
+
+        now_ns    monotonic nanoseconds
+        limit_ns  nanoseconds; 0 for no limit
+        """
         if not limit_ns or self._appended == self._sent:
             return False
         return now_ns - max(self._nonempty_since_ns, self._progress_ns) > limit_ns
@@ -289,21 +320,21 @@ class OutputBuffer:
             changed.set()
 
     def close(self) -> None:
-        """Drop what is left. Nobody may use the buffer any more."""
+        """Drop what is left, and release its space. The buffer must not be used afterwards."""
         for item in self._items:
             _close(item)
         self._items.clear()
         self._give_back(self._memory - self._memory_freed, self._disk - self._disk_freed)
         self._sent = self._appended
 
-    def _send_first(self, wire: Wire) -> int:
+    def _send_first(self, sock: OutputSocket) -> int:
         items = self._items
         if not self._current:
             first = items[0]
             if isinstance(first, FileRegion | _Segment):
-                return self._send_file(first, wire)
+                return self._send_file(first, sock)
             self._next_blocks()
-        sent = wire.send(self._current)
+        sent = sock.send(self._current)
         if sent == len(self._current):
             self._current = b""
             self._give_back(self._current_cost, 0)
@@ -313,7 +344,7 @@ class OutputBuffer:
         return sent
 
     def _next_blocks(self) -> None:
-        """Take blocks out of the queue, small ones together."""
+        """Take the next blocks out of the queue, and join small ones."""
         blocks: list[Bytes] = []
         size = cost = 0
         items = self._items
@@ -328,9 +359,9 @@ class OutputBuffer:
         self._current = blocks[0] if len(blocks) == 1 else b"".join(blocks)
         self._current_cost = cost
 
-    def _send_file(self, item: FileRegion | _Segment, wire: Wire) -> int:
+    def _send_file(self, item: FileRegion | _Segment, sock: OutputSocket) -> int:
         if isinstance(item, FileRegion):
-            sent = wire.send_file(item.fd, item.offset, item.count)
+            sent = sock.send_file(item.fd, item.offset, item.count)
             if not sent:
                 raise ClientDisconnected("the file became shorter while it was sent")
             item.offset += sent
@@ -339,20 +370,20 @@ class OutputBuffer:
                 del self._items[0]
                 item.close()
         elif item.start == item.end:
-            # More was put behind it, or it would be the last: the producer is done with it.
+            # There are bytes left, so something is behind this file: it won't be appended to.
             del self._items[0]
             item.file.close()
             self._give_back(0, item.end)
             return 0
         else:
-            sent = self._send_segment(item, wire)
+            sent = self._send_segment(item, sock)
             item.start += sent
         self._sent += sent
         return sent
 
-    def _send_segment(self, segment: _Segment, wire: Wire) -> int:
+    def _send_segment(self, segment: _Segment, sock: OutputSocket) -> int:
         try:
-            sent = wire.send_file(segment.file.fileno(), segment.start, segment.end - segment.start)
+            sent = sock.send_file(segment.file.fileno(), segment.start, segment.end - segment.start)
         except OSError as error:
             if error.errno == errno.EIO:
                 log.error("Can't read a spooled response back: %s", error)
