@@ -1,6 +1,6 @@
 """Processes that an application forks, by `os.fork` or by multiprocessing.
 
-Such a child is a copy of the worker, and no worker. Three things would go wrong:
+Such a child is a copy of the worker, but must not act as one. Without care three things go wrong:
 
 * Signals. Until the child has handlers of its own, one that is sent to it (`Process.terminate()`)
   would be written to the worker's wake-up descriptor, so the worker would take it for its own. All

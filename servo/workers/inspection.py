@@ -1,7 +1,8 @@
-"""What an operator can see of a worker while it runs: its stacks, its requests, its log lines.
+"""Shows operators what a worker does: its stacks, its requests, its log lines.
 
-A worker that reads its channel answers there. One whose only thread is busy is asked by a signal
-(`servo.workers.context`) and answers into its dump file.
+A worker normally answers on its channel to the arbiter. If its only thread is busy, the arbiter
+sends a signal (`servo.workers.query_signals`), and the worker writes into its dump file. Log lines
+go to the arbiter as they are logged, whether an operator asks for them or not.
 """
 
 from __future__ import annotations
@@ -32,27 +33,33 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# A report has to fit a frame of the channel (1 MiB) even if JSON writes each character as six.
+# Characters of a report's stacks. It has to fit a frame of the channel (1 MiB) even if JSON needs
+# six bytes for each.
 MAX_STACKS_CHARACTERS = 128 << 10
+# Characters of one stack. The end is kept: it has the innermost calls.
 MAX_STACK_CHARACTERS = 16 << 10
+# Requests of a report, and bytes of the target of one.
 MAX_REQUESTS = 200
 MAX_TARGET = 500
 
-# In a second. What comes on top of it is counted.
+# Log lines, and their characters, that a worker sends in a second. Further ones are only counted.
 MAX_RECORDS = 200
 MAX_RECORDS_CHARACTERS = 64 << 10
+# Characters of one log line.
 MAX_RECORD_CHARACTERS = 8192
 
 
 class LogTap:
     """Sends the records of the error log to the arbiter, for operators who ask for them.
 
-    Each goes out at once, by the thread that logs it: a line that comes before a worker gets stuck
-    is the one that an operator looks for. So the cost is that of a message for each line, and only
-    so many lines of a second are sent. A record that can't be sent now waits for the worker.
+    The thread that logs a line sends it at once: the last line before a worker gets stuck is the
+    one that an operator looks for. So each line costs a message, and the lines of a second are
+    limited. A record that can't be sent at once waits until the worker's next sweep.
 
-    on_first  called, in any thread, when something begins to wait
-    clock     monotonic seconds
+    clock     returns monotonic seconds
+
+    on_first  called, in any thread, when a first record has to wait
+    channel   to the arbiter
     """
 
     on_first: Callable[[], None] | None = None
@@ -70,7 +77,7 @@ class LogTap:
         self._passing = threading.Lock()
 
     def __call__(self, record: logging.LogRecord) -> None:
-        """Take a record in, or count it where too many wait."""
+        """Send a record, or keep it for later; count it if there are too many in this second."""
         text = message_of(record)
         if len(text) > MAX_RECORD_CHARACTERS:
             text = text[:MAX_RECORD_CHARACTERS] + " …"
@@ -95,13 +102,13 @@ class LogTap:
 
     @property
     def waiting(self) -> bool:
-        """Whether there is something to send."""
+        """Whether records, or a count of lost ones, wait to be sent."""
         return bool(self._records or self._lost)
 
     def pass_on(self) -> None:
-        """Send the records that wait, if this is a moment for it."""
-        # Whoever comes while another thread sends, or a signal's handler amid it, leaves its record
-        # to that one, which looks once more after it has let go.
+        """Send the records that wait, unless another thread does or the channel is full."""
+        # If another thread is sending, or this is a signal handler inside it, leave the record to
+        # that thread: it checks for further records after it has released the lock.
         while self._records and self.channel is not None:
             if not self._passing.acquire(blocking=False):
                 return
@@ -117,7 +124,7 @@ class LogTap:
         try:
             sent = channel.send_if_free(LogRecords(list(records)))
         except ChannelClosed:
-            self.channel = None  # not logged, or this would be called for that line, too
+            self.channel = None  # not logged: the line would come here again
             return False
         if not sent:
             with self._lock:
@@ -125,9 +132,9 @@ class LogTap:
         return sent
 
     def send(self, channel: Channel) -> None:
-        """Send what there is, unless the arbiter is behind with reading.
+        """Send all records and the count of lost ones, unless the arbiter is behind with reading.
 
-        Raises ChannelClosed.
+        Raises ChannelClosed if the arbiter is gone.
         """
         if channel.wants_write and not channel.flush():
             return
@@ -138,21 +145,24 @@ class LogTap:
             channel.send(LogRecords(records, lost))
 
     def send_last(self, channel: Channel) -> None:
-        """The worker ends: what it has said last."""
+        """Do as `send`, but ignore that the arbiter is gone."""
         try:
             self.send(channel)
         except ChannelClosed:
-            log.debug("No arbiter to send the last log lines to")
+            log.debug("The last log lines are not sent: the arbiter is gone")
 
 
 def stacks(loop: asyncio.AbstractEventLoop | None) -> dict[str, Any]:
-    """The stacks of every thread, and of the loop's tasks, innermost call last."""
+    """Return the stacks of all threads and of the tasks of an event loop, innermost call last.
+
+    loop  the event loop; None if there is none
+    """
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sys._current_frames()
     budget = MAX_STACKS_CHARACTERS
     threads, tasks, left_out = [], [], 0
     for ident, frame in frames.items():
-        text = "".join(traceback.format_list(_telling(frame)))[-MAX_STACK_CHARACTERS:]
+        text = "".join(traceback.format_list(_relevant_frames(frame)))[-MAX_STACK_CHARACTERS:]
         budget -= len(text)
         if budget < 0:
             left_out += 1
@@ -168,8 +178,8 @@ def stacks(loop: asyncio.AbstractEventLoop | None) -> dict[str, Any]:
     return {"threads": threads, "tasks": tasks, "left_out": left_out}
 
 
-def _telling(frame: FrameType) -> list[traceback.FrameSummary]:
-    """A thread's stack without how the worker came up and how it answers just now."""
+def _relevant_frames(frame: FrameType) -> list[traceback.FrameSummary]:
+    """Return a thread's stack without the frames of the worker's boot and of this answer."""
     summary = traceback.extract_stack(frame)
     names = [each.name for each in summary]
     start = names.index("run_worker") + 1 if "run_worker" in names else 0
@@ -180,8 +190,11 @@ def _telling(frame: FrameType) -> list[traceback.FrameSummary]:
 
 
 def print_tasks(fd: int) -> None:
-    """Write the stacks of asyncio's tasks: what each coroutine waits for, which no thread shows."""
-    # By `getattr`: what hangs may be the import of asyncio.
+    """Write the stacks of asyncio's tasks to a file. No thread's stack shows waiting coroutines.
+
+    fd  the file's descriptor
+    """
+    # With `getattr`, because the code that hangs may be the import of asyncio.
     running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
     loop = running() if running is not None else None
     if loop is None:
@@ -197,13 +210,13 @@ def print_tasks(fd: int) -> None:
 def _tasks_of(loop: asyncio.AbstractEventLoop | None) -> set[asyncio.Task[Any]]:
     if loop is None:
         return set()
-    import asyncio  # the loop is one of its
+    import asyncio  # it is loaded, as there is a loop
 
     return asyncio.all_tasks(loop)
 
 
 def task_frames(task: asyncio.Task[Any]) -> list[traceback.FrameSummary]:
-    """Where a task waits, outermost first: `Task.get_stack` shows only the first coroutine."""
+    """Return the frames of a task, outermost first. `Task.get_stack` has only the outermost one."""
     frames: list[traceback.FrameSummary] = []
     awaiting: Any = task.get_coro()
     while awaiting is not None:
@@ -215,9 +228,10 @@ def task_frames(task: asyncio.Task[Any]) -> list[traceback.FrameSummary]:
 
 
 def running(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> dict[str, Any]:
-    """The requests that a worker has with its application, the oldest first.
+    """Describe the requests that the application has, the oldest first.
 
-    requests   (start in monotonic nanoseconds, method, target, client)
+    requests  (start in monotonic nanoseconds, method, target, client)
+    now_ns    monotonic nanoseconds
     """
     rows = [
         {
@@ -231,8 +245,12 @@ def running(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> dict[st
     return {"requests": rows[:MAX_REQUESTS], "total": len(rows)}
 
 
-def tell_unfinished(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> None:
-    """Log what a stop waits for, the oldest first, before it is cut off."""
+def log_unfinished(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> None:
+    """Log the requests that a stop still waits for, the oldest first, before they are cut off.
+
+    requests  as for `running`
+    now_ns    monotonic nanoseconds
+    """
     if not requests:
         return
     rows = running(requests, now_ns)["requests"]
@@ -244,14 +262,18 @@ def tell_unfinished(requests: list[tuple[int, str, bytes, str]], now_ns: int) ->
 
 
 def let_handlers_run() -> None:
-    """Have the interpreter call the handlers of signals that have come.
+    """Do nothing, so that the interpreter calls the Python handlers of signals that have arrived.
 
-    It does so when it enters a function, but none of compiled code: so this module is not compiled.
+    It does that when it enters a Python function. A compiled function does not count, so this
+    module must not be compiled.
     """
 
 
 def answer_signals(dump_fd: int) -> None:
-    """Have the C-level handler of faulthandler dump all stacks, even of a stuck interpreter."""
+    """Dump all stacks on STACK_SIGNAL. faulthandler does so even if the interpreter is stuck.
+
+    dump_fd  the file to write to; -1 if there is none
+    """
     if STACK_SIGNAL and dump_fd >= 0:
         faulthandler.register(STACK_SIGNAL, file=dump_fd, all_threads=True, chain=False)
 
@@ -269,7 +291,7 @@ def answer_requests_signal(report: Callable[[], dict[str, Any]], dump_fd: int) -
         try:
             os.write(dump_fd, json.dumps(report()).encode() + b"\n")
         except Exception:
-            # It runs amid the application's code, which must not get to see it.
+            # This runs inside the application's code, which must not get the exception.
             log.exception("Requests can't be reported")
 
     signal.signal(REQUESTS_SIGNAL, on_signal)

@@ -173,7 +173,7 @@ class Worker(ABC):
             self.tap.send_last(self.context.channel)
         if self._log_unfinished_ns and row_layout.now_ns() >= self._log_unfinished_ns:
             self._log_unfinished_ns = 0
-            inspection.tell_unfinished(self.unfinished(), row_layout.now_ns())
+            inspection.log_unfinished(self.unfinished(), row_layout.now_ns())
 
     def event_loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop that runs the application's tasks; None if there is none."""
