@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from unit.workers.mailboxes import SERIAL, SLOT, Pair, inline
 
 from servo import cluster
-from servo.ipc.channel import MAX_QUEUED_APP_BYTES, ChannelClosed, SharedChannel, channel_pair
+from servo.ipc.channel import MAX_QUEUED_APP_BYTES, ChannelClosed
 from servo.ipc.messages import (
     EVERYONE,
     FAILURE,
@@ -22,96 +22,9 @@ from servo.ipc.messages import (
     Message,
     Retire,
     Stop,
-    to_json,
 )
-from servo.shared_memory.scoreboard import Scoreboard
-from servo.workers.messages.handlers import SLICE_NS, InlineRunner, LoopRunner, Runner, ThreadRunner
-from servo.workers.messages.mailbox import MAX_INBOX_BYTES, Inbox, Mailbox
-
-SLOT, SERIAL = 2, 5
-
-
-class Owner:
-    """A worker that counts how often it is woken."""
-
-    draining = False
-
-    def __init__(self) -> None:
-        self.wakes = 0
-        self.watched: list[bool] = []
-
-    def wake(self) -> None:
-        self.wakes += 1
-
-    def watch_channel(self, writable: bool) -> None:
-        self.watched.append(writable)
-
-
-class Pair:
-    """A mailbox and the arbiter's end of its channel."""
-
-    def __init__(self) -> None:
-        self.arbiter, theirs = channel_pair()
-        self.scoreboard = Scoreboard(4)
-        self.mailbox = Mailbox(SharedChannel(theirs), SLOT, SERIAL, self.scoreboard)
-        self.theirs = theirs
-        self.owner = Owner()
-
-    def attach(self, *, any_thread_reads: bool = False, **options: Any) -> None:
-        self.mailbox.attach(self.owner, any_thread_reads=any_thread_reads, **options)
-        self.owner.wakes = 0
-
-    def tell(self, value: Any, topic: str = "t", kind: int = PLAIN, **options: Any) -> None:
-        """What another worker (slot 1, serial 4) sends to this one."""
-        sender = options.pop("sender", (1, 4))
-        target = options.pop("target", SLOT)
-        message = AppMessage.make(
-            kind, sender, target, topic.encode(), to_json(value), options.pop("number", 0)
-        )
-        self.arbiter.send(message)
-
-    def reply(self, value: Any, number: int, kind: int = REPLY) -> None:
-        self.tell(value, "", kind, target=SERIAL, number=number)
-
-    def said(self) -> list[Message]:
-        return self.arbiter.receive()
-
-    def values(self) -> list[Any]:
-        return [message.value() for message in self.said() if isinstance(message, AppMessage)]
-
-    def run_all(self) -> None:
-        """As many slices of time as the handlers take."""
-        self.mailbox.run()
-        while self.mailbox.inbox:
-            self.mailbox.run()
-
-    def close(self) -> None:
-        self.arbiter.close()
-        self.theirs.close()
-        self.scoreboard.close()
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    cluster.forget_handlers()
-    found = Pair()
-    cluster.install(found.mailbox)
-    yield found
-    cluster.install(cluster.LocalBackend())
-    cluster.forget_handlers()
-    found.close()
-
-
-@pytest.fixture
-def heard() -> list[Any]:
-    messages: list[Any] = []
-    cluster.on_message("t")(messages.append)
-    return messages
-
-
-def inline(pair: Pair) -> Runner:
-    return InlineRunner(pair.mailbox, pair.owner.wake)
-
+from servo.workers.messages.handlers import LoopRunner
+from servo.workers.messages.mailbox import MAX_INBOX_BYTES, Inbox
 
 # --- sending ----------------------------------------------------------------------------------
 
@@ -254,130 +167,6 @@ def test_handlers_that_are_too_slow_lose_messages_not_orders(
     pair.run_all()
     assert len(heard) == count  # all that fit, and the small request
     assert len([r for r in caplog.records if "too slow" in r.getMessage()]) == 1
-
-
-class HandlersClock:
-    """The clock by which runners end their slices; it moves only when a test says so."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.ns = 0
-        monkeypatch.setattr("servo.workers.messages.handlers.monotonic_ns", lambda: self.ns)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> HandlersClock:
-    return HandlersClock(monkeypatch)
-
-
-def test_inline_handlers_give_the_poller_its_turns(pair: Pair, clock: HandlersClock) -> None:
-    """A handler that takes a whole slice of time is the only one of its turn."""
-    handled: list[int] = []
-
-    @cluster.on_message("t")
-    def slow(value: int) -> None:
-        handled.append(value)
-        clock.ns += SLICE_NS
-
-    pair.attach()
-    pair.mailbox.open(inline(pair))
-    for value in range(3):
-        pair.tell(value)
-    pair.mailbox.on_channel()
-    for turn in range(1, 4):
-        pair.mailbox.run()
-        assert handled == list(range(turn))
-        assert pair.owner.wakes == min(turn, 2)
-
-
-@pytest.mark.parametrize("cost_ns", [0, SLICE_NS])
-def test_coroutine_handlers_start_in_order(pair: Pair, clock: HandlersClock, cost_ns: int) -> None:
-    """Each message costs a part of the slice; after a whole slice the loop has its turn."""
-    order: list[str] = []
-
-    @cluster.on_message("t")
-    def handler(value: int) -> Any:
-        clock.ns += cost_ns
-        return work(value)
-
-    async def work(value: int) -> int:
-        order.append(f"begin {value}")
-        await asyncio.sleep(0)
-        order.append(f"end {value}")
-        return value
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        pair.attach(loop=loop)
-        pair.mailbox.open(LoopRunner(pair.mailbox, loop))
-        for value in range(3):
-            pair.tell(value, kind=REQUEST, number=value)
-        pair.mailbox.on_channel()
-        pair.mailbox.run()
-        answers: list[Any] = []
-        while len(answers) < 3:
-            await asyncio.sleep(0)
-            answers += pair.values()
-        assert answers == [0, 1, 2]
-
-    asyncio.run(main())
-    begun = [line for line in order if line.startswith("begin")]
-    ended = [line for line in order if line.startswith("end")]
-    assert begun == [f"begin {n}" for n in range(3)]
-    assert ended == [f"end {n}" for n in range(3)]
-    # Within one slice all of them start before the first goes on.
-    assert (order == begun + ended) is (cost_ns == 0)
-
-
-def test_coroutines_under_way_are_bounded(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("servo.workers.messages.handlers.MAX_RUNNING", 2)
-    running: list[int] = []
-
-    async def main() -> None:
-        go_on = asyncio.Event()
-
-        @cluster.on_message("t")
-        async def handler(value: int) -> None:
-            running.append(value)
-            await go_on.wait()
-
-        loop = asyncio.get_running_loop()
-        pair.attach(loop=loop)
-        pair.mailbox.open(LoopRunner(pair.mailbox, loop))
-        for value in range(5):
-            pair.tell(value)
-        pair.mailbox.on_channel()
-        pair.mailbox.run()
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert running == [0, 1]
-        go_on.set()
-        while len(running) < 5:
-            await asyncio.sleep(0)
-
-    asyncio.run(main())
-    assert running == [0, 1, 2, 3, 4]
-
-
-def test_a_thread_of_its_own(pair: Pair) -> None:
-    done = threading.Event()
-    seen: list[Any] = []
-
-    @cluster.on_message("t")
-    def handler(value: int) -> None:
-        seen.append((value, threading.current_thread().name))
-        if value == 2:
-            done.set()
-        if value == 0:
-            raise RuntimeError("on purpose")
-
-    pair.attach()
-    pair.mailbox.open(ThreadRunner(pair.mailbox))
-    for value in range(3):
-        pair.tell(value)
-        pair.mailbox.on_channel()
-        pair.mailbox.run()
-    assert done.wait(10)
-    assert seen == [(value, "servo-messages") for value in range(3)]
 
 
 # --- asking -----------------------------------------------------------------------------------
