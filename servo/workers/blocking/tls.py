@@ -1,8 +1,12 @@
-"""A TLS connection of a blocking worker, with the face of a non-blocking socket.
+"""A TLS connection of a blocking worker, with the methods of a non-blocking socket.
 
-The poller and its connections use it where they would use the socket, handshake included: `recv`
-does it, and says "nothing yet" until it is done. Memory BIOs take one read of the socket for as
-many records as it holds, where OpenSSL's own takes two for each.
+The poller and its connections use a `TLSSocket` exactly where they would use the socket. It hides
+the handshake: `recv` continues it, and raises BlockingIOError until it is done.
+
+It keeps OpenSSL away from the socket. `ssl.MemoryBIO` objects hold encrypted bytes in memory: this
+class writes what it received into one of them, and sends what it finds in the other. So one
+`recv` of the socket takes as many records as have come, where OpenSSL itself would call read(2)
+twice for each record: for its header and for the rest.
 """
 
 from __future__ import annotations
@@ -26,35 +30,40 @@ if TYPE_CHECKING:
     from servo.net.tls import TLS
 
     class Owner(Protocol):
-        """The connection that a TLS socket belongs to."""
+        """What a TLS socket needs of its connection."""
 
         proxy_reader: object
         peer_name: str
 
         def read_proxy_header(self, data: bytes) -> bytes:
-            """Take the PROXY protocol's header, which comes before the handshake, off the data."""
+            """Take the PROXY protocol's header off the data. It comes before the handshake."""
 
         def secured(self, facts: TLSFacts) -> None:
-            """The handshake is done."""
+            """Note that the handshake is done."""
 
 
 log = logging.getLogger("servo.error")
 
-# The most that one record holds (RFC 8446 section 5.1): a read of this size leaves nothing of it.
+# The most bytes of one record (RFC 8446 section 5.1). A read of this size leaves nothing of it.
 _RECORD_SIZE = 16384
-# How much is encrypted ahead of the socket.
+# How many bytes are encrypted before the socket takes them.
 _CHUNK_SIZE = 65536
-# What a client may make us say (answers to its key updates) without reading any of it.
+# A client can make OpenSSL write without any request of the application, by key updates that want
+# an answer (RFC 8446 section 4.6.3). If it reads none of the answers, this number of bytes is kept.
 _MAX_UNREAD = 65536
 
 
 class TLSSocket:
-    """One connection. At a time one thread may use it, except that any may `close` it or shut it
+    """One TLS connection. One thread at a time may use it, but any thread may close it or shut it
     down.
 
-    It raises BlockingIOError where a socket would, and OSError (of which ssl.SSLError is one) when
-    the connection is of no more use. After a `send` that raised or took a part, the next one is
-    expected to come with the rest, as what was encrypted can't be taken back.
+    sock   the accepted socket
+    tls    the certificates and settings
+    owner  the connection
+
+    Its methods raise BlockingIOError where a socket would, and OSError (ssl.SSLError is a subclass)
+    if the connection can't be used any more. If `send` raises BlockingIOError or takes only a part,
+    the next call must bring the rest: what is encrypted can't be taken back.
     """
 
     __slots__ = (
@@ -80,9 +89,9 @@ class TLSSocket:
         self._wrapped = tls.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._handshaking = True
         self._closing = False
-        self._unsent = b""  # encrypted, and not taken by the socket
-        self._unsent_plaintext: bytes | memoryview | None = None  # of which this is the plaintext
-        self._lock = threading.Lock()  # OpenSSL's objects bear one thread at a time
+        self._unsent = b""  # encrypted bytes that the socket did not take
+        self._unsent_plaintext: bytes | memoryview | None = None  # the plaintext of these
+        self._lock = threading.Lock()  # OpenSSL's objects allow one thread at a time
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -91,12 +100,17 @@ class TLSSocket:
     # --- reading --------------------------------------------------------------------------------
 
     def recv(self, size: int) -> bytes:
-        """All that one read of the socket holds; b"" at the end, with or without a close_notify."""
+        """Read the socket once, and return all that can be decrypted.
+
+        size  the most encrypted bytes to read
+
+        Returns b"" at the end of the connection, with or without a close_notify.
+        """
         if self._unsent and not self._closing and not self._flush():
             raise WantsWrite
         data = self._socket.recv(size)
         if self._closing:
-            return data  # it only counts that there is some
+            return data  # discarded by the caller, who lingers: no need to decrypt it
         if self._handshaking:
             return self._continue_handshake(data)
         if not data:
@@ -105,7 +119,7 @@ class TLSSocket:
         return self._decrypt()
 
     def _continue_handshake(self, data: bytes) -> bytes:
-        """Go on with the handshake."""
+        """Continue the handshake with received bytes. Returns what came behind it."""
         owner = self._owner
         if not data:
             raise self._handshake_error("it closed the connection")
@@ -123,14 +137,14 @@ class TLSSocket:
             if is_plain_http(error):
                 plain_http_refusal.send(self._socket, owner.peer_name or "A client")
             else:
-                self._flush()  # the alert that tells the client why
+                self._flush()  # the alert, which says why
             raise self._handshake_error(openssl_reason(error)) from error
         self._handshaking = False
         owner.secured(TLSFacts(self._tls, self._wrapped))
         return self._decrypt()
 
     def _handshake_error(self, reason: str) -> ConnectionError:
-        text = f"TLS handshake of {self._owner.peer_name or 'a client'} failed: {reason}"
+        text = f"TLS handshake with {self._owner.peer_name or 'a client'} failed: {reason}"
         log.debug("%s", text)
         return ConnectionError(text)
 
@@ -145,8 +159,8 @@ class TLSSocket:
                     break
                 data = self._wrapped.read(_RECORD_SIZE)
             else:
-                # A close_notify: no end of the connection itself has to come with it. Now the
-                # poller is told of one.
+                # A close_notify. The client need not close the connection as well (RFC 8446 section
+                # 6.1), so shut it down here: then the poller reads its end.
                 self._socket.shutdown(socket.SHUT_RD)
                 return b"".join(pieces)
         except ssl.SSLWantReadError:
@@ -160,7 +174,7 @@ class TLSSocket:
     # --- writing --------------------------------------------------------------------------------
 
     def send(self, data: bytes | memoryview) -> int:
-        """Encrypt and send; how many bytes of it the socket has taken."""
+        """Encrypt and send. Returns how many bytes of the data the socket has taken."""
         with self._lock:
             size = len(data)
             if size <= _CHUNK_SIZE and not self._unsent and self._unsent_plaintext is None:
@@ -185,30 +199,37 @@ class TLSSocket:
         return sent
 
     def _send_rest(self, data: memoryview) -> int:
-        """Send what was left; how much of `data` that was."""
+        """Send what was left of the last call. Returns how many bytes of `data` that was."""
         if self._unsent and not self._flush():
             raise BlockingIOError
         held, self._unsent_plaintext = self._unsent_plaintext, None
         if held is None:
             return 0
         size = min(len(held), len(data))
-        # Something else comes when the rest was given up, as that of an interim response.
+        # The data is not the rest if the caller gave that up, as it does with an interim response.
         if bytes(data[:size]) != bytes(held[:size]):
             return 0
-        # The rest may come in smaller pieces than before.
+        # The rest may come in smaller pieces, as an OutputBuffer cuts it.
         if size < len(held):
             self._unsent_plaintext = held[size:]
         return size
 
     def sendfile(self, fd: int, offset: int, count: int) -> int:
-        """As os.sendfile with this as its target: a block of the file, read and encrypted."""
-        # Not read again: the file may have changed, but what is encrypted is on its way.
+        """Like os.sendfile: read a block of the file, encrypt it, and send it.
+
+        fd      the file's descriptor
+        offset  in bytes
+        count   the most bytes to send
+
+        Returns how many bytes were sent; 0 at the end of the file.
+        """
+        # Don't read a block again that is encrypted already: the file may have changed.
         block = self._unsent_plaintext or os.pread(fd, min(count, _CHUNK_SIZE), offset)
         block = block[:count]
         return self.send(block) if block else 0
 
     def _flush(self) -> bool:
-        """Give the socket what is encrypted; whether it has taken all."""
+        """Send what is encrypted. Returns whether the socket has taken all of it."""
         data = self._outgoing.read()
         if self._unsent:
             data = self._unsent + data
@@ -223,19 +244,22 @@ class TLSSocket:
             return True
         self._unsent = data[sent:]
         if len(self._unsent) > _MAX_UNREAD + 2 * _CHUNK_SIZE:
-            raise ConnectionError("the client reads nothing of what it asks for")
+            raise ConnectionError("the client reads nothing of what it makes the server send")
         return False
 
     # --- closing --------------------------------------------------------------------------------
 
     def shutdown(self, how: int) -> None:
-        """As a socket's; the client is told that no more will come (close_notify)."""
+        """Like a socket's `shutdown`. Before the write side is shut down, a close_notify is sent.
+
+        how  socket.SHUT_WR and the like
+        """
         if how == socket.SHUT_WR:
             self._send_close_notify()
         self._socket.shutdown(how)
 
     def close(self) -> None:
-        """Close the socket."""
+        """Send a close_notify, if possible, and close the socket."""
         self._send_close_notify()
         self._socket.close()
 
@@ -243,12 +267,12 @@ class TLSSocket:
         if self._handshaking or self._closing or self._unsent:
             return
         if not self._lock.acquire(blocking=False):
-            return  # a thread is sending: it is being cut off
+            return  # a thread is sending, and is being cut off
         try:
             self._closing = True
             self._wrapped.unwrap()
         except ssl.SSLWantReadError:
-            pass  # ours is said; the client's is not waited for
+            pass  # ours is written; don't wait for the client's
         except ssl.SSLError as error:
             log.debug("TLS close: %s", error)
         finally:
