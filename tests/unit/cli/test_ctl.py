@@ -1,4 +1,4 @@
-"""`servoctl` against a server that answers by the book: options, output, exit codes."""
+"""`servoctl` against a server with prepared answers: options, output, exit codes."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ ANSWERS: dict[str, list[bytes]] = {
 
 
 class Server:
-    """Answers each request of each connection as `answers` says, and remembers them."""
+    """Answers requests from the table `answers`, and records them in `asked`."""
 
     def __init__(self, directory: Path, name: str, pid: int) -> None:
         self.answers = dict(ANSWERS)
@@ -185,7 +185,7 @@ Start = Callable[..., Server]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Servers in a directory that is the only place where servoctl looks."""
+    """Starts servers in the only directory that servoctl searches."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     with tempfile.TemporaryDirectory(prefix="servo-") as directory:
         place = Path(directory)
@@ -250,18 +250,18 @@ def test_two_of_one_name(start: Start, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_wrong_names(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     server = start()
-    for arguments, says in [
+    for arguments, message in [
         (("-n", "shpo"), "no server named shpo is running; running are:"),
         (("-p", "9"), "no server with pid 9 is running; running are:"),
         (("-s", server.path + "x"), "does not exist"),
     ]:
         code, out, err = run(capsys, *arguments, "status")
         assert (code, out) == (3, "")
-        assert says in err
+        assert message in err
         code, out, err = run(capsys, *arguments, "status", "--json")
         assert (code, err) == (3, "")
         answer = json.loads(out)
-        assert (answer["ok"], says in answer["error"]) == (False, True)
+        assert (answer["ok"], message in answer["error"]) == (False, True)
 
 
 # --- the command line -------------------------------------------------------------------------
@@ -507,7 +507,7 @@ def test_list_shows_a_server_that_does_not_answer(
 def test_a_server_whose_socket_is_gone(
     start: Start, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """`list` shows it, so no command may say that there is none."""
+    """The server is running and `list` shows it, so commands must not say that there is none."""
     server = start("shop", 7)
     os.rename(server.path, server.path + ".away")
     code, out, err = run(capsys, "-n", "shop", "status")

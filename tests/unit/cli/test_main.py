@@ -1,4 +1,4 @@
-"""The `servo` command, short of running an server."""
+"""The `servo` command, except for running a server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 class Server:
-    """Takes the place of `run_server`: the arguments that the command has called it with."""
+    """Stands in for `run_server`, and records the arguments of the call."""
 
     def __init__(self) -> None:
         self.settings: Settings
@@ -146,7 +146,7 @@ def test_notes_are_the_arbiters_to_log(capsys: pytest.CaptureFixture[str], serve
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (
             (),
@@ -159,12 +159,12 @@ def test_notes_are_the_arbiters_to_log(capsys: pytest.CaptureFixture[str], serve
     ],
 )
 def test_usage_errors(
-    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("servo: error: ")
-    assert says in err
+    assert message in err
     assert err.endswith("Try 'servo --help'.\n")
 
 
@@ -191,7 +191,7 @@ def test_check_config(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         ((), 2, "no app was given"),
         (("nope:app",), 4, "there is no module 'nope'"),
@@ -213,14 +213,18 @@ def test_check_config(
     ],
 )
 def test_check_config_finds(
-    capsys: pytest.CaptureFixture[str], home: Path, arguments: tuple[str, ...], code: int, says: str
+    capsys: pytest.CaptureFixture[str],
+    home: Path,
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
 ) -> None:
     (home / "broken.py").write_text("raise OSError('no database')\n")
     (home / "asgi.py").write_text("async def app(scope, receive, send):\n    pass\n")
     found, out, err = run(capsys, *arguments, "--check-config")
     assert (found, out) == (code, "")
     assert "servo: error: " in err
-    assert says in err
+    assert message in err
 
 
 def test_check_config_leaves_nothing(capsys: pytest.CaptureFixture[str], home: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is printed, and how it is laid out."""
+"""The output of the `servo` command."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_a_silent_server_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def usage(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What /proc says about pid 11, whose CPU time grows by 0.1 s; pid 12 has ended."""
+    """Fakes /proc: pid 11 uses 0.1 s of CPU time between two readings; pid 12 has ended."""
     slept: list[float] = []
     clock = iter([100.0, 100.25, 100.25])
     times = iter([CPU(1.0, 0.5), CPU(1.075, 0.525)])

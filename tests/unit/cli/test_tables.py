@@ -35,7 +35,7 @@ def use_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-def test_what_has_no_room_is_left_out_whole() -> None:
+def test_columns_without_room_are_left_out() -> None:
     columns = [
         Column("pid"),
         Column("a", drop_rank=1),

@@ -39,7 +39,7 @@ def listening(path: str, backlog: int = 5) -> socket.socket:
 
 
 def talk(path: str, answer: bytes | Script, **options: Any) -> dict[str, Any]:
-    """A request to a server that reads one line, and then answers so."""
+    """Send a request to a server that reads one line and sends this answer."""
 
     def serve() -> None:
         peer, _ = sock.accept()
@@ -124,7 +124,7 @@ def test_an_endless_line_is_not_kept(path: str) -> None:
         talk(path, endless)
 
 
-def test_why_it_closed_is_told_even_if_it_did_not_read(path: str) -> None:
+def test_the_reason_for_closing_is_read_after_a_failed_send(path: str) -> None:
     def refuse(peer: socket.socket) -> None:
         peer.sendall(protocol.failure_line(protocol.DENIED, "not you"))
 
@@ -133,7 +133,7 @@ def test_why_it_closed_is_told_even_if_it_did_not_read(path: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
-def test_a_socket_of_somebody_else(path: str) -> None:
+def test_a_socket_of_another_user(path: str) -> None:
     with listening(path):
         os.chmod(path, 0)
         with pytest.raises(ControlError, match="this user may not connect"):

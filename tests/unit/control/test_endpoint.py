@@ -90,7 +90,7 @@ def test_a_path_too_long_for_a_socket() -> None:
 
 @pytest.mark.parametrize("chosen", [False, True])
 @pytest.mark.parametrize("gone", ["socket", "lock", "all"])
-def test_what_was_removed_is_made_anew(place: Path, chosen: bool, gone: str) -> None:
+def test_removed_files_are_made_again(place: Path, chosen: bool, gone: str) -> None:
     endpoint = serve(place, path=str(place / "my.sock") if chosen else None)
     path, directory = Path(endpoint.path), place / "servo"
     assert endpoint.is_whole
@@ -143,7 +143,9 @@ def test_a_server_without_a_path_has_no_socket_until_it_is_announced(place: Path
 
 
 @pytest.mark.parametrize(("shared", "modes"), [(False, (0o700, 0o600)), (True, (0o755, 0o644))])
-def test_who_may_read_the_description(place: Path, shared: bool, modes: tuple[int, int]) -> None:
+def test_permission_bits_of_the_description(
+    place: Path, shared: bool, modes: tuple[int, int]
+) -> None:
     endpoint = Endpoint(None, 0o600, shared=shared)
     endpoint.announce("shop", {"XDG_RUNTIME_DIR": str(place)})
     lock = Path(endpoint.path).with_suffix(".lock")

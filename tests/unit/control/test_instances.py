@@ -1,4 +1,4 @@
-"""The runtime directory: found by the lock, never by the pid."""
+"""Running servers are found by their locks, not by their pids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from servo.control.instances import InstanceError, Lock
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A short path, as a socket's must be."""
+    """A directory with a short path, because a socket's path must be short."""
     with tempfile.TemporaryDirectory(prefix="servo-") as directory:
         yield Path(directory)
 
@@ -37,7 +37,7 @@ def serve(place: Path, name: str = "shop", path: str | None = None, mode: int = 
     return endpoint
 
 
-def test_what_a_killed_server_left_is_removed(place: Path) -> None:
+def test_files_of_a_killed_server_are_removed(place: Path) -> None:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -60,7 +60,7 @@ def test_what_a_killed_server_left_is_removed(place: Path) -> None:
 
 
 def test_a_living_pid_does_not_make_a_dead_server_live(place: Path) -> None:
-    """In containers every arbiter is PID 1: a file that names a living pid may be stale."""
+    """In containers every arbiter is PID 1: a file with the pid of a live process may be stale."""
     directory = place / "servo"
     directory.mkdir()
     (directory / "shop-1.lock").write_text('{"name": "shop", "pid": 1, "socket": "/nowhere"}')
@@ -92,8 +92,8 @@ def test_a_stale_lock_does_not_have_any_file_removed(place: Path) -> None:
     assert precious.exists()
 
 
-def test_files_that_nobody_can_look_at(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They may be whole: nothing is made anew, and the end is no failure."""
+def test_files_that_can_not_be_examined(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files may be in place, so nothing is made again, and closing doesn't fail."""
     endpoint = serve(place)
 
     def fails(*_args: object, **_kwargs: object) -> None:
@@ -113,7 +113,7 @@ def test_files_that_nobody_can_look_at(place: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_file_system_without_locks(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an error, and no lock of somebody else's: the next name would fail as well."""
+    """This must be an error: if it meant "locked by another", `new_lock` would never end."""
 
     def fails(_fd: int, _operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -123,9 +123,7 @@ def test_a_file_system_without_locks(place: Path, monkeypatch: pytest.MonkeyPatc
         instances.new_lock(place, "shop", 1)
 
 
-def test_a_directory_that_may_not_be_looked_at(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_directory_that_can_not_be_examined(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat_of = os.stat
 
     def fails(path: str | Path, *args: object, **options: object) -> object:
@@ -174,7 +172,7 @@ def test_where_files_go() -> None:
     assert instances.directories({"XDG_RUNTIME_DIR": "relative"}, 7)[0].is_absolute()
 
 
-def test_a_directory_that_somebody_else_made_is_not_used(
+def test_a_directory_that_another_user_made_is_not_used(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = place / "real"
@@ -194,8 +192,8 @@ def test_a_directory_that_others_can_write_to_is_closed(place: Path) -> None:
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
-def test_a_directory_of_another_user_is_not_believed(place: Path) -> None:
-    """Anybody can make /tmp/servo-0, with a lock file that names a live socket of root's."""
+def test_a_directory_that_others_can_write_to_is_not_trusted(place: Path) -> None:
+    """Anybody can make /tmp/servo-0 and a lock file in it that names a live socket of root's."""
     with socket.socket(socket.AF_UNIX) as live:
         live.bind(str(place / "live.sock"))
         live.listen()
@@ -211,7 +209,7 @@ def test_a_directory_of_another_user_is_not_believed(place: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
 @pytest.mark.parametrize("whose", ["directory", "lock"])
-def test_files_of_another_user_are_passed_over(place: Path, whose: str) -> None:
+def test_files_of_another_user_are_ignored(place: Path, whose: str) -> None:
     directory = place / "servo"
     directory.mkdir()
     lock = Lock(directory / "shop-7.lock")
@@ -250,7 +248,7 @@ def test_a_name_is_printable(place: Path) -> None:
 def test_the_runtime_directory_of_another_user_is_not_used(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """$XDG_RUNTIME_DIR is the caller's after `su`: he could rename what root makes in it."""
+    """After `su`, $XDG_RUNTIME_DIR is the caller's, who could rename what root makes there."""
     others = place / "run"
     others.mkdir()
     os.chown(others, 65534, -1)
@@ -260,8 +258,8 @@ def test_the_runtime_directory_of_another_user_is_not_used(
     assert list(others.iterdir()) == []
 
 
-def test_a_runtime_directory_in_another_users_is_not_believed(place: Path) -> None:
-    """Whoever can write its parent can put any directory of root's there."""
+def test_a_runtime_directory_whose_parent_others_can_write_to_is_not_trusted(place: Path) -> None:
+    """A user who can write to the parent can move any directory of root's there."""
     directory = place / "servo"
     endpoint = serve(place)
     assert len(instances.instances([directory])) == 1

@@ -1,4 +1,4 @@
-"""The control socket's lines: what is a request, what is refused, and what is never kept."""
+"""The control socket's protocol: valid and invalid lines, and limits on their size."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_requests(text: bytes, command: str, args: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         (b"GET / HTTP/1.1", "not a line of JSON"),
         (b"\xff\xfe", "not a line of JSON"),
@@ -52,8 +52,8 @@ def test_requests(text: bytes, command: str, args: dict[str, Any]) -> None:
         (line("stop", now="yes"), "now is not true or false"),
     ],
 )
-def test_what_is_no_request(text: bytes, says: str) -> None:
-    with pytest.raises(RequestError, match=says):
+def test_invalid_requests(text: bytes, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         parse_request(text)
 
 
@@ -64,7 +64,7 @@ def test_what_is_no_request(text: bytes, says: str) -> None:
         *((name, True) for name in ("reload", "stop")),
     ],
 )
-def test_what_changes_the_server(command: str, changes: bool) -> None:
+def test_commands_that_change_the_server(command: str, changes: bool) -> None:
     assert parse_request(line(command)).changes is changes
 
 
@@ -122,13 +122,13 @@ def test_answers_are_one_line_whatever_they_say() -> None:
 
 
 def test_no_answer_writes_to_a_terminal() -> None:
-    """Whoever is at the socket may not be a Servo."""
+    """The peer at the socket may not be a Servo."""
     nasty = {"\x1b]0;title\x07": ["\x1b[2J", {"a": "\u202e\x9b"}, 7, None]}
     answer = protocol.parse_answer(protocol.result_line(nasty))
     assert answer["result"] == {"\\x1b]0;title\\x07": ["\\x1b[2J", {"a": "\\u202e\\x9b"}, 7, None]}
 
 
 @pytest.mark.parametrize("data", [b"HTTP/1.1 400 Bad Request", b"{}", b"[]", b"7", b"\xff"])
-def test_what_is_no_answer(data: bytes) -> None:
+def test_invalid_answers(data: bytes) -> None:
     with pytest.raises(RequestError):
         protocol.parse_answer(data)

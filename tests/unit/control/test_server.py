@@ -1,4 +1,4 @@
-"""The server over real sockets and an epoll of the test's own; the clock is the test's, too."""
+"""The control socket's server over real sockets, with an epoll and a clock of the test's."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from servo.control.server import FULL, READ, Caller, ControlServer
 Handler = Callable[[Caller, Request], None]
 
 
-class House:
-    """A server, its loop, and what it was asked."""
+class Harness:
+    """A server, its loop, and the requests that it has got."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -58,8 +58,8 @@ class House:
 
 
 class Client:
-    def __init__(self, path: str, house: House) -> None:
-        self.house = house
+    def __init__(self, path: str, harness: Harness) -> None:
+        self.harness = harness
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.connect(path)
         self.sock.setblocking(False)
@@ -70,10 +70,10 @@ class Client:
             try:
                 data = data[self.sock.send(data) :]
             except BlockingIOError:
-                self.house.turn()
+                self.harness.turn()
             except OSError:
                 break
-        self.house.turn()
+        self.harness.turn()
 
     def ask(self, command: str, **args: Any) -> None:
         self.send(protocol.request_line(command, args))
@@ -82,7 +82,7 @@ class Client:
         """The lines that have come; None at the end stands for a closed connection."""
         data, ended = b"", False
         while True:
-            self.house.turn()
+            self.harness.turn()
             try:
                 piece = self.sock.recv(1 << 20)
             except BlockingIOError:
@@ -98,70 +98,70 @@ class Client:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def harness(tmp_path: Path) -> Iterator[Harness]:
     # A socket's path is short: relative to here.
     before = os.getcwd()
     os.chdir(tmp_path)
-    house = House("s")
+    harness = Harness("s")
     clients: list[Client] = []
-    connect = house.connect
+    connect = harness.connect
 
     def remember() -> Client:
         clients.append(connect())
         return clients[-1]
 
-    house.connect = remember  # type: ignore[method-assign]
-    yield house
+    harness.connect = remember  # type: ignore[method-assign]
+    yield harness
     for client in clients:
         client.sock.close()
-    house.server.close()
-    house.epoll.close()
+    harness.server.close()
+    harness.epoll.close()
     os.chdir(before)
 
 
-def test_request_and_answer(house: House) -> None:
-    client = house.connect()
+def test_request_and_answer(harness: Harness) -> None:
+    client = harness.connect()
     client.ask("status")
     assert client.read() == [{"ok": True, "result": {"was": "status"}}]
     client.ask("workers")
     assert client.read() == [{"ok": True, "result": {"was": "workers"}}]
 
 
-def test_another_listening_socket(house: House) -> None:
-    """Connections that are open go on."""
-    old = house.connect()
-    before = house.server._sock
-    house.server.unlisten()
+def test_another_listening_socket(harness: Harness) -> None:
+    """Open connections stay open."""
+    old = harness.connect()
+    before = harness.server._sock
+    harness.server.unlisten()
     before.close()
-    os.unlink(house.path)
+    os.unlink(harness.path)
     sock = socket.socket(socket.AF_UNIX)
-    sock.bind(house.path)
+    sock.bind(harness.path)
     sock.listen(server.BACKLOG)
-    house.server.tick()
-    house.server.listen(sock)
-    new = house.connect()
+    harness.server.tick()
+    harness.server.listen(sock)
+    new = harness.connect()
     for client in (old, new):
         client.ask("status")
         assert client.read() == [{"ok": True, "result": {"was": "status"}}]
 
 
-def test_a_request_in_pieces_and_several_at_once(house: House) -> None:
-    client = house.connect()
+def test_a_request_in_pieces_and_several_at_once(harness: Harness) -> None:
+    client = harness.connect()
     for byte in protocol.request_line("status", {}):
         client.send(bytes([byte]))
     client.send(protocol.request_line("workers", {}) + protocol.request_line("config", {}))
     assert [each["result"]["was"] for each in client.read()] == ["status", "workers", "config"]
 
 
-def test_requests_wait_for_the_long_answer_before_them(house: House) -> None:
-    house.handle = lambda caller, _request: None
-    client = house.connect()
+def test_requests_wait_for_the_long_answer_before_them(harness: Harness) -> None:
+    harness.handle = lambda caller, _request: None
+    client = harness.connect()
     client.ask("reload")
     client.ask("status")
-    assert [request.command for _, request in house.asked] == ["reload"]
-    caller, _ = house.asked[0]
+    assert [request.command for _, request in harness.asked] == ["reload"]
+    caller, _ = harness.asked[0]
     caller.note({"step": 1})
-    house.handle = lambda caller, request: caller.done({"was": request.command})
+    harness.handle = lambda caller, request: caller.done({"was": request.command})
     caller.done({"reloaded": True})
     assert client.read() == [
         {"note": {"step": 1}},
@@ -170,37 +170,37 @@ def test_requests_wait_for_the_long_answer_before_them(house: House) -> None:
     ]
 
 
-def test_a_half_closed_client_gets_its_answer(house: House) -> None:
-    client = house.connect()
+def test_a_half_closed_client_gets_its_answer(harness: Harness) -> None:
+    client = harness.connect()
     client.send(protocol.request_line("status", {}))
     client.sock.shutdown(socket.SHUT_WR)
     assert client.read() == [{"ok": True, "result": {"was": "status"}}, None]
 
 
-def test_fire_and_forget(house: House) -> None:
-    client = Client(house.path, house)
+def test_fire_and_forget(harness: Harness) -> None:
+    client = Client(harness.path, harness)
     client.sock.sendall(protocol.request_line("stop", {}))
     client.sock.close()
-    house.turn()
-    assert [request.command for _, request in house.asked] == ["stop"]
-    assert len(house.server) == 0
+    harness.turn()
+    assert [request.command for _, request in harness.asked] == ["stop"]
+    assert len(harness.server) == 0
 
 
-def test_who_hangs_up_amid_a_long_answer_is_forgotten(house: House) -> None:
-    house.handle = lambda caller, _request: None
-    client = house.connect()
+def test_a_caller_that_closes_during_a_long_answer_is_forgotten(harness: Harness) -> None:
+    harness.handle = lambda caller, _request: None
+    client = harness.connect()
     client.ask("reload")
     client.sock.close()
-    house.turn()
-    caller, _ = house.asked[0]
+    harness.turn()
+    caller, _ = harness.asked[0]
     assert caller.gone
-    assert len(house.server) == 0
+    assert len(harness.server) == 0
     caller.note({"to": "nobody"})
     caller.done({})
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         (b"GET / HTTP/1.1\r\n\r\n", "not a line of JSON"),
         (random.Random(5).randbytes(16) + b"\n", "not a line of JSON"),
@@ -209,75 +209,77 @@ def test_who_hangs_up_amid_a_long_answer_is_forgotten(house: House) -> None:
         (b"x" * 1_000_000, "longer than 65536 bytes"),
     ],
 )
-def test_nonsense_is_told_so_and_dropped(house: House, data: bytes, says: str) -> None:
-    client = house.connect()
+def test_an_invalid_request_is_answered_and_ends_the_connection(
+    harness: Harness, data: bytes, message: str
+) -> None:
+    client = harness.connect()
     client.send(data)
     (answer, end) = client.read()
     assert answer["kind"] == "usage"
-    assert says in answer["error"]
+    assert message in answer["error"]
     assert end is None
-    assert len(house.server) == 0
+    assert len(harness.server) == 0
 
 
-def test_read_access_looks_and_changes_nothing(house: House) -> None:
-    house.access = READ
-    client = house.connect()
+def test_read_access_looks_and_changes_nothing(harness: Harness) -> None:
+    harness.access = READ
+    client = harness.connect()
     client.ask("status")
     client.ask("stop")
     looked, refused = client.read()
     assert looked["ok"]
     assert refused["kind"] == "denied"
     assert "read access" in refused["error"]
-    assert [request.command for _, request in house.asked] == ["status"]
+    assert [request.command for _, request in harness.asked] == ["status"]
 
 
-def test_strangers_are_refused(house: House) -> None:
-    house.access = None
-    client = house.connect()
+def test_strangers_are_refused(harness: Harness) -> None:
+    harness.access = None
+    client = harness.connect()
     client.ask("status")
     answer, end = client.read()
     assert (answer["kind"], end) == ("denied", None)
-    assert house.asked == []
-    assert len(house.server) == 0
+    assert harness.asked == []
+    assert len(harness.server) == 0
 
 
-def test_the_kernel_tells_who_it_is(house: House) -> None:
-    house.connect().ask("status")
-    caller, _ = house.asked[0]
+def test_the_kernel_identifies_the_user(harness: Harness) -> None:
+    harness.connect().ask("status")
+    caller, _ = harness.asked[0]
     assert caller.uid == os.getuid()
     assert server.peer_of(caller.sock) == (os.getuid(), os.getpid())
 
 
-def test_silence_ends_by_itself(house: House) -> None:
-    silent, half = house.connect(), house.connect()
+def test_silence_ends_by_itself(harness: Harness) -> None:
+    silent, half = harness.connect(), harness.connect()
     half.send(b'{"command":')
-    house.now += server.IDLE_S - 1
-    house.server.tick()
-    assert len(house.server) == 2
+    harness.now += server.IDLE_S - 1
+    harness.server.tick()
+    assert len(harness.server) == 2
     half.send(b'"sta')  # a trickle is no life
-    house.now += 2
-    house.server.tick()
-    assert len(house.server) == 0
+    harness.now += 2
+    harness.server.tick()
+    assert len(harness.server) == 0
     assert silent.read() == [None]
 
 
-def test_who_waits_long_hears_that_we_live(house: House) -> None:
-    house.handle = lambda caller, _request: None
-    client = house.connect()
+def test_signs_of_life_during_a_long_answer(harness: Harness) -> None:
+    harness.handle = lambda caller, _request: None
+    client = harness.connect()
     client.ask("reload")
     for _ in range(60):
-        house.now += 1
-        house.server.tick()
-    house.turn()
+        harness.now += 1
+        harness.server.tick()
+    harness.turn()
     assert client.sock.recv(1000) == b"\n" * 60
-    assert len(house.server) == 1
+    assert len(harness.server) == 1
 
 
-def test_a_follower_that_does_not_read_loses_and_is_told(house: House) -> None:
-    house.handle = lambda caller, _request: None
-    client = house.connect()
+def test_a_follower_that_does_not_read_gets_the_number_of_lost_notes(harness: Harness) -> None:
+    harness.handle = lambda caller, _request: None
+    client = harness.connect()
     client.ask("events", follow=True)
-    caller, _ = house.asked[0]
+    caller, _ = harness.asked[0]
     caller.following = True
     for number in range(20_000):
         caller.note({"number": number, "text": "x" * 200})
@@ -287,38 +289,38 @@ def test_a_follower_that_does_not_read_loses_and_is_told(house: House) -> None:
     caller.note({"number": 20_000})
     rest = client.read()
     lost = sum(each["lost"] for each in first + rest if "lost" in each)
-    told = [each["note"]["number"] for each in first + rest if "note" in each]
+    numbers = [each["note"]["number"] for each in first + rest if "note" in each]
     assert lost > 0
-    assert len(told) + lost == 20_001
-    assert told == sorted(told)
-    assert told[-1] == 20_000
+    assert len(numbers) + lost == 20_001
+    assert numbers == sorted(numbers)
+    assert numbers[-1] == 20_000
 
 
-def test_who_does_not_read_an_answer_is_dropped(house: House) -> None:
-    house.handle = lambda caller, _request: caller.done({"text": "x" * 1_000_000})
-    client = house.connect()
+def test_a_caller_that_does_not_read_its_answer_is_dropped(harness: Harness) -> None:
+    harness.handle = lambda caller, _request: caller.done({"text": "x" * 1_000_000})
+    client = harness.connect()
     client.ask("config")
-    assert len(house.server) == 1
-    house.now += server.STALLED_S + 1
-    house.server.tick()
-    assert len(house.server) == 0
+    assert len(harness.server) == 1
+    harness.now += server.STALLED_S + 1
+    harness.server.tick()
+    assert len(harness.server) == 0
 
 
-def test_all_that_waits_is_bounded(house: House) -> None:
-    house.handle = lambda caller, _request: caller.done({"text": "x" * 1_500_000})
+def test_all_that_waits_is_bounded(harness: Harness) -> None:
+    harness.handle = lambda caller, _request: caller.done({"text": "x" * 1_500_000})
     for _ in range(60):
-        house.connect().ask("config")
-    kept = sum(len(caller.out) for caller, _ in house.asked if not caller.gone)
+        harness.connect().ask("config")
+    kept = sum(len(caller.out) for caller, _ in harness.asked if not caller.gone)
     assert 0 < kept <= server.MAX_TOTAL_BYTES
-    house.handle = lambda caller, request: caller.done({"was": request.command})
-    good = house.connect()
+    harness.handle = lambda caller, request: caller.done({"was": request.command})
+    good = harness.connect()
     good.ask("status")
     assert good.read() == [{"ok": True, "result": {"was": "status"}}]
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EPERM])
 def test_an_error_of_accept_that_lasts_makes_it_pause(
-    house: House,
+    harness: Harness,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     code: int,
@@ -330,16 +332,16 @@ def test_an_error_of_accept_that_lasts_makes_it_pause(
         calls += 1
         raise OSError(code, "not now")
 
-    client = Client(house.path, house)
+    client = Client(harness.path, harness)
     with client.sock:
         with monkeypatch.context() as patch:
             patch.setattr(socket.socket, "accept", fail)
             for _ in range(2):
                 for _ in range(MAX_LOST_IN_A_ROW):
-                    for fd, mask in house.epoll.poll(0):
-                        house.server.on_ready(fd, mask)
-                assert house.epoll.poll(0) == []
-                house.server.tick()
+                    for fd, mask in harness.epoll.poll(0):
+                        harness.server.on_ready(fd, mask)
+                assert harness.epoll.poll(0) == []
+                harness.server.tick()
         assert calls <= 2 * MAX_LOST_IN_A_ROW
         assert caplog.text.count("Can't accept control connections") == 1
         client.ask("status")
@@ -347,7 +349,7 @@ def test_an_error_of_accept_that_lasts_makes_it_pause(
 
 
 def test_a_caller_that_is_lost_while_it_is_accepted_holds_up_no_other(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accept = socket.socket.accept
     failures = [errno.ECONNABORTED, errno.EPERM]
@@ -358,31 +360,31 @@ def test_a_caller_that_is_lost_while_it_is_accepted_holds_up_no_other(
         return accept(sock)
 
     monkeypatch.setattr(socket.socket, "accept", fail_first)
-    client = house.connect()
+    client = harness.connect()
     client.ask("status")
     assert client.read() == [{"ok": True, "result": {"was": "status"}}]
 
 
-def test_silent_connections_make_room(house: House) -> None:
+def test_silent_connections_make_room(harness: Harness) -> None:
     for _ in range(server.MAX_CALLERS + 20):
-        house.connect()
-    assert len(house.server) == server.MAX_CALLERS
-    client = house.connect()
+        harness.connect()
+    assert len(harness.server) == server.MAX_CALLERS
+    client = harness.connect()
     client.ask("status")
     assert client.read() == [{"ok": True, "result": {"was": "status"}}]
 
 
-def test_when_all_are_busy_the_next_is_told(house: House) -> None:
-    house.handle = lambda caller, _request: None
+def test_when_all_connections_are_busy_the_next_is_refused(harness: Harness) -> None:
+    harness.handle = lambda caller, _request: None
     for _ in range(server.MAX_CALLERS):
-        house.connect().ask("reload")
-    answer, end = house.connect().read()
+        harness.connect().ask("reload")
+    answer, end = harness.connect().read()
     assert "open already" in answer["error"]
     assert end is None
 
 
-def test_close_leaves_nothing_registered(house: House) -> None:
-    house.connect()
-    house.server.close()
-    assert len(house.server) == 0
-    assert house.epoll.poll(0) == []
+def test_close_leaves_nothing_registered(harness: Harness) -> None:
+    harness.connect()
+    harness.server.close()
+    assert len(harness.server) == 0
+    assert harness.epoll.poll(0) == []

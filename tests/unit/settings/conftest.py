@@ -1,4 +1,4 @@
-"""Reading a configuration file imports modules and puts directories on the path."""
+"""Undoes the imports and the changes of sys.path that reading a configuration file causes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def _imports_undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # a rewritten file is read anew
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # so that a rewritten file is compiled
     before = {*sys.modules}
     yield
     for name in {*sys.modules} - before:

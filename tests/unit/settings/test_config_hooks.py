@@ -1,4 +1,4 @@
-"""Server hooks and their arities."""
+"""Server hooks and their arguments."""
 
 from __future__ import annotations
 

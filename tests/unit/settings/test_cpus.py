@@ -1,4 +1,4 @@
-"""How many CPUs may be used, from the texts of /proc and /sys."""
+"""The number of usable CPUs, from the texts of /proc and /sys."""
 
 from __future__ import annotations
 

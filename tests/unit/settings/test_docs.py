@@ -1,4 +1,4 @@
-"""The reference of the settings."""
+"""The settings reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "reference" / "settings.md"
 
 
 def test_the_committed_page_is_current() -> None:
-    """If not: python -m servo.settings.docs docs/reference/settings.md."""
+    """If this fails, run `python -m servo.settings.docs docs/reference/settings.md`."""
     assert PAGE.read_text(encoding="utf-8") == docs.reference()
 
 

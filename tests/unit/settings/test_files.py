@@ -1,4 +1,4 @@
-"""Configuration files: which one is read, and what of it."""
+"""Configuration files: which one is read, and which of its names count."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def test_the_first_file_wins(tmp_path: Path, first: int) -> None:
         (tmp_path / name).write_text(text)
     content = read_config(None, [tmp_path])
     assert values(content) == {"workers": first + 1}
-    told = [("info", "reading ./gunicorn.conf.py: there is no servo.toml")]
-    assert content.notes == (told if first == 3 else [])
+    notes = [("info", "reading ./gunicorn.conf.py: there is no servo.toml")]
+    assert content.notes == (notes if first == 3 else [])
 
 
 def test_there_need_be_no_file(tmp_path: Path) -> None:
     assert read_config(None, [tmp_path]) == FileContent()
 
 
-def test_a_second_directory_is_looked_into(tmp_path: Path) -> None:
+def test_the_second_directory_is_searched(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "servo.toml").write_text("workers = 9\n")
     assert values(read_config(None, [tmp_path, tmp_path / "b"])) == {"workers": 9}
@@ -131,7 +131,7 @@ def test_gunicorns_settings_without_counterpart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("\nwrokers = 2\n", r"no setting wrokers \(servo\.toml:2\); did you mean workers\?"),
         ("worker-class = 'sync'\n", r"worker-class \(servo\.toml:1\); did you mean worker_class\?"),
@@ -150,8 +150,8 @@ def test_gunicorns_settings_without_counterpart(tmp_path: Path) -> None:
         ("check_config = true\n", r"check_config is not allowed in a file"),
     ],
 )
-def test_mistakes_in_toml(tmp_path: Path, text: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_mistakes_in_toml(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         read(tmp_path, text, "servo.toml")
 
 
@@ -247,7 +247,7 @@ workers = WORKERS
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("worker = 2\n", "worker (servo.conf.py:1) is not a setting; did you mean workers?"),
         ("log_level = ''\n", "log_level (servo.conf.py:1) is not a setting; "
@@ -259,16 +259,16 @@ workers = WORKERS
         ("log_file = '-'\n", "log_file (servo.conf.py:1) is not a setting; did you mean errorlog?"),
     ],
 )  # fmt: skip
-def test_near_misses_are_warned_of(tmp_path: Path, text: str, says: str) -> None:
+def test_near_misses_are_warned_of(tmp_path: Path, text: str, message: str) -> None:
     content = read(tmp_path, text)
-    assert content.notes == [("warning", says)]
+    assert content.notes == [("warning", message)]
     assert content.values == {}
 
 
 def test_a_near_miss_beside_the_setting(tmp_path: Path) -> None:
     content = read(tmp_path, "workers = 2\nworkrs = 3\nTIMEOUT = 5\ntimeout = 6\n")
-    says = "workrs (servo.conf.py:2) is not a setting; did you mean workers?"
-    assert content.notes == [("warning", says)]
+    message = "workrs (servo.conf.py:2) is not a setting; did you mean workers?"
+    assert content.notes == [("warning", message)]
 
 
 def test_a_helper_that_the_file_uses_is_no_near_miss(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_only_gunicorns_own_file_may_use_our_names_otherwise(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("workers = 1\nthreads =\n", r"^servo\.conf\.py:2: SyntaxError: "),
         ("x = 1\nworkers = x + missing\n", r"^servo\.conf\.py:2: NameError: .* in `workers = x"),
@@ -304,10 +304,10 @@ def test_only_gunicorns_own_file_may_use_our_names_otherwise(tmp_path: Path) -> 
         ("import misspelt\n", r"^servo\.conf\.py:1: SyntaxError: "),
     ],
 )
-def test_a_file_that_raises(tmp_path: Path, text: str, says: str) -> None:
+def test_a_file_that_raises(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "broken.py").write_text("raise ValueError('bad')\n")
     (tmp_path / "misspelt.py").write_text("x =\n")
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         read(tmp_path, text)
 
 

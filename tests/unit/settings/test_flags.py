@@ -1,4 +1,4 @@
-"""The grammar of the command line."""
+"""The flags of the command line."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_gunicorns_other_flags_are_understood_with_their_arguments() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--wrokers", "2"], r"there is no flag --wrokers; did you mean --workers\?"),
         (["--no-relaod"], r"did you mean --no-reload\?"),
@@ -83,6 +83,6 @@ def test_gunicorns_other_flags_are_understood_with_their_arguments() -> None:
         (["--help"], r"there is no flag --help"),  # it is the command's, not the grammar's
     ],
 )
-def test_mistakes(arguments: list[str], says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_mistakes(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         parse_flags(arguments)

@@ -1,4 +1,4 @@
-"""gunicorn's and uvicorn's words for things."""
+"""gunicorn's configuration: its settings, worker classes and values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_worker_classes(tmp_path: Path, name: str, means: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("gevent", "green threads are not supported: use --worker-class thread"),
         ("eventlet", "green threads are not supported"),
@@ -47,8 +47,8 @@ def test_worker_classes(tmp_path: Path, name: str, means: str) -> None:
         ("shop workers.Special", "expected auto, sync, thread, async, or the dotted path"),
     ],
 )
-def test_worker_classes_that_cannot_be(tmp_path: Path, name: str, says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_worker_classes_that_cannot_be(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         load_settings(parse_flags(["-k", name]), {}, tmp_path)
 
 
@@ -87,14 +87,14 @@ def test_a_class_in_a_file(tmp_path: Path) -> None:
         ("asgi_lifespan = 'off'", "lifespan", "off"),
     ],
 )  # fmt: skip
-def test_what_gunicorn_files_say(tmp_path: Path, line: str, name: str, value: object) -> None:
+def test_values_of_gunicorn_files(tmp_path: Path, line: str, name: str, value: object) -> None:
     (tmp_path / "gunicorn.conf.py").write_text(line + "\n")
     settings = load_settings({}, {}, tmp_path)
     assert getattr(settings, name) == value
     assert [level for level, _ in settings.notes] == ["info"]
 
 
-def test_what_is_so_anyway_is_not_reported(tmp_path: Path) -> None:
+def test_harmless_values_are_not_reported(tmp_path: Path) -> None:
     lines = ["proxy_protocol = 'off'", "protocol = 'http'", "reload_engine = 'auto'"]
     (tmp_path / "gunicorn.conf.py").write_text("\n".join([*lines, "preload_app = False"]))
     flags = parse_flags(["--proxy-protocol", "off"])

@@ -1,4 +1,4 @@
-"""Which variables Kubernetes set, and which somebody typed."""
+"""Variables that Kubernetes sets, and similar ones that users set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of hypercorn, uvicorn and granian: each is a setting here, or has advice."""
+"""Options of hypercorn, uvicorn and granian: each is a setting here or has advice."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_option_is_known(option: str) -> None:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_what_a_row_names_exists(name: str) -> None:
+def test_the_setting_of_a_row_exists(name: str) -> None:
     peer = PEERS[name]
     assert canonical(name) is None
     assert name not in FOREIGN
@@ -102,7 +102,7 @@ def test_its_flag_is_none_of_ours(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("name", "value", "message"),
     [
         ("keep_alive_timeout", "5", "; did you mean keepalive?"),
         ("timeout-keep-alive", "5", "; did you mean keepalive?"),
@@ -115,11 +115,11 @@ def test_its_flag_is_none_of_ours(name: str) -> None:
         ("http1_settings", "{a = 1}", ": use the separate settings limit_request_…"),
     ],
 )
-def test_a_file_written_for_a_peer(tmp_path: Path, name: str, value: str, says: str) -> None:
+def test_a_file_written_for_a_peer(tmp_path: Path, name: str, value: str, message: str) -> None:
     (tmp_path / "hypercorn.toml").write_text(f"workers = 2\n{name} = {value}\n")
     with pytest.raises(ConfigError) as caught:
         read_config("hypercorn.toml", [tmp_path])
-    assert str(caught.value) == f"there is no setting {name} (hypercorn.toml:2){says}"
+    assert str(caught.value) == f"there is no setting {name} (hypercorn.toml:2){message}"
 
 
 def test_a_python_file_written_for_a_peer(tmp_path: Path) -> None:
@@ -139,22 +139,22 @@ def test_a_python_file_written_for_a_peer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "says"),
+    ("variable", "message"),
     [
         ("SERVO_KEEP_ALIVE_TIMEOUT", "; did you mean SERVO_KEEPALIVE?"),
         ("SERVO_PORT", "; use SERVO_BIND=HOST:PORT"),
         ("SERVO_QUIC_BIND", ": Servo doesn't speak HTTP/3; let a proxy or CDN speak it"),
     ],
 )
-def test_a_variable_named_for_a_peer(tmp_path: Path, variable: str, says: str) -> None:
+def test_a_variable_named_for_a_peer(tmp_path: Path, variable: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings({}, {variable: "8000"}, tmp_path)
-    expected = f"there is no setting for the environment variable {variable}{says}"
+    expected = f"there is no setting for the environment variable {variable}{message}"
     assert str(caught.value) == expected
 
 
 @pytest.mark.parametrize(
-    ("flag", "says"),
+    ("flag", "message"),
     [
         ("--timeout-keep-alive", "; did you mean --keep-alive?"),
         ("--host", "; use --bind HOST:PORT"),
@@ -165,7 +165,7 @@ def test_a_variable_named_for_a_peer(tmp_path: Path, variable: str, says: str) -
         ("--no-access-log", ": the access log is off by default; leave it out"),
     ],
 )
-def test_a_flag_of_a_peer(flag: str, says: str) -> None:
+def test_a_flag_of_a_peer(flag: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_flags([flag])
-    assert str(caught.value) == f"there is no flag {flag}{says}"
+    assert str(caught.value) == f"there is no flag {flag}{message}"

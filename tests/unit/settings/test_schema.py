@@ -1,4 +1,4 @@
-"""The declarations as a whole: names, flags and gunicorn's ways."""
+"""All declarations together: names, flags, and gunicorn's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which source wins, where a value is said to come from, and what a mistake is answered with."""
+"""Settings from several sources: precedence, the recorded source, and errors."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def test_the_environment_gives_lists_tables_and_switches(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("variable", ["SERVO__HANDOVER", "SERVOMOTOR"])
-def test_variables_that_are_nobodys_mistake(tmp_path: Path, variable: str) -> None:
-    """Two underscores are Servo's own business."""
+def test_variables_that_are_ignored(tmp_path: Path, variable: str) -> None:
+    """Servo's own processes use variables with two underscores."""
     assert load(tmp_path, environ={variable: "x"}).notes == ()
 
 
@@ -153,7 +153,7 @@ def test_a_service_named_like_a_setting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "says"),
+    ("environ", "message"),
     [
         ({"SERVO_WROKERS": "2"}, r"SERVO_WROKERS; did you mean SERVO_WORKERS\?"),
         ({"SERVO_workers": "2"}, r"SERVO_workers; did you mean SERVO_WORKERS\?"),
@@ -178,8 +178,8 @@ def test_a_service_named_like_a_setting(tmp_path: Path) -> None:
         ({"SERVO_CONFIG": "missing.toml"}, r"no configuration file missing\.toml"),
     ],
 )
-def test_mistakes_in_the_environment(tmp_path: Path, environ: dict[str, str], says: str) -> None:
-    with pytest.raises(ConfigError, match=says) as caught:
+def test_mistakes_in_the_environment(tmp_path: Path, environ: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         load(tmp_path, environ=environ)
     assert not isinstance(caught.value, UsageError)
 
@@ -197,14 +197,14 @@ def test_a_bad_value_of_a_flag_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_gunicorn_settings_without_counterpart_are_reported(tmp_path: Path) -> None:
-    told: list[str] = []
+    notes: list[str] = []
     flags = parse_flags(["--ssl-version", "TLSv1_2", "-R"])
-    settings = load_settings(flags, {"SERVO_PRELOAD_APP": "1"}, tmp_path, told.append)
+    settings = load_settings(flags, {"SERVO_PRELOAD_APP": "1"}, tmp_path, notes.append)
     assert [level for level, _ in settings.notes] == ["warning"] * 3
-    assert told == [text for _, text in settings.notes]
-    assert "gunicorn's preload_app (environment SERVO_PRELOAD_APP)" in told[0]
-    assert "gunicorn's ssl_version (flag --ssl-version)" in told[1]
-    assert "gunicorn's enable_stdio_inheritance (flag --enable-stdio-inheritance)" in told[2]
+    assert notes == [text for _, text in settings.notes]
+    assert "gunicorn's preload_app (environment SERVO_PRELOAD_APP)" in notes[0]
+    assert "gunicorn's ssl_version (flag --ssl-version)" in notes[1]
+    assert "gunicorn's enable_stdio_inheritance (flag --enable-stdio-inheritance)" in notes[2]
 
 
 def test_chdir(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_settings_do_not_change(tmp_path: Path) -> None:
         _ = settings.hooks.on_start
 
 
-def test_repr_shows_what_was_given(tmp_path: Path) -> None:
+def test_repr_shows_the_given_settings(tmp_path: Path) -> None:
     assert repr(load(tmp_path, "-w", "2")) == "Settings(workers=2)"
 
 
@@ -306,7 +306,7 @@ def test_limits(tmp_path: Path) -> None:
     assert limits.body == 1 << 20
 
 
-def test_what_a_reload_does_not_apply(tmp_path: Path) -> None:
+def test_settings_that_need_a_restart(tmp_path: Path) -> None:
     old, new = load(tmp_path), load(tmp_path, "-b", ":1", "-w", "2", "-D")
     assert old.needs_restart(new) == ["bind", "daemon"]
     assert old.needs_restart(old) == []

@@ -1,4 +1,4 @@
-"""Values as text and as objects: both ways, and what is refused."""
+"""The types of settings: reading, writing and refusing values."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from servo.settings.sections.tls import CertReqs, HostTable
 from servo.settings.setting import Setting
 from servo.settings.statsd_address import StatsdAddress
 
-word = st.text(min_size=1).map(str.strip).filter(bool)
+some_text = st.text(min_size=1).map(str.strip).filter(bool)
 seconds = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 
 
 def values_of(setting: Setting) -> st.SearchStrategy[Any]:
-    """Any value that the setting may have."""
+    """A strategy for the valid values of a setting."""
     kind = setting.type
     if isinstance(kind, types.Whole):
         numbers = st.integers(min_value=kind.minimum, max_value=kind.maximum)
@@ -41,13 +41,13 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
             return st.lists(st.sampled_from(["root", "root:read", "0:full"]))
         if isinstance(kind, Versions):
             return st.lists(st.sampled_from(["h1", "h2"]), min_size=1)
-        items = word.map("NAME={}".format) if kind.item is types.assignment else word
+        items = some_text.map("NAME={}".format) if kind.item is types.assignment else some_text
         return st.lists(items)
     if isinstance(kind, HostTable):
         hosts = st.sampled_from(["a.example", "*.example", "xn--bcher-kva.example"])
-        return st.dictionaries(hosts, st.builds(lambda path: {"certfile": path}, word))
+        return st.dictionaries(hosts, st.builds(lambda path: {"certfile": path}, some_text))
     if isinstance(kind, types.Table):
-        return st.dictionaries(word, word)
+        return st.dictionaries(some_text, some_text)
     if isinstance(kind, WorkerClass):
         return st.sampled_from(["auto", "sync", "thread", "async", "my.workers.Special"])
     for cls, strategy in {
@@ -62,7 +62,7 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
     }.items():
         if isinstance(kind, cls):
             return strategy
-    return word
+    return some_text
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
@@ -181,12 +181,12 @@ def test_objects_of_files_are_read(kind: types.ValueType, value: object, read: o
         (types.user(), True),
     ],
 )
-def test_nonsense_is_refused(kind: types.ValueType, value: object) -> None:
+def test_invalid_values_are_refused(kind: types.ValueType, value: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         kind.from_value(value)
 
 
-def test_what_a_value_names_must_exist(tmp_path: Path) -> None:
+def test_files_and_directories_must_exist(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     types.Directory().check(".", tmp_path)
     types.File().check("file", tmp_path)
@@ -229,6 +229,6 @@ def test_a_mount_point(text: str) -> None:
         "/caf\udce9",
     ],
 )
-def test_what_is_no_mount_point(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  Setting.read says it in words
+def test_an_invalid_mount_point(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  Setting.read message it in words
         types.MountPoint().from_text(text)

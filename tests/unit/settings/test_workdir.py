@@ -1,4 +1,4 @@
-"""The name of the directory that the server works in."""
+"""The directory that the server works in, and the path that names it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_dots_are_taken_out_where_they_mean_the_same(current: Path) -> None:
     assert without_dots(root / "way" / ".." / "deep") == root / "one" / "deep"
 
 
-def test_settings_know_the_name_and_what_it_meant(current: Path) -> None:
+def test_settings_keep_chdir_and_its_directory(current: Path) -> None:
     settings = load_settings({}, {}, current)
     one = str(current.parent / "one")
     assert (settings.chdir, settings.directory) == (str(current), one)
