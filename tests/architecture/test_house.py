@@ -1,4 +1,4 @@
-"""The layout of the house: no modules that import each other, and each constant once."""
+"""The layout of the house: no import cycle, tests that mirror `servo/`, each constant once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "servo"
+UNIT = ROOT / "tests" / "unit"
 
 
 def module_name(path: Path) -> str:
@@ -70,6 +73,42 @@ def test_cycles_are_found() -> None:
 
 def test_no_modules_import_each_other() -> None:
     assert cycles({name: imports(name) for name in TREES}) == []
+
+
+# --- tests ----------------------------------------------------------------------------------------
+
+
+def has_logic(tree: ast.Module) -> bool:
+    """Whether a module has a function with more than one statement besides its docstring."""
+    return any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name != "__init__"
+        and len(node.body) - (ast.get_docstring(node) is not None) > 1
+        for node in ast.walk(tree)
+    )
+
+
+def is_test_of(test: Path, module: str) -> bool:
+    folder, _, stem = module.removeprefix("servo.").rpartition(".")
+    names = (f"test_{stem}", f"test_{stem.strip('_')}")
+    return test.parent == UNIT / folder.replace(".", "/") and any(
+        test.stem == name or test.stem.startswith(f"{name}_") for name in names
+    )
+
+
+TESTS = sorted(UNIT.rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("test", [str(path.relative_to(UNIT)) for path in TESTS])
+def test_a_unit_test_is_named_after_its_module(test: str) -> None:
+    assert any(is_test_of(UNIT / test, name) for name in TREES), (
+        f"tests/unit/{test} belongs to no module: name it test_MODULE.py or test_MODULE_TOPIC.py"
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, tree in TREES.items() if has_logic(tree)])
+def test_a_module_has_unit_tests(name: str) -> None:
+    assert any(is_test_of(path, name) for path in TESTS), f"{name} has no unit tests"
 
 
 # --- constants ------------------------------------------------------------------------------------
