@@ -101,9 +101,9 @@ PEERS: dict[str, Peer] = {
     "h11_max_incomplete_event_size": Peer("limit_request_head_size"),
     "http1_buffer_size": Peer("limit_request_head_size"),
     "http1_pipeline_flush": Peer(
-        remark="responses are sent as soon as they are complete; leave it out"
+        remark="responses are sent as soon as they are ready; leave it out"
     ),
-    "no_http1_pipeline_flush": Peer(remark="responses are sent as soon as they are complete"),
+    "no_http1_pipeline_flush": Peer(remark="responses are sent as soon as they are ready"),
     "h11_pass_raw_headers": Peer(remark="ASGI requires field names in lower case; leave it out"),
     "wsgi_max_body_size": Peer("limit_request_body"),
     "max_app_queue_size": Peer(remark="a body waits until the app reads it; leave it out"),

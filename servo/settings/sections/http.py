@@ -39,7 +39,7 @@ SETTINGS = [
         default="httptools",
         section=_HTTP,
         help="The HTTP/1.1 parser: httptools (written in C) or h11 (in Python).",
-        details="Both accept and refuse the same requests.",
+        details="Both enforce the same rules.",
     ),
     Setting(
         name="server_header",

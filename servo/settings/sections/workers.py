@@ -160,7 +160,7 @@ gets them.""",
         section=_TIMES,
         help="End a worker that makes no progress for this time; 0: never.",
         details="""\
-The worker first logs the stacks of its threads. In a `sync` worker this limits each request; in the
+The stacks of its threads are logged first. In a `sync` worker this limits each request; in the
 other classes it limits how long the event loop or the poller may be blocked.""",
     ),
     Setting(

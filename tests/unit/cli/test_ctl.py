@@ -169,7 +169,7 @@ class Server:
                     self.asked.append(request)
                     peer.sendall(b"".join(self.answers[request["command"]]))
                     if request["command"] == "stop":
-                        break  # as a server does that ends
+                        break  # closes the connection, as a server that ends does
 
     def close(self) -> None:
         with socket.socket(socket.AF_UNIX) as sock:
@@ -207,7 +207,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, captured.out, captured.err
 
 
-# --- which server -----------------------------------------------------------------------------
+# --- choosing a server ------------------------------------------------------------------------
 
 
 def test_the_only_server_need_not_be_named(
@@ -325,7 +325,7 @@ def test_without_a_command_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Try 'servoctl scale --help'." in err
 
 
-# --- what is printed --------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------
 
 
 def test_tables_are_plain_when_piped(start: Start, capsys: pytest.CaptureFixture[str]) -> None:

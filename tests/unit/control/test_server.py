@@ -44,7 +44,7 @@ class Harness:
         self.handle(caller, request)
 
     def turn(self) -> None:
-        """Everything that is ready now, until nothing is."""
+        """Run the loop until no descriptor is ready."""
         while (ready := self.epoll.poll(0)) or self.server.wake_at() <= self.now:
             for fd, mask in ready:
                 if self.server.owns(fd):
@@ -65,7 +65,7 @@ class Client:
         self.sock.setblocking(False)
 
     def send(self, data: bytes) -> None:
-        """All of it, as far as the server takes it."""
+        """Send all data, or as much as the server accepts."""
         while data:
             try:
                 data = data[self.sock.send(data) :]
@@ -79,7 +79,7 @@ class Client:
         self.send(protocol.request_line(command, args))
 
     def read(self) -> list[Any]:
-        """The lines that have come; None at the end stands for a closed connection."""
+        """The received lines, and None at the end if the connection is closed."""
         data, ended = b"", False
         while True:
             self.harness.turn()
@@ -99,18 +99,18 @@ class Client:
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[Harness]:
-    # A socket's path is short: relative to here.
+    # A socket's path must be short, so it is relative to this directory.
     before = os.getcwd()
     os.chdir(tmp_path)
     harness = Harness("s")
     clients: list[Client] = []
     connect = harness.connect
 
-    def remember() -> Client:
+    def connect_and_record() -> Client:
         clients.append(connect())
         return clients[-1]
 
-    harness.connect = remember  # type: ignore[method-assign]
+    harness.connect = connect_and_record  # type: ignore[method-assign]
     yield harness
     for client in clients:
         client.sock.close()
@@ -256,7 +256,7 @@ def test_silence_ends_by_itself(harness: Harness) -> None:
     harness.now += server.IDLE_S - 1
     harness.server.tick()
     assert len(harness.server) == 2
-    half.send(b'"sta')  # a trickle is no life
+    half.send(b'"sta')  # a part of a request doesn't restart the idle time
     harness.now += 2
     harness.server.tick()
     assert len(harness.server) == 0

@@ -63,7 +63,7 @@ V1 = "/sys/fs/cgroup/cpu,cpuacct"
         ({**v2("/docker/x", root="/docker/x"), "/sys/fs/cgroup/cpu.max": "100000 100000"}, 1.0),
         ({**v2("/docker/x", root="/docker/y"), "/sys/fs/cgroup/cpu.max": "100000 100000"}, 1.0),
         ({**v2("/a", point="/cg"), "/cg/a/cpu.max": "100000 50000"}, 2.0),
-        # No mountinfo to read: the usual place.
+        # Without mountinfo, the usual mount point is assumed.
         ({"/sys/fs/cgroup/cpu.max": "100000 100000"}, 1.0),
         # Version 1.
         ({**v1("/"), **v1_limits(V1, 250_000)}, 2.5),
@@ -72,7 +72,7 @@ V1 = "/sys/fs/cgroup/cpu,cpuacct"
         ({**v1("/docker/x", root="/docker/x"), **v1_limits(V1, 100_000, 200_000)}, 0.5),
         ({**v1("/docker/x"), **v1_limits(V1, 100_000)}, 1.0),
         ({**v1_limits("/sys/fs/cgroup/cpu", 700_000)}, 7.0),
-        # Nonsense is no quota.
+        # An invalid quota counts as none.
         ({**v2("/"), "/sys/fs/cgroup/cpu.max": ""}, None),
         ({**v2("/"), "/sys/fs/cgroup/cpu.max": "1000 0"}, None),
         ({"/proc/self/cgroup": "garbage", "/proc/self/mountinfo": "garbage\n - \n"}, None),

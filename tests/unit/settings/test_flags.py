@@ -80,7 +80,7 @@ def test_gunicorns_other_flags_are_understood_with_their_arguments() -> None:
         (["--reload=yes"], r"'--reload' does not take a value"),
         (["one:app", "two:app"], r"\(two:app\): one app can be served"),
         (["--host", "0.0.0.0"], r"use --bind HOST:PORT"),
-        (["--help"], r"there is no flag --help"),  # it is the command's, not the grammar's
+        (["--help"], r"there is no flag --help"),  # only the `servo` command has it
     ],
 )
 def test_mistakes(arguments: list[str], message: str) -> None:

@@ -34,7 +34,7 @@ def test_its_variables(service: str, part: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("SERVO_PORT", "8000"),  # Somebody's wish for a port
+        ("SERVO_PORT", "8000"),  # a user's mistake for SERVO_BIND
         ("SERVO_PORT", ""),
         ("SERVO_PORT", "tcp://10.0.0.1:80 "),
         ("SERVO_PORT", "http://10.0.0.1:80"),

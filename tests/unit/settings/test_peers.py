@@ -15,7 +15,7 @@ from servo.settings.peers import PEERS, peer_of
 from servo.settings.schema import SETTINGS, canonical
 from servo.settings.sources import load_settings
 
-# hypercorn 0.18: the attributes of its Config, and flags that are called otherwise.
+# hypercorn 0.18: the attributes of its Config, and flags with other names.
 HYPERCORN = """
 access_log_format accesslog alpn_protocols alt_svc_headers backlog bind ca_certs cert_reqs certfile
 ciphers daemon debug dogstatsd_tags errorlog graceful_timeout group h11_max_incomplete_size

@@ -214,7 +214,7 @@ def test_chdir(tmp_path: Path) -> None:
     (inner / "log.ini").touch()
     settings = load(tmp_path, "--chdir", "inner")
     assert settings.chdir == str(inner.resolve())
-    assert settings.workers == 3  # its file is found there, as there is none at the start
+    assert settings.workers == 3  # from the file in chdir: the start directory has none
     assert load(tmp_path, "--chdir", "inner", servo__toml="").workers == 1
 
 
@@ -266,7 +266,7 @@ def test_worker_class_follows_the_interface(
     ("values", "count"),
     [
         ({"workers": 3}, 3),
-        ({"workers": "auto"}, 4),  # nobody knows the app yet
+        ({"workers": "auto"}, 4),  # the app's interface isn't known yet
         ({"workers": "auto", "interface": "asgi"}, 4),
         ({"workers": "auto", "interface": "wsgi"}, 9),
         ({"workers": "auto", "interface": "wsgi", "threads": 2}, 4),

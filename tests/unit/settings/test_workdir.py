@@ -85,6 +85,6 @@ def test_working_in_a_directory_for_a_moment(current: Path) -> None:
     with working_in(str(root / "two")):
         assert os.getcwd() == str(root / "two")
         (root / "one").rmdir()
-    assert os.stat(".").st_nlink == 0  # back, though it is gone
+    assert os.stat(".").st_nlink == 0  # back in the old directory, which has been removed
     with pytest.raises(FileNotFoundError), working_in(str(root / "gone")):
         pass
