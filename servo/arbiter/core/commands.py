@@ -182,7 +182,7 @@ def run_scale(server: Server, _now: float, to: str) -> dict[str, Any]:
     _refuse_if_ending(server)
     match = _COUNT.fullmatch(to.strip())
     if match is None:
-        raise RefusedError(f"{to!r} is no number of workers: N, +N or -N")
+        raise RefusedError(f"{to!r} is not a number of workers: N, +N or -N")
     before = server.target
     number = int(match[2])
     target = {"": number, "+": before + number, "-": before - number}[match[1]]
