@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import signal
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from servo.http.forwarded import TrustedPeers
@@ -53,7 +53,10 @@ log = logging.getLogger("servo.error")
 _IDLE_INTERVAL_S = 5.0
 
 
-class Worker(ABC):
+# No abc.ABC: classes that mypyc compiles get no cache of their own for `isinstance`, so all of them
+# would share one, and answers about one class would be given for another. A type checker refuses to
+# make an object of this class all the same.
+class Worker:
     """The base of all worker classes.
 
     context  the things that the process started with
