@@ -32,6 +32,7 @@ from servo.net import certificates
 from servo.shared_memory import row_layout
 from servo.workers.accept.acceptor import Acceptor
 from servo.workers.accept.plain_http import is_plain_http, plain_http_refusal
+from servo.workers.aio.event_loop import new_event_loop
 from servo.workers.aio.h1 import H1Protocol
 from servo.workers.aio.server import StreamServer
 from servo.workers.aio.tls import loop_options, read_proxy_header
@@ -406,22 +407,3 @@ class AsyncWorker(Worker):
     def _end(self) -> None:
         if self.drained is not None and not self.drained.done():
             self.drained.set_result(None)
-
-
-def new_event_loop(name: str) -> asyncio.AbstractEventLoop:
-    """Make an event loop.
-
-    name  "asyncio", "uvloop", or "auto": uvloop if it is installed
-
-    Raises ConfigError if uvloop is asked for and not installed.
-    """
-    if name != "asyncio":
-        try:
-            import uvloop
-        except ImportError as error:
-            if name == "uvloop":
-                raise ConfigError("loop = 'uvloop', but uvloop is not installed") from error
-        else:
-            loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-            return loop
-    return asyncio.new_event_loop()

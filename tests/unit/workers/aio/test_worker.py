@@ -17,7 +17,6 @@ from servo.errors import BootError, ConfigError
 from servo.ipc.messages import Draining, Ready, ReplaceMe, Retire, Stop
 from servo.net.tls import TLS
 from servo.shared_memory import row_layout
-from servo.workers.aio.worker import new_event_loop
 
 Make = Callable[..., ServingWorker]
 
@@ -496,15 +495,3 @@ def test_an_exit_of_a_task_does_not_end_the_worker(
     worker.run(script)
     assert isinstance(tasks[0].exception(), SystemExit)
     assert "A task of the application has raised SystemExit(3)" in caplog.text
-
-
-def test_an_event_loop_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = new_event_loop("asyncio")
-    assert isinstance(loop, asyncio.SelectorEventLoop)
-    loop.close()
-    monkeypatch.setitem(sys.modules, "uvloop", None)
-    loop = new_event_loop("auto")
-    assert isinstance(loop, asyncio.SelectorEventLoop)
-    loop.close()
-    with pytest.raises(ConfigError, match="uvloop is not installed"):
-        new_event_loop("uvloop")
