@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from servo.apps.asgi_scope import ASGIAdapter, remote_of
 from servo.apps.lifespan import Lifespan
 from servo.apps.wsgi_environ import WSGIAdapter
-from servo.errors import BootError, ConfigError
+from servo.errors import BootError
 from servo.http import serialise
 from servo.http.errors import ProtocolError
 from servo.http.negotiate import ALPN, protocols

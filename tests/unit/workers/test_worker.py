@@ -6,6 +6,7 @@ A `sync` worker stands for all of them.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -128,16 +129,21 @@ def test_messages_of_applications_reach_their_handlers(make: Make) -> None:
 
 
 def test_what_a_stop_waits_for_is_logged_shortly_before_its_end(
-    make: Make, caplog: pytest.LogCaptureFixture
+    make_blocking: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = make(graceful_timeout=30, header_timeout=0)
-    server.worker.unfinished = lambda: [(server.clock.ns - SECOND, "GET", b"/slow", "")]
+    begun, go_on = threading.Event(), threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        begun.set()
+        assert go_on.wait(20)
+        return hello(environ, start_response)
+
+    server = make_blocking(app, "thread", graceful_timeout=30)
 
     def script() -> Script:
-        client = server.connect()
-        client.send(GET[:5])
+        server.connect().send(GET.replace(b"/", b"/slow", 1))
         yield
-        yield
+        assert begun.wait(20)
         server.world.tell(Retire("reload"))
         yield
         yield from server.after(27)
@@ -145,7 +151,7 @@ def test_what_a_stop_waits_for_is_logged_shortly_before_its_end(
         yield from server.after(2)
         yield
         assert "'/slow'" in caplog.text
-        client.close()
+        go_on.set()
 
     server.run(script())
 

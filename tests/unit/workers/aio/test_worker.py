@@ -13,7 +13,7 @@ import pytest
 from authority import Authority
 from unit.workers.fakes import GET, ServingWorker, TLSClient, responses
 
-from servo.errors import BootError, ConfigError
+from servo.errors import BootError
 from servo.ipc.messages import Draining, Ready, ReplaceMe, Retire, Stop
 from servo.net.tls import TLS
 from servo.shared_memory import row_layout
