@@ -11,7 +11,7 @@ from servo.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# Name -> (its arguments, when it is called).
+# The hooks by name, each with its arguments and the time when it is called.
 HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
     "on_starting": (("server",), "before the arbiter binds and forks"),
     "on_reload": (("server",), "in the arbiter, when a reload begins"),

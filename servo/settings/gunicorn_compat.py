@@ -48,7 +48,7 @@ class Foreign:
         return f"gunicorn's {self.name} ({source}) has no counterpart here: {self.advice}"
 
 
-# Values that ask for nothing that Servo lacks: gunicorn's defaults.
+# gunicorn's defaults. A file that sets one of these asks for nothing that Servo lacks.
 _HARMLESS = {
     "logger_class": ("gunicorn.glogging.logger", "simple"),
     "preload_app": ("false",),

@@ -49,7 +49,7 @@ def register_exit_functions() -> None:
     atexit.register(logging.shutdown)
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
-        # Those that the arbiter may have started are not this process's to wait for.
+        # Forget the arbiter's own children: this process can't wait for them.
         sys.modules["multiprocessing.process"]._children.clear()
         atexit.register(util._exit_function)
 
