@@ -76,10 +76,10 @@ def test_scale(to: str, workers: int) -> None:
         ("-2", "at least one worker stays"),
         ("6", "no room for more than 5 workers"),
         ("+4", "no room for more than 5 workers"),
-        ("many", "no number of workers"),
-        ("1" * 500, "no number of workers"),
-        ("--1", "no number of workers"),
-        ("", "no number of workers"),
+        ("many", "not a number of workers"),
+        ("1" * 500, "not a number of workers"),
+        ("--1", "not a number of workers"),
+        ("", "not a number of workers"),
     ],
 )
 def test_scale_refused(to: str, says: str) -> None:
