@@ -40,7 +40,7 @@ class ResponseWriter(Protocol):
 
 
 class WSGIResponseWriter(ResponseWriter, Protocol):
-    """What WSGI needs beyond that: files whose bytes the driver sends itself."""
+    """The additions for WSGI: files whose bytes the driver sends itself."""
 
     @property
     def response_complete(self) -> bool: ...
@@ -52,7 +52,7 @@ class WSGIResponseWriter(ResponseWriter, Protocol):
 
 
 class ASGIResponseWriter(ResponseWriter, Protocol):
-    """What ASGI needs beyond that: trailers, and 100 Continue when the body is asked for.
+    """The additions for ASGI: trailers, and 100 Continue when the body is asked for.
 
     The driver reads `status` and `body_sent` for the access log.
     """

@@ -1,4 +1,4 @@
-"""What hooks in the arbiter get as `server` and `worker`, with the names that gunicorn's have.
+"""The `server` and `worker` arguments of hooks in the arbiter, with gunicorn's names.
 
 The hooks of a configuration file written for gunicorn read `server.WORKERS`, `worker.age`,
 `worker.cfg` and the like. These objects answer with Servo's own state.
@@ -69,7 +69,7 @@ class ArbiterHookWorker(HookObject):
 
 
 class RunningServer(Protocol):
-    """What `HookServer` asks of the arbiter."""
+    """The part of the arbiter that `HookServer` uses."""
 
     @property
     def settings(self) -> Settings:

@@ -69,7 +69,7 @@ FAILURES_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a server has opened at its start; see `servo.arbiter.start`.
+    """The things that a server has opened at its start; see `servo.arbiter.start`.
 
     generations      the settings of each generation of workers
     limit            the time limit for hooks

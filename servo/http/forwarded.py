@@ -32,7 +32,7 @@ DEFAULT_SCHEME_HEADERS: Mapping[bytes, bytes] = {
     b"x-forwarded-proto": b"https",
     b"x-forwarded-ssl": b"on",
 }
-# What a trusted peer may tell us. The default leaves out host and prefix: proxies set up for
+# The fields that a trusted peer may set. The default leaves out host and prefix: proxies set up for
 # gunicorn, uvicorn or Django pass the client's own fields on, and an app builds its links (in a
 # password-reset mail, say) from the host.
 FIELDS = ("for", "proto", "host", "prefix")

@@ -43,7 +43,7 @@ _LIVE_FILE = re.compile(r"gauge_live\w*_(\d+)\.db", re.ASCII)
 
 @dataclass(frozen=True)
 class ExporterSetup:
-    """What the metrics process needs.
+    """The inputs of the metrics process.
 
     listeners    the sockets to serve on; empty if only statsd is used
     reader       collects the numbers

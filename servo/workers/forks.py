@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# What the arbiter handles, and so ignores for its children until they have handlers of their own.
+# The signals that the arbiter handles. Its children ignore them until they set their own handlers.
 _IGNORED = (
     signal.SIGTERM,
     signal.SIGINT,
@@ -53,8 +53,8 @@ _IGNORED = (
 )
 
 
-def disregard(_signum: int, _frame: FrameType | None) -> None:
-    """A handler for signals that mean nothing to a worker.
+def do_nothing(_signum: int, _frame: FrameType | None) -> None:
+    """Handle a signal that means nothing to a worker.
 
     Not SIG_IGN: a program that the application starts would inherit that, and no Ctrl-C or
     `Popen.send_signal` would end it.
@@ -62,7 +62,7 @@ def disregard(_signum: int, _frame: FrameType | None) -> None:
 
 
 class Forks:
-    """Keeps an application's forks apart from the worker, from the time it is made.
+    """Keeps the processes that an application forks apart from the worker.
 
     listeners, channel, mailbox  the worker's; a child closes them, and uses none of them
 
@@ -80,7 +80,7 @@ class Forks:
         self._masks = threading.local()
         for signum in _IGNORED:
             if signal.getsignal(signum) == signal.SIG_IGN:
-                signal.signal(signum, disregard)
+                signal.signal(signum, do_nothing)
                 signal.siginterrupt(signum, False)
         self.own(*_IGNORED, signal.SIGABRT)
         os.register_at_fork(

@@ -88,7 +88,7 @@ class PythonExit:
         """Wait for threads, and call the exit functions. May end the process instead."""
         self._mailbox.release_owner()
         threading.Thread(target=self._watch, name="servo-exit", daemon=True).start()
-        # What multiprocessing's own children call at their end.
+        # multiprocessing's own children call this at their end.
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
 

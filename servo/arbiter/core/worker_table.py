@@ -104,7 +104,7 @@ class WorkerTable:
 
 @dataclass(slots=True, eq=False)
 class WorkerEntry:
-    """What the arbiter knows about one worker. Times are in seconds; None means "not yet".
+    """One worker, as the supervisor knows it. Times are in seconds; None means "not yet".
 
     serial              its number, never given twice
     slot                its place, 1 to N

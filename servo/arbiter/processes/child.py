@@ -1,4 +1,4 @@
-"""What every kind of child process has in common, seen from the arbiter.
+"""The interface that all kinds of child processes share, seen from the arbiter.
 
 The arbiter has children of several kinds: workers, the check of a configuration, the watcher of
 source files, the metrics process, the guard. Each kind is a class that satisfies `ChildProcess`.

@@ -52,7 +52,7 @@ PAUSE_S = 0.03
 # The longest that a pause may keep requests waiting, in seconds.
 PAUSE_MOST_S = 0.25
 
-# What `step` returns.
+# The results of `step`.
 WAIT, SEND_GOAWAY, GIVE_UP = range(3)
 
 
@@ -152,7 +152,7 @@ class Pause:
     def __init__(self, http: H2Connection, now: float) -> None:
         self._http = http
         self._ends_at = now + PAUSE_MOST_S
-        # What was there when the PING went out, and when its answer came; 0 until then.
+        # The requests at the time of the PING, and the time of its answer; 0 until then.
         self._seen = (http.opened_at, len(http.streams))
         self._quiet_since = 0.0
         self.last_id = http.last_id

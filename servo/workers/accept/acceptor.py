@@ -41,7 +41,7 @@ LOG_INTERVAL_NS = 10_000_000_000
 
 
 class AcceptingWorker(Protocol):
-    """What the acceptor needs of the worker."""
+    """The part of its worker that the acceptor uses."""
 
     settings: Settings
     context: WorkerContext
@@ -49,7 +49,7 @@ class AcceptingWorker(Protocol):
 
 
 class Driver(Protocol):
-    """What the acceptor needs of the worker's event loop."""
+    """The part of the worker's event loop that the acceptor uses."""
 
     def watch_listener(self, listener: socket.socket) -> None:
         """Call `Acceptor.on_ready(listener)` while a connection is queued."""

@@ -56,7 +56,7 @@ _NO_ENVIRON: dict[str, Any] = {}
 
 
 class ConnectionWorker(Protocol):
-    """What connections need of their worker."""
+    """The part of their worker that connections use."""
 
     @property
     def settings(self) -> Settings: ...

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from servo.net.tls import TLS
 
     class Owner(Protocol):
-        """What a TLS socket needs of its connection."""
+        """The part of its connection that a TLS socket uses."""
 
         proxy_reader: object
         peer_name: str

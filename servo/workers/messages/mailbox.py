@@ -70,7 +70,7 @@ ERRORS: dict[str, type[cluster.ClusterError]] = {
 
 
 class Owner(Protocol):
-    """What the mailbox needs of its worker."""
+    """The part of its worker that the mailbox uses."""
 
     draining: bool
 
