@@ -145,7 +145,7 @@ class SystemdNotifier:
         try:
             self._sock.sendto("\n".join(lines).encode(), self._address)
         except OSError as error:
-            # A full socket, say. Readiness must not depend on it for ever, so say it once.
+            # The socket may be full, or gone. Log that once, and go on without systemd.
             level = logging.DEBUG if self._has_failed else logging.WARNING
             self._has_failed = True
             log.log(level, "systemd can't be notified: %s", error)

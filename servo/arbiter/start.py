@@ -2,7 +2,7 @@
 
 Everything that can go wrong at a start is done here, before the first worker: a taken port, a
 missing certificate, a locked pidfile. The command's terminal is still there then to show the error.
-What was opened is closed in the reverse order, however the server ends.
+Everything is closed again in the reverse order, however the server ends.
 """
 
 from __future__ import annotations

@@ -293,7 +293,7 @@ class WorkerProcesses:
         self._enqueue(events.ChildExited(worker.pid, code, name, out_of_memory))
 
     def _receive(self, worker: WorkerProcess, reads: int) -> None:
-        """Take in what a worker has sent, with at most so many reads of 64 KiB."""
+        """Read a worker's messages, with at most `reads` reads of 64 KiB."""
         assert worker.channel is not None
         try:
             messages = worker.channel.receive(reads)

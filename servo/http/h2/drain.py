@@ -40,7 +40,7 @@ PINGS = 8
 # Seconds without a new request before the GOAWAY. Tasks send their next requests once they have
 # their responses, and the library raises an error in a task that sends after a GOAWAY.
 QUIET_S = 0.08
-# A client that never pauses between requests gets its GOAWAY after so many seconds all the same.
+# Seconds after which a client that never pauses between requests gets its GOAWAY anyway.
 BUSY_S = 1.5
 # The longest that a request may wait for being sent again, in seconds: httpx gives up after 5.
 RETRY_WAIT_S = 3.0

@@ -216,7 +216,7 @@ Peers on a Unix socket are trusted if this setting has its default, or if it lis
         ),
         default=list(DEFAULT_FIELDS),
         section=_PROXIES,
-        help="What is taken from a trusted proxy's fields: for, proto, host, prefix.",
+        help="The facts that a trusted proxy's fields may state: for, proto, host, prefix.",
         details="""\
 `for` is the client's address (X-Forwarded-For, Forwarded), `proto` the scheme
 (`secure_scheme_headers`, Forwarded). `host` replaces Host (X-Forwarded-Host, Forwarded), and
