@@ -48,9 +48,9 @@ RETRY_WAIT_S = 3.0
 STEP_S = 0.02
 
 # Seconds for which a browser must have started no request, after it has read the last answer.
-PAUSE_S = 0.03
+PAUSE_S = 0.08
 # The longest that a pause may keep requests waiting, in seconds.
-PAUSE_MOST_S = 0.25
+PAUSE_MOST_S = 0.5
 
 # The results of `step`.
 WAIT, SEND_GOAWAY, GIVE_UP = range(3)

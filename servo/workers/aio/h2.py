@@ -471,6 +471,9 @@ class H2Protocol(asyncio.Protocol):
             self._held.clear()
             http.finish_after(drain.last_id)
             self._write()
+        elif outcome == GIVE_UP and http.strict is False and isinstance(drain, Drain):
+            # Its SETTINGS came after the drain began: it is an ordinary client, maybe a browser.
+            self._drain = Pause(http, monotonic())
         elif outcome == GIVE_UP:
             self._drain = None
             self._announce(self._drain_wait_s)
