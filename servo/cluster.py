@@ -330,7 +330,7 @@ def _add_handler(topic: str, function: Callable[..., Any]) -> None:
 
 
 def _takes_two(signature: inspect.Signature) -> bool:
-    """Whether a function requires two positional arguments. A default value is its own business."""
+    """Whether a function requires two positional arguments, without counting defaults."""
     places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = signature.parameters.values()
     wanted = [each for each in parameters if each.kind in places and each.default is each.empty]

@@ -112,8 +112,8 @@ _logs = _Logs(LogFile(None, 2))
 def setup_logging(settings: LogSettings) -> None:
     """Open the logs and set up the loggers. Call it again to apply changed settings.
 
-    Raises ConfigError if a file can't be opened; then nothing has changed. Raises it, too, if the
-    user's own logging configuration fails; then a part of that may have been applied.
+    Raises ConfigError if a file can't be opened (then nothing has changed), or if the user's
+    logging configuration fails (then a part of it may already be applied).
     """
     level = LEVELS.get(settings.loglevel.lower())
     if level is None:

@@ -40,7 +40,7 @@ def is_plain_http(error: ssl.SSLError) -> bool:
 
 
 class PlainHTTPRefusal:
-    """Sends the response to each such client, and logs some of them.
+    """Answers clients that speak plain HTTP on a TLS port, and logs at most one a minute.
 
     clock  returns monotonic seconds
     """

@@ -8,9 +8,9 @@ So neither reading nor writing does everything at once. Reading handles a limite
 per turn of the loop, and stops reading from the socket while more wait. Writing is postponed to the
 next turn, so that the frames of several streams leave in one write, and is limited per turn, too.
 
-**Held requests.** A request normally starts when it arrives. Two things make it wait, unseen by the
-application and the counters: the connection drains (see `servo.http.h2.drain`), or so many bytes
-wait for the client that further responses would only use more memory.
+**Held requests.** A request normally starts when it arrives. It waits, unseen by the application
+and the counters, in two cases: the connection drains (see `servo.http.h2.drain`), or the client
+reads so slowly that further responses would only use more memory.
 """
 
 from __future__ import annotations
@@ -338,8 +338,8 @@ class H2Protocol(asyncio.Protocol):
         if server.admission.is_last(self.peer) or not server.keep_alive_s:
             self.drain(_MIN_DRAIN_S, _MIN_DRAIN_S)
         if self.running >= 2 * self.common.limits.streams:
-            # The client has reset so many streams that twice its allowed number of applications
-            # still work on requests that nobody waits for (rapid reset, CVE-2023-44487).
+            # Rapid reset (CVE-2023-44487): the client has reset streams whose applications still
+            # run. Twice the number of its allowed streams is the limit.
             stream.reset(REFUSED_STREAM)
             self._count_refused(503, request.method, request.target)
             return

@@ -1,11 +1,11 @@
 """One accepted connection of a blocking worker: the socket, its HTTP state, its current request.
 
-Two parties use a connection in turns. The poller reads requests and sends what is left of
+Two parties use a connection in turns. The poller reads requests and sends the rest of
 responses. The thread that runs the application builds and sends the response. `phase` says whose
 turn it is: in `APP` the connection belongs to that thread, and the poller touches only `output`.
 
-Sending never waits for a slow client if that can be avoided. What the socket doesn't take goes into
-an `OutputBuffer`, and the poller sends it later. Only if the buffer is full does the application
+Sending never waits for a slow client if that can be avoided. Bytes that the socket refuses go into
+an `OutputBuffer`, and the poller sends them later. Only if the buffer is full does the application
 wait, for at most `send_timeout` without progress.
 """
 

@@ -320,7 +320,7 @@ class OutputBuffer:
             changed.set()
 
     def close(self) -> None:
-        """Drop what is left, and release its space. The buffer must not be used afterwards."""
+        """Drop the remaining bytes. The buffer must not be used afterwards."""
         for item in self._items:
             _close(item)
         self._items.clear()

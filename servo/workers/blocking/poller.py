@@ -419,7 +419,7 @@ class PollerWorker(Worker):
         self.dispatch(connection)
 
     def complete(self, connection: Connection) -> None:
-        """Finish a request that the application is done with: send what is left of the response.
+        """Finish a request that the application is done with: send the rest of the response.
 
         connection  has the rest in its `output`, if there is any
         """
@@ -489,7 +489,7 @@ class PollerWorker(Worker):
         self.watch(connection, select.EPOLLOUT)
 
     def _flush(self, connection: Connection) -> None:
-        """Send what is left of a finished response. Once all is sent, go on or close."""
+        """Send the rest of a finished response. Once all is sent, go on or close."""
         try:
             sent_all, progress = connection.flush()
         except ClientDisconnected:

@@ -57,7 +57,7 @@ log = logging.getLogger("servo.error")
 # what a Python object needs beside them.
 MAX_INBOX_BYTES = 8 << 20
 MESSAGE_OVERHEAD_BYTES = 256
-# How long a worker that ends waits for an arbiter that does not read, to send what is still queued.
+# Seconds that a stopping worker tries to send queued messages if the arbiter isn't reading.
 CLOSE_S = 1.0
 
 # The error that a failed request raises, by its name in the FAILURE message.
@@ -395,7 +395,7 @@ class Mailbox:
         return bool(events & ~select.POLLOUT)
 
     def _receive(self) -> list[Message]:
-        """Read what is there. Returns the arbiter's orders. Raises ChannelClosed."""
+        """Read the messages that have arrived; return the arbiter's. Raises ChannelClosed."""
         try:
             messages = self._channel.receive()
         except ChannelClosed as error:
