@@ -13,20 +13,25 @@ FUZZ = .fuzz
 # A copy of the tree that contains the compiled modules.
 COMPILED = .compiled
 BIN = $(VENV)/bin
+# The sdist and its compiled wheel, for this interpreter.
+DIST = $(VENV)/dist
+BUILT_FROM := build_backend.py setup.py setup.cfg pyproject.toml README.md $(shell find servo -name '*.py')
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test test-compiled wheel check format bench bench-against bench-messages soak fuzz properties conformance docs clean
+.PHONY: help run test test-compiled wheel check format bench bench-against bench-memory bench-messages bench-autoscale soak fuzz properties conformance docs clean
 
 help:
 	@echo "make run          serve the example apps on $(BIND)"
 	@echo "make test         run the tests"
 	@echo "make test-compiled  run them with the hot modules compiled (ARGS=\"tests/unit/http\" for some)"
-	@echo "make wheel        build a wheel with the hot modules compiled into dist/"
+	@echo "make wheel        build the sdist and its wheel, with the hot modules compiled, into dist/"
 	@echo "make check        check formatting, lint, types, import contracts, architecture"
 	@echo "make format       let ruff format the code and fix what it can"
 	@echo "make bench        measure Servo and its peers (docs/benchmarks/; ARGS=\"--list\" lists the parts)"
 	@echo "make bench-against REV=…  CPU per request compared with an earlier revision"
+	@echo "make bench-memory the memory of 4 workers of a large app, with and without --preload"
 	@echo "make bench-messages  measure messages between workers per second"
+	@echo "make bench-autoscale measure how -w MIN:MAX follows a load (ARGS=\"--uwsgi PATH\" adds uWSGI)"
 	@echo "make soak         run the long tests (docs/soak.md)"
 	@echo "make fuzz         run the fuzz targets, a minute each (ARGS=\"--seconds 600\" for longer)"
 	@echo "make properties   run the property tests with many more examples"
@@ -53,19 +58,27 @@ $(VENV)/.docs: pyproject.toml | $(BIN)/python
 run: $(VENV)/.run
 	$(BIN)/servo $(APP) --bind $(BIND) $(ARGS)
 
+# The tests of the installation use a wheel that is there if it was built from this very source.
+test test-compiled: export SERVO_TEST_DIST = $(abspath $(DIST))
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-test-compiled: $(VENV)/.dev
+# As `pip install` builds it, and only again after a change: compiling takes a minute or two.
+$(DIST)/.built: $(BUILT_FROM) | $(VENV)/.dev
+	rm -rf $(DIST)
+	SERVO_COMPILE=1 $(BIN)/python -m build --outdir $(DIST) .
+	@touch $@
+
+wheel: $(DIST)/.built
+	mkdir -p dist
+	cp $(DIST)/*.whl $(DIST)/*.tar.gz dist
+
+test-compiled: $(DIST)/.built
 	rm -rf $(COMPILED)
 	mkdir $(COMPILED)
 	cp -r $(wildcard *) $(COMPILED)
-	cd $(COMPILED) && SERVO_COMPILE=1 $(abspath $(BIN))/python setup.py --quiet build_ext --inplace
-	cd $(COMPILED) && $(abspath $(BIN))/python -m pytest -n $(JOBS) $(ARGS)
-
-wheel: $(VENV)/.dev
-	rm -rf build
-	SERVO_COMPILE=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python -m zipfile -e $(DIST)/*.whl $(COMPILED)
+	cd $(COMPILED) && $(abspath $(BIN))/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -84,8 +97,14 @@ bench:
 bench-against:
 	$(PYTHON) bench/against.py $(REV) $(ARGS)
 
+bench-memory:
+	$(PYTHON) bench/run.py --workloads memory,respawn $(ARGS)
+
 bench-messages: $(VENV)/.run
 	$(BIN)/python bench/messages.py $(ARGS)
+
+bench-autoscale: $(VENV)/.run
+	$(BIN)/python bench/autoscale.py $(ARGS)
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/soak/run.py $(ARGS)
