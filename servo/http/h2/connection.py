@@ -1,53 +1,71 @@
-"""An HTTP/2 connection as a server sees it, without I/O (RFC 9113), on the `h2` library.
+"""The server's side of an HTTP/2 connection, without I/O (RFC 9113).
 
-Bytes go in through `receive_data` and come out as events, each with its stream. The driver answers
-through the streams (`stream`) and takes the bytes to send from `output`. The `h2` library keeps the
-states, the windows and the compression; `head` and `headers` judge requests by the same rules as
-for HTTP/1.1; `frames` bounds what a client may send to no purpose.
+`receive_data` turns received bytes into events, each with its stream. The driver responds through
+the streams (`stream`), and takes the bytes to send from `output`. `hpack` compresses heads. `head`
+and `headers` check requests by the same rules as for HTTP/1.1. `frames` limits the frames that
+advance no request.
 
-A response that the windows and the socket allow goes to `h2` at once. Anything else waits in its
-stream, and `output` takes from the waiting streams in turns, a frame at a time. So a client that
-reads one stream slowly does not hold up the others.
+A response becomes frames at once if the windows and the socket have room for it. Otherwise it waits
+in its stream, and `output` takes one frame from each waiting stream in turn. So a slowly read
+stream does not block the others.
+
+A stream that both sides may use, or that one side has ended, is in `streams`. All others are idle,
+if their number is above the highest so far, or closed. Of the last closed ones the connection
+remembers whether it has reset them, because then the client may have sent frames before it knew.
 """
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
-from typing import TYPE_CHECKING, Any, Protocol
-
-import h2.events
-import h2.exceptions
+from typing import TYPE_CHECKING, Final, Protocol
 
 from servo.http.errors import ProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.http.h2.frames import (
+    ACK,
     CONTINUATION,
     DATA,
+    DEFAULT_FRAME,
+    DEFAULT_WINDOW,
+    ENABLE_CONNECT_PROTOCOL,
+    END_HEADERS,
     END_STREAM,
     ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
     FRAME_SIZE_ERROR,
     GOAWAY,
+    HEADER_TABLE_SIZE,
     HEADERS,
+    INITIAL_WINDOW_SIZE,
+    MAX_CONCURRENT_STREAMS,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+    MAX_WINDOW,
     NO_ERROR,
+    PING,
     PRIORITY,
     PROTOCOL_ERROR,
+    PUSH_PROMISE,
     REFUSED_STREAM,
     RST_STREAM,
     SETTINGS,
+    STREAM_CLOSED,
+    WINDOW_UPDATE,
     Allowance,
+    ClientKind,
     Frame,
     FrameReader,
     GoAwayError,
+    content,
     depends_on_itself,
     frame_bytes,
-    spells_out_defaults,
-    without_priority,
+    frame_head,
+    kind_of_client,
+    read_settings,
+    settings_payload,
 )
 from servo.http.h2.head import MalformedError, glimpse, read_head, read_trailers
-from servo.http.h2.hpack import FieldDecoder
-from servo.http.h2.state_machine import StateMachine
+from servo.http.h2.hpack import FieldDecoder, FieldEncoder
 from servo.http.h2.stream import H2Stream
-from servo.http.negotiate import PREFACE
 from servo.http.serialise import tail_for
 
 if TYPE_CHECKING:
@@ -55,28 +73,31 @@ if TYPE_CHECKING:
 
     from servo.http.limits import H2Limits, Limits
 
+    Fields = list[tuple[bytes, bytes]]
     Event = tuple[H2Stream | None, Request | Data | Refused | "Reset"]
 
-# The bodies of all streams together may be this far ahead of the application. The connection's
-# window is opened again as bytes arrive, not as the application reads them: each stream has a
-# window of its own, and a stream that nobody reads must not hold up the others.
-CONNECTION_WINDOW = 1 << 20
-# A frame costs up to 100 us, and more for what it starts, so a turn ends after a few frames and
-# other connections are served. Longer turns would show in the latency of other clients while this
-# one floods us. A client that has begun to spend its allowances gets still shorter turns.
-FRAMES_A_TURN = 4
-_STRAINED_FRAMES = 1
-# A turn may go on for a few more frames of the same stream. If it ended between a request and the
-# RST_STREAM that takes it back, there would be time to answer the request in between.
-_MORE_OF_ONE = 2
-# The largest frame of a response, whatever the client would accept: so streams take turns.
-_FRAME = 16384
-_LAST_ID = (1 << 31) - 1
-_DEFAULT_WINDOW = 65535
+# The window of the connection: how many body bytes may be on their way to us in all streams
+# together. It is enlarged again when bytes arrive, not when the application reads them. So a stream
+# that the application does not read is limited by its own window, and does not block the others.
+CONNECTION_WINDOW: Final = 1 << 20
+# How many frames to handle in one turn of the loop. A frame takes up to 20 us (5 us compiled), and
+# the work that it starts comes on top. With longer turns, a flood from one client would delay the
+# others. With shorter ones, fewer responses would share a call of send(2). A client that has begun
+# to spend its allowances gets even shorter turns.
+FRAMES_A_TURN: Final = 8
+_STRAINED_FRAMES: Final = 1
+# A turn is extended by this many frames if they belong to the same stream. If a turn ended between
+# a request and the RST_STREAM that cancels it, the application would start in vain.
+_MORE_OF_ONE: Final = 2
+# How many body bytes to send in one frame, even if the client accepts more: streams take turns.
+_FRAME: Final = 16384
+_LAST_ID: Final = (1 << 31) - 1
+# How many closed streams to remember.
+_MOST_CLOSED: Final = 1024
 
 
 class Reset:
-    """The stream has ended early: the client reset it, or broke a rule. Tell its application.
+    """The early end of a stream: the client has reset it, or broken a rule.
 
     code  the error code (RFC 9113 section 7)
     """
@@ -88,7 +109,7 @@ class Reset:
 
 
 class ByteCount(Protocol):
-    """A number of bytes that several connections add up together."""
+    """A sum of bytes over several connections."""
 
     bytes: int
 
@@ -96,28 +117,27 @@ class ByteCount(Protocol):
 class H2Connection:
     """One connection.
 
-    limits, h2_limits  what a client may do
+    limits, h2_limits  the limits on a client's data
     server, date       as for `H1Connection`
     tunnels            whether to offer extended CONNECT (RFC 8441)
-    wake               called whenever there is something new to send
-    all_unsent         the body bytes that wait in the streams of several connections, if the caller
-                       wants to know their sum
+    wake               called whenever there are new bytes to send
+    all_unsent         counts the unsent body bytes of several connections; None: not counted
 
     streams    the open streams by number
-    gone       closed streams that the driver has not yet cleaned up; it empties this list
-    strict     the client accepts no frame after a GOAWAY (see `drain`); None until its SETTINGS
-               have come
-    heard      the client has answered the last `probe`
-    opened_at  when the last stream was opened, by the clock of `receive_data`
+    gone       closed streams for the driver to clean up; it empties this list
+    client     the kind of client, for `drain`; None until its SETTINGS have arrived
+    heard      whether the client has answered the last `probe`
+    opened_at  when the last stream was opened, in seconds of the clock of `receive_data`
     last_id    the highest number of an accepted stream
-    more       received frames wait for `receive_more`
-    blocked    set by the driver while the socket takes nothing: every body waits in its stream
-    announced  GOAWAY was sent, but requests are still accepted
-    closing    the last GOAWAY was sent: open streams are answered, further ones refused
-    leaving    the client has sent GOAWAY
-    unsent     body bytes that wait in the streams
-    sent       body bytes that were handed to `h2` since the connection began
-    fault      the error that ended the connection; None while there is none
+    more       whether received frames wait for `receive_more`
+    blocked    whether the socket takes no bytes, set by the driver: then bodies wait in their
+               streams
+    announced  whether the first GOAWAY was sent; requests are still accepted
+    closing    whether the last GOAWAY was sent: open streams are answered, further ones refused
+    leaving    whether the client has sent GOAWAY
+    unsent     the number of body bytes that wait in the streams
+    sent       the number of body bytes that have become frames since the connection began
+    fault      the error that ended the connection; None without one
     tail       the Date and Server fields of responses
     """
 
@@ -136,17 +156,29 @@ class H2Connection:
         self._h2_limits = h2_limits
         self._tunnels = tunnels
         self._decoder = FieldDecoder(h2_limits.header_list)
-        self._h2 = StateMachine(h2_limits, tunnels, self._decoder)
-        # The reader and this count what a client does to no purpose. Responses earn it some more.
+        self._encoder = FieldEncoder()
+        # The two allowances: for a client's useless frames (in the reader) and for its resets.
         self._reader = FrameReader(h2_limits)
         self._resets = Allowance(*h2_limits.resets)
-        # Body bytes that came since the connection's window was last opened.
-        self._credit = 0
-        # The fault in the head that is coming in, if the HEADERS frame alone shows one.
-        self._flaw = ""
-        # Bytes to send before anything that `h2` has ready.
+        # How many body bytes the client may still send, in all streams together.
+        self._incoming_window = CONNECTION_WINDOW
+        # At first in a new stream: until the client has read our SETTINGS, the default applies.
+        self._first_window = max(h2_limits.window, DEFAULT_WINDOW)
+        # How many it accepts: in all streams together, and at first in a new stream.
+        self._outgoing_window = DEFAULT_WINDOW
+        self._initial_window = DEFAULT_WINDOW
+        # How many bytes of payload it accepts in a frame.
+        self._largest_frame = DEFAULT_FRAME
+        # A head of which only the first frames have arrived: its bytes, and its first frame.
+        self._block: list[bytes] = []
+        self._block_start: Frame | None = None
+        # The highest number of a stream that the client has used, and the closed streams: whether
+        # we have reset them. The oldest come first.
+        self._highest = 0
+        self._closed: dict[int, bool] = {}
+        # Bytes to send.
         self._out: list[bytes] = []
-        # Streams with something to send, in the order of their turns. A dict is an ordered set.
+        # Streams with bytes to send, in the order of their turns. A dict serves as an ordered set.
         self._queued: dict[H2Stream, None] = {}
         self._all_unsent = all_unsent
         self._now = self.opened_at = 0.0
@@ -155,7 +187,7 @@ class H2Connection:
         self.wake = wake
         self.streams: dict[int, H2Stream] = {}
         self.gone: list[H2Stream] = []
-        self.strict: bool | None = None
+        self.client: ClientKind | None = None
         self.heard = False
         self.last_id = 0
         self.more = False
@@ -168,45 +200,48 @@ class H2Connection:
         self.fault: GoAwayError | None = None
 
     def start(self) -> None:
-        """Prepare the server's SETTINGS, the first bytes that it sends."""
-        self._h2.initiate_connection()
-        self._started()
+        """Prepare the server's first bytes, its SETTINGS."""
+        limits = self._h2_limits
+        settings = {
+            MAX_CONCURRENT_STREAMS: limits.streams,
+            INITIAL_WINDOW_SIZE: limits.window,
+            MAX_FRAME_SIZE: limits.frame,
+            MAX_HEADER_LIST_SIZE: limits.header_list,
+        }
+        if self._tunnels:
+            settings[ENABLE_CONNECT_PROTOCOL] = 1
+        self._emit(SETTINGS, 0, 0, settings_payload(settings))
+        self._enlarge(0, CONNECTION_WINDOW - DEFAULT_WINDOW)
 
     def start_upgraded(self, request: Request, settings: bytes, now: float = 0.0) -> H2Stream:
-        """Begin after `Upgrade: h2c` (RFC 7540 section 3.2); the request becomes stream 1.
+        """Begin after `Upgrade: h2c` (RFC 7540 section 3.2). The request becomes stream 1.
 
-        request   the HTTP/1.1 request that asked for the upgrade; it is changed into one of HTTP/2
-        settings  the payload of its SETTINGS frame, filtered by `known_settings`
+        request   the HTTP/1.1 request for the upgrade; this changes it into one of HTTP/2
+        settings  the client's SETTINGS payload
         now       seconds, by the clock of `receive_data`
         """
         self._now = now
-        self._h2.initiate_upgrade_connection(urlsafe_b64encode(settings))
-        self._started()
+        self.start()
         request.version = "2"
         request.upgrade = None
         request.headers = [field for field in request.headers if field[0] not in _UPGRADING]
-        return self._open(1, request)
-
-    def _started(self) -> None:
-        h2 = self._h2
-        settings = h2.local_settings
-        # We enforce these two ourselves, because `h2` would end the connection. A client that has
-        # not seen our SETTINGS yet may open more streams, or send more, than they allow.
-        settings.max_concurrent_streams = _LAST_ID
-        settings.initial_window_size = max(self._h2_limits.window, _DEFAULT_WINDOW)
-        settings.acknowledge()
-        h2.receive_data(PREFACE)  # the frame reader has checked and removed the client's
-        h2.increment_flow_control_window(CONNECTION_WINDOW - _DEFAULT_WINDOW)
+        self._highest = 1
+        stream = self._open(1, request)
+        try:
+            self._apply(read_settings(settings))
+        except GoAwayError as fault:
+            self._fail(fault)
+        return stream
 
     # --- receiving ------------------------------------------------------------------------------
 
     def receive_data(self, data: bytes, now: float) -> list[Event]:
-        """Take received bytes; return the events of the first frames among them.
+        """Take received bytes. Returns the events of the first frames.
 
         data  the bytes
-        now   seconds of any clock that never goes back
+        now   seconds of any monotonic clock
 
-        While `more` is true, further frames wait for `receive_more`. Once `fault` is set the
+        While `more` is true, further frames wait for `receive_more`. If `fault` is set, the
         connection is over: send the rest of `output`, then close.
         """
         if self.fault is not None or (self.closing and not (self.streams or self.more)):
@@ -216,11 +251,11 @@ class H2Connection:
         except GoAwayError as fault:
             self._fail(fault)
             return []
-        # Frames that already wait come first, each in its turn.
+        # Frames that already wait come first: `receive_more` handles them in turns.
         return [] if self.more else self.receive_more(now)
 
     def receive_more(self, now: float) -> list[Event]:
-        """The events of the next few waiting frames; `now` is as in `receive_data`."""
+        """Return the events of the next few waiting frames. `now` is as in `receive_data`."""
         events: list[Event] = []
         self._now = now
         reader = self._reader
@@ -233,124 +268,225 @@ class H2Connection:
                 if frame is None:
                     self.more = False
                 else:
-                    self._decoder.fields = []
-                    self._receive(frame, events)
-                    work += 1 + len(self._decoder.fields) // 8
+                    work += 1 + self._receive(frame, events) // 8
         except GoAwayError as fault:
             self._fail(fault)
         return events
 
     @property
     def is_strained(self) -> bool:
-        """The client has begun to spend its allowances. Make it wait between its turns."""
+        """Whether the client has spent much of its allowances. If so, pause between its turns."""
         return self._resets.is_touched(self._now) or self._reader.is_strained(self._now)
 
     @property
     def backlog(self) -> int:
-        """Received bytes that wait for `receive_more`."""
+        """The number of received bytes that wait for `receive_more`."""
         return self._reader.backlog
 
     @property
     def in_part(self) -> bool:
-        """Only a part of a frame, or of a head, has arrived."""
+        """Whether only a part of a frame, or of a head, has arrived."""
         return self._reader.in_part
 
-    def _receive(self, frame: Frame, events: list[Event]) -> None:
-        kind, _, number, data = frame
-        if kind > _LAST_KIND or kind in (PRIORITY, GOAWAY):
-            self._receive_ours(frame, events)
-            return
-        if kind == RST_STREAM and number > self._h2.highest_inbound_stream_id:
-            raise GoAwayError(PROTOCOL_ERROR, "RST_STREAM of an idle stream")
+    def _receive(self, frame: Frame, events: list[Event]) -> int:
+        """Handle a frame. Returns the number of header fields that it has completed."""
+        kind = frame.type
         if kind == HEADERS:
-            data = self._inspect_head(frame)
-        elif kind == SETTINGS and self.strict is None:
-            self.strict = spells_out_defaults(data[9:])
-        try:
-            found = self._h2.receive_data(data)
-        except h2.exceptions.ProtocolError as error:
-            # `h2` has its GOAWAY ready.
-            self._end(GoAwayError(int(error.error_code), ascii(str(error))[1:-1]))
-            return
-        if not found and kind in _OF_STREAMS and not self._reader.in_head:
-            self._reader.charge(self._now, "for streams that are closed")
-        for event in found:
-            handler = _HANDLERS.get(type(event))
-            if handler is not None:
-                handler(self, event, events)
-        # `h2` may have an answer of its own, or the frame may have opened a window.
+            return self._on_headers(frame, events)
+        if kind == DATA:
+            self._on_data(frame, events)
+        elif kind == WINDOW_UPDATE:
+            self._on_window_update(frame, events)
+        elif kind == CONTINUATION:
+            return self._on_continuation(frame, events)
+        elif kind == SETTINGS:
+            self._on_settings(frame)
+        elif kind == PING:
+            self._on_ping(frame)
+        elif kind == RST_STREAM:
+            self._on_reset(frame, events)
+        elif kind == GOAWAY:
+            self._on_goaway(frame)
+        elif kind == PRIORITY:
+            self._on_priority(frame, events)
+        elif kind == PUSH_PROMISE:
+            raise GoAwayError(PROTOCOL_ERROR, "PUSH_PROMISE from a client")
+        return 0
+
+    def _on_goaway(self, frame: Frame) -> None:
+        if frame.stream:
+            raise GoAwayError(PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(frame.payload) < 8:
+            raise GoAwayError(FRAME_SIZE_ERROR, "malformed GOAWAY")
+        # Open streams are still answered.
+        self.leaving = True
         self.wake()
 
-    def _inspect_head(self, frame: Frame) -> bytes:
-        """The bytes of a HEADERS frame for `h2`, without two faults that end the connection there.
-
-        They are faults of one stream only, and the head must be decoded all the same: later heads
-        may refer to its fields. `_flaw` remembers the fault for the event that `h2` makes.
-        """
-        self._flaw = ""
-        data = frame.data
+    def _on_priority(self, frame: Frame, events: list[Event]) -> None:
+        # Priorities are deprecated (RFC 9113 section 5.3.2), and we ignore them. But a stream that
+        # depends on itself must be reset in any state (RFC 7540 section 5.3.1).
+        if not frame.stream:
+            raise GoAwayError(PROTOCOL_ERROR, "PRIORITY of no stream")
+        if len(frame.payload) != 5:
+            raise GoAwayError(FRAME_SIZE_ERROR, "malformed PRIORITY")
         if depends_on_itself(frame):
-            self._flaw = "a stream that depends on itself"
-            data = without_priority(frame)
-        if frame.stream in self.streams and not frame.flags & END_STREAM:
-            self._flaw = "trailers that do not end the stream"
-            data = data[:4] + bytes((data[4] | END_STREAM,)) + data[5:]
-        return data
+            self._reset_for(frame.stream, PROTOCOL_ERROR, events)
 
-    def _receive_ours(self, frame: Frame, events: list[Event]) -> None:
-        """Handle a frame that `h2` does not see."""
-        kind, _, number, _ = frame
-        if kind == GOAWAY:
-            # After a GOAWAY `h2` would send nothing more, but open streams must be answered.
-            if number:
-                raise GoAwayError(PROTOCOL_ERROR, "GOAWAY on a stream")
-            if frame.length < 8:
-                raise GoAwayError(FRAME_SIZE_ERROR, "malformed GOAWAY")
-            self.leaving = True
-            self.wake()
-        elif kind == PRIORITY:
-            # Priorities are deprecated (RFC 9113 section 5.3.2), and we ignore them. But a stream
-            # that depends on itself must be reset in any state (RFC 7540 section 5.3.1).
-            if not number:
-                raise GoAwayError(PROTOCOL_ERROR, "PRIORITY of no stream")
-            if frame.length != 5:
-                raise GoAwayError(FRAME_SIZE_ERROR, "malformed PRIORITY")
-            if depends_on_itself(frame):
-                self._on_self_dependency(number, events)
+    def _on_settings(self, frame: Frame) -> None:
+        if frame.stream:
+            raise GoAwayError(PROTOCOL_ERROR, "SETTINGS of a stream")
+        if frame.flags & ACK:
+            if frame.payload:
+                raise GoAwayError(FRAME_SIZE_ERROR, "an answer to SETTINGS that has a payload")
+            return
+        if self.client is None:
+            self.client = kind_of_client(frame.payload)
+        self._apply(read_settings(frame.payload))
+        self._emit(SETTINGS, ACK, 0)
 
-    def _on_self_dependency(self, number: int, events: list[Event]) -> None:
+    def _apply(self, settings: list[tuple[int, int]]) -> None:
+        """Apply the client's SETTINGS."""
+        for key, value in settings:
+            if key == INITIAL_WINDOW_SIZE:
+                change = value - self._initial_window
+                self._initial_window = value
+                for stream in self.streams.values():
+                    stream.window += change
+                    if stream.window > MAX_WINDOW:
+                        raise GoAwayError(FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE too large")
+            elif key == MAX_FRAME_SIZE:
+                self._largest_frame = value
+            elif key == HEADER_TABLE_SIZE:
+                self._encoder.header_table_size = value
+
+    def _on_ping(self, frame: Frame) -> None:
+        if frame.stream:
+            raise GoAwayError(PROTOCOL_ERROR, "PING of a stream")
+        if len(frame.payload) != 8:
+            raise GoAwayError(FRAME_SIZE_ERROR, "malformed PING")
+        if not frame.flags & ACK:
+            self._emit(PING, ACK, 0, frame.payload)
+        elif frame.payload == _probe(self._probes) and not self.heard:
+            self.heard = True
+            self._reader.earn(1)  # this frame does not count as a flood: we asked for it
+            if self.announced:
+                # The client has read the first GOAWAY, and its earlier frames have arrived.
+                self.finish()
+
+    def _on_window_update(self, frame: Frame, events: list[Event]) -> None:
+        if len(frame.payload) != 4:
+            raise GoAwayError(FRAME_SIZE_ERROR, "malformed WINDOW_UPDATE")
+        number = frame.stream
+        n = int.from_bytes(frame.payload, "big") & MAX_WINDOW
+        if not number:
+            self._outgoing_window += n
+            if not n or self._outgoing_window > MAX_WINDOW:
+                code = FLOW_CONTROL_ERROR if n else PROTOCOL_ERROR
+                raise GoAwayError(code, "a window enlarged by 0, or by too much")
+        elif self._is_idle(number):
+            raise GoAwayError(PROTOCOL_ERROR, "WINDOW_UPDATE of an idle stream")
+        else:
+            stream = self.streams.get(number)
+            if stream is None:
+                return
+            stream.window += n
+            if not n or stream.window > MAX_WINDOW:
+                self._reset_for(number, FLOW_CONTROL_ERROR if n else PROTOCOL_ERROR, events)
+        self.wake()
+
+    def _is_idle(self, number: int) -> bool:
+        """Whether no such stream was ever opened. Even numbers are for a server's pushes."""
+        return number > self._highest or not number & 1
+
+    def _reset_for(self, number: int, code: int, events: list[Event]) -> None:
+        """Reset a stream, which may have any state, because the client broke a rule."""
         stream = self.streams.get(number)
         if stream is None:
-            # `h2` does not reset streams that it considers unknown or closed.
-            self._emit(frame_bytes(RST_STREAM, 0, number, PROTOCOL_ERROR.to_bytes(4, "big")))
-            self.wake()
+            self._reset_number(number, code)
         else:
-            stream.reset(PROTOCOL_ERROR)
-            events.append((stream, Reset(PROTOCOL_ERROR)))
+            stream.reset(code)
+            events.append((stream, Reset(code)))
         self._count_reset()
 
-    def _on_request(self, event: h2.events.RequestReceived, events: list[Event]) -> None:
-        number: int = event.stream_id
-        ended = event.stream_ended is not None
-        fields = self._decoder.fields
+    # --- receiving: heads and bodies -------------------------------------------------------------
+
+    def _on_headers(self, frame: Frame, events: list[Event]) -> int:
+        if not frame.stream & 1:
+            raise GoAwayError(PROTOCOL_ERROR, "HEADERS of a stream that no client can open")
+        block = content(frame)
+        if not frame.flags & END_HEADERS:
+            self._block = [block]
+            self._block_start = frame
+            return 0
+        return self._on_block(frame, block, events)
+
+    def _on_continuation(self, frame: Frame, events: list[Event]) -> int:
+        start = self._block_start
+        if start is None:
+            raise GoAwayError(PROTOCOL_ERROR, "CONTINUATION of no head")
+        self._block.append(frame.payload)
+        if not frame.flags & END_HEADERS:
+            return 0
+        block = b"".join(self._block)
+        self._block = []
+        self._block_start = None
+        return self._on_block(start, block, events)
+
+    def _on_block(self, frame: Frame, block: bytes, events: list[Event]) -> int:
+        """Handle a whole head, or trailers.
+
+        frame  the HEADERS frame that began it
+        block  the compressed fields. They must be decoded even if they are not used, because later
+               heads may refer to them
+        """
+        number = frame.stream
+        stream = self.streams.get(number)
+        fields = self._decoder.decode(block)
+        if stream is None and number <= self._highest:
+            was_reset = self._closed.get(number)
+            if was_reset is None:
+                raise GoAwayError(PROTOCOL_ERROR, "a stream number that goes back")
+            if not was_reset:
+                raise GoAwayError(STREAM_CLOSED, "HEADERS of a closed stream")
+            self._reader.charge(self._now, "for streams that are closed")
+            return len(fields)
+        flaw = ""
+        ended = bool(frame.flags & END_STREAM)
+        if depends_on_itself(frame):
+            flaw = "a stream that depends on itself"
+        if stream is None:
+            self._highest = number
+            self._on_request(number, fields, ended, flaw, events)
+        elif not stream.incoming:
+            self._reset_for(number, STREAM_CLOSED, events)
+        else:
+            if not ended:
+                flaw = "trailers that do not end the stream"
+            self._on_trailers(stream, fields, flaw, events)
+        return len(fields)
+
+    def _on_request(
+        self, number: int, fields: Fields, ended: bool, flaw: str, events: list[Event]
+    ) -> None:
+        """Handle the head of a request. `flaw` is a fault of its frame, or ""."""
         if self.closing and not self.streams:
-            return  # nothing may follow the last GOAWAY, which told the client enough
+            return  # the last GOAWAY has already refused this stream, and no frame may follow it
         if self.closing or len(self.streams) >= self._h2_limits.streams:
             # The client may send the request again, elsewhere or later (RFC 9113 section 8.7).
             self._reset_number(number, REFUSED_STREAM)
             self._count_reset()
             return
         try:
-            if self._flaw:
-                raise MalformedError(self._flaw)
+            if flaw:
+                raise MalformedError(flaw)
             request = read_head(fields, ended, self._limits, self._tunnels)
-        except MalformedError as error:
-            self._reset_number(number, PROTOCOL_ERROR)
-            self._count_reset()
-            events.append((None, Refused(error, False, *glimpse(fields))))
-            return
         except ProtocolError as error:
             refused = Refused(error, False, *glimpse(fields))
+            if isinstance(error, MalformedError):
+                self._reset_number(number, PROTOCOL_ERROR)
+                self._count_reset()
+                events.append((None, refused))
+                return
             stand_in = Request(refused.method, refused.target, b"", b"", "2", [], True)
             stand_in.more_body = not ended
             if error.status == 431:
@@ -365,34 +501,52 @@ class H2Connection:
         self.last_id = number
         self.opened_at = self._now
         self._reader.earn(1)
-        stream = self.streams[number] = H2Stream(self, number, request)
+        stream = self.streams[number] = H2Stream(
+            self, number, request, self._initial_window, self._first_window
+        )
         return stream
 
-    def _on_data(self, event: h2.events.DataReceived, events: list[Event]) -> None:
-        size: int = event.flow_controlled_length or 0
-        self._credit += size
-        if self._credit >= CONNECTION_WINDOW // 2:
-            self._h2.increment_flow_control_window(self._credit)
-            self._credit = 0
-        stream = self.streams.get(event.stream_id)
+    def _on_data(self, frame: Frame, events: list[Event]) -> None:
+        number = frame.stream
+        size = len(frame.payload)  # padding counts, too
+        if not number:
+            raise GoAwayError(PROTOCOL_ERROR, "DATA of no stream")
+        if self._is_idle(number):
+            raise GoAwayError(PROTOCOL_ERROR, "DATA of an idle stream")
+        data = content(frame)
+        self._incoming_window -= size
+        if self._incoming_window < 0:
+            raise GoAwayError(FLOW_CONTROL_ERROR, "more DATA than the window of the connection")
+        if self._incoming_window <= CONNECTION_WINDOW // 2:
+            n = CONNECTION_WINDOW - self._incoming_window
+            self._incoming_window = CONNECTION_WINDOW
+            self._enlarge(0, n)
+        stream = self.streams.get(number)
         if stream is None:
+            self._reader.charge(self._now, "for streams that are closed")
+            if not self._closed.get(number):
+                self._reset_number(number, STREAM_CLOSED)
             return
-        data = event.data or b""
-        ended = event.stream_ended is not None
+        if not stream.incoming:
+            self._reset_for(number, STREAM_CLOSED, events)
+            return
+        ended = bool(frame.flags & END_STREAM)
         if not data and not ended:
             self._reader.charge(self._now, "DATA of nothing but padding")
+        stream.incoming_window -= size
+        if stream.incoming_window < 0:
+            raise GoAwayError(FLOW_CONTROL_ERROR, "more DATA than the window of a stream")
         stream.unread += size
         self._on_body(stream, Data(data, not ended), events)
 
-    def _on_trailers(self, event: h2.events.TrailersReceived, events: list[Event]) -> None:
-        stream = self.streams.get(event.stream_id)
-        if stream is None:
-            return
+    def _on_trailers(
+        self, stream: H2Stream, fields: Fields, flaw: str, events: list[Event]
+    ) -> None:
         data = Data(b"", False)
         try:
-            if self._flaw:
-                raise MalformedError(self._flaw)
-            data.trailers = read_trailers(self._decoder.fields, self._limits)
+            if flaw:
+                raise MalformedError(flaw)
+            data.trailers = read_trailers(fields, self._limits)
         except ProtocolError as error:
             self._refuse_body(stream, error, events)
             return
@@ -419,26 +573,22 @@ class H2Connection:
         else:
             stream.refuse(error)
 
-    def _on_reset(self, event: h2.events.StreamReset, events: list[Event]) -> None:
-        stream = self.streams.get(event.stream_id)
+    def _on_reset(self, frame: Frame, events: list[Event]) -> None:
+        if self._is_idle(frame.stream):
+            raise GoAwayError(PROTOCOL_ERROR, "RST_STREAM of an idle stream")
+        if len(frame.payload) != 4:
+            raise GoAwayError(FRAME_SIZE_ERROR, "malformed RST_STREAM")
+        stream = self.streams.get(frame.stream)
         if stream is not None:
             self._forget(stream)
-            events.append((stream, Reset(int(event.error_code or 0))))
+            events.append((stream, Reset(int.from_bytes(frame.payload, "big"))))
             self._count_reset()
-
-    def _on_ping_ack(self, event: h2.events.PingAckReceived, events: list[Event]) -> None:
-        if event.ping_data == _probe(self._probes) and not self.heard:
-            self.heard = True
-            self._reader.earn(1)  # we asked for this frame
-            if self.announced:
-                # The client has read the first GOAWAY, and all that it sent before has arrived.
-                self.finish()
 
     def _count_reset(self) -> None:
         """Spend one of the client's allowed resets.
 
-        A request that the client takes back costs us work, but not one of its concurrent streams
-        (CVE-2023-44487, "rapid reset"). The same holds if it makes us reset the stream
+        A cancelled request costs us work, but does not count as a concurrent stream
+        (CVE-2023-44487, "rapid reset"). The same holds if the client makes us reset the stream
         (CVE-2025-8671).
         """
         if not self._resets.spend(self._now):
@@ -449,9 +599,9 @@ class H2Connection:
     def send_now(
         self, stream: H2Stream, fields: Sequence[tuple[bytes, bytes]], body: bytes
     ) -> bool:
-        """Send a whole response at once; False if a window or the socket does not allow it.
+        """Send a whole response at once. Returns False if a window or the socket has no room.
 
-        stream  the stream that it answers
+        stream  the response's stream
         fields  the head, names in lower case
         body    the whole body
         """
@@ -467,32 +617,45 @@ class H2Connection:
         return True
 
     def count_unsent(self, n: int) -> None:
-        """Count `n` more body bytes that wait in a stream; fewer if `n` is negative."""
+        """Add `n` to the number of unsent body bytes. `n` may be negative."""
         self.unsent += n
         if self._all_unsent is not None:
             self._all_unsent.bytes += n
 
     def on_queued(self, stream: H2Stream) -> None:
-        """The stream has something to send; give it a turn."""
+        """Give the stream a turn, because it has bytes to send."""
         self._queued[stream] = None
         self.wake()
 
     def window(self, stream: H2Stream) -> int:
-        """The body bytes that the stream may send now, at most those of one frame."""
-        return min(self._h2.local_flow_control_window(stream.id), _FRAME)
+        """The number of body bytes that the stream may send now, at most one frame."""
+        return min(self._outgoing_window, stream.window, _FRAME)
 
     def put_head(
         self, stream: H2Stream, fields: Sequence[tuple[bytes, bytes]], ended: bool
     ) -> None:
-        """Hand fields to `h2`: a head, or trailers. `ended`: they end the stream."""
-        self._h2.send_headers(stream.id, fields, ended)
+        """Send a head or trailers. `ended` tells whether they end the stream."""
+        block = self._encoder.encode(fields)
+        flags = END_STREAM if ended else 0
+        kind = HEADERS
+        most = self._largest_frame
+        while len(block) > most:
+            self._out.append(frame_bytes(kind, flags, stream.id, block[:most]))
+            block = block[most:]
+            kind = CONTINUATION
+            flags = 0
+        self._out.append(frame_bytes(kind, flags | END_HEADERS, stream.id, block))
         if ended:
             self._sent_all(stream)
 
     def put_data(self, stream: H2Stream, data: bytes | memoryview, ended: bool) -> None:
-        """Hand a part of a body to `h2`, within the window. `ended`: it ends the stream."""
-        self._h2.send_data(stream.id, data, ended)
-        self.sent += len(data)
+        """Send a part of a body, within the windows. `ended` tells whether it is the last one."""
+        n = len(data)
+        self._out.append(frame_head(n, DATA, END_STREAM if ended else 0, stream.id))
+        self._out.append(bytes(data))
+        self._outgoing_window -= n
+        stream.window -= n
+        self.sent += n
         self._reader.earn(2)
         if ended:
             self._sent_all(stream)
@@ -504,37 +667,34 @@ class H2Connection:
             self._forget(stream)
 
     def give_window(self, stream: H2Stream, n: int) -> bool:
-        """Let the client send `n` more body bytes, since the application has read as many.
+        """Let the client send `n` more body bytes, because the application has read `n` bytes.
 
-        False: too few to be worth a frame; ask again when there are more.
+        Returns False if `n` is too small for a frame of its own. Call it again with a larger one.
         """
         if stream.incoming:
             if n < self._h2_limits.window // 2:
                 return False
-            self._h2.increment_flow_control_window(n, stream.id)
-            self.wake()
+            stream.incoming_window += n
+            self._enlarge(stream.id, n)
         return True
 
     # --- sending: called by the driver -----------------------------------------------------------
 
     def output(self, most: int = 65536) -> bytes:
-        """The bytes to send now: everything ready, and about `most` bytes of waiting bodies."""
+        """The bytes to send now: all frames, with about `most` bytes of waiting bodies."""
         if self._queued and not self.blocked and self.fault is None:
             self._take_turns(most)
-        self._out.append(self._h2.data_to_send())
         data = b"".join(self._out)
         self._out.clear()
         return data
 
     @property
     def is_shut(self) -> bool:
-        """The client accepts no body bytes at all, or none on a new stream."""
-        h2 = self._h2
-        windows = (h2.outbound_flow_control_window, h2.remote_settings.initial_window_size)
-        return self.blocked or min(windows) <= 0
+        """Whether the client accepts no body bytes at all, or none on a new stream."""
+        return self.blocked or self._outgoing_window <= 0 or self._initial_window <= 0
 
     def _take_turns(self, left: int) -> None:
-        """Send a frame of each waiting stream in turn, until `left` bytes are sent."""
+        """Send one frame of each waiting stream in turn, until `left` bytes are sent."""
         queued = self._queued
         progress = True
         while progress and queued and left > 0:
@@ -546,12 +706,12 @@ class H2Connection:
                     progress = progress or sent > 0
                 queued.pop(stream, None)
                 if stream.waiting:
-                    queued[stream] = None  # behind the others
+                    queued[stream] = None  # at the end
                 if left <= 0:
                     break
 
     def _sent_all(self, stream: H2Stream) -> None:
-        """The response is out: nobody needs the rest of the request's body (RFC 9113 8.1)."""
+        """End a stream after its response. The rest of the request is not needed (RFC 9113 8.1)."""
         if stream.status < 400:
             self._resets.earn()
         if stream.incoming:
@@ -564,48 +724,56 @@ class H2Connection:
         stream.close()
         self.streams.pop(stream.id, None)
         self._queued.pop(stream, None)
+        self._remember(stream.id, False)
         self.gone.append(stream)
 
-    def _reset_number(self, number: int, code: int) -> None:
-        try:
-            self._h2.reset_stream(number, code)
-        except h2.exceptions.StreamClosedError:
-            return  # both sides have ended it already
-        self.wake()
+    def _remember(self, number: int, was_reset: bool) -> None:
+        """Remember that a stream is closed, and whether we have reset it."""
+        closed = self._closed
+        if number not in closed and len(closed) >= _MOST_CLOSED:
+            del closed[next(iter(closed))]
+        closed[number] = was_reset or closed.get(number, False)
 
-    def _emit(self, frame: bytes) -> None:
-        """Send a frame that `h2` did not make, behind those that it has ready."""
-        self._out += (self._h2.data_to_send(), frame)
+    def _reset_number(self, number: int, code: int) -> None:
+        self._remember(number, True)
+        self._emit(RST_STREAM, 0, number, code.to_bytes(4, "big"))
+
+    def _enlarge(self, number: int, n: int) -> None:
+        """Let the client send `n` more body bytes in a stream, or with 0 in all streams."""
+        self._emit(WINDOW_UPDATE, 0, number, n.to_bytes(4, "big"))
+
+    def _emit(self, kind: int, flags: int, number: int, payload: bytes = b"") -> None:
+        self._out.append(frame_bytes(kind, flags, number, payload))
+        self.wake()
 
     # --- the end --------------------------------------------------------------------------------
 
     def announce(self) -> None:
-        """Announce the end of the connection, and ask for a sign that the client has read it.
+        """Announce the end of the connection by a first GOAWAY and a PING.
 
-        Requests that the client sends before it knows are still accepted (RFC 9113 section 6.8).
-        The client's answer calls `finish`; the driver calls it if the answer takes too long.
+        Requests that the client sends before it reads the GOAWAY are still accepted (RFC 9113
+        section 6.8). The answer to the PING calls `finish`. If it takes too long, the driver calls
+        `finish`.
         """
         if not self.announced and self.fault is None:
             self.announced = True
-            self._emit(_goaway(_LAST_ID, NO_ERROR))
+            self._say_goodbye(_LAST_ID, NO_ERROR)
             self.probe()
 
     def probe(self) -> None:
-        """Send a PING; its answer, which sets `heard`, shows that the client read all up to it."""
+        """Send a PING. Its answer sets `heard`: the client has read all bytes before it."""
         self.heard = False
         self._probes += 1
-        self._h2.ping(_probe(self._probes))
-        self.wake()
+        self._emit(PING, 0, 0, _probe(self._probes))
 
     def finish(self) -> None:
-        """Accept no more requests. The client may send later ones again on a new connection."""
+        """Accept no more requests. The client may send refused ones again on a new connection."""
         if not self.closing and self.fault is None:
             self.announced = self.closing = True
-            self._emit(_goaway(self.last_id, NO_ERROR))
-            self.wake()
+            self._say_goodbye(self.last_id, NO_ERROR)
 
     def finish_after(self, last_id: int) -> None:
-        """`finish`, and drop the streams above `last_id`, which no application has seen."""
+        """Like `finish`, but also drop the streams above `last_id`, which have not started."""
         for number in [number for number in self.streams if number > last_id]:
             self._forget(self.streams[number])
         self.last_id = last_id
@@ -614,7 +782,7 @@ class H2Connection:
     def fail(self, code: int, reason: str) -> None:
         """End the connection for a fault that the driver has found, such as a timeout.
 
-        code    for GOAWAY (RFC 9113 section 7)
+        code    the error code of the GOAWAY (RFC 9113 section 7)
         reason  one line for the log and for GOAWAY's debug data
         """
         if self.fault is None:
@@ -622,43 +790,31 @@ class H2Connection:
 
     @property
     def over(self) -> bool:
-        """Nothing is left to do but to send the rest of `output`."""
+        """Whether the connection ends after the rest of `output`."""
         return self.fault is not None or (
             (self.closing or self.leaving) and not self.streams and not self.more
         )
 
     def _fail(self, fault: GoAwayError) -> None:
-        self._emit(_goaway(self.last_id, fault.code, fault.reason.encode("ascii", "replace")))
-        self._end(fault)
-
-    def _end(self, fault: GoAwayError) -> None:
-        # The traceback's frames refer to this connection and to received bytes: a reference cycle.
+        self._say_goodbye(self.last_id, fault.code, fault.reason.encode("ascii", "replace"))
+        # Drop the traceback: its frames refer to this connection and to received bytes, which is a
+        # reference cycle.
         fault.__traceback__ = fault.__cause__ = fault.__context__ = None
         self.fault = fault
         self.more = False
         self._queued.clear()
         for stream in self.streams.values():
             stream.close()
-        self.wake()
+
+    def _say_goodbye(self, last: int, code: int, text: bytes = b"") -> None:
+        """Send GOAWAY. `last` is the last stream that was or will be processed."""
+        payload = last.to_bytes(4, "big") + code.to_bytes(4, "big") + text
+        self._emit(GOAWAY, 0, 0, payload)
 
 
 _UPGRADING = frozenset((b"connection", b"upgrade", b"http2-settings"))
-_OF_STREAMS = (DATA, HEADERS)
-_LAST_KIND = CONTINUATION
-_HANDLERS: dict[type, Callable[[H2Connection, Any, list[Any]], None]] = {
-    h2.events.RequestReceived: H2Connection._on_request,
-    h2.events.DataReceived: H2Connection._on_data,
-    h2.events.TrailersReceived: H2Connection._on_trailers,
-    h2.events.StreamReset: H2Connection._on_reset,
-    h2.events.PingAckReceived: H2Connection._on_ping_ack,
-}
 
 
 def _probe(number: int) -> bytes:
-    """The payload of a PING. Each differs, so that its answer is not taken for another one's."""
+    """The payload of a PING. Each one differs, to match answers."""
     return b"servo" + (number & 0xFFFFFF).to_bytes(3, "big")
-
-
-def _goaway(last: int, code: int, text: bytes = b"") -> bytes:
-    payload = last.to_bytes(4, "big") + code.to_bytes(4, "big") + text
-    return frame_bytes(GOAWAY, 0, 0, payload)

@@ -1,75 +1,74 @@
-"""When a draining HTTP/2 connection may get its GOAWAY: `Drain` and `Pause`.
+"""`Drain`: finds the right moment for the GOAWAY of a draining HTTP/2 connection.
 
-GOAWAY exists so that no request is lost (RFC 9113 section 6.8): it tells the client that the
-connection is ending; the client opens no further streams and waits for the open ones. Two kinds of
-clients lose requests all the same.
+GOAWAY should prevent lost requests (RFC 9113 section 6.8): it announces the end of the connection.
+The client then opens no further streams, but waits for the open ones. But two kinds of clients lose
+requests if a GOAWAY comes while streams are open:
 
-`Drain` is for those that accept no frame after a GOAWAY. In Python's h2 library, on which httpx is
-built, any GOAWAY closes the connection's state machine, and the responses to open requests are
-lost. Requests above the last stream that the GOAWAY names are safe: httpx sends them again on
-another connection. So such a client gets its GOAWAY at a moment when no stream up to the last one
-is open:
+* In Python's h2 library, which httpx uses, any GOAWAY closes the connection's state machine, and
+  the responses to open requests are lost.
+* In Chromium a request fails (`net::ERR_FAILED`) if Chromium has already chosen the connection for
+  it, but reads a GOAWAY before it has opened the stream. If no stream is open, the GOAWAY ends the
+  connection at once; then Chromium sends such a request again on another connection.
 
-1. While the connection drains, a further request is not started. It waits, unanswered.
-2. Once the earlier requests are answered, PINGs make sure that the client has read the answers:
-   httpx would lose an answer that it reads together with a GOAWAY.
-3. Then the GOAWAY names the last answered stream. Nothing is sent after it, because the library
-   would lose the GOAWAY if it read another frame along with it.
+A GOAWAY has the number of the last accepted stream, and both clients send later requests again. So
+we send these clients the GOAWAY at a moment when none of the accepted streams is open:
 
-If that moment does not come in time (a long download, server-sent events), the waiting requests are
-served, and the connection ends like any other.
+1. While the connection drains, further requests are held: they are not started.
+2. After the earlier requests are answered, PINGs show when the client has read the answers. One
+   PING is enough for Chromium. httpx would lose an answer that it reads together with a GOAWAY.
+3. Then the GOAWAY is sent, with the number of the last answered stream. No frame follows it: if the
+   h2 library reads another frame together with the GOAWAY, it loses the GOAWAY.
 
-`Pause` is for Chromium, whose request fails (`net::ERR_FAILED`) if a GOAWAY arrives between the
-choice of a connection for it and the opening of its stream. That takes a millisecond or less, but a
-page with several requests under way starts one for each answer. So nothing is answered, and no
-request started, for the moment in which the client reads the GOAWAY. All of them are served then.
+If this moment does not come in time (a long download, server-sent events), the held requests are
+served, and the connection ends like those of other clients.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from servo.http.h2.frames import ClientKind
+
 if TYPE_CHECKING:
     from servo.http.h2.connection import H2Connection
 
-# PINGs that the client must answer after the last response, for each of its tasks. httpx's tasks
-# take turns at reading the connection. In its turn a task whose request waits reads one PING, and a
-# task whose response has come takes one part of it: the head, 16 KiB of the body, or the end. So it
-# takes as many rounds as a response has parts until its task has all of it.
+# How many PINGs httpx must answer after the last response, for each of its tasks. The tasks read
+# the connection in turns. In its turn, a task without a response reads one PING, and a task with a
+# response reads one part of it: the head, 16 KiB of the body, or the end. So a task needs as many
+# rounds as its response has parts.
 PINGS = 8
-# Seconds without a new request before the GOAWAY. Tasks send their next requests once they have
-# their responses, and the library raises an error in a task that sends after a GOAWAY.
+# Seconds without a new request before the GOAWAY. httpx's tasks send their next requests right
+# after their responses, and a task that sends after a GOAWAY gets an error.
 QUIET_S = 0.08
-# Seconds after which a client that never pauses between requests gets its GOAWAY anyway.
+# Seconds after which the GOAWAY is sent even if the client never pauses between requests.
 BUSY_S = 1.5
-# The longest that a request may wait for being sent again, in seconds: httpx gives up after 5.
+# A request is held for at most this many seconds: httpx gives up after 5 s.
 RETRY_WAIT_S = 3.0
+# The same for Chromium. It would wait for longer, but a user is looking at the page.
+BROWSER_WAIT_S = 0.5
 # Seconds between two calls of `step` while the client answers no PING.
 STEP_S = 0.02
-
-# Seconds for which a browser must have started no request, after it has read the last answer.
-PAUSE_S = 0.08
-# The longest that a pause may keep requests waiting, in seconds.
-PAUSE_MOST_S = 0.5
 
 # The results of `step`.
 WAIT, SEND_GOAWAY, GIVE_UP = range(3)
 
 
 class Drain:
-    """Waits for the moment at which one connection can get its GOAWAY.
+    """Finds the right moment for the GOAWAY of one connection.
 
     http     the connection
     now      seconds, by the clock of `H2Connection.receive_data`
-    most_s   seconds to try for at most
-    fresh_s  seconds to wait for the first request, if the connection has not had one
+    most_s   how many seconds to wait for the right moment
+    fresh_s  seconds to wait for the first request, if the connection has not had one. For httpx, at
+             least `RETRY_WAIT_S`
 
-    last_id  the last stream that is served; requests above it wait
+    last_id  the last stream to serve; requests with a higher number are held
     """
 
     __slots__ = (
+        "_began_at",
         "_ends_at",
-        "_fresh_ends_at",
+        "_fresh_s",
         "_heard_at",
         "_http",
         "_most_s",
@@ -81,11 +80,12 @@ class Drain:
 
     def __init__(self, http: H2Connection, now: float, most_s: float, fresh_s: float) -> None:
         self._http = http
-        self._most_s = min(most_s, RETRY_WAIT_S)
-        # 0 until the first request has come.
-        self._ends_at = now + self._most_s if http.last_id else 0.0
-        self._fresh_ends_at = now + fresh_s
-        # PINGs answered since the last response went out; -1 while responses are outstanding.
+        self._most_s = most_s
+        # When to give up, in seconds; 0 before the first request.
+        self._ends_at = self._end_after(now) if http.last_id else 0.0
+        self._began_at = now
+        self._fresh_s = fresh_s
+        # How many PINGs were answered since the last response; -1 while responses are outstanding.
         self._pings = -1
         self._heard_at = self._paused_at = now
         self._opened_at = http.opened_at
@@ -94,28 +94,28 @@ class Drain:
     def lets_begin(self, number: int) -> bool:
         """Whether to serve the request with this stream number.
 
-        A request that comes while the connection drains is served only if it is the first.
+        While the connection drains, only the very first request of the connection is served.
         """
         if not self.last_id:
             self.last_id = number
         return number <= self.last_id
 
     def step(self, now: float) -> int:
-        """Decide what to do now. Call this every `STEP_S`, and whenever a PING was answered.
+        """Decide about the GOAWAY. Call this every `STEP_S`, and after each answer to a PING.
 
         now  seconds, by the clock of `H2Connection.receive_data`
 
         Returns WAIT, SEND_GOAWAY (with `last_id`), or GIVE_UP: end the connection like any other.
         """
         http = self._http
-        if http.strict is False:
+        if http.client is ClientKind.ORDINARY:
             return GIVE_UP
         if not self.last_id:
-            # httpx sends a request again only if its number is above the one that GOAWAY names, so
-            # a GOAWAY that names no stream would not help it.
-            return SEND_GOAWAY if now >= self._fresh_ends_at else WAIT
+            # No request has arrived yet, so wait. httpx sends a request again only if its number is
+            # above that in the GOAWAY, so an early GOAWAY would lose its first request.
+            return SEND_GOAWAY if now >= self._began_at + self._first_wait_s() else WAIT
         if not self._ends_at:
-            self._ends_at = now + self._most_s
+            self._ends_at = self._end_after(now)
         if any(number <= self.last_id for number in http.streams):
             self._pings = -1
             return GIVE_UP if now >= self._ends_at else WAIT
@@ -129,53 +129,26 @@ class Drain:
                 self._opened_at = http.opened_at
                 self._paused_at = now
             self._pings += 1
+            if http.client is ClientKind.CHROMIUM:
+                return SEND_GOAWAY
             tasks = 1 + len(http.streams)
             is_quiet = self._pings >= PINGS * tasks and now - self._paused_at >= QUIET_S
             if is_quiet or now - self._heard_at >= BUSY_S:
                 return SEND_GOAWAY
             http.probe()
-        # A client that reads only while it waits for a response sees GOAWAY at its next request.
+        # Some clients read only while they wait for a response. They read the GOAWAY with their
+        # next request.
         return SEND_GOAWAY if now >= self._ends_at else WAIT
 
+    def _first_wait_s(self) -> float:
+        """Seconds to wait for the first request."""
+        # httpx connects only to send a request, and takes the number 0 in a GOAWAY for no number:
+        # it would lose a request that has just been sent. A busy client may need over a second
+        # between its SETTINGS and its first request.
+        if self._http.client is ClientKind.H2_LIBRARY:
+            return max(self._fresh_s, RETRY_WAIT_S)
+        return self._fresh_s
 
-class Pause:
-    """Waits for a moment at which a client that is a browser starts no request.
-
-    http  the connection
-    now   seconds, by the clock of `H2Connection.receive_data`
-
-    last_id  the last stream that is served before the GOAWAY; requests above it wait
-    """
-
-    __slots__ = ("_ends_at", "_http", "_quiet_since", "_seen", "last_id")
-
-    def __init__(self, http: H2Connection, now: float) -> None:
-        self._http = http
-        self._ends_at = now + PAUSE_MOST_S
-        # The requests at the time of the PING, and the time of its answer; 0 until then.
-        self._seen = (http.opened_at, len(http.streams))
-        self._quiet_since = 0.0
-        self.last_id = http.last_id
-        http.probe()
-
-    def lets_begin(self, number: int) -> bool:
-        """Whether to serve the request with this stream number."""
-        return number <= self.last_id
-
-    def step(self, now: float) -> int:
-        """Decide what to do now: WAIT, or GIVE_UP to end the connection like any other.
-
-        now  seconds, by the clock of `H2Connection.receive_data`
-        """
-        http = self._http
-        seen = (http.opened_at, len(http.streams))
-        if seen != self._seen:
-            # A request has come, or an answer went out, which may bring the next request.
-            self._seen = seen
-            self._quiet_since = 0.0
-            if http.heard:
-                http.probe()
-        elif http.heard and not self._quiet_since:
-            self._quiet_since = now
-        is_quiet = self._quiet_since and now - self._quiet_since >= PAUSE_S
-        return GIVE_UP if is_quiet or now >= self._ends_at else WAIT
+    def _end_after(self, now: float) -> float:
+        is_browser = self._http.client is ClientKind.CHROMIUM
+        return now + min(self._most_s, BROWSER_WAIT_S if is_browser else RETRY_WAIT_S)

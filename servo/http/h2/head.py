@@ -1,18 +1,26 @@
 """The rules for the fields of an HTTP/2 head (RFC 9113 section 8), beyond those of `headers`.
 
-In HTTP/2 the request line is a handful of pseudo-header fields (`:method`, `:path`, …). This module
-checks them, turns the head into the parts of an HTTP/1.1 head, and lets the functions of `headers`
-judge those, so that both protocols have one set of rules. Besides, it checks the characters of
-names and values, which HTTP/2 delimits by length, and refuses fields about the connection.
+HTTP/2 replaces the request line by a few pseudo-header fields (`:method`, `:path`, …). This module
+checks them, turns the head into the parts of an HTTP/1.1 head, and passes these to the functions of
+`headers`. So both protocols have the same rules. HTTP/2 delimits names and values by their length,
+so they could contain any bytes: this module also checks their characters. And it refuses fields
+about the connection.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from servo.http.errors import ProtocolError
-from servo.http.headers import judge, keep_trailers, read_request_line, request_line_fault
+from servo.http.headers import (
+    METHODS,
+    VALID_HOSTS,
+    judge,
+    keep_trailers,
+    read_target,
+    request_line_fault,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,18 +31,25 @@ if TYPE_CHECKING:
     Fields = Sequence[tuple[bytes, bytes]]
 
 _PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path", b":protocol"))
-# RFC 9113 section 8.2.2.
+# Fields that a request must not have (RFC 9113 section 8.2.2).
 _CONNECTION_FIELDS = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade")
 )
-# Match all names, or all values, joined by LF: one pass in C instead of one match for each field. A
-# LF within a name or value shows in the number of LFs.
+# Match all names, or all values, joined by LF: one pass in C instead of a match for each field. The
+# number of LFs shows whether a name or value contains one.
 _NAMES = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9a-z]+\n)*")
+# Fields that have passed the checks of their characters. Most requests repeat most of their fields,
+# and one look-up costs less than the checks. Long fields are rarely repeated.
+_CHECKED: set[tuple[bytes, bytes]] = set()
+_CHECKED_BOUND: Final = 1024
+_CHECKED_BYTES: Final = 256
+_SECRETS = frozenset((b"cookie", b"authorization", b"proxy-authorization"))
+_SCHEMES = (b"https", b"http")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]|^[ \t]|[ \t]$", re.MULTILINE)
 
 
 class MalformedError(ProtocolError):
-    """A malformed request (RFC 9113 section 8.1.1): its stream is reset with PROTOCOL_ERROR."""
+    """Raised for a malformed request (RFC 9113 8.1.1). Its stream is reset with PROTOCOL_ERROR."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(400, reason)
@@ -45,14 +60,13 @@ def read_head(fields: Fields, ended: bool, limits: Limits, tunnels: bool) -> Req
 
     fields   the decoded fields, in order
     ended    whether the request ends with its head
-    limits   bounds on the head, and on a declared body
+    limits   the limits on the head, and on a declared body
     tunnels  whether CONNECT may ask for a protocol (RFC 8441)
 
     The request's `more_body` is true if a body follows. Raises `MalformedError` if the stream must
-    be reset, and `ProtocolError` if the request is answered with the error's status.
+    be reset, and `ProtocolError` if the response has the error's status.
     """
     pseudo, headers = _split(fields)
-    _check_fields(headers)
     method = pseudo.get(b":method")
     if method is None:
         raise MalformedError("no :method")
@@ -64,22 +78,19 @@ def read_head(fields: Fields, ended: bool, limits: Limits, tunnels: bool) -> Req
     if method == b"CONNECT" and protocol is None:
         if path is not None or b":scheme" in pseudo or authority is None:
             raise MalformedError("CONNECT needs :authority, and neither :scheme nor :path")
-        read_request_line(b"CONNECT %b HTTP/1.1\r\n" % authority)
+        read_target(b"CONNECT", authority)
         raise ProtocolError(501, "CONNECT is for proxies")
     if not path or b":scheme" not in pseudo:
         raise MalformedError("no :path or no :scheme")
-    if pseudo[b":scheme"].lower() not in (b"http", b"https"):
+    if pseudo[b":scheme"].lower() not in _SCHEMES:
         raise ProtocolError(400, "unknown :scheme")
     if not path.startswith(b"/") and not (path == b"*" and method == b"OPTIONS"):
         raise ProtocolError(400, "invalid :path")
     _check_sizes(method, path, headers, limits)
     headers = _join_cookies(_with_host(headers, authority))
-    # A tunnel's :path obeys the rules that a GET's does.
-    line = read_request_line(
-        b"%b %b HTTP/1.1\r\n" % (b"GET" if protocol is not None else method, path),
-        limits.strict_targets,
-    )
-    request = judge(line, headers)
+    # A tunnel's :path follows the same rules as that of a GET.
+    line = read_target(b"GET" if protocol is not None else method, path, limits.strict_targets)
+    request = judge(line, "1.1", headers, dict(headers))
     if not request.named[b"host"]:
         raise MalformedError("empty :authority")
     request.version = "2"
@@ -91,10 +102,10 @@ def read_head(fields: Fields, ended: bool, limits: Limits, tunnels: bool) -> Req
 
 
 def read_trailers(fields: Fields, limits: Limits) -> Headers:
-    """Check the trailer fields of a request and return those that are kept.
+    """Check the trailer fields of a request. Returns the fields to keep.
 
     fields  the decoded fields, in order
-    limits  bounds on their number
+    limits  the limits on their number
 
     Raises `MalformedError` or `ProtocolError`, as `read_head` does.
     """
@@ -123,11 +134,20 @@ def _split(fields: Fields) -> tuple[dict[bytes, bytes], Headers]:
         if name in pseudo or name not in _PSEUDO:
             raise MalformedError("repeated or unknown pseudo-header field")
         pseudo[name] = value
-    # `_check_fields` refuses a pseudo-header field behind others, because of its colon.
-    headers = [(name, value) for name, value in fields[len(pseudo) :]]
-    for value in pseudo.values():
+        if value in METHODS or value in _SCHEMES or value in VALID_HOSTS:
+            continue  # its characters are valid, which one look-up shows
         if _BAD_VALUE.search(value) or b"\n" in value:
             raise MalformedError("invalid character in a pseudo-header field")
+    # `_check_fields` refuses a pseudo-header field after others, because of its colon.
+    headers = list(fields[len(pseudo) :])
+    unchecked = [field for field in headers if field not in _CHECKED]
+    if unchecked:
+        _check_fields(unchecked)
+        for field in unchecked:
+            if field[0] not in _SECRETS and len(field[0]) + len(field[1]) <= _CHECKED_BYTES:
+                if len(_CHECKED) >= _CHECKED_BOUND:
+                    _CHECKED.clear()
+                _CHECKED.add(field)
     return pseudo, headers
 
 
@@ -141,11 +161,11 @@ def _check_fields(headers: Headers) -> None:
         raise MalformedError("invalid character in a field value")
     for name, value in headers:
         if name in _CONNECTION_FIELDS or (name == b"te" and value.lower() != b"trailers"):
-            raise MalformedError("a field of the connection, which HTTP/2 has none of")
+            raise MalformedError("a connection-specific field, which HTTP/2 does not allow")
 
 
 def _check_sizes(method: bytes, path: bytes, headers: Headers, limits: Limits) -> None:
-    """Apply the limits on an HTTP/1.1 head to the sizes that this head would have there."""
+    """Apply the limits of HTTP/1.1, as if this were an HTTP/1.1 head."""
     if len(method) + len(path) + 10 > limits.request_line:
         raise request_line_fault(b"%b %b" % (method, path))
     if len(headers) > limits.header_count:
@@ -161,7 +181,7 @@ def _check_sizes(method: bytes, path: bytes, headers: Headers, limits: Limits) -
 
 
 def _with_host(headers: Headers, authority: bytes | None) -> Headers:
-    """Put :authority in front as the Host field (RFC 9113 section 8.3.1), as ASGI asks for."""
+    """Put :authority in front as the Host field (RFC 9113 section 8.3.1), as ASGI requires."""
     if authority is None:
         return headers
     others = []

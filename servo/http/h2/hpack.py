@@ -1,91 +1,233 @@
-"""Header compression (RFC 7541): our replacements for the two codecs of the `h2` library.
+"""Header compression (RFC 7541).
 
-HPACK replaces a header field that was sent before by its index in a table. Each direction has a
-table of its own, which both ends keep alike. `StateMachine` installs the two codecs as `encoder`
-and `decoder`.
+HPACK replaces a header field that was sent before by its index in a table. Each direction has its
+own table, and both ends keep a copy of it. `FieldDecoder` reads the heads of requests,
+`FieldEncoder` writes those of responses.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from hpack import Decoder
-from hpack.exceptions import HPACKError, OversizedHeaderListError
-from hpack.table import HeaderTable
-
-from servo.http.h2.frames import COMPRESSION_ERROR, GoAwayError
+from servo.http.h2.frames import COMPRESSION_ERROR, ENHANCE_YOUR_CALM, GoAwayError
+from servo.http.h2.hpack_tables import (
+    FAILED,
+    HAS_SYMBOL,
+    MAY_END,
+    STATE_SHIFT,
+    STATIC_FIELDS,
+    decoding_table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     Field = tuple[bytes, bytes]
 
-# Bytes of the encoder's table, even if the client offers more (the protocol's default).
-TABLE_SIZE = 4096
+# Bytes of each table (the protocol's default). The client may offer a larger one for responses, but
+# we don't use it. Our SETTINGS offer the client no larger one for requests.
+TABLE_SIZE: Final = 4096
+# Bytes that a field counts in the table in addition to its name and value.
+_FIELD_OVERHEAD: Final = 32
 
-_STATIC = list(HeaderTable.STATIC_TABLE)
-_STATIC_FIELDS = {field: i for i, field in reversed(list(enumerate(_STATIC, 1)))}
-_STATIC_NAMES = {field[0]: i for i, field in reversed(list(enumerate(_STATIC, 1)))}
-_FIRST_DYNAMIC = len(_STATIC) + 1
+_STATIC_INDICES = {field: i for i, field in reversed(list(enumerate(STATIC_FIELDS, 1)))}
+_STATIC_NAMES = {field[0]: i for i, field in reversed(list(enumerate(STATIC_FIELDS, 1)))}
+_FIRST_DYNAMIC: Final = 62
 
-# Secrets. The mark forbids proxies, too, to compress them together with text that an attacker
-# chooses (RFC 7541 section 7.1.3).
+_HUFFMAN: Final[list[int]] = decoding_table()
+_SHIFT: Final = STATE_SHIFT
+# The most bytes after the first one of an integer: enough for 28 bits.
+_INTEGER_BYTES: Final = 4
+
+# Secrets. If they were compressed, an attacker who chooses other fields could guess them by the
+# compressed size. The "never indexed" mark keeps proxies, too, from compressing them (RFC 7541
+# section 7.1.3).
 _NEVER_INDEXED = frozenset((b"set-cookie", b"authorization", b"proxy-authenticate"))
-# Their values change with each response, and would push repeating fields out of the table.
+# Fields with a new value in each response. They would push repeated fields out of the table.
 _NOT_INDEXED = frozenset(
     (
         *(b"content-length", b"etag", b"last-modified", b"expires", b"location", b"age"),
         *(b"x-request-id", b"content-range", b"link", b"traceparent"),
     )
 )
-_LITERALS_BOUND = 1024
-_FIELD_BOUND = 512
+# Encoded literals by field, with their size in the table. All connections share them.
+_LITERALS: dict[Field, tuple[bytes, int]] = {}
+_LITERALS_BOUND: Final = 1024
+_FIELD_BOUND: Final = 512
 
 
-class FieldDecoder(Decoder):
-    """Decodes heads, and keeps the fields in `fields` instead of returning them to `h2`.
+class FieldDecoder:
+    """Decodes the heads of requests.
 
-    `h2` would end the whole connection for a malformed field, but RFC 9113 section 8.1.1 wants only
-    the stream to end. So it gets an empty list, and `head` judges the fields.
-
-    max_header_list_size  bytes of a decoded head, with 32 for each field
+    most  bytes of a decoded head, with 32 for each field. A longer head is refused early, because
+          one byte can stand for a field of 4 KB (CVE-2016-1544 and others)
     """
 
-    def __init__(self, max_header_list_size: int) -> None:
-        super().__init__(max_header_list_size)
-        self.fields: list[Field] = []
+    __slots__ = ("_data", "_entries", "_most", "_pos", "_room", "_size")
 
-    def decode(self, data: bytes, raw: bool = True) -> list[Field]:  # type: ignore[override]
-        try:
-            self.fields = list(super().decode(data, raw=True))
-        except OversizedHeaderListError:
-            raise  # `h2` has the right error code for it
-        except HPACKError as error:
-            # From here on the two ends' tables differ, and no later head could be read either, so
-            # the connection ends (RFC 9113 section 4.3). `h2` would report a PROTOCOL_ERROR.
-            raise GoAwayError(COMPRESSION_ERROR, ascii(str(error))[1:-1]) from error
-        return []
+    def __init__(self, most: int) -> None:
+        self._most = most
+        # The newest entry is the last one.
+        self._entries: list[Field] = []
+        self._size = 0
+        self._room = TABLE_SIZE
+        # The head that is decoded, and the place in it.
+        self._data = b""
+        self._pos = 0
+
+    @property
+    def table_size(self) -> int:
+        """The bytes that the fields in the table count."""
+        return self._size
+
+    def decode(self, data: bytes) -> list[Field]:
+        """Decode a whole head. Returns its fields in order.
+
+        data  the head, without the headers of its frames
+
+        Raises `GoAwayError`: after an error, the tables of both ends differ, so no later head can
+        be decoded.
+        """
+        fields: list[Field] = []
+        self._data = data
+        self._pos = 0
+        left = self._most
+        end = len(data)
+        while self._pos < end:
+            byte = data[self._pos]
+            if byte & 0x80:
+                field = self._entry(self._integer(0x7F))
+            elif byte & 0x40:
+                field = self._literal(0x3F)
+                self._insert(field)
+            elif byte & 0x20:
+                # A new size comes before all fields (RFC 7541 section 4.2).
+                if fields:
+                    raise _fault("a table size after a field")
+                self._resize(self._integer(0x1F))
+                continue
+            else:
+                field = self._literal(0x0F)
+            fields.append(field)
+            left -= len(field[0]) + len(field[1]) + _FIELD_OVERHEAD
+            if left < 0:
+                raise GoAwayError(ENHANCE_YOUR_CALM, "header list too large")
+        return fields
+
+    def _entry(self, index: int) -> Field:
+        if 0 < index < _FIRST_DYNAMIC:
+            return STATIC_FIELDS[index - 1]
+        back = index - _FIRST_DYNAMIC + 1
+        if not 0 < back <= len(self._entries):
+            raise _fault("no field has this index")
+        return self._entries[-back]
+
+    def _literal(self, mask: int) -> Field:
+        """Read a field that is not in the table; its name may be. `mask` has the index's bits."""
+        index = self._integer(mask)
+        name = self._entry(index)[0] if index else self._string()
+        return name, self._string()
+
+    def _string(self) -> bytes:
+        data = self._data
+        if self._pos >= len(data):
+            raise _fault("the head ends within a field")
+        is_coded = data[self._pos] & 0x80
+        size = self._integer(0x7F)
+        start = self._pos
+        self._pos = start + size
+        if self._pos > len(data):
+            raise _fault("the head ends within a field")
+        text = data[start : self._pos]
+        return _decode_huffman(text) if is_coded else text
+
+    def _integer(self, mask: int) -> int:
+        """Read an integer (RFC 7541 section 5.1) that begins in the bits of `mask`."""
+        data = self._data
+        pos = self._pos
+        value = data[pos] & mask
+        pos += 1
+        if value == mask:
+            shift = 0
+            while True:
+                if pos >= len(data) or shift == 7 * _INTEGER_BYTES:
+                    raise _fault("an integer without end, or too large")
+                byte = data[pos]
+                pos += 1
+                value += (byte & 0x7F) << shift
+                if byte < 0x80:
+                    break
+                shift += 7
+        self._pos = pos
+        return value
+
+    def _insert(self, field: Field) -> None:
+        size = len(field[0]) + len(field[1]) + _FIELD_OVERHEAD
+        if self._size + size > self._room:
+            self._evict(self._room - size)
+        if size <= self._room:
+            self._entries.append(field)
+            self._size += size
+
+    def _resize(self, size: int) -> None:
+        if size > TABLE_SIZE:
+            raise _fault("a table size above the limit")
+        self._room = size
+        self._evict(size)
+
+    def _evict(self, room: int) -> None:
+        """Drop the oldest entries until the others take no more than `room` bytes."""
+        entries = self._entries
+        size = self._size
+        dropped = 0
+        while size > room and dropped < len(entries):
+            name, value = entries[dropped]
+            size -= len(name) + len(value) + _FIELD_OVERHEAD
+            dropped += 1
+        del entries[:dropped]
+        self._size = size
+
+
+def _decode_huffman(text: bytes) -> bytes:
+    out = bytearray()
+    table = _HUFFMAN
+    entry = MAY_END
+    for byte in text:
+        entry = table[entry >> _SHIFT << 4 | byte >> 4]
+        if entry & HAS_SYMBOL:
+            if entry == FAILED:
+                raise _fault("bits that are no code")
+            out.append(entry & 0xFF)
+        entry = table[entry >> _SHIFT << 4 | byte & 0x0F]
+        if entry & HAS_SYMBOL:
+            if entry == FAILED:
+                raise _fault("bits that are no code")
+            out.append(entry & 0xFF)
+    if not entry & MAY_END:
+        raise _fault("a string that ends within a code")
+    return bytes(out)
+
+
+def _fault(what: str) -> GoAwayError:
+    return GoAwayError(COMPRESSION_ERROR, what)
 
 
 class FieldEncoder:
     """Encodes response heads.
 
-    Each field costs one look-up: in the static table, among the fields that this connection has
-    sent before, or among the literals built for any connection. Huffman coding is not used: a
-    repeated field is an index anyway, and other fields are too short to gain from it.
+    Each field needs one look-up: in the static table, in the fields that this connection has sent
+    before, or in the literals that all connections share. There is no Huffman coding: a repeated
+    field is only an index, and other fields are too short to benefit.
     """
 
     __slots__ = ("_entries", "_evicted", "_inserted", "_max", "_seen", "_size", "_sizes_told")
-
-    # Encoded literals by field, with their size in the table. All connections share them.
-    _literals: dict[Field, tuple[bytes, int]] = {}
 
     def __init__(self) -> None:
         self._max = TABLE_SIZE
         self._size = 0
         self._entries: deque[tuple[Field, int]] = deque()
-        # Field to the running number of its entry, and the numbers of entries made and evicted.
+        # field -> the number of its table entry; and how many entries were made and evicted so far.
         self._seen: dict[Field, int] = {}
         self._inserted = 0
         self._evicted = 0
@@ -93,30 +235,30 @@ class FieldEncoder:
 
     @property
     def header_table_size(self) -> int:
-        """Bytes of the table; `h2` sets it to what the client allows."""
+        """Bytes of the table: those of the client's limit that we use."""
         return self._max
 
     @header_table_size.setter
     def header_table_size(self, size: int) -> None:
         size = min(size, TABLE_SIZE)
         if size != self._max:
-            # Of several changes the smallest and the last must be sent (RFC 7541 section 4.2).
+            # After several changes, the smallest and the last size must be sent (RFC 7541 section
+            # 4.2).
             self._sizes_told = [*[told for told in self._sizes_told if told < size][:1], size]
             self._max = size
             self._evict(0)
 
-    def encode(self, headers: Iterable[Field], huffman: bool = True) -> bytes:
+    def encode(self, headers: Iterable[Field]) -> bytes:
         """Encode a head.
 
         headers  the fields, all bytes, names in lower case
-        huffman  ignored; `h2` passes it
         """
         parts = [_integer(size, 5, 0x20) for size in self._sizes_told]
         if parts:
             self._sizes_told = []
         seen = self._seen
         for field in headers:
-            index = _STATIC_FIELDS.get(field)
+            index = _STATIC_INDICES.get(field)
             if index is None:
                 number = seen.get(field)
                 if number is None:
@@ -127,13 +269,14 @@ class FieldEncoder:
         return b"".join(parts)
 
     def _literal(self, field: Field) -> bytes:
-        known = self._literals.get(field)
+        known = _LITERALS.get(field)
         if known is None:
             known = _build_literal(field)
-            if known[1] and len(known[0]) <= _FIELD_BOUND:
-                if len(self._literals) >= _LITERALS_BOUND:
-                    self._literals.clear()
-                self._literals[field] = known
+            # Content-Length is in no table, but the lengths of an app's responses repeat.
+            if (known[1] or field[0] == b"content-length") and len(known[0]) <= _FIELD_BOUND:
+                if len(_LITERALS) >= _LITERALS_BOUND:
+                    _LITERALS.clear()
+                _LITERALS[field] = known
         literal, size = known
         if size and size <= self._max:
             self._evict(size)
@@ -142,7 +285,8 @@ class FieldEncoder:
             self._inserted += 1
             self._size += size
         elif size:
-            # Too large for the table: it empties it and does not go in, as in the client's table.
+            # If the entry is too large for the table, this empties the table, and the entry is not
+            # added. The client does the same.
             self._evict(size)
         return literal
 
@@ -156,7 +300,7 @@ class FieldEncoder:
 
 
 def _build_literal(field: Field) -> tuple[bytes, int]:
-    """Encode a field as a literal. Returns its size in the table, too; 0 if it is not indexed."""
+    """Encode a field as a literal. Returns it and its size in the table; 0 if it is not indexed."""
     name, value = field
     size = 0
     if name in _NEVER_INDEXED:
@@ -165,7 +309,7 @@ def _build_literal(field: Field) -> tuple[bytes, int]:
         bits, mark = 4, 0
     else:
         bits, mark = 6, 0x40
-        size = len(name) + len(value) + 32
+        size = len(name) + len(value) + _FIELD_OVERHEAD
     index = _STATIC_NAMES.get(name, 0)
     parts = [_integer(index, bits, mark)]
     if not index:
@@ -188,5 +332,5 @@ def _integer(value: int, bits: int, mark: int) -> bytes:
     return bytes(out)
 
 
-# All indexed fields that can occur: an entry takes at least 32 bytes, which bounds the indices.
+# All possible indexed fields. An entry takes at least 32 bytes, so the indices are limited.
 _INDEXED = [_integer(index, 7, 0x80) for index in range(_FIRST_DYNAMIC + TABLE_SIZE // 32 + 1)]

@@ -1,24 +1,25 @@
-"""One HTTP/2 stream as a server sees it: how much of a body has arrived, and what it has to send.
+"""The server's side of one HTTP/2 stream: the received part of a body, and the unsent response.
 
-A stream is answered by the methods that `H1Connection` has, which obey the same rules and call the
-same functions; but here they return no bytes. A stream hands to its connection what may be sent at
-once, and keeps the rest until the client's windows and the socket allow it. So a stream that the
-client does not read holds up only itself.
+A stream has the response methods of `H1Connection`, with the same rules, but here they return no
+bytes. Instead, a stream passes the bytes that can be sent at once to its connection, and keeps the
+rest until the client's windows and the socket have room. So a stream that the client does not read
+blocks only itself.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from servo.http.errors import LocalProtocolError, ProtocolError
 from servo.http.h2.frames import INTERNAL_ERROR
 from servo.http.h2.head import MalformedError
 from servo.http.serialise import (
     LINE_LENGTH_BOUND,
+    as_bytes,
     collect,
-    flat,
     informational_line,
+    length_line,
     status_line,
     trailer_lines,
 )
@@ -31,17 +32,22 @@ if TYPE_CHECKING:
 
     Fields = list[tuple[bytes, bytes]]
 
-# How a response body is delimited. HTTP/2 needs no Content-Length, but if there is one it must be
-# true.
-_UNDECIDED, _NO_BODY, _LENGTH, _OPEN = range(4)
+# How a response body is delimited. HTTP/2 needs no Content-Length, but if there is one, it must be
+# correct.
+_UNDECIDED: Final = 0
+_NO_BODY: Final = 1
+_LENGTH: Final = 2
+_OPEN: Final = 3
 
-# Lines of HTTP/1 heads to the fields that HTTP/2 sends: most responses have the same lines.
+# A cache: line of an HTTP/1 head -> field of HTTP/2. Most responses have the same lines.
 _FIELDS: dict[bytes, tuple[bytes, bytes]] = {}
-_FIELDS_BOUND = 1024
+_FIELDS_BOUND: Final = 1024
+# Status code -> its field. There are at most 900.
+_STATUS_FIELDS: dict[int, tuple[bytes, bytes]] = {}
 
 
 class StreamOutput(Protocol):
-    """The part of `H2Connection` that its streams use; it is described there."""
+    """The part of `H2Connection` that its streams use."""
 
     tail: Tail
 
@@ -67,21 +73,25 @@ class StreamOutput(Protocol):
 
 
 class H2Stream:
-    """A request, its response, and the state between them. Made by `H2Connection`.
+    """A request with its response. `H2Connection` makes it.
 
     id                 the stream's number
     request            the head of the request
-    incoming           more of the request's body may come
-    unread             received bytes for which the client has not been given new window yet
-    response_started   a final response has begun, though it may still wait here
-    response_complete  the application has handed over all of the response
-    closed             nothing more can be sent: the stream has ended or was reset
-    queued             body bytes that wait here
-    tunnel             an extended CONNECT was accepted: each side ends its direction by itself
-    status             of the response; 0 before there is one
-    body_sent          body bytes that the application has handed over
+    incoming           whether more of the request's body may arrive
+    window             the number of body bytes that the client accepts; negative after it has
+                       reduced its windows
+    incoming_window    the number of body bytes that the client may send
+    unread             received bytes for which the client's window was not yet enlarged
+    response_started   whether the final response has begun; it may still wait here
+    response_complete  whether the application has passed all of the response
+    closed             whether no more can be sent: the stream has ended or was reset
+    queued             the number of body bytes that wait here
+    tunnel             whether an extended CONNECT was accepted. If so, each side ends its own
+                       direction
+    status             the response's status; 0 before there is one
+    body_sent          the number of body bytes that the application has passed
     close_after        ignored; it exists because callers set it on an `H1Connection`
-    raw_body           always False: a driver can't send body bytes past the framing
+    raw_body           always False: a driver can't send body bytes without framing
     driver             the driver's own object for this stream
     """
 
@@ -100,6 +110,7 @@ class H2Stream:
         "driver",
         "id",
         "incoming",
+        "incoming_window",
         "queued",
         "request",
         "response_complete",
@@ -107,23 +118,40 @@ class H2Stream:
         "status",
         "tunnel",
         "unread",
+        "window",
     )
 
     raw_body = False
 
-    def __init__(self, connection: StreamOutput, stream_id: int, request: Request) -> None:
+    def __init__(
+        self,
+        connection: StreamOutput,
+        stream_id: int,
+        request: Request,
+        window: int,
+        incoming_window: int,
+    ) -> None:
+        """
+        connection       gets the frames
+        stream_id        the stream's number
+        request          the head of the request
+        window           the first value of `window`
+        incoming_window  the first value of `incoming_window`
+        """
         self._connection = connection
         self.id = stream_id
         self.request = request
         self.incoming = request.more_body
+        self.window = window
+        self.incoming_window = incoming_window
         self._waits_for_continue = request.expect_continue
         self._expected = request.content_length
         self._received = 0
         self._framing = _UNDECIDED
         self._response_left = 0
         self._queue: deque[bytes | memoryview | Fields] = deque()
-        # The end of the response, once it is known: trailers (an empty list for none), or the error
-        # code of a reset.
+        # The end of the response: trailers (an empty list for none), or the error code of a reset.
+        # None while it is not known.
         self._end: Fields | int | None = None
         self.tunnel = False
         self.unread = 0
@@ -141,9 +169,9 @@ class H2Stream:
     def count_body(self, n: int, ended: bool, limit: int) -> None:
         """Count a part of the request's body. Raises `ProtocolError`.
 
-        n      bytes of the part
-        ended  whether it is the last
-        limit  bytes that the whole body may have; 0: no limit
+        n      the part's length in bytes
+        ended  whether it is the last part
+        limit  the maximum size of the whole body, in bytes; 0: no limit
         """
         self._received += n
         self._waits_for_continue = False
@@ -157,7 +185,7 @@ class H2Stream:
             raise ProtocolError(413, "request body too large")
 
     def read(self, left: int) -> None:
-        """The application has read all but `left` bytes of what arrived; let the client go on."""
+        """Let the client send more: the application has read all but `left` received bytes."""
         n = self.unread - left
         if n > 0 and self._connection.give_window(self, n):
             self.unread = left
@@ -167,10 +195,9 @@ class H2Stream:
     def send_response(self, status: Status, headers: Iterable[HeaderItem], body: Body) -> bytes:
         """Send a whole response. The arguments are as in `H1Connection.send_response`.
 
-        Raises `LocalProtocolError`, and then has sent nothing.
+        Raises `LocalProtocolError`; if so, nothing was sent.
         """
-        if type(body) is memoryview:
-            body = flat(body)
+        body = as_bytes(body)
         given = collect(headers)
         code, fields = self._start(status, given, len(body))
         if self._framing == _NO_BODY:
@@ -190,7 +217,7 @@ class H2Stream:
     def start_response(
         self, status: Status, headers: Iterable[HeaderItem], first: int = 0
     ) -> bytes:
-        """Send the head of a response whose body follows.
+        """Send the head of a response. The body follows.
 
         The arguments are as in `H1Connection.start_response`. Raises `LocalProtocolError`.
         """
@@ -204,24 +231,25 @@ class H2Stream:
         self._put(fields)
         return b""
 
-    def send_data(self, data: bytes) -> bytes:
-        """Send a part of the body. Raises `LocalProtocolError` past the Content-Length."""
+    def send_data(self, data: Body) -> bytes:
+        """Send a part of the body. Raises `LocalProtocolError` if it exceeds Content-Length."""
+        data = as_bytes(data)
         framing = self._framing
         if framing == _UNDECIDED:
-            raise LocalProtocolError("body data without a response that could have it")
+            raise LocalProtocolError("body data, but there is no response that could have a body")
         if framing != _NO_BODY and data:
             if framing == _LENGTH:
                 if len(data) > self._response_left:
                     raise LocalProtocolError("more body than Content-Length says")
                 self._response_left -= len(data)
             self.body_sent += len(data)
-            self._put(bytes(data))
+            self._put(data)
         return b""
 
     def end_response(self, trailers: Iterable[HeaderItem] = ()) -> bytes:
         """End the response, with trailers if there are any.
 
-        A body shorter than its Content-Length ends in a reset instead.
+        If the body is shorter than its Content-Length, the stream is reset instead.
         """
         if self._framing == _UNDECIDED:
             raise LocalProtocolError("no response to end")
@@ -238,23 +266,23 @@ class H2Stream:
             raise LocalProtocolError("no response is owed, or it has been started")
         informational_line(status)
         fields = [_field(line) for line in collect(headers).lines]
-        self._put([(b":status", b"%d" % status), *fields])
+        self._put([_status(status), *fields])
         return b""
 
     def send_continue(self) -> bytes:
-        """Send 100 Continue if the client waits for it. Call this when the body is wanted."""
+        """Send 100 Continue if the client waits for it. Call this to request the body."""
         if self._waits_for_continue and not self.response_started:
             self._waits_for_continue = False
-            self._put([(b":status", b"100")])
+            self._put([_status(100)])
         return b""
 
     def accept_tunnel(self, headers: Iterable[HeaderItem]) -> None:
-        """Accept an extended CONNECT (RFC 8441): both sides may send any bytes from here on."""
+        """Accept an extended CONNECT (RFC 8441): afterwards both sides may send any bytes."""
         self.start_response(200, headers)
         self.tunnel = True
 
     def refuse(self, error: ProtocolError) -> None:
-        """Answer a refused request, or reset the stream if another answer has begun."""
+        """Answer a refused request, or reset the stream if a response has begun."""
         if self.response_started:
             self.reset(INTERNAL_ERROR)
             return
@@ -274,15 +302,15 @@ class H2Stream:
         self._connection.reset(self, code)
 
     def abandon(self) -> None:
-        """Send what waits, then a reset: the application will not complete the response."""
+        """Send the waiting bytes and then a reset, because the response can't be completed."""
         self._put_end(INTERNAL_ERROR)
 
     def send_some(self, most: int) -> int:
-        """Send the next frame that waits. Called by the connection when it is this stream's turn.
+        """Send the next waiting frame. The connection calls this in the stream's turn.
 
-        most  bytes of a body to send at most
+        most  how many body bytes to send at most
 
-        Returns the number of body bytes, 1 for any other frame, or 0 if the window is shut.
+        Returns the number of body bytes, 1 for any other frame, or 0 if the window is closed.
         """
         queue = self._queue
         connection = self._connection
@@ -304,7 +332,7 @@ class H2Stream:
             self.queued -= n
             connection.count_unsent(-n)
         if not isinstance(item, list) and n < len(item):
-            # A view, since copying the rest after each frame would take quadratic time.
+            # Use a view: copying the rest after each frame would take quadratic time.
             queue[0] = memoryview(item)[n:]
             item = item[:n]
         else:
@@ -320,11 +348,11 @@ class H2Stream:
 
     @property
     def waiting(self) -> bool:
-        """Something waits here to be sent."""
+        """Whether bytes wait here to be sent."""
         return bool(self._queue) or self._end is not None
 
     def close(self) -> None:
-        """Mark the stream as ended, by either side, and drop what waits."""
+        """Mark the stream as ended, by either side, and drop the waiting bytes."""
         self.closed = True
         self.incoming = False
         self._drop()
@@ -354,15 +382,15 @@ class H2Stream:
     def _start(
         self, status: Status, given: Collected, whole: int | None
     ) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """Decide how the body is delimited; return the status code and the fields of the head.
+        """Decide how the body is delimited. Returns the status code and the fields of the head.
 
-        whole  the length of the body if all of it is there; None if it follows
+        whole  the length of the body, if it is complete; None if a body follows
         """
         if self.response_started:
             raise LocalProtocolError("no response is owed, or it has been started")
         code, _ = status_line(status)
         length = given.length
-        fields = [(b":status", b"%d" % code), *[_field(line) for line in given.lines]]
+        fields = [_status(code), *[_field(line) for line in given.lines]]
         if code in (204, 304) or self.request.method == "HEAD":
             self._framing = _NO_BODY
             if code == 204:
@@ -379,7 +407,7 @@ class H2Stream:
         else:
             self._framing = _OPEN
         if length is not None:
-            fields.append((b"content-length", b"%d" % length))
+            fields.append(_field(length_line(length)))
         tail = self._connection.tail
         if tail.date and not given.has_date:
             fields.append(_field(tail.date))
@@ -389,6 +417,13 @@ class H2Stream:
 
 
 _PLAIN = [(b"content-type", b"text/plain; charset=utf-8")]
+
+
+def _status(code: int) -> tuple[bytes, bytes]:
+    field = _STATUS_FIELDS.get(code)
+    if field is None:
+        field = _STATUS_FIELDS[code] = (b":status", b"%d" % code)
+    return field
 
 
 def _field(line: bytes) -> tuple[bytes, bytes]:

@@ -1,16 +1,16 @@
-"""HTTP/2 in the async worker: `H2Protocol` drives a connection, an `H2Channel` each request.
+"""HTTP/2 in the async worker: `H2Protocol` drives a connection, an `H2Channel` drives a request.
 
 The application's calls are the same as for HTTP/1.1 (`servo.apps.asgi`). A channel is the transport
 of one call, and the call writes its response into a stream (`servo.http.h2.stream`).
 
-**Taking turns.** All streams of a connection share one socket, and all connections one event loop.
-So neither reading nor writing does everything at once. Reading handles a limited number of frames
-per turn of the loop, and stops reading from the socket while more wait. Writing is postponed to the
-next turn, so that the frames of several streams leave in one write, and is limited per turn, too.
+**Taking turns.** All streams of a connection share one socket, and all connections share one event
+loop. So reading and writing are limited per turn of the loop. A turn handles a limited number of
+frames; while more frames wait, the socket is not read. Writing is postponed to the next turn, and
+then sends the frames of several streams in one call.
 
-**Held requests.** A request normally starts when it arrives. It waits, unseen by the application
-and the counters, in two cases: the connection drains (see `servo.http.h2.drain`), or the client
-reads so slowly that further responses would only use more memory.
+**Held requests.** A request normally starts when it arrives. In two cases it is held, and neither
+the application nor the counters see it yet: the connection drains (see `servo.http.h2.drain`), or
+the client reads so slowly that further responses would only use more memory.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 from servo.http.errors import ProtocolError
 from servo.http.events import Data, Refused, Request
 from servo.http.h2.connection import H2Connection
-from servo.http.h2.drain import GIVE_UP, SEND_GOAWAY, STEP_S, Drain, Pause
-from servo.http.h2.frames import CANCEL, NO_ERROR, REFUSED_STREAM, known_settings
+from servo.http.h2.drain import GIVE_UP, SEND_GOAWAY, STEP_S, Drain
+from servo.http.h2.frames import CANCEL, NO_ERROR, REFUSED_STREAM, ClientKind
 from servo.http.limits import LINGER_S
-from servo.net.sockets import end_transport
+from servo.net.sockets import end_transport, has_unread
 from servo.workers.aio.h2_settings import HIGH_WATER
 from servo.workers.aio.h2_stream import H2Channel
 from servo.workers.aio.linger import Linger
@@ -47,43 +47,44 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Bytes that are written in one call.
+# Bytes to write in one call.
 _WRITE_BYTES = 65536
 # Writes of one connection per turn of the loop.
 _WRITES_A_TURN = 4
-# Bytes of frames that may wait for their turn. Past it the socket is not read.
+# Bytes of frames that may wait for their turn. Above this, the socket is not read.
 _MAX_BACKLOG = 65536
-# Seconds between the turns of a client that uses up its allowances of cheap frames, as in a flood.
-# Several times as long as a turn takes, so that other connections get most of the time.
+# A client that floods us with cheap frames gets a turn only after this many seconds. A turn takes a
+# fraction of this time, so other connections get most of it.
 _STRAINED_PAUSE_S = 0.003
-# Bytes of responses that may wait for one client. Past it only a few of its requests run at a time:
-# a client that asks for much and reads nothing must not fill the memory (CVE-2019-9517). Ordinary
-# responses are far smaller, or come in pieces.
+# Bytes of responses that may wait for one client. Above this, only a few of its requests run at a
+# time. Otherwise a client could fill the memory by requesting much and reading nothing
+# (CVE-2019-9517). Ordinary responses are far smaller, or are sent in pieces.
 _MAX_UNSENT = 8 << 20
-# Requests that such a client may run at a time. Each adds at most what its application passes in
-# one `send`, and a page can go on while one of its downloads is slow. If the whole worker holds too
-# much (`Pressure`), it is one request.
+# How many requests of such a client may run at a time. With several, a page still loads while one
+# of its downloads is slow. Each request adds at most the bytes of one `send` to the memory. If the
+# worker as a whole holds too much (`Pressure`), only one request runs.
 _MAX_RUNNING_IF_SLOW = 8
-# Seconds, at least, for the GOAWAY of a connection in use, when its worker stops or the connection
-# has had `keepalive_requests`. An idle connection gets no time when its worker stops.
+# A draining connection looks for the right moment for its GOAWAY for at least this many seconds
+# (see servo.http.h2.drain). After `keepalive_requests`, the final GOAWAY is sent after this time.
 _MIN_DRAIN_S = 1.0
 
 
 class H2Protocol(asyncio.Protocol):
     """One HTTP/2 connection. An `H1Protocol` accepts the connection, and makes this object.
 
-    server     what the connections of the worker share
-    common     what its HTTP/2 connections share
+    server     the state that the connections of the worker share
+    common     the settings that its HTTP/2 connections share
     template   the parts of the scope that all requests of the connection share
     peer       the client
-    peer_name  its address, for logs
-    running    calls whose application has not returned. They may be more than the open streams,
-               because the client can reset a stream while its application goes on
+    peer_name  the client's address, for logs
+    running    the calls whose application has not returned. They can outnumber the open streams:
+               after the client resets a stream, the application still runs
     waiting    the channels that wait until some bytes are sent
     """
 
     __slots__ = (
         "_drain",
+        "_drain_put_off",
         "_drain_wait_s",
         "_ending",
         "_eof",
@@ -134,7 +135,8 @@ class H2Protocol(asyncio.Protocol):
         )
         # The streams of held requests, in the order of their arrival.
         self._held: dict[H2Stream, None] = {}
-        self._drain: Drain | Pause | None = None
+        self._drain: Drain | None = None
+        self._drain_put_off = False
         self._drain_wait_s = 0.0
         self._requests_seen = 0
         self._listening = True
@@ -144,8 +146,9 @@ class H2Protocol(asyncio.Protocol):
         self._eof = False
         self._write_due = False
         self._unsent = 0
-        # Since when the socket has taken nothing, since when a frame or head is incomplete, and
-        # since when no stream is open, in monotonic nanoseconds. The first two are 0 otherwise.
+        # Three times in monotonic nanoseconds: since when the socket has taken no bytes (0: it
+        # takes them), a frame or head has been incomplete (0: none is), and no stream has been
+        # open.
         self._stalled_ns = 0
         self._part_ns = 0
         self._idle_ns = monotonic_ns()
@@ -156,21 +159,23 @@ class H2Protocol(asyncio.Protocol):
     # --- the beginning --------------------------------------------------------------------------
 
     def start(self, data: bytes) -> None:
-        """Begin. `data` was received already: the client's preface, or a part of it."""
+        """Begin.
+
+        data  the bytes received so far: the client's preface, or a part of it
+        """
         self._http.start()
         self._take_over(data)
 
     def start_upgraded(self, request: Request, settings: bytes, data: bytes) -> None:
         """Begin after 101 Switching Protocols (RFC 7540 section 3.2).
 
-        request   the HTTP/1.1 request, which is answered as stream 1
-        settings  the client's settings, as its HTTP2-Settings field has them
-        data      bytes that came behind the request
+        request   the HTTP/1.1 request, which is answered on stream 1
+        settings  the client's settings, from its HTTP2-Settings field
+        data      the bytes received after the request
         """
-        payload = known_settings(settings) or b""
-        stream = self._http.start_upgraded(request, payload, monotonic())
+        stream = self._http.start_upgraded(request, settings, monotonic())
         self._take_over(b"")
-        self._take(stream, request)
+        self._handle([(stream, request)])
         self.data_received(data)
 
     def _take_over(self, data: bytes) -> None:
@@ -192,9 +197,9 @@ class H2Protocol(asyncio.Protocol):
                 self._drain_step()
 
     def eof_received(self) -> bool:
-        """See asyncio.Protocol. There is no half-closed HTTP/2 connection.
+        """See asyncio.Protocol. Closes the connection: HTTP/2 has no half-closed connections.
 
-        A client that sends no more can't send WINDOW_UPDATE either, so it can't get a response.
+        A client that has closed its side can't send WINDOW_UPDATE, so it can't get a long response.
         """
         self._eof = True
         self._http.fail(NO_ERROR, "the client has closed the connection")
@@ -231,7 +236,7 @@ class H2Protocol(asyncio.Protocol):
             if isinstance(event, Request):
                 assert stream is not None
                 if stream.closed:
-                    # The client has reset it in the same read: no application needs to see it.
+                    # The same read has also brought a reset: don't start the application.
                     self._count_refused(CLIENT_CLOSED, event.method, event.target)
                 else:
                     self._take(stream, event)
@@ -251,7 +256,7 @@ class H2Protocol(asyncio.Protocol):
             log.debug("Ended the HTTP/2 connection of %s: %s", self.peer_name, http.fault)
             self._give_up_all()
         elif http.more:
-            # Let other connections have their turn first.
+            # There is more to handle, but other connections have their turn first.
             if self._listening and http.backlog > _MAX_BACKLOG:
                 self._listening = False
                 self._transport.pause_reading()
@@ -286,7 +291,11 @@ class H2Protocol(asyncio.Protocol):
         self.server.meter.refused(status, method, target, self.peer_name)
 
     def _take(self, stream: H2Stream, request: Request) -> None:
-        """Start a request that has arrived, or hold it."""
+        """Start a new request, or hold it.
+
+        stream   its stream
+        request  the request
+        """
         if self._held or not self._may_begin(stream):
             self._held[stream] = None
         else:
@@ -306,10 +315,11 @@ class H2Protocol(asyncio.Protocol):
         return running < _MAX_RUNNING_IF_SLOW or not (http.unsent > _MAX_UNSENT or http.is_shut)
 
     def _on_held(self, stream: H2Stream, event: Data | Refused | Reset) -> None:
-        """Note what arrives for a held request: more of its body, or its end."""
+        """Handle an event of a held request: more of its body, or its end."""
         request = stream.request
         if isinstance(event, Data) and request.upgrade is None:
-            # At most a window of it arrives, as the window is not given back before the start.
+            # At most one window of the body can arrive before the request starts, because the
+            # window is enlarged only when the application reads.
             self.server.meter.received(len(event.data))
             request.body += event.data
             request.more_body = event.more_body
@@ -335,11 +345,9 @@ class H2Protocol(asyncio.Protocol):
 
     def _begin(self, stream: H2Stream, request: Request) -> None:
         server = self.server
-        if server.admission.is_last(self.peer) or not server.keep_alive_s:
-            self.drain(_MIN_DRAIN_S, _MIN_DRAIN_S)
         if self.running >= 2 * self.common.limits.streams:
-            # Rapid reset (CVE-2023-44487): the client has reset streams whose applications still
-            # run. Twice the number of its allowed streams is the limit.
+            # Rapid reset (CVE-2023-44487): the client has reset streams, but their applications
+            # still run. At most twice the number of allowed streams may run.
             stream.reset(REFUSED_STREAM)
             self._count_refused(503, request.method, request.target)
             return
@@ -352,6 +360,8 @@ class H2Protocol(asyncio.Protocol):
                 self._count_refused(error.status, request.method, request.target)
                 return
         admitted = server.admission.admit(request, self.peer)
+        if not request.keep_alive or not server.keep_alive_s:
+            self.drain(_MIN_DRAIN_S, _MIN_DRAIN_S)
         if isinstance(admitted, Refused):
             stream.refuse(admitted.error)
         else:
@@ -360,7 +370,7 @@ class H2Protocol(asyncio.Protocol):
     # --- writing --------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Write in the next turn of the loop, together with what else this turn produces."""
+        """Write in the next turn of the loop, together with the other output of this turn."""
         if not self._write_due:
             self._write_due = True
             self.server.loop.call_soon(self._write)
@@ -391,7 +401,7 @@ class H2Protocol(asyncio.Protocol):
     # --- closing --------------------------------------------------------------------------------
 
     def _untie_closed_streams(self) -> None:
-        """Untie channels from closed streams: else only the garbage collector could free them."""
+        """Free channels and closed streams, by breaking the reference cycles between them."""
         gone = self._http.gone
         while gone:
             gone.pop().driver = None
@@ -418,7 +428,7 @@ class H2Protocol(asyncio.Protocol):
         now = monotonic_ns()
         sock = transport.get_extra_info("socket")
         if sock is None or sock.fileno() < 0:
-            transport.close()  # the loop has closed the socket already
+            transport.close()  # the loop has already closed the socket: only tidy up
             return
         self._ending = Linger(sock.fileno(), self.server.settings.send_timeout, now)
         self._linger_end_ns = now + int(LINGER_S * 1e9)
@@ -433,33 +443,48 @@ class H2Protocol(asyncio.Protocol):
             transport.close()
 
     def drain(self, idle_s: float, fresh_s: float) -> None:
-        """See ServedConnection. How it is done depends on the client: see servo.http.h2.drain."""
+        """See ServedConnection. The steps depend on the client: see servo.http.h2.drain."""
         http = self._http
         if self._lingering or http.announced or self._drain is not None:
             return
-        wait_s = idle_s if self.peer.requests else fresh_s
-        if http.strict is not False:
-            self._drain = Drain(http, monotonic(), max(idle_s, _MIN_DRAIN_S), fresh_s)
-        elif self.peer.trusted:
-            self._announce(wait_s)  # a proxy, which handles any GOAWAY
+        if http.client is ClientKind.H2_LIBRARY and self._carries_long_lived():
+            # This client would drop its event streams at the GOAWAY. The sweep tries again later.
+            self._drain_put_off = True
             return
-        else:
-            self._drain = Pause(http, monotonic())
+        self._drain_put_off = False
+        wait_s = idle_s if self.peer.requests else fresh_s
+        if http.client is ClientKind.ORDINARY:
+            self._announce(wait_s)
+            return
+        self._drain = Drain(http, monotonic(), max(idle_s, _MIN_DRAIN_S), fresh_s)
         self._drain_wait_s = wait_s
         self.server.loop.call_later(STEP_S, self._drain_on)
 
     def _announce(self, wait_s: float) -> None:
-        """Send a first GOAWAY, and the final one when the client has seen it, or after `wait_s`."""
+        """Send a first GOAWAY, and the final one when the client has seen the first.
+
+        wait_s  seconds after which the final one is sent in any case
+        """
         self._http.announce()
         self.server.loop.call_later(wait_s, self._http.finish)
 
     def _drain_on(self) -> None:
-        self._drain_step()
+        if not self._has_input():
+            self._drain_step()
         if self._drain is not None and not self._http.closing:
             self.server.loop.call_later(STEP_S, self._drain_on)
 
+    def _has_input(self) -> bool:
+        """Whether received bytes wait to be read.
+
+        After a standstill of the process, such as SIGSTOP, uvloop runs timers before it reads. A
+        GOAWAY would then refuse a request that came in time.
+        """
+        sock = self._transport.get_extra_info("socket")
+        return self._listening and sock is not None and has_unread(sock.fileno())
+
     def _drain_step(self) -> None:
-        """Go on with a drain that waits for the right moment to send GOAWAY."""
+        """Continue a drain that waits for the right moment to send GOAWAY."""
         http, drain = self._http, self._drain
         if drain is None or http.closing:
             return
@@ -471,13 +496,35 @@ class H2Protocol(asyncio.Protocol):
             self._held.clear()
             http.finish_after(drain.last_id)
             self._write()
-        elif outcome == GIVE_UP and http.strict is False and isinstance(drain, Drain):
-            # Its SETTINGS came after the drain began: it is an ordinary client, maybe a browser.
-            self._drain = Pause(http, monotonic())
         elif outcome == GIVE_UP:
             self._drain = None
             self._announce(self._drain_wait_s)
             self._begin_held()
+
+    def _carries_long_lived(self) -> bool:
+        """Whether the worker lingers and this connection has a WebSocket or event stream."""
+        if not self.server.lingers:
+            return False
+        return any(
+            channel.websocket is not None
+            or (channel.call is not None and channel.call.is_long_lived)
+            for channel in self._channels()
+        )
+
+    def cut_requests(self, kept: list[ASGICall | WebSocketCall]) -> None:
+        """See ServedConnection."""
+        for stream in list(self._http.streams.values()):
+            channel = stream.driver
+            if not isinstance(channel, H2Channel):
+                stream.reset(REFUSED_STREAM if stream in self._held else CANCEL)
+            elif channel.websocket is None and channel.call not in kept:
+                channel.give_up(CLIENT_CLOSED)
+                stream.reset(CANCEL)
+        for stream in self._held:
+            self._count_refused(503, stream.request.method, stream.request.target)
+        self._held.clear()
+        if not self._http.streams:
+            self.abort()
 
     def abort(self) -> None:
         """See memory_pressure.Client."""
@@ -517,7 +564,7 @@ class H2Protocol(asyncio.Protocol):
         return [driver for driver in drivers if isinstance(driver, H2Channel)]
 
     def _end_late_parts(self, now: int) -> None:
-        """End streams, or the connection, if the client takes or sends nothing for too long."""
+        """End streams, or the connection, if the client takes too long to read or to send bytes."""
         settings = self.server.settings
         http = self._http
         if http.streams or self.peer.requests != self._requests_seen:
@@ -533,11 +580,13 @@ class H2Protocol(asyncio.Protocol):
                 if isinstance(stream.driver, H2Channel):
                     stream.driver.end_late_client(now)
                 elif stream.waiting and stream.queued:
-                    stream.reset(CANCEL)  # it has no application, only a refusal that nobody reads
-        elif now - self._idle_ns > self._most_idle_ns():
+                    stream.reset(CANCEL)  # a refusal that the client does not read
+        elif now - self._idle_ns > self._most_idle_ns() and not self._has_input():
             http.finish()
+        if self._drain_put_off:
+            self.drain(settings.drain_idle, settings.drain_idle)
         if self._held:
-            # Less may wait on other connections of the worker now.
+            # Other connections may have released memory, so that held requests can start.
             self._begin_held()
 
     def _most_idle_ns(self) -> int:
@@ -547,7 +596,7 @@ class H2Protocol(asyncio.Protocol):
         return int(timeout * 1e9) if timeout else 1 << 62
 
     def _on_stalled(self, now: int) -> None:
-        """The client takes nothing: abort, unless it has taken some of the buffer since."""
+        """Abort if the client has taken no bytes of the buffer since the last check."""
         left = self._transport.get_write_buffer_size()
         if left < self._unsent:
             self._unsent = left

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from servo.http.limits import H2Limits
-from servo.http.negotiate import has_http2, protocols
+from servo.http.negotiate import protocols
 
 if TYPE_CHECKING:
     import asyncio
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from servo.net.tls import TLS
     from servo.settings.sources import Settings
 
-# Bytes of one stream's response that may wait for the client. Past it the application's `send`
-# waits, and a WebSocket on the stream stops reading. Files are read in blocks of this size. An
-# asyncio transport has the same limit.
+# How many bytes of one stream's response may wait for the client (as in an asyncio transport).
+# Above this, the application's `send` waits, and a WebSocket on the stream stops reading. Files are
+# read in blocks of this size.
 HIGH_WATER: Final = 65536
 
 
 class H2Settings:
-    """How a worker speaks HTTP/2.
+    """The HTTP/2 settings of one worker.
 
     protocols        the protocols that ALPN offers, "h1" and "h2", in order of preference
     prior_knowledge  whether a connection of a trusted peer may begin as HTTP/2 without TLS
-    upgrade          whether a connection of a trusted peer may go over to HTTP/2 from HTTP/1.1
-    limits           the limits that the client is told
+    upgrade          whether a connection of a trusted peer may switch from HTTP/1.1 to HTTP/2
+    limits           the limits that we announce to the client
     date             whether responses have a Date field
     """
 
@@ -49,11 +49,12 @@ class H2Settings:
 
 
 def h2_settings(settings: Settings, tls: TLS | None) -> H2Settings | None:
-    """The settings of HTTP/2; None if its library is missing, or no connection can speak it.
+    """The HTTP/2 settings; None if no connection can use HTTP/2.
 
-    tls   the worker's TLS contexts; None if it serves plain HTTP
+    settings  the worker's settings
+    tls       the worker's TLS contexts; None if it serves plain HTTP
     """
-    if not has_http2() or "h2" not in (settings.http_protocols or ("h2",)):
+    if "h2" not in (settings.http_protocols or ("h2",)):
         return None
     if tls is None and settings.http2_cleartext == "off":
         return None

@@ -1,8 +1,8 @@
 """One request over HTTP/2: `H2Channel` connects the application's call to the request's stream.
 
-The connection (`H2Protocol`) makes a channel when it starts a request, and gives it the body as it
-arrives. To the call the channel is its `ASGITransport`. The call writes the response into the
-stream (`servo.http.h2.stream`), and the connection sends from there.
+The connection (`H2Protocol`) makes a channel when it starts a request, and passes the body to it.
+The channel is the `ASGITransport` of the call. The call writes the response into the stream
+(`servo.http.h2.stream`), and the connection sends the stream's bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger("servo.error")
 
 
 class StreamOwner(Protocol):
-    """The connection of a channel, as far as the channel uses it; see `H2Protocol`."""
+    """The part of the connection that a channel uses; see `H2Protocol`."""
 
     server: StreamServer
     common: H2Settings
@@ -45,10 +45,10 @@ class StreamOwner(Protocol):
 
 
 class H2Channel:
-    """The driver of one stream. Made for each request that an application gets.
+    """The driver of one stream, with one request for the application.
 
     loop       the worker's event loop
-    call       the application's call; None once the response is complete, or given up
+    call       the application's call; None after the response is complete or given up
     websocket  gets the stream's data after the application has accepted a WebSocket; else None
     """
 
@@ -77,9 +77,9 @@ class H2Channel:
     ) -> None:
         """
         protocol   the connection
-        stream     the stream on which the request came
+        stream     the request's stream
         admitted   the request
-        handshake  what a request for a WebSocket asks for; None for an ordinary request
+        handshake  the WebSocket's handshake; None for an ordinary request
         """
         server = protocol.server
         self._protocol = protocol
@@ -89,7 +89,7 @@ class H2Channel:
         self._body_rate: BodyRate | None = None
         self._paced_ns = 0
         self._full_ns = 0
-        # Since when the client has taken nothing, and how many bytes waited for it then.
+        # Since when the client has taken no bytes, and how many bytes were waiting at that time.
         self._stalled_ns = 0
         self._unsent = 0
         self._lost = False
@@ -119,14 +119,14 @@ class H2Channel:
             self._pace_body(0)
         server.begin(call, self._admitted)
         if call.request.upgrade is not None and not self._stream.incoming:
-            # END_STREAM came with the head. It means the same as later: the client sends no more,
-            # as with TCP's FIN (RFC 8441 section 5).
+            # END_STREAM came with the head. Like TCP's FIN, it means that the client will send
+            # nothing more (RFC 8441 section 5).
             call.end_of_input()
 
     # --- from the connection --------------------------------------------------------------------
 
     def feed(self, event: Data) -> None:
-        """More of the body has arrived."""
+        """Pass a part of the body to the application."""
         n = len(event.data)
         if self.websocket is not None:
             self.websocket.feed(event)
@@ -136,8 +136,8 @@ class H2Channel:
             return
         self._protocol.server.meter.received(n)
         if call.request.upgrade is not None:
-            # The handshake is not answered yet. Until then a client must not send data, and one
-            # that ends its side can't become a WebSocket.
+            # Before its handshake is answered, a client must not send data. If it ends its side,
+            # the stream can't become a WebSocket.
             self.give_up(400 if n else CLIENT_CLOSED)
             self._stream.reset(CANCEL)
             return
@@ -148,7 +148,7 @@ class H2Channel:
             self._paced_ns = 0
 
     def give_up(self, status: int) -> None:
-        """The stream has ended before the response was complete.
+        """End the request, because the stream has ended before the response was complete.
 
         status  the status to log if no response has begun
         """
@@ -162,7 +162,9 @@ class H2Channel:
         self.wake_drained()
 
     def end_late_request(self, now: int) -> int:
-        """Once a second: end the application's work if it lasts longer than `request_timeout`.
+        """End a request that has run for longer than `request_timeout`. Called once a second.
+
+        now  monotonic nanoseconds
 
         Returns when the request was admitted, in monotonic nanoseconds; 0 if it is answered.
         """
@@ -175,14 +177,19 @@ class H2Channel:
         return call.started_ns
 
     def end_late_client(self, now: int) -> None:
-        """Once a second: end the stream if its client takes or sends nothing for too long."""
+        """End the stream if the client takes too long to read or to send bytes.
+
+        Called once a second.
+
+        now  monotonic nanoseconds
+        """
         stream = self._stream
         settings = self._protocol.server.settings
         if stream.queued == 0 or stream.queued != self._unsent:
             self._unsent = stream.queued
             self._stalled_ns = now
         elif settings.send_timeout and now - self._stalled_ns > settings.send_timeout * 1e9:
-            log.debug("Reset a stream: its client has taken nothing within send_timeout")
+            log.debug("Reset a stream: its client took no bytes within send_timeout")
             self.give_up(CLIENT_CLOSED)
             stream.reset(CANCEL)
             return
@@ -191,7 +198,10 @@ class H2Channel:
             self.give_up(408)
 
     def _pace_body(self, received: int) -> None:
-        """Limit the wait for more of the body, except while the application doesn't read it."""
+        """Set the time limit for the next part of the body; none while the app does not read.
+
+        received  bytes of the body that have just arrived
+        """
         call = self.call
         now = monotonic_ns()
         if self._body_rate is None:
@@ -212,7 +222,7 @@ class H2Channel:
         return self._stream.queued <= HIGH_WATER
 
     def write(self, data: bytes) -> None:
-        """See ASGITransport. Nothing to do: the call has written into the stream itself."""
+        """See ASGITransport. Does nothing: the call writes into the stream itself."""
 
     async def drained(self) -> None:
         """See ASGITransport."""
@@ -225,7 +235,7 @@ class H2Channel:
             raise ClientDisconnected("the client has reset the stream")
 
     def wake_drained(self) -> None:
-        """See SendWaiter. Let the application go on if enough was sent."""
+        """See SendWaiter. Lets the application continue if enough bytes were sent."""
         if self.websocket is not None:
             self.websocket.sent()
         waiter = self._drain_waiter
@@ -236,7 +246,7 @@ class H2Channel:
                 waiter.set_result(None)
 
     def resume_reading(self) -> None:
-        """See ASGITransport. Gives the client as much of its window back as the app has read."""
+        """See ASGITransport. Enlarges the client's window by the bytes that the app has read."""
         call = self.call
         stream = self._stream
         if call is not None and stream.incoming:
@@ -245,7 +255,7 @@ class H2Channel:
                 self._pace_body(0)
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
-        """See ASGITransport. Reads the file, as sendfile can't put its bytes into frames."""
+        """See ASGITransport. Reads the file, because sendfile can't put bytes into frames."""
         end = offset + count
         while offset < end and not self._lost:
             size = min(end - offset, HIGH_WATER)
@@ -263,7 +273,7 @@ class H2Channel:
             return
         stream = self._stream
         if not stream.response_complete:
-            stream.abandon()  # with a reset: the client must not take the response for whole
+            stream.abandon()  # reset it, or the client would consider the response complete
         self._count(call, stream.status)
 
     def call_done(self, call: ASGICall | WebSocketCall) -> None:
@@ -277,7 +287,7 @@ class H2Channel:
     def open_websocket(
         self, call: WebSocketCall, headers: Headers, connection: WebSocketConnection
     ) -> H2WebSocket:
-        """See HandshakeTransport. From here on the stream belongs to the WebSocket (RFC 8441)."""
+        """See HandshakeTransport. Afterwards the stream belongs to the WebSocket (RFC 8441)."""
         from servo.workers.aio.websocket_h2 import H2WebSocket
 
         server = self._protocol.server
@@ -299,7 +309,7 @@ class H2Channel:
         self._stream.reset(CANCEL)
 
     def _on_request_timeout(self, call: ASGICall | WebSocketCall) -> None:
-        """End a request after `request_timeout`: with 504 if nothing was sent, else a reset."""
+        """End a request after `request_timeout`: with 504 if no byte was sent, else a reset."""
         log.error(
             "%s %a has run for more than %g s (request_timeout): cancelled",
             call.request.method,
@@ -315,7 +325,7 @@ class H2Channel:
     # --- counting -------------------------------------------------------------------------------
 
     def _take_call(self) -> ASGICall | WebSocketCall | None:
-        """Take the call off the channel; None if its response is complete already."""
+        """Remove and return the application's call; None if its response is already complete."""
         call, self.call = self.call, None
         self._paced_ns = 0
         return call

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from servo.workers.aio.server import StreamServer
     from servo.workers.aio.websocket_handshake import WebSockets
 
-# Bytes that may wait for the client once HIGH_WATER has stopped the application: below it may go
-# on. A quarter, as asyncio's transports do.
+# HIGH_WATER unsent bytes stop the application. It continues when this many are left: a quarter, as
+# in asyncio's transports.
 _LOW_WATER = HIGH_WATER // 4
 
 
@@ -25,11 +25,11 @@ class SendWaiter(Protocol):
     """An object that waits for the HTTP/2 connection to send; an `H2Channel` is one."""
 
     def wake_drained(self) -> None:
-        """Some bytes of the connection were sent: go on, if that is enough."""
+        """Continue if enough bytes are sent. Called after the connection has sent some."""
 
 
 class H2WebSocket(WebSocketSession):
-    """A WebSocket whose wire is a stream. END_STREAM stands for TCP's FIN (RFC 8441 section 5)."""
+    """A WebSocket whose wire is a stream. END_STREAM corresponds to TCP's FIN (RFC 8441, 5)."""
 
     __slots__ = ("_channel", "_hung_up", "_listening", "_stream", "_waiting")
 
@@ -44,13 +44,13 @@ class H2WebSocket(WebSocketSession):
         channel: SendWaiter,
     ) -> None:
         """
-        server      the server that the connection belongs to
-        settings    of all WebSockets of the worker
+        server      the connection's server
+        settings    the settings of all WebSockets of the worker
         app         the application's call
-        connection  frames and parses messages
+        connection  the sans-I/O WebSocket, which frames and parses messages
         stream      the wire
-        waiting     the connection's channels to wake when it has sent something
-        channel     the channel of this stream, which `waiting` gets while the stream is full
+        waiting     the channels that the connection wakes after it has sent bytes
+        channel     the stream's channel; it is in `waiting` while the stream's buffer is full
         """
         super().__init__(server, settings, app, connection)
         self._stream = stream
@@ -60,7 +60,7 @@ class H2WebSocket(WebSocketSession):
         self._hung_up = False
 
     def feed(self, event: Data) -> None:
-        """The stream has received data."""
+        """Handle data from the client."""
         if event.data:
             self.received(event.data)
         if self._listening:
@@ -71,7 +71,7 @@ class H2WebSocket(WebSocketSession):
                 self.lost()
 
     def sent(self) -> None:
-        """The connection has sent something."""
+        """Resume if the stream's buffer is nearly empty. Called after the connection has sent."""
         if self._congested and self._stream.queued <= _LOW_WATER:
             self._waiting.discard(self._channel)
             self.buffer_empty()
@@ -88,7 +88,7 @@ class H2WebSocket(WebSocketSession):
         return self._stream.queued
 
     def held_bytes(self) -> int:
-        """See memory_pressure.Client. 0: the HTTP/2 connection counts these bytes."""
+        """See memory_pressure.Client. Always 0: the HTTP/2 connection counts these bytes."""
         return 0
 
     def read_on(self, on: bool) -> None:

@@ -1,4 +1,4 @@
-"""Streams: what a response becomes in frames, and what waits for windows."""
+"""Streams: the frames of responses, and the wait for windows."""
 
 from __future__ import annotations
 
@@ -31,6 +31,32 @@ def test_a_body_that_is_a_view_is_measured_in_bytes(view: memoryview) -> None:
     assert pair.client.answers[1].body == b"wide"
     assert stream.body_sent == 4
     pair.still_serves()
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_body_may_be_any_kind_of_bytes(kind: type) -> None:
+    pair = Pair()
+    whole, parts = pair.ask(head(1)), pair.ask(head(3))
+    whole.send_response(200, PLAIN, kind(b"abcdef"))
+    parts.start_response(200, PLAIN)
+    parts.send_data(kind(b"abc"))
+    parts.send_data(kind(b"def"))
+    parts.end_response()
+    pair.listen()
+    for number in (1, 3):
+        assert pair.client.answers[number].body == b"abcdef"
+        assert pair.client.answers[number].ended
+
+
+@pytest.mark.parametrize("body", ["abc", 3, None, [b"a"]])
+def test_a_body_of_another_type_is_refused(body: object) -> None:
+    pair = Pair()
+    stream = pair.ask(head(1))
+    with pytest.raises(LocalProtocolError, match="made of bytes"):
+        stream.send_response(200, PLAIN, body)
+    stream.start_response(200, PLAIN)
+    with pytest.raises(LocalProtocolError, match="made of bytes"):
+        stream.send_data(body)
 
 
 def test_fields_of_lines_are_kept_within_bounds() -> None:
