@@ -1,21 +1,22 @@
-"""Tells errors of accept(2) that last from errors that concern only one client.
+"""Distinguishes lasting errors of accept(2) from errors that concern only one client.
 
-Some errors remove the connection from the accept queue: its client is gone. Then the next accept
-can follow at once.
+After some errors the connection is no longer in the accept queue, because the client is gone. Then
+the worker can accept again at once.
 
-Others leave it in the queue: the process has no free descriptor, or a security module (LSM) forbids
-accept(2). The poller goes on to report the listener as readable, and a server that accepts again at
-once would burn a whole CPU. So it pauses its listeners for a while.
+After other errors the connection is still in the queue: the process has no free descriptor, or a
+security module (LSM) forbids accept(2). A worker that tried again at once would use a whole CPU,
+because epoll would report the listener again and again. So the worker pauses its listeners for a
+while.
 """
 
 from __future__ import annotations
 
 import errno
 
-# There is no descriptor, or no memory, left for a connection.
+# No descriptor, or no memory, is left for a connection.
 NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-# Errors that are pending on the new connection, or a firewall that refuses it. They concern only
-# that client, so accept(2) asks servers to treat them like EAGAIN.
+# Errors of the new connection, or of a firewall that refuses it. They concern only this client:
+# according to accept(2), servers should treat them like EAGAIN.
 CLIENT_LOST = frozenset(
     {
         errno.ECONNABORTED,
@@ -31,24 +32,25 @@ CLIENT_LOST = frozenset(
         errno.ETIMEDOUT,
     }
 )
-# This many in a row don't come from clients: a sandbox that forbids accept(2) always returns EPERM.
+# More of these errors in a row don't come from clients. For example, a sandbox that forbids
+# accept(2) always returns EPERM.
 MAX_LOST_IN_A_ROW = 100
 
 
 class AcceptErrors:
-    """Judges the errors of accept(2) in one process.
+    """Decides about the errors of accept(2) in one process.
 
-    lost  number of accepts in a row that have lost their client; the caller sets it to 0 after an
-          accept that succeeds or finds the queue empty
+    lost  the number of accepts in a row with a lost client. The caller sets it to 0 after an accept
+          that succeeds or finds the queue empty
     """
 
     def __init__(self) -> None:
         self.lost = 0
 
     def must_pause(self, error: OSError) -> bool:
-        """Whether to pause the listeners for a while. If not, only that client is lost.
+        """Whether to pause the listeners for a while. If not, only one client is lost.
 
-        error  that accept(2) raised
+        error  the error of accept(2)
         """
         if error.errno in CLIENT_LOST:
             self.lost += 1

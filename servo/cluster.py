@@ -9,16 +9,16 @@
     cluster.broadcast("user:7", topic="cache.drop")
     total = cluster.request(None, to=1, topic="count", timeout=2.0)
 
-A worker is addressed by its `slot`, which its successor takes over. Slot 0 is the arbiter, whose
-configuration file may have an `on_message` hook. Messages are JSON values: tuples arrive as lists,
-and keys as strings.
+A worker's address is its `slot`, a number from 1 up. If the worker is replaced, the new worker gets
+the same slot. Slot 0 is the arbiter: its configuration file may have an `on_message` hook. Messages
+are JSON values: tuples arrive as lists, and keys as strings.
 
-Each message is delivered at most once. Messages of one sender to one worker arrive in order, and
-every worker gets broadcasts in the same order. Queues are bounded: messages that don't fit are
-dropped, counted (`stats`) and logged. So no sender ever waits for a slow or dead worker.
+Each message is delivered at most once. Messages from one sender to one worker arrive in order, and
+all workers get broadcasts in the same order. Queues are bounded: messages that don't fit are
+dropped, counted (`stats`) and logged. So a sender never waits for a slow or dead worker.
 
-Outside of a server, in a shell or a test, the process is a cluster of one: it has slot 1 and can
-only talk to itself.
+Outside a server, in a shell or a test, the process is a cluster of one: it has slot 1, and can only
+send messages to itself.
 """
 
 from __future__ import annotations
@@ -63,47 +63,47 @@ __all__ = [
     "ARBITER",
 ]
 
-# The longest message in JSON. With its header and topic it fits into a frame of the channel.
+# How many bytes a message may have in JSON. Header and topic need the rest of a MiB.
 MAX_MESSAGE_BYTES = (1 << 20) - 1024
 REQUEST_TIMEOUT_S = 5.0
 
-slot: int  # of this worker
-pid: int  # of this process
+slot: int  # this worker's slot
+pid: int  # this process's pid
 
 
 class ClusterError(ServoError):
-    """A message can't be sent, or a request was not answered."""
+    """Raised if a message can't be sent, or a request was not answered."""
 
 
 class MessageTooLong(ClusterError, ValueError):  # noqa: N818
-    """A message of more than MAX_MESSAGE_BYTES."""
+    """Raised for a message of more than MAX_MESSAGE_BYTES."""
 
 
 class NoSuchWorker(ClusterError):  # noqa: N818
-    """No worker has the slot that a request was for."""
+    """Raised if no worker has the slot of a request."""
 
 
 class ClusterOverflow(ClusterError):  # noqa: N818
-    """A request was dropped, because the queue of its receiver or of the arbiter is full."""
+    """Raised if a request was dropped: the queue of its receiver or of the arbiter is full."""
 
 
 class WorkerLost(ClusterError):  # noqa: N818
-    """The worker ended before it answered a request."""
+    """Raised if the worker ended before it answered a request."""
 
 
 class RequestFailed(ClusterError):  # noqa: N818
-    """The handler raised an exception, or the topic has no handler. The message says which."""
+    """Raised if the handler raised an exception, or the topic has no handler."""
 
 
 class RequestTimeout(ClusterError, TimeoutError):  # noqa: N818
-    """A request was not answered in time. The handler may still run."""
+    """Raised if a request was not answered in time. The handler may still run."""
 
 
 class Sender(NamedTuple):
     """The sender of a message.
 
-    slot    of the worker; 0 is the arbiter: its configuration file, or `servoctl send`
-    serial  differs between a worker and its successor in the slot
+    slot    the worker's slot; 0 is the arbiter (its configuration file, or `servoctl send`)
+    serial  the worker's number; a new worker in the same slot has another one
     """
 
     slot: int
@@ -113,12 +113,12 @@ class Sender(NamedTuple):
 class WorkerInfo(NamedTuple):
     """A live worker.
 
-    slot        its number for operators and applications; while a worker is being replaced, it and
-                its successor have the same
-    pid         of its process
+    slot        its place, 1 to N; during a replacement, the old and the new worker have the same
+                slot
+    pid         its process id
     state       "spawned", "booting", "ready" or "draining"
-    generation  1, and one more with each reload
-    serial      differs between a worker and its successor
+    generation  the number of its configuration and code: 1, and one more with each reload
+    serial      its number, never reused
     """
 
     slot: int
@@ -152,10 +152,10 @@ def send(message: Any, *, to: int, topic: str = "") -> bool:
     to       the worker's slot; 0 is the arbiter
     topic    selects the handlers; at most 255 bytes in UTF-8
 
-    While a worker is being replaced, the newest ready worker of the slot gets the message. A worker
-    that is booting handles it once it is ready. Returns False if the message was dropped at once,
-    because the queue is full. True does not promise that it arrives: the receiver may end, or be
-    too slow. Raises TypeError if the message is not a JSON value, and MessageTooLong.
+    During a replacement, the newest ready worker of the slot gets the message. A booting worker
+    handles it when it is ready. Returns False if the message was dropped at once, because the queue
+    is full. True is no promise that it arrives: the receiver may end, or be too slow. Raises
+    TypeError if the message is not a JSON value, and MessageTooLong.
     """
     return _backend.send(encode_message(message), encode_topic(topic), _target(to), with_self=True)
 
@@ -165,9 +165,9 @@ def broadcast(message: Any, *, topic: str = "", with_self: bool = True) -> bool:
 
     message    a JSON value
     topic      selects the handlers
-    with_self  whether this worker gets the message, too
+    with_self  whether this worker also gets the message
 
-    Returns and raises as `send` does.
+    Returns and raises the same as `send`.
     """
     return _backend.send(
         encode_message(message), encode_topic(topic), EVERYONE, with_self=with_self
@@ -175,16 +175,16 @@ def broadcast(message: Any, *, topic: str = "", with_self: bool = True) -> bool:
 
 
 def request(message: Any, *, to: int, topic: str = "", timeout: float = REQUEST_TIMEOUT_S) -> Any:
-    """Send a request to a worker, wait for its handler, and return what the handler returned.
+    """Send a request to a worker, wait for its handler, and return the handler's result.
 
     message  a JSON value
     to       the worker's slot; 0 is the arbiter
     topic    selects the handler
-    timeout  in seconds
+    timeout  how long to wait, in seconds
 
-    This blocks, so it raises RuntimeError in the thread of an event loop; use `arequest` there.
-    Raises NoSuchWorker, ClusterOverflow, WorkerLost, RequestFailed, RequestTimeout, and what `send`
-    raises.
+    This blocks, so it raises RuntimeError in the thread of an event loop: use `arequest` there.
+    Raises NoSuchWorker, ClusterOverflow, WorkerLost, RequestFailed, RequestTimeout, and the errors
+    of `send`.
     """
     if _on_loop():
         raise RuntimeError("cluster.request would block the event loop: await cluster.arequest")
@@ -210,18 +210,19 @@ def on_message(topic: Function) -> Function: ...
 def on_message(topic: Any = "") -> Any:
     """Decorate a function that handles the messages of a topic.
 
-    topic  of the messages; without it (`@cluster.on_message`), messages without a topic
+    topic  the topic; without it (`@cluster.on_message`), the messages without a topic
 
-    The function is called with the message, and with its `Sender` if it takes two arguments. It may
-    be a coroutine function. If the message is a request, its return value is the answer; if several
-    functions handle the topic, the first one answers. The thread depends on the worker class:
+    The function is called with the message; if it takes two arguments, also with the `Sender`. It
+    may be a coroutine function. If the message is a request, the function's result is the answer;
+    if several functions handle the topic, the first one answers. The thread that calls the function
+    depends on the worker class:
 
     async    the event loop's thread, which starts coroutines in the order of the messages (with a
              WSGI application: as in a thread worker)
-    thread   a thread only for messages, which handles one after the other
+    thread   a separate thread, which handles one message after the other
     sync     the main thread, between two requests
 
-    Register handlers while the application is imported. They are called once the worker is ready.
+    Register handlers while the application is imported. They are called when the worker is ready.
     """
     if callable(topic):
         _add_handler("", topic)
@@ -236,7 +237,7 @@ def on_message(topic: Any = "") -> Any:
 
 
 def workers() -> list[WorkerInfo]:
-    """The live workers, sorted by slot. Within a slot the older one comes first."""
+    """The live workers, sorted by slot, and by age within a slot (the older one first)."""
     return sorted(_backend.workers(), key=lambda worker: (worker.slot, worker.serial))
 
 
@@ -251,7 +252,7 @@ def stats() -> Stats:
 
 
 def __getattr__(name: str) -> Any:
-    # `install` changes these, so they can't be plain attributes of the module.
+    # `install` changes these values, so they can't be plain attributes of the module.
     if name in ("slot", "pid"):
         return getattr(_backend, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -291,8 +292,8 @@ def _target(to: int) -> int:
 class Handler(NamedTuple):
     """A function that handles messages.
 
-    function      the application's
-    takes_sender  whether it is called with a Sender, too
+    function      the application's function
+    takes_sender  whether it is also called with a Sender
     """
 
     function: Callable[..., Any]
@@ -309,7 +310,8 @@ _handlers: dict[str, list[Handler]] = {}
 def handlers_for(topic: str, *, answering: bool) -> list[Handler]:
     """The handlers of a topic.
 
-    answering  whether the message is a request, which only the first handler gets
+    topic      the topic
+    answering  whether the message is a request: then only the first handler gets it
     """
     found = _handlers.get(topic, [])
     return found[:1] if answering else found
@@ -388,7 +390,7 @@ class LocalBackend:
         """See Backend. A message that a handler sends is delivered after the handler returns."""
         if target not in (self.slot, EVERYONE):
             self._lost += 1
-            return True  # as in a server, where only the arbiter knows which workers exist
+            return True  # as in a server, where a sender does not know whether the worker exists
         if target == EVERYONE and not with_self:
             return True
         self._waiting.append((payload, topic))
@@ -409,7 +411,7 @@ class LocalBackend:
             result = handler(from_json(payload.decode()), Sender(self.slot, 1))
             if not hasattr(result, "__await__"):
                 continue
-            import asyncio  # here and not at the top for the reason in _on_loop
+            import asyncio  # not at the top of the module: see _on_loop
 
             if not _on_loop():
                 asyncio.run(_wait_for(result))
@@ -423,7 +425,7 @@ class LocalBackend:
         with _handler_errors(target):
             result = self._ask(payload, topic, target)
             if hasattr(result, "__await__"):
-                import asyncio  # here for the reason in _on_loop
+                import asyncio  # not at the top of the module: see _on_loop
 
                 result = asyncio.run(_answer_within(timeout, result, target))
             return to_json(result).decode()
@@ -463,10 +465,10 @@ class LocalBackend:
 def _on_loop() -> bool:
     """Whether this thread runs an event loop.
 
-    This doesn't import asyncio, which takes half as long as starting a server, and 5 MB. A process
-    without an event loop saves both.
+    This does not import asyncio, because a process without an event loop does not need it. The
+    import would take 5 MB, and half the time of a server's start.
     """
-    # `getattr` has a default because another thread may be in the middle of importing asyncio.
+    # Use a default, because another thread may be in the middle of importing asyncio.
     running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
     return running is not None and running() is not None
 
@@ -476,7 +478,7 @@ async def _wait_for(awaitable: Any) -> Any:
 
 
 async def _answer_within(timeout: float, awaitable: Any, target: int) -> Any:
-    import asyncio  # here for the reason in _on_loop
+    import asyncio  # not at the top of the module: see _on_loop
 
     try:
         return await asyncio.wait_for(_wait_for(awaitable), timeout)
@@ -486,7 +488,7 @@ async def _answer_within(timeout: float, awaitable: Any, target: int) -> Any:
 
 @contextlib.contextmanager
 def _handler_errors(target: int) -> Iterator[None]:
-    """Turn an exception of a handler into the error that a caller in another process gets."""
+    """Turn an exception of a handler into the error of a caller in another process."""
     try:
         yield
     except ClusterError:
@@ -499,6 +501,6 @@ _backend: Backend = LocalBackend()
 
 
 def install(backend: Backend) -> None:
-    """Make this backend carry the messages of this process from now on."""
+    """Let this backend carry the messages of this process."""
     global _backend
     _backend = backend

@@ -1,7 +1,7 @@
-"""Escapes control characters in foreign text before it goes to a terminal.
+"""Escapes control characters in text from others before it is shown on a terminal.
 
-Control characters can move the cursor, change the window's title, or make the terminal type
-something. Bidirectional ones, such as U+202E, make it show text in a false order.
+Control characters can move the cursor, change the window's title, or make the terminal send input.
+Bidirectional ones, such as U+202E, change the order in which text is shown.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ that user can write to the log's directory, they can replace the log with a symb
 file of the system. An ordinary open would follow the link, and root would then give that file away
 (CVE-2016-1247 was this bug in nginx's packages).
 
-So a path is walked here one name at a time, through descriptors of directories (`openat`). At each
-symbolic link `_may_follow` decides by its owner and its directory whether another user may have put
-it there. And a file changes its owner only if the new owner can't have chosen it
-(`Opened.may_be_given_to`).
+So this module walks a path one name at a time, through descriptors of directories (`openat`). At
+each symbolic link, `_may_follow` looks at the owner and the directory of the link, to decide
+whether another user may have made it. And a file is given to a new owner only if that user can't
+have chosen the file (`Opened.may_be_given_to`).
 """
 
 from __future__ import annotations
@@ -49,14 +49,15 @@ class Opened(NamedTuple):
     directory: os.stat_result
 
     def may_be_given_to(self, uid: int, gid: int) -> bool:
-        """Whether the file may be given to a user, because they can't have chosen it.
+        """Whether a user may become the owner of the file: only if they can't have chosen it.
 
         uid  the new owner; -1 to keep the owner
         gid  the new group; -1 to keep the group
 
-        This is so if the file is new, or if only root and we can write to its directory. It is also
-        so in a directory of root's that a group can write to (/var/log on Ubuntu), if the file is
-        root's and has no second name, and the user is not in that group.
+        The user can't have chosen the file if it is new, or if only root and we can write to its
+        directory. In a directory of root that a group can write to (/var/log on Ubuntu), the user
+        can't have chosen it if it belongs to root and has no second name, and the user is not in
+        that group.
         """
         if self.created or (self.trusted and is_private(self.directory)):
             return True
@@ -76,10 +77,10 @@ class _Place(NamedTuple):
     """The end of a walk: an open directory, and a name in it that is not a symbolic link.
 
     directory  the directory's descriptor
-    name       in the directory
-    status     of the directory
+    name       the name in the directory
+    status     the directory's status
     trusted    whether only root and we can have chosen any part of the path
-    is_magic   the name is a link in /proc/PID/fd, which only the kernel can follow
+    is_magic   whether the name is a link in /proc/PID/fd, which only the kernel can follow
     """
 
     directory: int
@@ -119,7 +120,7 @@ def check_appendable(path: str) -> None:
 def open_parent(path: str) -> tuple[int, str]:
     """Open the directory of a path. Returns its descriptor (a `dir_fd`) and the path's last name.
 
-    The last name is not followed if it is a link. Raises OSError: ELOOP if another user may have
+    Does not follow the last name if it is a link. Raises OSError: ELOOP if another user may have
     chosen the directory.
     """
     with _naming(path):
@@ -130,7 +131,7 @@ def open_parent(path: str) -> tuple[int, str]:
 def is_private(status: os.stat_result) -> bool:
     """Whether only root and this process's user can write to a directory.
 
-    status  of the directory
+    status  the directory's status
     """
     return status.st_uid in _own_ids() and not status.st_mode & 0o022
 
@@ -154,17 +155,17 @@ def _may_follow(directory: os.stat_result, link: os.stat_result) -> bool:
     directory  the status of the link's directory
     link       the status of the link itself
 
-    It depends on who can write to the directory:
+    The answer depends on who can write to the directory:
 
-    only root and we        always follow: the link is root's or ours
-    a group, too            follow a link of root's or ours (/var/log on Ubuntu); the group can only
-                            rename it
+    only root and we        always follow: the link belongs to root or us
+    also a group            follow a link that belongs to root or us (/var/log on Ubuntu): the group
+                            can only rename it
     everybody               never follow (/tmp)
 
-    In a directory of another user, root never follows: that user could choose any file of the
-    system. A process of another user follows a link of the directory's owner, as an application's
-    directory may belong to a user that deploys it. It risks only its own files, and can't give
-    files away.
+    In a directory of another user, root never follows a link: that user could choose any file of
+    the system. A process without root follows a link of the directory's owner, because an
+    application's directory may belong to the user who deploys it. It risks only its own files, and
+    can't change a file's owner.
     """
     if is_private(directory):
         return True
@@ -204,7 +205,7 @@ def _walk(path: str, *, follows_last: bool = True) -> _Place:
     directory = os.open("/", _DIRECTORY)
     try:
         while True:
-            # A link to "/" leaves no name. Then the directory itself is meant.
+            # A link to "/" leaves no name. Then use the directory itself.
             name = names.pop(0) if names else "."
             around = os.fstat(directory)
             place = _Place(directory, name, around, trusted)
@@ -266,7 +267,7 @@ def _open(place: _Place) -> Opened:
         if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
             os.close(fd)
             raise OSError(errno.EMLINK, _HARD_LINK_TEXT)
-    # With an access control list, more users than the group's may write to the directory.
+    # An access control list may let users outside the group write to the directory.
     trusted = place.trusted and not _has_acl(place.directory)
     return Opened(fd, created, trusted, place.status)
 

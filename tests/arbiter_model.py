@@ -1,6 +1,7 @@
-"""Runs an arbiter with model workers, in a child of the test's own.
+"""Runs an arbiter with model workers, in a child process of the test.
 
-A model worker drives the story: it signals the arbiter and waits for its orders. Nothing sleeps.
+The model workers control the test: they signal the arbiter and wait for its orders. No code
+sleeps.
 """
 
 from __future__ import annotations

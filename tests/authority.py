@@ -1,4 +1,4 @@
-"""Certificates for the tests: an authority of their own, and files as an operator has them."""
+"""Certificates for the tests: an authority, and files in an operator's layout."""
 
 from __future__ import annotations
 

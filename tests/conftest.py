@@ -1,4 +1,4 @@
-"""What every test shares: hypothesis profiles, chosen by `--hypothesis-profile`."""
+"""Shared by all tests: hypothesis profiles, selected by `--hypothesis-profile`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads that RFC 9113 section 8 calls malformed, and heads that are refused with a status."""
+"""Heads that are malformed by RFC 9113 section 8, and heads that are refused with a status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw HTTP/2 frames for tests, and the reading half of a client: nothing stops it from cheating."""
+"""Raw HTTP/2 frames for tests, and the reading half of a client. It checks no rules."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Loading applications, and calling them by WSGI or ASGI for the requests of a connection."""
+"""Loads applications, and calls them by WSGI or ASGI."""

@@ -1,8 +1,8 @@
 """An ASGI 3 application behind an HTTP connection (the ASGI HTTP specification 2.5).
 
-A worker has one `ASGIAdapter` (see `asgi_scope`), and each request an `ASGICall`. The driver feeds
-the call with body data and disconnects, and acts as its `ASGITransport`. To keep requests cheap, no
-timer, lock or queue is made here.
+A worker has one `ASGIAdapter` (see `asgi_scope`), and each request has an `ASGICall`. The
+connection's driver passes body data and disconnects to the call; the call sends through the driver,
+which is its `ASGITransport`. To keep requests cheap, this module makes no timer, lock or queue.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ResponseCut(ServoError):  # noqa: N818  it says what happened
-    """Raised by `wsgi_in_async` if it had to break off a response, and has logged why."""
+    """Raised by `wsgi_in_async` when a response is cut off. The reason is already logged."""
 
 
 class ASGITransport(Protocol):
@@ -40,40 +40,40 @@ class ASGITransport(Protocol):
 
     @property
     def writable(self) -> bool:
-        """Few of the written bytes wait for the client, so the application may go on."""
+        """Whether the application may send more, because few bytes are still unsent."""
 
     def write(self, data: bytes) -> None:
-        """Send bytes; buffer those that the socket does not take."""
+        """Send bytes, and buffer those that the socket does not take."""
 
     async def drained(self) -> None:
         """Wait until the buffer is nearly empty. Raises `ClientDisconnected`."""
 
     def resume_reading(self) -> None:
-        """The application wants more of the body."""
+        """Read more of the body, because the application wants it."""
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
-        """Send a part of an open file as a part of the body, behind what was written before.
+        """Send a part of an open file as a part of the body, after all written bytes.
 
         fd             the file's descriptor
         offset, count  the part, in bytes
 
-        Raises `ClientDisconnected`, and `LocalProtocolError` past the Content-Length.
+        Raises `ClientDisconnected`, and `LocalProtocolError` if the body exceeds Content-Length.
         """
 
     def response_complete(self) -> None:
-        """The last byte of the response was written."""
+        """Note that the last byte of the response was written."""
 
     def call_done(self, call: Any) -> None:
-        """The application has returned."""
+        """Note that the application has returned."""
 
 
 _DISCONNECT: ASGIMessage = {"type": "http.disconnect"}
-# An application that keeps sending to a fast client, or to one that is gone, would never wait. So
-# `send` yields to the event loop after this many pieces: other requests are served, and a lost
-# connection is noticed.
+# If the client is fast, or gone, an application that sends in a loop would never wait. So after
+# this many pieces, `send` lets the event loop run: it serves other requests, and notices a lost
+# connection.
 PIECES_A_TURN: Final = 32
 
-# The phases of a call. `Final` lets mypyc compile these names as numbers.
+# The phases of a call. `Final` lets mypyc compile the names as numbers.
 _EXPECT_START: Final = 0
 _EXPECT_BODY: Final = 1
 _STREAMING: Final = 2
@@ -82,20 +82,21 @@ _COMPLETE: Final = 4
 
 
 class ASGICall:
-    """One request and its response, as the application sees them.
+    """One request and its response, with the application's `receive` and `send`.
 
     adapter     the application, its logger and its lifespan state
-    template    the parts of the scope that the connection's requests share
+    template    the parts of the scope that all requests of the connection share
     request     the request
-    http        frames the response
+    http        turns the response into bytes
     transport   the connection's driver
     started_ns  when the request arrived, in nanoseconds of the driver's clock
 
-    status            of the response; 0 before the application has sent one
-    response_headers  of the response, for the access log and hooks
-    more_body         more of the request's body may arrive
-    disconnected      the client is gone
-    cancelled         the driver has cancelled the task: `request_timeout`, or the worker's end
+    status            the response's status; 0 before the application has sent it
+    response_headers  the response's fields, for the access log and hooks
+    more_body         whether more of the request's body may arrive
+    disconnected      whether the client is gone
+    cancelled         whether the driver has cancelled the task (`request_timeout`, or the worker's
+                      end)
     task              the task that runs the application
     """
 
@@ -153,37 +154,59 @@ class ASGICall:
         self.scope = adapter.scope(template, request)
 
     def run(self) -> Coroutine[Any, Any, None]:
-        """Make the coroutine that calls the application and brings its response to an end."""
+        """Make the coroutine that calls the application and ends its response."""
         return run_app(self)
 
     def returned(self) -> None:
-        """The application has returned without an error. Called by `run_app`."""
+        """Handle the application's return without an error. Called by `run_app`."""
         if self._phase != _COMPLETE and not self.disconnected:
             if self._told:
                 self._give_up()
             else:
                 self.failed(AppError("the application returned before its response was complete"))
 
+    @property
+    def is_long_lived(self) -> bool:
+        """Whether the response is an event stream (HTML standard section 9.2) and has begun."""
+        if self._phase != _EXPECT_BODY and self._phase != _STREAMING:
+            return False
+        try:
+            for name, value in self.response_headers:
+                if bytes(name).lower() == b"content-type":
+                    return bytes(value).lower().startswith(b"text/event-stream")
+        except (TypeError, ValueError):
+            return False  # the fields are invalid; the error is logged when they are sent
+        return False
+
+    def end_stream(self) -> None:
+        """End a streamed response now, as if it were complete.
+
+        The application gets a disconnect.
+        """
+        self.transport.write(self._head() + self._http.end_response())
+        self.disconnected = True
+        self._complete()
+
     # --- fed by the driver ---------------------------------------------------------------------
 
     def feed(self, event: Data) -> None:
-        """Take a further part of the request's body."""
+        """Take another part of the request's body."""
         self._body += event.data
         self.more_body = event.more_body
         self._wake()
 
     @property
     def buffered(self) -> int:
-        """Bytes of the request's body that the application has not received yet."""
+        """The number of body bytes that the application has not received yet."""
         return len(self._body)
 
     def disconnect(self) -> None:
-        """The client is gone: `receive` returns a disconnect, `send` raises an error."""
+        """Note that the client is gone: `receive` returns a disconnect, `send` raises an error."""
         self.disconnected = True
         self._wake()
 
     def end_of_input(self) -> None:
-        """The client has closed its side: `receive` returns a disconnect, `send` still works."""
+        """Note the end of the client's data: `receive` returns a disconnect, `send` still works."""
         self._ended = True
         self._wake()
 
@@ -195,7 +218,7 @@ class ASGICall:
     # --- called by the application -------------------------------------------------------------
 
     def receive(self) -> Coroutine[Any, Any, ASGIMessage]:
-        """ASGI's `receive`. A body that is complete already costs no coroutine."""
+        """ASGI's `receive`. If the body is complete, this makes no coroutine."""
         if (
             not self._received
             and not self.more_body
@@ -214,8 +237,8 @@ class ASGICall:
                 transport.write(interim)
         while True:
             if self.disconnected or self._phase == _COMPLETE:
-                # A body that the application has not asked for by now is dropped (ASGI HTTP
-                # specification, "Disconnect").
+                # Drop a body that the application has not received (ASGI HTTP specification,
+                # "Disconnect").
                 return self._disconnect()
             if not self._received and (self._body or not self.more_body):
                 body, self._body = self._body, b""
@@ -223,7 +246,7 @@ class ASGICall:
                 transport.resume_reading()
                 return {"type": "http.request", "body": body, "more_body": self.more_body}
             if self._ended:
-                # The client sends nothing more, and the body is complete.
+                # The client has closed its side, and the body is complete.
                 return self._disconnect()
             transport.resume_reading()
             self._waiter = transport.loop.create_future()
@@ -239,8 +262,8 @@ class ASGICall:
     def send(self, message: ASGIMessage) -> Awaitable[None]:
         """ASGI's `send`.
 
-        The two messages of an ordinary response are handled right here, and answered with an
-        awaitable that is shared by all calls: no coroutine is made, and no task switch happens.
+        The two messages of an ordinary response are handled right here. The result is an awaitable
+        that all calls share, so this makes no coroutine and switches no task.
         """
         if self.disconnected:
             raise ClientDisconnected("the client has closed the connection")
@@ -326,7 +349,7 @@ class ASGICall:
         raise AppError(f"{kind!r} was sent {_WHEN[self._phase]}")
 
     async def _send_path(self, path: str) -> None:
-        # Open the file before the head is sent, so that a missing file is answered with a 500.
+        # Open the file before sending the head, so that the client gets a 500 if it is missing.
         fd = await self.transport.loop.run_in_executor(None, os.open, path, os.O_RDONLY)
         try:
             await self._send_file(fd, 0, os.fstat(fd).st_size, more_body=False)
@@ -363,7 +386,7 @@ class ASGICall:
         self._complete()
 
     def _complete(self) -> None:
-        """The last byte was written. Wake a task that still waits in `receive`."""
+        """Note that the last byte was written, and wake a task that waits in `receive`."""
         self._phase = _COMPLETE
         self._wake()
         self.transport.response_complete()
@@ -371,12 +394,12 @@ class ASGICall:
     # --- errors --------------------------------------------------------------------------------
 
     def _check_connected(self) -> None:
-        """Raise an error if the client has gone since `send` checked. Call it after an `await`."""
+        """Raise an error if the client has gone meanwhile. `send` calls this after each `await`."""
         if self.disconnected:
             raise ClientDisconnected("the client has closed the connection")
 
     def failed(self, error: BaseException) -> None:
-        """The application has raised an error, or broken a rule: log it, and end the response."""
+        """Log an error of the application, and end the response."""
         gone = comes_of_disconnect(error) or self._is_our_cancellation(error)
         if not gone and not isinstance(error, ResponseCut):
             self._log(error)
@@ -400,7 +423,7 @@ class ASGICall:
         return isinstance(error, asyncio.CancelledError) and (self.cancelled or self.disconnected)
 
     def _give_up(self) -> None:
-        """Break off the response by closing the connection, which the client notices."""
+        """Cut the response by closing the connection, so that the client notices."""
         self._http.close_after = True
         self._complete()
 
@@ -423,7 +446,7 @@ _WHEN = {
 
 
 def comes_of_disconnect(error: BaseException | None) -> bool:
-    """Whether an error is, or was caused by, `ClientDisconnected`; frameworks often wrap it."""
+    """Whether an error is, or was caused by, `ClientDisconnected`: frameworks often wrap it."""
     seen = 0
     while error is not None and seen < 20:
         if isinstance(error, ClientDisconnected):

@@ -1,7 +1,7 @@
 """Builds the ASGI scope of a request (the ASGI HTTP specification 2.5).
 
-The parts that never change are built once a worker, and those of the connection once a connection,
-so a request costs a copy and a few entries.
+Constant parts are built once per worker, and the connection's parts once per connection. So each
+request needs only a copy and a few entries.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from servo._types import ASGIApp, Scope
     from servo.http.events import Request
 
-# The extension by which a worker passes the TLS variables to `wsgi_in_async`. Applications never
-# see it.
+# The scope's extension with the TLS variables for `wsgi_in_async`. Applications never see it.
 TLS_ENVIRON = "servo.tls.environ"
 
 
@@ -25,9 +24,9 @@ class ASGIAdapter:
 
     app        the application
     log        the logger for its errors
-    root_path  the mount point, as text or percent-encoded; the `path` of scopes begins with it, as
-               the specification asks for
-    state      the lifespan's state, of which each request gets a shallow copy; None for none
+    root_path  the mount point, as text or percent-encoded. As the specification requires, it is the
+               beginning of each scope's `path`
+    state      the lifespan's state, or None. Each request gets a shallow copy
     """
 
     def __init__(
@@ -75,8 +74,8 @@ class ASGIAdapter:
     def scope(self, template: Scope, request: Request) -> Scope:
         """Build the scope of one request from its connection's template."""
         scope = template.copy()
-        # Copies, because an app may add to these, and the connection's next requests, which may be
-        # those of other users behind a proxy, must not see it.
+        # Copy these, because an app may change them, and later requests on the connection must not
+        # see the changes: behind a proxy, these requests may come from other users.
         scope["asgi"] = template["asgi"].copy()
         scope["extensions"] = template["extensions"].copy()
         raw = request.path
@@ -96,9 +95,9 @@ class ASGIAdapter:
         return scope
 
     def mount(self, scope: Scope, prefix: str) -> None:
-        """Mount the application of one request at the path that a proxy names.
+        """Mount the application, for one request, at the path that a proxy names.
 
-        scope   the request's scope; it is changed
+        scope   the request's scope, which this changes
         prefix  the path, decoded, without a slash at its end
         """
         scope["root_path"] = prefix + self._root_path
@@ -120,5 +119,5 @@ def _is_under(path: str, root: str) -> bool:
 
 
 def _encoded(root: str) -> bytes:
-    # The characters that a path segment may hold unescaped (RFC 3986 section 3.3).
+    # The characters that need no escape in a path (RFC 3986 section 3.3).
     return quote(root, safe="/!$&'()*+,;=:@~").encode("ascii")

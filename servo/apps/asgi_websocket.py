@@ -1,8 +1,8 @@
 """An ASGI 3 application behind a WebSocket (the ASGI WebSocket specification 2.5).
 
-A `WebSocketCall` begins like an `ASGICall`: its driver treats the handshake like any other HTTP
-request until the application accepts or denies it. After that the call has an `OpenWebSocket`, the
-driver of the open connection.
+A `WebSocketCall` begins like an `ASGICall`: the handshake is an HTTP request until the application
+accepts or denies it. After that, the call uses an `OpenWebSocket`, the driver of the open
+connection.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from servo.http.events import Data, Headers, Request
     from servo.http.websocket import Handshake, WebSocketConnection
 
-# Bytes of messages that may wait for the application before reading pauses.
+# How many bytes of messages may wait for the application. Above this, reading pauses.
 QUEUE_HIGH_WATER = 65536
 
 
 class OpenWebSocket(Protocol):
     """The part of an open connection's driver that a call uses.
 
-    writable  few of the sent bytes wait for the client, so the application may go on
+    writable  False while too many bytes are buffered, so that the application must wait
     """
 
     writable: bool
 
     def send(self, message: str | bytes) -> None:
-        """Send a message; buffer what the socket does not take. Dropped after a close frame."""
+        """Send a message, and buffer the rest. After a close frame, messages are dropped."""
 
     async def drained(self) -> None:
         """Wait until the buffer is nearly empty. Raises `ClientDisconnected`."""
@@ -49,10 +49,10 @@ class OpenWebSocket(Protocol):
         """Begin the closing handshake. Raises `LocalProtocolError` for an invalid argument."""
 
     def taken(self) -> None:
-        """The application has taken a message."""
+        """Note that the application has taken a message."""
 
     def waiting(self) -> None:
-        """The application waits for a message, and there is none."""
+        """Note that the application waits for a message."""
 
 
 class HandshakeTransport(ASGITransport, Protocol):
@@ -65,13 +65,13 @@ class HandshakeTransport(ASGITransport, Protocol):
 
         call        the call that gets the messages
         headers     the fields of the response
-        connection  the connection's protocol
+        connection  frames and parses the messages
 
         Raises `LocalProtocolError` for fields that can't be sent.
         """
 
     def abandon_handshake(self) -> None:
-        """The client has left before it was answered: count the request, and close."""
+        """Count the request and close the connection: the client has left before the response."""
 
 
 _CONNECTING, _DENYING, _OPEN, _OVER = range(4)
@@ -81,16 +81,16 @@ class WebSocketCall:
     """One WebSocket, from its handshake to the application's return.
 
     adapter           the application, its logger and its lifespan state
-    template          the parts of the scope that the connection's requests share
-    request           the request that asks for the WebSocket
-    handshake         its judged fields
-    http              frames a response that denies the handshake
+    template          the parts of the scope that all requests of the connection share
+    request           the request for the WebSocket
+    handshake         the validated fields of the handshake
+    http              turns a response that denies the handshake into bytes
     transport         the connection's driver
     started_ns        when the request arrived, in nanoseconds of the driver's clock
     max_queue         messages that may wait for the application
-    max_message_size  bytes of one message, see `WebSocketConnection`
+    max_message_size  the maximum size of one message, in bytes, see `WebSocketConnection`
 
-    disconnected  the connection was lost before the handshake was answered
+    disconnected  whether the connection was lost before the response to the handshake
     """
 
     # A handshake has no body.
@@ -159,8 +159,8 @@ class WebSocketCall:
         self.scope = _scope(adapter.scope(template, request), handshake)
 
     async def run(self) -> None:
-        """Call the application and bring the connection to an end, whatever happens."""
-        # Only now, because a trusted proxy's scheme is put into the scope after that was made.
+        """Call the application, and end the connection in any case."""
+        # Do this only now: a scheme from a trusted proxy is set after the scope was made.
         self.scope["scheme"] = _SCHEMES.get(self.scope["scheme"], self.scope["scheme"])
         code = CLOSE_INTERNAL_ERROR
         try:
@@ -178,23 +178,28 @@ class WebSocketCall:
                 self._abandon()
             self._transport.call_done(self)
 
+    @property
+    def is_long_lived(self) -> bool:
+        """Whether the WebSocket is open."""
+        return self._phase == _OPEN and self._end is None
+
     # --- fed by the driver ----------------------------------------------------------------------
 
     def feed(self, event: Data) -> None:
-        """Refuse a part of a request's body: the driver has found that a handshake has none."""
+        """Raise an error: a handshake has no body, so no driver calls this."""
         raise AssertionError(event)
 
     def disconnect(self) -> None:
-        """The client has gone before the handshake was answered."""
+        """Note that the client has gone before the response to the handshake."""
         self.disconnected = True
         self.end(CLOSE_ABNORMAL, "")
 
     def end_of_input(self) -> None:
-        """The client has closed its side before the handshake was answered.
+        """Note that the client has closed its side before the response to the handshake.
 
-        A WebSocket can't be half-closed (RFC 6455 section 7.1.5), so an application that waits for
-        the client gets a disconnect. But an application may accept without having waited: frames
-        may have come with the handshake, and the open connection then sees the end behind them.
+        A WebSocket can't be half-closed (RFC 6455 section 7.1.5), so an application that waits in
+        `receive` gets a disconnect. If the application accepts without waiting, it first gets the
+        frames that came with the handshake, and then the disconnect.
         """
         self._half_closed = True
         self._wake()
@@ -208,18 +213,19 @@ class WebSocketCall:
 
     @property
     def full(self) -> bool:
-        """So many messages wait for the application that reading should pause."""
+        """Whether reading should pause, because many messages wait for the application."""
         return len(self._inbox) >= self._max_queue or self._waiting_bytes >= QUEUE_HIGH_WATER
 
     @property
     def quiet(self) -> bool:
-        """The application waits for a message, and there is none."""
+        """Whether the application waits for a message, and there is none."""
         return self._waiter is not None and not self._inbox and not self._waiter.done()
 
     def end(self, code: int, reason: str) -> None:
-        """The connection is over. The application still gets the messages that came before.
+        """Note the end of the connection. The application still gets the earlier messages.
 
-        code, reason  of the close frame, or 1006 if there was none
+        code    the close frame's code; 1006 if there was no close frame
+        reason  the close frame's reason
         """
         if self._end is None:
             self._end = code, reason
@@ -233,7 +239,7 @@ class WebSocketCall:
     # --- called by the application --------------------------------------------------------------
 
     def receive(self) -> Coroutine[Any, Any, ASGIMessage]:
-        """ASGI's `receive`. A message that waits already costs no coroutine."""
+        """ASGI's `receive`. If a message is waiting, this makes no coroutine."""
         if self._inbox:
             return Ready(self._next())
         return self._receive()
@@ -311,13 +317,13 @@ class WebSocketCall:
         headers = self._handshake.fields(message.get("subprotocol"), given)
         connection = self._handshake.connection(self._max_message_size)
         self.response_headers = headers
-        # This delivers the messages that came with the handshake before it returns.
+        # This also delivers the messages that came with the handshake.
         self._websocket = self._transport.open_websocket(self, headers, connection)
         self._phase = _OPEN
 
     def _close(self, message: ASGIMessage) -> None:
         assert self._websocket is not None
-        # If the client has closed the connection already, there is nothing to send.
+        # If the client has already closed the connection, there is nothing to send.
         if self._end is None:
             code = message.get("code", CLOSE_NORMAL)
             reason = message.get("reason") or ""
@@ -362,7 +368,7 @@ class WebSocketCall:
     # --- errors ---------------------------------------------------------------------------------
 
     def _abandon(self) -> None:
-        """Give up on a client that closed its side before the handshake was answered."""
+        """Give up on a client that closed its side before the response to the handshake."""
         if not self.disconnected and not self.cancelled:
             self._transport.abandon_handshake()
 
@@ -393,8 +399,8 @@ class WebSocketCall:
             self._adapter.log.error("Error in the application for %s", what, exc_info=error)
 
 
-# A denial closes the connection: the client may have sent frames already, and they are not a next
-# request.
+# After a denial, close the connection: the client may already have sent frames, which must not be
+# parsed as a request.
 _CLOSE = (b"connection", b"close")
 _SCHEMES = {"http": "ws", "https": "wss"}
 _WHEN = {

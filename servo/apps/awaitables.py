@@ -1,7 +1,7 @@
-"""The coroutine that runs an ASGI application, and awaitables that are ready at once.
+"""The coroutine that runs an ASGI application, and awaitables that never wait.
 
-This module is never compiled (see `setup.py`): the stack of a task contains only the frames of
-plain Python coroutines, and `servoctl stack` should show the application's.
+This module is never compiled (see `setup.py`). The stack of a task shows only frames of plain
+Python coroutines, so a compiled one would hide the application's frames from `servoctl stack`.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class AppCall(Protocol):
 
 
 async def run_app(call: AppCall) -> None:
-    """Call the application and bring its response to an end, whatever the application does."""
+    """Call the application, and end its response in any case."""
     try:
         await call.adapter.app(call.scope, call.receive, call.send)
     except BaseException as error:  # noqa: BLE001  logged, with its traceback
-        # SystemExit, CancelledError, …: an application may end neither the worker nor the
-        # connection by raising one of these.
+        # Catch SystemExit, CancelledError and the like, too: an application that raises them must
+        # end neither the worker nor the connection.
         call.failed(error)
     else:
         call.returned()
@@ -62,9 +62,9 @@ async def run_app(call: AppCall) -> None:
 
 
 class Ready(Coroutine[Any, Any, Any]):
-    """An awaitable that has its value already: it costs no frame and no turn of the event loop.
+    """An awaitable with a known value: awaiting it needs no frame and no turn of the event loop.
 
-    It is a Coroutine in every respect, because applications pass `send(…)` to `create_task`, too.
+    It has all methods of a coroutine, because applications may pass `send(…)` to `create_task`.
 
     value  the result of awaiting it
     """
@@ -99,8 +99,11 @@ _AT_ITS_END = cast("Generator[Any, Any, Any]", iter(()))
 
 
 class _Nothing(Ready):
-    """Ready, without a value. An exhausted iterator written in C takes a quarter of the time of
-    `__next__` to say that it has ended."""
+    """Ready, without a value.
+
+    Its `__await__` returns an exhausted iterator written in C. This takes a quarter of the time
+    that a `__next__` in Python would take.
+    """
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""Errors of stored request bodies, which wait in memory or in a file until they are complete."""
+"""Errors of stored request bodies. Until a body is complete, it is stored in memory or a file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Errors that mean a full disk, which status 507 is for (RFC 4918 section 11.5).
+# These errors mean that the disk is full. The response has status 507 (RFC 4918 section 11.5).
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def refusal(error: OSError) -> ProtocolError:
-    """Log why a body can't be stored; return the error to answer its request with."""
+    """Log that a body can't be stored. Returns the error for the response."""
     log.error("Can't store a request body: %s", error)
     return ProtocolError(507 if error.errno in _FULL else 500, "the body can't be stored")
 
@@ -31,5 +31,5 @@ def discard(body: Any) -> None:
     try:
         body.close()
     except OSError as error:
-        # The file had bytes in its buffer that don't fit on the disk. Nobody needs them any more.
+        # Buffered bytes of the file don't fit on the disk. They are no longer needed.
         log.debug("Closing a request body: %s", error)

@@ -1,6 +1,6 @@
-"""Finds the app that a directory seems to hold, so that a message can suggest it.
+"""Guesses which app a directory contains, for a suggestion in an error message.
 
-It reads the source of the files, and imports none.
+It only reads the source files, and imports nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_BYTES = 1 << 20
 
 
 def likely_app(directory: Path) -> str | None:
-    """`module:attribute`, if exactly one file in the directory binds a usual name of an app."""
+    """`module:attribute`, if exactly one file in the directory defines a usual name of an app."""
     try:
         files = sorted(directory.glob("*.py"))
     except OSError:
@@ -29,7 +29,7 @@ def likely_app(directory: Path) -> str | None:
 
 def _app_in(path: Path) -> str | None:
     if not path.stem.isidentifier():
-        return None  # not a module: servo.conf.py, say
+        return None  # not a module, such as servo.conf.py
     try:
         if path.stat().st_size > _MAX_BYTES:
             return None

@@ -1,4 +1,4 @@
-"""Recognises whether an application speaks WSGI or ASGI, without calling it."""
+"""Recognises the interface of an application, WSGI or ASGI, without calling it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 import inspect
 from typing import Any
 
-# Interfaces of frameworks by the qualified names of their application classes. Their signatures
-# may be unreadable: a compiled `__call__`, a metaclass.
+# Qualified name of a framework's application class -> its interface. The signatures of these
+# classes may be unreadable, because of a compiled `__call__` or a metaclass.
 _KNOWN = {
     "fastapi.applications.FastAPI": "asgi",
     "starlette.applications.Starlette": "asgi",
@@ -31,9 +31,10 @@ def detect_interface(app: Any) -> str | None:
     Returns "asgi", "asgi2" (a double callable of ASGI 2), "wsgi", or None if it is not an
     application.
 
-    A coroutine function is an ASGI 3 app, even behind a bound method, a functools.partial or an
-    instance's `__call__`. Any other callable is judged by its arguments: two are WSGI (PEP 3333),
-    three are ASGI 3, and a single one called `scope` is ASGI 2 (any other may be a factory's).
+    A coroutine function is an ASGI 3 app, even inside a bound method, a functools.partial or an
+    instance's `__call__`. For any other callable the arguments decide: two mean WSGI (PEP 3333),
+    three ASGI 3, and a single one named `scope` ASGI 2. A callable with any other single argument
+    may be a factory.
     """
     if not callable(app):
         return None
@@ -59,7 +60,7 @@ def looks_like_factory(app: Any) -> bool:
 
 
 def _detect_class(app: type) -> str | None:
-    """Recognise a class whose instances answer requests: ASGI 2's double callable, or WSGI."""
+    """Recognise a class that is an application: ASGI 2's double callable, or WSGI."""
     if hasattr(app, "__await__") and _takes(app, 3):
         return "asgi"
     call = inspect.getattr_static(app, "__call__", None)
@@ -82,7 +83,7 @@ def _function_of(app: Any) -> Any:
 def _is_async(function: Any) -> bool:
     if isinstance(function, (staticmethod, classmethod)):
         function = function.__func__
-    # asgiref (before Python 3.12) and Cython mark functions in this way.
+    # asgiref (before Python 3.12) and Cython mark coroutine functions by this attribute.
     return inspect.iscoroutinefunction(function) or hasattr(function, "_is_coroutine")
 
 

@@ -3,9 +3,9 @@
 The call runs in a task of its own. The application receives `lifespan.startup`, answers it, and
 receives `lifespan.shutdown` when the worker ends.
 
-Errors stay in that task, `SystemExit` and `KeyboardInterrupt` included. asyncio would pass these
-two on to the caller of the event loop and so end the worker. The arbiter would take it for a
-healthy one that had ended, and replace it by another with the same fate, again and again.
+All errors stay in this task. Otherwise asyncio would raise `SystemExit` and `KeyboardInterrupt` in
+the caller of the event loop, which would end the worker. To the arbiter this would look like a
+normal exit. It would start the next worker, which would end in the same way, again and again.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from servo._types import ASGIApp
 
-# While it is starting or stopping, the worker waits for an answer. An abandoned lifespan is being
-# cancelled.
+# In _STARTING and _STOPPING the worker waits for an answer. In _ABANDONED it cancels the task.
 _STARTING, _STARTED, _STOPPING, _STOPPED, _FAILED, _ABANDONED = range(6)
 _WHEN = {
     _STARTING: "before lifespan.startup was answered",
@@ -31,7 +30,7 @@ _WHEN = {
     _FAILED: "after the lifespan had failed",
     _ABANDONED: "after the worker had given up its start",
 }
-# Seconds that an application has for cleaning up after it has reported a failed start.
+# Seconds that an application has to clean up after it has reported a failed start.
 FAILED_END_S = 2.0
 
 
@@ -39,12 +38,12 @@ class Lifespan:
     """Runs `lifespan.startup` and `lifespan.shutdown`.
 
     app   the application
-    mode  "auto": an application that raises an ordinary exception before it answers has no
-          lifespan; "on": it must have one; "off": it is never called for one
+    mode  "auto": an application that raises an ordinary exception before it answers counts as one
+          without lifespan; "on": it must have a lifespan; "off": no lifespan is used
     log   the logger for its errors
 
-    state      what the application stores for its requests (ASGI lifespan specification, `state`)
-    supported  the application has a lifespan, as far as is known
+    state      the application's data for its requests (ASGI lifespan specification, `state`)
+    supported  whether the application supports lifespan, as far as is known
     """
 
     def __init__(self, app: ASGIApp, mode: str, log: logging.Logger) -> None:
@@ -72,7 +71,7 @@ class Lifespan:
             raise BootError(f"the application's lifespan startup failed: {self._message}")
 
     async def shutdown(self) -> None:
-        """Let the application clean up. Errors are only logged, since the worker ends anyway."""
+        """Let the application clean up. Errors are only logged, because the worker ends anyway."""
         if self._task is None or self._task.done() or self._phase != _STARTED:
             return
         self._phase = _STOPPING
@@ -81,7 +80,7 @@ class Lifespan:
         await self._answered.wait()
 
     def abandon(self) -> None:
-        """The worker gives up its start and cancels the task; don't log that as an error."""
+        """Don't log the next cancellation as an error: the worker gives up its start."""
         self._phase = _ABANDONED
 
     async def _run(self) -> None:
@@ -119,8 +118,8 @@ class Lifespan:
         """Whether the error may come from an application without a lifespan.
 
         Such an application may raise any ordinary exception for the unknown scope. SystemExit and
-        its like mean that the process should end. A task that was cancelled after it had received
-        `lifespan.startup` does have a lifespan.
+        the like are no ordinary exceptions: they mean that the process should end. And if the task
+        was cancelled after it had received `lifespan.startup`, the application has a lifespan.
         """
         if isinstance(error, asyncio.CancelledError):
             return not self._has_asked
@@ -133,7 +132,7 @@ class Lifespan:
         else:
             self._log.warning(
                 "The application has raised an error in answer to lifespan.startup, and is served"
-                " without lifespan; with --lifespan on it would not be",
+                " without lifespan; with --lifespan on, the worker would not start",
                 exc_info=error,
             )
 
@@ -151,7 +150,7 @@ class Lifespan:
         elif kind in ("lifespan.startup.failed", "lifespan.shutdown.failed"):
             self._on_failed(kind, str(message.get("message") or "no message given"))
         elif kind == "lifespan.startup.complete" and phase in (_STARTED, _STOPPING):
-            # This does no harm, and other servers serve such applications.
+            # A second answer does no harm, and other servers accept such applications.
             self._log.warning("%s was sent twice", kind)
             return
         elif kind in ("lifespan.startup.complete", "lifespan.shutdown.complete"):
@@ -161,11 +160,11 @@ class Lifespan:
         self._answered.set()
 
     def _on_failed(self, kind: str, text: str) -> None:
-        """The application reports a failure. It is an answer only if one was awaited."""
+        """Handle a reported failure. It counts as an answer only if the worker waits for one."""
         phase = self._phase
         if phase in (_STARTING, _STOPPING):
             self._fail(text)
-        # `startup` reports a failed start.
+        # Only log a failed shutdown: `startup` raises the error of a failed start.
         if phase == _STOPPING:
             self._log.error("The application's lifespan shutdown failed: %s", self._message)
         elif phase != _STARTING:

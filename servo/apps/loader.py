@@ -1,4 +1,4 @@
-"""Finds and loads the application that a command line or a setting names.
+"""Loads the application that a command line or a setting names.
 
 The forms are:
 
@@ -7,7 +7,7 @@ The forms are:
     module:factory(…)         called, with literal arguments
     path/to/file.py[:…]       the same, by file
 
-Every failure is an `AppImportError` whose message says what to do. Its `details` are the traceback,
+Every failure is an `AppImportError`. Its message says what to do. Its `details` are the traceback,
 reduced to the frames of the app.
 """
 
@@ -30,6 +30,7 @@ from servo.settings.files import is_file
 from servo.settings.suggestions import nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from servo._types import ASGI2App, Receive, Scope, Send
@@ -46,7 +47,7 @@ class LoadedApp:
 
     app        the callable
     interface  "wsgi" or "asgi"
-    is_asgi2   the object was a double callable of ASGI 2, which `app` wraps
+    is_asgi2   whether `app` wraps a double callable of ASGI 2
     """
 
     app: Any
@@ -56,7 +57,7 @@ class LoadedApp:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The part behind the colon: a dotted attribute and, for a factory, its arguments."""
+    """The part after the colon: a dotted attribute and, for a factory, its arguments."""
 
     path: tuple[str, ...]
     arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
@@ -77,8 +78,21 @@ def load_app(spec: str, interface: str = "auto") -> LoadedApp:
     return _judge(app, f"{target}:{call}", interface)
 
 
+def load_function(spec: str) -> Callable[..., Any]:
+    """Import a function. Raises `AppImportError`.
+
+    spec  "module:function"; the function may be a dotted name
+    """
+    target, calls = _parse(spec)
+    found, _ = _find(_import_module(target), target, calls)
+    if not callable(found):
+        raise AppImportError(f"{spec} can't be called: it is {_kind(found)}")
+    function: Callable[..., Any] = found
+    return function
+
+
 def named_app(app: Any, name: str, interface: str = "auto") -> LoadedApp:
-    """Make a `LoadedApp` of an object. Raises `AppImportError` if it is not an app.
+    """Make a `LoadedApp` from an object. Raises `AppImportError` if it is not an app.
 
     app        the object
     name       its name for messages
@@ -88,12 +102,12 @@ def named_app(app: Any, name: str, interface: str = "auto") -> LoadedApp:
 
 
 def prepare_import_path(settings: Settings) -> None:
-    """Put the app's directory, then those of `pythonpath`, at the head of sys.path.
+    """Put the app's directory and then those of `pythonpath` at the front of sys.path.
 
-    settings  the settings `chdir` and `pythonpath`
+    settings  has `chdir` and `pythonpath`
 
-    Links are resolved. Deployments often switch a link to the next release, and a module that the
-    app imports late must still come from the release of the rest.
+    Resolves links. Deployments often switch a link to the next release, but all modules of the app
+    must come from the same release, even those that are imported later.
     """
     named, base = Path(settings.chdir), Path(settings.directory)
     for entry in ("", *reversed(settings.pythonpath)):
@@ -115,7 +129,7 @@ def _is_path(target: str) -> bool:
 
 
 def _parse(spec: str) -> tuple[str, list[_Call]]:
-    """The module or path, and the attributes to look for in it, in this order."""
+    """The module or path, and the attributes to try in it, in this order."""
     target, colon, expression = spec.strip().partition(":")
     if not target or (colon and not expression.strip()):
         raise AppImportError(f"{spec!r} names no app; the forms are {FORMS}")
@@ -171,11 +185,11 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _import_file(target: str) -> ModuleType:
-    """Import a file, by the name that it has as a module of its topmost package."""
+    """Import a file under its full module name, from its topmost package."""
     path = Path(target).expanduser().resolve()
     try:
         exists = is_file(path)
-    except OSError as error:  # a directory on the way to it can't be searched
+    except OSError as error:  # a directory in the path can't be searched
         raise AppImportError(f"{path} can't be looked for: {error.strerror}") from error
     if not exists:
         raise _file_not_found(target, path)
@@ -190,8 +204,8 @@ def _import_file(target: str) -> ModuleType:
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(path):
         return loaded
-    # If another module of this name is loaded (a file called queue.py or test.py), the app needs
-    # another name.
+    # If another module of this name is loaded (the file is called queue.py or test.py), give the
+    # app another name.
     return _execute_file(name if loaded is None else f"servo_app_{name}", path)
 
 
@@ -279,7 +293,7 @@ def _find(module: ModuleType, target: str, calls: list[_Call]) -> tuple[Any, _Ca
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                # A look-up may run the app's code: a module's __getattr__, a property.
+                # The look-up may have run code of the app: a module's __getattr__, or a property.
                 if isinstance(error, AppImportError):
                     raise
                 raise _import_failed(f"{target}:{call}", error) from error
@@ -324,14 +338,14 @@ def _call_factory(
             raise AppImportError(f"{name} doesn't take these arguments: {error}") from error
         raise _import_failed(name, error) from error
     if hasattr(app, "__await__") and hasattr(app, "close"):
-        app.close()  # or Python warns that it was never awaited
+        app.close()  # otherwise Python warns that the coroutine was never awaited
         raise AppImportError(f"{name} is a coroutine function; a factory must be a plain one")
     if app is None:
         raise AppImportError(f"{name} returned None instead of an app")
     return app
 
 
-# --- what it is -------------------------------------------------------------------------------
+# --- the interface ----------------------------------------------------------------------------
 
 
 def _judge(app: Any, name: str, interface: str) -> LoadedApp:
@@ -386,4 +400,11 @@ def _details(error: BaseException) -> str:
     return "".join(whole.format()).rstrip("\n")
 
 
-__all__ = ["FORMS", "LoadedApp", "load_app", "named_app", "prepare_import_path"]
+__all__ = [
+    "FORMS",
+    "LoadedApp",
+    "load_app",
+    "load_function",
+    "named_app",
+    "prepare_import_path",
+]

@@ -1,8 +1,9 @@
-"""The part of an HTTP connection that the adapters answer on: `ResponseWriter`.
+"""`ResponseWriter`: the part of an HTTP connection that an adapter uses for a response.
 
-An `H1Connection`, an `H2Stream` and, for a WSGI application in the `async` worker, a bridge to the
-event loop are response writers. Each method frames a part of the response. `H1Connection` returns
-the bytes for the driver to send; the others send by themselves and return no bytes.
+The response writers are `H1Connection`, `H2Stream`, and a bridge to the event loop for a WSGI
+application in the `async` worker. Each method turns a part of the response into bytes.
+`H1Connection` returns the bytes, and the driver sends them. The other two send the bytes, and
+return none.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ERROR_BODY = b"Internal Server Error\n"
 
 
 class ResponseWriter(Protocol):
-    """Frames a response. `servo.http.h1.connection.H1Connection` describes each member."""
+    """Writes a response. `servo.http.h1.connection.H1Connection` describes each member."""
 
     close_after: bool
 
@@ -40,7 +41,7 @@ class ResponseWriter(Protocol):
 
 
 class WSGIResponseWriter(ResponseWriter, Protocol):
-    """The additions for WSGI: files whose bytes the driver sends itself."""
+    """What WSGI needs in addition, so that the driver can send files itself."""
 
     @property
     def response_complete(self) -> bool: ...
@@ -52,7 +53,7 @@ class WSGIResponseWriter(ResponseWriter, Protocol):
 
 
 class ASGIResponseWriter(ResponseWriter, Protocol):
-    """The additions for ASGI: trailers, and 100 Continue when the body is asked for.
+    """The additional methods for ASGI: trailers, and 100 Continue when the app reads the body.
 
     The driver reads `status` and `body_sent` for the access log.
     """

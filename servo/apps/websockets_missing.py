@@ -1,6 +1,6 @@
-"""Warns if an application needs WebSockets and the library for their frames is not installed.
+"""Warns if an application needs WebSockets but the `websockets` library is not installed.
 
-Frameworks are recognised by the modules that the application has imported. None is imported here.
+It recognises frameworks by the modules that the application has imported, and imports none itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 log = logging.getLogger("servo.error")
 
 INSTALL = "pip install 'servo-server[websocket]'"
-# How deep to look into wrappers around an application, and into routes within routes.
+# How many levels of wrappers around an application, and of routes within routes, to search.
 _DEPTH = 20
 
 
@@ -21,18 +21,18 @@ def has_websockets() -> bool:
     """Whether the `websockets` package can be imported."""
     try:
         return importlib.util.find_spec("websockets") is not None
-    except ImportError:  # some import finders answer so
+    except ImportError:  # some import finders raise this
         return False
 
 
 class MissingWebSockets:
-    """Warns once of the missing package.
+    """Warns once about the missing package.
 
-    It warns at the start if the application is known to need the package, and otherwise when the
-    first client asks for a WebSocket.
+    It warns at the start if the application has WebSocket routes, and otherwise when the first
+    client asks for a WebSocket.
 
     app   the application
-    logs  whether this worker logs the warning at the start; one of several workers is enough
+    logs  whether this worker logs the warning at the start; only one of several workers does
     """
 
     def __init__(self, app: Any, *, logs: bool) -> None:
@@ -45,7 +45,7 @@ class MissingWebSockets:
             )
 
     def on_request(self) -> None:
-        """A client has asked for a WebSocket."""
+        """Warn, because a client has asked for a WebSocket."""
         if not self._is_warned:
             self._is_warned = True
             log.warning(
@@ -63,8 +63,8 @@ def uses_websockets(app: Any) -> bool:
     try:
         return bool(kinds) and _has(app, kinds, _DEPTH)
     except Exception:
-        # Looking may run the application's own properties, and must not keep it from starting.
-        log.debug("The application's routes can't be looked at", exc_info=True)
+        # The search may run properties of the application. Their errors must not stop the start.
+        log.debug("Can't search the application's routes for WebSockets", exc_info=True)
         return False
 
 
@@ -75,6 +75,6 @@ def _has(app: Any, kinds: tuple[type, ...], depth: int) -> bool:
     if not depth:
         return False
     parts = list(getattr(app, "routes", None) or ())
-    # Middleware keeps the wrapped application as `app`. Starlette's Mount has `app` and `routes`.
+    # Middleware keeps the wrapped application in `app`. Starlette's Mount has `app` and `routes`.
     parts += [part for part in (getattr(app, "app", None),) if part is not None and not parts]
     return any(_has(part, kinds, depth - 1) for part in parts)

@@ -1,8 +1,8 @@
 """A WSGI application behind an HTTP connection (PEP 3333).
 
-A worker has one `WSGIAdapter` (see `wsgi_environ`), and each connection a `WSGIResponder`. Its
-method `run` calls the application and returns the bytes of the response. Only a response that comes
-in pieces is sent from inside `run`, through the driver, which acts as a `WSGITransport`.
+A worker has one `WSGIAdapter` (see `wsgi_environ`), and each connection has a `WSGIResponder`. Its
+method `run` calls the application, and returns the bytes of the response. If the response comes in
+pieces, `run` sends them through the driver, a `WSGITransport`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class WSGITransport(Protocol):
     """
 
     def send_all(self, data: bytes) -> None:
-        """Send bytes, or buffer them; wait for a slow client only when the buffer is full."""
+        """Send bytes, or buffer them. Waits for a slow client only if the buffer is full."""
 
     def finish(self, rest: bytes | FileRegion) -> None:
         """Send the end of a response, before the application's `close` is called.
 
-        rest  the last bytes, or a part of a file behind its head
+        rest  the last bytes, or a head with a part of a file
         """
 
 
@@ -45,14 +45,14 @@ _LIST_ITERATOR: type = type(iter([]))
 
 
 class WSGIResponder:
-    """Calls the application for the requests of one connection, one after the other.
+    """Calls the application for the requests of one connection, in turn.
 
     adapter    the application and its settings
     http       frames the responses
     transport  the connection's driver
 
-    status, headers  of the current response, for the access log and hooks
-    start_response   the callable of the same name that the application gets
+    status, headers  those of the current response, for the access log and hooks
+    start_response   the application's argument of the same name
     """
 
     __slots__ = (
@@ -76,7 +76,7 @@ class WSGIResponder:
         self._started = False
         self.status: str | None = None
         self.headers: Any = ()
-        # Bound once, because looking it up for each request would allocate a bound method.
+        # Look it up only once: each look-up would make a new bound-method object.
         self.start_response = self._start_response
 
     def run(self, environ: Environ) -> bytes | FileRegion:
@@ -85,14 +85,14 @@ class WSGIResponder:
         environ  the request's environ
 
         Returns the part of the response that the driver has to send. If the response has a `close`
-        method, the driver gets that part earlier, through `WSGITransport.finish`.
+        method, the driver gets this part earlier, through `WSGITransport.finish`.
 
-        Errors of the application are logged with their traceback. If nothing was sent, the client
-        gets a 500. Otherwise the connection is closed, so that the client sees that the response is
+        Errors of the application are logged with their traceback. If no byte was sent, the client
+        gets a 500. Otherwise the connection is closed, which shows the client that the response is
         incomplete (RFC 9112 section 8).
         """
         self.status = None
-        self.headers = ()  # not those of the request before, should the app fail
+        self.headers = ()  # don't keep the previous request's headers if the app fails
         self._started = False
         try:
             result: Any = self._app(environ, self.start_response)
@@ -105,14 +105,15 @@ class WSGIResponder:
             self._http.close_after = True
             return b""
         except BaseException:  # noqa: BLE001  logged, with its traceback
-            # SystemExit, CancelledError, …: an application may end neither the worker nor a thread.
+            # Catch SystemExit, CancelledError and the like, too: an application must not end the
+            # worker or a thread.
             return self._failed(environ)
         return self._deliver(result, environ)
 
     def _deliver(self, result: Any, environ: Environ) -> bytes | FileRegion:
-        """Send what the application produces step by step, and then let it clean up.
+        """Send the parts of the response, and then let the application clean up.
 
-        The response is sent, or handed to the driver, before `close` is called. `close` may take
+        The response is sent, or passed to the driver, before `close` is called. `close` may take
         long (some run jobs in it) or fail, and neither should affect the client.
         """
         rest: bytes | FileRegion = b""
@@ -150,7 +151,7 @@ class WSGIResponder:
                 if self._started:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
-                exc_info = None  # it would form a reference cycle with the frames (PEP 3333)
+                exc_info = None  # avoids a reference cycle with the frames (PEP 3333)
         elif self.status is not None:
             raise AppError("start_response was called twice without exc_info")
         if type(status) is not str or len(status) < 3:
@@ -187,7 +188,7 @@ class WSGIResponder:
             return http.send_data(data)
         status = self._status_given()
         if ("Content-Length", str(len(data))) in self.headers:
-            # The response of most frameworks: an iterator of one block, the whole body.
+            # Most frameworks return an iterator of one block, the whole body.
             framed = http.send_response(status, self.headers, data)
         else:
             framed = http.start_response(status, self.headers, len(data)) + http.send_data(data)
@@ -208,15 +209,14 @@ class WSGIResponder:
                 return region
         blocks = bounded(result, self.headers) if type(result) is FileWrapper else iter(result)
         if type(blocks) is _LIST_ITERATOR and not self._started:
-            # As in Django's responses: all blocks exist already, so none has to be sent before the
-            # next is made.
+            # All blocks already exist, as in Django's responses. So they can be sent together.
             return self._whole(list(blocks))
         for block in blocks:
             if self._adapter.forked:
                 _end_child(None)
             if block:
-                # Send at once: PEP 3333 forbids holding a block back while the application makes
-                # the next.
+                # Send it at once: PEP 3333 forbids delaying a block while the application makes the
+                # next one.
                 self._transport.send_all(self._frame(block))
         if self._adapter.forked:
             _end_child(None)
@@ -263,7 +263,7 @@ class WSGIResponder:
         if self._http.response_started:
             self._http.close_after = True
             return b""
-        # The access log and hooks must see the response that is sent, not the one the app began.
+        # The access log and hooks must show the 500 that was sent, not the app's own response.
         self.status = "500 Internal Server Error"
         self.headers = [("Content-Type", "text/plain; charset=utf-8")]
         return self._http.send_response(self.status, self.headers, ERROR_BODY)
@@ -274,7 +274,7 @@ def _shown(environ: Environ) -> str:
 
 
 def _end_child(error: BaseException | None) -> NoReturn:
-    """End a child process that the application has forked, and that has returned from it."""
+    """End a child process that the application has forked, and that has returned from the app."""
     code = 0
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -1,7 +1,7 @@
 """Builds the WSGI environ of a request (PEP 3333).
 
-The parts that never change are built once a worker, and those of the connection once a connection,
-so a request costs a copy and its own entries.
+Constant parts are built once per worker, and the connection's parts once per connection. So each
+request needs only a copy and its own entries.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from servo.http.events import Request
 
 
-# CGI asks for a minor version (RFC 3875 section 4.1.16), which "2" does not have.
+# SERVER_PROTOCOL must have a minor version (RFC 3875 section 4.1.16).
 _PROTOCOLS = {"1.1": "HTTP/1.1", "1.0": "HTTP/1.0", "2": "HTTP/2.0"}
-# Names whose environ keys are remembered. Bounded, because clients choose the names.
+# How many names have cached environ keys. Without a bound, clients could fill the memory.
 _KEYS_BOUND = 1024
 
 
@@ -34,15 +34,15 @@ class WSGIAdapter:
 
     app           the application
     log           the logger for its errors
-    multithread   whether several threads of this process may call it at a time
-    multiprocess  whether several processes may
-    root_path     the mount point, as text or percent-encoded; it becomes SCRIPT_NAME, and is cut
-                  from the front of PATH_INFO
-    header_map    how to treat header names with underscores, which an environ does not tell from
-                  dashes: "drop" them, "refuse" the request, or "dangerous" (keep them)
+    multithread   whether several threads of this process may call the application at the same time
+    multiprocess  whether several processes may call it at the same time
+    root_path     the mount point, as text or percent-encoded. It becomes SCRIPT_NAME, and is
+                  removed from the front of PATH_INFO
+    header_map    how to treat header names with underscores, which get the same environ keys as
+                  names with dashes: "drop" them, "refuse" the request, or "dangerous" (keep them)
     sendfile      whether files may be sent by sendfile
 
-    forked  this process is one that the application has forked; see `watch_forks`
+    forked  whether this process was forked by the application; see `watch_forks`
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class WSGIAdapter:
         self.log = log
         self.sendfile = sendfile
         self.forked = False
-        # PEP 3333's text: the bytes of UTF-8, each as a character of latin-1.
+        # PEP 3333 requires text to be encoded in UTF-8 and decoded as latin-1.
         self._root_path = unquote_to_bytes(root_path.rstrip("/")).decode("latin-1")
         self._header_map = header_map
-        # Header name (lower case) to environ key.
+        # Header name (lower case) -> environ key.
         self._keys = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
         self._base: Environ = {
             "wsgi.version": (1, 0),
@@ -79,10 +79,10 @@ class WSGIAdapter:
         }
 
     def watch_forks(self) -> None:
-        """Notice when this process is forked, so that a child returning from the app is ended.
+        """Notice forks of this process, so that a child that returns from the app can be ended.
 
-        Without that, the child would go on as a second worker on the same sockets. Only workers
-        call this, because it can't be undone.
+        Otherwise the child would run as a second worker on the same sockets. Only workers call
+        this, because it can't be undone.
         """
         os.register_at_fork(after_in_child=self._note_fork)
 
@@ -132,7 +132,7 @@ class WSGIAdapter:
         environ["SERVER_PROTOCOL"] = _PROTOCOLS[request.version]
         named = request.named
         if len(named) == len(request.headers):
-            # The ordinary case: no name is repeated, and the keys of all are known.
+            # The common case: no name is repeated, and each name has a cached key.
             keys = self._keys
             try:
                 for name, value in request.headers:
@@ -156,7 +156,7 @@ class WSGIAdapter:
             uri = target.decode("latin-1")
         else:
             text = path.decode("latin-1")
-            # If the lengths are equal, the target is just the path, and need not be decoded again.
+            # If the lengths are equal, the target is the path, which is decoded already.
             uri = text if len(target) == len(path) else target.decode("latin-1")
         if self._root_path and (text + "/").startswith(self._root_path + "/"):
             text = text[len(self._root_path) :]
@@ -186,36 +186,37 @@ class WSGIAdapter:
 
     def _learn(self, name: bytes) -> str | None:
         if name == b"proxy":
-            # Its variable would be HTTP_PROXY, from which HTTP clients take their proxy. A request
-            # could redirect the application's own requests (CVE-2016-5385, "httpoxy").
+            # The key of Proxy would be HTTP_PROXY. HTTP clients take their proxy from the variable
+            # of this name, so a client could redirect the application's own requests
+            # (CVE-2016-5385, "httpoxy").
             return None
         if name == b"transfer-encoding":
-            # Decoding a body removes the coding and gives it a length (RFC 9112 section 7.1.3).
+            # The application gets the decoded body, with CONTENT_LENGTH (RFC 9112 section 7.1.3).
             return None
         if b"_" in name and self._header_map != "dangerous":
             if self._header_map == "refuse":
                 raise ProtocolError(400, "a header name has an underscore")
             return None
         key = "HTTP_" + name.decode("latin-1").upper().replace("-", "_")
-        # Names with "_" are not remembered: "x_a" and "x-a" share a key, so that their values must
-        # be joined, and the short way of `with_headers` would not notice.
+        # Don't cache names with "_". "x_a" and "x-a" have the same key, so their values must be
+        # joined, but the fast path of `with_headers` would not do this.
         if len(self._keys) < _KEYS_BOUND and b"_" not in name:
             self._keys[name] = key
         return key
 
 
 def is_nameless(server: tuple[str, int] | str) -> bool:
-    """Whether an address has no host: a Unix socket's, or one that a proxy did not name."""
+    """Whether the server's address has no host: a Unix socket's, or a proxy did not send one."""
     return isinstance(server, str) or not server[0]
 
 
 def name_server(environ: Environ) -> None:
-    """Take the server's name and port from the Host header, for an address without a host.
+    """Set the server's name and port from the Host header, for an address without a host.
 
-    environ  the environ; call this once its scheme and Host are final
+    environ  the environ; its scheme and Host must be final
 
-    Neither may be empty (PEP 3333). A Host without a port gets the scheme's, and an HTTP/1.0 client
-    without Host gets "localhost".
+    PEP 3333 forbids empty values. Without a port in Host, the port is the scheme's default. Without
+    Host, as in HTTP/1.0, the name is "localhost".
     """
     host: str = environ.get("HTTP_HOST", "")
     name, colon, port = host.rpartition(":")

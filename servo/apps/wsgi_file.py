@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class FileRegion:
-    """A response whose body is a part of a file. The driver sends the head, then the part.
+    """A response with a part of a file as its body. The driver sends the head, then the part.
 
     head    bytes to send first
-    fd      a descriptor of our own, so that the application may close its file at any time
+    fd      our own duplicate of the descriptor: the application may close its file at any time
     offset  where the part begins, in bytes
     count   bytes of the part
     """
@@ -34,12 +34,13 @@ class FileRegion:
 
 
 class FileWrapper:
-    """`wsgi.file_wrapper`: an iterator over a file, which is sent by sendfile if possible.
+    """`wsgi.file_wrapper`: an iterator over a file. If possible, sendfile sends the file.
 
     filelike    an object with a method `read`
     block_size  bytes to read at a time
 
-    It can seek if the file can, so that a framework need not read up to the start of a range.
+    It can seek if the file can. So for a range request, a framework need not read up to the start
+    of the range.
     """
 
     def __init__(self, filelike: Any, block_size: int = 65536) -> None:
@@ -52,7 +53,7 @@ class FileWrapper:
         return self
 
     def __next__(self) -> Any:
-        # These should be bytes. The responder refuses them otherwise.
+        # The responder will refuse data that is not bytes.
         data = self.filelike.read(self.block_size)
         if not data:
             raise StopIteration
@@ -74,12 +75,12 @@ class FileWrapper:
 
 
 def plain_file(filelike: Any) -> tuple[int, int, int] | None:
-    """The descriptor, position and size of a plain file; None if only `read` gives its content.
+    """The descriptor, position and size of a plain file; None if its content needs `read`.
 
     filelike  the object that the application has wrapped
 
-    Having a descriptor is not enough: objects that decompress, decode or count in `read` have one,
-    too. So this checks the types of the objects instead of their attributes.
+    It is not enough that the object has a descriptor: objects whose `read` decompresses, decodes or
+    counts also have one. So this checks the types of the objects, not their attributes.
     """
     if (
         type(filelike).__name__ == "_TemporaryFileWrapper"

@@ -1,7 +1,8 @@
 """A WSGI application in the `async` worker: an ASGI application that calls it in a thread.
 
-So a WSGI application can be served over the protocols that only the `async` worker speaks. `wsgi`
-still applies the rules of PEP 3333; a `_Bridge` takes the place of its connection and its driver.
+In this way, a WSGI application can be served over protocols of the `async` worker, such as HTTP/2.
+The module `wsgi` applies the rules of PEP 3333, as in other workers, but instead of a connection
+and its driver, it uses a `_Bridge`.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class WSGIInAsync:
     """An ASGI application that calls a WSGI application.
 
     adapter           the WSGI application
-    threads           the number of requests that may run at a time
-    body_buffer_size  bytes of a request's body that are kept in memory; more go into a file
-    directory         where that file is made; None for the system's default
+    threads           how many requests may run at a time
+    body_buffer_size  bytes of a request's body to keep in memory; a larger body is put into a file
+    directory         the directory for such files; None for the system's default
     """
 
     def __init__(
@@ -97,9 +98,9 @@ class WSGIInAsync:
 class _Bridge:
     """The response writer and the transport of a `WSGIResponder` that runs in a thread.
 
-    Each part of a response waits until the event loop has sent it, which slows the application down
-    to the client's speed. A whole response is only kept in `whole`: the event loop sends it after
-    the thread has ended, so the thread does not wait for the loop at all.
+    The thread waits until the event loop has sent each part of a response, so the application runs
+    at the client's speed. A whole response is kept in `whole`. The event loop sends it after the
+    thread is done, so the thread need not wait for the loop.
     """
 
     raw_body = False
@@ -131,7 +132,7 @@ class _Bridge:
         return b""
 
     def send_informational(self, status: int, headers: Iterable[HeaderItem]) -> bytes:
-        """Send an early hint. In ASGI it can have no other fields than Link."""
+        """Send an early hint. In ASGI it can have only Link fields."""
         links = [value.encode("latin-1") for name, value in headers if name.lower() == "link"]
         self._post({"type": "http.response.early_hint", "links": links})
         return b""
@@ -142,7 +143,7 @@ class _Bridge:
         return b""
 
     def account(self, n: int) -> None:
-        """Refuse: without `raw_body` a driver can't send body bytes past the framing."""
+        """Always raises `LocalProtocolError`: `raw_body` is False, so no driver may call this."""
         raise LocalProtocolError("body bytes past the framing of the response")
 
     def end_response(self) -> bytes:
@@ -152,15 +153,18 @@ class _Bridge:
         return b""
 
     def send_all(self, data: bytes) -> None:
-        """Send a whole response that is kept. Parts were sent by `send_data` already."""
+        """Send the whole response, if one is kept. (`send_data` sends its data at once.)
+
+        data  not used
+        """
         whole, self.whole = self.whole, ()
         for message in whole:
             self._post(message)
 
     def finish(self, rest: object) -> None:
-        """Start sending a whole response that is kept, without waiting for it.
+        """Start to send the whole response. Don't wait: the app's `close`, called next, may block.
 
-        The application's `close`, which comes next, may take long.
+        rest  not used
         """
         whole, self.whole = self.whole, ()
         if whole:
@@ -181,7 +185,7 @@ async def _refuse(error: ProtocolError, send: Send) -> None:
 
 
 def _start(status: Status, headers: Iterable[HeaderItem]) -> dict[str, Any]:
-    # ASGI has numbers for statuses, so an invalid text must be found here.
+    # In ASGI a status is a number, so check the text here.
     code, _ = status_line(status)
     encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     return {"type": "http.response.start", "status": code, "headers": encoded}

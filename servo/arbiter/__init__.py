@@ -1,1 +1,4 @@
-"""The arbiter: binds, forks, watches, replaces. Decisions in `supervisor`, deeds in `loop`."""
+"""The arbiter: binds the sockets, and forks, watches and replaces the workers.
+
+`core.supervisor` decides, and `loop` performs its decisions.
+"""

@@ -1,8 +1,8 @@
-"""`--daemon`: the server goes to the background; the command waits until it serves or has ended.
+"""`--daemon`: the server runs in the background; the command waits until it serves or has ended.
 
-A pipe connects the command and the server. The server writes one report to it: exit code 0 once a
-worker is ready, or the error that has ended the server. The command prints that error and exits
-with that code, so a script that starts the server sees whether that worked.
+A pipe connects the command and the server. The server writes one report: exit code 0 when a worker
+is ready, or the error that has ended the server. The command prints the error and exits with the
+code, so a script can tell whether the start worked.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from servo.logs import error_log as log_module
 
 log = logging.getLogger("servo.error")
 
-# Seconds past `boot_timeout` in which a worker that did not boot, and then the server, must end.
+# After `boot_timeout` the arbiter kills the worker and ends. The command waits this much longer for
+# the report, in seconds.
 SLACK_S = 10.0
 # Characters of a report. As ASCII text it fits into a pipe (64 KiB), so writing it does not block.
 _REPORT_CHARACTERS = 16_384
 
 
 class StartReport:
-    """Reports to the command that has started a daemon how the start went, once.
+    """Reports the outcome of a daemon's start, once, to the command that started it.
 
-    If the server is no daemon, no command waits, and all methods but `detach` do nothing.
+    Without `--daemon` no command waits, so all methods except `detach` do nothing.
     """
 
     def __init__(self) -> None:
@@ -38,12 +39,12 @@ class StartReport:
         self._errors: list[str] = []
 
     def detach(self, boot_timeout_s: float) -> None:
-        """Go on in a process without a terminal, with the standard streams on /dev/null.
+        """Continue in a process without a terminal, with the standard streams on /dev/null.
 
-        boot_timeout_s   seconds that a worker has to get ready; 0 for no limit
+        boot_timeout_s   seconds until a worker must be ready; 0 for no limit
 
-        Only a grandchild of the caller returns. The caller's own process waits for the report and
-        exits with its code, or with BootError's if no report comes in time.
+        Returns only in a grandchild of the caller. The calling process waits for the report and
+        exits with its code, or with BootError's code if no report comes in time.
         """
         reader, self._fd = os.pipe2(os.O_CLOEXEC)
         # Ctrl-C is meant for the command. The server ignores it until it has its own handlers.
@@ -54,7 +55,7 @@ class StartReport:
             os._exit(_wait(reader, boot_timeout_s and boot_timeout_s + SLACK_S))
         os.close(reader)
         os.setsid()
-        # A session leader could still get a controlling terminal by opening one.
+        # Fork again: a session leader would get a controlling terminal when it opens one.
         if os.fork():
             os._exit(0)
         null = os.open(os.devnull, os.O_RDWR)
@@ -72,7 +73,7 @@ class StartReport:
             self._errors.append(action.text)
 
     def ended(self, code: int, reason: str = "") -> None:
-        """The server has ended. Report that, unless a worker was ready before.
+        """Report the end of the server, unless success was reported before.
 
         code     its exit code
         reason   the error that has ended it, or ""
@@ -80,7 +81,7 @@ class StartReport:
         self._write(code, "\n".join([*self._errors, *filter(None, [reason])]))
 
     def close_in_child(self) -> None:
-        """Close this process's copy of the pipe: the command waits until all copies are closed."""
+        """Close this process's copy of the pipe. The command waits until all copies are closed."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -117,7 +118,7 @@ def _wait(fd: int, limit_s: float) -> int:
 
 
 def _read(fd: int, limit_s: float) -> bytes | None:
-    """Everything up to the end of the pipe; None if that does not come in time."""
+    """Read up to the end of the pipe. Returns None if the end does not come in time."""
     report = b""
     poller = select.poll()
     poller.register(fd, select.POLLIN)

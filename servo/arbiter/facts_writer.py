@@ -1,14 +1,14 @@
-"""The numbers that only the arbiter knows, written into shared memory for the metrics process.
+"""Writes the arbiter's own numbers into shared memory for the metrics process.
 
-They are the server's state, its current generation, how many workers were forked, why workers
-ended, and how many entries the arbiter's log got. The metrics process reads them whenever it is
-scraped, so the arbiter never waits for it.
+These are the server's state, its current generation, the number of forked workers, the reasons for
+their exits, and the number of entries in the arbiter's log. The metrics process reads the numbers
+from shared memory at each scrape, so the arbiter never waits for that process.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from servo.arbiter.core.exit_reasons import ExitReason
 from servo.logs.entry_counts import count_log
@@ -16,6 +16,8 @@ from servo.metrics import arbiter_facts as facts_module
 from servo.metrics.arbiter_facts import Facts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from servo.arbiter.core.actions import RecordLifecycleEvent
     from servo.arbiter.core.supervisor import Supervisor
     from servo.shared_memory.scoreboard import Scoreboard
@@ -24,23 +26,32 @@ REASONS = tuple(reason.name.lower() for reason in ExitReason)
 
 
 class FactsWriter:
-    """Writes the arbiter's numbers, and counts the entries of its log among them.
+    """Writes the arbiter's numbers, and counts the entries of its log.
 
-    scoreboard   has the words that are the arbiter's
+    scoreboard   the shared memory
+    state        after an upgrade, the counters of the previous program (`Facts.to_state`);
+                 otherwise None
     """
 
-    def __init__(self, scoreboard: Scoreboard) -> None:
+    def __init__(self, scoreboard: Scoreboard, state: Mapping[str, Any] | None = None) -> None:
         self.facts = Facts(scoreboard.arbiter_words, REASONS)
-        self.facts.begin(os.getpid())
+        if state is None:
+            self.facts.begin(os.getpid())
+        else:
+            self.facts.restore(os.getpid(), state)
         count_log(self.facts.words, facts_module.LOG_0)
 
     def publish(self, supervisor: Supervisor) -> None:
-        """Write the server's state, after each turn of the loop."""
-        reload = supervisor.reload is not None
-        self.facts.publish(_state(supervisor), supervisor.generation, supervisor.target, reload)
+        """Write the server's state. Called after each turn of the loop."""
+        reload, count = supervisor.reload is not None, supervisor.count
+        workers = (count.target, *count.bounds)
+        self.facts.publish(_state(supervisor), supervisor.generation, workers, reload)
 
     def renew(self) -> None:
-        """Write everything anew, once a second: a worker may have written over it."""
+        """Write all numbers again, because a faulty worker may have overwritten them.
+
+        Called once a second.
+        """
         self.facts.republish()
 
     def count(self, event: RecordLifecycleEvent) -> None:
@@ -48,7 +59,7 @@ class FactsWriter:
         self.facts.count_event(event.name, event.reason)
 
     def close_in_child(self) -> None:
-        """Stop counting the log's entries: a child's are not the arbiter's."""
+        """Stop counting log entries: this counts only those of the arbiter."""
         count_log(None)
 
 

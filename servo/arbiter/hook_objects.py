@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class ArbiterHookWorker(HookObject):
-    """A worker as hooks in the arbiter see it.
+    """The `worker` argument of hooks in the arbiter.
 
-    serial  its number in the order of forking; gunicorn calls it `age`
-    slot    the number by which operators name it
-    cfg     its generation's settings
+    serial  the number of workers forked so far, including this one; gunicorn calls it `age`
+    slot    the worker's place, 1 to N
+    cfg     the settings of the worker's generation
 
     pid     its process id; None before the fork
-    alive   False once it was reaped
+    alive   False after the worker was reaped
     """
 
     _what = "worker"
@@ -48,7 +48,7 @@ class ArbiterHookWorker(HookObject):
         self._own = frozenset((*vars(self), "_own"))
 
     def kept(self) -> dict[str, Any]:
-        """The attributes that a hook has added. The worker's own hook object gets them, too."""
+        """The attributes that a hook has added. The hook object in the worker gets them, too."""
         return {name: value for name, value in vars(self).items() if name not in self._own}
 
     def __repr__(self) -> str:
@@ -58,10 +58,10 @@ class ArbiterHookWorker(HookObject):
         """Send the worker a message for its `cluster.on_message` handlers. In the arbiter only.
 
         message  any JSON value
-        topic    the topic that a handler has named, or ""
+        topic    the topic of the handler, or ""
 
         Returns False if the worker has ended, or if too many messages wait for it. Raises TypeError
-        if `message` is no JSON value, and ValueError if it is too long.
+        if `message` is not a JSON value, and ValueError if it is too long.
         """
         if self.send_by is None:
             raise ClusterError("this worker is not forked yet")
@@ -73,7 +73,7 @@ class RunningServer(Protocol):
 
     @property
     def settings(self) -> Settings:
-        """The current generation's."""
+        """The settings of the current generation."""
         ...
 
     @property
@@ -91,20 +91,20 @@ class RunningServer(Protocol):
         ...
 
     def workers_by_slot(self) -> dict[int, ArbiterHookWorker]:
-        """The workers that messages go to, by slot."""
+        """By slot: the worker that gets the messages which are sent to this slot."""
         ...
 
     def broadcast(self, message: Any, topic: str) -> int:
-        """Send a message to all workers; return to how many."""
+        """Send a message to all workers. Returns the number of workers."""
         ...
 
 
 class HookServer(HookObject):
-    """The server as hooks see it, with the names of gunicorn's arbiter.
+    """The `server` argument of hooks, with the names of gunicorn's arbiter.
 
-    settings   those that the server starts with
+    settings   the settings at the start
 
-    running    the arbiter; None until it is made, as in the `on_starting` hook
+    running    the arbiter; None before it is made, as in the `on_starting` hook
     """
 
     _what = "server"
@@ -114,7 +114,7 @@ class HookServer(HookObject):
         self.running: RunningServer | None = None
         self.pid = os.getpid()
         self.log = logging.getLogger("servo.error")
-        # gunicorn's values for an arbiter that was not started by another one (its SIGUSR2).
+        # gunicorn's values for an arbiter that was not forked by another one (SIGUSR2 does this).
         self.master_pid = 0
         self.master_name = "Master"
 
@@ -173,11 +173,11 @@ class HookServer(HookObject):
 
     @property
     def workers(self) -> dict[int, ArbiterHookWorker]:
-        """The workers that messages go to, by slot. If a slot has two, this is the ready one."""
+        """The worker that gets each slot's messages, by slot. Of two workers, the ready one."""
         return {} if self.running is None else self.running.workers_by_slot()
 
     def broadcast(self, message: Any, topic: str = "") -> int:
-        """Send a message to all workers; return to how many. See `ArbiterHookWorker.send`."""
+        """Send a message to all workers. Returns their number. See `ArbiterHookWorker.send`."""
         if self.running is None:
             raise ClusterError("no worker is forked yet")
         return self.running.broadcast(message, topic)

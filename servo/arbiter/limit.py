@@ -1,12 +1,13 @@
-"""A time limit for the operator's code: configuration files that a reload reads, and hooks.
+"""A time limit for the operator's code: configuration files at a reload, and hooks.
 
-That code runs in the arbiter, between two turns of its loop. While it hangs, the workers get no
-attention and no signal is handled. So a timer interrupts it: SIGALRM raises `LimitExceeded` in it,
-and does so again each second if the code catches that. `LimitExceeded` is not an `Exception`, so
-the usual `except Exception` does not catch it. If a signal asks the server to stop, code that is
-running gets 2 s more; hooks that are called during the stop have their whole time.
+This code runs in the arbiter, between two turns of its loop. While it runs, the arbiter neither
+supervises workers nor handles signals. So a timer interrupts code that takes too long: its SIGALRM
+raises `LimitExceeded`. If the code catches it, the timer raises it again each second.
+`LimitExceeded` is not an `Exception`, so the usual `except Exception` does not catch it. When a
+signal asks the server to stop, running code gets 2 s more. Hooks that are called during the stop
+have their whole time.
 
-A call into C that goes on after EINTR can't be interrupted in this way.
+A call into C can't be interrupted in this way if it continues after EINTR.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-# Seconds that running code has left once a signal asks the server to stop.
+# Seconds that running code gets after a signal asks the server to stop.
 STOP_S = 2.0
-# Seconds after which code that has caught the exception is interrupted again.
-_AGAIN_S = 1.0
+# Seconds until code that has caught the exception is interrupted again.
+AGAIN_S = 1.0
 # The shortest time for the timer, in seconds: 0 would switch it off.
 _AT_ONCE_S = 0.001
 
@@ -35,7 +36,7 @@ class LimitExceeded(BaseException):
 
 
 class CodeError(ConfigError):
-    """The operator's code took too long, or tried to end the arbiter."""
+    """Raised after the operator's code took too long, or tried to end the arbiter."""
 
 
 class CodeLimit:
@@ -47,13 +48,13 @@ class CodeLimit:
         self._is_stopping = False
 
     def call(self, limit_s: float, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function; return its result, or raise its `Exception`.
+        """Call a function under the limit. Returns its result, or raises its `Exception`.
 
         limit_s   seconds that it may take; 0 for no limit
         function  called with `args`
 
-        Raises CodeError if it took longer, or if it raised SystemExit or KeyboardInterrupt, which
-        would end the arbiter.
+        Raises CodeError if the function took longer, or if it raised SystemExit or
+        KeyboardInterrupt, because these would end the arbiter.
         """
         try:
             with self._within(limit_s):
@@ -66,9 +67,9 @@ class CodeLimit:
             raise CodeError(f"it raised {error!r}") from error
 
     def stop(self) -> None:
-        """A signal asks the server to stop: give running code `STOP_S` more at most.
+        """Give running code at most `STOP_S` more, because a signal asks the server to stop.
 
-        The signal's handler calls this; the loop calls `signals_read` once it has read the signal.
+        The signal's handler calls this. Later the loop reads the signal, and calls `signals_read`.
         """
         self._is_stopping = True
         if self._ends_at is not None:
@@ -76,16 +77,19 @@ class CodeLimit:
             self._set_timer()
 
     def signals_read(self) -> None:
-        """The loop has read all signals: code that is called from now on has its whole time."""
+        """Undo `stop`: code gets its whole time again. Called when all signals were read."""
         self._is_stopping = False
 
     @contextmanager
     def _within(self, limit_s: float) -> Iterator[None]:
         if self._ends_at is not None:
-            yield  # called by code that is under a limit already
+            yield  # called by code that already has a limit
             return
         if self._is_stopping:
             limit_s = min(limit_s or STOP_S, STOP_S)
+        # In an upgrade, this program has a limit of its own (`takeover_limit`).
+        outer = signal.setitimer(signal.ITIMER_REAL, 0)
+        began_at = time.monotonic()
         before = signal.signal(signal.SIGALRM, self._interrupt)
         self._ends_at = time.monotonic() + (limit_s or float("inf"))
         self._limit_s = limit_s
@@ -94,6 +98,9 @@ class CodeLimit:
             yield
         finally:
             self._end(before)
+            if outer[0]:
+                left_s = outer[0] - (time.monotonic() - began_at)
+                signal.setitimer(signal.ITIMER_REAL, max(left_s, _AT_ONCE_S), outer[1])
 
     def _end(self, before: Any) -> None:
         while True:
@@ -109,7 +116,7 @@ class CodeLimit:
         assert self._ends_at is not None
         left_s = self._ends_at - time.monotonic()
         if left_s != float("inf"):
-            signal.setitimer(signal.ITIMER_REAL, max(left_s, _AT_ONCE_S), _AGAIN_S)
+            signal.setitimer(signal.ITIMER_REAL, max(left_s, _AT_ONCE_S), AGAIN_S)
 
     def _interrupt(self, _signum: int, _frame: FrameType | None) -> None:
         if self._ends_at is None:

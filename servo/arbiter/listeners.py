@@ -1,50 +1,94 @@
-"""The arbiter's listening sockets, and which of them each worker inherits.
+"""The arbiter's listening sockets, and each worker's share of them.
 
-Usually all workers accept from the same sockets. With `reuse_port` each slot has TCP sockets of its
-own, and the kernel spreads connections over them. Connections wait in a socket's queue, and would
-be lost with it. So a slot's sockets outlive its workers: each worker of the slot inherits them from
-the arbiter.
+Usually all workers accept from the same sockets. With `reuse_port` each slot has its own TCP
+sockets, and the kernel spreads connections over them. Closing such a socket would lose the
+connections in its queue. So the arbiter keeps the sockets of each slot, and all successive workers
+of the slot inherit them.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from servo.net.address import TCPAddress
-from servo.net.listeners import bind_all
+from servo.net.listeners import Listener, bind_all
+from servo.net.stored_sockets import StoredSockets
 
 if TYPE_CHECKING:
-    from servo.net.listeners import Listener
+    from collections.abc import Callable, Iterable, Mapping
+
     from servo.settings.sources import Settings
 
 log = logging.getLogger("servo.error")
 
 
 class Sockets:
-    """All listening sockets of the application. Binds them.
+    """All listening sockets of the application. The constructor binds them.
 
-    settings  what to bind, and whether each slot has sockets of its own (`reuse_port`)
-    secure    they are for TLS, so their names begin with https://
+    settings  has the addresses, and whether each slot has its own sockets (`reuse_port`)
+    secure    whether the sockets are for TLS, so that their names begin with https://
 
-    listeners  the sockets that were bound first; those of slot 1
+    listeners  the sockets of slot 1, which are bound first
+    forgotten  names of sockets that systemd kept during a crash, but that are no longer needed
 
     Raises BindError and ConfigError.
     """
 
     def __init__(self, settings: Settings, secure: bool = False) -> None:
-        self.listeners: list[Listener] = bind_all(settings)
+        stored = StoredSockets()
+        self.listeners: list[Listener] = bind_all(settings, stored=stored)
+        self.forgotten = stored.forgotten
         for listener in self.listeners if secure else ():
             listener.name = listener.name.replace("http://", "https://", 1)
         self._own_queues: bool = settings.reuse_port
         self._backlog: int = settings.backlog
-        # The own sockets of each slot but 1.
+        # The sockets of each slot except 1.
         self._siblings: dict[int, list[Listener]] = {}
         self._lost: set[Listener] = set()
 
+    def to_state(self, pass_on: Callable[[int], int]) -> list[dict[str, Any]]:
+        """Return the listeners as JSON values, for `from_state`.
+
+        pass_on  keeps a descriptor open for the next program, and returns it
+        """
+        every = [(0, self.listeners), *self._siblings.items()]
+        return [
+            {**listener.to_state(pass_on), "slot": slot, "own_queues": self._own_queues}
+            for slot, listeners in every
+            for listener in listeners
+        ]
+
+    @classmethod
+    def from_state(
+        cls, state: Iterable[Mapping[str, Any]], take: Callable[[int], int], backlog: int
+    ) -> Sockets:
+        """Take over the sockets of this process's previous program, after an upgrade.
+
+        state    the result of that program's `to_state`
+        take     claims a descriptor from the previous program, and returns it
+        backlog  the length of the accept queue, for sockets that are opened later
+
+        Raises what `Listener.from_state` raises.
+        """
+        sockets = cls.__new__(cls)
+        sockets.listeners = []
+        sockets.forgotten = []
+        sockets._own_queues = False
+        sockets._backlog = backlog
+        sockets._siblings = {}
+        sockets._lost = set()
+        for each in state:
+            listener = Listener.from_state(each, take)
+            slot = int(each["slot"])
+            sockets._own_queues = bool(each["own_queues"])
+            of_slot = sockets._siblings.setdefault(slot, []) if slot else sockets.listeners
+            of_slot.append(listener)
+        return sockets
+
     def for_slot(self, slot: int) -> list[Listener]:
-        """The listeners of a worker in this slot, bound if need be. Raises BindError."""
+        """The listeners for a worker in this slot. Binds missing ones. Raises BindError."""
         if not self._own_queues or slot == 1:
             return self.listeners
         if slot not in self._siblings:
@@ -52,14 +96,18 @@ class Sockets:
         shared = [listener for listener in self.listeners if listener not in self._owned()]
         return self._siblings[slot] + shared
 
+    def addresses(self) -> list[Any]:
+        """The addresses of the listeners, as `getsockname` returns them."""
+        return [listener.socket.getsockname() for listener in self.listeners]
+
     def others(self, slot: int) -> list[Listener]:
-        """The listeners of other slots, which a worker in this slot closes."""
+        """The listeners of other slots: a worker in this slot closes its copies of them."""
         mine = self.for_slot(slot)
         every = [*self.listeners, *(each for own in self._siblings.values() for each in own)]
         return [listener for listener in every if listener not in mine]
 
     def close_slot(self, slot: int) -> None:
-        """Close the own listeners of a slot. Its last worker still accepts what is queued."""
+        """Close the listeners of a slot. Its last worker still accepts the queued connections."""
         for listener in self._siblings.pop(slot, []):
             listener.close()
 
@@ -67,17 +115,17 @@ class Sockets:
         """Log a warning for each socket file that was removed. Called about once a second."""
         lost = {each for each in self.listeners if each.is_lost}
         for listener in lost - self._lost:
-            # The file is not made anew: it may have been removed on purpose, or replaced by another
-            # server's.
+            # Don't make the file again: somebody may have removed it on purpose, or another server
+            # may have replaced it.
             log.warning(
-                "The socket file of %s was removed or replaced, so no new client reaches this "
-                "server through it; restart the server to make it anew",
+                "The socket file of %s was removed or replaced, so new clients can't reach this "
+                "server through it; restart the server to make the file again",
                 listener.name,
             )
         self._lost = lost
 
     def take_ownership(self) -> None:
-        """Let this process remove the socket files at its end. A daemon did not bind them."""
+        """Let this process remove the socket files when it ends, although its parent bound them."""
         for listener in self.listeners:
             listener.owner_pid = os.getpid()
 

@@ -1,12 +1,12 @@
-"""The arbiter's loop: it collects events, asks the supervisor, and performs what that decides.
+"""The arbiter's loop: it collects events, passes them to the supervisor, and performs its actions.
 
-Signals, the ends of processes, messages of workers and the passing of time all become events in one
-inbox. `Supervisor.handle` answers each event with actions (fork this worker, send that message),
-and a method of the `Arbiter` performs each kind of action. So a SIGHUP passes four places:
-`SignalInbox`, the inbox, the supervisor's decision, and `_fork`.
+Signals, exits of processes, messages of workers and ticks of the clock all become events in one
+inbox. `Supervisor.handle` answers each event with actions (fork a worker, send a message), and a
+method of `Arbiter` performs each kind of action. So a SIGHUP passes through four places:
+`SignalInbox`, the inbox, the supervisor, and `_fork`.
 
-The loop blocks in one call of epoll only. It runs no application code and starts no thread: a
-process with threads must not fork workers.
+The loop blocks only in epoll. It runs no application code, and starts no threads, because a process
+with threads must not fork workers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import signal
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -21,23 +22,36 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from servo import __version__
-from servo.arbiter import process_info
+from servo.arbiter import process_info, reexec
+from servo.arbiter.certificate_renewal import CertificateRenewal
 from servo.arbiter.core import actions, events
 from servo.arbiter.core.policy import TICK_S
 from servo.arbiter.core.supervisor import Supervisor
+from servo.arbiter.core.supervisor_state import restored, state_of
 from servo.arbiter.facts_writer import FactsWriter
 from servo.arbiter.generations import log_notes, policy_of
+from servo.arbiter.load_meter import LoadMeter
+from servo.arbiter.memory_meter import MemoryMeter
 from servo.arbiter.message_router import MessageRouter
 from servo.arbiter.operator import lifecycle_events
 from servo.arbiter.operator.control_service import ControlService
 from servo.arbiter.processes.config_check import ConfigCheck
 from servo.arbiter.processes.guard import Guard, GuardedWorker
 from servo.arbiter.processes.metrics import MetricsProcess
+from servo.arbiter.processes.mold import MoldProcesses
+from servo.arbiter.processes.old_workers import OldWorkers
+from servo.arbiter.processes.preflight import Preflight
 from servo.arbiter.processes.watcher import Watcher
 from servo.arbiter.processes.workers import WorkerProcesses
+from servo.arbiter.reexec import UpgradeError
 from servo.arbiter.signals import at_foreground_of_terminal
+from servo.arbiter.upgrade_state import Handover, OldWorker, UpgradeState
 from servo.errors import ServoError
+from servo.ipc.channel import frame_of
+from servo.ipc.messages import MakeMold, Retire
 from servo.logs import error_log as log_module
+from servo.net.tls_switch import wants_tls
+from servo.settings.schema import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,9 +65,11 @@ if TYPE_CHECKING:
     from servo.arbiter.listeners import Sockets
     from servo.arbiter.notify import SystemdNotifier
     from servo.arbiter.operator.control_service import ControlSocket
+    from servo.arbiter.pidfile import PidFile
     from servo.arbiter.processes.child_table import ChildTable
     from servo.arbiter.processes.metrics import MetricsSockets
     from servo.arbiter.processes.workers import WorkerProcess
+    from servo.arbiter.reexec import Command, Inheritance
     from servo.arbiter.signals import SignalInbox
     from servo.net.listeners import Listener
     from servo.settings.sources import Settings
@@ -61,28 +77,34 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# If this many system calls fail unexpectedly within this many seconds, the arbiter would only spin,
-# so it ends.
+# If MAX_FAILURES system calls fail unexpectedly within the following number of seconds, the arbiter
+# ends: it would only fail again and again.
 MAX_FAILURES = 50
 FAILURES_S = 10.0
+
+# Before an upgrade, wait this many seconds for slow readers of the log: lines that are still in the
+# arbiter's memory are lost.
+_DRAIN_LOGS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """The things that a server has opened at its start; see `servo.arbiter.start`.
+    """The open resources of a server; see `servo.arbiter.start`.
 
     generations      the settings of each generation of workers
     limit            the time limit for hooks
-    report           tells the command that has started a daemon how the start went
-    hook_server      the `server` that hooks get
+    report           reports the outcome of the start to the command that started a daemon
+    hook_server      the `server` argument of hooks
     sockets          the application's listening sockets
-    metrics_sockets  those of the metrics
+    metrics_sockets  the listening sockets of the metrics
     control_socket   the control socket
-    scoreboard       the table that all processes share
-    notifier         tells systemd how the server is
+    pidfile          the locked pidfile, or None
+    scoreboard       the memory that all processes share
+    notifier         reports the server's state to systemd
     signals          the arbiter's signals
     epoll            watches every descriptor of the loop
     table            the arbiter's children
+    command          the command to run again in an upgrade, or None
     """
 
     generations: Generations
@@ -92,17 +114,25 @@ class Resources:
     sockets: Sockets
     metrics_sockets: MetricsSockets
     control_socket: ControlSocket
+    pidfile: PidFile | None
     scoreboard: Scoreboard
     notifier: SystemdNotifier
     signals: SignalInbox
     epoll: select.epoll
     table: ChildTable
+    command: Command | None
 
 
 class Arbiter:
-    """Runs a server whose resources are open, until it is asked to stop."""
+    """Runs a server, with its open resources, until a stop is requested.
 
-    def __init__(self, resources: Resources) -> None:
+    resources     the open resources
+    inheritance   the state of the previous program, after an upgrade; None at a start
+
+    Raises LookupError, TypeError, ValueError, OSError or ServoError for an invalid inheritance.
+    """
+
+    def __init__(self, resources: Resources, inheritance: Inheritance | None = None) -> None:
         self._resources = resources
         self._generations = resources.generations
         self._limit = resources.limit
@@ -110,21 +140,32 @@ class Arbiter:
         self._hook_server = resources.hook_server
         self._sockets = resources.sockets
         self._notifier = resources.notifier
-        self._signals = resources.signals
+        self.signals = resources.signals
         self._epoll = resources.epoll
         self._table = table = resources.table
         self.scoreboard = resources.scoreboard
         self._inbox: deque[Event] = deque()
-        # Answers to the actions that are being performed. They go before the rest of the inbox, so
-        # that the supervisor knows a worker's pid before it gets other events of the worker.
+        # The events that answer the current actions. The supervisor gets them before the rest of
+        # the inbox: it must know a worker's pid before it gets other events of the worker. Of
+        # these, failed forks come last: it must know all pids when it decides about a failure.
         self._answers: list[Event] = []
         self._exit_code: int | None = None
         self._failures: deque[float] = deque(maxlen=MAX_FAILURES)
         self._check: ConfigCheck | None = None
         self._watcher: Watcher | None = None
+        self._preflight: Preflight | None = None
+        # The new interpreter, if an upgrade waits until the inbox is empty.
+        self._execute_python: str | None = None
+        self._old_workers: OldWorkers | None = None
         settings = self.settings
-        self.supervisor = Supervisor(policy_of(settings, self.scoreboard.capacity))
-        self._facts = FactsWriter(self.scoreboard)
+        state = inheritance.state if inheritance is not None else None
+        if state is None:
+            self.supervisor = Supervisor(policy_of(settings, self.scoreboard.capacity))
+            self._facts = FactsWriter(self.scoreboard)
+        else:
+            self.supervisor = restored(state.section("supervisor"))
+            self._facts = FactsWriter(self.scoreboard, state.section("facts"))
+        self._predecessor = state
         table.own(self._facts, self._facts.close_in_child)
         self.workers = WorkerProcesses(
             self.scoreboard,
@@ -132,18 +173,53 @@ class Arbiter:
             self.enqueue,
             lambda serial, message: self._control.on_message(serial, message),
         )
+        self._memory_meter = MemoryMeter()
+        self._load_meter = LoadMeter(self._sockets.addresses)
+        self.molds = MoldProcesses(
+            table,
+            self.scoreboard,
+            self.workers,
+            self.enqueue,
+            self._on_forked_by_mold,
+        )
         self.router = MessageRouter(self.workers, self._message_hook)
         self._control = ControlService(self, resources.control_socket, self._epoll)
         table.own(self._control, self._control.close_in_child)
+        self._certificates = CertificateRenewal(self._generations, self.workers.send_to_generation)
         self._guard = Guard(table, self._guarded_workers, settings.user)
-        self._epoll.register(self._signals.fileno(), select.EPOLLIN)
+        self._epoll.register(self.signals.fileno(), select.EPOLLIN)
         self._hook_server.running = self
+        if inheritance is not None:
+            self._restore(inheritance)
 
-    # --- what the hook objects and the operators see ----------------------------------------------
+    def _restore(self, inheritance: Inheritance) -> None:
+        """Continue from the state of this process's previous program, after an upgrade."""
+        state = inheritance.state
+        for each in state.section("workers"):
+            worker = self.workers.adopt(each, inheritance.take, *self._generations.first)
+            worker.hook_worker.send_by = self.router.send_to_worker
+        molds = state.inner.get("molds", [])  # new with molds that outlive an upgrade
+        self.molds.restore(molds, inheritance.take, self.settings.user)
+        self._control.restore(state.section("control"))
+        self._notifier.restore(state.section("notifier"))
+        self._guard.succeed(inheritance.take(state.guard))
+
+    def outlast(self, state: UpgradeState) -> None:
+        """Let old workers finish after new ones are ready, because their state can't be read.
+
+        state   the readable part of the previous program's state
+        """
+        self._predecessor = state
+        self._old_workers = OldWorkers(state.workers, state.retire)
+        self._table.own(self._old_workers, self._old_workers.close)
+        self._end_helpers(state)
+        self._guard.succeed(state.guard)
+
+    # --- for hook objects and operators -----------------------------------------------------------
 
     @property
     def settings(self) -> Settings:
-        """The current generation's."""
+        """The settings of the current generation."""
         return self._generations.settings
 
     @property
@@ -154,14 +230,14 @@ class Arbiter:
     @property
     def target(self) -> int:
         """The number of workers that the server should have."""
-        return self.supervisor.target
+        return self.supervisor.count.target
 
     def hook_workers(self) -> dict[int, ArbiterHookWorker]:
         """The workers that were forked and not yet released, by pid."""
         return self.workers.hook_workers()
 
     def workers_by_slot(self) -> dict[int, ArbiterHookWorker]:
-        """The workers that messages go to, by slot."""
+        """By slot: the worker that gets the messages which are sent to this slot."""
         return self.router.by_slot()
 
     def broadcast(self, message: Any, topic: str) -> int:
@@ -175,7 +251,7 @@ class Arbiter:
     # --- the loop ---------------------------------------------------------------------------------
 
     def serve(self) -> int:
-        """Serve until asked to stop; return the exit code.
+        """Serve until a stop is requested. Returns the exit code.
 
         Raises OSError if system calls fail again and again.
         """
@@ -183,26 +259,36 @@ class Arbiter:
         next_tick = time.monotonic() + TICK_S
         while True:
             self._empty_inbox()
+            # Wait for molds: a worker that is just being forked can't be passed to the new program.
+            may_execute = self._exit_code is None and not self.molds.are_forking
+            if self._execute_python is not None and may_execute:
+                self._execute_upgrade(self._execute_python)
             if self._exit_code is not None:
                 return self._exit_code
             due = min(next_tick, self.supervisor.wake_at())
-            wake_at = min(due, self._control.wake_at(), self._notifier.wake_at())
+            load_at = self._load_meter.wake_at(self.supervisor.is_autoscaled)
+            wake_at = min(due, load_at, self._control.wake_at(), self._notifier.wake_at())
             if self.router.is_behind:
                 wake_at = 0.0
             for fd, mask in self._epoll.poll(max(0.0, wake_at - time.monotonic())):
                 self._attempt(self._on_descriptor, fd, mask)
             self._attempt(self.router.route_waiting)
             self._attempt(self._control.tick, time.monotonic())
+            if time.monotonic() >= load_at:
+                self._attempt(self._measure_load)
             if time.monotonic() >= due:
                 next_tick = time.monotonic() + TICK_S
                 self._tick()
 
     def close(self) -> None:
-        """End all children but the workers, which finish when their channels are closed."""
+        """End all children. Workers finish their requests after their channels are closed."""
         self._run_hook("on_exit", self._hook_server)
         for step in (
             self._cancel_check,
+            self._cancel_preflight,
             self._stop_watcher,
+            self._close_old_workers,
+            self.molds.close,
             self.workers.close,
             self._table.stop_helpers,
             self._control.close,
@@ -212,8 +298,9 @@ class Arbiter:
     def _start(self) -> None:
         settings, resources = self.settings, self._resources
         process_info.set_title(f"servo: arbiter [{settings.proc_name or settings.app}]")
-        log.info("Servo %s starts, its arbiter has pid %d", __version__, os.getpid())
-        log_notes(*self._generations[1])
+        if self._predecessor is None:
+            log.info("Servo %s starts, its arbiter has pid %d", __version__, os.getpid())
+        log_notes(*self._generations.first)
         for listener in self.listeners:
             log.info("Listening on %s", listener.name)
         if settings.reload:
@@ -231,28 +318,72 @@ class Arbiter:
         self._table.keep_running(self._guard)
         self._table.tick(time.monotonic())
         self._run_hook("when_ready", self._hook_server)
-        self.enqueue(events.Started())
+        if self._predecessor is None or self._old_workers is not None:
+            self.enqueue(events.Started())
+        else:
+            self._resume(self._predecessor)
+
+    def _resume(self, state: UpgradeState) -> None:
+        """Begin to run after an upgrade, with the previous program's restored state."""
+        self._end_helpers(state)
+        before = dict(state.section("settings"))
+        for name, value in _fixed_settings(self.settings).items():
+            if before.get(name, value) != value:
+                log.warning("%s has changed: this takes a restart, not an upgrade", name)
+        if state.returned:
+            self.enqueue(events.GivenBack(state.returned))
+        else:
+            now = f"Servo {__version__} on Python {reexec.python_version()}"
+            text = f"upgraded: {now} has taken the place of {state.program}, pid {os.getpid()}"
+            self.enqueue(events.Upgraded(text))
+        # Reap the children that ended during the upgrade.
+        self._attempt(self._table.reap)
 
     def _tick(self) -> None:
-        """Once a second, and when the supervisor has something due."""
+        """Send a Tick to the supervisor. Called once a second, and when a limit is due."""
         self._attempt(self._read_signals)
         self._attempt(self._table.reap)
         self._attempt(self.router.log_drops)
         self._attempt(self._table.tick, time.monotonic())
+        self._attempt(self._certificates.tick, time.monotonic())
+        self._attempt(self.molds.tick, time.monotonic())
         self._facts.renew()
         log_module.flush_logs()
         self._attempt(self._sockets.look_after)
+        self._count_responses()
         self.enqueue(events.Tick(*self.workers.heartbeats()))
+        if self._old_workers is not None:
+            if self.supervisor.served or self.supervisor.ending:
+                self._old_workers.retire(time.monotonic())
+            self._old_workers.tick(time.monotonic())
+        self._measure_memory()
         if self._notifier.is_on:
             totals = self.scoreboard.totals()
             self._notifier.tick(
                 self.supervisor, totals.requests, totals.in_flight, time.monotonic()
             )
 
-    def _attempt(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function, and log an OSError that it raises: the workers need their arbiter.
+    def _measure_load(self) -> None:
+        load = self._load_meter.measure(self.supervisor.workers, self.workers.row_of)
+        self.enqueue(events.LoadMeasured(load))
 
-        Raises the OSError if that happens all the time.
+    def _count_responses(self) -> None:
+        policies = self.supervisor.policies.values()
+        if any(policy.bake_time_s or policy.refork_after for policy in policies):
+            rows = self.scoreboard.snapshot()
+            counts = {row.serial: (row.requests, row.statuses[4]) for row in rows}
+            self.enqueue(events.ResponsesCounted(counts))
+
+    def _measure_memory(self) -> None:
+        supervisor = self.supervisor
+        sizes = self._memory_meter.measure(supervisor.workers, supervisor.policies)
+        if sizes:
+            self.enqueue(events.MemoryMeasured(sizes))
+
+    def _attempt(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function, and log an OSError. It must not end the arbiter: the workers need it.
+
+        Raises the OSError if such errors come again and again.
         """
         try:
             function(*args)
@@ -267,6 +398,7 @@ class Arbiter:
         while self._inbox and self._exit_code is None:
             for action in self.supervisor.handle(self._inbox.popleft(), time.monotonic()):
                 self._attempt(_PERFORM[type(action)], self, action)
+            self._answers.sort(key=_is_failed_fork)
             self._inbox.extendleft(reversed(self._answers))
             self._answers.clear()
         self._attempt(self._control.settle)
@@ -274,13 +406,13 @@ class Arbiter:
         self._notifier.turn(self.supervisor, time.monotonic())
 
     def _on_descriptor(self, fd: int, mask: int) -> None:
-        if fd == self._signals.fileno():
+        if fd == self.signals.fileno():
             self._read_signals()
         elif not self._table.on_ready(fd, mask):
             self._control.on_ready(fd, mask)
 
     def _read_signals(self) -> None:
-        for name in self._signals.read():
+        for name in self.signals.read():
             self._on_signal(name)
         self._limit.signals_read()
 
@@ -332,7 +464,115 @@ class Arbiter:
         self._generations.adopt(action.generation)
 
     def _drop(self, action: actions.DropGeneration) -> None:
+        self.molds.drop(action.generation)
         self._generations.drop(action.generation)
+
+    # --- upgrades ---------------------------------------------------------------------------------
+
+    def _start_preflight(self, action: actions.Preflight) -> None:
+        try:
+            if self._resources.command is None:
+                raise UpgradeError("the command that has started this server is not known")
+            python = reexec.interpreter(action.python)
+            self._preflight = Preflight(
+                self._table,
+                self._resources.command,
+                python,
+                wants_tls(self.settings),
+                self._on_preflight_ended,
+            )
+        except UpgradeError as error:
+            self.enqueue(events.PreflightEnded(str(error)))
+        except OSError as error:
+            self.enqueue(events.PreflightEnded(f"can't fork: {error}"))
+
+    def _on_preflight_ended(self, event: events.PreflightEnded) -> None:
+        self._preflight = None
+        self.enqueue(event)
+
+    def _cancel_preflight(self, _action: actions.CancelPreflight | None = None) -> None:
+        if self._preflight is not None:
+            self._preflight.kill()
+            self._preflight = None
+
+    def _execute(self, action: actions.Execute) -> None:
+        self._execute_python = action.python
+
+    def _execute_upgrade(self, python: str) -> None:
+        """Replace this program, unless a new event has arrived. The inbox must be empty."""
+        self._execute_python = None
+        assert self._resources.command is not None
+        with reexec.signals_blocked() as mask:
+            self._attempt(self._read_signals)
+            while self._inbox or self.router.is_behind:
+                self._empty_inbox()
+                self._attempt(self.router.route_waiting)
+            if self.supervisor.upgrade is None or self._exit_code is not None:
+                return
+            if self.molds.are_forking:
+                self._execute_python = python
+                return
+            self._run_hook("pre_exec", self._hook_server)
+            log_module.drain_logs(_DRAIN_LOGS_S)
+            try:
+                state = self._state(mask)
+                reexec.execute(self._resources.command, reexec.interpreter(python), state)
+            except UpgradeError as error:
+                self.enqueue(events.ExecuteFailed(str(error)))
+        self._empty_inbox()
+
+    def _state(self, signal_mask: list[int]) -> UpgradeState:
+        """Collect the state for the next program.
+
+        signal_mask   the signals that were blocked before the upgrade, by number
+        """
+        handover = Handover()
+        pass_on = handover.pass_on
+        resources, pidfile = self._resources, self._resources.pidfile
+        inner = {
+            "supervisor": state_of(self.supervisor),
+            "workers": self.workers.to_state(pass_on),
+            "molds": self.molds.to_state(self.supervisor.generation, pass_on),
+            "scoreboard": self.scoreboard.to_state(pass_on),
+            "facts": self._facts.facts.to_state(),
+            "pidfile": pidfile.to_state(pass_on) if pidfile is not None else None,
+            "control_socket": resources.control_socket.to_state(pass_on),
+            "control": self._control.to_state(),
+            "notifier": self._notifier.to_state(),
+            "settings": _fixed_settings(self.settings),
+            "takeover_s": self.settings.boot_timeout,
+        }
+        return UpgradeState(
+            servo=__version__,
+            python=reexec.python_version(),
+            signal_mask=signal_mask,
+            listeners=self._sockets.to_state(pass_on),
+            metrics_listeners=resources.metrics_sockets.to_state(pass_on),
+            workers=[
+                OldWorker(
+                    worker.pid,
+                    worker.fileno(),
+                    worker.settings.graceful_timeout,
+                    worker.channel.unsent if worker.channel is not None else b"",
+                )
+                for worker in self.workers
+            ],
+            retire=frame_of(Retire("replaced")),
+            command=resources.command.to_state() if resources.command is not None else {},
+            helpers=[self._watcher.pid] if self._watcher is not None else [],
+            guard=self._guard.to_state(pass_on),
+            inner=inner,
+            descriptors=sorted(handover.descriptors),
+        )
+
+    def _end_helpers(self, state: UpgradeState) -> None:
+        """Kill the previous program's children that would not notice its end."""
+        for pid in state.helpers:
+            process_info.send_signal(pid, signal.SIGKILL)
+
+    def _close_old_workers(self) -> None:
+        if self._old_workers is not None:
+            self._old_workers.close()
 
     # --- actions ----------------------------------------------------------------------------------
 
@@ -342,6 +582,10 @@ class Arbiter:
         worker.hook_worker.send_by = self.router.send_to_worker
         self._run_hook("pre_fork", self._hook_server, worker.hook_worker, settings=settings)
         try:
+            # Don't ask the settings: after an upgrade they may be newer than the generation.
+            if self.supervisor.policies[action.generation].preload:
+                self.molds.order(worker, self._sockets)
+                return
             self.workers.fork(worker, self._sockets, self._hook_server)
         except (OSError, ServoError) as error:
             self._answers.append(events.ForkFailed(action.serial, str(error)))
@@ -349,10 +593,37 @@ class Arbiter:
             self._guard.add(_guarded(worker))
             self._answers.append(events.Forked(action.serial, worker.pid))
 
+    def _on_forked_by_mold(self, worker: WorkerProcess) -> None:
+        self._guard.add(_guarded(worker))
+        for message in self._certificates.files_for(worker.generation):
+            self.workers.send(worker.serial, message)
+
     def _send(self, action: actions.SendMessage) -> None:
         self.workers.send(action.serial, action.message)
 
+    def _fork_mold(self, action: actions.ForkMold) -> None:
+        settings, tls = self._generations[action.generation]
+        self.molds.start(action.generation, settings, tls, self._hook_server)
+
+    def _make_mold(self, action: actions.MakeMold) -> None:
+        self._generations.copy(action.old_generation, action.generation)
+        self._certificates.copy(action.old_generation, action.generation)
+        worker = self.workers.get(action.serial)
+        assert worker is not None
+        self.molds.expect(action.generation, worker)
+        self.workers.send(action.serial, MakeMold(action.generation))
+
+    def _adopt_mold(self, action: actions.AdoptMold) -> None:
+        self.molds.adopt(action.generation, action.pid)
+
+    def _kill_mold(self, action: actions.KillMold) -> None:
+        self.molds.kill(action.generation, action.signal)
+
+    def _cancel_fork(self, action: actions.CancelFork) -> None:
+        self.molds.cancel(action.serial)
+
     def _kill(self, action: actions.KillWorker) -> None:
+        self.molds.cancel(action.serial)
         if not self.workers.kill(action.serial, action.signal):
             self.enqueue(events.KillFailed(action.serial, action.signal))
 
@@ -370,8 +641,9 @@ class Arbiter:
         self._sockets.close()
 
     def _reopen_logs(self, _action: actions.ReopenLogFiles) -> None:
-        log_module.reopen_logs()
+        self._control.on_logs_reopened(log_module.reopen_logs())
         self._table.reopen_logs()
+        self.molds.reopen_logs()
 
     def _count_changed(self, action: actions.WorkerCountChanged) -> None:
         self._run_hook("nworkers_changed", self._hook_server, action.new, action.old)
@@ -388,6 +660,16 @@ class Arbiter:
         self._run_hook("on_event", self._hook_server, event)
         self._control.on_event(event)
         self._facts.count(action)
+        if action.name == "ready" and action.serial is not None:
+            self._measure_ready_worker(action.serial)
+
+    def _measure_ready_worker(self, serial: int) -> None:
+        """Measure a worker's memory before its requests can increase it: `core.memory_limits`."""
+        worker = self.supervisor.workers.get(serial)
+        if worker is not None:
+            policy = self.supervisor.policies[worker.generation]
+            if sizes := self._memory_meter.at_ready(worker, policy):
+                self.enqueue(events.MemoryMeasured(sizes))
 
     def _answered(self, action: actions.CommandAnswered) -> None:
         self._control.answered(action)
@@ -413,7 +695,11 @@ class Arbiter:
         return partial(self._limit.call, self.settings.hook_timeout, hook, self._hook_server)
 
     def _guarded_workers(self) -> list[GuardedWorker]:
-        return [_guarded(worker) for worker in self.workers if not worker.reaped]
+        old = self._old_workers.left() if self._old_workers is not None else ()
+        return [
+            *(_guarded(worker) for worker in self.workers if worker.pid and not worker.reaped),
+            *(GuardedWorker(worker.pid, worker.grace_s) for worker in old),
+        ]
 
     def _stop_watcher(self) -> None:
         if self._watcher is not None:
@@ -421,20 +707,39 @@ class Arbiter:
             self._watcher = None
 
 
+def _is_failed_fork(event: Event) -> bool:
+    return isinstance(event, events.ForkFailed)
+
+
 def _guarded(worker: WorkerProcess) -> GuardedWorker:
     return GuardedWorker(worker.pid, worker.settings.graceful_timeout)
+
+
+def _fixed_settings(settings: Settings) -> dict[str, str]:
+    """The settings that need a restart, as text: neither a reload nor an upgrade applies them."""
+    return {
+        name: settings.show(name) for name, setting in SETTINGS.items() if not setting.reloadable
+    }
 
 
 _PERFORM: dict[type[Action], Callable[[Arbiter, Any], None]] = {
     actions.Fork: Arbiter._fork,
     actions.SendMessage: Arbiter._send,
+    actions.CancelFork: Arbiter._cancel_fork,
     actions.KillWorker: Arbiter._kill,
     actions.Release: Arbiter._release,
     actions.CheckConfig: Arbiter._check_config,
     actions.CancelCheck: Arbiter._cancel_check,
     actions.LoadConfig: Arbiter._load_config,
+    actions.Preflight: Arbiter._start_preflight,
+    actions.CancelPreflight: Arbiter._cancel_preflight,
+    actions.Execute: Arbiter._execute,
     actions.AdoptGeneration: Arbiter._adopt,
     actions.DropGeneration: Arbiter._drop,
+    actions.ForkMold: Arbiter._fork_mold,
+    actions.MakeMold: Arbiter._make_mold,
+    actions.AdoptMold: Arbiter._adopt_mold,
+    actions.KillMold: Arbiter._kill_mold,
     actions.CloseSlot: Arbiter._close_slot,
     actions.CloseListeners: Arbiter._close_listeners,
     actions.ReopenLogFiles: Arbiter._reopen_logs,

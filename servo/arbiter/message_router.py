@@ -1,13 +1,13 @@
 """Routes messages between applications, from one worker's channel to another's.
 
-`servo.cluster` lets the application in one worker send messages to the others. Workers share no
-channel, so each message goes through the arbiter, which reads its address and never its content.
+With `servo.cluster` the application in one worker sends messages to the others. Workers share no
+channel, so each message goes through the arbiter, which reads only its address.
 
-The arbiter must not fall behind because of that, so three things are bounded. `route_waiting` runs
-once a turn of the loop, for a few milliseconds, and takes from each sender in turn, so a flood
-slows its sender only. All messages for one worker go out by one system call. A message that finds
-no room in its receiver's queue is dropped, counted and logged; if it was a request, its sender gets
-the reason as the answer.
+Routing must not delay the arbiter's other work. So `route_waiting` runs once in each turn of the
+loop, for a few milliseconds. It takes messages from each sender in turn, so a flood of messages
+slows only its own sender. All messages for one worker are sent by one system call. If the queue of
+the receiver is full, the message is dropped, counted and logged. If it was a request, its sender
+gets the reason as the answer.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ log = logging.getLogger("servo.error")
 
 # Seconds that one turn of the loop spends on routing.
 SLICE_S = 0.005
-# Messages of one sender that are routed before it is another sender's turn.
+# Messages of one sender that are routed before the next sender's turn.
 MESSAGES_A_TURN = 128
-# Unanswered requests of one worker that are remembered, to answer them if the worker ends. A worker
-# can't hold more, unless its handlers never answer; then the oldest requests are forgotten.
+# The arbiter remembers which requests each worker has not answered, and answers them itself if the
+# worker ends. It remembers at most this many for a worker, and forgets the oldest ones. Only a
+# worker whose handlers never answer reaches this number.
 MAX_UNANSWERED = 32_768
 
 # The sender of the arbiter's own messages: slot and serial.
 _FROM_ARBITER = (0, 0)
-# A message for a slot goes to the worker whose state has the highest rank. A worker in another
-# state takes none.
+# Of the workers in a slot, the one whose state has the highest rank gets the slot's messages. A
+# worker in any other state gets none.
 _RANKS = {
     row_layout.STATE_READY: 3,
     row_layout.STATE_BOOTING: 2,
@@ -64,12 +65,12 @@ class MessageRouter:
     """Routes the messages that `WorkerProcesses` has received.
 
     workers      the worker processes
-    on_message   returns the configuration's hook for messages to the arbiter, which is called with
-                 (worker, value, topic); or None if there is no such hook
+    on_message   returns the configuration's hook for messages to the arbiter, or None. The hook is
+                 called with (worker, value, topic)
 
-    routed       counts messages that were put into a worker's queue
-    dropped      counts messages that found no room in one
-    unaddressed  counts messages to slots without a worker
+    routed       the number of messages that were put into a worker's queue
+    dropped      the number of messages that found a full queue
+    unaddressed  the number of messages to slots without a worker
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class MessageRouter:
         self._workers = workers
         self._on_message = on_message
         self._pid = os.getpid()
-        # Workers whose queues got messages that are not sent yet, by serial.
+        # The workers with unsent messages in their queues, by serial.
         self._queued: dict[int, WorkerProcess] = {}
         self.routed = 0
         self.dropped = Drops()
@@ -92,7 +93,7 @@ class MessageRouter:
         return bool(self._workers.with_unrouted)
 
     def route_waiting(self) -> None:
-        """Route the messages that have arrived, for `SLICE_S` at most; then send them."""
+        """Route the waiting messages, for at most `SLICE_S`, and send them."""
         end = monotonic() + SLICE_S
         senders = self._workers.with_unrouted
         while senders:
@@ -113,15 +114,15 @@ class MessageRouter:
         self._flush()
 
     def log_drops(self) -> None:
-        """Log the dropped messages that were not logged yet, now and then."""
+        """Log the number of dropped messages, but not too often."""
         self._log_unaddressed(self.unaddressed.due(monotonic()))
         for worker in self._workers:
             self._log_dropped(worker, worker.dropped.due(monotonic()))
 
-    # --- what the arbiter sends itself ------------------------------------------------------------
+    # --- messages from the arbiter ----------------------------------------------------------------
 
     def by_slot(self) -> dict[int, ArbiterHookWorker]:
-        """The worker of each slot that messages go to."""
+        """By slot: the worker that gets the messages which are sent to this slot."""
         slots = sorted({worker.slot for worker in self._workers})
         found = ((slot, self._of_slot(slot)) for slot in slots)
         return {slot: worker.hook_worker for slot, worker in found if worker is not None}
@@ -134,12 +135,12 @@ class MessageRouter:
     def send_to_worker(self, serial: int, value: Any, topic: str = "") -> bool:
         """Send a message to one worker.
 
-        serial  the worker's
+        serial  the worker's number
         value   any JSON value
-        topic   the topic that a handler has named, or ""
+        topic   the topic of the handler, or ""
 
-        Returns False if the worker is gone or its queue is full. Raises TypeError if the value is
-        no JSON value, and ValueError if it is too long.
+        Returns False if the worker is gone or its queue is full. Raises TypeError if `value` is not
+        a JSON value, and ValueError if it is too long.
         """
         self._refuse_in_child()
         worker = self._workers.get(serial)
@@ -150,7 +151,7 @@ class MessageRouter:
         return sent
 
     def broadcast(self, value: Any, topic: str = "") -> int:
-        """Send a message to every worker; return for how many it is queued.
+        """Send a message to every worker. Returns the number of workers that will get it.
 
         The arguments and errors are those of `send_to_worker`.
         """
@@ -163,7 +164,7 @@ class MessageRouter:
         return count
 
     def _refuse_in_child(self) -> None:
-        # Hooks in a forked worker see a copy of this object, but its channels are the arbiter's.
+        # A forked worker has a copy of this object, but the channels in it are the arbiter's.
         if os.getpid() != self._pid:
             raise ClusterError("in a worker, messages are sent by servo.cluster")
 
@@ -214,17 +215,17 @@ class MessageRouter:
             self._put(asker, message.data)
 
     def _on_worker_gone(self, worker: WorkerProcess) -> None:
-        """A worker is gone, and its last messages are routed: fail the requests that it left."""
+        """Fail the requests that a worker did not answer. Called after its last message."""
         unanswered, worker.unanswered = worker.unanswered, {}
         for request in unanswered.values():
             text = f"worker {worker.slot} (pid {worker.pid}) has ended"
             self._fail(request, "lost", text)
 
     def _of_slot(self, slot: int) -> WorkerProcess | None:
-        """The worker that a slot's messages go to.
+        """The receiver of a slot's messages.
 
-        That is the newest ready one; or one that boots, and reads its messages once it is ready; or
-        one that drains.
+        This is the newest ready worker. If none is ready, it is a booting worker, which reads its
+        messages when it is ready. If none boots, it is a draining one.
         """
         best: WorkerProcess | None = None
         best_rank = (0, 0)

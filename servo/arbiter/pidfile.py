@@ -1,10 +1,11 @@
-"""The pidfile: a file with the arbiter's pid, which is locked while the arbiter lives.
+"""The pidfile: a file with the arbiter's pid, locked while the arbiter lives.
 
-The lock shows whether a file is stale. The pid can't show that: in a container every arbiter is
-PID 1. The file is made under a temporary name and then linked into its place, so that no symbolic
-link is followed. Another user may have put a link there, and opening it by name would empty the
-file that it leads to. For the same reason the directory is opened once, and all names are looked
-up in it.
+The lock shows whether a file is stale. The pid does not: in a container every arbiter is PID 1.
+
+Another user may have put a symbolic link at the path. Opening the path would follow the link, and
+empty its target. So the file is made under a temporary name, and then linked to its place. Because
+directories can be swapped, too, the directory is opened only once, and all names are looked up in
+it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import errno
 import fcntl
 import os
 import stat
+from typing import TYPE_CHECKING, Any
 
 from servo.errors import ConfigError
 from servo.logs.error_log import safe
 from servo.safe_files import open_parent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 # The errors of link(2) on a file system without hard links (vfat, some network mounts).
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
@@ -35,8 +40,37 @@ class PidFile:
         self._directory = -1
         self._name = ""
 
+    def to_state(self, pass_on: Callable[[int], int]) -> dict[str, Any]:
+        """Return the file and its lock as JSON values, for `from_state` after an upgrade.
+
+        pass_on  keeps a descriptor open for the next program, and returns it
+        """
+        return {
+            "fd": pass_on(self._fd),
+            "directory": pass_on(self._directory),
+            "path": self.path,
+            "name": self._name,
+            "shown": self._shown,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], take: Callable[[int], int]) -> PidFile:
+        """Take over the lock of this process's previous program, after an upgrade.
+
+        state  the result of that program's `to_state`
+        take   claims a descriptor from the previous program, and returns it
+
+        Raises KeyError, TypeError, ValueError or OSError for an invalid state.
+        """
+        pidfile = cls(str(state["path"]))
+        pidfile._shown = str(state["shown"])
+        pidfile._name = str(state["name"])
+        pidfile._fd = take(int(state["fd"]))
+        pidfile._directory = take(int(state["directory"]))
+        return pidfile
+
     def check(self) -> None:
-        """Raise ConfigError if no file can be made at the path. Leaves no file behind."""
+        """Raise ConfigError if no file can be made at the path. Leaves no file."""
         try:
             fd, temporary = self._make()
             os.close(fd)
@@ -72,19 +106,19 @@ class PidFile:
         return os.open(temporary, flags, 0o644, dir_fd=self._directory), temporary
 
     def _put(self, temporary: str) -> None:
-        """Put the new file at the path, unless a live server's is there.
+        """Put the new file at the path, unless the path has a live server's file.
 
         Raises ConfigError and OSError.
         """
         try:
-            # Unlike rename(), link() fails if there is a file.
+            # Unlike rename(), link() fails if the file exists.
             os.link(temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except FileExistsError:
             self._replace(temporary)
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
-            # Without link() two servers that start in the same instant may both go on.
+            # Without link(), two servers that start at the same instant may both succeed.
             if self._exists(self._name):
                 self._replace(temporary)
             else:
@@ -93,7 +127,7 @@ class PidFile:
             os.unlink(temporary, dir_fd=self._directory)
 
     def _replace(self, temporary: str) -> None:
-        """Replace a stale file. Its lock is held meanwhile, so only one of two servers does it."""
+        """Replace a stale file. Hold its lock meanwhile, so that only one server replaces it."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             stale = os.open(self._name, flags, dir_fd=self._directory)
@@ -102,7 +136,7 @@ class PidFile:
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            self._rename(temporary)  # replaces the symbolic link itself
+            self._rename(temporary)  # replaces a symbolic link itself, not its target
             return
         try:
             if not stat.S_ISREG(os.fstat(stale).st_mode):
@@ -122,7 +156,7 @@ class PidFile:
             os.close(stale)
 
     def write(self) -> None:
-        """Write this process's pid. Raises ConfigError if that fails, as on a full disk."""
+        """Write this process's pid. Raises ConfigError if this fails, such as on a full disk."""
         try:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
@@ -138,7 +172,7 @@ class PidFile:
         self.close_in_child()
 
     def close_in_child(self) -> None:
-        """Close this process's copies: the lock is held as long as any copy is open."""
+        """Close this process's copies, because any open copy would keep the lock."""
         for fd in (self._fd, self._directory):
             if fd >= 0:
                 os.close(fd)

@@ -28,14 +28,16 @@ def signal_name(number: int) -> str:
 
 
 def send_signal(pid: int, signum: int, owner: int | None = None) -> bool:
-    """Send a signal to one of the server's processes; False, with a log line, if not allowed.
+    """Send a signal to one of the server's processes. If this is not allowed, log it.
 
     pid     the process
     signum  the signal's number
-    owner   the user that the process has become, or None
+    owner   the user that the process runs as, or None
 
-    Root in a container without CAP_KILL may not signal a process of another user. So the signal is
-    sent as that user then.
+    Returns whether the signal was sent.
+
+    In a container without CAP_KILL, root may not signal a process of another user. Then the signal
+    is sent as that user.
     """
     try:
         os.kill(pid, signum)
@@ -65,7 +67,7 @@ def _send_as(user: int, pid: int, signum: int) -> bool:
     except OSError:
         return False
     finally:
-        # The saved user id is unchanged, so going back needs no capability.
+        # The saved user id is unchanged, so no capability is needed to change back.
         os.seteuid(own)
     return True
 
@@ -73,11 +75,11 @@ def _send_as(user: int, pid: int, signum: int) -> bool:
 class OutOfMemoryCounter:
     """Counts the processes of this cgroup that the kernel has killed for lack of memory.
 
-    A process that was killed by SIGKILL does not show who sent it. If the kernel's counter has gone
-    up, it was the kernel. Without a cgroup that has a memory controller there is no counter, and
-    `took_one` returns False.
+    The exit status of a killed process does not show who sent the SIGKILL. The kernel sent it if
+    the kernel's counter has increased. Without a cgroup with a memory controller there is no
+    counter, and `took_one` returns False.
 
-    root  where the cgroup file system is mounted
+    root  the mount point of the cgroup file system
     own   the file that names this process's cgroups
     """
 
@@ -86,7 +88,7 @@ class OutOfMemoryCounter:
         self._seen = self._read()
 
     def took_one(self) -> bool:
-        """Whether the kernel has killed a process for which this has not returned True yet."""
+        """Whether the kernel has killed another process. Returns True once for each of them."""
         if self._read() > self._seen:
             self._seen += 1
             return True
@@ -106,7 +108,7 @@ class OutOfMemoryCounter:
 
 
 def _counter_files(root: Path, own: Path) -> list[Path]:
-    """The files that may have the counter: memory.events (cgroup v2), memory.oom_control (v1)."""
+    """The files that may hold the counter: memory.events (cgroup v2), memory.oom_control (v1)."""
     try:
         lines = own.read_text().splitlines()
     except OSError:
@@ -115,7 +117,7 @@ def _counter_files(root: Path, own: Path) -> list[Path]:
     for line in lines:
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         relative = path.lstrip("/")
-        # In a container the path may be the host's, while the cgroup is mounted as the root.
+        # In a container the file may show the host's path, while the cgroup is mounted at the root.
         if not controllers:
             files += [root / relative / "memory.events", root / "memory.events"]
         elif "memory" in controllers.split(","):

@@ -1,9 +1,9 @@
 """Turns signals into data: each one becomes a byte on a socket, which the arbiter's loop reads.
 
-Python's handler in C writes the byte (`signal.set_wakeup_fd`), so a signal is noted even while
-other Python code runs. Some 270 unread signals fill the socket, and further ones leave no byte.
-That does no harm: the loop looks for dead children every second anyway, and signals that ask for a
-stop are also counted by a handler in Python.
+Python's C code writes the byte (`signal.set_wakeup_fd`), so a signal is noted even while other
+Python code runs. After about 270 unread signals the socket is full, and further signals write no
+byte. This does no harm: the loop looks for dead children every second anyway, and a Python handler
+also counts the signals that ask for a stop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import FrameType
 
 HANDLED = (
@@ -36,7 +36,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 class SignalInbox:
     """Catches the arbiter's signals from `install` to `close`.
 
-    on_stop   called when a signal asks for a stop: at once, in the middle of any Python code
+    on_stop   called at once, in the middle of any Python code, when a signal asks for a stop
     """
 
     def __init__(self, on_stop: Callable[[], None]) -> None:
@@ -50,15 +50,21 @@ class SignalInbox:
         self._stops_read = 0
         self._last_stop = signal.SIGTERM
 
-    def install(self) -> None:
-        """Set the handlers. Works in the main thread only."""
+    def install(self, mask: Iterable[int] | None = None) -> None:
+        """Set the handlers. Works in the main thread only.
+
+        mask   the signals to leave blocked, by number; None changes nothing. Pending signals that
+               are not in the mask now arrive
+        """
         self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for signum in HANDLED:
             handler = self._stop if signum in STOPPING else _ignore
             self._before[signum] = signal.signal(signum, handler)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _stop(self, signum: int, _frame: FrameType | None) -> None:
-        """Interrupt code that hangs, or the byte on the socket would not be read."""
+        """Interrupt code that hangs, because otherwise the loop would never read the byte."""
         self._stops_handled += 1
         self._last_stop = signal.Signals(signum)
         self._on_stop()
@@ -73,7 +79,7 @@ class SignalInbox:
         Call this when the socket is readable and about once a second, because a signal that finds
         the socket full leaves no byte.
         """
-        # Taken before the read, so the bytes of all these signals are written already.
+        # Take the count before reading the socket: these signals have written their bytes already.
         handled = self._stops_handled
         try:
             data = self._reader.recv(4096)
@@ -87,7 +93,7 @@ class SignalInbox:
         return names
 
     def close(self) -> None:
-        """Restore the handlers that were there before `install`."""
+        """Restore the handlers from before `install`."""
         if self._before:
             signal.set_wakeup_fd(self._old_fd)
         for signum, handler in self._before.items():
@@ -96,22 +102,22 @@ class SignalInbox:
         self.close_in_child()
 
     def close_in_child(self) -> None:
-        """Close this process's copies of the sockets; `reset_in_child` sets its handlers."""
+        """Close this process's copies of the sockets. `reset_in_child` resets the handlers."""
         self._reader.close()
         self._writer.close()
 
 
 def reset_in_child() -> None:
-    """Ignore the arbiter's signals in a child that was just forked. All signals are blocked then.
+    """Ignore the arbiter's signals in a newly forked child. The caller has blocked all signals.
 
     A signal may go to all processes of the server (`pkill -HUP servo`, Ctrl-C, systemd's TERM).
-    Until the child has handlers of its own, such a signal must neither end the child nor reach the
+    Before the child has its own handlers, such a signal must neither end the child nor reach the
     arbiter's socket.
     """
     signal.set_wakeup_fd(-1)
     for signum in HANDLED:
         signal.signal(signum, signal.SIG_IGN)
-    # If SIGCHLD were ignored, the child could not wait for its own children.
+    # Don't ignore SIGCHLD: the child could not wait for its own children.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
 

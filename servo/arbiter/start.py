@@ -1,8 +1,8 @@
-"""Starts a server, and closes it at its end: `run_server`.
+"""Opens the resources of a server, runs it, and closes them at its end: `run_server`.
 
-Everything that can go wrong at a start is done here, before the first worker: a taken port, a
-missing certificate, a locked pidfile. The command's terminal is still there then to show the error.
-Everything is closed again in the reverse order, however the server ends.
+All steps that can fail come before the first worker: a port may be taken, a certificate missing, a
+pidfile locked. At this time the command's terminal can still show the error. When the server ends,
+the resources are closed in the reverse order.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import select
 import traceback
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from servo.arbiter.daemon import StartReport
 from servo.arbiter.generations import (
     Generations,
     apply_environment,
+    check_preload,
     counts_by_class,
     hand_over_logs,
 )
@@ -33,7 +35,7 @@ from servo.arbiter.processes import spawn
 from servo.arbiter.processes.child_table import ChildTable
 from servo.arbiter.processes.metrics import MetricsSockets
 from servo.arbiter.signals import SignalInbox
-from servo.errors import ConfigError, ServoError
+from servo.errors import INTERNAL_ERROR, ConfigError, ServoError
 from servo.logs import error_log as log_module
 from servo.logs.standard_streams import prints_never_block
 from servo.shared_memory.scoreboard import Scoreboard
@@ -41,83 +43,114 @@ from servo.shared_memory.scoreboard import Scoreboard
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from servo.arbiter.reexec import Command, Inheritance
     from servo.settings.sources import Settings
 
 log = logging.getLogger("servo.error")
 
-# Seconds that a slow reader of the log has for the last lines.
+# Seconds to wait for a slow reader of the log to take the last lines.
 LAST_LINES_S = 1.0
 
 
-def run_server(settings: Settings, reload_settings: Callable[[], Settings]) -> int:
-    """Run a server until it is asked to stop; return the exit code.
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """The arguments of `run_server`, and the object that reports the outcome of the start."""
 
-    settings         those to start with
-    reload_settings  reads them anew at a reload; raises ConfigError
+    settings: Settings
+    reload_settings: Callable[[], Settings]
+    command: Command | None
+    report: StartReport = field(default_factory=StartReport)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """The resources that an upgrade passes to the next program; see `Resources`."""
+
+    pidfile: PidFile | None
+    control_socket: ControlSocket
+    sockets: Sockets
+    metrics_sockets: MetricsSockets
+    scoreboard: Scoreboard
+
+
+def run_server(
+    settings: Settings,
+    reload_settings: Callable[[], Settings],
+    command: Command | None = None,
+    inheritance: Inheritance | None = None,
+) -> int:
+    """Run a server until a stop is requested. Returns the exit code.
+
+    settings         the settings at the start
+    reload_settings  reads the settings again at a reload; raises ConfigError
+    command          the command line to repeat at an upgrade; None: upgrades are refused
+    inheritance      the state that the previous program has left; None at a start
 
     Raises ServoError if the server can't start: a port is taken, the pidfile is locked, …
     """
-    report = StartReport()
+    program = _Program(settings, reload_settings, command)
+    report = program.report
     with ExitStack() as last:
         last.callback(log_module.drain_logs, LAST_LINES_S)
         try:
             with ExitStack() as opened:
-                code = _run(settings, reload_settings, report, opened, last)
+                code = _run(program, inheritance, opened, last)
         except ServoError as error:
             report.ended(error.exit_code, str(error))
             raise
         except Exception:
-            report.ended(1, traceback.format_exc())
+            report.ended(INTERNAL_ERROR, traceback.format_exc())
             raise
         report.ended(code)
         return code
 
 
 def _run(
-    settings: Settings,
-    reload_settings: Callable[[], Settings],
-    report: StartReport,
-    opened: ExitStack,
-    last: ExitStack,
+    program: _Program, inheritance: Inheritance | None, opened: ExitStack, last: ExitStack
 ) -> int:
     try:
-        arbiter = Arbiter(_open(settings, reload_settings, report, opened))
+        if inheritance is None:
+            arbiter = Arbiter(_open(program, opened))
+        else:
+            arbiter = _take_over(program, inheritance, opened)
         opened.callback(arbiter.close)
-        # The arbiter's own handlers take the signals from here on, so a print must not block.
+        # From here on, signals only write a byte for the arbiter's loop. They could not interrupt a
+        # blocked print, which would block the server.
         last.enter_context(prints_never_block())
         return arbiter.serve()
     except ServoError:
         raise
     except Exception:
-        # The workers notice that the arbiter is gone, finish their requests, and exit.
-        log.critical("The arbiter ends by an error of its own", exc_info=True)
+        # The workers notice the arbiter's end, finish their requests, and exit.
+        log.critical("The arbiter ends because of an error in its own code", exc_info=True)
         raise
 
 
-def _open(
-    settings: Settings,
-    reload_settings: Callable[[], Settings],
-    report: StartReport,
-    opened: ExitStack,
-) -> Resources:
-    """Open everything; `opened` closes it again."""
+def _open(program: _Program, opened: ExitStack) -> Resources:
+    """Open all resources, and add the functions that close them to `opened`."""
+    settings = program.settings
     limit = CodeLimit()
-    generations = Generations(settings, reload_settings, limit)
+    generations = Generations(settings, program.reload_settings, limit)
     hook_server = HookServer(settings)
-    _prepare_process(settings, hook_server)
-    tls = generations.read_certificates()
+    _prepare_process(settings)
+    _run_on_starting(settings, hook_server)
+    # Write buffered output now, because each child would write its copy of it again. If nobody
+    # reads the output, the write blocks. Here it only blocks the start, and a signal still ends the
+    # server; in a child that the arbiter waits for (to fork the guard), it would block the arbiter.
+    spawn.flush_output()
+    secure = generations.read_certificates() is not None
     pidfile = PidFile(settings.pidfile) if settings.pidfile else None
     if pidfile is not None:
         pidfile.acquire()
         _close_at_end(opened, pidfile.release)
     control_socket = ControlSocket(settings)
     _close_at_end(opened, control_socket.close)
-    sockets = Sockets(settings, tls is not None)
+    sockets = Sockets(settings, secure)
     _close_at_end(opened, sockets.close)
     metrics_sockets = MetricsSockets(settings)
     _close_at_end(opened, metrics_sockets.close)
     if settings.daemon:
-        _detach(settings, report)
+        _detach(settings, program.report)
         sockets.take_ownership()
         metrics_sockets.take_ownership()
         hook_server.pid = os.getpid()
@@ -125,47 +158,162 @@ def _open(
         pidfile.write()
     scoreboard = Scoreboard(_capacity(settings), settings.worker_tmp_dir)
     _close_at_end(opened, scoreboard.close)
+    held = _Held(pidfile, control_socket, sockets, metrics_sockets, scoreboard)
+    resources = _resources(program, generations, limit, hook_server, held, opened)
+    resources.signals.install()
+    return resources
+
+
+def _take_over(program: _Program, inheritance: Inheritance, opened: ExitStack) -> Arbiter:
+    """Take over the resources of the previous program; `opened` gets the functions to close them.
+
+    If the program's state can't be read, only the listening sockets are taken over. The old workers
+    then finish their requests, and new ones boot.
+    """
+    state, settings = inheritance.state, program.settings
+    limit = CodeLimit()
+    hook_server = HookServer(settings)
+    _prepare_process(settings)
+    _run_on_starting_again(settings, hook_server, limit)
+    spawn.flush_output()
+    arbiter = _restore(program, limit, hook_server, inheritance, opened)
+    if arbiter is None:
+        log_module.set_tap(None)
+        hook_server.running = None
+        inheritance.discard_copies()
+        held = _hold_listeners(program, inheritance, opened)
+        generations = Generations(settings, program.reload_settings, limit)
+        generations.read_certificates()
+        resources = _resources(program, generations, limit, hook_server, held, opened)
+        arbiter = Arbiter(resources)
+        arbiter.outlast(state)
+    arbiter.signals.install(state.signal_mask)
+    return arbiter
+
+
+def _restore(
+    program: _Program,
+    limit: CodeLimit,
+    hook_server: HookServer,
+    inheritance: Inheritance,
+    opened: ExitStack,
+) -> Arbiter | None:
+    """Restore everything that the previous program has left. If this fails, log it; return None."""
+    state, settings = inheritance.state, program.settings
+    # If the state can't be read, don't close what was restored: closing would remove files.
+    trial = ExitStack()
+    try:
+        generation = int(state.section("supervisor")["generation"])
+        generations = Generations(settings, program.reload_settings, limit, generation)
+        generations.read_certificates()
+        held = _hold_inherited(settings, inheritance, trial)
+        resources = _resources(program, generations, limit, hook_server, held, trial)
+        arbiter = Arbiter(resources, inheritance)
+    except (LookupError, TypeError, ValueError, OSError, ServoError) as error:
+        log.error(
+            "The state that %s has left can't be read: %s. Its workers finish their requests, and "
+            "new ones boot; the counters start at 0",
+            state.program,
+            error,
+        )
+        return None
+    inheritance.close_originals()
+    opened.push(trial.pop_all().__exit__)
+    return arbiter
+
+
+def _hold_inherited(settings: Settings, inheritance: Inheritance, opened: ExitStack) -> _Held:
+    """Restore the previous program's sockets, pidfile and scoreboard; `opened` will close them."""
+    state, take = inheritance.state, inheritance.take
+    scoreboard = Scoreboard.from_state(state.section("scoreboard"), take)
+    locked = state.section("pidfile")
+    pidfile = PidFile.from_state(locked, take) if locked is not None else None
+    control_socket = ControlSocket.from_state(settings, state.section("control_socket"), take)
+    sockets = Sockets.from_state(state.listeners, take, settings.backlog)
+    metrics_sockets = MetricsSockets.from_state(state.metrics_listeners, take)
+    if pidfile is not None:
+        _close_at_end(opened, pidfile.release)
+    _close_at_end(opened, control_socket.close)
+    _close_at_end(opened, sockets.close)
+    _close_at_end(opened, metrics_sockets.close)
+    _close_at_end(opened, scoreboard.close)
+    return _Held(pidfile, control_socket, sockets, metrics_sockets, scoreboard)
+
+
+def _hold_listeners(program: _Program, inheritance: Inheritance, opened: ExitStack) -> _Held:
+    """Take over the listening sockets only, and open everything else anew."""
+    settings, state = program.settings, inheritance.state
+    sockets = Sockets.from_state(state.listeners, inheritance.take, settings.backlog)
+    _close_at_end(opened, sockets.close)
+    metrics_sockets = MetricsSockets.from_state(state.metrics_listeners, inheritance.take)
+    _close_at_end(opened, metrics_sockets.close)
+    # Close all other descriptors. This also gives up the locks of the pidfile and of the control
+    # socket, so that they can be taken below.
+    channels = {worker.channel for worker in state.workers}
+    inheritance.close_originals(but={*channels, state.guard})
+    pidfile = PidFile(settings.pidfile) if settings.pidfile else None
+    if pidfile is not None:
+        pidfile.acquire()
+        _close_at_end(opened, pidfile.release)
+        pidfile.write()
+    control_socket = ControlSocket(settings)
+    _close_at_end(opened, control_socket.close)
+    scoreboard = Scoreboard(_capacity(settings), settings.worker_tmp_dir)
+    _close_at_end(opened, scoreboard.close)
+    return _Held(pidfile, control_socket, sockets, metrics_sockets, scoreboard)
+
+
+def _resources(
+    program: _Program,
+    generations: Generations,
+    limit: CodeLimit,
+    hook_server: HookServer,
+    held: _Held,
+    opened: ExitStack,
+) -> Resources:
+    """Open this program's own resources, and combine them with `held` into `Resources`.
+
+    Also tell the child table what each new child has to close.
+    """
     epoll = select.epoll()
     _close_at_end(opened, epoll.close)
     signals = SignalInbox(limit.stop)
     _close_at_end(opened, signals.close)
-    signals.install()
     notifier = SystemdNotifier(os.environ)
     _close_at_end(opened, notifier.close)
+    notifier.store(held.sockets.listeners, held.sockets.forgotten)
     table = ChildTable(epoll)
-    for resource in (signals, control_socket, metrics_sockets, report):
+    for resource in (signals, held.control_socket, held.metrics_sockets, program.report):
         table.own(resource, resource.close_in_child)
     table.own(notifier, notifier.close)
-    table.own(sockets, sockets.close)
-    table.own(scoreboard, scoreboard.close)
-    if pidfile is not None:
-        table.own(pidfile, pidfile.close_in_child)
+    table.own(held.sockets, held.sockets.close)
+    table.own(held.scoreboard, held.scoreboard.close)
+    if held.pidfile is not None:
+        table.own(held.pidfile, held.pidfile.close_in_child)
     return Resources(
         generations=generations,
         limit=limit,
-        report=report,
+        report=program.report,
         hook_server=hook_server,
-        sockets=sockets,
-        metrics_sockets=metrics_sockets,
-        control_socket=control_socket,
-        scoreboard=scoreboard,
+        sockets=held.sockets,
+        metrics_sockets=held.metrics_sockets,
+        control_socket=held.control_socket,
+        pidfile=held.pidfile,
+        scoreboard=held.scoreboard,
         notifier=notifier,
         signals=signals,
         epoll=epoll,
         table=table,
+        command=program.command,
     )
 
 
-def _prepare_process(settings: Settings, hook_server: HookServer) -> None:
-    """Set the environment and the logs up, and run the `on_starting` hook."""
+def _prepare_process(settings: Settings) -> None:
+    """Set up the environment and the logs. Raises ConfigError."""
+    check_preload(settings)
     apply_environment(settings)
     log_module.setup_logging(settings)
     hand_over_logs(settings)
-    _run_on_starting(settings, hook_server)
-    # Buffered output would be written by each child as well, and the arbiter waits for one of them
-    # (the parent of the guard). If its reader has stopped, only the start waits, and a signal ends
-    # the server.
-    spawn.flush_output()
 
 
 def _run_on_starting(settings: Settings, hook_server: HookServer) -> None:
@@ -173,11 +321,26 @@ def _run_on_starting(settings: Settings, hook_server: HookServer) -> None:
     if hook is None:
         return
     try:
-        # Without a time limit: nothing waits for this hook, and signals still end the process.
+        # No time limit: nothing waits for this hook, and signals still end the process.
         hook(hook_server)
     except (Exception, SystemExit) as error:
         text = traceback.format_exc()
         raise ConfigError(f"the on_starting hook failed: {error}\n{text}") from error
+
+
+def _run_on_starting_again(settings: Settings, hook_server: HookServer, limit: CodeLimit) -> None:
+    """Run the `on_starting` hook after an upgrade, with a time limit.
+
+    Workers are running and need their arbiter, so the hook must not take long, and its failure must
+    not end the server.
+    """
+    hook = settings.hooks.on_starting
+    if hook is None:
+        return
+    try:
+        limit.call(settings.hook_timeout, hook, hook_server)
+    except Exception:
+        log.exception("The on_starting hook failed; the upgrade goes on")
 
 
 def _detach(settings: Settings, report: StartReport) -> None:
@@ -187,13 +350,14 @@ def _detach(settings: Settings, report: StartReport) -> None:
 
 
 def _capacity(settings: Settings) -> int:
-    """The number of worker processes that the scoreboard has rows for.
+    """The number of rows of the scoreboard, one for each worker process.
 
-    During a reload the old and the new generation run at once, and those that drain still have
-    their rows.
+    During a reload the workers of both generations have rows, and draining workers keep theirs.
     """
-    most = max([settings.worker_count, *counts_by_class(settings).values()])
-    return int(max(settings.scoreboard_size, 2 * most + settings.reload_batch))
+    most = max([settings.worker_count, settings.max_workers, *counts_by_class(settings).values()])
+    # With drain_websockets, up to `workers` retired workers may linger, too.
+    sets = 3 if settings.drain_websockets else 2
+    return int(max(settings.scoreboard_size, sets * most + settings.reload_batch))
 
 
 def _close_at_end(opened: ExitStack, close: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""`--check-config`: performs the checks of a start, but doesn't bind, fork or write anything."""
+"""`--check-config`: performs the checks of a start, but does not bind, fork or write files."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,15 +21,35 @@ from servo import __version__
 from servo.cli import show
 from servo.cli.log_reader import LogFilter, follow_file, tail_file
 from servo.cli.target import Target, print_json, running_servers, target_of, target_options
-from servo.control.client import ConnectionEnded, ControlClient, RequestFailed
+from servo.cli.unit import made_by, make_unit, write_units
+from servo.control.client import ConnectionEnded, ControlClient, ControlError, RequestFailed
+from servo.control.protocol import REFUSED, ROLLED_BACK
+from servo.control.signal_names import signal_names, signal_number
 from servo.errors import ServoError, UsageError
+from servo.settings.workdir import started_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 EXIT_DONE = 0
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
+
+# The events that `servoctl upgrade` shows after the new program has started.
+_UPGRADE_EVENTS = (
+    "upgraded",
+    "upgrade_failed",
+    "reload_started",
+    "reload_finished",
+    "reload_rolled_back",
+)
+# After an upgrade, wait this many seconds for an answer: the new program first reads its
+# configuration.
+_TAKEOVER_S = 60.0
+
+# How many past events or log lines to remember; a server keeps no more.
+_MOST_KEPT = 1000
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -53,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return 128 + signal.SIGINT  # a shell's exit code for a command that SIGINT has ended
     except BrokenPipeError:
-        # The reader of our output has closed it (`servoctl logs | head`). Python would report the
-        # error once more when it flushes stdout at exit.
+        # The reader of our output has closed the pipe (`servoctl logs | head`). Redirect stdout,
+        # because Python would report the error again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_REFUSED
     return code if isinstance(code, int) else EXIT_DONE
@@ -241,10 +262,10 @@ def _show_ring(
     is_wanted: Callable[[dict[str, Any]], bool],
     print_note: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Print the last notes of one of the arbiter's rings and, with `follow`, new ones.
+    """Print the notes (events or log lines) that the arbiter keeps and, with `follow`, new ones.
 
-    name         the ring's command: "logs" or "events"
-    follow       whether to go on with new notes
+    name         the command: "logs" or "events"
+    follow       whether to continue with new notes
     lines        how many past notes to print
     is_wanted    whether to print a note
     print_note   prints a note
@@ -264,26 +285,63 @@ def _show_ring(
     def on_lost(count: int) -> None:
         click.echo(f"servoctl: {count} lines were lost: this terminal is too slow", err=True)
 
+    def follow_to_the_end(client: ControlClient) -> ControlClient | None:
+        """Follow until the connection ends. Returns the next one, if the server still runs."""
+        with client, suppress(ConnectionEnded):
+            client.request(name, {"follow": True}, on_note, on_lost)
+            return None
+        seen.start_again()
+        successor = _reconnect(client.path, pid)
+        if successor is None:
+            click.echo("servoctl: the server has ended", err=True)
+        return successor
+
+    pid = client.server_pid
+    following: ControlClient | None = client
+    while following is not None:
+        following = follow_to_the_end(following)
+
+
+def _reconnect(path: str, pid: int) -> ControlClient | None:
+    """Connect again to a server that has closed a connection. Returns None if it has ended.
+
+    path   the path of its control socket
+    pid    its process id. If it differs now, another process has taken over the socket
+
+    An upgrade closes all connections, but keeps the process.
+    """
     try:
-        client.request(name, {"follow": True}, on_note, on_lost)
-    except ConnectionEnded:
-        click.echo("servoctl: the server has ended", err=True)
+        successor = ControlClient(path, _TAKEOVER_S)
+    except ControlError:
+        return None
+    if successor.server_pid == pid:
+        return successor
+    successor.close()
+    return None
 
 
 class _SeenFilter:
-    """Removes notes that a first request has returned from those of a second one.
+    """Selects the notes that were not already returned by an earlier request.
 
     seen   the notes of the first request
     """
 
     def __init__(self, seen: list[dict[str, Any]]) -> None:
         self._seen = list(seen)
+        self._left = list(seen)
+
+    def start_again(self) -> None:
+        """Prepare for a new request, which will return seen notes again."""
+        # The server keeps no more notes than this.
+        self._seen = self._seen[-_MOST_KEPT:]
+        self._left = list(self._seen)
 
     def is_new(self, note: dict[str, Any]) -> bool:
-        """Whether a note was not among those seen. Each of these counts once."""
-        if note in self._seen:
-            self._seen.remove(note)
+        """Whether a note is new. Of equal notes, only as many as were seen before count as seen."""
+        if note in self._left:
+            self._left.remove(note)
             return False
+        self._seen.append(note)
         return True
 
 
@@ -306,6 +364,88 @@ def reload(target: Target, no_wait: bool) -> None:
         show.done(target, result, f"{text}, generation {result['generation']}")
 
 
+@command("upgrade")
+@click.option(
+    "--python",
+    default="",
+    metavar="PATH",
+    help="The interpreter to continue with.  [the one that runs the server]",
+)
+@click.option("--no-wait", is_flag=True, help="Don't wait for the upgrade to finish.")
+def upgrade(target: Target, python: str, no_wait: bool) -> None:
+    """Upgrade Servo, or its Python, without losing a request.
+
+    Install the new Servo first. A child process tries whether it can start; if not, nothing
+    changes. The server keeps its pid and its sockets, and all workers are replaced.
+    """
+    args = {"python": os.path.abspath(python) if python else "", "wait": not no_wait}
+    generation = -1
+
+    def on_note(note: dict[str, Any]) -> None:
+        nonlocal generation
+        generation = max(generation, note.get("generation", -1))
+        print_json(note) if target.json else show.upgrade_step(note)
+
+    with target.connect() as client:
+        path = client.path
+        try:
+            result = client.request("upgrade", args, on_note)
+        except ConnectionEnded:
+            if generation < 0:
+                raise
+        else:
+            show.done(target, result, "the upgrade has started")
+            return
+    # The new program has closed the connection. It still has the events of the old one.
+    with ControlClient(path, max(target.timeout_s, _TAKEOVER_S)) as client:
+        end = _follow_upgrade(client, generation, on_note)
+    if end["name"] == "upgrade_failed":
+        raise RequestFailed(REFUSED, end["reason"], end.get("details", ""))
+    if end["name"] == "reload_rolled_back":
+        text = f"{end['reason']}; the new program runs, and the old workers still serve"
+        raise RequestFailed(ROLLED_BACK, text, end.get("details", ""))
+    with ControlClient(path, target.timeout_s) as client:
+        status = client.request("status")
+    result = {name: status[name] for name in ("version", "python", "pid", "generation")}
+    text = f"runs Servo {status['version']} on Python {status['python']}"
+    show.done(target, result, f"upgraded: pid {status['pid']} {text}")
+
+
+class _Found(Exception):  # noqa: N818
+    """Ends a request for events; the event is its argument."""
+
+
+def _follow_upgrade(
+    client: ControlClient, generation: int, on_note: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Show the new program's events up to the end of its reload; return that last event.
+
+    generation   the number that the reload brings
+    on_note      shows an event
+    """
+    has_begun = False
+
+    def on_event(event: dict[str, Any]) -> None:
+        nonlocal has_begun
+        # The server also keeps the events of earlier upgrades, with lower generations.
+        name = event["name"]
+        if name == "upgrade_started" and event.get("generation") == generation:
+            has_begun = True
+        elif has_begun and name in _UPGRADE_EVENTS:
+            on_note(event)
+            # If the event has no generation, the workers are paused, and no reload follows.
+            is_paused = name == "upgraded" and "generation" not in event
+            if is_paused or name in ("reload_finished", "reload_rolled_back", "upgrade_failed"):
+                raise _Found(event)
+
+    try:
+        client.request("events", {"follow": True}, on_event)
+    except _Found as found:
+        event: dict[str, Any] = found.args[0]
+        return event
+    raise ConnectionEnded("the server has ended")
+
+
 @command("scale", context_settings={"ignore_unknown_options": True})
 @click.argument("to", metavar="N|+N|-N")
 def scale(target: Target, to: str) -> None:
@@ -313,14 +453,20 @@ def scale(target: Target, to: str) -> None:
     if not re.fullmatch(r"[+-]?\d{1,6}", to, re.ASCII):
         raise UsageError(f"{to!r} is not a number of workers: use N, +N or -N")
     result = _execute(target, "scale", {"to": to})
-    show.done(target, result, f"scaled from {result['before']} to {show.plural(result['workers'])}")
+    text = f"scaled from {result['before']} to {show.plural(result['workers'])}"
+    if "most" in result:  # autoscaling
+        text = (
+            f"at least {show.plural(result['workers'])} instead of {result['before']}, "
+            f"at most {result['most']}; {result['now']} now"
+        )
+    show.done(target, result, text)
 
 
 @command("restart-worker")
 @click.argument("slot", type=int)
 @click.option("--no-wait", is_flag=True, help="Don't wait for the worker to be replaced.")
 def restart_worker(target: Target, slot: int, no_wait: bool) -> None:
-    """Replace the worker in SLOT; it ends once its successor is ready."""
+    """Replace the worker in SLOT. It ends when the new worker is ready."""
     result = _execute(target, "restart-worker", {"slot": slot, "wait": not no_wait}, show.step)
     if no_wait:
         show.done(target, result, f"worker {slot} (pid {result['pid']}) will be replaced")
@@ -330,14 +476,64 @@ def restart_worker(target: Target, slot: int, no_wait: bool) -> None:
         show.done(target, result, result["trouble"] or text)
 
 
+@command("rollback")
+def rollback(target: Target) -> None:
+    """Give up a reload in progress, or return to the previous release (see bake_time)."""
+    result = _execute(target, "rollback", {})
+    text = f"rolled back to generation {result['generation']}"
+    if not result["code"]:
+        text += "; new workers import the code that is on disk, because preload_app is off"
+    show.done(target, result, text)
+
+
+@command("reopen")
+def reopen(target: Target) -> None:
+    """Reopen the log files, after logrotate has renamed them."""
+    result = _execute(target, "reopen", {})
+    files = result["files"]
+    text = "no log has a file: all go to standard output and error"
+    show.done(target, result, "\n".join(f"reopened {path}" for path in files) or text)
+
+
+def _checked_signal(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        signal_number(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+    return value
+
+
+def _completed_signal(_context: click.Context, _parameter: click.Parameter, word: str) -> list[str]:
+    word = word.upper()
+    prefix = "SIG" if word.startswith("SIG") else ""
+    return [prefix + name for name in signal_names() if (prefix + name).startswith(word)]
+
+
+# As for `kill`, the signal may begin with a dash: `-9`, `-TERM`.
+@command("signal", context_settings={"ignore_unknown_options": True})
+@click.argument("slot", type=int)
+@click.argument(
+    "signal_name", metavar="SIGNAL", callback=_checked_signal, shell_complete=_completed_signal
+)
+def send_signal(target: Target, slot: int, signal_name: str) -> None:
+    """Send a SIGNAL, a name or a number, to the worker in SLOT, and show what it will do.
+
+    Other workers are not affected. To replace a worker without losing a request, use
+    restart-worker.
+    """
+    result = _execute(target, "signal", {"slot": slot, "name": signal_name})
+    text = f"sent {result['signal']} to worker {slot} (pid {result['pid']}): {result['effect']}"
+    show.done(target, result, text)
+
+
 @command("send")
 @click.argument("arguments", nargs=-1, required=True, metavar="[SLOT] JSON")
 @click.option("--all", "to_all", is_flag=True, help="Send to all workers, in place of SLOT.")
-@click.option("--topic", default="", help="The topic of the app's handlers that get the message.")
+@click.option("--topic", default="", help="The topic that selects the app's handlers.")
 def send(target: Target, arguments: tuple[str, ...], to_all: bool, topic: str) -> None:
     """Send a message, a JSON value, to the app in one worker or in all.
 
-    The app's `servo.cluster.on_message` handlers for the topic get it.
+    The app's `servo.cluster.on_message` handlers for the topic get the message.
     """
     if len(arguments) != 2 - to_all:
         raise UsageError("give a slot and a message, or --all and a message")
@@ -363,6 +559,51 @@ def stop(target: Target, now: bool, no_wait: bool) -> None:
     except ConnectionEnded:
         result = {}  # the server has ended, as requested
     show.done(target, result, "the server is stopping" if no_wait else "the server has ended")
+
+
+# The server's own options follow its app, so they need no `--` in front.
+@servoctl.command("unit", context_settings={"allow_interspersed_args": False})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[--] APP [OPTIONS OF SERVO]")
+@click.option("-n", "--name", default="", help="The name of the units.  [the app's]")
+@click.option("--user", "for_user", is_flag=True, help="For a user's own systemd.")
+@click.option("--socket", "with_socket", is_flag=True, help="Have systemd open the sockets.")
+@click.option("--hardened", is_flag=True, help="Remove all rights that the server does not need.")
+@click.option("--run-as", default="", metavar="USER", help="The user that the service runs as.")
+@click.option(
+    "--notify-reload/--no-notify-reload",
+    default=None,
+    help="Whether systemd is 253 or later.  [as here]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, exists=True),
+    metavar="DIRECTORY",
+    help="Write the files there.",
+)
+def unit(words: tuple[str, ...], output: str | None, **options: Any) -> int:
+    """Print the systemd units for a server's command line.
+
+    Run this in the server's working directory:
+
+    servoctl unit --name myapp --socket --hardened -- myapp:app -w auto
+    """
+    outer = click.get_current_context().find_object(Target) or Target()
+    options["name"] = options["name"] or outer.name or ""
+    try:
+        files = make_unit(words, start=_current_directory(), **options).files()
+        write_units(files, made_by(words, options), output, for_user=options["for_user"])
+    except ServoError as error:
+        _print_failure(outer, error)
+        return error.exit_code
+    return EXIT_DONE
+
+
+def _current_directory() -> Path:
+    try:
+        return started_in(os.environ)
+    except FileNotFoundError as error:
+        raise UsageError("the current directory no longer exists") from error
 
 
 @servoctl.command("completion")

@@ -14,7 +14,7 @@ from servo.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
-# How much of the file's end is searched for past lines.
+# How many bytes at the end of the file are searched for past lines.
 MAX_TAIL_BYTES = 16 << 20
 _POLL_S = 0.2
 # A line of servo.logs.error_log.TextFormatter, without colours.
@@ -37,7 +37,7 @@ class LogFilter:
         self._pids: set[int] = set()
 
     def set_workers(self, workers: list[dict[str, Any]]) -> None:
-        """Note which pids the chosen worker has: lines of a file have pids, but no slots.
+        """Note the pids of the chosen worker: lines of a file have pids, but no slots.
 
         workers   the rows of the running workers
         """
@@ -70,7 +70,7 @@ def tail_file(path: str, lines: int, wanted: LogFilter) -> list[dict[str, Any]]:
 
 
 def follow_file(path: str, wanted: LogFilter) -> Generator[dict[str, Any], None, None]:
-    """Yield the records that are written from now on, across rotations of the file, without end.
+    """Yield new records of a file as they are written, even after rotations. Never ends.
 
     path     the file's path
     wanted   selects records
@@ -94,9 +94,9 @@ def _follow(path: str, file: TextIO, wanted: LogFilter) -> Generator[dict[str, A
 
 
 def parse_records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Join a log's lines to records.
+    """Join the lines of a log into records.
 
-    A line that doesn't begin a record, such as one of a traceback, belongs to the record before it.
+    A line that doesn't begin a record, such as one of a traceback, belongs to the previous record.
     """
     record: dict[str, Any] | None = None
     for raw in lines:
@@ -134,7 +134,7 @@ def parse_line(line: str) -> dict[str, Any] | None:
 
 
 def _is_replaced(path: str, file: TextIO) -> bool:
-    """Whether another file is at the path now, or this one was truncated."""
+    """Whether the path now has another file, or this file was truncated."""
     try:
         current = os.stat(path)
     except OSError:

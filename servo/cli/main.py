@@ -7,14 +7,23 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from servo import __version__
+from servo.arbiter.reexec import (
+    Command,
+    Inheritance,
+    PreflightFile,
+    answer_preflight,
+    take_upgrade,
+)
 from servo.cli import render
-from servo.errors import AppImportError, ConfigError, ServoError, UsageError
+from servo.errors import INTERNAL_ERROR, AppImportError, ConfigError, ServoError, UsageError
+from servo.net.tls_switch import wants_tls
 from servo.settings.flags import flag_parameters, parse_flags
 from servo.settings.sources import Settings, drop_config_modules, load_settings, take_secrets
 from servo.settings.workdir import started_in
@@ -44,23 +53,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT  # a shell's exit code for a command that SIGINT has ended
     except BrokenPipeError:
-        # The reader of our output has closed it (`servo --help | head`). Python would report the
-        # error once more when it flushes stdout at exit.
+        # The reader of our output has closed the pipe (`servo --help | head`). Redirect stdout,
+        # because Python would report the error again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception:  # noqa: BLE001  print the same as Python, but exit with another code
+        traceback.print_exc()
+        return INTERNAL_ERROR
 
 
 def _run(arguments: Sequence[str]) -> int:
+    # Do this first: programs that the configuration starts must not inherit the variable.
+    upgrade = take_upgrade(os.environ)
+    if isinstance(upgrade, Inheritance):
+        with upgrade.given_back_on_error():
+            return _start(arguments, upgrade)
+    return _start(arguments, upgrade)
+
+
+def _start(arguments: Sequence[str], upgrade: Inheritance | PreflightFile | None) -> int:
     flags = parse_flags(arguments, command())
     try:
         start = started_in(os.environ)
     except FileNotFoundError as error:
         raise ConfigError("the current directory no longer exists") from error
-    # `python -m servo` puts the current directory into sys.path by its real path. With links in its
-    # path instead, a reload finds the release that a link leads to then.
+    # `python -m servo` puts the real path of the current directory into sys.path. Replace it by the
+    # path with symbolic links: so a reload finds the release to which a link then points.
     here = os.getcwd()
     sys.path[:] = [str(start) if entry == here else entry for entry in sys.path]
-    settings, reload_settings = _load(flags, take_secrets(os.environ), start)
+    environ = take_secrets(os.environ)
+    settings, reload_settings = _load(flags, environ, start)
     _check_addresses(settings)
     if settings.print_config:
         click.echo(render.config_table(settings))
@@ -72,12 +94,16 @@ def _run(arguments: Sequence[str]) -> int:
         from servo.cli.check_config import check
 
         check(settings)
+        if isinstance(upgrade, PreflightFile):
+            answer_preflight(upgrade.fd, secure=wants_tls(settings))
         click.echo("configuration OK")
         return 0
-    # Imported late because --help and --check-config don't need it.
+    # Imported here because --help and --check-config don't need it.
     from servo.arbiter.start import run_server
 
-    return run_server(settings, reload_settings)
+    start_again = Command.of_process(arguments, str(start), environ)
+    inheritance = upgrade if isinstance(upgrade, Inheritance) else None
+    return run_server(settings, reload_settings, start_again, inheritance)
 
 
 def _load(
@@ -93,7 +119,7 @@ def _load(
 
     def reload_settings() -> Settings:
         nonlocal current
-        # Otherwise the configuration file would get the modules as it imported them last time.
+        # Otherwise the configuration file would get the old modules, as imported last time.
         drop_config_modules(current)
         settings = load_settings(flags, environ, start)
         _require_app(settings)
@@ -166,5 +192,5 @@ def _show_version(context: click.Context, _parameter: click.Parameter, value: bo
         # find_spec doesn't import the module, so --version stays fast.
         spec = importlib.util.find_spec("servo.http.h1.connection")
         plain = spec is None or str(spec.origin).endswith(".py")
-        click.echo(f"servo {__version__} ({python}{'' if plain else ', compiled'})")
+        click.echo(f"servo {__version__} ({python}, {'plain' if plain else 'compiled'})")
         context.exit()

@@ -22,7 +22,7 @@ Each setting can also be given in servo.toml, in [tool.servo] of pyproject.toml,
 or as a variable SERVO_<NAME>. --print-config shows all names, values and their sources.
 """
 
-# A longer value gets its own line, so that it doesn't widen its column.
+# A value of more characters gets its own line, so that it doesn't widen its column.
 _MAX_CELL = 40
 # A longer default is left out of --help.
 _MAX_DEFAULT = 24

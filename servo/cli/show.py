@@ -25,7 +25,7 @@ from servo.printable import printable_line
 if TYPE_CHECKING:
     from servo.control.instances import Instance
 
-# The time between two readings of CPU time, from which its percentage is computed.
+# Seconds between the two readings of the CPU time from which the CPU usage is computed.
 CPU_SAMPLE_S = 0.25
 _NO_ANSWER = "does not answer"
 
@@ -33,7 +33,7 @@ _NO_ANSWER = "does not answer"
 def done(target: Target, result: dict[str, Any], text: str) -> None:
     """Print the last line of a command that has succeeded.
 
-    target   says whether to print JSON
+    target   has the option for JSON
     result   the command's result, for JSON
     text     the line for people
     """
@@ -61,7 +61,7 @@ def query_all(found: list[Instance], timeout_s: float) -> list[dict[str, Any]]:
 def _query(instance: Instance, timeout_s: float) -> dict[str, Any]:
     values = {"name": instance.name, "pid": instance.pid, "socket": instance.socket}
     try:
-        with ControlClient(instance.socket, timeout_s) as client:
+        with ControlClient(instance.socket, timeout_s, instance.owner) as client:
             return {**values, **client.request("status"), "error": ""}
     except ControlError as error:
         return {**values, "state": _NO_ANSWER, "error": str(error)}
@@ -98,6 +98,12 @@ def _server(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _counts(workers: dict[str, Any]) -> str:
+    text = f"{workers['ready']} of {workers['target']} ready, {workers['total']} in all"
+    least, most = workers.get("least"), workers.get("most")
+    return text if least == most else f"{text}; {least} to {most} by load"
+
+
 def status(row: dict[str, Any]) -> None:
     """`servoctl status`."""
     workers = row["workers"]
@@ -112,7 +118,7 @@ def status(row: dict[str, Any]) -> None:
         ("uptime", format_seconds(row["uptime_s"])),
         ("version", f"servo {row['version']}, Python {row['python']}"),
         ("listening on", ", ".join(row["listeners"])),
-        ("workers", f"{workers['ready']} of {workers['target']} ready, {workers['total']} in all"),
+        ("workers", _counts(workers)),
         ("generation", str(row["generation"])),
         ("requests", f"{row['requests']}, {format_number(row['requests_per_s'])} a second"),
         ("statuses", statuses),
@@ -136,11 +142,12 @@ def _latency(row: dict[str, Any]) -> str:
 
 
 def add_usage(result: dict[str, Any], server_pid: int) -> None:
-    """Add each worker's CPU and memory, as /proc has them, to its row.
+    """Add each worker's CPU usage and memory, from /proc, to its row.
 
-    `servoctl` reads them, not the arbiter, because the kernel walks page tables for the memory.
-    Workers of a server in another pid namespace get no values: their pids mean other processes
-    here. Such a server has another pid here than in its own namespace.
+    `servoctl` reads them, not the arbiter, because reading the memory is slow: the kernel walks the
+    page tables. If the server is in another pid namespace, its workers get no values, because here
+    their pids belong to other processes. Such a server is recognised by its pid, which differs
+    between the namespaces.
 
     result       the server's answer to "workers"
     server_pid   the server's pid as this process sees it
@@ -219,7 +226,7 @@ def requests(result: dict[str, Any]) -> None:
     for worker in result["workers"]:
         process = [str(worker["slot"]), str(worker["pid"])]
         for request in worker["requests"]:
-            # These texts come from a client, so control characters must not reach the terminal.
+            # These texts come from a client, so escape control characters.
             texts = [printable_line(request[name]) for name in ("client", "method", "target")]
             rows.append([*process, format_seconds(request["seconds"]), *texts])
         if not worker["answered"]:
@@ -236,7 +243,7 @@ def stack(result: dict[str, Any]) -> None:
     click.echo(f"worker {result['slot']} (pid {result['pid']}), {result['state']}")
     if "text" in result:
         click.echo("\nIt is busy and does not answer; its threads, most recent call first:\n")
-        # The frames from run_worker on are those of the worker's start: leave them out.
+        # Leave out the frames from run_worker on: they belong to the start of the worker.
         for part in result["text"].rstrip().split("\n\n"):
             click.echo(part.partition(" in run_worker\n")[0].rpartition("\n")[0] or part)
         return
@@ -283,6 +290,14 @@ def reload_step(note: dict[str, Any]) -> None:
     if note["step"] == "accepted":
         click.echo(f"reloading {plural(note['workers'])}: reading the configuration")
     elif note["step"] in ("started", "replaced"):
+        click.echo(note["text"].splitlines()[0])
+
+
+def upgrade_step(note: dict[str, Any]) -> None:
+    """Print a step of an upgrade: a note of the old program, or an event of the new one."""
+    if note.get("step") == "accepted":
+        click.echo("upgrading: a child process tries the new program")
+    else:
         click.echo(note["text"].splitlines()[0])
 
 

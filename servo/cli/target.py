@@ -42,7 +42,7 @@ class Target:
     timeout_s: float = TIMEOUT_S
 
     def merged(self, other: Target) -> Target:
-        """These options, overridden by others that were given after the command."""
+        """These options, overridden by those that were given after the command."""
         given = {name: value for name, value in vars(other).items() if value != _DEFAULTS[name]}
         return replace(self, **given)
 
@@ -73,11 +73,11 @@ class Target:
         """Connect to the server that the options select. Raises ControlError and UsageError."""
         instance = self.find()
         try:
-            return ControlClient(instance.socket, self.timeout_s)
+            return ControlClient(instance.socket, self.timeout_s, instance.owner)
         except NoSuchInstance as error:
             if instance not in running_servers():
                 raise
-            # The server still holds its lock, so it runs and only its socket is gone.
+            # The server still holds its lock, so it is running: only its socket is gone.
             raise NoAnswer(
                 f"{instance.name} (pid {instance.pid}) does not answer at its socket "
                 f"{instance.socket}; if the socket was removed, the server makes it again within "
@@ -99,8 +99,8 @@ _DEFAULTS = vars(Target())
 
 
 def running_servers() -> list[Instance]:
-    """All running servers of this user on this machine."""
-    return instances.instances(instances.directories(os.environ, os.geteuid()))
+    """All running servers of this user on this machine; for root, those of services as well."""
+    return instances.instances(instances.search_directories(os.environ, os.geteuid()))
 
 
 def instance_table(found: list[Instance]) -> str:
@@ -131,9 +131,9 @@ def target_options(function: F) -> F:
 
 
 def target_of(options: dict[str, Any]) -> Target:
-    """Remove a Target's options from a command's, and join them with those before the command.
+    """Make a Target from a command's options and from the options before the command.
 
-    options   the command's options; those of the target are removed
+    options   the command's options; those of the Target are removed
     """
     here = Target(
         options.pop("name"),

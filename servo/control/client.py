@@ -14,34 +14,34 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _READ_BYTES = 65_536
-# No server sends a longer line, so a peer that does isn't a Servo.
+# The longest line, in bytes, that a server sends. A peer that sends a longer one is not Servo.
 _MAX_LINE_BYTES = 16 << 20
 _RETRY_S = 0.02
 
 
 class ControlError(ServoError):
-    """A request to a server has not succeeded."""
+    """Raised if a request to a server has not succeeded."""
 
 
 class NoSuchInstance(ControlError):  # noqa: N818
-    """There is no such server."""
+    """Raised if there is no such server."""
 
     exit_code: ClassVar[int] = 3
 
 
 class NoAnswer(ControlError):  # noqa: N818
-    """The server exists but doesn't answer."""
+    """Raised if the server exists but doesn't answer."""
 
 
 class ConnectionEnded(ControlError):  # noqa: N818
-    """The server has closed the connection before its answer was complete."""
+    """Raised if the server has closed the connection before its answer was complete."""
 
 
 class RequestFailed(ControlError):  # noqa: N818
-    """The server has answered that the request failed.
+    """Raised if the server has answered that the request failed.
 
-    kind      why: "refused", "rolled back", "usage" or "denied"
-    message   what happened, in one line
+    kind      the kind of failure: "refused", "rolled back", "usage" or "denied"
+    message   the reason, in one line
     details   a traceback, or ""
     """
 
@@ -55,13 +55,15 @@ class ControlClient:
     """A connection to a server's control socket.
 
     path        the socket's path
-    timeout_s   how long to wait for the connection, and then for each sign of life, in seconds
+    timeout_s   seconds to wait for the connection, and then for each line of an answer
+    owner       the user whose process must be the server; None: any user
 
     Raises NoSuchInstance if no server listens there, ControlError if this user isn't allowed to
-    connect, and NoAnswer if the server doesn't accept the connection in time.
+    connect or another user than `owner` listens, and NoAnswer if the server doesn't accept the
+    connection in time.
     """
 
-    def __init__(self, path: str, timeout_s: float = 5.0) -> None:
+    def __init__(self, path: str, timeout_s: float = 5.0, owner: int | None = None) -> None:
         self.path = path
         self._timeout_s = timeout_s
         self._buffer = bytearray()
@@ -69,6 +71,12 @@ class ControlClient:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._connect()
+            listens = peer_of(self._sock)[0]
+            if owner not in (None, listens):
+                raise ControlError(
+                    f"the socket {path} is a server's of user {owner}, but user {listens} listens "
+                    "there"
+                )
         except BaseException:
             self._sock.close()
             raise
@@ -95,8 +103,8 @@ class ControlClient:
 
         command   the command's name
         args      its arguments by name
-        on_note   is called with each note of the answer
-        on_lost   is called with the number of notes left out because this client read too slowly
+        on_note   called with each note of the answer
+        on_lost   called with the number of notes left out because this client read too slowly
 
         Raises RequestFailed, NoAnswer, ConnectionEnded and NoSuchInstance.
         """
@@ -105,7 +113,7 @@ class ControlClient:
         except TimeoutError as error:
             raise self._no_answer() from error
         except OSError as error:
-            # The server may have sent the reason before it closed. The code below reads it.
+            # The server may have sent a reason before it closed the connection; it is read below.
             self._send_error = error
         while True:
             answer = self._answer()
@@ -153,7 +161,7 @@ class ControlClient:
             raise ControlError(
                 f"this user may not connect to {self.path}: {error.strerror}"
             ) from error
-        except OSError as error:  # the path is too long, or isn't a socket's, …
+        except OSError as error:  # the path is too long, the file is no socket, …
             raise NoSuchInstance(f"there is no server at {self.path}: {error}") from error
         return True
 

@@ -13,7 +13,7 @@ from servo.control.server import BACKLOG
 from servo.safe_files import check_appendable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _READABLE = 0o644
 _PRIVATE = 0o600
@@ -22,9 +22,10 @@ _PRIVATE = 0o600
 class Endpoint:
     """The listening control socket, and the locks that show that its server is alive.
 
-    It is made in two steps, because a daemon's pid isn't known at first. `__init__` binds the
-    socket if its path was given. `announce` describes it in the runtime directory; if no path was
-    given, `announce` first binds a socket there, named after the server's name and pid.
+    It is set up in two steps, because a daemon's pid isn't known at first. `__init__` binds the
+    socket if its path was given. `announce` writes a description of the server into the runtime
+    directory. If no path was given, `announce` first binds a socket in that directory, whose name
+    contains the server's name and pid.
 
     path     the socket's path; None: a path in the runtime directory
     mode     the permission bits of the socket file
@@ -43,20 +44,63 @@ class Endpoint:
         self._identity: tuple[int, int] | None = None
         self._chosen = Path(path).absolute() if path is not None else None
         self._name = ""
+        self._is_announced = False
         self._environ: Mapping[str, str] = {}
         if self._chosen is not None:
             self._bind_at(self._chosen)
 
+    def to_state(self, pass_on: Callable[[int], int]) -> dict[str, Any]:
+        """Return the socket and its files as JSON values, for `from_state` after an upgrade.
+
+        pass_on  keeps a descriptor open for the next program, and returns it
+        """
+        return {
+            "fd": pass_on(self.sock.fileno() if self.sock is not None else -1),
+            "path": self.path,
+            "chosen": None if self._chosen is None else str(self._chosen),
+            "mode": self._mode,
+            "shared": self._shared,
+            "identity": self._identity,
+            "name": self._name,
+            "locks": [lock.to_state(pass_on) for lock in self._locks],
+        }
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, Any], take: Callable[[int], int], environ: Mapping[str, str]
+    ) -> Endpoint:
+        """Take over the announced socket of this process's previous program, after an upgrade.
+
+        state     the result of that program's `to_state`
+        take      claims a descriptor from the previous program, and returns it
+        environ   see `announce`
+
+        Raises KeyError, TypeError, ValueError or OSError for an invalid state.
+        """
+        endpoint = cls(None, int(state["mode"]), shared=bool(state["shared"]))
+        fd, identity, chosen = take(int(state["fd"])), state["identity"], state["chosen"]
+        endpoint.sock = socket.socket(fileno=fd) if fd >= 0 else None
+        endpoint.path = str(state["path"])
+        endpoint._chosen = None if chosen is None else Path(chosen)
+        endpoint._identity = None if identity is None else (int(identity[0]), int(identity[1]))
+        endpoint._name, endpoint._environ = str(state["name"]), environ
+        endpoint._locks = [Lock.from_state(each, take) for each in state["locks"]]
+        endpoint._is_announced = endpoint.sock is not None
+        return endpoint
+
     def announce(self, name: str, environ: Mapping[str, str]) -> socket.socket:
         """Describe the server in the runtime directory, and return the listening socket.
 
-        If the socket's path was given, a failure is ignored: its users know the path.
+        If the socket's path was given, a failure is ignored, because operators know the path.
 
         name      the server's name
         environ   the environment, which determines the runtime directory
 
         Raises InstanceError.
         """
+        if self._is_announced:
+            assert self.sock is not None
+            return self.sock
         self._owner = os.getpid()
         self._name, self._environ = name, environ
         try:
@@ -66,6 +110,7 @@ class Endpoint:
                 self.close()
                 raise
         assert self.sock is not None
+        self._is_announced = True
         return self.sock
 
     @property
@@ -78,7 +123,7 @@ class Endpoint:
                 lock.is_in_place for lock in self._locks
             )
         except OSError:
-            return True  # files that can't be examined can't be made again, either
+            return True  # if the files can't be examined, they can't be made again
 
     def renew(self) -> socket.socket:
         """Make the socket and its files again, and return the new listening socket.
@@ -91,9 +136,9 @@ class Endpoint:
         return self.announce(self._name, self._environ)
 
     def close(self) -> None:
-        """Close the socket and remove its files; in a process other than the server's, only close.
+        """Close the socket and remove its files. In a child of the server, only close it.
 
-        A file that another server has made at the same path meanwhile stays.
+        A newer file of another server at the same path stays.
         """
         if self.sock is not None:
             self.sock.close()
@@ -103,6 +148,7 @@ class Endpoint:
             lock.release()
         self.sock = None
         self._locks = []
+        self._is_announced = False
 
     def close_in_child(self) -> None:
         """Close a forked child's copies of the descriptors."""
@@ -141,7 +187,7 @@ class Endpoint:
 
     def _bind(self, path: Path) -> None:
         _check_length(path)
-        # This process holds the lock, so a socket at the path is left over from a dead server.
+        # This process holds the lock, so a socket at the path belongs to a dead server.
         instances.remove_socket(str(path))
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o777 & ~self._mode)
@@ -172,6 +218,22 @@ def check_path(path: str) -> None:
         check_appendable(str(lock))
     except OSError as error:
         raise InstanceError(f"{lock}: {error.strerror}") from error
+
+
+def is_in_private_tmp(path: str, mounts: str = "/proc/self/mountinfo") -> bool:
+    """Whether a path is in a /tmp of this service alone: systemd's PrivateTmp=.
+
+    path     the absolute path
+    mounts   the file that lists this process's mounts (proc(5))
+    """
+    try:
+        lines = Path(mounts).read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    # The fourth field is the mounted directory, and the fifth is the mount point.
+    fields = [line.split() for line in lines]
+    places = {each[4] for each in fields if len(each) > 4 and "/systemd-private-" in each[3]}
+    return any(path.startswith(f"{place}/") for place in places)
 
 
 def _lock_path(path: Path) -> Path:

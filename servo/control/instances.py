@@ -1,12 +1,18 @@
 """Finds the running servers and their control sockets.
 
-Each server holds a lock (flock) on a small file beside its socket for as long as it lives. The lock
-shows whether the server is alive; its pid can't, because in containers every arbiter is PID 1. A
-process that finds a lock file which nobody has locked removes it and the socket beside it.
+Each server holds a lock (flock) on a small file beside its socket as long as it lives. The lock
+shows whether the server is alive. The pid does not, because in containers every arbiter is PID 1.
+If a process finds a lock file that is not locked, it removes the file and the socket beside it.
 
-In /tmp, anybody can make a directory with the name of ours and put a lock file into it that names
-any socket. So directories and files are trusted only if they belong to this user or to root, and a
-socket is only removed if it is in its lock's directory and nobody listens on it.
+In /tmp, anybody can make a directory with our name, and a lock file in it that names any socket. So
+directories and files are trusted only if they belong to this user or to root. And a socket is only
+removed if it is in its lock's directory and no process listens on it.
+
+A systemd service with `RuntimeDirectory=servo` has its files in /run/servo. This directory belongs
+to the service's user. Only root can make directories in /run, so root also searches the directories
+of other users there. But the owner of such a directory may write any file into it. So root trusts a
+lock file only if it belongs to the same user and names a socket beside it, and uses the socket only
+if a process of that user listens on it.
 """
 
 from __future__ import annotations
@@ -28,12 +34,15 @@ from servo.printable import printable_line
 from servo.safe_files import is_private
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 log = logging.getLogger("servo.error")
 
 # sun_path is 108 bytes with its NUL (unix(7)).
 MAX_SOCKET_PATH = 107
+# The parent of systemd's runtime directories. Only root can make directories in it.
+SERVICES = Path("/run")
+_NAME = "servo"
 _NAME_LENGTH = 48
 # /<name>-<pid>.<number>.sock
 _FILE_NAME_LENGTH = _NAME_LENGTH + 20
@@ -41,34 +50,61 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._]+")
 
 
 class InstanceError(ServoError):
-    """A runtime directory, a lock or a control socket can't be made or used."""
+    """Raised if a runtime directory, a lock or a control socket can't be made or used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A running server, as its lock file describes it.
+    """A running server, from its lock file.
 
     name     `--name`, or the app
-    pid      its arbiter's process id, as the server itself sees it
+    pid      its arbiter's process id, in the server's own PID namespace
     socket   the path of its control socket
+    owner    the user whose process must be the server; None: any user
     """
 
     name: str
     pid: int
     socket: str
+    owner: int | None = None
 
 
 def directories(environ: Mapping[str, str], uid: int) -> list[Path]:
     """The runtime directories that a user's servers may use, the preferred one first.
 
-    environ   the environment, with $XDG_RUNTIME_DIR if it is set
+    environ   the environment, with $RUNTIME_DIRECTORY and $XDG_RUNTIME_DIR if they are set
     uid       the user's id
     """
-    places = [Path(f"/run/user/{uid}/servo"), Path("/run/servo"), Path(f"/tmp/servo-{uid}")]  # noqa: S108
+    places = [Path(f"/run/user/{uid}", _NAME), SERVICES / _NAME, Path(f"/tmp/{_NAME}-{uid}")]  # noqa: S108
     own = environ.get("XDG_RUNTIME_DIR")
     if own and os.path.isabs(own):
-        places.insert(0, Path(own, "servo"))
+        places.insert(0, Path(own, _NAME))
+    # systemd sets this variable for RuntimeDirectory=. Only use names that `search_directories`
+    # finds: a server that was started by another service may have inherited that service's
+    # directory.
+    given = [Path(each) for each in environ.get("RUNTIME_DIRECTORY", "").split(":")]
+    places[:0] = [each for each in given if each.is_absolute() and _is_of_servo(each.name)]
     return list(dict.fromkeys(places))
+
+
+def search_directories(environ: Mapping[str, str], uid: int) -> list[Path]:
+    """The directories in which a user's servers may be: `directories`, and those of services.
+
+    These are named `servo-<name>` and lie beside a directory named `servo`.
+
+    environ   the environment, as for `directories`
+    uid       the user's id
+    """
+    places = directories(environ, uid)
+    parents = dict.fromkeys(place.parent for place in places if place.name == _NAME)
+    for parent in parents:
+        with suppress(OSError):  # the user may have no right to read the directory
+            places += sorted(parent.glob(f"{_NAME}-*"))
+    return list(dict.fromkeys(places))
+
+
+def _is_of_servo(name: str) -> bool:
+    return name == _NAME or name.startswith(f"{_NAME}-")
 
 
 def make_directory(environ: Mapping[str, str], uid: int, *, shared: bool = False) -> Path:
@@ -82,12 +118,12 @@ def make_directory(environ: Mapping[str, str], uid: int, *, shared: bool = False
     """
     problems = []
     for place in directories(environ, uid):
-        # The parent is made by the system (/run/user/<uid>), never by this.
+        # Don't make the parent: the system makes it (/run/user/<uid>).
         if not os.path.isdir(place.parent):
             continue
         if not _protects_names(place.parent, uid):
-            # Its owner could replace the directory by another one. After `su`, and sometimes after
-            # `sudo`, $XDG_RUNTIME_DIR is that of another user.
+            # The owner of the parent could replace our directory. After `su`, and sometimes after
+            # `sudo`, $XDG_RUNTIME_DIR still names the directory of another user.
             problems.append(f"{place.parent} belongs to another user, or others can write to it")
             continue
         if len(os.fsencode(place)) + _FILE_NAME_LENGTH > MAX_SOCKET_PATH:
@@ -111,7 +147,7 @@ def make_directory(environ: Mapping[str, str], uid: int, *, shared: bool = False
 
 
 class Lock:
-    """A file that describes a server and that the server keeps locked for as long as it lives.
+    """A file with the description of a server, locked as long as the server lives.
 
     path   the file's path
     """
@@ -119,6 +155,24 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = -1
+
+    def to_state(self, pass_on: Callable[[int], int]) -> dict[str, Any]:
+        """Return the held lock as JSON values, for `from_state`.
+
+        pass_on  keeps a descriptor open for the next program, and returns it
+        """
+        return {"path": str(self.path), "fd": pass_on(self._fd)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], take: Callable[[int], int]) -> Lock:
+        """Take over the lock of this process's previous program, after an upgrade.
+
+        state  the result of that program's `to_state`
+        take   claims a descriptor from the previous program, and returns it
+        """
+        lock = cls(Path(state["path"]))
+        lock._fd = take(int(state["fd"]))
+        return lock
 
     def acquire(self) -> bool:
         """Make the file if there is none, and lock it.
@@ -180,14 +234,14 @@ class Lock:
             self.close_in_child()
 
     def close_in_child(self) -> None:
-        """Close this process's descriptor; the lock lasts as long as any copy of it is open."""
+        """Close this process's descriptor, because any open copy would keep the lock."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def new_lock(directory: Path, name: str, pid: int) -> Lock:
-    """Make and acquire a lock that no other server has, named `<name>-<pid>.lock`.
+    """Make and acquire a new lock, named `<name>-<pid>.lock`.
 
     directory   the runtime directory
     name        the server's name
@@ -213,34 +267,48 @@ def safe_name(name: str) -> str:
 def instances(places: Iterable[Path]) -> list[Instance]:
     """Find the running servers, sorted by name and pid, and remove the files of dead ones.
 
-    Directories and lock files that belong neither to this process's user nor to root are ignored.
+    Ignores directories and lock files that belong to other users than this process's user and root.
+    But root also finds the servers of other users in the directories of services.
 
     places   the runtime directories to search
     """
     found: dict[str, Instance] = {}
     for place in places:
-        if not _is_trusted(place):
+        is_trusted = _is_trusted(place)
+        owner = None if is_trusted else _service_user(place)
+        if not is_trusted and owner is None:
             continue
         try:
             paths = sorted(place.glob("*.lock"))
         except OSError:
             continue
         for path in paths:
-            instance = _read_instance(path)
+            instance = _read_instance(path, owner)
             if instance is not None:
                 found.setdefault(instance.socket, instance)
     return sorted(found.values(), key=lambda instance: (instance.name, instance.pid))
 
 
-def _read_instance(path: Path) -> Instance | None:
+def _read_instance(path: Path, owner: int | None) -> Instance | None:
+    """Read a lock file. Returns None if its server is dead, or the file can't be trusted.
+
+    path    the lock file's path
+    owner   the user whose directory this is, if it is one of a service
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # O_NONBLOCK: otherwise, opening a FIFO of another user would wait for a writer.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(path, flags)
     except OSError:
         return None  # the file has been removed, or this user may not read it
     try:
-        if os.fstat(fd).st_uid not in (0, os.geteuid()):
+        status = os.fstat(fd)
+        trusted = (0, os.geteuid()) if owner is None else (owner,)
+        if status.st_uid not in trusted or not stat.S_ISREG(status.st_mode):
             return None
         values = _description(fd)
+        if owner is not None and values is not None and not _is_beside(values["socket"], path):
+            return None
         if _lock(fd):
             if _is_at(path, fd):
                 _remove_dead(path, values)
@@ -251,7 +319,7 @@ def _read_instance(path: Path) -> Instance | None:
         os.close(fd)
     if values is None:
         return None  # the server is starting and has not written its description yet
-    return Instance(printable_line(values["name"]), values["pid"], values["socket"])
+    return Instance(printable_line(values["name"]), values["pid"], values["socket"], owner)
 
 
 def _description(fd: int) -> dict[str, Any] | None:
@@ -266,19 +334,23 @@ def _description(fd: int) -> dict[str, Any] | None:
 
 
 def _remove_dead(path: Path, values: dict[str, Any] | None) -> None:
-    """Remove the files of a dead server. This process holds its lock, so no server has it.
+    """Remove the files of a dead server. This process must hold its lock.
 
     path     the lock file's path
     values   its description, if it has one
     """
-    if values is not None and os.path.dirname(values["socket"]) == str(path.parent):
+    if values is not None and _is_beside(values["socket"], path):
         remove_socket(values["socket"])
-    with suppress(OSError):  # it stays if it is another user's or on a read-only file system
+    with suppress(OSError):  # it belongs to another user, or the file system is read-only
         path.unlink()
 
 
+def _is_beside(path: str, lock: Path) -> bool:
+    return os.path.dirname(path) == str(lock.parent)
+
+
 def remove_socket(path: str) -> None:
-    """Remove a socket file on which no server listens; any other file stays."""
+    """Remove a socket file if no server listens on it. Any other file stays."""
     with suppress(OSError):
         if stat.S_ISSOCK(os.lstat(path).st_mode) and _is_abandoned(path):
             os.unlink(path)
@@ -303,9 +375,24 @@ def _is_trusted(place: Path) -> bool:
         found = place.lstat()
     except OSError:
         return False
-    # The owner of the parent could have replaced our directory by this one.
+    # The parent counts, too: its owner could have replaced our directory by this one.
     is_protected = _protects_names(place.parent, os.geteuid())
     return stat.S_ISDIR(found.st_mode) and is_private(found) and is_protected
+
+
+def _service_user(place: Path) -> int | None:
+    """The user of the service with this directory; None unless this process runs as root.
+
+    Only root can make a directory in `SERVICES`, so the directory itself can be trusted.
+    """
+    if os.geteuid() != 0 or place.parent != SERVICES or not _protects_names(SERVICES, 0):
+        return None
+    try:
+        found = place.lstat()
+    except OSError:
+        return None
+    is_closed = not found.st_mode & 0o022
+    return found.st_uid if stat.S_ISDIR(found.st_mode) and is_closed else None
 
 
 def _protects_names(place: Path, uid: int) -> bool:

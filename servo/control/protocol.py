@@ -24,9 +24,9 @@ from typing import Any
 from servo.errors import ServoError
 from servo.printable import printable
 
-# The longest line of a request. Real requests have a few short arguments.
+# The longest line of a request. Real requests have only a few short arguments.
 MAX_REQUEST_BYTES = 65_536
-# How many requests may wait on one connection. Tools send one and then read its answer.
+# How many requests of one connection may wait. Tools send one, and then read the answer.
 MAX_WAITING_REQUESTS = 32
 
 # The kinds of failures.
@@ -37,11 +37,11 @@ DENIED = "denied"  # this user isn't allowed to do this
 
 
 class RequestError(ServoError):
-    """An invalid request or answer; the message is sent to the peer."""
+    """Raised for an invalid request or answer. The message is sent to the peer."""
 
 
 class LineTooLong(RequestError):  # noqa: N818
-    """A line longer than MAX_REQUEST_BYTES, or too many lines at once."""
+    """Raised for a line longer than MAX_REQUEST_BYTES, or too many lines at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Command:
     """The declaration of a command.
 
     arguments   the type and default of each argument, by name; ... marks a required argument
-    changes     whether it changes the server, so that users with read access may not run it
+    changes     whether it changes the server; if so, it needs full access
     """
 
     arguments: dict[str, tuple[type, Any]] = field(default_factory=dict)
@@ -65,9 +65,14 @@ COMMANDS: dict[str, Command] = {
     "logs": Command({"follow": (bool, False)}),
     "events": Command({"follow": (bool, False)}),
     "reload": Command({"wait": (bool, True)}, changes=True),
+    # `python` is the path of an interpreter; "" means the one that runs the server.
+    "upgrade": Command({"python": (str, ""), "wait": (bool, True)}, changes=True),
     "scale": Command({"to": (str, ...)}, changes=True),
     "restart-worker": Command({"slot": (int, ...), "wait": (bool, True)}, changes=True),
-    # The message is JSON as text; slot 0 means all workers.
+    "rollback": Command(changes=True),
+    "reopen": Command(changes=True),
+    "signal": Command({"slot": (int, ...), "name": (str, ...)}, changes=True),
+    # `message` is JSON as text; slot 0 means all workers.
     "send": Command({"message": (str, ...), "slot": (int, 0), "topic": (str, "")}, changes=True),
     "stop": Command({"now": (bool, False), "wait": (bool, True)}, changes=True),
 }
@@ -91,7 +96,7 @@ class Request:
 
 
 class LineReader:
-    """Cuts a stream of bytes into lines. It holds at most twice MAX_REQUEST_BYTES."""
+    """Splits a stream of bytes into lines. It keeps at most twice MAX_REQUEST_BYTES."""
 
     __slots__ = ("_buffer",)
 
@@ -132,7 +137,7 @@ class LineReader:
 
 
 def parse_request(line: bytes) -> Request:
-    """Parse a line into a request. Raises RequestError, whose message says what is expected."""
+    """Parse a line into a request. Raises RequestError with the expected form."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -179,7 +184,7 @@ def note_line(note: dict[str, Any]) -> bytes:
 
 
 def lost_line(count: int) -> bytes:
-    """Encode how many notes were left out because the client read too slowly."""
+    """Encode the number of notes that were left out because the client read too slowly."""
     return _line({"lost": count})
 
 
@@ -199,11 +204,10 @@ def failure_line(kind: str, error: str, details: str = "") -> bytes:
 
 
 def parse_answer(line: bytes) -> dict[str, Any]:
-    """Parse one line of an answer and make its texts `printable`.
+    """Parse one line of an answer, and make its texts `printable`.
 
-    The socket's peer may not be a Servo, and control characters in its texts could make a terminal
-    move the cursor, change its title or type for the user. Raises RequestError for a line that
-    isn't an answer.
+    The process that answers may not be Servo, and control characters in its texts could control the
+    user's terminal. Raises RequestError for a line that isn't an answer.
     """
     try:
         value = json.loads(line)

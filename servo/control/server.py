@@ -1,7 +1,7 @@
-"""The server's end of the control socket: non-blocking, run by its owner's epoll loop, no thread.
+"""The server's end of the control socket. It never blocks: the owner's epoll loop runs it.
 
-The server must keep working whatever its clients do. So each buffer, each count and each silence
-has a limit, and a connection that exceeds one is closed.
+No client may stop the server from working. So there are limits on buffers, on numbers and on the
+time without data, and a connection that exceeds a limit is closed.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Connections at a time. For a further one, the connection that has been idle longest is closed.
+# How many connections there may be. A further one replaces the one that has been idle for longest.
 MAX_CALLERS = 128
 BACKLOG = 128
-# Bytes that may wait for a caller that doesn't read. Notes beyond the first limit are only counted.
-# A result is always kept, and beyond the second limit the connection is closed.
+# How many bytes may wait for a caller that doesn't read. Above the first limit, notes are only
+# counted. A result is always kept, but above the second limit the connection is closed.
 MAX_NOTES_BYTES = 1 << 19
 MAX_RESULT_BYTES = 2 << 20
-# Bytes that may wait for all callers together.
+# How many bytes may wait for all callers together.
 MAX_TOTAL_BYTES = 16 << 20
-# How long a caller may send nothing, or leave a request incomplete.
+# For how many seconds a caller may send nothing, or leave a request incomplete.
 IDLE_S = 30.0
-# How long a caller may read nothing of an answer that waits. Followers have no such limit.
+# For how many seconds a caller may read nothing of its answer. A caller that follows events or logs
+# has no such limit.
 STALLED_S = 15.0
 # The interval of signs of life during a long answer.
 SIGN_OF_LIFE_S = 1.0
 _ACCEPTS_PER_TURN = 16
 _READ_BYTES = 16_384
 
-# A connection's first request is answered at once. Further requests share slices of SLICE_S; after
-# a slice comes a pause of SLICES_OFF times its length.
+# A connection's first request is answered at once. Further requests of all connections share slices
+# of SLICE_S seconds. After each slice, there is a pause of SLICES_OFF times its length.
 SLICE_S = 0.002
 SLICES_OFF = 4
 
@@ -61,8 +62,8 @@ class Caller:
     access   FULL or READ
     now      the time, in seconds of the server's clock
 
-    Attributes for the owner: `gone` is true once the connection has ended, so that answers are
-    discarded; the owner sets `following` while the caller reads an endless answer.
+    gone       whether the connection has ended; if so, answers are discarded
+    following  set by the owner while the caller follows events or logs
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class ControlServer:
         """Stop using the listening socket, which the owner is about to close."""
         if self._sock.fileno() >= 0:
             self._epoll.unregister(self._sock.fileno())
-        self._accepting = True  # so that `tick` doesn't resume accepting from this socket
+        self._accepting = True  # so that `tick` doesn't try to resume
 
     def owns(self, fd: int) -> bool:
         """Whether a descriptor that epoll has reported belongs to this server."""
@@ -194,9 +195,9 @@ class ControlServer:
         if caller.gone:
             return
         if caller.mask & select.EPOLLIN:
-            # A closed connection is reported with EPOLLIN, too. An event without it belongs to an
-            # older connection that was closed after epoll's report, and whose descriptor number
-            # this connection has now.
+            # epoll reports a closed connection with EPOLLIN, too. An event without EPOLLIN belongs
+            # to an older connection with the same descriptor number, which was closed after the
+            # report.
             if mask & select.EPOLLIN:
                 self._read(caller)
         elif mask & (select.EPOLLHUP | select.EPOLLERR):
@@ -205,8 +206,9 @@ class ControlServer:
     def turn(self) -> None:
         """Answer waiting requests. The owner calls this in each turn of its loop, after `on_ready`.
 
-        The first request of each connection is answered at once. Further requests get a share of
-        the time, so that a caller with endless requests delays neither the owner nor other callers.
+        The first request of each connection is answered at once. Further requests get only a share
+        of the time. So a caller that sends requests without end delays neither the owner nor other
+        callers.
         """
         while self._first_requests:
             self._answer(self._first_requests.popleft())
@@ -219,7 +221,7 @@ class ControlServer:
         self._further_at = now + SLICES_OFF * (now - start)
 
     def wake_at(self) -> float:
-        """When `turn` next has something to do, in seconds of the clock; infinity for never."""
+        """When to call `turn` next, in seconds of the clock; infinity for never."""
         return self._further_at if self._further_requests else float("inf")
 
     def tick(self) -> None:
@@ -239,7 +241,7 @@ class ControlServer:
                 self._drop(caller)
 
     def close(self) -> None:
-        """Close all connections and the socket; data that a socket hasn't accepted yet is lost."""
+        """Close all connections and the socket. Unsent data is lost."""
         for caller in list(self._callers.values()):
             self._drop(caller)
         self._sock.close()
@@ -253,7 +255,7 @@ class ControlServer:
     # --- called by Caller -------------------------------------------------------------------------
 
     def send(self, caller: Caller, data: bytes | bytearray) -> None:
-        """Send data to a caller; keep the part that its socket doesn't accept, within the limits.
+        """Send data to a caller. Keeps the part that its socket doesn't take, within the limits.
 
         caller   the connection
         data     whole lines of an answer
@@ -270,7 +272,7 @@ class ControlServer:
                 self._drop(max(callers, key=lambda each: len(each.out)))
 
     def answer_ended(self, caller: Caller) -> None:
-        """Note that an answer has ended, and go on with the caller's next request."""
+        """Note that an answer has ended, and handle the caller's next request."""
         caller.active_at = self._clock()
         self._settle(caller)
 
@@ -360,7 +362,7 @@ class ControlServer:
         self._settle(caller)
 
     def _settle(self, caller: Caller) -> None:
-        """Decide what comes next for a caller: a waiting request, more to read, or its end."""
+        """Handle a caller's next request, read more, or end the connection."""
         if caller.gone or caller.serving:
             return
         free = not (caller.busy or caller.out or caller.closing or caller.queued)
@@ -397,7 +399,7 @@ class ControlServer:
         self._handle(caller, request)
 
     def _reject(self, caller: Caller, error: RequestError) -> None:
-        """Answer an invalid request, and close the connection once the answer is sent."""
+        """Answer an invalid request, and close the connection after the answer is sent."""
         caller.closing = True
         self.send(caller, protocol.failure_line(protocol.USAGE, str(error)))
         if not caller.out:
@@ -434,7 +436,7 @@ class ControlServer:
 def peer_of(sock: socket.socket) -> tuple[int, int]:
     """The uid and pid of the process at the other end of a Unix socket.
 
-    On systems without SO_PEERCRED this returns this process's uid, and 0. There, only the
+    On systems without SO_PEERCRED it returns this process's uid, and 0 as the pid. There, only the
     permission bits of the socket file keep other users out.
     """
     if not hasattr(socket, "SO_PEERCRED"):

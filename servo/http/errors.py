@@ -6,12 +6,12 @@ from servo.errors import ServoError
 
 
 class ProtocolError(ServoError):
-    """The peer broke a rule of the protocol, or exceeded one of our limits.
+    """Raised if the peer broke a rule of the protocol, or exceeded one of our limits.
 
     status         the status of the response (RFC 9110 section 15)
     reason         one line for the log, without unescaped bytes of the client
-    retry_after_s  when the client may try again, in whole seconds (RFC 9110 section 10.2.3); 0: the
-                   response doesn't say
+    retry_after_s  whole seconds until the client may try again (RFC 9110 section 10.2.3); 0: not
+                   stated in the response
     """
 
     def __init__(self, status: int, reason: str, retry_after_s: int = 0) -> None:
@@ -22,12 +22,12 @@ class ProtocolError(ServoError):
 
 
 class LocalProtocolError(ServoError):
-    """The application, or a driver, sent something that the protocol does not allow."""
+    """Raised if the application or a driver breaks the protocol."""
 
 
 class ClientDisconnected(ServoError, OSError):  # noqa: N818  it is not an error
-    """The client is gone, or has read nothing for `send_timeout`.
+    """Raised if the client is gone, or has read nothing for `send_timeout`.
 
-    This is an expected outcome, so it is never logged with a traceback. It is an OSError because
-    the ASGI HTTP specification (2.4) asks `send` to raise one.
+    It is expected, so it is never logged with a traceback. It is an OSError because the ASGI HTTP
+    specification (2.4) requires `send` to raise one.
     """

@@ -1,6 +1,6 @@
-"""The events that a connection hands to its driver.
+"""The events that a connection returns to its driver.
 
-They are plain classes with slots: each request makes one, and nothing is cheaper to make.
+They are plain classes with slots, which are the cheapest to make: each request needs one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Request:
-    """The head of a request, with the part of its body that had arrived with it.
+    """The head of a request, with the part of its body that arrived with it.
 
     method           as sent ("GET"); methods are case-sensitive
     target           the request target as sent (bytes of the request line)
@@ -30,8 +30,9 @@ class Request:
     expect_continue  whether the client waits for a 100 before it sends the body
     upgrade          the protocol (in lower case) that the client offers to upgrade to, or None
     trailers         the trailer fields, if the whole body is in `body`
-    named            the headers by name, for look-ups. A repeated name has its last value, but
-                     Connection, Expect, Transfer-Encoding and Upgrade are lists, and are joined.
+    named            the headers by name, for look-ups. For a repeated name, it has the last value.
+                     But the values of Connection, Expect, Transfer-Encoding and Upgrade, which are
+                     lists, are joined
     """
 
     __slots__ = (
@@ -85,7 +86,7 @@ class Request:
 
 
 class Data:
-    """Body bytes that arrived after their request was handed out.
+    """Body bytes that arrived after the event of their request.
 
     data       the bytes; the last event may have none
     more_body  whether further `Data` events follow
@@ -103,12 +104,12 @@ class Data:
 
 
 class Refused:
-    """The client broke a rule. Answer with `connection.refuse(event)`, then close.
+    """A refused request. The driver sends `connection.refuse(event)`, and then closes.
 
     error           the status and the reason
-    in_body         the fault is in the body of a request that was handed out before. Its app may be
-                    running, and has to learn of a disconnect. If its response has begun, `refuse`
-                    returns no bytes.
+    in_body         whether the fault is in the body of a request that was already returned. The app
+                    may be running, and must get a disconnect. If the response has begun, `refuse`
+                    returns no bytes
     method, target  the readable parts of the request line, for the access log
     """
 
@@ -117,8 +118,8 @@ class Refused:
     def __init__(
         self, error: ProtocolError, in_body: bool = False, method: str = "", target: bytes = b""
     ) -> None:
-        # Nobody needs the traceback, and its frames refer to received bytes and to this event: a
-        # reference cycle that would live until the garbage collector runs.
+        # Drop the traceback. Its frames refer to received bytes and to this event. This reference
+        # cycle would keep all of them in memory until the garbage collector runs.
         error.__traceback__ = error.__cause__ = error.__context__ = None
         self.error = error
         self.in_body = in_body

@@ -1,9 +1,10 @@
 """The client of a request behind proxies: its address, scheme and host.
 
-`X-Forwarded-For` and its relatives, and `Forwarded` (RFC 7239), are claims that anybody can send.
-They count only if the peer is a trusted proxy. A list of hops is read from the right, where the
-nearest proxy wrote, and skips every hop that is trusted, too. A request whose headers contradict
-each other is refused: an app must not act on "https" if a second header says otherwise.
+Anybody can send `X-Forwarded-For`, `X-Forwarded-Proto`, `Forwarded` (RFC 7239) and the like. So
+these headers count only if the peer (the other end of the connection) is a trusted proxy. Each
+proxy appends the address of its own client to a list, so the last address comes from the nearest
+proxy. The client is the first address from the right that is not trusted. A request with
+contradicting headers is refused: an app must not act on "https" if another header says otherwise.
 """
 
 from __future__ import annotations
@@ -26,21 +27,26 @@ _Claim = TypeVar("_Claim", bool | None, bytes | None, "tuple[str, int] | None")
 
 DEFAULT_TRUSTED = "127.0.0.1,::1"
 
-# The value of each header that means https; gunicorn's `secure_scheme_headers`.
+# header -> the value that means https. The same as gunicorn's default of `secure_scheme_headers`.
 DEFAULT_SCHEME_HEADERS: Mapping[bytes, bytes] = {
     b"x-forwarded-protocol": b"ssl",
     b"x-forwarded-proto": b"https",
     b"x-forwarded-ssl": b"on",
 }
-# The fields that a trusted peer may set. The default leaves out host and prefix: proxies set up for
-# gunicorn, uvicorn or Django pass the client's own fields on, and an app builds its links (in a
-# password-reset mail, say) from the host.
+# A trusted proxy can make these claims about a request. By default, host and prefix are not
+# accepted: many proxies pass these two fields on as the client sent them, because gunicorn, uvicorn
+# and Django ignore them by default. An app builds links from the host, for example
+# in a password-reset mail.
 FIELDS = ("for", "proto", "host", "prefix")
 DEFAULT_FIELDS = ("for", "proto")
 
-# More than any chain of proxies has. Each hop costs parsing an address.
+# How many addresses of a list to read, because parsing takes time. No real chain has as many.
 _MAX_HOPS = 64
 _KNOWN_BOUND = 4096
+# The longest X-Forwarded-For that is remembered, in bytes: the addresses of about three hops.
+_VALUE_BOUND = 128
+# Values of the scheme headers that mean http: those of X-Forwarded-Proto and X-Forwarded-Ssl.
+_NOT_SECURE = (b"http", b"off")
 
 _PREFIX = re.compile(rb"(?:/[-A-Za-z0-9._~!$&'()*+,;=:@]+)*/?")
 _NODE = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9_A-Za-z.-]+)?|([0-9A-Fa-f:.]+)")
@@ -54,11 +60,11 @@ _ESCAPE = re.compile(rb"\\(.)")
 
 
 class ClientInfo(NamedTuple):
-    """The origin of a request, as far as we trust the claims about it.
+    """The origin of a request, from the trusted claims.
 
     address  host and port of the client, with port 0 if unknown; None for a Unix peer
     scheme   "http" or "https"
-    host     the host that the client asked for, according to a proxy; None: see the Host header
+    host     the requested host, according to a proxy; None: use the Host header
     prefix   the path at which a proxy has mounted the app, without a slash at its end
     """
 
@@ -69,21 +75,31 @@ class ClientInfo(NamedTuple):
 
 
 class TrustedPeers:
-    """The peers whose forwarding headers count, and the claims that are accepted from them.
+    """The trusted proxies, and the claims that are accepted from them.
 
     cidrs           addresses and networks, as a list or separated by commas; "*" for everyone,
                     "unix" for peers on Unix sockets (the default includes them, as in gunicorn)
-    scheme_headers  header name (lower case) to the value that means https
-    fields          the accepted claims, of FIELDS: "for" (client address), "proto" (scheme),
-                    "host", "prefix". Headers with other claims only are ignored.
+    scheme_headers  header name (lower case) -> the value that means https
+    fields          the accepted claims, from FIELDS: "for" (client address), "proto" (scheme),
+                    "host", "prefix". Headers that make only other claims are ignored
 
-    names  the headers that can hold an accepted claim
+    names  the headers that can have an accepted claim
 
-    `host in trusted` tells whether to trust an address, given as text; None or "" is a Unix peer.
-    Raises `ValueError` for an invalid network.
+    `host in trusted` tells whether to trust an address, given as text; None or "" stands for a peer
+    on a Unix socket. Raises `ValueError` for an invalid network.
     """
 
-    __slots__ = ("_everyone", "_known", "_networks", "_unix", "fields", "names", "scheme_headers")
+    __slots__ = (
+        "_clients",
+        "_everyone",
+        "_known",
+        "_networks",
+        "_unix_sockets",  # not `_unix`: mypyc would make it `__unix`, which GCC defines as 1
+        "_unusual",
+        "fields",
+        "names",
+        "scheme_headers",
+    )
 
     def __init__(
         self,
@@ -94,18 +110,23 @@ class TrustedPeers:
         parts = cidrs.split(",") if isinstance(cidrs, str) else list(cidrs)
         members = [part.strip() for part in parts if part.strip()]
         self._everyone = "*" in members
-        self._unix = self._everyone or "unix" in members or ",".join(members) == DEFAULT_TRUSTED
+        self._unix_sockets = (
+            self._everyone or "unix" in members or ",".join(members) == DEFAULT_TRUSTED
+        )
         self._networks: list[IPv4Network | IPv6Network] = [
             ip_network(member, strict=False) for member in members if member not in ("*", "unix")
         ]
         self._known: dict[str, bool] = {}
         self.fields = frozenset(fields)
         self.scheme_headers = scheme_headers if "proto" in self.fields else {}
-        self.names = _names(self.fields, self.scheme_headers)
+        self.names = tuple(_names(self.fields, self.scheme_headers))
+        self._unusual = tuple(set(self.names) - {*self.scheme_headers, b"x-forwarded-for"})
+        # By scheme, the clients by X-Forwarded-For.
+        self._clients: dict[str, dict[bytes, ClientInfo]] = {"http": {}, "https": {}}
 
     def __contains__(self, host: str | None) -> bool:
         if not host:
-            return self._unix
+            return self._unix_sockets
         if self._everyone:
             return True
         known = self._known.get(host)
@@ -115,6 +136,44 @@ class TrustedPeers:
                 self._known.clear()
             self._known[host] = known
         return known
+
+    def names_client(self, named: dict[bytes, bytes]) -> bool:
+        """Whether a request has a field that can have an accepted claim.
+
+        named  the request's headers by name
+        """
+        return any(name in named for name in self.names)
+
+    def remembered(
+        self, headers: Headers, named: dict[bytes, bytes], scheme: str
+    ) -> dict[bytes, ClientInfo] | None:
+        """The clients of earlier requests, by X-Forwarded-For; None for unusual fields.
+
+        headers  the request's headers
+        named    the headers by name
+        scheme   the scheme of the connection itself
+
+        Fields are usual if no name is repeated, the only other claims are those about the scheme,
+        and each of these is exactly one of the usual values. Then X-Forwarded-For alone decides
+        which client it is.
+        """
+        if len(named) != len(headers):
+            return None
+        for name in self._unusual:
+            if name in named:
+                return None
+        claimed = ""
+        for name, expected in self.scheme_headers.items():
+            value = named.get(name)
+            if value is None:
+                continue
+            if value != expected and value not in _NOT_SECURE:
+                return None
+            claim = "https" if value == expected else "http"
+            if claimed and claimed != claim:
+                return None
+            claimed = claim
+        return self._clients[claimed or scheme]
 
     def _look_up(self, host: str) -> bool:
         try:
@@ -129,22 +188,28 @@ def resolve_client(
     peer: tuple[str, int] | None,
     trusted: TrustedPeers,
     scheme: str = "http",
-    named: Mapping[bytes, bytes] | None = None,
+    named: dict[bytes, bytes] | None = None,
 ) -> ClientInfo:
-    """Find the client of a request: by its headers if the peer is trusted, else the peer itself.
+    """Find the client of a request: in its headers if the peer is trusted, else the peer itself.
 
     headers  the request's headers
     peer     address of the other end of the connection; None for a Unix socket
-    trusted  whom to trust
+    trusted  the trusted proxies
     scheme   the scheme of the connection itself, "http" or "https"
     named    the headers by name (`Request.named`), if the caller has them
 
     Raises `ProtocolError` for malformed or contradicting headers.
     """
-    if trusted.names.isdisjoint(dict(headers) if named is None else named):
-        return ClientInfo(peer, scheme, None, "")
+    if named is None:
+        named = dict(headers)
     if (None if peer is None else peer[0]) not in trusted:
         return ClientInfo(peer, scheme, None, "")
+    forwarded_for = named.get(b"x-forwarded-for", b"")
+    clients = trusted.remembered(headers, named, scheme)
+    if clients is not None:
+        known = clients.get(forwarded_for)
+        if known is not None:
+            return known
     given: dict[bytes, list[bytes]] = {}
     for name, value in headers:
         if name in trusted.names:
@@ -157,7 +222,7 @@ def resolve_client(
         check_host(host)
     prefix = _prefix(_pick(given.get(b"x-forwarded-prefix", ()), hops))
     if "for" not in trusted.fields:
-        address = None  # only the number of hops was needed, for the host and the prefix
+        address = None  # this claim is not accepted; only `hops` is needed, for other claims
     if b"forwarded" in given:
         other = _read_forwarded(b",".join(given[b"forwarded"]), trusted)
         address = _agreed(address, other.address, "client address")
@@ -165,14 +230,19 @@ def resolve_client(
         host = _agreed(host, other.host, "host")
     if secure is not None:
         scheme = "https" if secure else "http"
-    return ClientInfo(address or peer, scheme, host or None, prefix)
+    client = ClientInfo(address or peer, scheme, host or None, prefix)
+    if clients is not None and address is not None and len(forwarded_for) <= _VALUE_BOUND:
+        if len(clients) >= _KNOWN_BOUND:
+            clients.clear()
+        clients[forwarded_for] = client
+    return client
 
 
 def _names(fields: frozenset[str], scheme_headers: Mapping[bytes, bytes]) -> frozenset[bytes]:
-    """The headers that can hold these claims."""
+    """The headers that can have these claims."""
     names = set(scheme_headers)
     if not fields.isdisjoint(("for", "host", "prefix")):
-        names.add(b"x-forwarded-for")  # its hops say which member of the other lists counts
+        names.add(b"x-forwarded-for")  # tells which member of the other lists to use
     if not fields.isdisjoint(("for", "proto", "host")):
         names.add(b"forwarded")
     names.update(b"x-forwarded-" + each.encode() for each in fields & {"host", "prefix"})
@@ -219,7 +289,7 @@ def _parse_node(node: bytes) -> tuple[str, int] | None:
 
 
 def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """Undo the mapping of IPv4 addresses into IPv6, in which dual-stack sockets report them."""
+    """Convert ::ffff:192.0.2.1 into 192.0.2.1: dual-stack sockets report IPv4 peers like this."""
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
@@ -234,7 +304,7 @@ def _members(values: Iterable[bytes]) -> list[bytes]:
 
 
 def _pick(values: Iterable[bytes], hops: int) -> bytes | None:
-    """The member of a list that the proxy next to the client wrote: `hops` from the right."""
+    """The member of a list that the proxy next to the client has sent: `hops` from the right."""
     members = _members(values)
     return members[-min(hops, len(members))] if members else None
 
@@ -242,7 +312,7 @@ def _pick(values: Iterable[bytes], hops: int) -> bytes | None:
 def _secure(
     given: Mapping[bytes, list[bytes]], scheme_headers: Mapping[bytes, bytes]
 ) -> bool | None:
-    """Whether the scheme headers say https; None if there are none. All of them must agree."""
+    """Whether the scheme headers mean https; None if there are none. All of them must agree."""
     claims = set()
     for name, expected in scheme_headers.items():
         for value in _members(given.get(name, ())):
@@ -262,7 +332,7 @@ def _prefix(value: bytes | None) -> str:
 
 
 def _read_forwarded(value: bytes, trusted: TrustedPeers) -> _Element:
-    """The claims of the element about the client, which is found as in X-Forwarded-For."""
+    """The claims in the client's element of the list. It is found as in X-Forwarded-For."""
     elements = _split_forwarded(value)
     _, hops = _nearest_untrusted([element.get(b"for", b"") for element in elements], trusted)
     if not elements:
@@ -285,8 +355,8 @@ def _read_forwarded(value: bytes, trusted: TrustedPeers) -> _Element:
 def _split_forwarded(value: bytes) -> list[dict[bytes, bytes]]:
     """Split a Forwarded field into elements and their pairs (RFC 7239 section 4), strictly.
 
-    The client's part of the field comes before the proxy's. An unclosed quote in it would swallow
-    the proxy's part, so a malformed field is refused as a whole.
+    The proxy appends its element to those from the client. If a client's quote is not closed, it
+    would swallow the proxy's element. So a malformed field is refused as a whole.
     """
     elements: list[dict[bytes, bytes]] = [{}]
     pos = 0
@@ -316,10 +386,14 @@ def _skip_space(value: bytes, pos: int) -> int:
     return pos if match is None else match.end()
 
 
+# A function of its own, because mypyc can't narrow a variable whose type is a TypeVar.
+def _without_port(claim: object) -> object:
+    return claim[0] if isinstance(claim, tuple) else claim
+
+
 def _agreed(one: _Claim, other: _Claim, what: str) -> _Claim:
     if one is None or other is None:
         return other if one is None else one
-    first, second = (v[0] if isinstance(v, tuple) else v for v in (one, other))
-    if first != second:
+    if _without_port(one) != _without_port(other):
         raise ProtocolError(400, f"forwarding headers contradict each other about the {what}")
     return one

@@ -1,9 +1,9 @@
-"""The rules for request heads (RFC 9110, RFC 9112), whichever parser has read them.
+"""The rules for request heads (RFC 9110, RFC 9112), the same for all parsers.
 
-The parsers in `h1` split a head into fields and refuse malformed lines. Everything that decides
-what a message means is here, once for all parsers and for HTTP/2: the request line, the forms of a
-target, Host, the length of the body, the persistence of the connection, and the fields that a
-trailer section may have. A broken rule raises `ProtocolError` with the status of the response.
+The parsers in `h1` split a head into fields and refuse malformed lines. This module interprets
+heads, for all parsers and for HTTP/2: the request line, the forms of a target, Host, the length of
+the body, whether the connection stays open, and the fields of a trailer section. If a rule is
+broken, it raises `ProtocolError` with the status of the response.
 
 A head is the bytes up to and including its empty line. It never starts with an empty line.
 """
@@ -24,94 +24,103 @@ if TYPE_CHECKING:
     from servo.http.events import Headers
     from servo.http.limits import Limits
 
-    _RequestLine = tuple[str, bytes, bytes, bytes, str, bytes | None]
+    # The method, target, path and query, and the authority of an absolute target (None for others).
+    _Target = tuple[str, bytes, bytes, bytes, bytes | None]
 
-# The methods that every parser knows, as sent, with the str that apps see.
+# The methods that every parser knows: the bytes as sent, and the str for apps.
 METHODS = {
     name.encode(): name
     for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT")
 }
 
-# RFC 3986 allows fewer characters. Browsers send brackets, "|", "^", "`", "{", "}" and "\" in
-# queries without escaping them, so these are allowed everywhere. "#" is not: fragments stay with
-# the client, and a reader that cuts one off would see another target.
+# RFC 3986 allows fewer characters. But browsers send brackets, "|", "^", "`", "{", "}" and "\" in
+# queries without escaping them, so these are allowed everywhere. "#" is refused: clients must not
+# send fragments, and a proxy or app that cuts one off would see a different target than we do.
 TARGET_CHARS = bytes(c for c in range(0x21, 0x7F) if c not in b'"#<>')
-# Scripts put unescaped JSON and markup into queries, and all peers but one serve that. In paths
-# these characters are refused, because client and proxy may disagree about where the target ends.
+# Scripts send unescaped JSON and markup in queries, and nearly all other servers accept this. In
+# paths these characters are refused, because client and proxy may disagree about the end of the
+# target.
 _QUERY_CHARS = TARGET_CHARS + b'"<>'
 
 _VERSION_LINE = re.compile(rb"HTTP/[0-9]\.[0-9]\r\n")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)(/[^?]*)?(?:\?(.*))?")
 _HOST = re.compile(rb"(?:[-A-Za-z0-9._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+(?::([0-9]{0,5}))?")
 _IP_LITERAL = re.compile(rb"\[([0-9A-Fa-f:.]{2,45})\](?::([0-9]{0,5}))?")
-# Optional white space after a value (RFC 9112 section 5). It counts only behind something else: a
-# line of white space alone is a fold, and must not become the empty line that ends the head.
+# Optional white space after a value (RFC 9112 section 5). A line of only white space must not
+# match: it is a folded line, and would become the empty line that ends the head.
 _TRAILING_SPACE = re.compile(rb"(?<=[^\r\n \t])[ \t]+\r\n")
 STRAY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
 
-# More digits than any real length has. llhttp stops at 2**64.
+# The most digits of a Content-Length; no real body needs as many. llhttp refuses 2**64 and more.
 _LENGTH_DIGITS = 19
 
-# Fields that a message may have only once: with two, different readers may believe different ones.
+# Fields that a message may have only once. Of two values, a proxy may use one and an app the other.
 _ONCE = frozenset((b"host", b"content-length", b"content-type"))
-# Fields read below whose values are lists: repeated ones form one list (RFC 9110 section 5.3).
+# Those fields used below whose values are lists. If such a field is repeated, its values form one
+# list (RFC 9110 section 5.3).
 _LISTS = frozenset((b"connection", b"transfer-encoding", b"expect", b"upgrade"))
 
-# Fields that frame or route a message, which a trailer comes too late for (RFC 9110 section 6.5.1).
+# Fields that frame or route a message. In a trailer section they would come too late (RFC 9110
+# section 6.5.1), so they are refused there.
 _TRAILERS_REFUSED = frozenset(
     (b"transfer-encoding", b"content-length", b"host", b"connection", b"upgrade", b"expect")
 )
-# Fields that an app or a proxy in front has judged already, in the head: identity and the like.
+# Fields, such as those about the user, that apps and proxies check only in the head. They are
+# dropped from a trailer section.
 _TRAILERS_DROPPED = re.compile(
     rb"te|trailer|keep-alive|max-forwards|authorization|cookie2?|set-cookie|content-encoding"
     rb"|content-range|forwarded|x-forwarded-.*|x-real-ip|proxy-.*"
 )
 
-# Hosts that were found valid, so that checking one again costs a single look-up.
-_VALID_HOSTS: set[bytes] = set()
-_VALID_HOSTS_BOUND = 1024
+# A cache of valid hosts, so that checking a known host needs only a look-up.
+VALID_HOSTS: set[bytes] = set()
+_HOSTS_BOUND = 1024
 
 
 def read_request(
-    head: bytes, parse_fields: Callable[[bytes], Headers], strict_targets: bool = False
+    head: bytes,
+    parse_fields: Callable[[bytes], tuple[Headers, dict[bytes, bytes]]],
+    strict_targets: bool = False,
 ) -> Request:
     """Turn a complete head into a `Request`, or refuse it.
 
     head            the head
-    parse_fields    takes a head whose method every parser knows, and returns its fields with the
-                    names in lower case; raises `ProtocolError` for a malformed head
+    parse_fields    takes a head with a method of METHODS, and returns its fields with the names in
+                    lower case, in order and by name (for a repeated name, the last value); raises
+                    `ProtocolError` for a malformed head
     strict_targets  as in `Limits`
 
     In the request, `more_body` is true if a body follows. `content_length` is then the length of
     the body, or None if it is chunked. Raises `ProtocolError`.
     """
-    line = read_request_line(head, strict_targets)
-    # Two searches in C take the place of a regular expression over every head. Tabs are so rare
-    # that a head with one anywhere may take the long way.
+    line, version = read_request_line(head, strict_targets)
+    # Two searches in C are faster than applying a regular expression to every head. A head with a
+    # tab anywhere takes the slow way, but tabs are rare.
     if 9 in head or head.find(b" \r\n") >= 0:
         head = _TRAILING_SPACE.sub(b"\r\n", head)
     if line[0] not in _KNOWN_METHODS or not line[1].startswith(b"/"):
-        # llhttp knows a fixed list of methods, and has rules of its own for URLs. The request line
-        # has been judged already, so the parser gets another one in its place.
-        stand_in = b"POST / HTTP/%b" % line[4].encode("ascii")
+        # llhttp has a fixed list of methods, and its own rules for URLs. The request line is
+        # already checked, so pass the parser a harmless one instead.
+        stand_in = b"POST / HTTP/%b" % version.encode("ascii")
         head = stand_in + head[head.find(b"\r\n") :]
     try:
-        headers = parse_fields(head)
+        headers, named = parse_fields(head)
     except ProtocolError:
-        # Parsers differ in the fault that they notice first. If our rules find one, report theirs.
-        judge(line, split_fields(head))
+        # If a head has several faults, the parsers may report different ones. So if our own rules
+        # find a fault, report that.
+        headers = split_fields(head)
+        judge(line, version, headers, dict(headers))
         raise
-    return judge(line, headers)
+    return judge(line, version, headers, named)
 
 
-def read_request_line(head: bytes, strict_targets: bool = False) -> _RequestLine:
-    """Judge a request line. Raises `ProtocolError`.
+def read_request_line(head: bytes, strict_targets: bool = False) -> tuple[_Target, str]:
+    """Parse and check a request line. Raises `ProtocolError`.
 
-    head            bytes that start with a complete request line; the rest does not matter
+    head            bytes that start with a complete request line; the rest is ignored
     strict_targets  as in `Limits`
 
-    Returns the method, target, path, query, version ("1.1" or "1.0"), and the authority of an
-    absolute target (None for any other).
+    Returns what `read_target` returns, and the version: "1.1" or "1.0".
     """
     try:
         method, target, rest = head.split(b" ", 2)
@@ -125,40 +134,50 @@ def read_request_line(head: bytes, strict_targets: bool = False) -> _RequestLine
         raise ProtocolError(505, "unsupported HTTP version")
     else:
         raise ProtocolError(400, "malformed request line")
+    return read_target(method, target, strict_targets), version
+
+
+def read_target(method: bytes, target: bytes, strict_targets: bool = False) -> _Target:
+    """Check a method and a target. Raises `ProtocolError`.
+
+    method, target  as sent
+    strict_targets  as in `Limits`
+
+    Returns the method, target, path and query, and the authority of an absolute target (None for
+    any other).
+    """
     name = METHODS.get(method) or _unusual_method(method)
     if target.translate(None, TARGET_CHARS) and (strict_targets or not _is_lenient(target)):
         raise ProtocolError(400, "invalid character in the request target")
-    if target.startswith(b"/") and name != "CONNECT":
+    if target[:1] == b"/" and name != "CONNECT":
         path, _, query = target.partition(b"?")
-        return name, target, path, query, version, None
+        return name, target, path, query, None
     path, query, authority = _unusual_target(name, target)
-    return name, target, path, query, version, authority
+    return name, target, path, query, authority
 
 
 def _is_lenient(target: bytes) -> bool:
-    """Whether the path has only `TARGET_CHARS`, and the query only what is allowed in queries."""
+    """Whether the path has only `TARGET_CHARS`, and the query only `_QUERY_CHARS`."""
     path, _, query = target.partition(b"?")
     return not path.translate(None, TARGET_CHARS) and not query.translate(None, _QUERY_CHARS)
 
 
-def judge(line: _RequestLine, headers: Headers) -> Request:
-    """Judge the parts of a head and make the `Request`. Raises `ProtocolError`.
+def judge(line: _Target, version: str, headers: Headers, named: dict[bytes, bytes]) -> Request:
+    """Check the parts of a head, and make the `Request`. Raises `ProtocolError`.
 
-    line     the parts of the request line, as `read_request_line` returns them; a head of HTTP/2
-             is judged as one of HTTP/1.1
+    line     the method and the parts of the target, from `read_target`
+    version  "1.1" or "1.0". HTTP/2 passes "1.1", whose rules it shares
     headers  the fields, names in lower case
+    named    the fields by name, for a repeated name the last value; the request gets this dict
     """
-    # A dict, made once, answers nearly every question below; walking the list for each would be
-    # dearer.
-    method, target, path, query, version, authority = line
-    named = dict(headers)
+    method, target, path, query, authority = line
     if len(named) != len(headers):
         _check_repeats(headers, named)
     host = named.get(b"host")
     if host is None:
         if version == "1.1":
             raise ProtocolError(400, "missing Host")
-    elif host not in _VALID_HOSTS:
+    elif host not in VALID_HOSTS:
         check_host(host)
     if authority is not None and authority != host:
         _override_host(headers, named, authority)
@@ -214,8 +233,8 @@ def check_host(host: bytes) -> None:
 
     host  the value of the field
 
-    A comma is refused, although RFC 3986 allows it in names, because intermediaries join two Host
-    fields with one. Raises `ProtocolError`.
+    A comma is refused, although RFC 3986 allows it in names, because proxies join two Host fields
+    with a comma. Raises `ProtocolError`.
     """
     if host:
         match = _HOST.fullmatch(host)
@@ -228,17 +247,17 @@ def check_host(host: bytes) -> None:
             port = match[1]
         if port and int(port) > 65535:
             raise ProtocolError(400, "invalid port in Host")
-    if len(_VALID_HOSTS) >= _VALID_HOSTS_BOUND:
-        _VALID_HOSTS.clear()
+    if len(VALID_HOSTS) >= _HOSTS_BOUND:
+        VALID_HOSTS.clear()
     if len(host) <= 255:
-        _VALID_HOSTS.add(host)
+        VALID_HOSTS.add(host)
 
 
 def read_trailers(section: bytes, limits: Limits) -> Headers:
     """Read the trailer section of a chunked body (RFC 9110 section 6.5). Raises `ProtocolError`.
 
-    section  the lines behind the last chunk, up to and including the empty one
-    limits   bounds on the lines
+    section  the lines after the last chunk, up to and including the empty one
+    limits   the limits on the lines
     """
     check_field_lines(section, 0, 0, limits.trailer_count, limits)
     fields = split_fields(b"\r\n" + section)
@@ -246,7 +265,7 @@ def read_trailers(section: bytes, limits: Limits) -> Headers:
 
 
 def keep_trailers(fields: Headers) -> Headers:
-    """Refuse or drop trailer fields that only make sense in a head; return the others.
+    """Refuse or drop trailer fields that only make sense in a head. Returns the others.
 
     fields  the trailer fields, names in lower case
     """
@@ -257,7 +276,7 @@ def keep_trailers(fields: Headers) -> Headers:
 
 
 def map_names(headers: Headers, policy: str) -> Headers:
-    """Apply the setting `header_map` to names with "_", which CGI variables don't tell from "-".
+    """Apply the setting `header_map` to names with "_". As CGI variables, "_" and "-" are the same.
 
     headers  the request's headers
     policy   "drop" such fields, "refuse" the request, or "dangerous": keep them (gunicorn's names)
@@ -273,12 +292,13 @@ def check_lines(part: bytes, new: int, limits: Limits) -> None:
     """Refuse a head, or the beginning of one, at the first line that breaks a rule or a limit.
 
     part    the beginning of a head, or all of it
-    new     offset of the bytes that the last call did not see
+    new     offset of the bytes that are new since the last call
     limits  the limits
 
-    Without this, a client that ends its lines wrongly would wait for `header_timeout`, and one that
-    never ends them would fill the memory. Complete heads that are refused are checked here, too, so
-    that the error does not depend on how the head was cut into packets. Raises `ProtocolError`.
+    Without this check, a client that sends wrong line ends would wait for `header_timeout`, and a
+    client that sends none would fill the memory. A complete head that was refused is also checked
+    here, so that the error does not depend on how the head was cut into packets. Raises
+    `ProtocolError`.
     """
     end = part.find(b"\r\n")
     if new <= end + 1 or end < 0:
@@ -294,11 +314,11 @@ def check_lines(part: bytes, new: int, limits: Limits) -> None:
 def request_line_fault(beginning: bytes) -> ProtocolError:
     """The error for a request line that is too long (RFC 9112 section 3).
 
-    beginning  as much of the line as its limit allows, so that the error does not depend on how the
-               line was cut into packets
+    beginning  the line up to its limit, and no more: so the error does not depend on how the line
+               was cut into packets
 
-    The status is 501 if the method is too long to be an implemented one, and 414 if the target is
-    too long.
+    The status is 501 if the method is longer than any implemented one, and 414 if the target is too
+    long.
     """
     method, space, _ = beginning.partition(b" ")
     try:
@@ -326,10 +346,10 @@ _KNOWN_METHODS = frozenset(METHODS.values())
 
 
 def _unusual_method(method: bytes) -> str:
-    """Accept a method outside the table if it is a token that looks like the name of a method.
+    """Accept a method that is not in METHODS if it is a token and looks like a method.
 
-    Like gunicorn, this refuses lower case, "#", and names outside 3 to 20 characters: they more
-    likely come from broken clients.
+    Like gunicorn, this refuses lower case, "#", and names with less than 3 or more than 20
+    characters: these probably come from broken clients.
     """
     if not TOKEN.fullmatch(method):
         raise ProtocolError(400, "invalid method")
@@ -350,7 +370,7 @@ def _unusual_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | N
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         raise ProtocolError(400, "invalid request target")
-    # Drop user information: an origin server has no use for it, but phishers do (RFC 9110 4.2.4).
+    # Drop "user:password@": a server doesn't need it, and it is used for phishing (RFC 9110 4.2.4).
     userinfo, at, host = match[1].partition(b"@")
     authority: bytes = host if at else userinfo
     if not authority:
@@ -367,7 +387,7 @@ def _override_host(headers: Headers, named: dict[bytes, bytes], authority: bytes
 
 
 def _check_repeats(headers: Headers, named: dict[bytes, bytes]) -> None:
-    """Refuse repeated fields that may come only once; join the repeated lists in `named`."""
+    """Refuse repeated fields that may occur only once, and join the repeated lists in `named`."""
     seen = set()
     for name, _ in headers:
         if name in seen:

@@ -1,20 +1,20 @@
-"""Limits on what a client may send, with the unit of each and the precedent of its default."""
+"""Limits on client data. Each has its unit, and the limits of other servers for comparison."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-# Seconds that a lingering close waits for the client: the server has closed its side of the
-# connection, and reads and drops what still comes, until the client closes its side as well. A
-# full close with unread bytes would reset the connection, and the client might lose the response
-# that it has not read yet (RFC 9112 section 9.6). nginx's lingering_timeout is 5 s.
+# Seconds that a lingering close waits for the client. The server has closed its side of the
+# connection, and discards input until the client closes its side. A full close with unread bytes
+# would reset the connection, and the client might lose the response (RFC 9112 section 9.6). The
+# lingering_timeout of nginx is 5 s.
 LINGER_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits that HTTP connections enforce themselves.
+    """The limits that HTTP connections enforce.
 
     request_line      bytes of the request line without its CRLF (nginx and Apache: 8 KiB)
     header_count      header fields in a head (gunicorn and Apache: 100)
@@ -23,7 +23,7 @@ class Limits:
     body              bytes of a request body after dechunking; 0: no limit (gunicorn)
     trailer_count     fields in a trailer section
     chunk_extension   bytes of one chunk's extensions (llhttp and Go: a bound after CVE-2023-39326)
-    pipeline_depth    requests that may wait behind the one being answered before reading pauses
+    pipeline_depth    requests that may wait for the current one; with more, reading pauses
     strict_targets    whether to refuse quotes, "<" and ">" in queries, as RFC 3986 does
     """
 
@@ -40,21 +40,22 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class H2Limits:
-    """Further limits on an HTTP/2 connection. SETTINGS tell the client the first four.
+    """Further limits on an HTTP/2 connection. SETTINGS announce the first four to the client.
 
-    The last two are allowances: a number that may be spent at once, and how much of it comes back
-    each second.
+    The last two are allowances against floods: pairs of the number of frames that a client may
+    spend, and the number that it gets back each second.
 
-    streams       concurrent requests (gunicorn, hypercorn, curl: 100; RFC 9113 asks for no fewer)
+    streams       concurrent requests (gunicorn, hypercorn, curl: 100; RFC 9113 wants at least 100)
     window        bytes of a body that a client may send ahead of the application, for each stream
                   (gunicorn, and the protocol's default: 65535)
     frame         bytes of a frame's payload (the protocol's default and minimum: 16384)
     header_list   bytes of a decoded head, with 32 for each field (gunicorn: 65536)
     control       frames that advance no request: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty or
-                  unknown ones. A request earns one, and a frame of a response two, because the
-                  client answers it with WINDOW_UPDATE. (nghttp2's "glitches": 1000, 33 a second)
-    resets        requests that the client takes back, or makes us reset. The default lets it take
-                  back all of its streams at once. A request that is served earns one. (nghttp2:
+                  unknown ones. Each request gives one back. Each frame of a response gives two
+                  back, because the client answers it with WINDOW_UPDATE. (nghttp2's "glitches":
+                  1000, 33 a second)
+    resets        requests that the client cancels, or makes us reset. The default lets the client
+                  cancel all of its streams at once. Each served request gives one back. (nghttp2:
                   1000, 33 a second)
     """
 

@@ -1,6 +1,6 @@
-"""Which version of HTTP a connection speaks.
+"""Finds out which version of HTTP a connection uses.
 
-A client chooses it in the TLS handshake (ALPN), by its first bytes (prior knowledge), or by an
+The client chooses it in the TLS handshake (ALPN), by its first bytes (prior knowledge), or by an
 upgrade from HTTP/1.1.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode
 from binascii import Error as BinasciiError
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from servo.http.headers import tokens
@@ -20,32 +19,27 @@ if TYPE_CHECKING:
 
 # The first bytes of every HTTP/2 client (RFC 9113 section 3.4).
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-# Our names of the versions to those in TLS handshakes.
+# Our name of a version -> its name in TLS handshakes.
 ALPN = {"h1": "http/1.1", "h2": "h2"}
 
 
-def has_http2() -> bool:
-    """Whether the `h2` library is installed (the extra `http2`)."""
-    return find_spec("h2") is not None
-
-
 def protocols(wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The versions to offer, "h1" and "h2", the preferred one first.
+    """The versions to offer, of "h1" and "h2", the preferred one first.
 
-    wanted  the setting `http_protocols`; None for HTTP/1.1, and HTTP/2 if its library is installed
+    wanted  the setting `http_protocols`; None for both
     """
     if wanted is not None:
         return tuple(dict.fromkeys(wanted))
-    return ("h2", "h1") if has_http2() else ("h1",)
+    return ("h2", "h1")
 
 
 class Sniffer:
     """Recognises HTTP/2 with prior knowledge (RFC 9113 section 3.3) by a connection's first bytes.
 
-    An HTTP/1 request differs from the preface by its fourth byte at the latest, since no method is
-    called PRI. So a client of HTTP/1 never waits for this. A first line without a version of HTTP
-    is taken for HTTP/2 with a wrong preface: its client expects an error in its own protocol (RFC
-    9113 section 3.4).
+    HTTP/2 begins with a fixed preface. An HTTP/1 request differs from it within the first four
+    bytes, because no method is called PRI. So an HTTP/1 client never has to wait. A first line that
+    does not name a version of HTTP counts as HTTP/2 with a wrong preface: such a client expects an
+    error in HTTP/2 (RFC 9113 section 3.4).
     """
 
     __slots__ = ("_data",)
@@ -54,9 +48,11 @@ class Sniffer:
         self._data = b""
 
     def feed(self, data: bytes) -> tuple[bool, bytes] | None:
-        """Take received bytes. Whether it is HTTP/2, and all bytes so far; None: too early to say.
+        """Take received bytes. Returns None while they are too few.
 
         data  the bytes that were read
+
+        When there are enough, returns whether it is HTTP/2, and all bytes so far.
         """
         data = self._data + data
         if data.startswith(PREFACE):
@@ -71,10 +67,10 @@ class Sniffer:
 def upgrade_settings(request: Request) -> bytes | None:
     """The SETTINGS payload of a valid request for `Upgrade: h2c` (RFC 7540 section 3.2.1).
 
-    request  a request whose `Connection` and `Upgrade` name h2c
+    request  a request with h2c in `Connection` and `Upgrade`
 
-    None if it is not valid: the request is served over HTTP/1.1 then, since a server may always
-    ignore an upgrade (RFC 9110 section 7.8).
+    Returns None if the request is not valid. It is then served over HTTP/1.1, because a server may
+    always ignore an upgrade (RFC 9110 section 7.8).
     """
     found = [value for name, value in request.headers if name == b"http2-settings"]
     options = tokens(request.named.get(b"connection", b""))

@@ -1,10 +1,10 @@
 """The PROXY protocol, versions 1 and 2 (haproxy.org, proxy-protocol.txt).
 
-A load balancer that passes on TCP connections puts a header in front of each, which names the
-client's address. Version 1 is a line of text, version 2 is binary.
+A load balancer for TCP sends a header with the client's address at the beginning of each
+connection. Version 1 is a line of text, version 2 is binary.
 
-If the header is expected, it must be there, and the connection is refused otherwise. Accepting it
-only where it happens to be present would let any client claim an address.
+If the header is expected, a connection without it is refused. If it were optional, any client could
+send one and claim any address.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _V1_START = b"PROXY "
 # Bytes of the longest line, with its CRLF (section 2.1).
 _V1_LENGTH = 107
-# Bytes of addresses and TLVs. Section 2.2 allows 64 KiB, but even certificates in TLVs fit here.
+# How many bytes of addresses and TLVs to accept. Section 2.2 allows 64 KiB, but this is enough even
+# for certificates in TLVs.
 _V2_LENGTH = 4096
 _PORT = re.compile(rb"0|[1-9][0-9]{0,4}")
 
@@ -61,7 +62,7 @@ class ProxyProtocolReader:
 
         data  the bytes that were read
 
-        Returns the header and the bytes behind it once the header is complete; None before.
+        Returns the header and the bytes after it; None while the header is incomplete.
         """
         buffer = self._buffer = self._buffer + data
         for start in self._starts:
@@ -81,7 +82,7 @@ def _parse_v1(buffer: bytes) -> tuple[ProxyHeader, bytes] | None:
         return None
     rest = buffer[end + 2 :]
     fields = buffer[:end].split(b" ")
-    # Anything may follow UNKNOWN, and is ignored (section 2.1).
+    # Ignore the rest of the line after UNKNOWN (section 2.1).
     if fields[1] == b"UNKNOWN":
         return ProxyHeader(None, None), rest
     if len(fields) != 6 or fields[1] not in (b"TCP4", b"TCP6"):
@@ -112,8 +113,8 @@ def _parse_v2(buffer: bytes) -> tuple[ProxyHeader, bytes] | None:
     if len(buffer) < 16 + length:
         return None
     rest = buffer[16 + length :]
-    # A LOCAL connection is the balancer's own, a health check say (section 2.2). TLVs behind the
-    # addresses are ignored.
+    # With LOCAL, the balancer itself is the client, for example for a health check (section 2.2).
+    # TLVs after the addresses are ignored.
     if command == _LOCAL or family not in (_TCP4, _TCP6):
         return ProxyHeader(None, None), rest
     size = 4 if family == _TCP4 else 16

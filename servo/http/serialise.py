@@ -1,10 +1,11 @@
-"""Turning the heads of responses into bytes, mostly from caches.
+"""Turns the heads of responses into bytes, mostly from caches.
 
-A response repeats nearly all lines of the one before it. So each line is made and validated once,
-and then kept by the very objects that the application passes: a status, or a (name, value) pair.
+Most responses have nearly the same lines. So each line is made and validated once, and then cached.
+The keys of the caches are the objects that the application passes: a status, or a (name, value)
+pair.
 
 Every name must be a token, and no value may contain a control character: a CR or LF in a value
-would let it begin a line of its own (response splitting).
+would begin a new line (response splitting).
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    # Values that come from applications. A status should be an int or a str, a field a pair of
-    # bytes or of str, a body bytes, bytearray or memoryview. Other types get a proper error where
-    # the value is used. The annotation is Any because mypyc checks every other annotation at run
-    # time, and would raise a TypeError where the value is merely passed on.
+    # Values from applications. A status should be an int or a str; a field should be a pair of
+    # bytes or of str; a body should be bytes, bytearray or memoryview. The functions that use a
+    # value raise a clear error for other types. The annotation is Any, because mypyc checks every
+    # other annotation at run time: functions that only pass a value on would raise a bare
+    # TypeError.
     Status = Any
     HeaderItem = Any
     Body = Any
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 _FORBIDDEN_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _STATUS = re.compile(rb"([2-9][0-9][0-9])(?: ([\t -~\x80-\xff]*))?")
 
-# Fields about the connection (RFC 9110 section 7.6.1), some by their older names. They are the
-# server's to send, because it frames the messages.
+# Fields about the connection (RFC 9110 section 7.6.1), some with older names. Only the server may
+# send them, because it frames the messages.
 _HOP_BY_HOP = frozenset(
     (
         b"keep-alive",
@@ -47,39 +49,39 @@ _HOP_BY_HOP = frozenset(
 )
 _SPECIAL = _HOP_BY_HOP | {b"connection", b"content-length", b"date", b"server"}
 
-# Their values change with each response, or are secrets, so they are not cached.
+# Fields that are not cached: their values change with each response, or are secrets.
 _NEVER_CACHED = frozenset(
     (b"set-cookie", b"etag", b"last-modified", b"expires", b"location", b"x-request-id", b"age")
 )
 _LINES_BOUND = 1024
 _VALUES_BOUND = 32
-# Bytes of a line; longer lines are not cached.
+# Longer lines, in bytes, are not cached.
 LINE_LENGTH_BOUND: Final = 512
 _LENGTHS_BOUND = 4096
 _STATUSES_BOUND = 256
 
-# (name, value), as the app gave it, to its line. A Content-Length maps to the line of LENGTHS. The
-# other special names are never in here, so that they take the long way through `collect`.
+# (name, value), as the app passed it -> the line; for Content-Length, the object in LENGTHS. Other
+# special names are never cached here, so they take the slow way through `collect`.
 LINES: dict[object, bytes] = {}
-# The number of cached values of each name. At the bound, the name's values are taken for ones that
-# change, and no more are cached.
+# The number of cached values of each name. A name with more values than the bound probably has
+# changing ones, so no more are cached.
 _VALUES: dict[bytes, int] = {}
-# Status as the app gave it (int, or WSGI's "200 OK") to its code and its status line. The statuses
-# of responses that never have a body are kept apart (RFC 9110 section 6.4.1), so that the short way
-# of `H1Connection.send_response` does not find them.
+# Status, as the app passed it (int, or WSGI's "200 OK") -> the code and the status line. Statuses
+# without a body (RFC 9110 section 6.4.1) are in another cache, where the fast path of
+# `H1Connection.send_response` does not look.
 STATUSES: dict[int | str, tuple[int, bytes]] = {}
 _BODILESS: dict[int | str, tuple[int, bytes]] = {}
-# The length of a body to its Content-Length line, and the set of those lines.
+# Length of a body -> the Content-Length line; and the set of these lines.
 LENGTHS: dict[int, bytes] = {}
 LENGTH_LINES: set[bytes] = set()
 
 
 class Collected(NamedTuple):
-    """The headers of a response, validated and sorted out.
+    """The validated headers of a response; special ones have fields of their own.
 
     lines       the lines to send, without Content-Length
-    length      the Content-Length that the app gave, or None
-    close       whether the app asked for the connection to be closed
+    length      the app's Content-Length, or None
+    close       whether the app wants the connection to close
     has_date    whether the app sent a Date of its own
     has_server  whether the app sent a Server field of its own
     unusual     whether any of these three is true
@@ -96,14 +98,14 @@ class Collected(NamedTuple):
 class Tail:
     """The end of a head: Date, Server, Connection and the empty line.
 
-    All connections with the same settings share one object, so a new second costs one update.
+    All connections with the same settings share one object, so one update per second is enough.
 
     server  the value of the Server field, or None
     date    whether to send a Date field
 
     keep      the end of a head if the connection stays open
-    close     the same if it closes
-    keep_1_0  the same if it stays open for an HTTP/1.0 client, which must be told so
+    close     the same if the connection closes
+    keep_1_0  the same if it stays open for an HTTP/1.0 client, with "Connection: keep-alive"
     """
 
     __slots__ = ("close", "date", "has_date", "keep", "keep_1_0", "server")
@@ -114,7 +116,7 @@ class Tail:
         self.set_date(_clock_line if date else b"")
 
     def set_date(self, line: bytes) -> None:
-        """Renew the Date field; `line` is the whole line, or b"" for none."""
+        """Set the Date field. `line` is the whole line, or b"" for none."""
         self.date = line if self.has_date else b""
         self.keep = self.date + self.server + b"\r\n"
         self.close = self.date + self.server + b"Connection: close\r\n\r\n"
@@ -143,7 +145,8 @@ def set_clock(now: float) -> None:
 
     now  seconds since the epoch
 
-    No Date is sent before the first call: a server without a clock must not (RFC 9110 6.6.1).
+    Before the first call no Date is sent: a server without a clock must not send one (RFC 9110
+    section 6.6.1).
     """
     global _clock_second, _clock_line
     second = int(now)
@@ -167,8 +170,8 @@ def status_line(status: Status) -> tuple[int, bytes]:
     if type(status) is not int and isinstance(status, int):
         status = int(status)  # HTTPStatus
     kind = type(status)
-    # Only these exact types are looked up and cached. 200.0 equals 200 but is not a status, and a
-    # subclass of str may claim to equal anything.
+    # Only look up and cache these exact types: 200.0 equals 200 but is not a status, and a subclass
+    # of str may compare equal to any string.
     exact = kind is int or kind is str
     if exact:
         known = STATUSES.get(status) or _BODILESS.get(status)
@@ -211,7 +214,7 @@ def length_line(length: int) -> bytes:
 
 
 def collect(headers: Iterable[HeaderItem]) -> Collected:
-    """Validate an app's headers, and take out those that only the server may send.
+    """Validate an app's headers, and remove those that only the server may send.
 
     headers  pairs of name and value, both bytes or both str (latin-1)
 
@@ -253,12 +256,26 @@ def field_line(name: bytes, value: bytes) -> bytes:
 
 
 def flat(body: memoryview) -> Body:
-    """Make sure that `len(body)` is its length in bytes: a view of wider items counts items."""
+    """Return a view whose `len` is in bytes: a view of wider items counts items."""
     return body if body.itemsize == 1 and body.ndim == 1 and body.contiguous else body.tobytes()
 
 
+def as_bytes(body: Body) -> bytes:
+    """Return the body, or a part of it, as bytes. Raises `LocalProtocolError` for other types."""
+    if type(body) is bytes:
+        return body
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        return bytes(body)
+    raise not_a_body(body)
+
+
+def not_a_body(body: object) -> LocalProtocolError:
+    """The error for a body of a type that can't be sent."""
+    return LocalProtocolError(f"a response body is made of bytes, not {type(body).__name__}")
+
+
 def trailer_lines(trailers: Iterable[HeaderItem]) -> bytes:
-    """The lines of a trailer section. Fields that frame or route a message are dropped.
+    """The lines of a trailer section. Drops fields that frame or route a message.
 
     trailers  pairs of name and value, both bytes or both str (latin-1)
     """
@@ -288,17 +305,17 @@ def _remember(item: HeaderItem, name: bytes, line: bytes) -> None:
 
 
 def _remember_length(item: HeaderItem, length: int) -> None:
-    """Cache a Content-Length that the app sent, since apps often send bodies of the same size."""
+    """Cache a Content-Length from the app, since apps often send bodies of the same size."""
     line = length_line(length)
     if line in LENGTH_LINES:
         _remember(item, b"content-length", line)
 
 
 def _is_key(item: HeaderItem) -> bool:
-    """Whether a field is a plain tuple of two bytes or two str, and so can be a key of the cache.
+    """Whether a field can be a key of the cache: a plain tuple of two bytes or two str.
 
-    A subclass may have an `__eq__` of its own, and would find lines that are not its own.
-    `H1Connection.send_response` has the same check, written out to save a call for each field.
+    A subclass may define `__eq__`, and so get the lines of other fields. In
+    `H1Connection.send_response` the same check is written out, which saves a call for each field.
     """
     if type(item) is not tuple or len(item) != 2:
         return False

@@ -1,12 +1,12 @@
-"""WebSocket as a server sees it, without I/O: RFC 6455, and permessage-deflate (RFC 7692).
+"""The server's side of WebSocket, without I/O: RFC 6455, and permessage-deflate (RFC 7692).
 
-A WebSocket begins as an HTTP request, which `headers` has judged like any other. `read_handshake`
-judges the fields that ask for a WebSocket. Then a `WebSocketConnection` turns bytes into messages
-and messages into bytes. A message is one frame or several; each frame has a header of 2 to 14 bytes
-and a payload, which clients mask.
+A WebSocket begins as an HTTP request, which `headers` has checked. `read_handshake` checks the
+fields of the handshake. Then a `WebSocketConnection` turns bytes into messages, and messages into
+bytes. A message is one frame or several. Each frame has a header of 2 to 14 bytes and a payload. A
+client masks the payload.
 
-The Sans-I/O `Protocol` of the `websockets` library reads and makes the frames. It measured 2.5
-times as fast as wsproto (docs/performance.md).
+The Sans-I/O `Protocol` of the `websockets` library reads and makes the frames. In a measurement it
+was 2.5 times as fast as wsproto (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 _VERSION = b"13"
 
-# Codes that are never sent (RFC 6455 section 7.4.1). They stand for a close frame without a code,
-# and for a connection without a close frame.
+# Two codes that are never sent (RFC 6455 section 7.4.1). The first stands for a close frame without
+# a code, the second for a connection that ended without a close frame.
 CLOSE_NO_CODE = 1005
 CLOSE_ABNORMAL = 1006
 # Codes that the server itself sends (RFC 6455 section 7.4.1 and the IANA registry).
@@ -54,13 +54,13 @@ _ONCE = {
     b"sec-websocket-version": "Sec-WebSocket-Version",
 }
 
-# A window of 4 KiB and a hash table of matching size: a connection takes about 32 KiB to compress
-# and 11 KiB to decompress. zlib's defaults would take 300 KiB. A client whose window can't be
-# limited (it has to say whether it can) costs 32 KiB more.
+# zlib's window of 4 KiB, with a hash table of matching size. A connection needs about 32 KiB to
+# compress and 11 KiB to decompress; with zlib's defaults it would need 300 KiB. A client may refuse
+# to limit its own window; then its connection needs 32 KiB more.
 _WINDOW_BITS = 12
 _MEMORY_LEVEL = 5
 _TEXT, _BINARY = Opcode.TEXT, Opcode.BINARY
-# From this size on (bytes), sending the head apart is cheaper than copying the message behind it.
+# For a message of this many bytes or more, sending its head separately costs less than copying it.
 _APART = 32768
 _decoder = getincrementaldecoder("utf-8")
 
@@ -88,8 +88,8 @@ class Handshake:
         subprotocol  the application's choice among the offers, or None
         extra        the application's own fields
 
-        Raises `LocalProtocolError` for a subprotocol that was not offered, since the client must
-        fail the connection then (RFC 6455 section 4.1), and for fields that only the server sends.
+        Raises `LocalProtocolError` for fields that only the server sends, and for a subprotocol
+        that was not offered: a client would fail the connection (RFC 6455 section 4.1).
         """
         for name, _ in extra:
             if bytes(name).lower().startswith(_PREFIX):
@@ -108,7 +108,7 @@ class Handshake:
         return fields + extra
 
     def connection(self, max_message_size: int) -> WebSocketConnection:
-        """Make the connection that begins behind the response. Call this once.
+        """Make the connection that begins after the response. Call this once.
 
         max_message_size  as for `WebSocketConnection`
         """
@@ -117,11 +117,11 @@ class Handshake:
 
 
 def read_handshake(headers: Headers, *, deflate: bool = True, key: bool = True) -> Handshake:
-    """Judge the fields of a request for a WebSocket (RFC 6455 section 4.2.1).
+    """Check the fields of a request for a WebSocket (RFC 6455 section 4.2.1).
 
     headers  the request's headers
     deflate  whether to accept an offer of permessage-deflate
-    key      whether Sec-WebSocket-Key is required; not over HTTP/2 (RFC 8441 section 5)
+    key      whether Sec-WebSocket-Key is required: true except over HTTP/2 (RFC 8441 section 5)
 
     Raises `ProtocolError`, with status 426 for another version of the protocol, otherwise 400.
     """
@@ -162,7 +162,7 @@ def _subprotocols(values: list[bytes]) -> list[str]:
 
 
 def _agree(values: list[bytes]) -> tuple[bytes, Extension] | None:
-    """Accept an offer of compression: the field's value and the extension; None without one."""
+    """Accept an offer of compression. Returns the field's value and the extension, or None."""
     if not values:
         return None
     try:
@@ -187,9 +187,9 @@ def _agree(values: list[bytes]) -> tuple[bytes, Extension] | None:
 class Closed:
     """The last event of a connection.
 
-    code    of the close frame that ended it, whichever side began; 1005 if that had no code, 1006
-            if there was no close frame
-    reason  of the same frame
+    code    the code of the first close frame, from either side; 1005 if it had no code, 1006 if
+            there was no close frame
+    reason  the reason in that frame
     clean   whether both sides have sent a close frame
     """
 
@@ -204,8 +204,8 @@ class Closed:
 class WebSocketConnection:
     """One connection after its handshake. A message is a str or a bytes object.
 
-    max_message_size  bytes that a message may have, decompressed; 0: no limit. A larger one ends
-                      the connection with code 1009.
+    max_message_size  the maximum size of a decompressed message, in bytes; 0: no limit. A larger
+                      one ends the connection with code 1009
     deflate           the agreed compression, or None
     """
 
@@ -215,37 +215,37 @@ class WebSocketConnection:
         self._protocol = Protocol(SERVER, max_size=max_message_size or None)
         self._deflates = deflate is not None
         self._text = _TextCheck(self._protocol)
-        # Incoming frames go through this list from its end, so text is decompressed before it is
-        # checked.
+        # Incoming frames pass through this list from its end to its beginning, so text is
+        # decompressed before it is checked.
         self._protocol.extensions = [self._text, *([deflate] if deflate else [])]
-        # The frames so far of a message that comes in several. They are joined as they come, so
-        # that very many tiny frames take no more memory than their message.
+        # The payload so far of a message with several frames. The frames are joined as they arrive:
+        # so very many tiny frames need no more memory than their message.
         self._parts: bytearray | None = None
         self._texts = False
         self._closed = False
 
     @property
     def closing(self) -> bool:
-        """A close frame was sent: messages may still arrive, but none can be sent."""
+        """Whether a close frame was sent: messages may still arrive, but none can be sent."""
         return self._protocol.state is not State.OPEN
 
     @property
     def over(self) -> bool:
-        """Nothing more will arrive. Close the transport once `data_to_send` is out."""
+        """Whether the connection is over. If so, send `data_to_send` and close the transport."""
         return self._protocol.eof_sent
 
     def receive_data(self, data: bytes | memoryview) -> list[str | bytes | Closed]:
-        """Take received bytes; return the messages that are complete now, and `Closed` at the end.
+        """Take received bytes. Returns the complete messages, and `Closed` at the end.
 
         data  the bytes that were read
 
         Send `data_to_send` afterwards: it has the answers to pings and to a close frame.
         """
         protocol = self._protocol
-        protocol.receive_data(data)  # type: ignore[arg-type]  # whatever a bytearray can grow by
+        protocol.receive_data(data)  # type: ignore[arg-type]  # a memoryview works, too
         events: list[str | bytes | Closed] = []
         texts = self._text.messages
-        # Frames only: no handshake comes this way.
+        # These are only frames, because the library does not parse the handshake here.
         frames: list[Any] = protocol.events_received()
         for frame in frames:
             opcode = frame.opcode
@@ -260,18 +260,19 @@ class WebSocketConnection:
         return events
 
     def receive_eof(self) -> Closed | None:
-        """The client sends no more. Returns `Closed` if it has not been returned before."""
+        """Note that the client sends no more. Returns `Closed`, unless it was returned before."""
         if not self._closed:
             self._protocol.receive_eof()
             return self._end()
         return None
 
     def send(self, message: str | bytes) -> bytes | tuple[bytes, bytes]:
-        """Frame a message. Raises `LocalProtocolError` once a close frame was sent.
+        """Frame a message. Raises `LocalProtocolError` after a close frame.
 
         message  a str or bytes
 
-        Returns the bytes; in two pieces if joining them would cost more than sending them apart.
+        Returns the bytes. For a large message, returns head and payload separately, because joining
+        them would cost more than sending them separately.
         """
         protocol = self._protocol
         if protocol.state is not State.OPEN:
@@ -295,8 +296,8 @@ class WebSocketConnection:
     def close(self, code: int, reason: str = "") -> bytes:
         """Frame a close frame. Raises `LocalProtocolError` for an invalid code or reason.
 
-        code    of RFC 6455 section 7.4
-        reason  at most 123 bytes in UTF-8
+        code    a code of RFC 6455 section 7.4
+        reason  a text of at most 123 bytes in UTF-8
         """
         try:
             self._protocol.send_close(code, reason)
@@ -313,7 +314,7 @@ class WebSocketConnection:
         return b"".join(self._protocol.data_to_send())
 
     def data_to_send(self) -> bytes:
-        """The frames that `receive_data` sends in answer."""
+        """The frames to send after `receive_data`: answers to pings and a close frame."""
         return b"".join(self._protocol.data_to_send())
 
     def _add_fragment(self, frame: Frame, events: list[str | bytes | Closed]) -> None:
@@ -336,7 +337,7 @@ class WebSocketConnection:
 
 
 def _head(opcode: int, length: int) -> bytes:
-    """The head of a frame that is a whole message (RFC 6455 section 5.2).
+    """The head of a frame with a whole message (RFC 6455 section 5.2).
 
     The library would take three times as long, and copy the message once more.
     """
@@ -352,13 +353,13 @@ _HEAD_64 = struct.Struct("!BBQ").pack
 
 
 class _TextCheck(Extension):
-    """Decodes text in each frame as it arrives, and so checks that it is UTF-8.
+    """Decodes the text in each frame as it arrives, to check that it is UTF-8.
 
-    It poses as an extension, because an extension can still refuse a frame: the parser turns the
-    error into code 1007. Later would be too late, since the parser may have answered a close frame
-    that follows.
+    It has the interface of an extension, because an extension can refuse a frame: the parser turns
+    the error into code 1007. A check after the parser would be too late: the parser may already
+    have answered a later close frame.
 
-    messages  the decoded texts of frames that are whole messages
+    messages  the decoded texts of frames with whole messages
     """
 
     name = ExtensionName("")
@@ -381,11 +382,11 @@ class _TextCheck(Extension):
             if frame.fin:
                 self._fragments = None
         elif frame.opcode is Opcode.CLOSE:
-            # A close frame may come between the frames of a message (RFC 6455 section 5.4). The
-            # parser would take the incomplete message for an error of the client.
+            # A close frame may come between the frames of a message (RFC 6455 section 5.4). Without
+            # this line, the parser would report an error because of the incomplete message.
             self._protocol.current_size = None
         return frame
 
     def encode(self, frame: Frame) -> Frame:
-        """Leave a frame to be sent as it is."""
+        """Return a frame to send unchanged."""
         return frame

@@ -1,9 +1,9 @@
 """A two-way channel between the arbiter and one worker: framed messages over a socket pair.
 
-A stream socket carries bytes without boundaries, so each message is sent as a frame: a length (four
-bytes, big-endian) and then that many bytes. Both ends are non-blocking. `send` queues bytes for
-which the socket has no room, and the owner calls `flush` when the socket is writable again. If a
-peer sends something else than frames, nothing after it can be understood, and it is cut off.
+A stream socket has no message boundaries, so each message is sent as a frame: a length (four bytes,
+big-endian) and then that many bytes. Both ends are non-blocking. If the socket is full, `send`
+queues the bytes, and the owner calls `flush` when the socket is writable again. If the other end
+breaks the framing, later bytes can't be interpreted, so the channel is closed.
 
 A Channel belongs to one thread. On a SharedChannel any thread may send.
 """
@@ -14,19 +14,25 @@ import select
 import socket
 import struct
 import threading
+from base64 import b64decode, b64encode
+from typing import TYPE_CHECKING, Any
 
 from servo.errors import ServoError
 from servo.ipc.messages import Message, MessageError, decode, encode
 
-# The longest message. Servo's own stay far below, even the traceback of a failed import.
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# The longest message. Servo's own messages are far shorter, even the traceback of a failed import.
 MAX_FRAME_BYTES = 1 << 20
-# How much may wait for a peer that does not read. If more waits, the peer hangs.
+# How many bytes may wait for an end that does not read. If there are more, it must be hanging.
 MAX_QUEUED_BYTES = 4 << 20
-# How much of that may be messages of applications. The rest is kept for Servo's own, such as Stop.
+# How many of these bytes may belong to application messages. The rest is reserved for Servo's own
+# messages, such as Stop.
 MAX_QUEUED_APP_BYTES = 2 << 20
-# The limit of reads in one `receive`, so that a busy peer can't keep the reader's loop from its
-# other work. This is more than a socket buffer holds: after the peer's death, one call reads all
-# that it left behind.
+# How many reads one `receive` makes. More would keep the reader's loop from other work. But these
+# reads return more bytes than a socket buffer holds, so after the death of the other end, one call
+# reads all of its bytes.
 _READS_PER_CALL = 16
 _READ_BYTES = 1 << 16
 
@@ -34,15 +40,21 @@ _LENGTH = struct.Struct("!I")
 
 
 class ChannelError(ServoError):
-    """A channel can't carry a message."""
+    """Raised if a channel can't send or receive a message."""
 
 
 class ChannelClosed(ChannelError):  # noqa: N818
-    """The other end is closed, or was cut off because it broke the framing."""
+    """Raised if the other end is closed, or has broken the framing."""
 
 
 class ChannelOverflow(ChannelError):  # noqa: N818
-    """A message is too long, or too much waits for the other end already. Nothing was queued."""
+    """Raised if a message is too long or the queue is full. The message was not queued."""
+
+
+def frame_of(message: Message) -> bytes:
+    """The bytes that send a message through a channel."""
+    payload = encode(message)
+    return _LENGTH.pack(len(payload)) + payload
 
 
 def channel_pair() -> tuple[Channel, Channel]:
@@ -66,6 +78,33 @@ class Channel:
         self._outgoing = bytearray()
         self._closed: str | None = None
 
+    def to_state(self, pass_on: Callable[[int], int]) -> dict[str, Any]:
+        """Return this end as JSON values, for `from_state` after an upgrade.
+
+        pass_on  keeps a descriptor open for the next program, and returns it
+        """
+        return {
+            "fd": pass_on(self.fileno()),
+            "incoming": b64encode(self._incoming).decode(),
+            "outgoing": b64encode(self._outgoing).decode(),
+            "closed": self._closed,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], take: Callable[[int], int]) -> Channel:
+        """Take over the end of this process's previous program, after an upgrade.
+
+        state  the result of that program's `to_state`
+        take   claims a descriptor from the previous program, and returns it
+
+        Raises KeyError, TypeError, ValueError or OSError for an invalid state.
+        """
+        channel = cls(socket.socket(fileno=take(int(state["fd"]))))
+        channel._incoming += b64decode(state["incoming"])
+        channel._outgoing += b64decode(state["outgoing"])
+        channel._closed = state["closed"]
+        return channel
+
     def __repr__(self) -> str:
         return f"<Channel fd={self.fileno()} queued={len(self._outgoing)}>"
 
@@ -74,15 +113,20 @@ class Channel:
         return self._socket.fileno()
 
     @property
+    def unsent(self) -> bytes:
+        """The queued bytes, which may begin in the middle of a frame."""
+        return bytes(self._outgoing)
+
+    @property
     def wants_write(self) -> bool:
-        """Whether bytes are queued. Then call `flush` when the socket is writable."""
+        """Whether bytes are queued. If so, call `flush` when the socket is writable."""
         return bool(self._outgoing)
 
     def send(self, message: Message) -> None:
-        """Send a message, or queue the part of it for which the socket has no room.
+        """Send a message. Queues the part of it that the socket doesn't take.
 
-        Raises ChannelOverflow if the message is too long or the queue is full; then nothing is
-        queued. Raises ChannelClosed if the other end is gone.
+        Raises ChannelOverflow, without queueing, if the message is too long or the queue is full.
+        Raises ChannelClosed if the other end is gone.
         """
         payload = encode(message)
         if len(payload) > MAX_FRAME_BYTES:
@@ -100,12 +144,12 @@ class Channel:
         self.flush()
 
     def queue(self, data: bytes) -> bool:
-        """Queue an application's message, which the next `flush` sends.
+        """Queue an application's message. The next `flush` sends it.
 
-        data  the encoded message, of up to MAX_FRAME_BYTES
+        data  the encoded message, at most MAX_FRAME_BYTES
 
-        So one system call sends many messages. Returns False, and queues nothing, if the queue has
-        no room for messages of applications.
+        In this way one system call sends many messages. Returns False, without queueing, if the
+        queue has no room for messages of applications.
         """
         if len(self._outgoing) + _LENGTH.size + len(data) > MAX_QUEUED_APP_BYTES:
             return False
@@ -114,9 +158,9 @@ class Channel:
         return True
 
     def flush(self) -> bool:
-        """Send queued bytes until the socket is full. Returns True if nothing is left.
+        """Send queued bytes until the socket is full. Returns True if the queue is empty.
 
-        Raises ChannelClosed if the other end is gone; then the queue is dropped.
+        Raises ChannelClosed, and drops the queue, if the other end is gone.
         """
         while self._outgoing:
             try:
@@ -139,12 +183,12 @@ class Channel:
         return bool(poller.poll(timeout_s * 1000))
 
     def receive(self, reads: int = _READS_PER_CALL) -> list[Message]:
-        """Read, and return the complete messages in the order in which they were sent.
+        """Read, and return the complete messages, in the order of sending.
 
-        reads  the limit of system calls, which read up to 64 KiB each
+        reads  how many system calls to make at most, each for up to 64 KiB
 
-        Raises ChannelClosed at the end of the stream, but only when all messages before it have
-        been returned by earlier calls. Until then a selector reports the socket as readable.
+        At the end of the stream, raises ChannelClosed in the call after the one that returned the
+        last messages. A selector reports the socket as readable until that call.
         """
         if self._closed is None:
             self._read(reads)
@@ -167,7 +211,7 @@ class Channel:
             except BlockingIOError:
                 return
             except OSError as error:
-                # ECONNRESET: the peer closed its end before it had read everything from us.
+                # ECONNRESET: the peer closed its end without reading all of our bytes.
                 self._closed = f"the other end of the channel is gone: {error}"
                 return
             if not data:
@@ -204,8 +248,8 @@ class Channel:
     def _cut_off(self, reason: str) -> None:
         self._closed = f"the other end of the channel broke its framing and was cut off: {reason}"
         self._incoming.clear()
-        # After this a selector reports the socket as readable. So its owner calls `receive` once
-        # more and gets the error, even if no more bytes arrive.
+        # After this shutdown, a selector reports the socket as readable. So the owner calls
+        # `receive` again, and gets the error, even if no more bytes arrive.
         try:
             self._socket.shutdown(socket.SHUT_RD)
         except OSError as error:
@@ -217,8 +261,8 @@ class SharedChannel(Channel):
 
     channel  an unused channel, whose socket this one takes over
 
-    If the socket is full, the thread that watches it flushes the rest. Other threads look at
-    `wants_write` after a `send`, and wake that thread.
+    If the socket is full, the thread that watches the socket flushes the rest. After a `send`,
+    other threads must check `wants_write`, and wake that thread if needed.
     """
 
     __slots__ = ("_busy", "_lock")
@@ -226,8 +270,8 @@ class SharedChannel(Channel):
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel._socket)
         self._lock = threading.RLock()
-        # The thread that holds the lock is changing the queue. The lock alone doesn't tell a signal
-        # handler, which runs in the same thread and can take an RLock again.
+        # Whether the thread that holds the lock is changing the queue. The lock alone is not
+        # enough: a signal handler that runs in this thread can take an RLock again.
         self._busy = False
 
     def send(self, message: Message) -> None:
@@ -240,10 +284,10 @@ class SharedChannel(Channel):
                 self._busy = before
 
     def send_if_free(self, message: Message) -> bool:
-        """Send a message, unless that would wait or break another message. Returns whether it did.
+        """Send a message if this is possible without waiting. Returns whether it was sent.
 
-        It does nothing if another thread is sending, if the caller is a signal handler that has
-        interrupted this thread while it was sending, or if the other end is slow to read. Raises
+        It is not possible if another thread is sending, if the caller is a signal handler that has
+        interrupted a send of its own thread, or if the other end is slow to read. Raises
         ChannelClosed.
         """
         if not self._lock.acquire(blocking=False):

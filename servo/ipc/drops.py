@@ -1,4 +1,4 @@
-"""Counts dropped messages, and limits how often the log says so."""
+"""Counts dropped messages, and limits how often they are logged."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ LOG_EVERY_S = 10.0
 
 
 class Drops:
-    """Counts drops of one kind.
+    """Counts dropped messages of one kind.
 
-    `total` is the number of all drops. Each of them is logged once, together with the others of the
-    last LOG_EVERY_S.
+    total  the number of all dropped messages
+
+    They are logged together, at most once in LOG_EVERY_S.
     """
 
     __slots__ = ("_next", "_unlogged", "total")
@@ -20,17 +21,17 @@ class Drops:
         self._next = 0.0
 
     def note(self, now: float, count: int = 1) -> int:
-        """Count drops. Returns what `due` does.
+        """Count dropped messages. Returns the result of `due`.
 
-        now    on the monotonic clock, in seconds
-        count  number of new drops
+        now    monotonic seconds
+        count  the number of newly dropped messages
         """
         self.total += count
         self._unlogged += count
         return self.due(now)
 
     def due(self, now: float) -> int:
-        """The number of drops to log now; 0 if the last time was less than LOG_EVERY_S ago."""
+        """The number of dropped messages to log now; 0 if it is too early to log again."""
         if not self._unlogged or now < self._next:
             return 0
         self._next = now + LOG_EVERY_S

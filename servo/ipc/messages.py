@@ -3,9 +3,10 @@
 Servo's own messages are dataclasses (not frozen: see servo.arbiter.core.events). Each is encoded as
 a JSON object: `{"type": "Ready", …fields}`.
 
-Messages between applications (servo.cluster) are AppMessages. They have a fixed binary header, so
-that the arbiter can route them without parsing; then come a topic and a JSON value, which it passes
-on unchanged. The first byte tells the two apart, because no header begins with a brace.
+Messages between applications (servo.cluster) are AppMessages. They begin with a fixed binary
+header, so the arbiter can route them without parsing. A topic and a JSON value follow, which the
+arbiter passes on unchanged. The first byte distinguishes the two formats: a JSON object begins with
+a brace, and no header does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from servo.errors import ServoError
 
 
 class MessageError(ServoError):
-    """Bytes on a channel that are not a valid message."""
+    """Raised for bytes on a channel that are not a valid message."""
 
 
 # --- worker -> arbiter ------------------------------------------------------------------------
@@ -27,17 +28,19 @@ class MessageError(ServoError):
 
 @dataclass(slots=True)
 class Booting:
-    """The worker's process runs Servo's code, and imports the application next."""
+    """The worker's process has started, and will now import the application."""
 
 
 @dataclass(slots=True)
 class Ready:
     """The application is loaded, its lifespan has started, and the worker accepts connections.
 
-    worker_class  the class that was chosen for the application; `workers = "auto"` depends on it
+    worker_class  the class for the application; `workers = "auto"` depends on it
+    capacity      how many requests the worker can work on at a time; autoscaling depends on it
     """
 
     worker_class: str = ""
+    capacity: int = 1
 
 
 # Exit codes of a worker that could not boot. The arbiter exits with the same codes, like gunicorn.
@@ -63,11 +66,16 @@ class Draining:
 
 
 @dataclass(slots=True)
+class Lingering:
+    """The worker drains, and keeps WebSockets or event streams open (`drain_websockets`)."""
+
+
+@dataclass(slots=True)
 class ReplaceMe:
-    """The worker asks for a successor, and serves until it is told to retire.
+    """The worker requests a replacement, and serves until it gets `Retire`.
 
     reason  the name of an ExitReason: "recycled", "terminated" or "request_timeout"
-    detail  for the log
+    detail  a text for the log
     """
 
     reason: str
@@ -75,11 +83,23 @@ class ReplaceMe:
 
 
 @dataclass(slots=True)
+class MoldForked:
+    """The answer to `MakeMold`: the worker has drained, and has forked the mold.
+
+    pid   the mold's process id; 0 if it could not be forked
+    text  why not, in one line; "" if it was forked
+    """
+
+    pid: int
+    text: str = ""
+
+
+@dataclass(slots=True)
 class LogRecords:
     """Records that the worker has written to its error log.
 
-    records  each one is [time in seconds since the epoch, level, text]
-    lost     number of records that were left out, because there were too many
+    records  lists of [time in seconds since the epoch, level, text]
+    lost     the number of records that were left out, because there were too many
     """
 
     records: list[list[Any]]
@@ -90,7 +110,7 @@ class LogRecords:
 class Report:
     """The answer to a WorkerQuery.
 
-    number  of the WorkerQuery
+    number  the number of the WorkerQuery
     values  the answer
     """
 
@@ -103,19 +123,32 @@ class Report:
 
 @dataclass(slots=True)
 class Retire:
-    """Close the shared listeners (siblings accept what is queued), finish your requests, exit.
+    """Close the listeners, finish open requests, exit. Other workers accept the queued connections.
 
-    reason  for the log
+    reason       a text for the log
+    take_queued  whether to accept the queued connections first, because no other worker has these
+                 listeners
     """
 
     reason: str
+    take_queued: bool = False
+
+
+@dataclass(slots=True)
+class MakeMold:
+    """Fork the mold of a new generation after the next `Retire` and drain; answer `MoldForked`.
+
+    generation  the number of the new generation
+    """
+
+    generation: int
 
 
 @dataclass(slots=True)
 class Stop:
-    """The server stops. Accept what is queued, since no sibling will, finish your requests, exit.
+    """Accept the queued connections, finish open requests, exit: the whole server stops.
 
-    quick  whether to leave queued connections
+    quick  whether to stop at once: accept no more connections, and cut open requests
     """
 
     quick: bool = False
@@ -127,10 +160,24 @@ class ReopenLogs:
 
 
 @dataclass(slots=True)
-class WorkerQuery:
-    """An operator asks what this worker is doing.
+class CertificateFile:
+    """One of the certificate files, after any of them has changed.
 
-    number  for the Report that answers
+    path  the file's absolute path
+    text  the file's bytes, decoded as Latin-1
+    last  whether this is the last file of the set
+    """
+
+    path: str
+    text: str
+    last: bool
+
+
+@dataclass(slots=True)
+class WorkerQuery:
+    """An operator's query about the worker.
+
+    number  the number of the query; the Report repeats it
     what    "stack" or "requests"
     """
 
@@ -140,7 +187,7 @@ class WorkerQuery:
 
 # --- between applications ---------------------------------------------------------------------
 
-# The kinds of an AppMessage. FAILURE answers a request that failed, or that had no receiver.
+# The kinds of an AppMessage. FAILURE is the answer to a request that failed or had no receiver.
 PLAIN = 1
 REQUEST = 2
 REPLY = 3
@@ -158,13 +205,13 @@ class AppMessage(NamedTuple):
     """An encoded message of an application, with the fields of its header.
 
     kind          PLAIN, REQUEST, REPLY or FAILURE
-    slot          of the sender; 0 for the arbiter
-    serial        of the sender; 0 for the arbiter
-    target        a slot, ARBITER or EVERYONE. In a reply it is the serial of the worker that has
-                  asked: a successor in its slot has not
-    number        ties a reply to its request. In a plain message to EVERYONE it is the serial of
-                  the worker that is left out, or 0
-    topic_length  in bytes
+    slot          the sender's slot; 0 for the arbiter
+    serial        the sender's serial; 0 for the arbiter
+    target        a slot, ARBITER or EVERYONE. In a reply it is the serial of the requesting worker,
+                  because a new worker in the same slot must not get the reply
+    number        the number of a request, which its reply repeats. In a plain message to EVERYONE
+                  it is the serial of the worker to leave out, or 0
+    topic_length  the length of the topic in bytes
     data          the whole message, with header, topic and value
     """
 
@@ -189,7 +236,7 @@ class AppMessage(NamedTuple):
         """Encode a message.
 
         kind     PLAIN, REQUEST, REPLY or FAILURE
-        sender   its slot and serial
+        sender   the sender's slot and serial
         target   see the class
         topic    at most MAX_TOPIC_BYTES
         payload  the value in JSON
@@ -217,7 +264,7 @@ class AppMessage(NamedTuple):
 
 
 def to_json(value: object) -> bytes:
-    """Encode a value in JSON. Raises TypeError for what JSON can't hold: NaN, a set, a cycle, …"""
+    """Encode a value in JSON. Raises TypeError if JSON has no such value: NaN, a set, a cycle, …"""
     try:
         return _to_json(value).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -244,12 +291,16 @@ Message = (
     | Ready
     | BootFailed
     | Draining
+    | Lingering
     | ReplaceMe
+    | MoldForked
     | LogRecords
     | Report
     | Retire
+    | MakeMold
     | Stop
     | ReopenLogs
+    | CertificateFile
     | WorkerQuery
 )
 
@@ -268,8 +319,8 @@ def encode(message: Message) -> bytes:
 def decode(data: bytes) -> Message:
     """Decode a message. Raises MessageError for bytes that are not a valid message.
 
-    A worker that an attacker controls can send any bytes, and the arbiter must survive them. So the
-    type of each field is checked here, and the arbiter's code can rely on it.
+    An attacker who controls a worker can send any bytes, and the arbiter must survive them. So this
+    function checks the type of each field, and the arbiter's code can rely on the types.
     """
     if data[:1] != b"{":
         return _decode_app_message(data)
@@ -297,14 +348,14 @@ _FIELD_TYPES = {
     "dict[str, Any]": dict,
     "list[list[Any]]": list,
 }
-# The year 5138: far in the future, and still a time that can be formatted.
+# The year 5138: far in the future, but still a time that can be formatted.
 _MAX_TIME_S = 1e11
 
 
 def _is_record(record: object) -> bool:
     if not isinstance(record, list) or [type(each) for each in record] not in _RECORDS:
         return False
-    return bool(0 <= record[0] < _MAX_TIME_S)  # neither infinite nor NaN
+    return bool(0 <= record[0] < _MAX_TIME_S)  # False for infinity and NaN
 
 
 _RECORDS = ([float, str, str], [int, str, str])

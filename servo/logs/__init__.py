@@ -1,1 +1,1 @@
-"""The error log and the access log, the files behind them, and the user's logging configuration."""
+"""The error log and the access log, their files, and the user's logging configuration."""

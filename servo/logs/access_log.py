@@ -1,10 +1,9 @@
 """The access log: one line for each request, in gunicorn's format language or as JSON.
 
 The format is a template of "atoms": `%(h)s "%(r)s" %(s)s` gives `127.0.0.1 "GET / HTTP/1.1" 200`.
-gunicorn builds a dictionary of all atoms for each request and formats it. Here, when a worker
-starts, each atom of the format is looked up in a table of Python expressions, and one function is
-generated that evaluates only these expressions and fills the template in. So an atom that the
-format doesn't use costs nothing.
+gunicorn builds a dictionary of all atoms for each request and formats it. Servo has a table with a
+Python expression for each atom. When a worker starts, it generates a function that evaluates only
+the expressions of the atoms in the format, and fills in the template. So unused atoms cost no time.
 
 Finished lines are collected in a batch, which is written with one system call. Every value that a
 client chooses is escaped, so that no request can forge a line or a field.
@@ -35,13 +34,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     HeaderPairs = Iterable[tuple[bytes, bytes]] | Iterable[tuple[str, str]]
-    # Takes the arguments of `AccessLog.record` in their order, returns the line.
+    # Takes the arguments of `AccessLog.record`, in the same order, and returns the line.
     Formatter = Callable[..., str]
 
-# A batch of this many characters is written without waiting for the end of the loop's turn.
+# A batch of this many characters is written at once, not at the end of the loop's turn.
 BATCH_BYTES = 32 << 10
-# The longest time that a line waits in the batch of a busy worker. An idle worker writes the line
-# of a single request at once.
+# How long a line may wait in the batch of a busy worker. An idle worker writes the line of a single
+# request at once.
 FLUSH_INTERVAL_NS = 500_000_000
 
 _APACHE_TIME = "[%d/%b/%Y:%H:%M:%S %z]"
@@ -64,14 +63,14 @@ _JSON_FIELDS = {
     "user_agent": "quote(text(received[b'user-agent'])) if b'user-agent' in received else 'null'",
 }
 
-# Each atom with the expression that gives its value. An expression can use the arguments of
-# `AccessLog.record`, the functions in `_HELPERS`, and two dictionaries of header fields by
-# lower-case name: `received` for the request, `answered` for the response.
+# Atom -> the expression for its value. An expression can use the arguments of `AccessLog.record`,
+# the functions in `_HELPERS`, and two dictionaries of header fields by lower-case name: `received`
+# for the request, `answered` for the response.
 _ATOMS = {
     "h": "escaped_text[remote]",
     "l": "'-'",
-    # The client chooses this value, and the usual format doesn't quote it. Spaces are escaped,
-    # because a reader of the log would take them for the ends of fields.
+    # The client chooses this value, and the usual format doesn't quote it. So escape spaces, which
+    # separate the fields of a line.
     "u": "escape(user(received[b'authorization'])).replace(' ', '\\\\x20')"
     " if b'authorization' in received else '-'",
     "t": "apache()",
@@ -91,8 +90,8 @@ _ATOMS = {
     "L": "'%d.%06d' % (duration_ns // 1000000000, duration_ns // 1000 % 1000000)",
     "p": "'<%d>' % getpid()",
 }
-# A user's own formatters expect these two atoms as text, because gunicorn passes text. Our own
-# lines format the numbers directly: the digits are the same, and it saves a conversion.
+# A user's own formatters expect these two atoms as text, as gunicorn passes them. Our own lines
+# format the numbers directly, which saves a conversion and has the same result.
 _RECORD_ATOMS = {**_ATOMS, "s": "str(status)", "b": "'-' if sent is None else str(sent)"}
 _MAPPED_ATOMS = {
     "i": "escaped[received.get({name!r}, b'-')]",
@@ -118,9 +117,9 @@ class AccessSettings(Protocol):
 class AccessLog:
     """The access log of one worker. One thread uses it.
 
-    settings  name the log's file and format
+    settings  have the log's file and format
     file      receives the lines; by default the file that `setup_logging` opened
-    now       the wall clock, in seconds since the epoch
+    now       returns the time, in seconds since the epoch
 
     Raises ConfigError for a format that can't be used.
     """
@@ -160,20 +159,20 @@ class AccessLog:
     ) -> None:
         """Add the line of one request. If it can't be formatted, log an error instead.
 
-        remote            address of the client
-        method            such as "GET"
-        target            of the request line: path and query
-        version           of HTTP, such as "1.1"
-        status            of the response
+        remote            the client's address
+        method            the method, such as "GET"
+        target            the target of the request line: path and query
+        version           the version of HTTP, such as "1.1"
+        status            the response's status
         sent              bytes of the response's body; None if unknown
-        duration_ns       of the request, in nanoseconds
-        headers           fields of the request, with lower-case names
-        response_headers  fields of the response, with names in any case
-        environ           of a WSGI application; None for ASGI
+        duration_ns       the request's duration, in nanoseconds
+        headers           the request's fields, with lower-case names
+        response_headers  the response's fields, with names in any case
+        environ           the environ of a WSGI application; None for ASGI
         """
         try:
-            # The arguments are listed one by one because packing and unpacking a tuple (`*values`)
-            # would cost more than everything else here.
+            # Pass the arguments one by one: a tuple (`*values`) would take more time than all other
+            # steps here.
             line = self._format(
                 remote,
                 method,
@@ -187,9 +186,9 @@ class AccessLog:
                 environ,
             )
         except Exception:
-            # The application owns the environ and the header lists. It may have put any object
-            # there, and that object's `__str__` is the application's code. The request has been
-            # answered already, and a log line is no reason to end the worker.
+            # The environ and the header lists belong to the application, and may contain any
+            # object with its own `__str__`. The request is already answered, so an error in a log
+            # line must not end the worker.
             logging.getLogger(error_log.ERROR_LOGGER).exception(
                 "Can't write the access-log line of %s %s: the application has put a value into "
                 "its environ or headers that can't be formatted",
@@ -205,13 +204,13 @@ class AccessLog:
 
     @property
     def pending(self) -> bool:
-        """Whether a flush would write something."""
+        """Whether lines wait to be written."""
         return bool(self._lines) or (self._file is not None and self._file.pending)
 
     def flush_due(self, now_ns: int) -> None:
         """Flush, unless the last call that flushed was less than FLUSH_INTERVAL_NS ago.
 
-        now_ns  the monotonic clock, in nanoseconds
+        now_ns  monotonic nanoseconds
         """
         if now_ns >= self._next_flush_ns:
             self._next_flush_ns = now_ns + FLUSH_INTERVAL_NS
@@ -232,7 +231,7 @@ class AccessLog:
             self._file.drain(1.0)
 
     def reopen(self) -> None:
-        """After a log rotation, continue in a new file of the same name."""
+        """Continue in a new file of the same name, after a log rotation."""
         self.flush()
         failure = self._file.reopen() if self._file is not None else ""
         if failure:
@@ -241,7 +240,7 @@ class AccessLog:
             )
 
     def _check_record_format(self) -> None:
-        """Raise ConfigError for a format that a record's atoms don't fit, such as `%(s)d`."""
+        """Raise ConfigError if a record's atoms don't fit the format, such as `%(s)d`."""
         try:
             _ = self._source % _all_atoms(self._basic_atoms, *_SAMPLE)
         except (TypeError, ValueError) as error:
@@ -250,9 +249,9 @@ class AccessLog:
     def _log(self, *values: Any) -> str:
         """Log through `servo.access`, which a user's logging configuration has set up.
 
-        This is slower than a line of ours. The record is like gunicorn's: its `args` is a mapping
-        of all atoms, which JSON formatters written for gunicorn read. Returns "", because no line
-        is left to write.
+        This is slower than our own lines. The record is like gunicorn's: its `args` is a mapping of
+        all atoms, as JSON formatters for gunicorn expect. Returns "", because the line is already
+        written.
         """
         logger = logging.getLogger(ACCESS_LOGGER)
         if self._source == "json":
@@ -295,13 +294,13 @@ def compile_format(source: str, clocks: Mapping[str, Callable[[], str]]) -> Form
 def _compile(template: str | None, expressions: list[str], names: dict[str, Any]) -> Any:
     """Generate a function that takes the arguments of `AccessLog.record`.
 
-    template     to fill in with the values; if None, the function returns a tuple of the values
-    expressions  that give the values, over the record's arguments and `names`
+    template     the template for the values; if None, the function returns a tuple of the values
+    expressions  expressions for the values; they may use the record's arguments and `names`
     names        the functions that the expressions can call
     """
-    # This runs for every request, and one generated function costs half as much as calling a list
-    # of closures would. `exec` is safe here: the code comes from the tables above, and the user's
-    # template and header names enter it only as literals (`repr`).
+    # The function runs for every request. A generated function takes half the time that a list of
+    # closures would take. `exec` is safe here: the code comes from the tables above, and contains
+    # the user's template and header names only as literals (`repr`).
     body = f"({''.join(f'({e}), ' for e in expressions)})"
     lines = [f"def line({_ARGUMENTS}):"]
     if "received" in body:
@@ -323,7 +322,7 @@ def _expression(atom: str) -> str:
 
 
 class _Clock:
-    """The current time as text. It is formatted once a second, not once a request."""
+    """The current time as text, formatted once a second instead of once per request."""
 
     def __init__(self, form: str, now: Callable[[], float]) -> None:
         self._form = form
@@ -343,7 +342,7 @@ class _EscapeCache(dict[Any, str]):
     """A cache of escaped values. Addresses, user agents and referers repeat in most requests.
 
     A hit costs one look-up and saves the escaping. Values over 512 bytes are not kept, and the
-    cache starts anew at 1024 entries, so that clients can't fill the memory with new values.
+    cache is emptied at 1024 entries, so clients can't fill the memory with new values.
     """
 
     def __missing__(self, value: bytes | str) -> str:
@@ -364,7 +363,7 @@ def _escape(value: bytes | str) -> str:
 
 
 def _text(value: bytes | str) -> str:
-    """Text for JSON, which can't hold lone surrogates: undecodable bytes become `\\xNN`."""
+    """Text for JSON, without lone surrogates: undecodable bytes become `\\xNN`."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
@@ -398,7 +397,7 @@ def _shown(value: object) -> bytes | str:
 
 
 def _by_name(headers: HeaderPairs) -> dict[bytes, bytes | str]:
-    """The fields of a response by lower-case name. If a name is repeated, the last field counts."""
+    """The fields of a response by lower-case name. The last one of a repeated name counts."""
     fields: dict[bytes, bytes | str] = {}
     for name, value in headers:
         key = name if isinstance(name, bytes) else name.encode("latin-1", "replace")
@@ -410,11 +409,11 @@ _HELPERS: dict[str, Any] = {
     "by_name": _by_name,
     "escape": _escape,
     "getpid": os.getpid,
-    # Bytes and text have caches of their own. b"GET" and "GET" have the same hash, so a shared
-    # dictionary would compare them, and `python -b` warns about that.
+    # Bytes and text have separate caches: b"GET" and "GET" have the same hash, so in one dictionary
+    # they would be compared, and `python -b` warns about such comparisons.
     "escaped": _EscapeCache(),
     "escaped_text": _EscapeCache(),
-    # Targets have a cache of their own, so that a scan of many paths doesn't empty the others.
+    # Targets have a separate cache: a client that tries many paths must not empty the others.
     "escaped_target": _EscapeCache(),
     "quote": encode_basestring_ascii,
     "text": _text,
@@ -433,7 +432,7 @@ class _Atoms(dict[str, Any]):
 def _all_atoms(basic: Callable[..., tuple[Any, ...]], *values: Any) -> _Atoms:
     """All atoms of one record, as gunicorn passes them to a formatter.
 
-    basic   gives the atoms without braces, in the order of `_RECORD_ATOMS`
+    basic   returns the atoms without braces, in the order of `_RECORD_ATOMS`
     values  the arguments of `AccessLog.record`
     """
     atoms = _Atoms(zip(_RECORD_ATOMS, basic(*values), strict=True))

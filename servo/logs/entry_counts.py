@@ -1,9 +1,9 @@
 """Counts the entries of the error log by level, for the metrics.
 
-Each process counts in its own words of shared memory (a worker: in its row of the scoreboard),
-where the metrics process reads them. The counter is a filter on the logger and not a handler,
-because a user's logging configuration may replace the handlers. It counts each record that the
-log's level lets through, even if no handler writes it.
+Each process counts in its own words of shared memory (a worker in its row of the scoreboard), and
+the metrics process reads them. The counter is a filter of the logger, not a handler, because a
+user's logging configuration may replace the handlers. It counts each record at or above the log's
+level, even if no handler writes the record.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ LOG_LEVELS = ("warning", "error", "critical", "exception")
 class LogCounter(logging.Filter):
     """A filter that lets every record pass and counts it.
 
-    words  the shared memory
-    first  index of the first of the four words to count in
+    words  the shared memory, as an array of 64-bit numbers
+    first  the index of the first of the four words for the counts
     """
 
     def __init__(self, words: memoryview, first: int) -> None:
         super().__init__()
         self._words = words
         self._first = first
-        # The count is kept here and only copied to the words. A faulty process may overwrite the
-        # words, and adding to such a number could overflow.
+        # Count here, and only copy the counts to the words. A faulty process may overwrite the
+        # words, and an addition to such a word could overflow.
         self._counts = [0] * len(LOG_LEVELS)
         # Any thread may log, and `+= 1` is not atomic.
         self._lock = threading.Lock()
@@ -58,9 +58,9 @@ def count_log(words: memoryview | None, first: int = ROW_LOG) -> None:
     """Set where this process counts the entries of its error log.
 
     words  the shared memory; None to stop counting
-    first  index of the first of the four words to count in
+    first  the index of the first of the four words for the counts
 
-    A forked child inherits its parent's counter, so it must call this, too.
+    A forked child inherits its parent's counter, so it must also call this.
     """
     logger = logging.getLogger(ERROR_LOGGER)
     for each in [each for each in logger.filters if isinstance(each, LogCounter)]:

@@ -1,15 +1,15 @@
 """The error log: Servo's own messages, and errors of the application (`wsgi.errors`, tracebacks).
 
-The arbiter opens both logs with `setup_logging`, and workers inherit them. The logger is called
-`servo.error`. `gunicorn.error` (and `gunicorn.access`) is the same object under another name, so an
-application that borrows gunicorn's handlers gets Servo's. Each record is one write to the
-descriptor, so that the records of several processes don't mix.
+The arbiter opens the error log and the access log with `setup_logging`, and workers inherit them.
+The loggers are `servo.error` and `servo.access`. `gunicorn.error` and `gunicorn.access` are the
+same objects under other names, so an application that uses gunicorn's handlers gets Servo's. Each
+record is one write to the descriptor, so that the records of several processes don't mix.
 
-A log is rotated by renaming its file and sending SIGUSR1: `reopen_logs` then opens a new file of
-the old name behind the same descriptor.
+To rotate a log, rename its file and send SIGUSR1. Then `reopen_logs` opens a new file with the old
+name under the same descriptor.
 
-A message may span lines (a traceback does). Text that a client chose goes through `safe` first, so
-that no client can forge a line of the log.
+A message may have several lines, such as a traceback. Text from clients passes through `safe`
+first, so no client can forge a line of the log.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ class _Logs:
 
     error                    the error log's file
     access                   the access log's file, if there is one
-    has_user_config          a user's logging configuration has been applied
-    user_handles_access_log  that configuration handles `servo.access`
-    captured                 standard output and error go to the error log, too (capture_output)
-    owner                    the uid and gid that reopened files are given to
+    has_user_config          whether a user's logging configuration was applied
+    user_handles_access_log  whether that configuration handles `servo.access`
+    captured                 whether standard output and error go to the error log (capture_output)
+    owner                    the uid and gid of reopened files
     """
 
     error: LogFile
@@ -127,8 +127,8 @@ def setup_logging(settings: LogSettings) -> None:
     for each in (logger, access_logger):
         each.propagate = False
         if _logs.has_user_config:
-            # Remove the handlers of the previous user configuration: the new one brings its own,
-            # or there is none.
+            # Remove the handlers of the previous user configuration. The new one, if there is one,
+            # sets its own.
             each.handlers = []
         _alias_for_gunicorn(each)
     handler = _FileHandler(error)
@@ -142,8 +142,8 @@ def setup_logging(settings: LogSettings) -> None:
     _log_lost_exceptions()
     _logs.captured = settings.capture_output and error.path is not None
     _capture_output()
-    # Set before the call: a configuration that fails half-way leaves handlers behind, too, and the
-    # next `setup_logging` has to remove them.
+    # Set this before the call. A configuration may fail after it has added some handlers, and the
+    # next `setup_logging` must remove them.
     _logs.has_user_config = True
     _logs.has_user_config = apply_user_config(settings)
     _logs.user_handles_access_log = bool(access_logger.handlers) or access_logger.propagate
@@ -158,15 +158,18 @@ def check_logging(settings: LogSettings) -> None:
     check_user_config(settings)
 
 
-def reopen_logs() -> None:
-    """After a rotation, open the log files again by their paths.
+def reopen_logs() -> dict[str, str]:
+    """Open the log files again by their paths, after a rotation.
 
-    A file that can't be opened is logged, and the old one stays in use.
+    If a file can't be opened, this is logged, and the old one stays in use.
+
+    Returns, by path, "" or the error.
     """
     logger = logging.getLogger(ERROR_LOGGER)
+    outcome: dict[str, str] = {}
     for file in (_logs.error, _logs.access):
-        if file is not None:
-            failure = file.reopen()
+        if file is not None and file.path is not None:
+            outcome[file.path] = failure = file.reopen()
             if failure:
                 logger.error("The old log stays in use: %s", failure)
     if _logs.owner is not None and os.geteuid() == 0:
@@ -175,16 +178,17 @@ def reopen_logs() -> None:
     for each in (*logging.Logger.manager.loggerDict.values(), logging.root):
         for handler in getattr(each, "handlers", ()):
             if isinstance(handler, logging.FileHandler):
-                _reopen_handler(handler)
+                outcome[handler.baseFilename] = _reopen_handler(handler)
+    return outcome
 
 
 def chown_logs(uid: int | None, gid: int | None) -> None:
-    """Give the log files to the workers' user, so that workers can reopen them.
+    """Make the workers' user the owner of the log files, so that workers can reopen them.
 
-    uid  of the workers; None to leave the owner as it is
-    gid  of the workers; None to leave the group as it is
+    uid  the workers' user; None to keep the owner
+    gid  the workers' group; None to keep the group
 
-    `reopen_logs` gives later files to the same user.
+    `reopen_logs` does the same for new files.
     """
     _logs.owner = (-1 if uid is None else uid, -1 if gid is None else gid)
     for file in (_logs.error, _logs.access):
@@ -201,12 +205,12 @@ def chown_logs(uid: int | None, gid: int | None) -> None:
 
 
 def set_tap(see: Callable[[logging.LogRecord], None] | None) -> None:
-    """Pass every record of the error log to a function, too.
+    """Also pass every record of the error log to a function.
 
     see  the function; None to stop
 
-    It is called by a filter of the logger and not by a handler, because a user's logging
-    configuration may replace the handlers.
+    A filter of the logger calls it, not a handler, because a user's logging configuration may
+    replace the handlers.
     """
     logger = logging.getLogger(ERROR_LOGGER)
     logger.filters = [each for each in logger.filters if not isinstance(each, _Tap)]
@@ -218,21 +222,21 @@ def message_of(record: logging.LogRecord) -> str:
     """The message of a record with its traceback, but without time and level."""
     try:
         text = record.getMessage()
-    except Exception:  # noqa: BLE001  handlers report a bad record; here its format string will do
+    except Exception:  # noqa: BLE001  handlers report a bad record; here use its format string
         text = str(record.msg)
     details = _details(_PLAIN_FORMATTER, record)
     return f"{text}\n{details}" if details else text
 
 
 def flush_logs() -> None:
-    """Retry the writes that a slow reader of the error log or of standard output held up."""
+    """Retry the writes that wait for a slow reader of the error log or of standard output."""
     if _logs.error.pending:
         _logs.error.write(b"")
     flush_prints()
 
 
 def drain_logs(timeout_s: float) -> None:
-    """Wait up to `timeout_s` seconds for slow readers, because the process is about to end."""
+    """Wait up to `timeout_s` seconds for slow readers, before the process ends."""
     end = time.monotonic() + timeout_s
     _logs.error.drain(timeout_s)
     drain_prints(max(end - time.monotonic(), 0.0))
@@ -246,7 +250,7 @@ def forget_pending() -> None:
 
 
 def follow_standard_streams() -> None:
-    """Call this after descriptors 1 and 2 were redirected; a daemon's go to /dev/null."""
+    """Follow descriptors 1 and 2 after they were redirected, as a daemon's to /dev/null."""
     for file in (_logs.error, _logs.access):
         if file is not None:
             file.follow_standard()
@@ -273,7 +277,7 @@ def user_handles_access_log() -> bool:
 
 
 def safe(text: str | bytes) -> str:
-    """Escape text that a client chose: the result is printable ASCII on one line.
+    """Escape text from a client. The result is printable ASCII on one line.
 
     Control characters, the quote, the backslash and the bytes of characters above ASCII become
     `\\xNN`.
@@ -283,7 +287,7 @@ def safe(text: str | bytes) -> str:
     if text.isascii():
         return text.translate(_ESCAPES)
     try:
-        # WSGI's strings hold one byte in each character (PEP 3333): get the bytes back.
+        # Each character of a WSGI string is one byte (PEP 3333): get the bytes back.
         data = text.encode("latin-1")
     except UnicodeEncodeError:
         data = text.encode("utf-8", "surrogatepass")
@@ -300,16 +304,16 @@ def _open_files(settings: LogSettings) -> None:
             if error is not _logs.error:
                 error.close()
             raise
-    # A former error log's descriptor stays open, because faulthandler may still write to it.
+    # Close only the old access log: faulthandler may still write to the old error log's descriptor.
     if _logs.access is not None and _logs.access is not access:
         _logs.access.close()
     _logs.error, _logs.access = error, access
 
 
 def _log_lost_exceptions() -> None:
-    """Log the exceptions of threads, and of asyncio tasks that nobody awaited.
+    """Log the exceptions of threads, and of asyncio tasks without an `await`.
 
-    Without this they would only be printed to standard error.
+    Otherwise they would only be printed to standard error.
     """
     logger = logging.getLogger("asyncio")
     if not any(isinstance(each, _AsyncioHandler) for each in logger.handlers):
@@ -319,10 +323,10 @@ def _log_lost_exceptions() -> None:
 
 
 class _AsyncioHandler(logging.Handler):
-    """Passes asyncio's records on to the error log.
+    """Passes asyncio's records to the error log.
 
-    Does nothing if the application or the user's configuration has given the root logger a handler:
-    that one gets these records without our help.
+    Does nothing if the application or the user's configuration has added a handler to the root
+    logger: that handler gets these records anyway.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -333,14 +337,14 @@ class _AsyncioHandler(logging.Handler):
 
 def _on_thread_failed(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is SystemExit:
-        return  # `sys.exit()` is a legitimate way to end a thread
+        return  # a thread may end by `sys.exit()`
     name = args.thread.name if args.thread is not None else "unknown"
     error = args.exc_value or args.exc_type()
     logging.getLogger(ERROR_LOGGER).error("Uncaught exception in thread %s", name, exc_info=error)
 
 
 class _Tap(logging.Filter):
-    """A filter that lets every record pass, and calls a function with it."""
+    """A filter that passes every record, and calls a function with it."""
 
     def __init__(self, see: Callable[[logging.LogRecord], None]) -> None:
         super().__init__()
@@ -433,7 +437,7 @@ def _formatter(name: str, file: LogFile) -> logging.Formatter:
     if name == "json":
         return JSONFormatter()
     at_terminal = file.fd >= 0 and os.isatty(file.fd) and os.environ.get("TERM") != "dumb"
-    # https://no-color.org asks for no colours if the variable is set and not empty.
+    # No colours if the variable is set and not empty (https://no-color.org).
     return TextFormatter(colour=at_terminal and not os.environ.get("NO_COLOR"))
 
 
@@ -465,17 +469,18 @@ def _alias_for_gunicorn(logger: logging.Logger) -> None:
     loggers = logging.Logger.manager.loggerDict
     existing = loggers.get(name)
     if isinstance(existing, logging.Logger) and existing is not logger:
-        # The application may hold this logger already. As our child, it passes its records on.
+        # The application may already use this logger. As a child of ours, it passes on its records
+        # to our handlers.
         existing.parent = logger
     loggers[name] = logger
 
 
-def _reopen_handler(handler: logging.FileHandler) -> None:
-    """Open the log file of a user's own handler again by its path."""
+def _reopen_handler(handler: logging.FileHandler) -> str:
+    """Open the log file of a user's handler again by its path. Returns "" or the error."""
     handler.acquire()
     try:
-        # The stream is None if nothing was written yet (`delay`) or the handler is closed. Then
-        # the first write opens the path.
+        # The stream is None before the first write (`delay`), and after the handler was closed. In
+        # both cases the next write opens the path.
         if handler.stream is not None:
             fresh = handler._open()
             handler.stream.close()
@@ -484,5 +489,7 @@ def _reopen_handler(handler: logging.FileHandler) -> None:
         logging.getLogger(ERROR_LOGGER).error(
             "The old log %s stays in use: %s", handler.baseFilename, error
         )
+        return str(error)
     finally:
         handler.release()
+    return ""

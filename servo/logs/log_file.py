@@ -1,24 +1,27 @@
 """The destination of a log: a file, or standard output or error.
 
-Rotation. A tool such as logrotate renames the log file and signals the server, which opens the path
-again and so creates a new file. `dup2` puts the new file behind the old descriptor. The number must
-not change, because faulthandler has kept it.
+Rotation. A tool such as logrotate renames the log file and signals the server. The server opens the
+path again, which creates a new file, and `dup2` puts the new file under the old descriptor. The
+descriptor's number must not change, because faulthandler has stored it.
 
-Slow readers. Standard output often is a pipe (to a container runtime or `tee`) or a terminal. When
-its reader stops, an ordinary write blocks, and the whole server would stand still for its log. So
-no write here waits. A pipe or a terminal is opened a second time through /proc/self/fd/N with
-O_NONBLOCK; the flag is never set on the inherited descriptor, because it belongs to the open file,
-which other programs share (the shell, for instance). If the second opening is not allowed (the pipe
-belongs to another user), `poll` comes before each write, and each write is short enough to fit. A
-socket is written to with MSG_DONTWAIT.
+Slow readers. Standard output is often a pipe (to a container runtime or `tee`) or a terminal. If
+its reader stops, an ordinary write blocks, and the whole server would wait. So no write here
+blocks:
 
-Lost lines. Lines that don't fit wait in memory, up to MAX_PENDING_BYTES. Beyond that, and when a
-write fails (a full disk), whole lines are dropped and counted. Two messages say when lines begin to
-be lost, and how many were lost once writing works again.
+* A pipe or a terminal is opened a second time through /proc/self/fd/N with O_NONBLOCK. The flag is
+  never set on the inherited descriptor: it belongs to the open file, which other programs share,
+  such as the shell.
+* If opening it again is not allowed (the pipe belongs to another user), `poll` is called before
+  each write, and each write is short enough to fit.
+* A socket gets its data with MSG_DONTWAIT.
 
-Whole lines. Several processes write to one pipe. A write of up to PIPE_BUF bytes goes in whole or
-not at all. A longer one could be cut where the pipe is full, and another process's line would
-continue it. So a longer line waits until the pipe surely has room for all of it.
+Lost lines. Lines that can't be written at once wait in memory, up to MAX_PENDING_BYTES. Above this,
+and when a write fails (a full disk), whole lines are dropped and counted. One message reports that
+lines begin to be lost. When writing works again, another one reports how many lines were lost.
+
+Whole lines. Several processes write to one pipe. A write of up to PIPE_BUF bytes is atomic. A
+longer one could be cut if the pipe is nearly full, and another process's line would follow the
+first part. So a longer line waits until the pipe has room for all of it.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from servo.safe_files import Opened, check_appendable, open_to_append
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# How much may wait in memory for a slow reader.
+# How many bytes may wait in memory for a slow reader.
 MAX_PENDING_BYTES = 1 << 20
 # A write of up to PIPE_BUF bytes is atomic; a longer one can mix with other processes' (pipe(7)).
 _PIPE_BUF_BYTES = getattr(select, "PIPE_BUF", 512)
@@ -50,11 +53,13 @@ _NEWLINE = 10
 class LogFile:
     """An append-only file, or a standard descriptor.
 
-    path      of the file; None for a standard descriptor
-    standard  the number of that descriptor (1 or 2)
+    path      the file's path; None for a standard descriptor
+    standard  the number of the standard descriptor (1 or 2)
 
-    `fd` is the descriptor that is written to. `on_trouble` is called with a sentence when lines
-    begin to be lost, and when writing works again. Raises ConfigError if the file can't be opened.
+    fd          the descriptor for writing
+    on_trouble  called with a sentence when lines begin to be lost, and when writing works again
+
+    Raises ConfigError if the file can't be opened.
     """
 
     def __init__(self, path: str | None, standard: int = -1) -> None:
@@ -72,8 +77,8 @@ class LogFile:
         self.on_trouble: Callable[[str], None] | None = None
         self._is_losing = False
         self._pending = b""
-        self._mid_line = False  # the last byte that was written was not a newline
-        self._torn = False  # the beginning of a line was written, and its rest was lost
+        self._mid_line = False  # whether the last written byte was not a newline
+        self._torn = False  # whether the rest of a partly written line was lost
         self._is_pipe = _is_pipe(self.fd)
 
     def __repr__(self) -> str:
@@ -91,12 +96,12 @@ class LogFile:
         return bool(self._pending)
 
     def write(self, data: bytes) -> None:
-        """Append whole lines. Data for which there is no room waits, up to MAX_PENDING_BYTES.
+        """Append whole lines. Data that doesn't fit waits, up to MAX_PENDING_BYTES.
 
-        data  lines with their newlines; b"" only retries what waits
+        data  lines with their newlines; b"" only retries the waiting data
         """
         if self._torn:
-            # End the torn line, or the next one would read as its continuation.
+            # End the torn line, or the next line would look like its continuation.
             data = b"\n" + data
         if self._pending:
             data = self._pending + data
@@ -131,7 +136,7 @@ class LogFile:
         self._is_losing = self._mid_line = self._torn = False
 
     def drain(self, timeout_s: float) -> None:
-        """Wait up to `timeout_s` seconds for a slow reader, because the process is about to end."""
+        """Wait up to `timeout_s` seconds for a slow reader, before the process ends."""
         poller = select.poll()
         poller.register(self.fd, select.POLLOUT)
         end = time.monotonic() + timeout_s
@@ -141,10 +146,10 @@ class LogFile:
         self._is_draining = False
 
     def reopen(self) -> str:
-        """Open the path again behind the same descriptor. Returns "" or why that failed.
+        """Open the path again under the same descriptor. Returns "" or the error.
 
-        The number must not change: faulthandler has kept it and writes to it from a signal
-        handler. Were it closed, the next file that the application opens could get the number.
+        The descriptor's number must not change: faulthandler has stored it, and writes to it from a
+        signal handler. If it were closed, the application's next file could get the same number.
         """
         if self.path is None:
             return ""
@@ -159,7 +164,7 @@ class LogFile:
         return ""
 
     def chown(self, uid: int, gid: int) -> None:
-        """Give the file to the workers' user, so that workers can reopen it. Raises OSError.
+        """Make the workers' user the owner, so that workers can reopen the file. Raises OSError.
 
         uid  the new owner, -1 to keep the owner
         gid  the new group, -1 to keep the group
@@ -173,7 +178,7 @@ class LogFile:
             os.fchown(self.fd, uid, gid)
 
     def follow_standard(self) -> None:
-        """Call this after the standard descriptor was redirected; a daemon leaves its terminal."""
+        """Follow the standard descriptor after it was redirected, as in a daemon."""
         if self.path is None:
             self._close_copies()
             copy = non_blocking_copy(self.standard)
@@ -207,9 +212,9 @@ class LogFile:
         return self._opened.fd
 
     def _portion(self, data: bytes) -> bytes:
-        """The part of `data` that the next write may carry.
+        """The part of `data` for the next write.
 
-        For a pipe that is whole lines up to PIPE_BUF bytes, or one longer line. Raises
+        For a pipe these are whole lines up to PIPE_BUF bytes, or one longer line. Raises
         BlockingIOError if the longer line may not fit.
         """
         if len(data) <= _PIPE_BUF_BYTES or not (self._is_pipe or self._may_block):
@@ -220,7 +225,7 @@ class LogFile:
         if self._may_block:
             return data[:_PIPE_BUF_BYTES]
         line = data[: data.find(b"\n") + 1 or len(data)]
-        # A line that is partly written has to be continued, and a process that ends can't wait.
+        # Don't check the room if a line is partly written, or if the process is about to end.
         if not (self._mid_line or self._is_draining or _pipe_takes(self.fd, len(line))):
             raise BlockingIOError(errno.EAGAIN, "the pipe might cut this line")
         return line
@@ -229,7 +234,7 @@ class LogFile:
         if len(data) <= MAX_PENDING_BYTES:
             self._pending = data
             return
-        # Drop the oldest lines: the newest say what is happening now.
+        # Drop the oldest lines: the newest ones show the current state.
         end = data.find(b"\n", len(data) - MAX_PENDING_BYTES) + 1
         self._count_lost(data[:end])
         self._pending = b"\n" + data[end:] if self._torn else data[end:]
@@ -241,12 +246,12 @@ class LogFile:
         self._report_loss(reason)
 
     def _count_lost(self, data: bytes) -> None:
-        # `write` has put a newline before the data to end a torn line. It doesn't count as a line.
+        # A newline at the beginning of the data, which ended a torn line, doesn't count as a line.
         self.lost += data.count(b"\n") - self._torn
         self._torn = self._mid_line
 
     def _report_loss(self, reason: str) -> None:
-        """Callers call this last, because `on_trouble` may write to this very file."""
+        """Report lost lines. Call this last, because `on_trouble` may write to this file."""
         if not self._is_losing:
             self._is_losing = True
             self._report(f"Lines of the log {self.name} are being lost: {reason}")
@@ -259,7 +264,7 @@ class LogFile:
 def check_log_file(path: str) -> None:
     """Raise the ConfigError that a LogFile of this path would raise. Creates no file.
 
-    A FIFO without a reader passes, because the reader may come before the server starts.
+    A FIFO without a reader is accepted, because a reader may open it before the server starts.
     """
     try:
         check_appendable(path)
@@ -274,10 +279,10 @@ def _open_error(path: str, error: OSError) -> ConfigError:
 
 
 def non_blocking_copy(fd: int) -> int:
-    """Open the pipe or terminal behind `fd` a second time, without blocking. -1 if that fails.
+    """Open the pipe or terminal of `fd` a second time, without blocking. Returns -1 on failure.
 
-    It fails for other kinds of files, for a pipe whose reader is gone (writing to it fails at once,
-    so it never blocks), and for a terminal or pipe of another user (after `su`).
+    It fails for other kinds of files, for a pipe without a reader (writing to it fails at once, so
+    it never blocks), and for a terminal or pipe of another user (after `su`).
     """
     try:
         kind = os.fstat(fd).st_mode
@@ -290,10 +295,10 @@ def non_blocking_copy(fd: int) -> int:
 
 
 def blocking_copy(fd: int) -> int:
-    """Return a new descriptor for the file behind `fd`, with writes that block.
+    """Return a new descriptor for the file of `fd`, with blocking writes.
 
-    `print` needs one: a FIFO's `fd` is non-blocking, and `print` would raise BlockingIOError when
-    the reader is slow.
+    `print` needs this: the `fd` of a FIFO is non-blocking, and with a slow reader `print` would
+    raise BlockingIOError.
     """
     if not _is_pipe(fd):
         return os.dup(fd)
@@ -303,7 +308,7 @@ def blocking_copy(fd: int) -> int:
 
 
 def _socket_at(fd: int) -> socket.socket | None:
-    """A socket object for a copy of `fd`, if that is a socket (systemd's journal is one)."""
+    """A socket object for a copy of `fd`, if it is a socket, as systemd's journal is."""
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             return None
@@ -313,12 +318,11 @@ def _socket_at(fd: int) -> socket.socket | None:
 
 
 def _pipe_takes(fd: int, size: int) -> bool:
-    """Whether to write `size` bytes at once: they fit, or the pipe is empty and can't fit more."""
+    """Whether `size` bytes may be written now: they fit, or the pipe is empty."""
     capacity = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
     queued = int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
-    # The kernel stores pages, not bytes, and a page may be partly filled. Two neighbouring pages
-    # are more than half full together, or the kernel would have merged them: so `queued` bytes
-    # take up less than twice their size.
+    # The kernel stores pages, and a page may be partly filled. But it merges two neighbouring pages
+    # if both fit into one. So `queued` bytes use less than twice their size.
     return not queued or capacity - 2 * queued - _PIPE_BUF_BYTES >= size
 
 
@@ -334,5 +338,5 @@ def _is_pipe(fd: int) -> bool:
     try:
         return stat.S_ISFIFO(os.fstat(fd).st_mode)
     except OSError:
-        # Standard output is closed. Each write will fail, and its lines will be counted as lost.
+        # Standard output is closed. Each write will fail, and count its lines as lost.
         return False

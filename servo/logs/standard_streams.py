@@ -1,17 +1,17 @@
 """Keeps the arbiter from blocking in a write to its standard output or error.
 
-The error log never blocks (see servo.logs.log_file), but `print` and the user's own log handlers (a
+The error log never blocks (see servo.logs.log_file). But `print` and the user's own log handlers (a
 `StreamHandler` of `logconfig` or of `logging.basicConfig`) write to the standard streams. If the
-reader of a stream stopped, the arbiter would stop, too, and no worker would be replaced. Within
-`prints_never_block`, these write to a text stream on a LogFile instead: lines for which there is no
-room wait in memory up to a limit, and beyond it they are dropped and counted.
+reader of a stream stopped, the arbiter would block, and no worker would be replaced. Within
+`prints_never_block`, they write to a text stream on a LogFile instead. Lines that can't be written
+at once wait in memory up to a limit; above the limit they are dropped and counted.
 
-A LogFile reports its first loss to the error log, whose handler may write to the very stream that
-is just losing lines. So the text stream has no io.BufferedWriter in between: that one raises an
-error when it is called again from within its own write.
+A LogFile reports its first loss to the error log, and the handler of that log may write to the same
+stream. So the text stream must not contain an io.BufferedWriter, which raises an error if it is
+called again during its own write.
 
 Workers get the real streams back (`restore_handlers`). Their threads write through many handlers,
-each with a lock of its own, and a LogFile has no lock.
+each with its own lock, and a LogFile has no lock.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# The stand-in for each standard descriptor, by its number. Empty outside of `prints_never_block`.
+# The replacement stream of each standard descriptor, by its number. Empty outside of
+# `prints_never_block`.
 _streams: dict[int, PrintStream] = {}
 
 
 @contextlib.contextmanager
 def prints_never_block() -> Iterator[None]:
-    """While this is entered, printing or logging to a standard stream never waits for a reader."""
+    """Keep `print` and log handlers from waiting for a reader of a standard stream."""
     for number, real in ((1, sys.__stdout__), (2, sys.__stderr__)):
         if real is not None and number not in _streams:
             file = LogFile(None, number)
@@ -54,13 +55,13 @@ def prints_never_block() -> Iterator[None]:
 
 
 def bind_handlers() -> None:
-    """Within `prints_never_block`: make new log handlers write to the stand-ins, too."""
+    """Within `prints_never_block`: make new log handlers write to the replacement streams."""
     for handler in _stream_handlers():
         _set_stream(handler, _stand_in(handler.stream))
 
 
 def restore_prints() -> None:
-    """In a forked process: print to the real streams, and drop the lines that the parent writes."""
+    """In a forked process: print to the real streams, and drop waiting lines of the parent."""
     for stream in _streams.values():
         stream.file.forget_pending()
     for name in ("stdout", "stderr"):
@@ -75,14 +76,14 @@ def restore_handlers() -> None:
 
 
 def flush_prints() -> None:
-    """Retry the writes that a slow reader held up."""
+    """Retry the writes that wait for a slow reader."""
     for stream in _streams.values():
         if stream.file.pending:
             stream.file.write(b"")
 
 
 def drain_prints(timeout_s: float) -> None:
-    """Wait up to `timeout_s` seconds for slow readers, because the process is about to end."""
+    """Wait up to `timeout_s` seconds for slow readers, before the process ends."""
     end = time.monotonic() + timeout_s
     for stream in _streams.values():
         stream.flush()
@@ -90,16 +91,16 @@ def drain_prints(timeout_s: float) -> None:
 
 
 def follow_standard_prints() -> None:
-    """Call this after descriptors 1 and 2 were redirected."""
+    """Follow descriptors 1 and 2 after they were redirected."""
     for stream in _streams.values():
         stream.file.follow_standard()
 
 
 class PrintStream(io.TextIOWrapper):
-    """A text stream that stands in for a standard stream.
+    """A text stream that replaces a standard stream.
 
     file  receives the text
-    like  the standard stream, whose encoding is used
+    like  the standard stream; the new one has the same encoding
     """
 
     def __init__(self, file: LogFile, like: TextIO) -> None:
@@ -113,7 +114,7 @@ class PrintStream(io.TextIOWrapper):
 
 
 class _LogBuffer(io.BufferedIOBase):
-    """The byte stream below a PrintStream. It passes all data on to a LogFile at once."""
+    """The byte stream of a PrintStream. It passes all data to a LogFile at once."""
 
     def __init__(self, file: LogFile) -> None:
         super().__init__()
@@ -132,7 +133,7 @@ class _LogBuffer(io.BufferedIOBase):
         return os.isatty(self._file.standard)
 
     def write(self, data: Any) -> int:
-        """Take all bytes. The LogFile keeps, or drops and counts, those that find no room."""
+        """Take all bytes. The LogFile keeps, or drops and counts, those that don't fit."""
         self._file.write(bytes(data))
         return len(data)
 
@@ -144,13 +145,13 @@ class _LogBuffer(io.BufferedIOBase):
 
 
 def _stand_in(stream: TextIO) -> TextIO:
-    """The stand-in for a standard stream; any other stream unchanged."""
+    """The replacement of a standard stream; any other stream unchanged."""
     number = {id(sys.__stdout__): 1, id(sys.__stderr__): 2}.get(id(stream), 0)
     return _streams.get(number, stream)
 
 
 def _real(stream: TextIO) -> TextIO:
-    """The standard stream behind a stand-in; any other stream unchanged."""
+    """The standard stream of a replacement; any other stream unchanged."""
     if not isinstance(stream, PrintStream):
         return stream
     real = sys.__stdout__ if stream.file.standard == 1 else sys.__stderr__
@@ -159,7 +160,7 @@ def _real(stream: TextIO) -> TextIO:
 
 
 def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
-    """The StreamHandlers of all loggers, also those behind a MemoryHandler."""
+    """The StreamHandlers of all loggers, including the targets of MemoryHandlers."""
     for logger in (logging.root, *logging.Logger.manager.loggerDict.values()):
         for handler in getattr(logger, "handlers", ()):
             each = handler
@@ -172,7 +173,7 @@ def _stream_handlers() -> Iterator[logging.StreamHandler[Any]]:
 def _set_stream(handler: logging.StreamHandler[Any], stream: TextIO) -> None:
     """Set a handler's stream.
 
-    The handler's own `setStream` would flush the old stream, whose reader may be gone or stopped.
+    The handler's own `setStream` would flush the old stream, and block if its reader has stopped.
     """
     if handler.stream is stream:
         return

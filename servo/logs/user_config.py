@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _OURS = ("servo.error", "servo.access")
 
-# gunicorn defines these, so its users refer to them without a definition of their own.
+# gunicorn defines these handlers, so its users refer to them without defining them.
 _DEFAULT_HANDLERS = {
     "console": {
         "class": "logging.StreamHandler",
@@ -49,8 +49,8 @@ _DEFAULT_FORMATTERS = {
     }
 }
 
-# uvicorn's formatter classes expect records of uvicorn, and may not be installed. They are replaced
-# by the standard library's, and their fields by fields that every record has.
+# uvicorn's formatter classes expect uvicorn's records, and may not be installed. They are replaced
+# by those of the standard library, and their special fields by ordinary ones.
 _UVICORN_FORMATTERS = "uvicorn.logging."
 _UVICORN_FIELDS = {
     "%(levelprefix)s": "%(levelname)s:",
@@ -75,20 +75,20 @@ def apply_user_config(settings: UserConfig) -> bool:
     Returns whether one is set. Raises ConfigError if the file can't be read or the configuration
     can't be applied.
 
-    The log files of the configuration are opened, and later reopened, as Servo's own are: root does
-    not follow a link that another user may have put there (see servo.safe_files).
+    The log files of the configuration are opened and reopened like Servo's own: root does not
+    follow a link that another user may have made (see servo.safe_files).
     """
     with _opening_files_with(open_safely):
         found = _apply(settings)
     for _, handler in _file_handlers() if found else ():
-        # Leave a class alone that has an `_open` of its own.
+        # Leave a subclass that has its own `_open` as it is.
         if type(handler)._open is logging.FileHandler._open:
             handler._open = partial(open_safely, handler)  # type: ignore[method-assign]
     return found
 
 
 def open_safely(handler: logging.FileHandler) -> TextIOWrapper:
-    """Replaces `logging.FileHandler._open`, and opens by `servo.safe_files`. Raises OSError."""
+    """Replaces `logging.FileHandler._open`; uses `servo.safe_files`. Raises OSError."""
     fd = open_to_append(handler.baseFilename).fd
     if "w" in handler.mode and stat.S_ISREG(os.fstat(fd).st_mode):
         os.ftruncate(fd, 0)
@@ -114,7 +114,7 @@ def _apply(settings: UserConfig) -> bool:
             named = _apply_ini(file.parser)
         else:
             named = _apply_dict(file.table)
-    except Exception as error:  # a handler's class is the user's own code, which may raise anything
+    except Exception as error:  # the user's own handler class may raise any exception
         raise _apply_error(error, where, file) from error
     _keep_log_enabled(named)
     return True
@@ -132,7 +132,7 @@ def _read(setting: str, path: str, form: str = "") -> LogConfigFile:
 def _apply_error(error: Exception, setting: str, file: LogConfigFile | None) -> ConfigError:
     """The ConfigError for a configuration that can't be applied.
 
-    It names the part and its place in the file, and collects the reasons from the chain of causes:
+    It names the part and its place in the file. The reasons come from the chain of causes, because
     the standard library's own message is only "Unable to configure handler 'x'".
     """
     reasons: list[str] = []
@@ -154,14 +154,14 @@ def _apply_error(error: Exception, setting: str, file: LogConfigFile | None) -> 
 def _keep_log_enabled(named: set[str]) -> None:
     """Keep a configuration from silencing the server's own log by accident.
 
-    named  the loggers that the configuration names, by its own names for them
+    named  the names of the configuration's loggers, as written there
     """
     for name in (*_OURS, "servo"):
-        # Users who set disable_existing_loggers mean the application's loggers.
+        # disable_existing_loggers is meant for the application's loggers.
         logging.getLogger(name).disabled = False
     if "uvicorn" in named and not named & {"uvicorn.error", "gunicorn.error", "servo.error"}:
-        # uvicorn's users often configure only `uvicorn`, and expect `uvicorn.error` to pass its
-        # records on to that logger.
+        # uvicorn's users often configure only the logger `uvicorn`, and expect that `uvicorn.error`
+        # passes its records on to it.
         logger = logging.getLogger("servo.error")
         logger.handlers = []
         logger.propagate = True
@@ -170,7 +170,7 @@ def _keep_log_enabled(named: set[str]) -> None:
 def check_user_config(settings: UserConfig) -> None:
     """Raise the ConfigError that `apply_user_config` would raise. Creates and changes no file.
 
-    The configuration is applied, but its file handlers open /dev/null: a check must not create,
+    This applies the configuration, but its file handlers open /dev/null: a check must not create,
     truncate or rotate a log.
     """
     before = {handler for _, handler in _file_handlers()}
@@ -200,7 +200,7 @@ def _open_nothing(handler: logging.FileHandler) -> TextIOWrapper:
 
 @contextmanager
 def _opening_files_with(opener: Callable[[logging.FileHandler], TextIOWrapper]) -> Iterator[None]:
-    """While this is entered, new file handlers of any class open their files with `opener`."""
+    """Make new file handlers of any class open their files with `opener`."""
     before = logging.FileHandler._open
     logging.FileHandler._open = opener  # type: ignore[assignment,method-assign]
     try:
@@ -210,8 +210,8 @@ def _opening_files_with(opener: Callable[[logging.FileHandler], TextIOWrapper]) 
 
 
 def _apply_dict(given: Mapping[str, Any]) -> set[str]:
-    """Apply a configuration for dictConfig. Returns the names of the loggers that it names."""
-    # A YAML key without a value is None; dictConfig expects it to be left out.
+    """Apply a configuration for dictConfig. Returns the names of its loggers."""
+    # Leave out None, the value of a YAML key without a value: dictConfig does not accept it.
     given = {name: value for name, value in given.items() if value is not None}
     config: dict[str, Any] = {"version": 1, "disable_existing_loggers": False, **given}
     if not config.get("incremental"):
@@ -241,9 +241,10 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _with_propagation(name: str, value: Any) -> Any:
-    """Let a logger of ours without a handler pass its records on to its parent, as others do.
+    """If one of our loggers has no handler, let it pass its records to its parent.
 
-    `setup_logging` has turned propagation off, so the records would reach no handler at all.
+    This is logging's default, but `setup_logging` has turned it off, so the records would reach no
+    handler.
     """
     if (
         name in _OURS

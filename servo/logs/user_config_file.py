@@ -1,11 +1,11 @@
 """Reads a file with a logging configuration: INI, JSON, YAML or TOML.
 
-gunicorn's users have INI files (and JSON, through a setting of its own), uvicorn's have JSON and
-YAML files with the usual suffixes, and hypercorn's write `json:` or `toml:` before the path. If
-none of these decides, the content does.
+gunicorn's users have INI files (and JSON files, by a separate setting). uvicorn's users have JSON
+and YAML files with the usual suffixes. hypercorn's users write `json:` or `toml:` before the path.
+Without suffix and prefix, the content decides.
 
-Error messages name the file and the line. They don't quote the file, because it may hold passwords:
-a handler may log to a mail server or a database.
+Error messages name the file and the line. They don't quote the file, because it may contain
+passwords, such as that of a mail server or a database.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _BY_SUFFIX = {
 
 @dataclass(frozen=True)
 class LogConfigFile:
-    """The content of such a file.
+    """The content of a file with a logging configuration.
 
-    path    as the user gave it, for messages
+    path    the path as the user gave it, for messages
     text    the whole file
-    table   for dictConfig; empty for an INI file
-    parser  for fileConfig; None unless it is an INI file
+    table   the argument for dictConfig; empty for an INI file
+    parser  the argument for fileConfig; None unless it is an INI file
     """
 
     path: str
@@ -50,19 +50,19 @@ class LogConfigFile:
     parser: configparser.ConfigParser | None = None
 
     def where(self, name: str | None) -> str:
-        """The path and, if it can be found, the line where a part begins: `log.yaml:12`.
+        """The path and, if possible, the line where a part begins: `log.yaml:12`.
 
-        name  of a handler, formatter, filter or logger; None if unknown
+        name  the name of a handler, formatter, filter or logger; None if unknown
         """
         if name is None:
             return self.path
-        # The name stands as a key (`name:`, "name": or name =) or ends a section's header.
+        # The name is a key (`name:`, "name": or name =) or the end of a section's header.
         key = re.compile(
             rf"""^\s*(?:["'{{,\s]*{re.escape(name)}["']?\s*[:=]|\[[^\]]*{re.escape(name)}["']?\s*\])""",
             re.MULTILINE,
         )
         found = key.search(self.text)
-        # In JSON the name may stand anywhere on a line.
+        # In JSON the name may be anywhere in a line.
         start = found.start() if found else self.text.find(json.dumps(name))
         if start < 0:
             return self.path
@@ -73,8 +73,8 @@ class LogConfigFile:
 def read_log_config(given: str, form: str = "") -> LogConfigFile:
     """Read a file with a logging configuration.
 
-    given  its path, perhaps with hypercorn's prefix (`json:`, `toml:`)
-    form   "json" if it must be JSON whatever its name says, else ""
+    given  its path, with or without hypercorn's prefix (`json:`, `toml:`)
+    form   "json" if it must be JSON, whatever its suffix; else ""
 
     Raises ConfigError, which names the file, the line and the problem.
     """
@@ -103,7 +103,7 @@ def _read(path: str) -> str:
 
 
 def _form_of(path: str, text: str) -> str:
-    """Tell the form by the suffix or, for a suffix such as `.conf`, by the content."""
+    """Recognise the form by the suffix or, for a suffix such as `.conf`, by the content."""
     form = _BY_SUFFIX.get(os.path.splitext(path)[1].lower())
     if form is not None:
         return form
@@ -121,7 +121,7 @@ def _form_of(path: str, text: str) -> str:
 
 
 def _is_toml(text: str) -> bool:
-    """Whether this is TOML. INI for logging never is: its values (`keys=root`) have no quotes."""
+    """Whether this is TOML. An INI file is not valid TOML: its values (`keys=root`) lack quotes."""
     try:
         parse_toml(text)
     except TOMLError:
@@ -145,7 +145,7 @@ def _parse_toml(path: str, text: str) -> object:
     try:
         return parse_toml(text)
     except TOMLError as error:
-        # Cut "(at line 3, column 7)" off the message: the line is named before it.
+        # Remove "(at line 3, column 7)" from the message, which already names the line.
         reason = re.sub(r" \(at .*\)$", "", str(error), flags=re.DOTALL)
         line = error.line or text.count("\n") + 1
         raise ConfigError(f"{path}:{line}: not valid TOML: {_short(reason)}") from error
@@ -153,8 +153,8 @@ def _parse_toml(path: str, text: str) -> object:
 
 def _parse_yaml(path: str, text: str) -> object:
     try:
-        # The names are imported, not the module: a directory `yaml` beside the application could
-        # be imported as a module, too, but has none of these names.
+        # Import the names, not the module: a directory `yaml` next to the application could also be
+        # imported, but does not have these names.
         from yaml import MarkedYAMLError, YAMLError, safe_load
         from yaml.reader import ReaderError
     except ImportError as error:
@@ -183,7 +183,7 @@ def _parse_ini(path: str, text: str) -> configparser.ConfigParser:
         reason = "neither INI (there is no [section] before this line) nor JSON, YAML or TOML"
         raise ConfigError(f"{path}:{error.lineno}: {reason}") from error
     except configparser.ParsingError as error:
-        # Python 3.13's subclass, for a continuation line without an option, has no `errors`.
+        # Python 3.13 has a subclass for a continuation line without an option; it has no `errors`.
         line = getattr(error, "lineno", 0) or error.errors[0][0]
         reason = "neither a [section] nor NAME = VALUE"
         raise ConfigError(f"{path}:{line}: not valid INI: {reason}") from error
@@ -197,7 +197,7 @@ def _parse_ini(path: str, text: str) -> configparser.ConfigParser:
 
 
 def _short(text: str) -> str:
-    """A library's message on one line. It may quote the file, so only the beginning is kept."""
+    """The beginning of a library's message, on one line. The rest may quote the file."""
     line = " ".join(text.split())
     return line if len(line) <= 160 else line[:159] + "…"
 

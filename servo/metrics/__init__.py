@@ -1,4 +1,4 @@
-"""Metrics: collects them from shared memory and the kernel, and exports them.
+"""Collects metrics from shared memory and the kernel, and exports them.
 
 scoreboard, arbiter_facts, accept_queue, procfs -> families -> exporter (prometheus) | statsd
 """

@@ -1,13 +1,13 @@
 """Reads the accept queues of listening sockets from the kernel. Linux only.
 
 The kernel completes the handshake of a new connection and then keeps the connection in the
-listener's accept queue until a worker accepts it. A queue that grows says that the workers can't
-keep up; when it is full, the kernel drops new connections.
+listener's accept queue until a worker accepts it. A growing queue means that the workers can't keep
+up. When it is full, the kernel drops new connections.
 
 The kernel reports the queues of all sockets over a netlink socket: one dump request for each family
 of addresses, and one binary answer for each listening socket (sock_diag(7)). `getsockopt(TCP_INFO)`
-on a copy of the listener would be simpler, but the process that holds the copy keeps the port open:
-during a stop, clients would queue there, and nobody would accept them.
+on a copy of the listener would be simpler, but a process with such a copy keeps the port open:
+during a stop, clients would still get into the queue, and no worker would accept them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _UNIX_ANSWER = struct.Struct("=BBBxI8s")  # unix_diag_msg
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr
 _DROPS = 8  # SK_MEMINFO_DROPS, an index into 32-bit words
 
-# An answer ends with NLMSG_DONE. This bound ends the loop if that never came.
+# How many times to read for one answer, in case the final NLMSG_DONE never comes.
 _MAX_READS = 1000
 
 
@@ -47,7 +47,7 @@ class Queue(NamedTuple):
     """The accept queue of one listener.
 
     waiting  connections that wait to be accepted
-    limit    how many may wait
+    limit    the most connections that may wait
     drops    connections dropped since the socket was made; None for Unix sockets, which don't
              count them
     """
@@ -83,9 +83,10 @@ def queues(addresses: Sequence[tuple[str, int] | str | bytes]) -> list[Queue | N
 
 
 def overflows() -> int | None:
-    """How often a TCP accept queue of this network namespace was full (ListenOverflows).
+    """The number of times that a TCP accept queue of this network namespace was full.
 
-    Counts from the creation of the namespace. None if the kernel doesn't report it.
+    The kernel counts from the creation of the namespace (ListenOverflows). None if it doesn't
+    report it.
     """
     try:
         lines = Path("/proc/net/netstat").read_text().splitlines()

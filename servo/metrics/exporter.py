@@ -1,11 +1,11 @@
 """The metrics process: serves metrics and health probes, and sends statsd's datagrams.
 
-It reads everything from shared memory and /proc. It is a process of its own, so that no scraper or
-probe can slow down the arbiter or a worker. It ends when the arbiter says so, or dies.
+It reads its numbers from shared memory and /proc. It is a separate process so that scrapers and
+probes don't slow down the arbiter or a worker. It ends when the arbiter asks it to, or dies.
 
 /metrics      Prometheus' text format or OpenMetrics, by the client's Accept field
 /-/live       200 while the arbiter's loop turns
-/-/ready      200 while the server wants requests; 503 from the moment that it is told to stop
+/-/ready      200 while the server wants requests; 503 as soon as it begins to stop
 /status.json  the same numbers as JSON
 """
 
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("servo.error")
 
 EXPORT_INTERVAL_S = 1.0
-# Scrapes within this time get the same text, so that frequent scrapes cost little.
+# When the process is told to end, accepted clients have this many seconds for their requests. The
+# arbiter waits 1 s for the process.
+FINISH_S = 0.5
+# A rendered page is reused for this many seconds, so that frequent scrapes cost little.
 CACHE_S = 0.25
 
 _TEXT = "text/plain; charset=utf-8"
@@ -48,7 +51,7 @@ class ExporterSetup:
     listeners    the sockets to serve on; empty if only statsd is used
     reader       collects the numbers
     end_fd       a pipe; the process ends when it becomes readable or its other end is closed
-    arbiter_pid  the process also ends when this one does
+    arbiter_pid  the arbiter's process id; the metrics process also ends when the arbiter does
     directory    PROMETHEUS_MULTIPROC_DIR, or None
     statsd       the statsd client, or None
     """
@@ -62,7 +65,7 @@ class ExporterSetup:
 
 
 def export(setup: ExporterSetup) -> int:
-    """Serve until the arbiter says to end, or dies. Returns the exit code."""
+    """Serve until the arbiter asks the process to end, or dies. Returns the exit code."""
     pages = Pages(setup.reader, setup.directory) if setup.listeners else None
     server = MetricsHTTPServer(setup.listeners, pages.answer if pages is not None else _not_found)
     ended: list[bool] = []
@@ -84,9 +87,10 @@ def export(setup: ExporterSetup) -> int:
             if setup.statsd is not None:
                 setup.statsd.send_changes(setup.reader)
     if setup.statsd is not None:
-        # Send what was counted since the last tick.
+        # Send the counts since the last tick.
         setup.statsd.send_changes(setup.reader)
         setup.statsd.close()
+    server.finish(FINISH_S)
     server.close()
     return 0
 
@@ -96,9 +100,9 @@ class Pages:
 
     reader     collects the numbers
     directory  PROMETHEUS_MULTIPROC_DIR, or None
-    clock      monotonic, in seconds
+    clock      returns monotonic seconds
 
-    Only a `Pages` imports prometheus-client, so the arbiter and the workers don't pay for that.
+    Only this class imports prometheus-client, which saves memory in the arbiter and the workers.
     """
 
     def __init__(
@@ -138,14 +142,14 @@ class Pages:
             return Answer(500, _TEXT, b"Internal error. See the server's log\n")
 
     def tick(self) -> None:
-        """Once a second: remove metrics that hold only for live processes, if theirs has ended.
+        """Remove the live-process metrics of processes that have ended. Called once a second.
 
-        This goes through the files and not through the rows of the scoreboard, because a worker
-        may come and go between two ticks.
+        This looks at the files, not at the rows of the scoreboard, because a worker may start and
+        end between two ticks.
         """
         left = _pids_of_files(self._directory)
         for pid in left.difference(row.pid for row in self._reader.scoreboard.snapshot()):
-            # A live process without a row may be a child of a worker.
+            # Look at /proc, because a process without a row may be a live child of a worker.
             if not os.path.exists(f"/proc/{pid}"):
                 self._exposition.forget(pid)
 
@@ -178,7 +182,7 @@ class Pages:
         return Answer(503 if why else 200, _TEXT, f"{why or 'ready'}\n".encode())
 
     def _fresh(self, key: str, render: Callable[[], Answer]) -> Answer:
-        """The answer under this key: from the cache, or rendered now."""
+        """The answer with this key, from the cache or rendered now."""
         now = self._clock()
         self._cached = {k: v for k, v in self._cached.items() if now - v[0] < CACHE_S}
         if key not in self._cached:
@@ -187,7 +191,7 @@ class Pages:
 
 
 def _pids_of_files(directory: str | None) -> set[int]:
-    """The processes that have left `gauge_live` files there: metrics of live processes."""
+    """The processes with `gauge_live` files in the directory: metrics of live processes."""
     if directory is None or not os.path.isdir(directory):
         return set()
     return {

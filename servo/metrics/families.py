@@ -1,12 +1,13 @@
-"""Defines all metrics: where their values come from, and under which names they are exported.
+"""Defines all metrics: the sources of their values, and their exported names.
 
 `Reader.read` takes a snapshot of the whole server. `families` turns the snapshot into metrics with
 Prometheus' names, and `status` turns it into one JSON object. "Family" is Prometheus' word for all
 series of one name. Nothing here needs prometheus-client.
 
-A counter must never go back, or Prometheus takes it for a restart and adds the whole value again.
-But a faulty worker may overwrite shared memory, and the kernel's counts of a socket or process end
-with it. So the Reader remembers the last values, and ignores a change that can't be true.
+A counter must never decrease: Prometheus would assume a restart, and add the whole value again. But
+a faulty worker may overwrite shared memory, and the kernel's counts for a socket or process
+disappear when it is closed or ends. So the Reader keeps the last values, and ignores impossible
+changes.
 """
 
 from __future__ import annotations
@@ -36,17 +37,22 @@ if TYPE_CHECKING:
     from servo.shared_memory.scoreboard import RowSnapshot, Scoreboard, Totals
 
 # To report the memory of a process, the kernel walks its page tables, which takes milliseconds for
-# each gigabyte. So memory is read at most this often, and takes at most a tenth of the time.
+# each gigabyte. So values are read again only after this many seconds, or later: reading may take
+# at most a tenth of the time.
 PROCESS_AGE_S = 1.0
 _PROCESS_SHARE = 10
-# The arbiter's loop turns at least once a second. After this silence it counts as dead.
+# The arbiter's loop turns at least once a second. After this many seconds without a turn, the
+# arbiter counts as dead.
 ARBITER_SILENT_S = 10.0
 
-# The fields of `Totals` that are counters: they only grow.
-_COUNTED = (
-    *("requests", "statuses", "bytes_in", "bytes_out", "accepted", "shed", "latency_sum_us"),
-    *("latency", "methods", "codes", "log"),
-)
+# The fields of `Totals` that only grow, with the limit of their growth between two reads. A count
+# that grows by more was overwritten: 1 << 40 requests take 127 days at 100,000 a second.
+_MAX_COUNT_GROWTH = 1 << 40
+_COUNTED = {
+    **dict.fromkeys(("bytes_in", "bytes_out", "latency_sum_us"), MAX_GROWTH),
+    **dict.fromkeys(("requests", "statuses", "accepted", "shed", "log"), _MAX_COUNT_GROWTH),
+    **dict.fromkeys(("latency", "methods", "codes"), _MAX_COUNT_GROWTH),
+}
 _CLASS_NAMES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 _CODE_NAMES = (*map(str, STATUS_CODES), *(f"other {name}" for name in _CLASS_NAMES))
 
@@ -54,8 +60,8 @@ _CODE_NAMES = (*map(str, STATUS_CODES), *(f"other {name}" for name in _CLASS_NAM
 class ListenerInfo(NamedTuple):
     """A listener of the server.
 
-    name     for people
-    address  as `getsockname` returns it
+    name     its name for people
+    address  its address, as `getsockname` returns it
     """
 
     name: str
@@ -66,13 +72,13 @@ class ListenerInfo(NamedTuple):
 class Family:
     """One metric: all series of one name.
 
-    name     without the `_total` of a counter
+    name     the name, without the `_total` of a counter
     kind     "counter", "gauge", "info" or "histogram"
     help     the text that Prometheus shows
-    labels   names of the labels
+    labels   the names of the labels
     samples  pairs of (the labels' values, the value)
-    buckets  of a histogram: pairs of (upper bound, number of values up to it)
-    sum      of a histogram: the sum of all values
+    buckets  for a histogram: pairs of (upper bound, number of values up to it)
+    sum      for a histogram: the sum of all values
     """
 
     name: str
@@ -88,8 +94,8 @@ class Family:
 class Processes:
     """CPU time and memory of the arbiter and all its children.
 
-    cpu     of all of them together; None if unknown
-    memory  of each one, by its pid
+    cpu     the CPU time of all together; None if unknown
+    memory  the memory of each, by pid
     """
 
     cpu: CPU | None
@@ -101,11 +107,11 @@ class Snapshot:
     """The server at one moment.
 
     facts      the arbiter's own state and counters
-    totals     sums over all workers, ended ones included
+    totals     sums over all workers, including ended ones
     rows       the live workers
-    processes  CPU time and memory, at most a little old
-    listeners  of the application
-    queues     their accept queues, in the same order; None where unknown
+    processes  CPU time and memory, which may be a few seconds old
+    listeners  the application's listeners
+    queues     their accept queues, in the same order; None if unknown
     drops      connections that the kernel has dropped at these listeners
     overflows  full TCP accept queues in the network namespace; None if unknown
     now_ns     the time of the snapshot, on the monotonic clock
@@ -128,12 +134,12 @@ class Snapshot:
 
     @property
     def not_ready(self) -> str:
-        """Why a balancer should send no requests; "" if it should."""
+        """Why a balancer should send no requests; "" if the server is ready for them."""
         return why_not_ready(self.facts, self.rows)
 
 
 def why_not_ready(facts: ServerFacts, rows: Iterable[RowSnapshot]) -> str:
-    """Why a balancer should send no requests; "" if it should."""
+    """Why a balancer should send no requests; "" if the server is ready for them."""
     if facts.state != "serving":
         return f"the server is {facts.state}"
     if facts.heartbeat_age_s >= ARBITER_SILENT_S:
@@ -147,9 +153,9 @@ class Reader:
     """Takes snapshots of the server.
 
     scoreboard  the workers' rows
-    facts       the arbiter's words
-    listeners   of the application
-    clock       monotonic, in seconds
+    facts       the arbiter's state and counters
+    listeners   the application's listeners
+    clock       returns monotonic seconds
     """
 
     def __init__(
@@ -194,14 +200,17 @@ class Reader:
         )
 
     def _plausible_totals(self, totals: Totals) -> Totals:
-        """The totals without counters that go back or jump.
+        """The totals, without counters that decrease or jump.
 
-        That happens when a worker is just writing two words that belong together, and when
-        something has overwritten a row and the arbiter has not repaired it yet.
+        Counters decrease or jump while a worker writes two words that belong together, and after a
+        row was overwritten, until the arbiter has repaired it.
         """
         if self._totals is not None:
             now, before = totals._asdict(), self._totals._asdict()
-            grown = {name: _plausible_growth(now[name], before[name]) for name in _COUNTED}
+            grown = {
+                name: _plausible_growth(now[name], before[name], most)
+                for name, most in _COUNTED.items()
+            }
             totals = totals._replace(**grown)
         self._totals = totals
         return totals
@@ -212,7 +221,7 @@ class Reader:
             before = self._processes.cpu
             cpu = procfs.cpu_with_children(arbiter)
             if cpu is not None and before is not None:
-                # Children come and go while they are counted, so the sum may be too small.
+                # Children may start and end during the count, so the sum may be too small.
                 cpu = procfs.CPU(max(cpu.user, before.user), max(cpu.system, before.system))
             found = ((pid, procfs.memory_of(pid)) for pid in _arbiter_and_children(arbiter))
             memory = {pid: size for pid, size in found if size is not None}
@@ -222,11 +231,11 @@ class Reader:
         return self._processes
 
 
-def _plausible_growth(now: Any, before: Any) -> Any:
-    """The new value of a counter (or a tuple of them), or the old one if the new can't be true."""
+def _plausible_growth(now: Any, before: Any, most: int) -> Any:
+    """The new value of a counter (or a tuple of them), or the old one if it grew by `most`."""
     if isinstance(now, tuple):
-        return tuple(map(_plausible_growth, now, before))
-    return now if 0 <= now - before < MAX_GROWTH else before
+        return tuple(_plausible_growth(n, b, most) for n, b in zip(now, before, strict=True))
+    return now if 0 <= now - before < most else before
 
 
 def families(seen: Snapshot) -> Iterator[Family]:
@@ -251,6 +260,8 @@ def status(seen: Snapshot) -> dict[str, Any]:
         "started_at": round(facts.started_at, 3),
         "generation": facts.generation,
         "workers_target": facts.target,
+        "workers_min": facts.least,
+        "workers_max": facts.most,
         "reloads": {
             "under_way": facts.reloading,
             "started": facts.reloads_started,
@@ -258,6 +269,10 @@ def status(seen: Snapshot) -> dict[str, Any]:
             "rolled_back": facts.reloads_rolled_back,
             "last_ended_at": round(facts.last_reload_at, 3) or None,
             "last_finished": facts.last_reload_succeeded if facts.last_reload_at else None,
+        },
+        "reforks": {
+            "finished": facts.reforks_finished,
+            "rolled_back": facts.reforks_rolled_back,
         },
         "exits": {reason: count for reason, count in facts.exits.items() if count},
         "requests": {
@@ -303,7 +318,7 @@ def _worker_status(row: RowSnapshot, seen: Snapshot) -> dict[str, Any]:
 
 
 def _server(seen: Snapshot) -> Iterator[Family]:
-    import platform  # imported here because few processes need it
+    import platform  # imported here, because few processes need it
 
     facts = seen.facts
     yield Family(
@@ -328,6 +343,13 @@ def _server(seen: Snapshot) -> Iterator[Family]:
         "Reloads by their outcome.",
         ("outcome",),
         [(("finished",), facts.reloads_finished), (("rolled_back",), facts.reloads_rolled_back)],
+    )
+    yield Family(
+        "servo_reforks",
+        "counter",
+        "Reforks (refork_after) by their outcome.",
+        ("outcome",),
+        [(("finished",), facts.reforks_finished), (("rolled_back",), facts.reforks_rolled_back)],
     )
     if facts.last_reload_at:
         yield _gauge(
@@ -358,7 +380,7 @@ def _requests(totals: Totals) -> Iterator[Family]:
             ((method, name), count)
             for method, counts in zip(METHODS, totals.methods, strict=True)
             for name, count in zip(_CLASS_NAMES, counts, strict=True)
-            # Leave out series that are still zero, except the usual ones.
+            # Leave out series with the value zero, except the usual ones.
             if count or (method == "GET" and name != "1xx")
         ],
     )
@@ -406,6 +428,8 @@ def _workers(seen: Snapshot) -> Iterator[Family]:
         [((state,), states.count(state)) for state in STATE_NAMES[1:-1]],
     )
     yield _gauge("servo_workers_target", "How many workers there should be.", facts.target)
+    yield _gauge("servo_workers_min", "The least workers that the load may ask for.", facts.least)
+    yield _gauge("servo_workers_max", "The most workers that the load may ask for.", facts.most)
     yield _counter("servo_worker_spawns", "Forked workers.", facts.spawned)
     yield Family(
         "servo_worker_exits",
@@ -511,14 +535,14 @@ def _queues(seen: Snapshot) -> Iterator[Family]:
 
 
 class _IncreaseSum:
-    """Makes a counter of a count that falls when a socket is closed: adds up its increases."""
+    """Turns a count that drops when a socket is closed into a counter: the sum of its increases."""
 
     def __init__(self) -> None:
         self.total = 0
         self._last = 0
 
     def update(self, value: int) -> None:
-        """Note that the count is `value` now."""
+        """Note the current count."""
         self.total += max(value - self._last, 0)
         self._last = value
 
@@ -544,7 +568,7 @@ def _by_slot(
 ) -> Family:
     """A gauge with one series for each slot.
 
-    While a worker is being replaced, two workers have the same slot; `join` combines their values.
+    During a replacement two workers have the same slot. `join` combines their values.
     """
     by_slot: dict[int, list[float]] = {}
     for row in rows:

@@ -1,8 +1,8 @@
 """A small HTTP/1.1 server for health probes and scrapers.
 
-It has one thread, and limits the size, time and number of everything. It answers requests without
-a body by calling one function. When MAX_CLIENTS are connected, a new one replaces the client that
-has been silent for longest, so that idle connections can't keep a probe out.
+It has one thread, and limits on sizes, times and numbers. It serves only requests without a body,
+and gets each answer from one function. When MAX_CLIENTS are connected, a new client replaces the
+one that has been silent for longest. So idle connections can't block a probe.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ log = logging.getLogger("servo.error")
 
 LIMITS = Limits(request_line=2048, header_count=64, header_field=4096, header_total=8192, body=1024)
 MAX_CLIENTS = 32
-HEAD_S = 10.0  # for a client to send a whole request head
-SEND_S = 20.0  # for a client to read a whole answer
-IDLE_S = 75.0  # between two requests: Prometheus usually scrapes at least once a minute
-# A client that pipelines more requests than this is not a scraper, and is dropped.
+HEAD_S = 10.0  # seconds for a client to send a whole request head
+SEND_S = 20.0  # seconds for a client to read a whole answer
+IDLE_S = 75.0  # seconds between two requests: Prometheus usually scrapes at least once a minute
+# How many requests a client may pipeline. A client that sends more is no scraper, and is dropped.
 _MAX_PIPELINED = 16
 _READ_SIZE = 16384
 _ACCEPT_AT_ONCE = 16
@@ -54,7 +54,7 @@ class MetricsHTTPServer:
 
     listeners  the sockets, non-blocking
     answer     called with each request; must not raise
-    clock      monotonic, in seconds
+    clock      returns monotonic seconds
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class MetricsHTTPServer:
     ) -> None:
         self._answer = answer
         self._clock = clock
-        # A dict keeps its order: the client that has been silent for longest comes first.
+        # A dict serves as an ordered set: the client that has been silent for longest comes first.
         self._clients: dict[_Client, None] = {}
         self.selector = selectors.DefaultSelector()
         self._listeners = listeners
@@ -101,6 +101,21 @@ class MetricsHTTPServer:
         for client in [each for each in self._clients if now >= each.deadline]:
             self._drop(client)
 
+    def finish(self, limit_s: float) -> None:
+        """Accept no more clients, and answer the accepted ones. Only `close` may follow.
+
+        limit_s  for how many seconds at most
+
+        Connections that wait in the listeners' queues stay there. At an upgrade another process
+        serves the same listeners.
+        """
+        if not self._is_pausing:
+            for listener in self._listeners:
+                self.selector.unregister(listener)
+        end = self._clock() + limit_s
+        while any(client.is_waiting for client in self._clients) and self._clock() < end:
+            self.turn(end - self._clock())
+
     def close(self) -> None:
         """Close the clients' connections and the selector. The listeners stay open."""
         for client in list(self._clients):
@@ -121,7 +136,7 @@ class MetricsHTTPServer:
                 if not self._errors.must_pause(error):
                     continue
                 if not self._is_pausing:
-                    # The next sweep watches the listeners again.
+                    # Stop watching the listeners until the next sweep.
                     self._is_pausing = True
                     for each in self._listeners:
                         self.selector.unregister(each)
@@ -135,7 +150,7 @@ class MetricsHTTPServer:
             self.selector.register(sock, selectors.EVENT_READ, client)
 
     def _on_client(self, client: _Client, mask: int) -> None:
-        # Move the client to the end: it is the last to be replaced now.
+        # Move the client to the end: it is now the last one to be replaced.
         del self._clients[client]
         self._clients[client] = None
         try:
@@ -209,8 +224,8 @@ class MetricsHTTPServer:
             return False
         self.selector.modify(client.sock, selectors.EVENT_READ, client)
         if client.http.close_after:
-            # Closing while input is unread makes the kernel send a reset, and a reset can destroy
-            # the answer before the client reads it. So shut down only our side, and read on.
+            # If a socket is closed with unread input, the kernel resets the connection, and the
+            # client may lose the answer. So shut down only our side, and continue to read.
             client.sock.shutdown(socket.SHUT_WR)
             client.lingers = True
             client.deadline = self._clock() + LINGER_S
@@ -237,3 +252,8 @@ class _Client:
         self.in_head = True
         self.lingers = False
         self.eof = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the client waits for an answer, or for the rest of one."""
+        return self.in_head or bool(self.out)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PSS = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
-# Children come and go while they are counted. After this many attempts, the last count is used.
+# Children may start and end during a count. After this many attempts, the last count is used.
 _ATTEMPTS = 5
 
 
@@ -27,14 +27,14 @@ class Memory(NamedTuple):
 
 
 class CPU(NamedTuple):
-    """CPU time of a process and of its ended children, in seconds."""
+    """The CPU time of a process and its ended children, in seconds."""
 
     user: float
     system: float
 
 
 def children_of(pid: int) -> list[int]:
-    """The children that a process's main thread has forked and not yet reaped, zombies included."""
+    """The unreaped children of a process's main thread, including zombies."""
     try:
         return [
             int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -45,15 +45,25 @@ def children_of(pid: int) -> list[int]:
 
 def memory_of(pid: int) -> Memory | None:
     """The memory of a process; None if it has ended."""
+    resident = resident_of(pid)
+    return None if resident is None else Memory(resident, proportional_of(pid))
+
+
+def resident_of(pid: int) -> int | None:
+    """The RSS of a process in bytes; None if it has ended."""
     try:
-        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
     except (OSError, IndexError):
         return None
+
+
+def proportional_of(pid: int) -> int | None:
+    """The PSS of a process in bytes; None if it has ended, or if the kernel doesn't say."""
     try:
         match = _PSS.search(Path(f"/proc/{pid}/smaps_rollup").read_bytes())
     except OSError:
-        match = None
-    return Memory(resident, int(match[1]) * 1024 if match else None)
+        return None
+    return int(match[1]) * 1024 if match else None
 
 
 def cpu_of(pid: int) -> CPU | None:
@@ -62,18 +72,18 @@ def cpu_of(pid: int) -> CPU | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    # The fields are utime, stime, cutime and cstime (proc_pid_stat(5)). The command's name, which
-    # may contain spaces, was cut off, so the first field here is the state.
+    # The fields are utime, stime, cutime and cstime (proc_pid_stat(5)). The fields up to the
+    # command's name, which may contain spaces, were cut off, so the first one here is the state.
     user, system, user_below, system_below = map(int, fields[11:15])
     return CPU((user + user_below) / _TICKS_S, (system + system_below) / _TICKS_S)
 
 
 def cpu_with_children(pid: int) -> CPU | None:
-    """The CPU time of a process and all its children, ended ones included.
+    """The CPU time of a process and all its children, including ended ones.
 
-    When a child is reaped, the kernel adds its time to the parent's. A child that is reaped while
-    we count would be missed or counted twice. The parent's count of its children's time shows that,
-    and we count again.
+    When a child is reaped, the kernel adds its time to the parent's count of its children's time.
+    If this happens while we add up the times, the child is missed or counted twice. The parent's
+    count has then changed, so we start again.
     """
     total = None
     for _ in range(_ATTEMPTS):
@@ -101,9 +111,9 @@ def _children_cpu(pid: int) -> list[str]:
 
 
 def waited_ns() -> int:
-    """How long this process's main thread was ready to run but waited for a CPU, in nanoseconds.
+    """Nanoseconds for which this process's main thread was ready to run but waited for a CPU.
 
-    0 if the kernel doesn't say.
+    0 if the kernel doesn't report it.
     """
     try:
         return int(Path("/proc/self/schedstat").read_bytes().split()[1])

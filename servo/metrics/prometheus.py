@@ -1,9 +1,9 @@
 """Renders the metrics of Servo and of the application in Prometheus' formats, by prometheus-client.
 
-An application that uses prometheus-client in several processes (PROMETHEUS_MULTIPROC_DIR) writes
-its values to files, one set for each process. prometheus-client merges them here. Some of its
-gauges count only live processes (`livesum`, for instance): `Exposition.forget` removes the files of
-these when a worker is gone.
+If an application uses prometheus-client in several processes (PROMETHEUS_MULTIPROC_DIR), each
+process writes its values to files. Here prometheus-client merges the files. Some of its gauges
+count only live processes, such as `livesum`: `Exposition.forget` removes the files of these after a
+worker has ended.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def negotiate(accept: str) -> str:
 
     accept  the value of its Accept field
 
-    prometheus-client could choose, too, but it repeats parameters that the client has written, and
-    offers versions of the formats that our metrics don't need.
+    prometheus-client has such a function, too. But that copies parameters from the Accept field,
+    and offers versions of the formats that our metrics don't need.
     """
     kinds = [item.partition(";")[0].strip().lower() for item in accept.split(",")]
     return OPENMETRICS if "application/openmetrics-text" in kinds else TEXT
@@ -81,7 +81,7 @@ class AppCollector(Collector):
         try:
             found = _merge(None, self._directory).collect()
         except Exception:
-            # A file may be half written, or by another version, so any exception is possible.
+            # Any exception is possible: a file may be incomplete, or from another version.
             if not self._failed:
                 log.exception("Can't read the application's metrics in %s", self._directory)
             self._failed = True
@@ -116,7 +116,10 @@ class Exposition:
         return generate(self._registry)
 
     def forget(self, pid: int) -> None:
-        """After a worker has ended, remove its files of metrics that count only live processes."""
+        """Remove a worker's files for metrics of live processes. Called after its end.
+
+        pid  the worker's process id
+        """
         if self._directory is not None and os.path.isdir(self._directory):
             try:
                 _mark_dead(pid, self._directory)

@@ -1,8 +1,8 @@
 """Sends gunicorn's statsd metrics, under gunicorn's names, once a second.
 
-gunicorn's workers send three datagrams for each request. Here workers send nothing: the metrics
-process compares the scoreboard with the second before, and sends the differences in a few datagrams
-with several lines each.
+gunicorn's workers send three datagrams for each request. In Servo only the metrics process sends
+datagrams. It compares the scoreboard with its state one second ago, and sends the differences in a
+few datagrams with several lines each.
 
 gunicorn.requests                a counter
 gunicorn.request.status.200      a counter for each status that occurred
@@ -33,7 +33,7 @@ log = logging.getLogger("servo.error")
 
 # Ordinary Ethernet carries a datagram of this size in one piece; statsd's documentation advises it.
 DATAGRAM_BYTES = 1432
-# After this time, a host name that could not be looked up is tried again. The look-up may block.
+# Seconds until a failed look-up of a host name is tried again. The look-up may block.
 RETRY_S = 60.0
 
 # The scoreboard counts common statuses one by one, and the others by their class.
@@ -41,7 +41,7 @@ _CODE_NAMES = (*map(str, STATUS_CODES), *(f"{digit}xx" for digit in range(1, 6))
 
 
 class Counts(NamedTuple):
-    """The counters that are compared with those of a second before."""
+    """The counters to compare with those of one second ago."""
 
     requests: int
     codes: tuple[int, ...]
@@ -51,7 +51,7 @@ class Counts(NamedTuple):
 
 
 def counts_of(seen: Snapshot) -> Counts:
-    """The counters of a snapshot that statsd gets."""
+    """The counters for statsd from a snapshot."""
     totals = seen.totals
     entries = tuple(map(sum, zip(seen.facts.log, totals.log, strict=True)))
     return Counts(totals.requests, totals.codes, totals.latency, totals.latency_sum_us, entries)
@@ -74,12 +74,12 @@ def changes(before: Counts, after: Counts) -> Iterator[str]:
 def durations(grown: list[int], sum_us: int) -> Iterator[str]:
     """The timer's lines.
 
-    grown   new requests in each bucket of the scoreboard's histogram
-    sum_us  how long all of them took together, in microseconds
+    grown   the number of new requests in each bucket of the scoreboard's histogram
+    sum_us  the sum of their durations, in microseconds
 
-    The scoreboard doesn't keep single durations. So one value is sent for each bucket that has
-    grown, with the sample rate 1/n that makes the server count it n times. The value lies within
-    the bucket's bounds, and all values are scaled so that their sum is the true one, or nearly.
+    The scoreboard doesn't keep single durations. So for each bucket with n new requests, one value
+    is sent with the sample rate 1/n: the statsd server counts it n times. The value is within the
+    bucket's bounds, and all values are scaled so that their sum is nearly correct.
     """
     lows = (0.0, *LATENCY_BOUNDS_S)
     values = [
@@ -95,9 +95,9 @@ def durations(grown: list[int], sum_us: int) -> Iterator[str]:
 
 
 def datagrams(lines: Iterable[str], prefix: str, tags: str) -> Iterator[bytes]:
-    """Join the lines to datagrams of up to DATAGRAM_BYTES.
+    """Join the lines into datagrams of up to DATAGRAM_BYTES.
 
-    lines   without prefix and tags
+    lines   the lines, without prefix and tags
     prefix  put before each line, with a dot between
     tags    put after each line; "" for none
     """
@@ -119,9 +119,9 @@ class StatsdClient:
 
     address  the value of the setting `statsd_host`
     prefix   put before each name, with a dot between
-    tags     of dogstatsd, in its format: "name:value,name:value"
+    tags     dogstatsd's tags, in its format: "name:value,name:value"
     backlog  whether to send gunicorn.backlog
-    clock    monotonic, in seconds
+    clock    returns monotonic seconds
     """
 
     def __init__(
@@ -164,8 +164,8 @@ class StatsdClient:
             for packet in datagrams(lines, self._prefix, self._tags):
                 sock.send(packet)
         except OSError as error:
-            # Nothing listens there now (UDP reports that for the datagram before), or the receive
-            # queue is full. Neither needs a new socket.
+            # No process listens at the address (UDP reports this for the previous datagram), or the
+            # receive queue is full. In both cases, keep the socket.
             self._report_failure(error)
             if not isinstance(error, (BlockingIOError, ConnectionRefusedError)):
                 self.close()

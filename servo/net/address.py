@@ -18,8 +18,8 @@ from servo.errors import ConfigError
 
 DEFAULT_PORT = 8000
 
-# `sun_path` has 108 bytes on Linux (unix(7)). A path ends with a NUL, an abstract name begins with
-# one.
+# `sun_path` has 108 bytes on Linux (unix(7)). One of them is a NUL: at the end of a path, or at the
+# beginning of an abstract name.
 _MAX_UNIX_BYTES = 107
 
 

@@ -1,4 +1,4 @@
-"""Loads certificates and keys, with error messages that an operator can act on.
+"""Loads certificates and keys. Its error messages tell operators what to do.
 
 OpenSSL's own messages ("key values mismatch") name neither the file nor the setting.
 """
@@ -18,6 +18,8 @@ from servo.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from servo.net.certificate_files import CertificateFiles
+
 _CERTIFICATE = re.compile(
     r"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----", re.DOTALL | re.ASCII
 )
@@ -27,8 +29,8 @@ _CERTIFICATE = re.compile(
 class KeyPair:
     """A certificate file and the file of its private key.
 
-    certfile  holds the certificate, followed by its issuers (PEM)
-    keyfile   holds the key; None if the certificate file does
+    certfile  the file with the certificate, followed by its issuers (PEM)
+    keyfile   the file with the key; None if the certificate file has it
     password  returns the password of an encrypted key; None if it is not known
     source    the setting that names the files, for messages
     """
@@ -38,15 +40,18 @@ class KeyPair:
     password: Callable[[], bytes | None]
     source: str
 
-    def load(self, context: ssl.SSLContext) -> list[str]:
+    def load(self, context: ssl.SSLContext, files: CertificateFiles) -> list[str]:
         """Load the certificate and key into a TLS context.
+
+        context  the context, which will present the certificate
+        files    reads the files
 
         Returns the certificate and its issuers (PEM). Raises ConfigError, which names the file and
         the problem.
         """
-        chain = read_certificates(self.certfile, self.source)
+        chain = read_certificates(self.certfile, self.source, files)
         keyfile = self.keyfile or self.certfile
-        text = _read(keyfile, f"the key of {self.source}")
+        text = files.read(keyfile, f"the key of {self.source}")
         if b"PRIVATE KEY-----" not in text:
             raise ConfigError(
                 f"{self.source}: {keyfile} contains no private key (PEM)"
@@ -65,7 +70,8 @@ class KeyPair:
             return secret
 
         try:
-            context.load_cert_chain(self.certfile, self.keyfile, password)
+            with files.names_for_openssl(self.certfile, keyfile) as (cert, key):
+                context.load_cert_chain(cert, key, password)
         except ssl.SSLError as error:
             raise ConfigError(self._explain(error, keyfile, bool(asked))) from error
         except (OSError, ValueError) as error:  # ValueError: a password of more than 1,023 bytes
@@ -86,15 +92,16 @@ class KeyPair:
         return f"{self.source}: {self.certfile} or {keyfile} can't be used: {openssl_reason(error)}"
 
 
-def read_certificates(path: str, source: str) -> list[str]:
+def read_certificates(path: str, source: str, files: CertificateFiles) -> list[str]:
     """Read the certificates (PEM) in a file.
 
-    path    of the file
+    path    the file's path
     source  the setting that names it, for messages
+    files   reads the file
 
     Raises ConfigError for a damaged certificate, or if there is none.
     """
-    text = _read(path, source).decode("latin-1")
+    text = files.read(path, source).decode("latin-1")
     found = _CERTIFICATE.findall(text)
     if not found:
         raise ConfigError(f"{source}: {path} contains no certificate (PEM)")
@@ -110,8 +117,8 @@ def date_warning(pem: str, path: str, now: datetime) -> str | None:
     """A warning about a certificate that has expired or is not valid yet; otherwise None.
 
     pem   the certificate
-    path  of its file, for the message
-    now   with a time zone
+    path  its file, for the message
+    now   the current time, with a time zone
     """
     begin, end = validity(ssl.PEM_cert_to_DER_cert(pem))
     if now > end:
@@ -119,6 +126,11 @@ def date_warning(pem: str, path: str, now: datetime) -> str | None:
     if now < begin:
         return f"the certificate in {path} is not valid before {begin:%Y-%m-%d %H:%M} UTC"
     return None
+
+
+def valid_until(pem: str) -> datetime:
+    """The time at which a certificate expires."""
+    return validity(ssl.PEM_cert_to_DER_cert(pem))[1]
 
 
 def validity(der: bytes) -> tuple[datetime, datetime]:
@@ -130,7 +142,7 @@ def validity(der: bytes) -> tuple[datetime, datetime]:
     _, at, _ = _element(der, 0)  # Certificate
     _, at, _ = _element(der, at)  # TBSCertificate
     tag, _, end = _element(der, at)
-    if tag == 0xA0:  # version; serialNumber comes after it
+    if tag == 0xA0:  # skip the version, which is optional
         _, _, end = _element(der, end)
     for _ in ("signature", "issuer"):
         _, _, end = _element(der, end)
@@ -141,7 +153,7 @@ def validity(der: bytes) -> tuple[datetime, datetime]:
 
 
 def _element(der: bytes, at: int) -> tuple[int, int, int]:
-    """The tag of the DER element at an offset, and where its content lies (X.690 section 8.1)."""
+    """The tag, start and end of the DER element at an offset (X.690 section 8.1)."""
     tag, length = der[at], der[at + 1]
     at += 2
     if length & 0x80:
@@ -163,14 +175,6 @@ def _time(der: bytes, element: tuple[int, int, int]) -> datetime:
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
 
 
-def _read(path: str, source: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ConfigError(f"{source}: can't read {path}: {error.strerror}") from error
-
-
 def openssl_reason(error: ssl.SSLError) -> str:
     """OpenSSL's reason in readable form: "no certificate or crl found"."""
     # Some of the ssl module's errors have no reason.
@@ -183,9 +187,9 @@ def openssl_reason(error: ssl.SSLError) -> str:
 
 @functools.cache
 def self_signed(hosts: tuple[str, ...]) -> bytes:
-    """Make a throw-away certificate and its key (PEM).
+    """Make a temporary certificate and its key (PEM).
 
-    hosts  the names and addresses that it is valid for
+    hosts  the names and addresses for which it is valid
 
     The same hosts give the same certificate until the process ends. Raises ConfigError if trustme
     is not installed.
@@ -201,7 +205,7 @@ def self_signed(hosts: tuple[str, ...]) -> bytes:
 
 
 def load_pem(context: ssl.SSLContext, pem: bytes) -> None:
-    """Load a certificate and its key from memory, by way of a file, as OpenSSL reads only files."""
+    """Load a certificate and its key from memory. OpenSSL reads only files, so write one."""
     import tempfile  # imported here because it takes 5 ms and few servers need it
 
     descriptor, path = tempfile.mkstemp(prefix="servo-", suffix=".pem")  # mode 0600

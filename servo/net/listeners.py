@@ -1,8 +1,8 @@
 """Opens the sockets that Servo listens on: binds them, or takes them over from systemd.
 
-`bind_all` opens all of them, or raises a BindError that names the address, the reason and, if there
-is one, the remedy. The arbiter opens the listeners and the workers inherit them, so a restart of a
-worker closes no port. Listeners are non-blocking, and closed on exec.
+`bind_all` opens all of them, or raises a BindError that names the address, the reason and, if
+possible, the remedy. The arbiter opens the listeners and the workers inherit them, so a port stays
+open when a worker is restarted. Listeners are non-blocking, and closed on exec.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 import stat
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from servo.errors import BindError
 from servo.net.address import (
@@ -28,15 +28,17 @@ from servo.net.address import (
     parse_address,
 )
 from servo.net.port_owner import describe_port_owner, describe_unix_owner
+from servo.net.stored_sockets import StoredSockets, is_store_name, store_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 
 log = logging.getLogger("servo.error")
 
 # sd_listen_fds(3): the first descriptor that systemd passes.
 _SYSTEMD_FIRST_FD = 3
-# Binding takes microseconds. If a directory stays locked for longer, another program has locked it.
+# How many seconds to wait for the lock of a directory. Binding takes microseconds, so a server
+# never holds the lock for that long.
 _LOCK_WAIT_S = 2.0
 _LOCK_POLL_S = 0.02
 
@@ -62,11 +64,11 @@ class BindSettings(Protocol):
 class Listener:
     """A listening stream socket.
 
-    socket     non-blocking
-    address    where it listens; for port 0, this has the port that the kernel chose
-    name       for people: "http://127.0.0.1:8000", "unix:/run/app.sock"
+    socket     the socket, in non-blocking mode
+    address    its address; for port 0, with the port that the kernel chose
+    name       its name for people: "http://127.0.0.1:8000", "unix:/run/app.sock"
     requested  the address from the settings
-    label      systemd's name for it (FileDescriptorName=), or ""
+    label      systemd's name for the socket (FileDescriptorName=), or ""
     identity   (device, inode) of the socket file, if this process has created it; else None
     owner_pid  the process that may unlink that file
     """
@@ -91,8 +93,8 @@ class Listener:
 
         unlink  whether to remove the socket file, too (see the method `unlink`)
 
-        The file is removed first, so that a client finds no socket rather than one that refuses
-        connections. If it can't be removed, that is logged; the next start removes it as stale.
+        Removes the file first, so that clients find no socket instead of one that refuses
+        connections. A file that can't be removed is logged; the next start removes it as stale.
         """
         if unlink:
             try:
@@ -101,7 +103,7 @@ class Listener:
                 log.warning("Can't remove the socket file of %s: %s", self.name, error)
         try:
             self.socket.close()
-        except OSError as error:  # the descriptor is closed in spite of the error (close(2))
+        except OSError as error:  # the descriptor is closed despite the error (close(2))
             log.warning("Closing %s failed: %s", self.name, error)
 
     def unlink(self) -> None:
@@ -121,8 +123,15 @@ class Listener:
         self.identity = None
 
     @property
+    def stored_as(self) -> str:
+        """The socket's name in systemd's store; "" if this process did not bind the socket."""
+        if isinstance(self.requested, FdAddress):
+            return ""
+        return store_name(str(self.address), self.identity)
+
+    @property
     def is_lost(self) -> bool:
-        """Whether the socket file that this process has created is gone, or was replaced."""
+        """Whether this process's socket file was removed or replaced."""
         address = self.address
         if self.identity is None or not isinstance(address, UnixAddress):
             return False
@@ -132,10 +141,48 @@ class Listener:
             return True
         return (status.st_dev, status.st_ino) != self.identity
 
-    def sibling(self, backlog: int) -> Listener:
-        """Open another socket on the same port, with an accept queue of its own (reuse_port).
+    def to_state(self, pass_on: Callable[[int], int]) -> dict[str, Any]:
+        """Return the socket as JSON values, for `from_state` after an upgrade.
 
-        backlog  the length of that queue
+        pass_on  keeps a descriptor open for the next program, and returns it
+        """
+        path = os.path.abspath(self.address.path) if isinstance(self.address, UnixAddress) else None
+        return {
+            "fd": pass_on(self.fileno()),
+            "name": self.name,
+            "requested": str(self.requested),
+            "label": self.label,
+            "identity": self.identity if self.owner_pid == os.getpid() else None,
+            "path": path,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], take: Callable[[int], int]) -> Listener:
+        """Take over a listening socket from this process's previous program, after an upgrade.
+
+        state  the result of that program's `to_state`
+        take   claims a descriptor from the previous program, and returns it
+
+        Raises KeyError, TypeError, ValueError, OSError or ConfigError for an invalid state.
+        """
+        sock = socket.socket(fileno=take(int(state["fd"])))
+        path, identity = state["path"], state["identity"]
+        return cls(
+            sock,
+            # The path that the kernel reports is relative to the working directory at the bind, so
+            # use the absolute one if it is known.
+            UnixAddress(str(path)) if path is not None else _address_of(sock),
+            str(state["name"]),
+            parse_address(state["requested"]),
+            str(state["label"]),
+            (int(identity[0]), int(identity[1])) if identity is not None else None,
+            os.getpid() if identity is not None else -1,
+        )
+
+    def sibling(self, backlog: int) -> Listener:
+        """Open another socket on the same port, with its own accept queue (reuse_port).
+
+        backlog  the length of the queue
 
         Raises BindError unless this is a TCP listener that was bound with reuse_port.
         """
@@ -153,18 +200,26 @@ class Listener:
 
 
 def bind_all(
-    settings: BindSettings, environ: MutableMapping[str, str] | None = None
+    settings: BindSettings,
+    environ: MutableMapping[str, str] | None = None,
+    stored: StoredSockets | None = None,
 ) -> list[Listener]:
     """Listen on every address of `settings.bind`, or on systemd's sockets if it has passed any.
 
     settings  the addresses, and how to open them
     environ   the environment variables; by default those of this process
+    stored    is filled with the sockets that systemd kept during a crash; matching ones are used
 
-    LISTEN_FDS and its companions are removed from the environment: they are meant for this process
-    and not for its children. Raises BindError, or ConfigError for a malformed address; then no
-    socket stays open.
+    Removes LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES from the environment: they are meant for this
+    process, not for its children. Raises BindError, or ConfigError for a malformed address; if so,
+    all sockets are closed.
     """
-    inherited = _systemd_fds(os.environ if environ is None else environ)
+    passed = _systemd_fds(os.environ if environ is None else environ)
+    inherited = [(fd, label) for fd, label in passed if not is_store_name(label)]
+    stored = StoredSockets() if stored is None else stored
+    for fd, label in passed:
+        if is_store_name(label):
+            stored.add(fd, label)
     listeners: list[Listener] = []
     try:
         if inherited:
@@ -172,50 +227,60 @@ def bind_all(
                 _adopt(FdAddress(fd), settings.backlog, f"systemd's socket {label or fd}", label)
                 for fd, label in inherited
             ]
+            stored.close_rest()
             return listeners
         addresses = [parse_address(text) for text in settings.bind]
         for position, address in enumerate(addresses):
             if address in addresses[:position] and getattr(address, "port", None) != 0:
                 raise BindError(f"{address} is listed twice in bind")
-            listeners += _bind(address, addresses, settings)
+            listeners += _bind(address, addresses, settings, stored)
     except BaseException:
         for listener in listeners:
             listener.close()
+        stored.leave()
         raise
+    stored.close_rest()
     return listeners
 
 
-def _bind(address: Address, all_of: list[Address], settings: BindSettings) -> list[Listener]:
+def _bind(
+    address: Address, all_of: list[Address], settings: BindSettings, stored: StoredSockets
+) -> list[Listener]:
     if isinstance(address, TCPAddress):
-        return _bind_tcp(address, all_of, settings)
+        return _bind_tcp(address, all_of, settings, stored)
     if isinstance(address, UnixAddress):
-        return [_bind_unix(address, settings)]
+        return [_bind_unix(address, settings, stored)]
     if isinstance(address, AbstractAddress):
-        return [_bind_abstract(address, settings.backlog)]
+        return [_bind_abstract(address, settings.backlog, stored)]
     return [_adopt(address, settings.backlog, str(address))]
 
 
 # --- TCP ----------------------------------------------------------------------------------------
 
 
-def _bind_tcp(address: TCPAddress, all_of: list[Address], settings: BindSettings) -> list[Listener]:
-    """Open a listener for each address that the host name has.
+def _bind_tcp(
+    address: TCPAddress, all_of: list[Address], settings: BindSettings, stored: StoredSockets
+) -> list[Listener]:
+    """Open a listener for each address of the host name.
 
-    Addresses that this machine doesn't have are left out, such as IPv6's ::1 of `localhost`; but
-    one must remain.
+    Leaves out addresses that this machine doesn't have, such as `localhost`'s ::1 without IPv6. At
+    least one must remain.
     """
     listeners: list[Listener] = []
     missing: BindError | None = None
-    # On Linux [::] accepts IPv4 connections, too, and operators expect that. But if they bind
-    # 0.0.0.0 to the same port as well, both sockets would conflict.
+    # On Linux [::] also accepts IPv4 connections, and operators expect this. But if 0.0.0.0 is
+    # bound on the same port, too, [::] must accept only IPv6.
     v6_only = TCPAddress("0.0.0.0", address.port) in all_of  # noqa: S104
     targets = _resolve(address)
     if address.port == 0:
-        # The kernel would choose a different port for each address.
+        # Port 0: bind only one address, because the kernel would choose a different port for each.
         del targets[1:]
     for target in targets:
+        kept = stored.take_tcp(
+            *target, backlog=settings.backlog, reuse_port=settings.reuse_port, v6_only=v6_only
+        )
         try:
-            sock = _listen_tcp(
+            sock = kept or _listen_tcp(
                 target,
                 address,
                 settings.backlog,
@@ -290,7 +355,7 @@ def _listen_tcp(
 
 
 def _tcp_error(error: OSError, address: TCPAddress, sockaddr: tuple[str | int, ...]) -> BindError:
-    # A name may have several addresses, so say which one failed.
+    # A host name may have several addresses, so say which one failed.
     where = str(address)
     if sockaddr[0] != address.host:
         where += f" ({sockaddr[0]})"
@@ -312,26 +377,30 @@ def _tcp_error(error: OSError, address: TCPAddress, sockaddr: tuple[str | int, .
 # --- Unix sockets -------------------------------------------------------------------------------
 
 
-def _bind_unix(address: UnixAddress, settings: BindSettings) -> Listener:
-    """Bind and listen. A stale socket file, which a dead server has left, is replaced.
+def _bind_unix(address: UnixAddress, settings: BindSettings, stored: StoredSockets) -> Listener:
+    """Bind and listen. Replaces the stale socket file of a dead server.
 
-    Suppose two servers start at the same time: both find the stale file, the first one replaces it,
-    and the second one then removes the first one's new file. So the directory is locked until the
-    new socket listens.
+    If two servers start at the same time, both may find the stale file. The first would replace it,
+    and the second would then remove the new file. So the directory is locked until the new socket
+    listens.
     """
     with _locked(os.path.dirname(address.path) or ".", address):
+        kept = stored.take_file(address.path, settings.backlog)
+        if kept is not None:
+            sock, identity = kept
+            return Listener(sock, address, str(address), address, "", identity, os.getpid())
         _remove_stale(address)
         return _bind_file(address, settings)
 
 
 @contextlib.contextmanager
 def _locked(directory: str, address: UnixAddress) -> Iterator[None]:
-    """Lock a directory itself (flock), so that no lock file stays behind."""
+    """Lock a directory itself (flock), which leaves no lock file."""
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        # The directory can't be read, or doesn't exist. Then bind() fails and says why; or it
-        # succeeds, without the lock.
+        # The directory can't be read, or doesn't exist. Continue without the lock: if binding is
+        # not possible, bind() raises the error.
         yield
         return
     try:
@@ -342,10 +411,10 @@ def _locked(directory: str, address: UnixAddress) -> Iterator[None]:
 
 
 def _lock(fd: int, directory: str, address: UnixAddress) -> None:
-    """Wait for the lock, but go on without it after _LOCK_WAIT_S.
+    """Wait for the lock, but continue without it after _LOCK_WAIT_S.
 
-    Any user who can read a directory can lock it for good, and must not keep the server from
-    starting. Without the lock, only two simultaneous starts can go wrong.
+    Any user who can read a directory can hold its lock forever, but this must not keep the server
+    from starting. Without the lock, the only danger is that two servers start at the same time.
     """
     end = time.monotonic() + _LOCK_WAIT_S
     while not _try_lock(fd):
@@ -374,8 +443,8 @@ def _bind_file(address: UnixAddress, settings: BindSettings) -> Listener:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     identity = None
     try:
-        # The umask at bind() decides the file's mode. A chmod after it would come too late: clients
-        # could connect before.
+        # Set the file's mode by the umask at bind(). A later chmod would be too late: clients could
+        # connect before it.
         before = None if settings.umask is None else os.umask(settings.umask)
         try:
             sock.bind(address.path)
@@ -414,7 +483,7 @@ def _remove_stale(address: UnixAddress) -> None:
         except FileNotFoundError:
             return
         except BlockingIOError:
-            # The accept queue is full, so a process listens there.
+            # The accept queue is full, so a process must be listening.
             raise BindError(f"{address} is already in use by a running server") from None
         except OSError as error:
             raise BindError(
@@ -438,11 +507,11 @@ def _in_use(address: Address, probe: socket.socket) -> BindError:
 
 
 def _give_to_workers(path: str, user: int | None, group: int | None) -> None:
-    """Give the socket file to the workers' user, unless this process has that user already.
+    """Make the workers' user the owner of the socket file, unless this process has the same user.
 
-    If other users can write to the directory, one of them may have replaced the file by now, and
-    would be given that one. So the file is opened (with O_PATH, as a socket can't be opened
-    otherwise), checked, and given away through its descriptor.
+    If other users can write to the directory, one of them may have replaced the file, and a chown
+    by path would change the owner of their file. So the file is opened (with O_PATH, because a
+    socket can't be opened otherwise), checked, and its owner is changed through the descriptor.
     """
     uid = -1 if user is None or user == os.geteuid() else user
     gid = -1 if group is None or group == os.getegid() else group
@@ -466,7 +535,10 @@ def _unix_error(error: OSError, address: UnixAddress) -> BindError:
     return BindError(f"can't bind {address}: {error.strerror or error}")
 
 
-def _bind_abstract(address: AbstractAddress, backlog: int) -> Listener:
+def _bind_abstract(address: AbstractAddress, backlog: int, stored: StoredSockets) -> Listener:
+    kept = stored.take_abstract(address.name, backlog)
+    if kept is not None:
+        return Listener(kept, address, str(address), address)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(b"\0" + os.fsencode(address.name))
@@ -500,7 +572,13 @@ def _systemd_fds(environ: MutableMapping[str, str]) -> list[tuple[int, str]]:
 
 
 def _adopt(requested: FdAddress, backlog: int, what: str, label: str = "") -> Listener:
-    """Make an open descriptor a listener. Raises BindError unless it is a bound stream socket."""
+    """Make a listener from an open descriptor. Raises BindError unless it is a bound stream socket.
+
+    requested  the descriptor
+    backlog    the length of the accept queue
+    what       the source of the descriptor, for messages
+    label      systemd's name for the socket, or ""
+    """
     fd = requested.fd
     try:
         is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
@@ -518,7 +596,7 @@ def _adopt(requested: FdAddress, backlog: int, what: str, label: str = "") -> Li
         sock.setblocking(False)
         sock.set_inheritable(False)
     except BaseException as error:
-        # Leave the descriptor open: this process has inherited it, not opened it.
+        # Leave the descriptor open, because this process has not opened it.
         sock.detach()
         if isinstance(error, OSError):
             raise BindError(f"{what}: can't listen: {error.strerror or error}") from error

@@ -1,7 +1,7 @@
-"""Finds the process that listens on a port already, to name it when a bind fails.
+"""Finds the process that listens on a port, to name it when a bind fails.
 
 /proc/net/tcp lists the listening sockets with their inodes, and /proc/PID/fd shows which process
-has a descriptor with that inode. Linux only. Nothing is found if that process is another user's.
+has a descriptor of that inode. Works on Linux only, and does not find processes of other users.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def describe_port_owner(port: int) -> str:
 def describe_unix_owner(client: socket.socket) -> str:
     """Describe the process that listens on the Unix socket that `client` is connected to.
 
-    Returns "" for a process in another PID namespace. The kernel knows the others (SO_PEERCRED,
-    unix(7)).
+    The kernel reports the process (SO_PEERCRED, unix(7)). Returns "" for a process in another PID
+    namespace.
     """
     size = struct.calcsize("3i")
     pid, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
@@ -63,7 +63,7 @@ def _holds(pid: str, inodes: set[str]) -> bool:
         directory = f"/proc/{pid}/fd"
         return any(os.readlink(f"{directory}/{fd}") in inodes for fd in os.listdir(directory))
     except OSError:
-        # The process is another user's, or has ended.
+        # The process belongs to another user, or has ended.
         return False
 
 

@@ -12,14 +12,14 @@ def become(user: int | None, group: int | None, initgroups: bool) -> None:
     """Change the user and groups of this process.
 
     user        a user id; None to keep the user. If `group` is None, the process gets the groups of
-                this user, as with systemd's User=. With root's groups it could still read and
-                write files that belong to these groups
-    group       a group id; None to keep the group, or to take the user's. The process has no other
-                group, unless `initgroups` is set
-    initgroups  with a group: add the user's supplementary groups
+                this user, as with systemd's User=. If it kept root's groups, it could still use
+                these groups' files
+    group       a group id, which becomes the only group of the process unless `initgroups` is set.
+                None: the groups of `user`; without a user, the group stays
+    initgroups  (with `group`) whether to add the user's supplementary groups
 
-    Groups change first, because a process that has given up root can't change them any more (CERT
-    POS36-C). Raises ConfigError if the kernel refuses (only root may do this), and if the user's
+    Groups change first, because a process can't change them after it has given up root (CERT
+    POS36-C). Raises ConfigError if the kernel refuses (only root may do this), or if the user's
     groups are needed but the user database has no such user.
     """
     uid = os.geteuid() if user is None else user

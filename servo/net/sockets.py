@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
-# tcp(7): the number of bytes that wait to be read, and of sent bytes that the peer has not taken.
+# ioctl requests (tcp(7)): the number of unread bytes, and of sent bytes that the peer has not
+# acknowledged.
 _SIOCINQ = 0x541B
 _SIOCOUTQ = 0x5411
 
 
 class WantsWrite(BlockingIOError):  # noqa: N818  not an error, like its base class
-    """`recv` on a TLS connection has to send something first, and the socket is full."""
+    """Raised by `recv` on a TLS connection if it has to send first, but the socket is full."""
 
 
 def end_output(fd: int) -> None:
     """Send the end of the stream. Call this before you close a connection.
 
-    fd  the socket's descriptor; -1 if it is closed already
+    fd  the socket's descriptor; -1 if it is already closed
 
-    `close` alone sends the end only when the last process closes the socket. A child that the
-    application has forked keeps it open as long as the child lives, and the client would wait for
-    that long (RFC 9112 section 9.6).
+    `close` alone sends the end of the stream only when the last process closes the socket. If the
+    application has forked a child, the child keeps the socket open, and the client would wait until
+    the child ends (RFC 9112 section 9.6).
     """
     if fd < 0:
         return
@@ -40,14 +41,14 @@ def end_output(fd: int) -> None:
 
 
 def end_transport(transport: asyncio.BaseTransport) -> None:
-    """Do the same for a transport of asyncio that is about to be closed."""
+    """Send the end of the stream of an asyncio transport. Call this before you close it."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
         end_output(sock.fileno())
 
 
 def has_unread(fd: int) -> bool:
-    """Whether received bytes of a TCP or Unix connection wait in the kernel to be read."""
+    """Whether the kernel holds unread bytes of a TCP or Unix connection."""
     try:
         count = fcntl.ioctl(fd, _SIOCINQ, b"\0\0\0\0")
     except (OSError, ValueError):  # the socket is closed
@@ -56,7 +57,7 @@ def has_unread(fd: int) -> bool:
 
 
 def unacknowledged(fd: int) -> int:
-    """How many sent bytes of a connection the peer has not taken yet."""
+    """The number of sent bytes that the peer has not acknowledged."""
     try:
         count = fcntl.ioctl(fd, _SIOCOUTQ, b"\0\0\0\0")
     except (OSError, ValueError):  # the socket is closed

@@ -1,8 +1,14 @@
 """Makes the TLS contexts from the settings.
 
-The arbiter does this before it forks workers. So it reads the keys with its own rights, and workers
-need no right to read them. All workers of a generation inherit the same contexts, and with them the
-key by which OpenSSL encrypts session tickets: a client can resume a session with any worker.
+The arbiter makes them before it forks workers. So only the arbiter needs the right to read the
+keys. All workers of a generation inherit the same contexts, and OpenSSL's key for session tickets:
+a client can resume a session with any worker.
+
+When certificates change on disk, `TLS.renew` switches to them, in the arbiter and in each worker.
+Connections still begin in the old context, because it has the key for tickets. But it gets an SNI
+callback, which switches each connection to a context with the new certificate. It would be no
+solution to load the new certificate into the old context: OpenSSL keeps one certificate for each
+key type, so an old RSA certificate would stay beside a new ECDSA one.
 """
 
 from __future__ import annotations
@@ -12,9 +18,11 @@ import traceback
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from servo.errors import ConfigError
 from servo.net.address import TCPAddress, parse_address
+from servo.net.certificate_files import CertificateFiles
 from servo.net.certificates import (
     KeyPair,
     date_warning,
@@ -36,14 +44,34 @@ _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 class TLS:
     """The TLS contexts of one generation of workers.
 
-    context   for new connections; its SNI callback may choose another one
-    warnings  for the log, such as about expired certificates
+    context   the context for clients that name no host, or a host without its own certificate
+    by_host   the contexts of other hosts, by name or pattern
+    files     the files with the certificates and keys
+    warnings  texts for the log, such as about expired certificates
+
+    The attribute `context` is the context for new connections; its SNI callback may switch to
+    another one. The attribute `files` has the state of each file before it was read, by path (see
+    `certificate_files`), and `digest` a hash over the files' bytes.
     """
 
-    def __init__(self, context: ssl.SSLContext, warnings: tuple[str, ...] = ()) -> None:
-        self.context = context
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        by_host: Mapping[str, ssl.SSLContext] | None = None,
+        files: CertificateFiles | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        read = files or CertificateFiles()
+        self.context = self._default = context
+        self._by_host = by_host or {}
         self.warnings = warnings
-        self._own: dict[ssl.SSLContext, str | None] = {context: None}
+        self.files = read.stamps
+        self.digest = read.digest()
+        # Context -> its certificate. The keys are weak references: after `renew`, an old context
+        # stays only as long as older connections use it.
+        self._own: WeakKeyDictionary[ssl.SSLContext, str | None] = WeakKeyDictionary()
+        self._own[context] = None
+        self._protocols: list[str] = []
         self.cipher_ids = {
             cipher["name"]: cipher["id"] & 0xFFFF for cipher in context.get_ciphers()
         }
@@ -58,23 +86,43 @@ class TLS:
 
     def offer(self, *protocols: str) -> None:
         """Offer these protocols to clients (ALPN, RFC 7301), the preferred one first."""
+        self._protocols = list(protocols)
         for context in self._own:
-            context.set_alpn_protocols(list(protocols))
+            context.set_alpn_protocols(self._protocols)
+
+    def renew(self, new: TLS) -> None:
+        """Use new certificates for new connections. Existing connections keep theirs.
+
+        new   contexts for the same settings, from the changed files
+        """
+        if new._protocols != self._protocols:
+            new.offer(*self._protocols)
+        self._own.update(new._own)
+        if _authorities(new.context) == _authorities(self._default):
+            self.context.sni_callback = _SNICallback(new.context, new._by_host)
+        else:
+            # The authorities for clients' certificates have changed. A client with a ticket need
+            # not show its certificate again, so old tickets must become invalid: use a context with
+            # a new key for tickets.
+            self.context = new.context
+        self._default, self._by_host = new.context, new._by_host
+        self.warnings, self.files, self.digest = new.warnings, new.files, new.digest
 
 
-def make_tls(settings: Settings) -> TLS | None:
-    """Make the TLS contexts for these settings; None if they ask for no TLS.
+def make_tls(settings: Settings, files: CertificateFiles | None = None) -> TLS | None:
+    """Make the TLS contexts for these settings; None without TLS.
 
-    Reads all files again. Raises ConfigError, which names the file and the problem.
+    settings  the configuration
+    files     the contents of its files; None to read all files from the disk
+
+    Raises ConfigError, which names the file and the problem.
     """
     if not wants_tls(settings):
         return None
-    maker = _ContextFactory(settings)
-    if settings.hooks.ssl_context is None:
-        tls = TLS(maker.default())
-    else:
-        tls = TLS(_from_hook(settings, maker))
-    tls.warnings = tuple(maker.warnings)
+    maker = _ContextFactory(settings, files or CertificateFiles())
+    has_hook = settings.hooks.ssl_context is not None
+    context = _from_hook(settings, maker) if has_hook else maker.default()
+    tls = TLS(context, maker.by_host, maker.files, tuple(maker.warnings))
     for context, certificate in maker.made.items():
         tls.add(context, certificate)
     return tls
@@ -98,13 +146,19 @@ def _from_hook(settings: Settings, maker: _ContextFactory) -> ssl.SSLContext:
 class _ContextFactory:
     """Makes the contexts of one configuration.
 
-    made      the contexts, each with the certificate (PEM) that it presents
-    warnings  for the log
+    settings  the configuration
+    files     reads its files
+
+    made      the contexts, each with its certificate (PEM)
+    by_host   the contexts of `sni_certs`, by host name or pattern
+    warnings  texts for the log
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, files: CertificateFiles) -> None:
         self._settings = settings
+        self.files = files
         self.made: dict[ssl.SSLContext, str | None] = {}
+        self.by_host: dict[str, ssl.SSLContext] = {}
         self.warnings: list[str] = []
         if settings.self_signed and (settings.certfile or settings.sni_certs):
             raise ConfigError("self_signed can't be combined with certfile or sni_certs")
@@ -133,12 +187,13 @@ class _ContextFactory:
             raise ConfigError("the ssl_context hook asks for the default context: set certfile")
         files = {"certfile": settings.certfile, "keyfile": settings.keyfile}
         context = self._from_files(files, "certfile")
-        by_host = {
+        self.by_host = {
             host: self._from_files(files, f"sni_certs[{host!r}]")
             for host, files in settings.sni_certs.items()
         }
-        if by_host:
-            context.sni_callback = _SNICallback(by_host)
+        if self.by_host:
+            # Set it before the ssl_context hook runs, so that the hook can replace it.
+            context.sni_callback = _SNICallback(None, self.by_host)
         return context
 
     def _from_files(self, files: Mapping[str, str | None], source: str) -> ssl.SSLContext:
@@ -151,7 +206,7 @@ class _ContextFactory:
             source,
         )
         context = self._bare()
-        leaf, *_ = pair.load(context)
+        leaf, *_ = pair.load(context, self.files)
         warning = date_warning(leaf, pair.certfile, datetime.now(timezone.utc))
         if warning:
             self.warnings.append(warning)
@@ -193,9 +248,10 @@ class _ContextFactory:
                 raise ConfigError(f"ciphers: OpenSSL knows none of {settings.ciphers!r}") from error
         if settings.ca_certs:
             path = self._path(settings.ca_certs)
-            read_certificates(path, "ca_certs")
+            read_certificates(path, "ca_certs", self.files)
             try:
-                context.load_verify_locations(path)
+                with self.files.names_for_openssl(path) as (name,):
+                    context.load_verify_locations(name)
             except ssl.SSLError as error:
                 raise ConfigError(
                     f"ca_certs: {path} can't be used: {openssl_reason(error)}"
@@ -211,28 +267,38 @@ class _ContextFactory:
         file = own_file or settings.keyfile_password_file
         if not file:
             return None
-        path = self._path(file)
-        try:
-            return Path(path).read_bytes().split(b"\n", 1)[0].rstrip(b"\r")
-        except OSError as error:
-            raise ConfigError(f"{name}: can't read {path}: {error.strerror}") from error
+        return self.files.read(self._path(file), name).split(b"\n", 1)[0].rstrip(b"\r")
 
     def _path(self, path: str) -> str:
         return str(Path(self._settings.directory) / path)
 
 
-class _SNICallback:
-    """OpenSSL's SNI callback (RFC 6066 section 3): chooses the context for the client's host."""
+def _authorities(context: ssl.SSLContext) -> set[bytes]:
+    """The certificates (DER) of the authorities for clients' certificates."""
+    return set(context.get_ca_certs(binary_form=True))
 
-    def __init__(self, by_host: Mapping[str, ssl.SSLContext]) -> None:
+
+class _SNICallback:
+    """OpenSSL's SNI callback (RFC 6066 section 3): chooses the context for the client's host.
+
+    default  the context for any other host; None to keep the connection's context
+    by_host  the contexts of hosts, by name or pattern
+    """
+
+    def __init__(
+        self, default: ssl.SSLContext | None, by_host: Mapping[str, ssl.SSLContext]
+    ) -> None:
+        self._default = default
         self._by_host = by_host
 
     def __call__(self, connection: Any, host: str | None, _context: ssl.SSLContext) -> None:
-        if not host:
-            return
-        name = host.lower().rstrip(".")
+        # OpenSSL calls this for each connection, even if the client names no host.
+        found = self._find(host.lower().rstrip(".")) if host else self._default
+        if found is not None:
+            connection.context = found
+
+    def _find(self, name: str) -> ssl.SSLContext | None:
         found = self._by_host.get(name)
         if found is None:
             found = self._by_host.get("*." + name.partition(".")[2])
-        if found is not None:
-            connection.context = found
+        return found or self._default

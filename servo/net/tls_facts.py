@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from servo.net.tls import TLS
 
-# The short names of RFC 4514 section 3. Other names are valid as Python writes them: RFC 4512
-# calls them descriptors.
+# Python's name of an attribute -> its short name (RFC 4514 section 3). Other names are valid as
+# Python writes them: RFC 4512 calls them descriptors.
 _SHORT = {
     "commonName": "CN",
     "localityName": "L",
@@ -28,17 +28,17 @@ _ESCAPED = {ord(character): f"\\{character}" for character in '"+,;<>\\'}
 class TLSFacts:
     """The description of one connection.
 
-    extension  for `scope["extensions"]["tls"]` (ASGI's TLS extension 0.2)
-    environ    for a WSGI environ, under the names of Apache's mod_ssl
+    extension  the value of `scope["extensions"]["tls"]` (ASGI's TLS extension 0.2)
+    environ    the entries of a WSGI environ, with the names of Apache's mod_ssl
     """
 
     __slots__ = ("environ", "extension")
 
     def __init__(self, tls: TLS, connection: ssl.SSLObject) -> None:
-        """Describe `connection`, whose handshake is complete.
+        """Describe a connection after its handshake.
 
         tls         the contexts of this worker
-        connection  as the ssl module has it
+        connection  the ssl module's object
         """
         version = connection.version() or ""
         cipher = connection.cipher()
@@ -50,7 +50,7 @@ class TLSFacts:
             "server_cert": tls.certificate(connection.context),
             "client_cert_chain": _chain(connection, client) if client else [],
             "client_cert_name": subject,
-            # A certificate that fails verification ends the handshake, so there is never an error.
+            # There can't be an error: a certificate that fails verification ends the handshake.
             "client_cert_error": None,
             "tls_version": _VERSIONS.get(version),
             "cipher_suite": tls.cipher_ids.get(name),
@@ -73,7 +73,7 @@ class TLSFacts:
 
 
 def distinguished_name(name: tuple[tuple[tuple[str, str], ...], ...]) -> str:
-    """Format a name from `SSLObject.getpeercert` by RFC 4514, which has the last part first."""
+    """Format a name from `SSLObject.getpeercert` by RFC 4514, which puts the last part first."""
     return ",".join(
         "+".join(f"{_SHORT.get(kind, kind)}={_escape(value)}" for kind, value in part)
         for part in reversed(name)
@@ -89,12 +89,12 @@ def _escape(value: str) -> str:
 
 
 def _chain(connection: ssl.SSLObject, leaf: bytes) -> list[str]:
-    """The client's certificate and its issuers (PEM); before Python 3.13 without the issuers."""
+    """The client's certificate and its issuers (PEM). Before Python 3.13, without the issuers."""
     verified = getattr(connection, "get_verified_chain", None)
     chain: list[bytes] = verified() if verified is not None else [leaf]
     return [ssl.DER_cert_to_PEM_cert(der) for der in chain]
 
 
 def _wsgi_string(text: str) -> str:
-    """Turn text into a WSGI string, which holds one UTF-8 byte in each character (PEP 3333)."""
+    """Turn text into a WSGI string: encode it in UTF-8, decode it as latin-1 (PEP 3333)."""
     return text.encode().decode("latin-1")

@@ -1,7 +1,7 @@
 """Tells whether the settings ask for TLS.
 
-This stands apart from servo.net.tls, because importing that takes 5 ms, which a server without TLS
-saves.
+This is not part of servo.net.tls, because importing that module takes 5 ms, and a server without
+TLS does not need it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def wants_tls(settings: Settings) -> bool:
     """Whether any setting asks for TLS, even an incomplete one.
 
-    An incomplete configuration must fail, and not serve in plaintext.
+    With incomplete TLS settings the start must fail: the server must not serve plaintext.
     """
     return bool(
         settings.certfile
@@ -31,8 +31,8 @@ def wants_tls(settings: Settings) -> bool:
 def check_switch(old: Settings, new: Settings) -> None:
     """Raise ConfigError for a reload that would turn TLS on or off.
 
-    While workers are replaced, clients of one port would meet TLS and plaintext at random. And an
-    operator who removes `certfile` by accident must not end up with a server in plaintext.
+    During the reload, clients of one port would get TLS and plaintext at random. And if an operator
+    removes `certfile` by accident, the server must not serve plaintext.
     """
     if wants_tls(old) != wants_tls(new):
         turn = "off" if wants_tls(old) else "on"

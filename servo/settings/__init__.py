@@ -1,1 +1,1 @@
-"""Settings: each declared once (`schema`); files, the environment and flags give (`sources`)."""
+"""The settings: `schema` declares them, `sources` reads them from files, environment and flags."""

@@ -15,13 +15,22 @@ if TYPE_CHECKING:
 HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
     "on_starting": (("server",), "before the arbiter binds and forks"),
     "on_reload": (("server",), "in the arbiter, when a reload begins"),
-    "when_ready": (("server",), "in the arbiter, when it has bound and is about to fork"),
+    "when_ready": (("server",), "in the arbiter, when it has bound its sockets, before it forks"),
     "pre_fork": (("server", "worker"), "in the arbiter, before a worker is forked"),
+    "after_mold": (
+        ("server", "worker"),
+        "in a worker that a mold has forked (`preload_app`), before `post_fork`",
+    ),
+    "before_refork": (
+        ("server", "worker"),
+        "in a drained worker, before it forks the next mold (`refork_after`): it closes connections"
+        " and ends threads",
+    ),
     "post_fork": (("server", "worker"), "in the worker, right after the fork"),
     "post_worker_init": (("worker",), "in the worker, when the app is loaded"),
     "worker_int": (("worker",), "in the worker, when it must stop quickly"),
     "worker_abort": (("worker",), "in the worker, on SIGABRT: it has exceeded `timeout`"),
-    "pre_exec": (("server",), "in the arbiter, before it executes its successor"),
+    "pre_exec": (("server",), "in the arbiter, before an upgrade executes the new program"),
     "ssl_context": (
         ("config", "default_ssl_context_factory"),
         "in the arbiter, at the start and at each reload; it returns the `ssl.SSLContext` to use",
@@ -45,7 +54,8 @@ HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
     "on_event": (
         ("server", "event"),
         "in the arbiter, at each lifecycle event: `event.name` is spawned, booting, ready, "
-        "draining, exited, reload_started, reload_finished, reload_rolled_back, scaled or stopping",
+        "draining, exited, reload_started, reload_finished, reload_rolled_back, rolled_back, "
+        "refork_started, refork_finished, refork_rolled_back, scaled or stopping",
     ),
     "on_exit": (("server",), "in the arbiter, just before it ends"),
 }
@@ -54,8 +64,8 @@ HOOKS: dict[str, tuple[tuple[str, ...], str]] = {
 class Hooks:
     """The hooks of a configuration, as attributes; a hook that isn't given is None.
 
-    given   callables by hook name. `post_request` and `on_message` take all four arguments here:
-            `read_hook` wraps functions that take fewer.
+    given   hook name -> callable. `post_request` and `on_message` must take all arguments:
+            `read_hook` wraps functions that take fewer
     """
 
     def __init__(self, given: Mapping[str, Callable[..., Any]]) -> None:
@@ -125,7 +135,7 @@ def _on_message(hook: Callable[..., Any], source: str) -> Callable[..., Any]:
 def _takes(hook: Callable[..., Any], count: int) -> bool:
     try:
         signature = inspect.signature(hook)
-    except (ValueError, TypeError):  # a builtin without a signature: only a call can show
+    except (ValueError, TypeError):  # a builtin without a signature can't be checked
         return True
     try:
         signature.bind(*range(count))

@@ -41,7 +41,14 @@ may have variables of its own: there, Servo only warns of names that look like a
 In a Python file, `None` means "not set". In text, an empty value means "not set" for each setting
 whose default is none. In text, a list is separated by commas or is a JSON array. Servo ignores the
 variables that Kubernetes sets for a service named `servo` or `servo-…`, such as
-`SERVO_APP_SERVICE_HOST=10.0.0.1`.
+`SERVO_APP_SERVICE_HOST=10.0.0.1`. It also ignores `SERVO_COMPILE`, which is for [the
+installation](../how-to/install.md).
+
+One variable is set by Servo, for apps: each worker finds its slot in `SERVO_SLOT`, as `1`, `2` and
+so on. A replacement has the same slot, and during a reload two workers have it. PM2's
+`NODE_APP_INSTANCE` is the same, but counts from 0. With `--preload`, the app is imported before the
+variable is set: read it in a worker. If an app itself starts Servo, that server ignores the
+variable.
 
 `servo --print-config` shows each value and its source. `servo --check-config APP` checks all values
 and loads the app as a start would, but binds no address and writes no file.

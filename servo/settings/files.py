@@ -35,21 +35,20 @@ if TYPE_CHECKING:
     Note = tuple[str, str]
 
 PYTHON_MODULE = "__config__"
-# The least similarity for a warning in a Python file. It is higher than that of other suggestions
-# because the name may be a variable of the file's own.
+# How similar a name in a Python file must be to a known one for a warning. More similarity is
+# required than for other suggestions, because the name may be a variable of the file's own.
 _NEAR_MISS = 0.85
 
 
 @dataclass
 class Given:
-    """A value as its source has it, not yet read.
+    """A value as its source has it, before it is read and checked.
 
     value      the text or object
     source     where it comes from, for messages
     is_text    whether it comes from the environment
-    optional   whether an invalid value is a warning, not an error: the value is in a gunicorn
-               configuration file, and gunicorn has no such setting, so the name may be a variable
-               of that file's own
+    optional   whether an invalid value is only a warning. This is so in a gunicorn configuration
+               file if gunicorn has no setting of this name: it may be the file's own variable
     """
 
     value: object
@@ -204,7 +203,7 @@ def _advice(name: str, value: object, path: Path) -> str:
 
 
 def _toml_line(lines: list[str], name: str) -> int:
-    # tomllib reports no positions, so this searches for a key or a table's header of that name.
+    # tomllib reports no positions, so search for a key or a table's header of that name.
     pattern = re.compile(rf"""\s*(\[+[^\]]*)?["']?{re.escape(name)}["']?\s*[=.\]]""")
     return next((n for n, line in enumerate(lines, 1) if pattern.match(line)), 1)
 
@@ -236,13 +235,13 @@ def _read_python(path: Path, shown: str, directory: Path) -> FileContent:
 
 
 def _new_module(path: Path) -> ModuleType:
-    """The module whose namespace a configuration file's code runs in.
+    """The module for the code of a configuration file: its namespace.
 
     Like an imported module it has a spec and a loader: `inspect`, `warnings` and `pkgutil` use
-    them, and Python 3.15 warns if a module's globals have none. The loader is given explicitly
-    because the file may have any suffix, or none. The loader doesn't execute the code: it would
-    write a `.pyc` beside the file, and would use an outdated one if the file changes twice within a
-    second.
+    them, and Python 3.15 warns if a module's globals lack them. The loader is given explicitly,
+    because the file may have any suffix, or none. But the code is not executed by the loader, which
+    would write a `.pyc` beside the file, and would use an outdated one if the file changes twice
+    within a second.
     """
     loader = importlib.machinery.SourceFileLoader(PYTHON_MODULE, str(path))
     spec = importlib.util.spec_from_file_location(PYTHON_MODULE, path, loader=loader)
@@ -284,7 +283,7 @@ def _config_raised(error: BaseException, filename: str, shown: str) -> ConfigErr
     where = f"{shown}:{own[-1].lineno}" if own else shown
     line = f" in `{own[-1].line}`" if own and own[-1].line else ""
     if isinstance(error, SyntaxError):
-        text = f"{type(error).__name__}: {error}"  # in a module that the file imports
+        text = f"{type(error).__name__}: {error}"  # the error is in a module that the file imports
     else:
         text = "".join(traceback.format_exception_only(type(error), error)).strip()
     return ConfigError(f"{where}: {text}{line}")
@@ -303,7 +302,7 @@ def _from_namespace(
         source = f"{shown}:{lines[name]}" if name in lines else shown
         setting = canonical(name)
         if setting is not None:
-            # None means "not set": files pass on what os.environ.get returns.
+            # None means "not set": a file may pass on the result of os.environ.get.
             if value is not None and SETTINGS[setting].in_files and not _is_app_object(name, value):
                 optional = gunicorn and name not in SHARED
                 content.values[setting] = Given(value, source, optional=optional)
@@ -318,7 +317,7 @@ def _from_namespace(
 
 
 def _is_app_object(name: str, value: object) -> bool:
-    # A file may say `from myapp import app` for use in a hook. That doesn't set `app`.
+    # A file may contain `from myapp import app`, for use in a hook. This doesn't set `app`.
     return name == "app" and not isinstance(value, str)
 
 
@@ -332,14 +331,14 @@ def _near_miss(
         warning = f"{name} ({source}) is not a setting{advise(name)}"
         return [("warning", warning)] if "_" in name else []
     found = nearest(name, HOOKS, _NEAR_MISS) if callable(value) else suggest(name, _NEAR_MISS)
-    # A file may have a setting's name in capitals, as a constant, beside the setting itself.
+    # A file may have a constant with the setting's name in capitals, beside the setting itself.
     if found is None or (found in namespace and found == name.lower()):
         return []
     return [("warning", f"{name} ({source}) is not a setting; did you mean {found}?")]
 
 
 def _names_read(tree: ast.Module) -> set[str]:
-    """The names that the file's own code reads: those are variables, not misspelt settings."""
+    """The names that the file's own code reads: they are variables, not misspelt settings."""
     nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
     return {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
 

@@ -1,8 +1,8 @@
 """The flags of the command line, made from the schema.
 
 click parses the command line. This module gives it the options and turns its errors into ours. It
-also knows gunicorn's flags without counterpart, and whether they take an argument, so that they can
-be reported and ignored.
+also knows those flags of gunicorn that Servo does not have, and whether they take an argument, so
+that they can be reported and ignored.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def parse_flags(arguments: Sequence[str], command: click.Command | None = None) 
     arguments   the command line without the program's name
     command     a command made of `flag_parameters` and others; its eager options run during parsing
 
-    Names may also be those of gunicorn's settings without counterpart. Raises UsageError for a flag
-    that doesn't exist or lacks its argument, and for more arguments than one app.
+    The names may also be those of gunicorn's other settings, which Servo does not have. Raises
+    UsageError for a flag that doesn't exist or lacks its argument, and for more arguments than one
+    app.
     """
     command = command or _bare_command()
     try:
@@ -122,7 +123,7 @@ def _is_negatable(flag: str) -> bool:
 def _foreign_option(foreign: Foreign) -> click.Option:
     make = functools.partial(click.Option, [*foreign.flags, foreign.name], hidden=True)
     if foreign.argument is None:
-        # To click, any flag_value means that the argument may be left out.
+        # For click, a flag_value means that the argument may be left out.
         return make(is_flag=False, flag_value="auto", type=click.UNPROCESSED)
     return make(type=click.UNPROCESSED) if foreign.argument else make(is_flag=True, default=None)
 

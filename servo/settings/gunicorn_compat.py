@@ -1,6 +1,6 @@
 """Compatibility with gunicorn's configuration, beyond the names that both servers share.
 
-A gunicorn setting without counterpart is reported by name, whatever its source, and ignored.
+A gunicorn setting that has no counterpart in Servo is reported by name, and ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from servo.settings.types import ValueType
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A gunicorn setting without counterpart.
+    """A gunicorn setting that has no counterpart in Servo.
 
     name       its name
     flags      its flags
@@ -34,7 +34,7 @@ class Foreign:
     def matters(self, value: object) -> bool:
         """Whether Servo should warn that it ignores this value.
 
-        It shouldn't if Servo does anyway what the value asks for.
+        It should not warn if Servo behaves in this way anyway.
         """
         if isinstance(value, str):
             value = value.strip().lower()
@@ -48,10 +48,9 @@ class Foreign:
         return f"gunicorn's {self.name} ({source}) has no counterpart here: {self.advice}"
 
 
-# gunicorn's defaults. A file that sets one of these asks for nothing that Servo lacks.
+# gunicorn's defaults. A file that sets one of these changes nothing, so there is no warning.
 _HARMLESS = {
     "logger_class": ("gunicorn.glogging.logger", "simple"),
-    "preload_app": ("false",),
     "protocol": ("http",),
     "reload_engine": ("auto",),
     "spew": ("false",),
@@ -70,10 +69,6 @@ _PASTE = "write a module that calls paste.deploy's loadapp, and serve the result
 FOREIGN: dict[str, Foreign] = {
     foreign.name: foreign
     for foreign in [
-        *_foreign(
-            "preloading is not supported yet; each worker imports the app",
-            ("preload_app", "--preload", False),
-        ),
         *_foreign(
             "watchfiles always watches the files", ("reload_engine", "--reload-engine", True)
         ),
@@ -198,14 +193,14 @@ def as_gunicorn_address(bind: str) -> tuple[str, int] | str:
     return host.strip("[]"), int(port)
 
 
-# gunicorn's names that are settings here (by `Setting.name` or `Setting.alias`). In a gunicorn
-# configuration file, any other name of ours may be a variable of the file's own.
+# The names that Servo's settings share with gunicorn's (by `Setting.name` or `Setting.alias`). In a
+# gunicorn configuration file, any other name of ours may be a variable of the file's own.
 SHARED = frozenset(
     """
     config wsgi_app bind backlog workers worker_class threads worker_connections max_requests
     max_requests_jitter timeout graceful_timeout keepalive limit_request_line limit_request_fields
-    limit_request_field_size reload reload_extra_files check_config print_config sendfile
-    reuse_port chdir daemon raw_env pidfile worker_tmp_dir user group umask initgroups
+    limit_request_field_size preload_app reload reload_extra_files check_config print_config
+    sendfile reuse_port chdir daemon raw_env pidfile worker_tmp_dir user group umask initgroups
     tmp_upload_dir secure_scheme_headers forwarded_allow_ips accesslog access_log_format errorlog
     loglevel capture_output logconfig logconfig_dict logconfig_json proc_name pythonpath
     header_map root_path asgi_loop asgi_lifespan proxy_protocol proxy_allow_ips
@@ -215,7 +210,7 @@ SHARED = frozenset(
     certfile keyfile ca_certs cert_reqs ciphers
     control_socket control_socket_mode control_socket_disable
     statsd_host statsd_prefix dogstatsd_tags enable_backlog_metric
-    """.split()  # noqa: SIM905 (fifty names read better in lines)
+    """.split()  # noqa: SIM905 (so many names are easier to read in lines)
 )
 
 WORKER_CLASSES = ("auto", "sync", "thread", "async")
@@ -283,7 +278,7 @@ class WorkerClass(ValueType):
 
     def from_value(self, value: object) -> Any:
         if isinstance(value, type):
-            # The value is the class's path. That works for a class of the configuration file, too,
-            # because its module stays loaded, and gunicorn's and uvicorn's classes get our names.
+            # Use the path of the class. This also works for a class of the configuration file,
+            # whose module stays loaded, and turns gunicorn's and uvicorn's classes into our names.
             return self.from_text(f"{value.__module__}.{value.__qualname__}")
         return super().from_value(value)

@@ -2,10 +2,11 @@
 
 For a service named `servo-app` they are `SERVO_APP_SERVICE_HOST`, `SERVO_APP_SERVICE_PORT`,
 `SERVO_APP_SERVICE_PORT_<NAME>` and, in the form of Docker's links, `SERVO_APP_PORT` and
-`SERVO_APP_PORT_<NUMBER>_<PROTOCOL>` with `_PROTO`, `_PORT` and `_ADDR`. A service named `servo` or
-`servo-…` thus creates variables that look like settings of ours but that nobody set on purpose.
-The name alone doesn't show it: `SERVO_PORT=8000` is a user's mistake and gets an error, while
-`SERVO_PORT=tcp://10.0.0.1:8000` comes from Kubernetes. So both name and value must match.
+`SERVO_APP_PORT_<NUMBER>_<PROTOCOL>` with `_PROTO`, `_PORT` and `_ADDR`. So a service named `servo`
+or `servo-…` creates variables that look like our settings, although nobody set them on purpose. The
+name alone does not show where a variable comes from: `SERVO_PORT=8000` is a user's mistake and gets
+an error, while `SERVO_PORT=tcp://10.0.0.1:8000` comes from Kubernetes. So both name and value must
+match.
 
 See https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables.
 """

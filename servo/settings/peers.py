@@ -1,9 +1,9 @@
 """Our counterparts of hypercorn's, uvicorn's and granian's options, for error messages.
 
-People bring the configuration of their old server along. The most similar of our names is often the
-wrong one (hypercorn's `keep_alive_timeout` looks like `keepalive_requests`). So each option of
-these servers with another name than ours has a row here, under its name in files and under its
-flag. gunicorn's names are ours, or are listed in `servo.settings.gunicorn_compat`.
+Users may bring along the configuration of their old server. The most similar of our names is often
+the wrong one (hypercorn's `keep_alive_timeout` looks like `keepalive_requests`). So each option of
+these servers whose name differs from ours has a row here, under its name in files and under its
+flag. gunicorn's names are the same as ours, or are listed in `servo.settings.gunicorn_compat`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 class Peer:
     """The counterpart of another server's option.
 
-    setting   the setting of ours that does the same; "" if none does
-    value     the value to give it, or its form; "" if that is the same
+    setting   our setting that does the same; "" if there is none
+    value     the value for our setting, or its form; "" if the value is the same
     remark    a note for the user; if there is no setting, what to do instead
     """
 
@@ -31,7 +31,7 @@ _PASSWORD = Peer(
 )
 _METRICS = Peer("metrics_bind", "HOST:PORT")
 _STATIC = Peer(remark="static files are served by a proxy, a CDN or WhiteNoise")
-_RSS = Peer("max_requests", remark="or max_lifetime; memory is limited by the container or systemd")
+_RSS = Peer(remark="max_worker_memory looks at each worker once a second; leave it out")
 _RUST = Peer(remark="Servo has no runtime besides Python's; leave it out")
 _H2_PING = Peer("keepalive", remark="it ends idle connections of HTTP/2, too")
 
@@ -46,7 +46,7 @@ PEERS: dict[str, Peer] = {
     "insecure_bind": Peer(
         remark="TLS applies to every address of bind; run a second server without it"
     ),
-    "quic_bind": Peer(remark="Servo doesn't speak HTTP/3; let a proxy or CDN speak it"),
+    "quic_bind": Peer(remark="Servo has no HTTP/3; use a proxy or CDN that has it"),
     "alt_svc_headers": _FIELDS,
     # The app.
     "target": Peer("app"),
@@ -70,7 +70,7 @@ PEERS: dict[str, Peer] = {
     "limit_max_requests": Peer("max_requests"),
     "limit_max_requests_jitter": Peer("max_requests_jitter"),
     "workers_lifetime": Peer("max_lifetime"),
-    "workers_max_rss": _RSS,
+    "workers_max_rss": Peer("max_worker_memory", remark="512M for 512"),
     "rss_samples": _RSS,
     "rss_sample_interval": _RSS,
     "respawn_failed_workers": Peer(remark="a worker that ends is always replaced; leave it out"),

@@ -35,8 +35,9 @@ SETTINGS: dict[str, Setting] = {
 }
 _ALIASES = {setting.alias: setting.name for setting in SETTINGS.values() if setting.alias}
 
-# Names that a misspelt name is compared with: those of settings, gunicorn's, and those of flags.
-# Short flags are left out: `env` or `name` in a file is more likely a variable of its own.
+# To suggest a name for a misspelt one, it is compared with the names of settings, of gunicorn's
+# settings, and of flags. Shorter flags than this are left out: in a configuration file, `env` or
+# `name` is more likely the user's own variable than a misspelt setting.
 _MIN_FLAG_LENGTH = 6
 _FLAG_NAMES = {
     flag.lstrip("-").replace("-", "_"): name
@@ -54,7 +55,7 @@ _KNOWN_NAMES = {
 
 
 def canonical(name: str) -> str | None:
-    """The name of the setting that has this name, or this name in gunicorn; None if none has."""
+    """The name of the setting that has this name, here or in gunicorn; None if there is none."""
     return name if name in SETTINGS else _ALIASES.get(name)
 
 

@@ -21,7 +21,7 @@ class DefaultFrom:
 
     variable   the variable's name
     shown      the resulting default as documentation shows it, such as `0.0.0.0:$PORT`
-    text       makes the setting's text from the variable's
+    text       turns the variable's text into that of the setting
     """
 
     variable: str
@@ -40,16 +40,17 @@ class Setting:
     details       more about it, in Markdown, for the reference
     section       its heading in `--help` and in the reference
     flags         its flags besides `--<name>` (with dashes), which always exists
-    no_flag       (flag, value): a flag without argument, for a setting that is not a switch
-    bare          the text that the flag means without its argument
+    no_flag       (flag, value): a flag without argument that sets this value, if the setting is not
+                  a switch
+    bare          the value's text if the flag has no argument
     unit          the unit of a number
     nullable      whether None is a value; empty text means None
     alias         gunicorn's name for it, if that differs
     reloadable    whether a reload applies a change; otherwise a restart is needed
     in_files      whether a configuration file may contain it
     default_from  an environment variable that replaces the default
-    secret        the value is never shown, and there is no flag, because `ps` would show it
-    names_only    the value is a list of NAME=value pairs, of which only the names are shown
+    secret        whether the value is never shown. There is no flag, because `ps` would show it
+    names_only    whether the value is a list of NAME=value pairs, of which only the names are shown
     """
 
     name: str

@@ -34,9 +34,15 @@ if TYPE_CHECKING:
 
     from servo.settings.files import Note
 
+# The slot of a worker, in the environment of its application. PM2 has NODE_APP_INSTANCE for this.
+SLOT_VARIABLE = "SERVO_SLOT"
+
 _KEEPALIVE_S = 75.0  # above the usual 60 s of load balancers, so that these close first
 _THREADS = 4
-_NO_LIMIT = (1 << 31) - 1  # stands for 0 ("no limit") in `Limits`, which always compares
+# SERVO_COMPILE belongs to the installation (build_backend.py). An image that sets it for `pip
+# install` often keeps it for the server.
+_NOT_OF_A_SETTING = ("SERVO_CMD_ARGS", "SERVO_COMPILE", SLOT_VARIABLE)
+_NO_LIMIT = (1 << 31) - 1  # replaces 0 ("no limit"), because the limits in `Limits` always apply
 
 
 class Settings:
@@ -47,7 +53,7 @@ class Settings:
     hooks            the server hooks of the configuration file
     config_modules   the modules that the file imported, for `drop_config_modules`
     notes            (level, text) of messages to log at the start
-    directory        the real path of the directory to work in; None: that of `chdir`
+    directory        the real path of the working directory; None: that of `chdir`
     cpus             counts the usable CPUs, for `workers = "auto"`
     """
 
@@ -77,7 +83,8 @@ class Settings:
         keep("_directory", directory or os.path.realpath(self.chdir or "."))
 
     def __getattr__(self, name: str) -> Any:
-        # Only called for names that aren't attributes: hooks written for gunicorn use its names.
+        # Python calls this only for names that aren't attributes. Hooks written for gunicorn may
+        # use gunicorn's names.
         ours = canonical(name)
         if ours is not None and ours != name:
             return getattr(self, ours)
@@ -150,11 +157,11 @@ class Settings:
 
     @property
     def directory(self) -> str:
-        """The directory to work in: the one that `chdir` led to when these settings were read.
+        """The working directory: the one that `chdir` led to when these settings were read.
 
-        All workers of a generation thus run the same release, even if a link in `chdir` changes
+        So all workers of a generation run the same release, even if a link in `chdir` changes
         meanwhile, and workers started after a roll-back run the old release. If that directory has
-        been removed, this is the one that `chdir` leads to now.
+        been removed, this is the one to which `chdir` leads now.
         """
         resolved: str = self._directory
         return resolved if os.path.isdir(resolved) else os.path.realpath(self.chdir)
@@ -184,19 +191,29 @@ class Settings:
     def worker_count(self) -> int:
         """The number of workers to run, as far as the settings alone determine it.
 
-        If the class depends on the app's interface and that isn't set, this assumes one worker per
-        CPU. Callers that know the class use `worker_count_for`.
+        If the worker class depends on the app's interface, and the interface isn't set, this
+        assumes one worker per CPU. Callers that know the class use `worker_count_for`.
         """
         known = self.worker_class != "auto" or self.interface != "auto"
         return self.worker_count_for(self.worker_class_for(self.interface) if known else "thread")
 
     def worker_count_for(self, worker_class: str) -> int:
-        """The number of workers to run.
+        """The number of workers to run; with autoscaling, the least.
 
-        worker_class   their class: "sync", "thread", "async" or a dotted path
+        worker_class   the workers' class: "sync", "thread", "async" or a dotted path
         """
         workers: int | str = self.workers
-        return workers if isinstance(workers, int) else auto_workers(self._cpus, worker_class)
+        if isinstance(workers, int):
+            return workers
+        if workers == "auto":
+            return auto_workers(self._cpus, worker_class)
+        return int(workers.partition(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers of autoscaling (`workers = MIN:MAX`); 0 if the number is fixed."""
+        workers: int | str = self.workers
+        return int(str(workers).partition(":")[2] or 0)
 
     def worker_class_for(self, interface: str) -> str:
         """The worker class for an app: "sync", "thread", "async", or the dotted path of a class.
@@ -265,9 +282,9 @@ def load_settings(
 def take_secrets(environ: MutableMapping[str, str]) -> dict[str, str]:
     """Copy the environment for reading settings, and remove the variables of secrets from it.
 
-    Applications log their environment, pass it on to programs that they start, and show it on error
-    pages, so it must not have the secrets. For os.environ, the kernel's copy (/proc/PID/environ) is
-    overwritten, too.
+    Applications log their environment, pass it to programs that they start, and show it on error
+    pages, so it must not contain secrets. If the environment is os.environ, this also overwrites
+    the kernel's copy (/proc/PID/environ).
 
     environ   the environment to copy and clean
     """
@@ -294,9 +311,9 @@ def _wipe(variable: str) -> None:
 def drop_config_modules(settings: Settings) -> None:
     """Remove modules that the configuration file imported from `sys.modules`.
 
-    A worker calls this before it imports the app. Otherwise it would serve the modules in the state
-    in which the arbiter loaded them. Installed packages stay: they don't change with a deployment,
-    and some can't be loaded twice.
+    A worker calls this before it imports the app. Otherwise the app would get those modules as the
+    arbiter has loaded them, perhaps in an older version. Installed packages stay: they don't change
+    with a deployment, and some can't be loaded twice.
 
     settings   the settings of the generation
     """
@@ -336,8 +353,9 @@ def _environment_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[st
     services: list[str] = []
     for variable, text in environ.items():
         name = variable.removeprefix("SERVO_")
-        # Servo's own processes use variables with two underscores (SERVO__…) between themselves.
-        if name == variable or name.startswith("_") or name == "CMD_ARGS":
+        # Skip the variables with two underscores (SERVO__…), which Servo's own processes use
+        # between themselves, and SERVO_SLOT, which a server inherits if a worker's app starts it.
+        if name == variable or name.startswith("_") or variable in _NOT_OF_A_SETTING:
             continue
         source = f"environment {variable}"
         setting = canonical(name.lower())
@@ -362,8 +380,8 @@ def _environment_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[st
 def _is_from_kubernetes(variable: str, text: str, setting: str | None) -> bool:
     """Whether Kubernetes has set a variable for a service.
 
-    Such a variable may have a setting's name: a service `servo-reuse` creates SERVO_REUSE_PORT. It
-    is the setting's if its text is a valid value.
+    Such a variable may have a setting's name: a service `servo-reuse` creates SERVO_REUSE_PORT. If
+    the text is a valid value of the setting, it counts as a setting.
     """
     if not is_service_variable(variable, text):
         return False
@@ -444,6 +462,8 @@ def _merge(
     for name, value in values.items():
         with _usage_errors(sources[name]):
             SETTINGS[name].check(value, sources[name], directory if name == "chdir" else base)
+    _check_memory_limits(values, sources)
+    _check_refork(values, sources)
     values["chdir"] = str(without_dots(base))
     return Settings(
         values,
@@ -453,6 +473,33 @@ def _merge(
         notes=notes,
         directory=str(base.resolve()),
     )
+
+
+def _check_memory_limits(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """Refuse a hard limit that leaves no room for the soft one."""
+    names = ("max_worker_memory", "max_worker_memory_hard")
+    soft, hard = (values.get(name) or 0 for name in names)
+    if type(soft) is not type(hard) or not (soft and hard):
+        return  # a percentage and a number of bytes can only be compared when the server runs
+    amounts = [int(str(value).removesuffix("%")) for value in (soft, hard)]
+    if amounts[1] <= amounts[0]:
+        name = names[1]
+        with _usage_errors(sources[name]):
+            raise ConfigError(
+                f"{name}: {hard} is not more than max_worker_memory, {soft} ({sources[name]}); "
+                "a worker is replaced at max_worker_memory and killed at the higher limit"
+            )
+
+
+def _check_refork(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """Refuse reforks without molds."""
+    if values.get("refork_after") and not values.get("preload_app"):
+        source = sources["refork_after"]
+        with _usage_errors(source):
+            raise ConfigError(
+                f"refork_after: {values['refork_after']} has no effect without preload_app "
+                f"({source}); add --preload, or leave refork_after out"
+            )
 
 
 def _read(name: str, given: Given) -> Any:

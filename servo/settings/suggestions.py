@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-# The least similarity (difflib's ratio) of a suggestion from many names: "prot" and "port" exceed
-# it, "servo" and "user" don't.
+# How similar a suggestion from many names must be (difflib's ratio): "prot" and "port" are similar
+# enough, "servo" and "user" are not.
 ALIKE = 0.7
 
 
@@ -20,7 +20,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     known    the names to choose from
     cutoff   how similar they must be, from 0 to 1 (difflib's ratio)
     """
-    import difflib  # only needed after a mistake, so not at each start
+    import difflib  # imported here, because it is only needed after a mistake
 
     folded = {_folded(other): other for other in known}
     found = difflib.get_close_matches(_folded(name), folded, 1, cutoff)

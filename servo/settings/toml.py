@@ -19,7 +19,7 @@ class TOMLError(ValueError):
 def parse_toml(text: str) -> dict[str, Any]:
     """Parse a TOML document into a table. Raises TOMLError."""
     if sys.version_info >= (3, 11):
-        import tomllib  # most starts read no TOML
+        import tomllib  # imported here, because most starts read no TOML
     else:
         import tomli as tomllib
     try:

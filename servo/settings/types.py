@@ -28,7 +28,7 @@ class ValueType:
 
     metavar = "TEXT"
     valid = "text"
-    many = False  # a flag of this type may be repeated
+    many = False  # whether a flag of this type may be repeated
 
     def from_text(self, text: str) -> Any:
         """Make a value from text of the environment or of a flag. Raises ValueError."""
@@ -77,10 +77,26 @@ class MountPoint(ValueType):
         if not self._FORM.fullmatch(path):
             raise ValueError("can't be in a path; write a space as %20, a percent sign as %25")
         decoded = unquote(path, errors="strict")
-        decoded.encode()  # raises for surrogates: the environment's text was not UTF-8
+        decoded.encode()  # raises an error for surrogates, which come from text that is not UTF-8
         first, *segments = decoded.split("/")
         if first or {"", ".", ".."}.intersection(segments) or not decoded.isprintable():
             raise ValueError("not a path")
+        return text
+
+
+class PathOrFunction(ValueType):
+    """A path of the application to request, or the name of a function to call."""
+
+    metavar = "PATH|MODULE:FUNCTION"
+    valid = "a path such as /healthz, or module:function"
+
+    _PATH = re.compile(r"/[!-\"$-~]*", re.ASCII)  # printable characters except space and #
+    _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+    def from_text(self, text: str) -> str:
+        text = text.strip()
+        if not (self._PATH.fullmatch(text) or self._FUNCTION.fullmatch(text)):
+            raise ValueError("neither of them")
         return text
 
 
@@ -125,11 +141,54 @@ class Whole(ValueType):
         return value
 
 
-class Seconds(ValueType):
-    """A time in seconds, as a float."""
+class WorkerCount(Whole):
+    """A number of workers, "auto", or the bounds of autoscaling: MIN:MAX."""
 
+    metavar = "N|auto|MIN:MAX"
+
+    @property
+    def valid(self) -> str:  # type: ignore[override]
+        return f"{super().valid}, or MIN:MAX, such as 2:16"
+
+    def from_text(self, text: str) -> int | str:
+        if ":" not in text:
+            return super().from_text(text)
+        parts = [part.strip() for part in text.split(":")]
+        low, high = (int(part) if part.isdecimal() else 0 for part in parts[:2])
+        if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 0 < low <= high:
+            raise BoundsError(low, high)
+        return f"{low}:{high}"
+
+
+class BoundsError(ValueError):
+    """Raised for invalid bounds of autoscaling.
+
+    low, high   the given numbers; 0 for a missing one
+    """
+
+    def __init__(self, low: int, high: int) -> None:
+        super().__init__("not MIN:MAX")
+        given = [number for number in (low, high) if number]
+        least = min(given, default=1) if low else 1
+        most = max(given, default=1)
+        if most == least:
+            most = 4 * least
+        self.advice = f"expected MIN:MAX with 1 <= MIN <= MAX, such as {least}:{most}"
+
+
+@dataclass(frozen=True)
+class Seconds(ValueType):
+    """A time in seconds, as a float.
+
+    minimum   the shortest time
+    """
+
+    minimum: float = 0.0
     metavar = "SECONDS"
-    valid = "a number of seconds, 0 or more"
+
+    @property
+    def valid(self) -> str:  # type: ignore[override]
+        return f"a number of seconds, {self.minimum:g} or more"
 
     def from_text(self, text: str) -> float:
         return self.from_value(float(text))
@@ -139,9 +198,9 @@ class Seconds(ValueType):
             return self.from_text(value)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise ValueError("not a number")
-        if not (math.isfinite(value) and value >= 0):
+        if not (math.isfinite(value) and value >= self.minimum):
             raise ValueError("out of range")
-        return float(value) + 0.0  # "-0" is 0.0, not -0.0
+        return float(value) + 0.0  # turns -0.0 into 0.0
 
     def to_text(self, value: float) -> str:
         return repr(value).removesuffix(".0")
@@ -168,6 +227,29 @@ class Size(ValueType):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ValueError("not a size")
         return value
+
+
+class Memory(Size):
+    """A number of bytes, or a share of the container's memory: 512M, 25%."""
+
+    metavar = "BYTES|PERCENT"
+    valid = (
+        "a number of bytes, 0 or more (K, M or G may follow), or a share of the container's memory,"
+        " from 1% to 100%"
+    )
+
+    _SHARE = re.compile(r"(\d{1,3})\s*%", re.ASCII)
+
+    def from_text(self, text: str) -> int | str:  # type: ignore[override]
+        form = self._SHARE.fullmatch(text.strip())
+        if form is None:
+            return super().from_text(text)
+        if not 1 <= int(form[1]) <= 100:
+            raise ValueError("out of range")
+        return f"{int(form[1])}%"
+
+    def from_value(self, value: object) -> int | str:  # type: ignore[override]
+        return self.from_text(value) if isinstance(value, str) else super().from_value(value)
 
 
 class Switch(ValueType):
@@ -228,7 +310,7 @@ class Choice(ValueType):
 
 @dataclass(frozen=True)
 class TextList(ValueType):
-    """Several texts: a repeated flag, a list in a file, or in text a JSON array or comma list.
+    """Several texts: a repeated flag, a list in a file, or a text with a JSON array or commas.
 
     metavar   the placeholder for `--help`
     valid     describes the valid values
@@ -253,7 +335,7 @@ class TextList(ValueType):
         if text.lstrip().startswith("["):
             try:
                 parsed = json.loads(text)
-            except ValueError:  # not JSON: an IPv6 address, too, starts with a bracket
+            except ValueError:  # not JSON, but perhaps an IPv6 address in brackets
                 parsed = None
             if isinstance(parsed, list):
                 return self._items(parsed)
@@ -341,13 +423,13 @@ class File(Directory):
 
 
 class Input(Directory):
-    """A file to read. The code that opens it reports a missing or unusable file."""
+    """A file to read. The code that opens the file reports if it is missing or can't be used."""
 
     metavar = "FILE"
     valid = "the path of a file"
 
     def check(self, value: str, base: Path) -> None:
-        """Check nothing: whether the file can be used shows when it is opened."""
+        """Check nothing: an error is reported when the file is opened."""
 
 
 class Output(Directory):

@@ -1,9 +1,9 @@
-"""The directory that the server works in, by the path that its user chose, links included.
+"""The server's working directory, as the path that the user chose, with its symbolic links.
 
 Releases are often deployed as directories, with a link `current` to one of them. A deployment
-switches the link, and a reload must serve the release that it names now. The kernel knows a
-process's working directory only as the directory itself, so `getcwd` names the old release for as
-long as the process lives. $PWD, which shells set, has the path with its links.
+switches the link, and a reload must serve the release to which it points now. But the kernel's path
+of a working directory (`getcwd`) contains no links, so it names the old release for as long as the
+process lives. $PWD, which shells set, has the path with its links.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 def started_in(environ: Mapping[str, str]) -> Path:
-    """The current directory: $PWD if that names it, else the kernel's path.
+    """The current directory: $PWD if it names this directory, else the kernel's path.
 
-    $PWD can't be trusted: a parent that isn't a shell may start a program in another directory
-    without setting it, and it may be relative. POSIX (`pwd -L`) allows neither `.` nor `..` in it.
+    $PWD must be checked: a parent that isn't a shell may start a program in another directory
+    without setting $PWD, and $PWD may be relative. POSIX (`pwd -L`) allows neither `.` nor `..` in
+    it.
 
     environ   the environment at the start
 
@@ -37,8 +38,8 @@ def started_in(environ: Mapping[str, str]) -> Path:
 def without_dots(path: Path) -> Path:
     """Remove `..` from an absolute path.
 
-    Links are kept unless a `..` follows one of them: there, removing both parts would name another
-    directory, so all links are resolved.
+    Links are kept unless a `..` follows one of them. In that case all links are resolved, because
+    removing the link and the `..` from the path could name another directory.
 
     path   an absolute path
     """

@@ -1,4 +1,4 @@
-"""The layout of a scoreboard row: what each word means, how a worker counts, how a row is read.
+"""The layout of a scoreboard row: its words, and the functions to count and to read.
 
 A row is an array of 64-bit numbers ("words") that belongs to one worker. The names below are
 indexes into it:
@@ -6,12 +6,13 @@ indexes into it:
     row[row_layout.IN_FLIGHT] += 1
     row_layout.count_request(row, "GET", 200, elapsed_ns)
 
-Counting must cost as little as possible, because it happens for every request. So there is no lock
-(only one thread of the worker writes its row), a latency finds its bucket by its bit length, and
-the most common case, a 200, adds one to a single word. Sums are left to the few readers.
+Counting must cost as little as possible, because each request needs it. So there is no lock (only
+one thread of the worker writes its row), the bit length of a latency gives its bucket, and for the
+most common case, a 200, only a single word is incremented. The sums are left to the readers, which
+read much less often.
 
-The words that other workers read before each connection (see workers/accept/gate.py) come first, so
-that they share one cache line of 64 bytes.
+Other workers read some words before each connection (see workers/accept/gate.py). These words come
+first, because then they share one cache line of 64 bytes.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from __future__ import annotations
 import time
 from typing import Final
 
-# Compiled modules use those that are Final: mypyc puts the number into the code, and saves the
-# look-up of a global.
+# Compiled modules use the constants that are Final: mypyc puts the number into the code, which
+# saves looking up a global.
 STATE: Final = 0  # a STATE_* code
 BEAT_NS: Final = 1  # the last heartbeat, on the monotonic clock
-IN_FLIGHT: Final = 2  # requests that the application is working on
+IN_FLIGHT: Final = 2  # requests that the application is running
 CONNECTIONS: Final = 3  # open connections
-OLDEST_START_NS: Final = 4  # when the oldest of them began, on the monotonic clock; 0 without any
+OLDEST_START_NS: Final = 4  # the start of the oldest request, on the monotonic clock; 0 without one
 SERIAL: Final = 5  # number of the worker process; never used twice
-SLOT: Final = 6  # number of the worker for operators; its successor has the same
+SLOT: Final = 6  # the worker's place, 1 to N; its replacement gets the same
 GENERATION: Final = 7  # 1, and one more with each reload
 
 PID: Final = 8
@@ -54,7 +55,7 @@ CLASSES = 5
 METHOD_0 = 44
 
 # The same responses by exact status. Common statuses have words of their own; one word for each
-# class counts the rest. 200 has no count: `codes_in` gets it by subtraction.
+# class counts the rest. 200 has no word: `codes_in` computes its count by subtraction.
 STATUS_CODES = (
     *(101, 200, 201, 202, 203, 204, 205, 206, 207, 301, 302, 303, 304, 307, 308),
     *(400, 401, 402, 403, 404, 405, 406, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417),
@@ -64,9 +65,9 @@ STATUS_CODES = (
 STATUS_0 = METHOD_0 + len(METHODS) * CLASSES
 STATUS_REST = STATUS_0 + len(STATUS_CODES)
 
-# Most responses are 200s to a common method. Each of these methods has a histogram of its own for
-# them, so that adding one to a single word counts method, status and latency at once. They are not
-# in the words above; the readers below add them up.
+# Most responses are 200s to a common method. Each of these methods has its own histogram of 200s,
+# so incrementing a single word counts method, status and latency at once. The words above don't
+# include these responses; the functions below that read a row add them.
 OK_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 OK_0 = STATUS_REST + CLASSES
 
@@ -80,7 +81,7 @@ STATE_DRAINING = 4
 STATE_EXITED = 5
 STATE_NAMES = ("free", "spawned", "booting", "ready", "draining", "exited")
 
-# The words that only grow. They are summed over all workers, ended ones included.
+# The words that only grow. They are summed over all workers, including ended ones.
 COUNTERS = (
     *range(BYTES_IN, LOG_EXCEPTION + 1),
     *range(LATENCY_0, LATENCY_0 + LATENCY_BUCKETS),
@@ -100,13 +101,13 @@ LATENCY_BOUNDS_S = (
 # The bucket of a latency, by the bit length of its nanoseconds.
 _BUCKET = tuple(min(max(bits - _FIRST_BUCKET_BITS, 0), LATENCY_BUCKETS - 1) for bits in range(65))
 
-# The word before the five of each method, as a class of status counts from 1. Methods that are not
-# in the table count as "other": clients may invent any number of them.
+# Method -> the word before its five words (before, because classes of status begin with 1). Methods
+# that are not in the table count as "other", because clients may invent any number of them.
 _METHOD_WORD = {method: METHOD_0 + i * CLASSES - 1 for i, method in enumerate(METHODS[:-1])}
 _OTHER_METHOD = METHOD_0 + (len(METHODS) - 1) * CLASSES - 1
 _OK_WORD = {method: OK_0 + i * LATENCY_BUCKETS for i, method in enumerate(OK_METHODS)}
-# For each method: the word that counts a 200, by the bit length of its nanoseconds. The hot path
-# writes `row[OK_WORDS[method][ns.bit_length()]] += 1`, which saves the call of `count_request`.
+# Method -> the words that count a 200, by the bit length of the nanoseconds. The hot path writes
+# `row[OK_WORDS[method][ns.bit_length()]] += 1`, which saves the call to `count_request`.
 OK_WORDS = {
     method: tuple(start + bucket for bucket in _BUCKET) for method, start in _OK_WORD.items()
 }
@@ -135,10 +136,10 @@ def latency_bucket(ns: int) -> int:
 def count_request(row: memoryview, method: str, status: int, elapsed_ns: int) -> None:
     """Count a request that the application has answered.
 
-    row         of this worker
-    method      of the request
-    status      of the response; 0 if none was sent
-    elapsed_ns  how long it took, in nanoseconds
+    row         this worker's row
+    method      the request's method
+    status      the response's status; 0 if none was sent
+    elapsed_ns  the duration, in nanoseconds
     """
     bits = elapsed_ns.bit_length()
     if status == 200 and method in OK_WORDS:
@@ -151,9 +152,9 @@ def count_request(row: memoryview, method: str, status: int, elapsed_ns: int) ->
 def count_response(row: memoryview, method: str, status: int) -> None:
     """Count a request that was answered without the application.
 
-    row     of this worker
-    method  of the request
-    status  of the response
+    row     this worker's row
+    method  the request's method
+    status  the response's status
     """
     row[_METHOD_WORD.get(method, _OTHER_METHOD) + _STATUS_CLASS[status]] += 1
     if status != 200:
@@ -184,14 +185,14 @@ def latency_in(row: list[int]) -> tuple[int, ...]:
 def codes_in(row: list[int], methods: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     """The responses of a row for each of STATUS_CODES, then the rest of each class.
 
-    methods  what `methods_in` returned for the same row
+    methods  the result of `methods_in` for the same row
     """
     codes = row[STATUS_0 : STATUS_REST + CLASSES]
     others = sum(
         count for code, count in zip(STATUS_CODES, codes, strict=False) if 200 < code < 300
     )
     successes = sum(counts[1] for counts in methods)
-    # A worker counts another 2xx in two words, one after the other. If the row was read in between,
-    # the difference may be one too small.
+    # A worker counts a 2xx other than 200 in two words, one after the other. If the row was read
+    # between these steps, the difference is one too small, so it might be negative.
     codes[STATUS_CODES.index(200)] = max(successes - others - codes[-CLASSES + 1], 0)
     return tuple(codes)

@@ -6,22 +6,22 @@ table. A worker writes to its own row with plain assignments (`row[IN_FLIGHT] +=
 thread, without locks or system calls. Any process may read all rows. Only the arbiter allocates
 and releases rows. servo.shared_memory.row_layout defines the words of a row.
 
-Folding. When a worker has ended, its row is needed for another one. But its counters must not
+Folding. When a worker has ended, its row is needed for another worker. But its counters must not
 disappear from the totals. So the arbiter adds them to the "base", a list of sums over all ended
 workers, and then frees the row.
 
-Reading while a row is folded (a seqlock). A reader that sees the row and the new base counts the
-worker twice; one that sees the old base and no row doesn't count it at all. A lock won't do: a
-reader that dies with the lock would stop the arbiter. Instead the arbiter makes the word _FOLDING
-odd before a fold and even again after it, two more than before. A reader reads _FOLDING, then the
-table, then _FOLDING again. If both numbers are even and equal, no fold came in between; otherwise
-it reads again.
+Reading during a fold (a seqlock). A reader that sees the row and the new base would count the
+worker twice; a reader that sees the old base and no row would miss it. A lock is no solution,
+because a reader that dies with the lock would stop the arbiter. Instead, the arbiter increments the
+word _FOLDING before a fold, which makes it odd, and again after it, which makes it even. A reader
+reads _FOLDING, then the table, then _FOLDING again. If both numbers are even and equal, there was
+no fold meanwhile. Otherwise it reads again.
 
-Distrust. A worker with damaged memory, or one that an attacker controls, may write anything
-anywhere in the table. So the arbiter keeps its own data (the base, and which rows are allocated to
-which workers) in its own memory, too, and the table has only a copy. Once a second `check` compares
-each row with what it was before; it repairs and reports a row that no working worker can have
-written. A checksum tells other readers whether the base is the arbiter's.
+Distrust. A worker with damaged memory, or one that an attacker controls, may write any bytes
+anywhere in the table. So the arbiter keeps its own data (the base, and the allocation of rows to
+workers) in its own memory, and the table has only a copy. Once a second `check` compares each row
+with its earlier state. It repairs and reports a row with impossible values. A checksum shows other
+readers whether the arbiter has written the base.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import struct
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from servo.errors import ServoError
 from servo.shared_memory.row_layout import (
@@ -73,31 +73,34 @@ from servo.shared_memory.row_layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 # --- the words of the header, which is as large as two rows; row 0 follows it -------------------
 
 _MAGIC = 0
 _CAPACITY = 1
-_HIGH = 2  # rows from this index on have never been used, so readers can stop there
+_HIGH = 2  # the first row that has never been used: readers can stop there
 _FOLDING = 3  # odd while a row is being folded into the base
 _FIRST_COUNTER = BYTES_IN  # the lowest of COUNTERS
 _BASE = 8  # the base: a counter's sum is at _BASE + (word - _FIRST_COUNTER)
 _HEADER_ROWS = 2  # the second one is for servo.metrics.arbiter_facts
 _BASE_CHECKSUM = ROW_WORDS - 1  # after the base
 
-# A counter that grows by more than this within a second was overwritten: it would be a petabyte of
-# bodies, or two weeks of summed latencies.
+# A counter that grows by more than this within a second was overwritten. For an amount, this is a
+# petabyte of bodies, or two weeks of latencies. The limit for counts is lower, so that random bits
+# hardly ever stay below it: there are hundreds of counters.
 MAX_GROWTH = 1 << 50
-# The same for a gauge above this value, a total above this, and a time further in the future.
+_MAX_COUNT_GROWTH = 1 << 32
+_AMOUNTS = (BYTES_IN, BYTES_OUT, LATENCY_SUM_NS)
+# A gauge or a total above these limits, or a time further in the future, was overwritten, too.
 _MAX_GAUGE = 1 << 32
 _MAX_TOTAL = 1 << 62
 _AHEAD_NS = 1 << 32
 _COUNTER_RUNS = (slice(BYTES_IN, LOG_EXCEPTION + 1), slice(LATENCY_0, COUNTERS[-1] + 1))
 
 _MAGIC_VALUE = 0x5365_7276_6F_30_32_00 | ROW_WORDS
-# A fold takes microseconds. It never seems to end if the arbiter was killed in the middle, or if
-# a worker has overwritten _FOLDING, so a reader waits only this long.
+# How long a reader waits for the end of a fold. A fold takes microseconds. But if the arbiter was
+# killed during a fold, or a worker has overwritten _FOLDING, the fold never ends.
 _FOLD_NS = 20_000_000
 _WORD = 8
 _ROW_BYTES = ROW_WORDS * _WORD
@@ -105,10 +108,11 @@ _ROW_BYTES = ROW_WORDS * _WORD
 # --- load ---------------------------------------------------------------------------------------
 
 # A worker with requests in flight sends a heartbeat every 5 ms. If the last one is older than this,
-# its loop is blocked, and the gate leaves the worker out. With a limit of 1 s the gate would have
-# no effect. Idle workers send no such heartbeats: in a large pool they would burn a core.
+# the worker is blocked, and other workers don't compare their load with it (see
+# servo.workers.accept.gate). Idle workers can't block, so they send only one heartbeat a second:
+# with one every 5 ms, a large number of workers would use a whole CPU core.
 BLOCKED_AFTER_NS = 10_000_000
-# `least_load` returns this when no worker can take a connection. It is more than any load.
+# The result of `least_load` if no worker can take a connection. It is more than any load.
 NO_LOAD = 1 << 64
 
 # STATE, BEAT_NS, IN_FLIGHT and CONNECTIONS of a row. `iter_unpack` reads them for all rows in C,
@@ -117,11 +121,11 @@ _GATE = struct.Struct(f"=4Q{_ROW_BYTES - 4 * _WORD}x")
 
 
 class ScoreboardError(ServoError):
-    """The scoreboard can't be created, or a file is not a scoreboard."""
+    """Raised if the scoreboard can't be created, or a file is not a scoreboard."""
 
 
 class ScoreboardFull(ScoreboardError):  # noqa: N818
-    """Every row belongs to a worker that has not been released yet."""
+    """Raised if every row belongs to a worker that is not yet released."""
 
 
 class RowSnapshot(NamedTuple):
@@ -154,11 +158,11 @@ class RowSnapshot(NamedTuple):
 class _Owned:
     """The arbiter's own data about a row that it has allocated.
 
-    serial      of the worker
-    slot        of the worker
-    generation  of the worker
-    last_good   a copy of the row from when it last made sense
-    pid         of the worker; 0 until it is forked
+    serial      the worker's serial
+    slot        the worker's slot
+    generation  the worker's generation
+    last_good   the last copy of the row whose values were possible
+    pid         the worker's pid; 0 before the fork
     reported    whether `check` has reported the row
     """
 
@@ -171,22 +175,22 @@ class _Owned:
 
 
 class Totals(NamedTuple):
-    """The counters of all workers, ended ones included, and the gauges of live workers.
+    """The counters of all workers, including ended ones, and the gauges of live workers.
 
     requests        answered requests
     statuses        responses by class, 1xx to 5xx
-    bytes_in        of request bodies
-    bytes_out       of response bodies
+    bytes_in        bytes of request bodies
+    bytes_out       bytes of response bodies
     accepted        accepted connections
     shed            requests refused because of limit_concurrency
-    latency_sum_us  of all requests in `latency`, in microseconds
+    latency_sum_us  the sum of all latencies, in microseconds
     latency         the histogram (see LATENCY_BOUNDS_S)
     methods         responses for each of METHODS, by class of status
     codes           responses for each of STATUS_CODES, then the rest of each class; for a moment
                     the count of 200 may be wrong by one for each worker
     log             entries of the error log: warning, error, critical, exception
     workers         live workers
-    in_flight       requests that applications are working on
+    in_flight       requests that the application is running
     connections     open connections
     """
 
@@ -209,8 +213,8 @@ class Totals(NamedTuple):
 class Scoreboard:
     """The table. Every process that is forked after its creation shares it.
 
-    capacity   number of rows, which never changes
-    directory  for a file on disk, unlinked at once; None for an anonymous file in memory
+    capacity   the number of rows, which never changes
+    directory  the directory of a file on disk, unlinked at once; None for a file in memory
 
     Raises ScoreboardError if the space can't be allocated.
     """
@@ -230,7 +234,7 @@ class Scoreboard:
     def attach(cls, fd: int) -> Scoreboard:
         """Map the scoreboard in an open file, as a reader.
 
-        fd  the file; `close` closes it
+        fd  the file's descriptor; `close` closes it
 
         Raises ScoreboardError if the file is not a scoreboard, or one of another version. Then the
         descriptor stays open.
@@ -243,6 +247,45 @@ class Scoreboard:
         board = cls.__new__(cls)
         board.fd = fd
         board._map(size)
+        return board
+
+    def to_state(self, pass_on: Callable[[int], int]) -> dict[str, Any]:
+        """Return the arbiter's own data as JSON values, for `from_state`.
+
+        pass_on  keeps a descriptor open for the next program, and returns it
+        """
+        return {
+            "fd": pass_on(self.fd),
+            "layout": _MAGIC_VALUE,
+            "base": self._base,
+            "folding": self._folding,
+            "high": self._high,
+            "owned": [
+                [index, each.serial, each.slot, each.generation, each.pid, each.last_good]
+                for index, each in self._owned.items()
+            ],
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], take: Callable[[int], int]) -> Scoreboard:
+        """Take over the scoreboard of this process's previous program, after an upgrade.
+
+        state  the result of that program's `to_state`
+        take   claims a descriptor from the previous program, and returns it
+
+        Raises ScoreboardError if its layout differs, and KeyError, TypeError, ValueError or OSError
+        for an invalid state.
+        """
+        if state["layout"] != _MAGIC_VALUE:
+            raise ScoreboardError("the scoreboard has the layout of another version")
+        board = cls.attach(take(int(state["fd"])))
+        board._base = [int(count) for count in state["base"]]
+        board._folding = int(state["folding"])
+        board._high = int(state["high"])
+        for index, serial, slot, generation, pid, last_good in state["owned"]:
+            board._owned[index] = _Owned(serial, slot, generation, last_good, pid)
+        board._owner = os.getpid()
+        board._publish()
         return board
 
     def _map(self, size: int) -> None:
@@ -267,15 +310,15 @@ class Scoreboard:
         for place, count in enumerate(self._base, _BASE):
             words[place] = count
         words[_BASE_CHECKSUM] = checksum(self._base)
-        words[_FOLDING] = self._folding  # comes last, because it ends a fold
+        words[_FOLDING] = self._folding  # last, because it ends a fold
 
     def allocate(self, serial: int, slot: int, generation: int, now_ns: int = 0) -> int:
         """Allocate the first free row for a worker that is about to be forked.
 
-        serial      of the worker
-        slot        of the worker
-        generation  of the worker
-        now_ns      monotonic; becomes the row's start and first heartbeat
+        serial      the worker's serial
+        slot        the worker's slot
+        generation  the worker's generation
+        now_ns      monotonic nanoseconds: the row's start and first heartbeat
 
         Returns the row's index. Raises ScoreboardFull.
         """
@@ -303,7 +346,7 @@ class Scoreboard:
         self.row(index)[PID] = pid
 
     def row(self, index: int) -> memoryview:
-        """The words of a row. Its worker writes them; the arbiter may write the state and pid."""
+        """The words of a row. Its worker writes them. The arbiter may write the state and pid."""
         if not 0 <= index < self.capacity:
             raise IndexError(index)
         start = (index + _HEADER_ROWS) * ROW_WORDS
@@ -317,7 +360,7 @@ class Scoreboard:
     def release(self, index: int) -> None:
         """Add a row's counters to the base, and free the row. Does nothing for a free row.
 
-        The row's worker must have been reaped: a live one would go on writing to the row.
+        The row's worker must have been reaped: a live one would still write to the row.
         """
         if index not in self._owned:
             return
@@ -325,7 +368,7 @@ class Scoreboard:
         del self._owned[index]
         row = self.row(index)
         self._folding += 2
-        # Odd until everything is written: readers in the meantime read again.
+        # Make it odd until all words are written, so that readers read again.
         self._words[_FOLDING] = self._folding - 1
         for word in COUNTERS:
             self._base[word - _FIRST_COUNTER] = _wrapped(
@@ -336,11 +379,11 @@ class Scoreboard:
         self._publish()
 
     def check(self, now_ns: int) -> list[int]:
-        """Repair what other processes have overwritten. The arbiter calls this once a second.
+        """Repair words that other processes have overwritten. The arbiter calls this once a second.
 
-        now_ns  monotonic
+        now_ns  monotonic nanoseconds
 
-        Returns the serials of workers whose rows made no sense, each worker only once.
+        Returns the serials of workers with impossible values in their rows, each worker only once.
         """
         self._publish()
         bad = []
@@ -362,9 +405,10 @@ class Scoreboard:
         return [_snapshot(index, row) for index, row in self._rows_in_use()]
 
     def requests(self) -> tuple[dict[int, int], int]:
-        """The number of answered requests: by serial for the rows in use, and in all.
+        """The numbers of answered requests: of each worker in the table, by serial, and of all.
 
-        For the arbiter only. Other processes call `totals`, which waits for folds to end.
+        The second number includes ended workers. For the arbiter only. Other processes call
+        `totals`, which waits for folds to end.
         """
         total = requests_in([0] * _FIRST_COUNTER + self._read_base())
         rows = {}
@@ -380,7 +424,7 @@ class Scoreboard:
             before = self._words[_FOLDING]
             sums = self._read_base()
             rows = [row for _, row in self._rows_in_use()]
-            # Only if no row was folded in between (see the top of this module).
+            # Use the result only if no row was folded meanwhile (see the top of this module).
             if self._is_owner or (before % 2 == 0 and self._words[_FOLDING] == before):
                 self._last_totals = _sum_up(sums, rows)
                 return self._last_totals
@@ -390,12 +434,12 @@ class Scoreboard:
     def least_load(self, now_ns: int) -> int:
         """The smallest load of all workers that can take a connection; NO_LOAD if none can.
 
-        now_ns  monotonic
+        now_ns  monotonic nanoseconds
 
-        A load is `in_flight << 32 | connections`: connections decide only between workers with
-        equally many requests in flight, and one comparison of integers is enough. A worker can take
-        a connection if it is ready and, if it has requests in flight, its last heartbeat is younger
-        than BLOCKED_AFTER_NS.
+        A load is `in_flight << 32 | connections`. So one comparison of integers is enough, and
+        connections count only if the numbers of requests are equal. A worker can take a connection
+        if it is ready and not blocked. It is blocked if it has requests in flight and its last
+        heartbeat is older than BLOCKED_AFTER_NS.
         """
         least = NO_LOAD
         oldest_beat = now_ns - BLOCKED_AFTER_NS
@@ -413,7 +457,7 @@ class Scoreboard:
         return sum(state == STATE_READY for state, *_ in _GATE.iter_unpack(used))
 
     def close(self) -> None:
-        """Close this process's mapping and descriptor. Rows that `row` returned stay usable."""
+        """Close this process's mapping and descriptor. Results of `row` stay usable."""
         if self.fd < 0:
             return
         os.close(self.fd)
@@ -421,7 +465,7 @@ class Scoreboard:
         self._rows.release()
         self._words.release()
         self._bytes.release()
-        # Fails while a memoryview of a row exists; then the last of these frees the memory.
+        # This fails while a memoryview of a row exists. Then the last view frees the memory.
         with contextlib.suppress(BufferError):
             self._mmap.close()
 
@@ -436,16 +480,16 @@ class Scoreboard:
         words = self._words[_BASE : _BASE_CHECKSUM + 1].tolist()
         if words.pop() == checksum(words):
             self._last_base = words
-        # Otherwise the base was overwritten, or the arbiter is just writing it.
+        # The base was overwritten, or the arbiter is just writing it.
         return self._last_base.copy()
 
     def _read_owned(self, index: int) -> list[int]:
-        """The words of an allocated row; repaired if they make no sense."""
+        """The words of an allocated row; if they are impossible, those of the last good copy."""
         owned = self._owned[index]
         row = self.row(index).tolist()
         if not _makes_sense(row, owned):
-            return _repaired(owned, row)
-        owned.last_good = row  # so that counters of the next read are not smaller
+            return _last_good(owned)
+        owned.last_good = row  # the counters of the next read must not be smaller
         return row
 
     def _rows_in_use(self) -> list[tuple[int, list[int]]]:
@@ -462,7 +506,7 @@ class Scoreboard:
 
 
 def checksum(words: Iterable[int]) -> int:
-    """A word by which a reader tells whether the arbiter has written all of these words."""
+    """A checksum word: it shows a reader whether the arbiter has written all of these words."""
     return _wrapped(sum(words) + _MAGIC_VALUE)
 
 
@@ -471,7 +515,7 @@ def _wrapped(count: int) -> int:
 
 
 def _makes_sense(row: list[int], owned: _Owned, now_ns: int | None = None) -> bool:
-    """Whether a working worker can have written this row, given its last good copy."""
+    """Whether the values of a row are possible, compared with its last good copy."""
     good = owned.last_good
     return bool(
         STATE_FREE < row[STATE] < len(STATE_NAMES)
@@ -490,25 +534,31 @@ def _have_grown_plausibly(counts: list[int], before: list[int]) -> bool:
     return bool(min(growth) >= 0 and max(growth) < MAX_GROWTH)
 
 
-def _repaired(owned: _Owned, row: list[int]) -> list[int]:
-    """A repaired row: the last good copy, with those counters that may be true."""
+def _last_good(owned: _Owned) -> list[int]:
     good = owned.last_good.copy()
     good[PID] = owned.pid
-    # The worker has gone on counting since then.
+    return good
+
+
+def _repaired(owned: _Owned, row: list[int]) -> list[int]:
+    """A repaired row: the last good copy, with those new counters that are possible."""
+    good = _last_good(owned)
+    # The worker has counted more since then.
     for word in COUNTERS:
-        if 0 <= row[word] - good[word] < MAX_GROWTH:
+        most = MAX_GROWTH if word in _AMOUNTS else _MAX_COUNT_GROWTH
+        if 0 <= row[word] - good[word] < most:
             good[word] = row[word]
     return good
 
 
 def _plausible(row: list[int]) -> bool:
-    """Whether a row may be true, for a reader that has no earlier copy of it."""
+    """Whether the values of a row are possible, for a reader without an earlier copy."""
     most: int = max(row[IN_FLIGHT], row[CONNECTIONS], *(row[word] for word in COUNTERS))
     return most < _MAX_TOTAL
 
 
 def load_of(row: memoryview) -> int:
-    """The load of a worker by its row, to compare with `least_load`."""
+    """The load of a row's worker, to compare with `least_load`."""
     load: int = row[IN_FLIGHT] << 32 | row[CONNECTIONS]
     return load
 
@@ -588,7 +638,7 @@ def _open_file(directory: str | None) -> int:
         try:
             return os.memfd_create("servo-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except OSError:
-            # Some sandboxes and old kernels have no memfd. An unlinked file works as well.
+            # Some sandboxes and old kernels have no memfd. Use an unlinked file instead.
             directory = None
     import tempfile  # imported here because it is rarely needed
 
@@ -604,8 +654,8 @@ def _open_file(directory: str | None) -> int:
 def _seal(fd: int) -> None:
     """Forbid changes of the file's size.
 
-    A worker that an attacker controls could truncate the file. Then SIGBUS would kill every process
-    that touches the table, the arbiter included.
+    Otherwise an attacker who controls a worker could truncate the file. Then SIGBUS would kill
+    every process that uses the table, including the arbiter.
     """
     seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     try:
@@ -617,8 +667,8 @@ def _seal(fd: int) -> None:
 
 
 def _fill(fd: int, size: int) -> None:
-    # On a full file system, SIGBUS kills a process that touches a page of a sparse file for the
-    # first time. So allocate the space now, while its lack is an error that can be reported.
+    # Allocate the space now, so that a lack of space raises an error here. On a full file system, a
+    # sparse file would kill a process by SIGBUS when it first uses a page.
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fd, 0, size)
         return

@@ -1,20 +1,21 @@
 """One worker process, from just after the fork to its exit code.
 
-The arbiter forks, closes what the child must not have, and calls `run_worker`. That
+The arbiter forks, closes the descriptors that the child must not have, and calls `run_worker`. This
+function
 
-1. turns the forked copy of the arbiter into a worker: signals, log, channel, mailbox,
-2. gives up privileges, imports the application, and makes the `Worker` that its interface needs,
-3. lets it serve, until it is told to end and has drained,
+1. turns the forked copy of the arbiter into a worker: signals, log, channel, mailbox;
+2. gives up privileges, imports the application, and makes the `Worker` for its interface (if a mold
+   has forked the process, the mold has already given up privileges and imported the application);
+3. lets the worker serve until the arbiter asks it to end and its last request is answered;
 4. ends the interpreter as Python ends a script (see `python_exit`), and returns the exit code.
 
-A failure before the worker is ready goes to the arbiter as `BootFailed`: the arbiter logs it, and
-decides whether to try again.
+If the worker fails before it is ready, it sends the arbiter a `BootFailed`. The arbiter logs the
+reason, and decides whether to try again.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import gc
 import logging
 import os
 import signal
@@ -24,18 +25,20 @@ from typing import TYPE_CHECKING
 
 from servo import cluster
 from servo.apps.loader import prepare_import_path
+from servo.collector import tune_for_requests
 from servo.errors import AppImportError, ServoError
 from servo.ipc.channel import ChannelClosed, SharedChannel
-from servo.ipc.messages import EXIT_APP, EXIT_BOOT, BootFailed, Booting
+from servo.ipc.messages import EXIT_APP, EXIT_BOOT, BootFailed, Booting, MoldForked
 from servo.logs import error_log as log_module
 from servo.logs.entry_counts import count_log
 from servo.net.privileges import become
-from servo.settings.sources import drop_config_modules
+from servo.settings.sources import SLOT_VARIABLE, drop_config_modules
 from servo.shared_memory import row_layout
 from servo.workers import inspection
+from servo.workers.fork_safety import reseed, warn_of_threads
 from servo.workers.forks import Forks
 from servo.workers.messages.mailbox import Mailbox
-from servo.workers.python_exit import PythonExit, register_exit_functions
+from servo.workers.python_exit import PythonExit, forget_children, register_exit_functions
 from servo.workers.query_signals import REQUESTS_SIGNAL
 from servo.workers.registry import worker_for
 from servo.workers.request.hooks import HookWorker
@@ -43,23 +46,24 @@ from servo.workers.request.hooks import HookWorker
 if TYPE_CHECKING:
     from types import FrameType
 
+    from servo.settings.sources import Settings
     from servo.workers.context import WorkerContext
     from servo.workers.worker import Worker
 
 log = logging.getLogger("servo.error")
 
-# A traceback of this many characters fits a frame of the channel (1 MiB), however JSON writes it.
-# The end of it says what went wrong.
+# A traceback of this many characters fits into a message (1 MiB) even if JSON escapes every
+# character. A longer one loses its middle: its first line and its end name the error.
 MAX_FAILURE_CHARACTERS = 60_000
 
 
 def run_worker(context: WorkerContext) -> int:
     """Run a worker process to its end. Returns its exit code.
 
-    context   what the arbiter has prepared
+    context  the settings, sockets and memory that the arbiter has prepared
 
-    The caller has just forked, has reset the arbiter's signal handlers, and has closed all
-    descriptors that are not the worker's.
+    The caller must have just forked, and then reset the arbiter's signal handlers and closed the
+    descriptors that the worker does not need.
     """
     row = context.scoreboard.row(context.row_index)
     tap = _set_up(context, row)
@@ -71,9 +75,9 @@ def run_worker(context: WorkerContext) -> int:
         return _boot_failed(context, "app", text, EXIT_APP)
     except ServoError as error:
         return _boot_failed(context, "boot", str(error), EXIT_BOOT)
-    except Exception:  # noqa: BLE001  the arbiter gets the traceback, and logs it
-        return _boot_failed(context, "boot", traceback.format_exc(), EXIT_BOOT)
-    _tune_collector()
+    except Exception as error:  # noqa: BLE001  the arbiter gets the traceback, and logs it
+        return _boot_failed(context, "boot", describe(error), EXIT_BOOT)
+    tune_for_requests()
     try:
         worker.serve()
     except ServoError as error:
@@ -85,6 +89,8 @@ def run_worker(context: WorkerContext) -> int:
             worker.access.close()
         tap.send_last(context.channel)
         context.mailbox.close()
+    if worker.next_mold:
+        _fork_mold(context, worker)
     hooks = context.settings.hooks
     if hooks.worker_exit is not None:
         hooks.worker_exit(context.server, context.hook_worker)
@@ -95,17 +101,42 @@ def run_worker(context: WorkerContext) -> int:
     return 0
 
 
+def _fork_mold(context: WorkerContext, worker: Worker) -> None:
+    """Fork the next mold from this worker, which has drained, and tell the arbiter."""
+    pid, problem = 0, worker.end_threads()
+    try:
+        if context.fork_mold is None:
+            problem = "the worker has no socket for a mold"
+        elif not problem:
+            hook = context.settings.hooks.before_refork
+            if hook is not None:
+                hook(context.server, context.hook_worker)
+            warn_of_threads("in a worker that forks the next mold")
+            pid = context.fork_mold(worker.next_mold, worker.close_in_mold)
+    except (Exception, SystemExit) as error:
+        log.exception("The next mold can't be forked from this worker")
+        problem = f"{type(error).__name__}: {error}"
+    worker.tell(MoldForked(pid, problem.partition("\n")[0]))
+
+
 def _set_up(context: WorkerContext, row: memoryview) -> inspection.LogTap:
-    """Turn the forked process into a worker, before any code of the user runs in it."""
+    """Turn the forked process into a worker, before any code of the user runs."""
     row[row_layout.PID] = os.getpid()
     row[row_layout.STATE] = row_layout.STATE_BOOTING
     row[row_layout.BEAT_NS] = row_layout.now_ns()
+    # Set it before the first hook, because a hook may import the application.
+    os.environ[SLOT_VARIABLE] = str(context.slot)
     context.hook_worker = HookWorker(context, row)
     tap = _watch_log(row)
-    register_exit_functions()
+    if context.app is None:
+        register_exit_functions()
+    else:
+        # The mold has already registered Python's exit functions. Don't register them again: the
+        # application has since registered its own.
+        forget_children()
     _install_abort(context)
     inspection.answer_signals(context.dump_fd)
-    _set_title(f"servo: worker {context.slot} [{context.settings.app}]")
+    set_title(f"servo: worker {context.slot} [{context.settings.app}]")
     context.channel = tap.channel = SharedChannel(context.channel)
     context.mailbox = Mailbox(context.channel, context.slot, context.serial, context.scoreboard)
     context.forks = Forks(context.listeners, context.channel, context.mailbox)
@@ -118,18 +149,19 @@ def _boot(context: WorkerContext) -> Worker:
     settings = context.settings
     hooks = settings.hooks
     context.channel.send(Booting())
+    hook_app = context.hook_worker.app
+    if context.app is not None:
+        hook_app.preset(context.app)
+        reseed()
+        if hooks.after_mold is not None:
+            hooks.after_mold(context.server, context.hook_worker)
     if hooks.post_fork is not None:
         hooks.post_fork(context.server, context.hook_worker)
-    become(settings.user, settings.group, settings.initgroups)
-    os.chdir(settings.directory)
-    drop_config_modules(settings)
-    # Drop the message handlers of the configuration's modules: they were for the arbiter. But if
-    # the post_fork hook has imported the application, the handlers may be the application's.
-    if context.hook_worker.app.callable is None:
-        cluster.forget_handlers()
-    _import_own()
-    prepare_import_path(settings)
-    app = context.hook_worker.app.take()
+    if context.app is None:
+        # If the post_fork hook has imported the application, keep the message handlers: some may
+        # belong to the application.
+        prepare_import(settings, forget_handlers=hook_app.callable is None)
+    app = hook_app.take()
     kind = worker_for(settings, app)
     worker = kind(context, app)
     inspection.answer_requests_signal(worker.requests_report, context.dump_fd)
@@ -141,8 +173,26 @@ def _boot(context: WorkerContext) -> Worker:
     return worker
 
 
+def prepare_import(settings: Settings, *, forget_handlers: bool) -> None:
+    """Do everything that comes before the import of the application.
+
+    settings         the settings of the generation
+    forget_handlers  whether to drop the message handlers that modules of the configuration have
+                     registered: they were for the arbiter
+
+    Raises ConfigError if the process can't become the configured user.
+    """
+    become(settings.user, settings.group, settings.initgroups)
+    os.chdir(settings.directory)
+    drop_config_modules(settings)
+    if forget_handlers:
+        cluster.forget_handlers()
+    _import_own()
+    prepare_import_path(settings)
+
+
 def _watch_log(row: memoryview) -> inspection.LogTap:
-    """Count the lines that this worker logs, and send them to the arbiter for operators."""
+    """Count the log lines of this worker, and send them to the arbiter for operators."""
     tap = inspection.LogTap()
     log_module.set_tap(tap)
     count_log(row)
@@ -151,7 +201,7 @@ def _watch_log(row: memoryview) -> inspection.LogTap:
 
 def _boot_failed(context: WorkerContext, kind: str, text: str, code: int) -> int:
     try:
-        context.channel.send(BootFailed(kind, text[-MAX_FAILURE_CHARACTERS:]))
+        context.channel.send(BootFailed(kind, shorten(text, MAX_FAILURE_CHARACTERS)))
         while not context.channel.flush():
             context.channel.wait_writable(1.0)
     except ChannelClosed:
@@ -159,12 +209,34 @@ def _boot_failed(context: WorkerContext, kind: str, text: str, code: int) -> int
     return code
 
 
+def describe(error: Exception) -> str:
+    """Describe an unexpected error: the error itself in the first line, and then its traceback.
+
+    The arbiter gives the first line as the reason of a reload that is rolled back.
+    """
+    first = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return f"{first}\n{''.join(traceback.format_exception(error))}"
+
+
+def shorten(text: str, most: int) -> str:
+    """Shorten the text of a failure: keep the first line, and the end, which names the error.
+
+    text  the text
+    most  the most characters of the result
+    """
+    if len(text) <= most:
+        return text
+    first, _, rest = text.partition("\n")
+    first = first[: most // 2]
+    return f"{first}\n{rest[-(most - len(first) - 1) :]}"
+
+
 def _install_abort(context: WorkerContext) -> None:
     """Handle SIGABRT, which the arbiter sends if the heartbeat stops: print all stacks, and end.
 
-    The order matters. faulthandler prints the threads' stacks in C, even if the interpreter is
-    stuck, and then calls the handler that was installed before it. If the Python handler came
-    second, it would replace faulthandler's.
+    The order matters: install the Python handler first. faulthandler's handler, in C, prints the
+    threads' stacks even if the interpreter is stuck, and then calls the earlier handler. The other
+    way round, the Python handler would replace faulthandler's.
     """
 
     def on_abort(_signum: int, _frame: FrameType | None) -> None:
@@ -176,31 +248,25 @@ def _install_abort(context: WorkerContext) -> None:
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGABRT)
 
+    # A mold has enabled faulthandler already, and a second `enable` would do nothing: the handler
+    # below would replace faulthandler's.
+    faulthandler.disable()
     signal.signal(signal.SIGABRT, on_abort)
     faulthandler.enable(file=log_module.crash_fd(), all_threads=True)
 
 
 def _import_own() -> None:
-    """Import modules that the worker uses later, before the application can get in their way.
+    """Import the modules that the worker uses later, before it imports the application.
 
-    The application's directory comes first in the import path from here on, and may contain a
-    `queue.py` of its own. Later there may also be no free descriptor to open a module with.
+    After that, the application's directory comes first in the import path, and may contain its own
+    `queue.py`. Later there may also be no free descriptor for opening a module.
     """
-    import queue  # noqa: F401  the arbiter does not need them, so they are not imported yet
+    import queue  # noqa: F401  not imported at the top, because the arbiter does not need it
     import tempfile  # noqa: F401
 
 
-def _tune_collector() -> None:
-    """Exclude the objects that exist now from the search for cyclic garbage.
-
-    Modules and classes are never garbage, and searching them takes a tenth of a request's time in
-    frameworks that make many objects. `servo.__main__` makes the search rare as well.
-    """
-    gc.collect()
-    gc.freeze()
-
-
-def _set_title(title: str) -> None:
+def set_title(title: str) -> None:
+    """Set the title of this process, if setproctitle is installed."""
     if "setproctitle" in sys.modules or _can_import("setproctitle"):
         import setproctitle
 

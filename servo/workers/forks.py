@@ -1,16 +1,16 @@
 """Processes that an application forks, by `os.fork` or by multiprocessing.
 
-Such a child is a copy of the worker, but must not act as one. Without care three things go wrong:
+Such a child is a copy of the worker, but must not act as one. This module prevents three errors:
 
-* Signals. Until the child has handlers of its own, one that is sent to it (`Process.terminate()`)
-  would be written to the worker's wake-up descriptor, so the worker would take it for its own. All
-  signals that a worker handles are blocked around the fork, and have their default effect in the
-  child before they are let through.
-* Descriptors. An epoll instance is shared over a fork: what the child removes from it is removed
-  for the worker, too. So the child gets an instance of its own under the same number
-  (`replace_wakers`), and its copies of the listeners and the channel are closed.
-* The way back. A child that returns to the worker's event loop would run it a second time, and
-  serve the worker's clients. It ends where it comes back (`end_on_return`).
+* Signals. A signal to the new child, such as that of `Process.terminate()`, would be written to the
+  worker's wake-up descriptor, and the worker would act on it. So all signals that a worker handles
+  are blocked during the fork, and the child unblocks them after it has reset their handlers.
+* Descriptors. The child shares the worker's epoll instance: a socket that the child removes would
+  be removed for the worker, too. So the child gets its own instance under the same number
+  (`replace_wakers`), and closes its copies of the listeners and the channel.
+* Return. A child that returns to the worker's event loop would run the loop a second time, and
+  serve the worker's clients. So the child ends when it returns to the worker's code
+  (`end_on_return`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("servo.error")
 
 # The signals that the arbiter handles. Its children ignore them until they set their own handlers.
-_IGNORED = (
+IGNORED = (
     signal.SIGTERM,
     signal.SIGINT,
     signal.SIGQUIT,
@@ -56,17 +56,17 @@ _IGNORED = (
 def do_nothing(_signum: int, _frame: FrameType | None) -> None:
     """Handle a signal that means nothing to a worker.
 
-    Not SIG_IGN: a program that the application starts would inherit that, and no Ctrl-C or
-    `Popen.send_signal` would end it.
+    SIG_IGN is no substitute: a program that the application starts would inherit it, and then
+    neither Ctrl-C nor `Popen.send_signal` would end that program.
     """
 
 
 class Forks:
-    """Keeps the processes that an application forks apart from the worker.
+    """Separates the child processes of an application from the worker.
 
-    listeners, channel, mailbox  the worker's; a child closes them, and uses none of them
+    listeners, channel, mailbox  those of the worker; a child closes them
 
-    in_child  called in each child, in the thread that has forked; None until there is a worker
+    in_child  called in each child, in the thread that forked it; None until there is a worker
     """
 
     in_child: Callable[[], None] | None = None
@@ -76,37 +76,53 @@ class Forks:
         self._channel = channel
         self._mailbox = mailbox
         self._handlers: dict[int, Any] = {}  # by signal
-        # By thread: several may fork at a time.
+        # The signal mask before the fork, for each thread: several threads may fork at a time.
         self._masks = threading.local()
-        for signum in _IGNORED:
+        self._is_over = False
+        for signum in IGNORED:
             if signal.getsignal(signum) == signal.SIG_IGN:
                 signal.signal(signum, do_nothing)
                 signal.siginterrupt(signum, False)
-        self.own(*_IGNORED, signal.SIGABRT)
+        self.own(*IGNORED, signal.SIGABRT)
         os.register_at_fork(
             before=self._before, after_in_parent=self._restore, after_in_child=self._after_in_child
         )
 
     def own(self, *signums: int) -> None:
-        """Take the present handlers of these signals for the worker's own, not its children's.
+        """Note that the present handlers of these signals are the worker's: children reset them.
 
-        To be called when the worker has set them, before code of the application runs.
+        signums  the signals' numbers; 0 for a signal that this system does not have
+
+        Call this after the worker has set its handlers, and before the application's code runs.
         """
         for signum in signums:
-            if signum:  # 0: this system has no such signal
+            if signum:
                 self._handlers[signum] = signal.getsignal(signum)
 
+    def forget(self) -> None:
+        """In a mold that this worker has forked: leave its children alone.
+
+        They become workers with `Forks` of their own, and hooks of `os.register_at_fork` stay.
+        """
+        self._is_over = True
+
     def _before(self) -> None:
+        if self._is_over:
+            return
         self._masks.mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers)
 
     def _restore(self) -> None:
+        if self._is_over:
+            return
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.mask)
 
     def _after_in_child(self) -> None:
+        if self._is_over:
+            return
         try:
             signal.set_wakeup_fd(-1)
             for signum, handler in self._handlers.items():
-                # One that the application has set is its own, as it is without a server.
+                # Keep a handler that the application has set.
                 if signal.getsignal(signum) is handler:
                     signal.signal(signum, signal.SIG_DFL)
             if STACK_SIGNAL:
@@ -118,11 +134,12 @@ class Forks:
             self._restore()
 
     def _forget(self) -> None:
-        """Hold neither the port nor the arbiter's channel, nor count as this worker."""
+        """In a child: give up the port, the arbiter's channel, and the worker's identity."""
         for listener in self._listeners:
-            # Not `close`: that would wait for a loop that watches the socket, for ever in here.
+            # `close` would wait until the event loop no longer watches the socket. The child runs
+            # no loop, so this would never happen.
             fd = listener.socket.detach()
-            if fd >= 0:  # a draining worker has closed its own
+            if fd >= 0:  # a draining worker has already closed its listeners
                 os.close(fd)
         self._mailbox.disable_in_child()
         self._channel.close()
@@ -133,22 +150,22 @@ class Forks:
 def open_fds() -> set[int]:
     """The descriptors that this process has open."""
     listed = os.listdir("/proc/self/fd")
-    # One of them is that of the listing itself, and is free again.
+    # Leave out the descriptor that `listdir` itself used: it is closed by now.
     return {int(name) for name in listed if os.path.lexists(f"/proc/self/fd/{name}")}
 
 
 def replace_wakers(fds: Iterable[int]) -> None:
-    """In a child: put new epoll instances and eventfds in place of those that wake the worker.
+    """In a child: put new descriptors in place of those that wake the worker.
 
     fds  descriptors of the worker: epoll instances, eventfds, pipes and socket pairs
 
-    The numbers stay in use, so nothing that the child still does with them reaches the worker.
+    The numbers stay the same, so code of the child that still uses them does not reach the worker.
     """
     for fd in fds:
         try:
             is_epoll = os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventpoll]"
         except OSError:
-            continue  # it is closed
+            continue  # already closed
         if is_epoll:
             with select.epoll() as epoll:
                 os.dup2(epoll.fileno(), fd, inheritable=False)
@@ -159,12 +176,12 @@ def replace_wakers(fds: Iterable[int]) -> None:
 
 
 def replace_sockets(fds: Iterable[int]) -> None:
-    """In a child: put a dead socket in place of those of the worker's clients.
+    """In a child: replace the sockets of the worker's clients by a disconnected one.
 
     fds  the descriptors of those sockets
 
-    So the child can't write into the worker's response, and a client sees the end of its connection
-    when the worker closes it.
+    So the child can't write into a response of the worker, and can't keep a connection open after
+    the worker has closed it.
     """
     dead, other = socket.socketpair()
     other.close()
@@ -174,16 +191,16 @@ def replace_sockets(fds: Iterable[int]) -> None:
 
 
 def end_on_return(loop_frame: FrameType | None) -> bool:
-    """In a child: end it when the code that has forked comes back to the worker's own.
+    """In a child: end the process when the application's code returns to the worker's code.
 
-    loop_frame  the frame that runs the worker's event loop, if that is in this thread
+    loop_frame  the frame that runs the worker's event loop, if this thread runs it
 
-    Returns whether there is a place to come back to. There is none for multiprocessing, whose
-    children end by themselves.
+    Returns whether the child can return to the worker's code. A child of multiprocessing can't: it
+    ends by itself.
 
-    The place is the outermost frame that is not the loop's: a coroutine that returns or awaits, or
-    a plain callback that returns; in a thread of an executor, the job. A trace function is told of
-    each return from a frame, even where compiled code is what it returns to.
+    The application's outermost frame may be a coroutine (which returns or awaits), a plain
+    callback, or a job in an executor's thread. A trace function on that frame is called when the
+    frame returns, even if its caller is compiled code.
     """
     handle_run = _code("asyncio.events", "Handle", "_run")
     job_run = _code("concurrent.futures.thread", "_WorkItem", "run")
@@ -208,7 +225,7 @@ _MULTIPROCESSING = os.path.join("multiprocessing", "popen_fork.py")
 
 
 def _code(module: str, owner: str, name: str) -> CodeType | None:
-    """A method's code; None where its module isn't loaded: a `sync` worker needs neither."""
+    """The code object of a method; None if its module isn't loaded, as in a `sync` worker."""
     loaded = sys.modules.get(module)
     method = getattr(getattr(loaded, owner, None), name, None)
     return getattr(method, "__code__", None)
@@ -222,7 +239,7 @@ def _end_when_over(frame: FrameType | None) -> None:
 
 
 def _trace_nothing(_frame: FrameType, _event: str, _argument: Any) -> None:
-    """For the frames that are entered from now on."""
+    """Trace function for all other frames: it asks for no events."""
 
 
 def _on_return(_frame: FrameType, event: str, _argument: Any) -> Any:
@@ -233,10 +250,10 @@ def _on_return(_frame: FrameType, event: str, _argument: Any) -> Any:
 
 
 def end_child() -> NoReturn:
-    """End a child that has come back to the worker's code, and say so."""
+    """End a child that has returned to the worker's code, and log it."""
     log.warning(
-        "Process %d, which the application has forked, has come back to the worker's own code: it"
-        " ends here. Work that is to go on belongs in multiprocessing or subprocess",
+        "Process %d, which the application has forked, has returned to the worker's own code, so it"
+        " ends here. For work in another process, use multiprocessing or subprocess",
         os.getpid(),
     )
     for stream in (sys.stdout, sys.stderr):

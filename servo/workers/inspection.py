@@ -1,8 +1,8 @@
-"""Shows operators what a worker does: its stacks, its requests, its log lines.
+"""Shows operators the stacks, requests and log lines of a worker.
 
 A worker normally answers on its channel to the arbiter. If its only thread is busy, the arbiter
 sends a signal (`servo.workers.query_signals`), and the worker writes into its dump file. Log lines
-go to the arbiter as they are logged, whether an operator asks for them or not.
+go to the arbiter as soon as they are logged, even if no operator has asked for them.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Characters of a report's stacks. It has to fit a frame of the channel (1 MiB) even if JSON needs
-# six bytes for each.
+# Characters of all stacks in a report. The report must fit into a message (1 MiB) even if JSON
+# needs six bytes for each character.
 MAX_STACKS_CHARACTERS = 128 << 10
-# Characters of one stack. The end is kept: it has the innermost calls.
+# Characters of one stack. A longer one loses its beginning, because the innermost calls are at the
+# end.
 MAX_STACK_CHARACTERS = 16 << 10
-# Requests of a report, and bytes of the target of one.
+# Requests in a report, and bytes of each request's target.
 MAX_REQUESTS = 200
 MAX_TARGET = 500
 
-# Log lines, and their characters, that a worker sends in a second. Further ones are only counted.
+# How many log lines, and how many characters of them, a worker sends per second. Further lines are
+# only counted.
 MAX_RECORDS = 200
 MAX_RECORDS_CHARACTERS = 64 << 10
 # Characters of one log line.
@@ -52,14 +54,15 @@ MAX_RECORD_CHARACTERS = 8192
 class LogTap:
     """Sends the records of the error log to the arbiter, for operators who ask for them.
 
-    The thread that logs a line sends it at once: the last line before a worker gets stuck is the
-    one that an operator looks for. So each line costs a message, and the lines of a second are
-    limited. A record that can't be sent at once waits until the worker's next sweep.
+    The thread that logs a line sends it at once, because the last line before a worker gets stuck
+    is the one that operators need. Each line costs a message, so their number per second is
+    limited. A record that can't be sent at once waits until the worker's next sweep, at most about
+    a second.
 
     clock     returns monotonic seconds
 
-    on_first  called, in any thread, when a first record has to wait
-    channel   to the arbiter
+    on_first  called, in any thread, when a record has to wait and none waited before
+    channel   the channel to the arbiter; while it is None, records are kept
     """
 
     on_first: Callable[[], None] | None = None
@@ -72,12 +75,12 @@ class LogTap:
         self._taken = 0
         self._characters = 0
         self._lost = 0
-        # Reentrant: a signal's handler may log amid a line of its own thread.
+        # Reentrant: a signal handler may log while its own thread is logging.
         self._lock = threading.RLock()
         self._passing = threading.Lock()
 
     def __call__(self, record: logging.LogRecord) -> None:
-        """Send a record, or keep it for later; count it if there are too many in this second."""
+        """Send a record, or keep it for later. If this second had too many, only count it."""
         text = message_of(record)
         if len(text) > MAX_RECORD_CHARACTERS:
             text = text[:MAX_RECORD_CHARACTERS] + " …"
@@ -102,13 +105,14 @@ class LogTap:
 
     @property
     def waiting(self) -> bool:
-        """Whether records, or a count of lost ones, wait to be sent."""
+        """Whether records, or the number of lost records, wait to be sent."""
         return bool(self._records or self._lost)
 
     def pass_on(self) -> None:
-        """Send the records that wait, unless another thread does or the channel is full."""
-        # If another thread is sending, or this is a signal handler inside it, leave the record to
-        # that thread: it checks for further records after it has released the lock.
+        """Send the waiting records, unless another thread does or the channel is full."""
+        # If another thread is sending, or this is a signal handler that interrupted the sender,
+        # leave the record to the sender: it looks for further records after it has released the
+        # lock.
         while self._records and self.channel is not None:
             if not self._passing.acquire(blocking=False):
                 return
@@ -124,7 +128,7 @@ class LogTap:
         try:
             sent = channel.send_if_free(LogRecords(list(records)))
         except ChannelClosed:
-            self.channel = None  # not logged: the line would come here again
+            self.channel = None  # don't log this: the line would be passed to this method again
             return False
         if not sent:
             with self._lock:
@@ -132,7 +136,7 @@ class LogTap:
         return sent
 
     def send(self, channel: Channel) -> None:
-        """Send all records and the count of lost ones, unless the arbiter is behind with reading.
+        """Send all records and the number of lost ones, unless the channel is full.
 
         Raises ChannelClosed if the arbiter is gone.
         """
@@ -145,7 +149,7 @@ class LogTap:
             channel.send(LogRecords(records, lost))
 
     def send_last(self, channel: Channel) -> None:
-        """Do as `send`, but ignore that the arbiter is gone."""
+        """Like `send`, but without an error if the arbiter is gone."""
         try:
             self.send(channel)
         except ChannelClosed:
@@ -179,7 +183,7 @@ def stacks(loop: asyncio.AbstractEventLoop | None) -> dict[str, Any]:
 
 
 def _relevant_frames(frame: FrameType) -> list[traceback.FrameSummary]:
-    """Return a thread's stack without the frames of the worker's boot and of this answer."""
+    """Return a thread's stack without the frames of the worker's boot and of this module."""
     summary = traceback.extract_stack(frame)
     names = [each.name for each in summary]
     start = names.index("run_worker") + 1 if "run_worker" in names else 0
@@ -190,11 +194,11 @@ def _relevant_frames(frame: FrameType) -> list[traceback.FrameSummary]:
 
 
 def print_tasks(fd: int) -> None:
-    """Write the stacks of asyncio's tasks to a file. No thread's stack shows waiting coroutines.
+    """Write the stacks of asyncio's tasks to a file: waiting coroutines are in no thread's stack.
 
     fd  the file's descriptor
     """
-    # With `getattr`, because the code that hangs may be the import of asyncio.
+    # Use `getattr`, because asyncio may be half imported: its import may be the code that hangs.
     running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
     loop = running() if running is not None else None
     if loop is None:
@@ -210,7 +214,7 @@ def print_tasks(fd: int) -> None:
 def _tasks_of(loop: asyncio.AbstractEventLoop | None) -> set[asyncio.Task[Any]]:
     if loop is None:
         return set()
-    import asyncio  # it is loaded, as there is a loop
+    import asyncio  # already loaded, as a loop runs
 
     return asyncio.all_tasks(loop)
 
@@ -228,7 +232,7 @@ def task_frames(task: asyncio.Task[Any]) -> list[traceback.FrameSummary]:
 
 
 def running(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> dict[str, Any]:
-    """Describe the requests that the application has, the oldest first.
+    """Describe the running requests, oldest first.
 
     requests  (start in monotonic nanoseconds, method, target, client)
     now_ns    monotonic nanoseconds
@@ -246,7 +250,7 @@ def running(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> dict[st
 
 
 def log_unfinished(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> None:
-    """Log the requests that a stop still waits for, the oldest first, before they are cut off.
+    """Log the requests that a stop is about to cut off, oldest first.
 
     requests  as for `running`
     now_ns    monotonic nanoseconds
@@ -262,27 +266,27 @@ def log_unfinished(requests: list[tuple[int, str, bytes, str]], now_ns: int) -> 
 
 
 def let_handlers_run() -> None:
-    """Do nothing, so that the interpreter calls the Python handlers of signals that have arrived.
+    """Let the interpreter call the Python handlers of signals that have arrived.
 
-    It does that when it enters a Python function. A compiled function does not count, so this
-    module must not be compiled.
+    The interpreter calls them when it enters a Python function, but not when it enters a compiled
+    one. So this module must not be compiled.
     """
 
 
 def answer_signals(dump_fd: int) -> None:
-    """Dump all stacks on STACK_SIGNAL. faulthandler does so even if the interpreter is stuck.
+    """Dump all stacks on STACK_SIGNAL, by faulthandler, even if the interpreter is stuck.
 
-    dump_fd  the file to write to; -1 if there is none
+    dump_fd  the descriptor of the file to write to; -1 if there is none
     """
     if STACK_SIGNAL and dump_fd >= 0:
         faulthandler.register(STACK_SIGNAL, file=dump_fd, all_threads=True, chain=False)
 
 
 def answer_requests_signal(report: Callable[[], dict[str, Any]], dump_fd: int) -> None:
-    """Have the main thread write down its requests when a signal asks for them.
+    """Make the main thread write its requests to a file when it gets REQUESTS_SIGNAL.
 
     report   returns the requests, as `running` does
-    dump_fd  the file to write to; -1 if there is none
+    dump_fd  the file's descriptor; -1 if there is none
     """
     if not REQUESTS_SIGNAL or dump_fd < 0:
         return

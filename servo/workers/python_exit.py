@@ -1,14 +1,15 @@
-"""The end of a worker's interpreter, as a script has it, but not for longer than the worker may.
+"""Ends a worker's interpreter as Python ends a script, but within the worker's time limit.
 
-Python ends a process in steps: it lets executors finish what was submitted to them, waits for all
-threads that are no daemons, and calls the functions of `atexit`. Among these is multiprocessing's,
-which ends daemonic processes and waits for the others. Libraries and applications count on that.
-The interpreter can't be left to do it: the code above the fork is the arbiter's, so a worker ends
-by `os._exit`.
+Python ends a process in steps: it lets executors finish their submitted jobs, waits for all threads
+that are not daemons, and calls the functions of `atexit`. One of these is multiprocessing's, which
+terminates daemonic processes and waits for the others. Libraries and applications rely on these
+steps. But a worker was forked inside the arbiter's code, and must not return into it. So this
+module takes the same steps, and then ends the process by `os._exit`.
 
-A second thread bounds it. It beats, or the arbiter would take the worker for hung. It reads the
-channel, as a quick stop may be asked for meanwhile. And it cuts what is left shortly before the
-arbiter would kill the worker, so that the log says what that was.
+Meanwhile a second thread, the guard, does the rest of the worker's work. It sends heartbeats, so
+that the arbiter does not consider the worker hung. It reads the channel, because the arbiter may
+ask for a quick stop. Shortly before the arbiter would kill the worker, the guard logs the threads
+and processes that still run, and ends the process.
 """
 
 from __future__ import annotations
@@ -33,29 +34,43 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# A quick stop cuts what is open. This is for threads that are about to end anyway.
+# Seconds that threads get to end by themselves in a quick stop.
 QUICK_S = 1.0
-# So long before graceful_timeout is over, and never more than a tenth of it: to say what is cut.
+# The guard ends the process this many seconds before the end of `graceful_timeout`, or a tenth of
+# `graceful_timeout` if that is less.
 MARGIN_S = 0.5
 _NS = 1_000_000_000
 
 
 def register_exit_functions() -> None:
-    """Register again what the arbiter's modules had registered, and the fork has dropped.
+    """Register two exit functions of the standard library again: a fork drops all of them.
 
-    What the configuration file has registered is for the arbiter alone. These two are for every
-    process: handlers that keep records back, and processes that multiprocessing has started.
+    One flushes buffering log handlers, the other ends the processes of multiprocessing. Functions
+    that the configuration file has registered are not called: they are for the arbiter.
     """
     atexit.register(logging.shutdown)
+    forget_children()
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
-        # Forget the arbiter's own children: this process can't wait for them.
-        sys.modules["multiprocessing.process"]._children.clear()
         atexit.register(util._exit_function)
 
 
+def forget_children() -> None:
+    """Forget the processes that the parent had started by multiprocessing.
+
+    This process can't wait for them, and multiprocessing would try to at its exit.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        process._children.clear()
+
+
 def grace_end_ns(graceful_timeout_s: float, asked_ns: int) -> int:
-    """When a worker that was asked to end at `asked_ns` has to be done by itself, monotonic."""
+    """When a stopping worker must have ended by itself, in monotonic nanoseconds.
+
+    graceful_timeout_s  the setting, in seconds
+    asked_ns            when the arbiter asked it to end, in monotonic nanoseconds
+    """
     margin_s = min(MARGIN_S, graceful_timeout_s / 10)
     return asked_ns + int((graceful_timeout_s - margin_s) * _NS)
 
@@ -67,7 +82,7 @@ class PythonExit:
     channel_fd   the channel's descriptor
     row          the worker's row of the scoreboard
     reopen_logs  reopens the worker's log files
-    end_ns       when to cut what has not ended by itself, in monotonic nanoseconds
+    end_ns       when to end the process at the latest, in monotonic nanoseconds
     """
 
     def __init__(
@@ -85,10 +100,10 @@ class PythonExit:
         self._end_ns = end_ns
 
     def run(self) -> None:
-        """Wait for threads, and call the exit functions. May end the process instead."""
+        """Wait for threads, and call the exit functions. Ends the process if it takes too long."""
         self._mailbox.release_owner()
         threading.Thread(target=self._watch, name="servo-exit", daemon=True).start()
-        # multiprocessing's own children call this at their end.
+        # Python has no public function for this. multiprocessing's children call this one, too.
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
 
@@ -107,7 +122,7 @@ class PythonExit:
         try:
             messages = mailbox.on_wake() + mailbox.on_channel()
         except ChannelClosed:
-            self._channel = None  # without an arbiter, the worker's alarm ends it
+            self._channel = None  # the arbiter is gone; SIGALRM will end the worker instead
             return
         for message in messages:
             if isinstance(message, Stop) and message.quick:
@@ -121,9 +136,9 @@ class PythonExit:
         parts = [f"thread {name}" for name in names]
         parts += [f"process {child.name} (pid {child.pid})" for child in children]
         what = ", ".join(parts) or "a function of atexit"
-        log.warning("The time to end is over, and this is cut: %s", what)
+        log.warning("The worker did not end in time, so this is cut off: %s", what)
         for child in children:
-            # Left alone, a pool's would wait for work until the machine is shut down.
+            # The process of a pool would otherwise wait for work forever.
             child.terminate()
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:

@@ -1,12 +1,12 @@
-"""The signals by which the arbiter asks a worker that does not read its channel.
+"""The signals that query a worker while it does not read its channel.
 
 A worker whose only thread is busy with a request does not read messages, but it still handles
 signals. So the arbiter sends one of these two (see `servo.arbiter.operator.worker_queries`), and
 the worker answers into its dump file (see `servo.workers.inspection`).
 
-Both are real-time signals, which no application uses by default, and are 0 where the system has
-none. Unhandled, they end a process: a worker gets STACK_SIGNAL only when it has said that it boots,
-and REQUESTS_SIGNAL only when it is ready.
+Both are real-time signals, which applications rarely use. On a system without such signals, the
+numbers are 0. A process without a handler dies of them. So the arbiter sends STACK_SIGNAL only
+after the worker has reported that it boots, and REQUESTS_SIGNAL only after it is ready.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ BUILT_IN = {
 def worker_for(settings: Settings, app: LoadedApp) -> type[Worker]:
     """Return the class for an application.
 
-    settings  the generation's
+    settings  the settings of the generation
     app       the loaded application
 
     Raises BootError if there is no such class, or it can't run the application's interface.
@@ -39,7 +39,7 @@ def worker_for(settings: Settings, app: LoadedApp) -> type[Worker]:
 
 
 def worker_class(name: str) -> type[Worker]:
-    """Return the class with a name of BUILT_IN, or at a dotted path. Raises BootError."""
+    """Return a worker class by its name in BUILT_IN or its dotted path. Raises BootError."""
     from servo.workers.worker import Worker
 
     path = BUILT_IN.get(name, name)

@@ -1,4 +1,4 @@
-"""Threads in which a worker runs the application, and which do not keep it from ending."""
+"""Threads that run the application, and that don't keep a stopping worker alive."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 class WorkerThread(threading.Thread):
-    """A thread that is a daemon to Python, but not to the application.
+    """A thread that Python treats as a daemon, while the application sees an ordinary thread.
 
     name  the thread's name
     work  the function to run
 
-    It must be a daemon, because Python waits for all other threads when it ends, and a stuck
-    request must not keep a drained worker from ending. But threads inherit the property from the
-    thread that starts them. So while this thread runs, it says that it is none: then the threads
-    that an application starts are the same as without a server.
+    Python must not wait for this thread when the process ends: a stuck request must not hold a
+    drained worker. So the thread is a daemon. But a new thread inherits `daemon` from the thread
+    that starts it, and the application's threads should not become daemons. So while this thread
+    runs, its attribute `daemon` is False.
     """
 
     def __init__(self, name: str, work: Callable[[], None]) -> None:
@@ -28,7 +28,7 @@ class WorkerThread(threading.Thread):
 
     @property
     def daemon(self) -> bool:  # type: ignore[override]
-        """True until the thread runs: `threading` asks before, and the application after."""
+        """True until the thread runs: `threading` reads it before that, the application later."""
         return not self._begun
 
     def run(self) -> None:

@@ -1,8 +1,8 @@
 """The base class of the worker classes.
 
-A worker class is a subclass of `Worker` with a `serve` method. `Worker` holds the parts that all
-of them share: messages of the arbiter, the death of the arbiter, draining, and the objects that
-count and log requests. `servo.workers.boot` makes the worker and calls it.
+A worker class is a subclass of `Worker` with a `serve` method. `Worker` has the parts that all
+worker classes share: messages of the arbiter, the death of the arbiter, draining, and the objects
+that count and log requests. `servo.workers.boot` makes the worker and calls `serve`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from servo.http.forwarded import TrustedPeers
 from servo.ipc.channel import ChannelClosed
 from servo.ipc.messages import (
+    CertificateFile,
     Draining,
+    MakeMold,
     Message,
     Ready,
     ReopenLogs,
@@ -33,7 +35,9 @@ from servo.metrics.procfs import waited_ns
 from servo.shared_memory import row_layout
 from servo.workers import inspection
 from servo.workers.accept.keepalive_policy import KeepalivePolicy
+from servo.workers.certificate_receiver import CertificateReceiver
 from servo.workers.forks import end_on_return
+from servo.workers.health import HealthCheck
 from servo.workers.messages.handlers import Runner, ThreadRunner
 from servo.workers.python_exit import QUICK_S, grace_end_ns
 from servo.workers.request.accounting import Meter
@@ -53,17 +57,16 @@ log = logging.getLogger("servo.error")
 _IDLE_INTERVAL_S = 5.0
 
 
-# No abc.ABC: classes that mypyc compiles get no cache of their own for `isinstance`, so all of them
-# would share one, and answers about one class would be given for another. A type checker refuses to
-# make an object of this class all the same.
+# No abc.ABC: compiled by mypyc, all abstract classes would share one cache for `isinstance`, and
+# give wrong answers. A type checker still refuses to instantiate this class.
 class Worker:
     """The base of all worker classes.
 
-    context  the things that the process started with
+    context  the process's start-up context
     app      the loaded application
 
-    Hooks get a `HookWorker` instead. It shows these names, which are gunicorn's: `pid`, `age` (the
-    serial: how many workers were forked before), `cfg` and `log` (the settings and the error log).
+    Hooks get a `HookWorker` instead of this object. For code written for gunicorn, it has `pid`,
+    `age` (the number of workers forked so far), `cfg` (the settings) and `log` (the error log).
     """
 
     def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
@@ -75,21 +78,32 @@ class Worker:
         self.log = log
         self.app = app
         self.draining = False
-        # When to log the unfinished requests, shortly before graceful_timeout; 0: not to, or done.
+        # The generation of the mold that this worker forks after it has drained (refork_after); 0:
+        # none.
+        self.next_mold = 0
+        # When to log the unfinished requests, shortly before graceful_timeout; 0: never, or done.
         self._log_unfinished_ns = 0
-        # When the arbiter asked the worker to end (0: it has not), and whether quickly.
+        # When the arbiter asked the worker to end (0: it has not), and whether it asked for a quick
+        # stop.
         self._asked_ns = 0
         self._quick = False
         self.mailbox = context.mailbox
-        # No longer than a tenth of `timeout`, the time that the arbiter waits for a heartbeat.
+        # At most a tenth of `timeout`, the longest time that the arbiter waits for a heartbeat.
         timeout_s: float = self.settings.timeout or _IDLE_INTERVAL_S * 10
         self.max_idle_interval_s = max(1.0, min(_IDLE_INTERVAL_S, timeout_s / 10))
+        self.health: HealthCheck | None = None
+        if self.settings.health_check is not None:
+            self.health = HealthCheck(self.settings, self._on_unhealthy)
+            interval_s: float = self.settings.health_check_interval
+            self.max_idle_interval_s = min(self.max_idle_interval_s, max(1.0, interval_s))
         self.keepalive_policy = KeepalivePolicy(context.tls is not None)
         self._busy_ns = self._waited_ns = 0
+        self._certificates = CertificateReceiver(context.settings, context.tls)
         self.row = context.scoreboard.row(context.row_index)
         access = AccessLog(self.settings)
         self.access = access if access.enabled else None
-        self.multiprocess = self.settings.worker_count_for(self.kind) > 1
+        most = max(self.settings.worker_count_for(self.kind), self.settings.max_workers)
+        self.multiprocess = most > 1
         schemes = {
             name.lower().encode("latin-1"): value.encode("latin-1")
             for name, value in self.settings.secure_scheme_headers.items()
@@ -102,8 +116,10 @@ class Worker:
         hooks = RequestHooks(self.settings.hooks, context.hook_worker)
         self.admission = Admission(self.settings, self.meter, self.trusted_proxies, hooks)
 
-    kind: ClassVar[str] = ""  # the name that settings know it by
+    kind: ClassVar[str] = ""  # the value of `worker_class` that selects it
     interfaces: ClassVar[tuple[str, ...]] = ("wsgi", "asgi")
+    # Whether a worker of this class can fork a mold after it has drained (refork_after).
+    can_fork_mold: ClassVar[bool] = False
     tap: inspection.LogTap | None = None
 
     @abstractmethod
@@ -111,11 +127,11 @@ class Worker:
         """See mailbox.Owner."""
 
     def in_child(self) -> None:
-        """Called in a child that the application has forked: take the worker's things from it."""
+        """Called in a child that the application has forked: detach it from the worker."""
         end_on_return(None)
 
     def own_handlers(self) -> None:
-        """Called when the worker has set its handlers of TERM and USR1: children don't get them."""
+        """Note that TERM and USR1 now have the worker's handlers, so that children reset them."""
         self.context.forks.own(signal.SIGTERM, signal.SIGUSR1)
 
     @abstractmethod
@@ -126,51 +142,79 @@ class Worker:
         """
 
     @abstractmethod
-    def retire(self) -> None:
+    def retire(self, take_queued: bool = False) -> None:
         """Stop accepting, and end when all requests are answered.
 
-        Connections that wait to be accepted are left to the siblings.
+        take_queued  whether to accept the queued connections first; if not, the other workers
+                     accept them
         """
+
+    def end_threads(self) -> str:
+        """End this worker's own threads after it has drained, because a mold is forked from it.
+
+        Returns "", or why they can't be ended: they would not exist in the mold.
+        """
+        return ""
+
+    def close_in_mold(self) -> None:
+        """In a mold that was forked from this worker: close the descriptors of its loop."""
 
     @abstractmethod
     def stop(self, quick: bool) -> None:
-        """End together with all siblings.
+        """End, because all workers of the server end.
 
-        quick  whether to close all connections at once. If not, accept those that wait, since no
-               sibling will, and then do as `retire`
+        quick  whether to close all connections at once. If not, accept the queued connections,
+               because no other worker will, and then do the same as `retire`
         """
 
     # --- for the subclasses ---------------------------------------------------------------------
 
     def ready(self) -> None:
-        """Tell the arbiter, and the load gates of the siblings, that this worker accepts."""
+        """Tell the arbiter and the other workers' load gates that this worker accepts."""
         self.row[row_layout.BEAT_NS] = row_layout.now_ns()
         self.row[row_layout.STATE] = row_layout.STATE_READY
-        self.context.channel.send(Ready(self.kind))
+        self.context.channel.send(Ready(self.kind, self.capacity))
         self.mailbox.open(self.message_runner())
         if self.tap is not None:
-            # Wakes an idle worker, which then sends the lines within a second.
+            # Otherwise an idle worker would send a waiting log line only some seconds later.
             self.tap.on_first = self.wake
 
     def note_draining(self) -> None:
-        """Tell the arbiter, and the load gates of the siblings, that this worker drains."""
+        """Tell the arbiter and the other workers' load gates that this worker drains."""
         self.draining = True
-        limit: float = self.settings.graceful_timeout
-        self._asked_ns = row_layout.now_ns()
-        self._log_unfinished_ns = self._asked_ns + int((limit - min(2.0, limit / 2)) * 1e9)
+        self.begin_grace()
         self.row[row_layout.STATE] = row_layout.STATE_DRAINING
         self.every_second()
         self.tell(Draining())
+
+    def begin_grace(self) -> None:
+        """Start the time of `graceful_timeout`."""
+        limit: float = self.settings.graceful_timeout
+        self._asked_ns = row_layout.now_ns()
+        self._log_unfinished_ns = self._asked_ns + int((limit - min(2.0, limit / 2)) * 1e9)
+
+    @property
+    def lingers(self) -> bool:
+        """Whether the worker drains and keeps WebSockets open (`drain_websockets`)."""
+        return False
+
+    @property
+    def capacity(self) -> int:
+        """How many requests the worker can work on at a time, for autoscaling."""
+        return 1
 
     @property
     def idle_interval_s(self) -> float:
         """Seconds until the next call of `every_second`, if the worker has no connections."""
         logged = self.tap is not None and self.tap.waiting
-        return 1.0 if logged or self.draining else self.max_idle_interval_s
+        checking = self.health is not None and self.health.is_running
+        return 1.0 if logged or checking or self.draining else self.max_idle_interval_s
 
     def every_second(self) -> None:
         """Send log lines and reports that could not be sent at once. Call it once a second."""
         self.mailbox.report()
+        if self.health is not None and not self.draining:
+            self.health.sweep(row_layout.now_ns())
         log_module.flush_logs()
         if self.tap is not None:
             self.tap.send_last(self.context.channel)
@@ -178,15 +222,17 @@ class Worker:
             self._log_unfinished_ns = 0
             inspection.log_unfinished(self.unfinished(), row_layout.now_ns())
 
+    @property
+    def scheme(self) -> str:
+        """The scheme of the requests that this worker serves."""
+        return "https" if self.context.tls is not None else "http"
+
     def event_loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop that runs the application's tasks; None if there is none."""
         return None
 
     def open_requests(self) -> list[tuple[int, str, bytes, str]]:
-        """The requests that the application has now, as (start, method, target, client).
-
-        The start is in monotonic nanoseconds.
-        """
+        """The running requests, as (start in monotonic nanoseconds, method, target, client)."""
         return []
 
     def unfinished(self) -> list[tuple[int, str, bytes, str]]:
@@ -194,18 +240,21 @@ class Worker:
         return self.open_requests()
 
     def requests_report(self) -> dict[str, Any]:
-        """The requests that the application has now, for `servoctl requests`."""
+        """The running requests, for `servoctl requests`."""
         return inspection.running(self.open_requests(), row_layout.now_ns())
 
     def should_close_connections(self, served: int, busy_ns: int, now_ns: int) -> bool:
         """Whether to close connections after each response. Call it once a second.
 
-        served, busy_ns  requests so far, and how long they held the poller's or the loop's thread
+        served   the number of requests so far
+        busy_ns  how long these held the thread of the poller or event loop, in nanoseconds
+        now_ns   monotonic nanoseconds
         """
         if self.settings.keepalive is not None:
             return not self.settings.keepalive
         if busy_ns != self._busy_ns:
-            # Asking the kernel costs 20 us, so idle workers don't.
+            # Subtract the time that the thread waited for a CPU. Asking the kernel takes 20 us, so
+            # an idle worker doesn't.
             self._busy_ns = busy_ns
             self._waited_ns = waited_ns()
         busy_ns -= self._waited_ns
@@ -215,19 +264,19 @@ class Worker:
         return closes and self.context.scoreboard.ready() > 1
 
     def interrupted(self) -> None:
-        """The worker was told to stop quickly: call the `worker_int` hook."""
+        """Note that the worker stops quickly, and call the `worker_int` hook."""
         self._quick = True
         hook = self.settings.hooks.worker_int
         if hook is not None:
             try:
                 hook(self.context.hook_worker)
             except (Exception, SystemExit):
-                # SystemExit included: the worker is about to end anyway.
+                # Even SystemExit is only logged: the worker ends anyway.
                 log.exception("Error in the worker_int hook")
 
     @property
     def end_ns(self) -> int:
-        """When the process must have ended by itself, in monotonic nanoseconds."""
+        """The deadline by which the process must end by itself, in monotonic nanoseconds."""
         if self._quick or not self._asked_ns:
             return row_layout.now_ns() + int(QUICK_S * 1e9)
         return grace_end_ns(self.settings.graceful_timeout, self._asked_ns)
@@ -240,7 +289,7 @@ class Worker:
             log.debug("Dropped a %s message: the arbiter is gone", type(message).__name__)
 
     def on_channel(self) -> None:
-        """The channel is readable: read it, and do what the arbiter says."""
+        """Read the channel and handle the messages. Called when the channel is readable."""
         try:
             messages = self.mailbox.on_channel()
         except ChannelClosed:
@@ -249,7 +298,7 @@ class Worker:
         self._obey(messages)
 
     def on_wake(self) -> None:
-        """After `mailbox.Owner.wake`: do what the arbiter said while another thread was reading."""
+        """Handle the messages that another thread has read. Called after `mailbox.Owner.wake`."""
         if self.tap is not None:
             self.tap.pass_on()
         self._obey(self.mailbox.on_wake())
@@ -257,14 +306,23 @@ class Worker:
     def _obey(self, messages: list[Message]) -> None:
         for message in messages:
             if isinstance(message, Retire):
-                self.retire()
+                self.retire(message.take_queued)
+            elif isinstance(message, MakeMold):
+                self.next_mold = message.generation
             elif isinstance(message, Stop):
+                self.next_mold = 0
                 self.stop(message.quick)
             elif isinstance(message, ReopenLogs):
                 self.reopen_logs()
+            elif isinstance(message, CertificateFile):
+                if self._certificates.take(message):
+                    self.on_certificates()
             elif isinstance(message, WorkerQuery):
                 self._report(message)
         self.mailbox.run()
+
+    def on_certificates(self) -> None:
+        """Called when the TLS contexts have new certificates."""
 
     def message_runner(self) -> Runner:
         """Make the runner of the application's message handlers."""
@@ -278,19 +336,19 @@ class Worker:
         self.tell(Report(query.number, values))
 
     def on_orphaned(self) -> None:
-        """The arbiter is dead, so nobody would restart or stop this worker: drain, and end."""
-        if self.draining:
+        """Drain and end, because the arbiter is dead: nothing would restart or stop this worker."""
+        if self.draining and not self.lingers:
             return
         log.warning("The arbiter is gone: finishing the open requests, then exiting")
-        # The arbiter would enforce graceful_timeout. Without it the kernel does, by SIGALRM.
+        # The arbiter can't enforce graceful_timeout any more, so the kernel does, by SIGALRM.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, max(self.settings.graceful_timeout, 0.1))
         self.stop(quick=False)
 
     def on_terminate(self) -> None:
-        """SIGTERM was sent to this process alone: ask the arbiter for a successor.
+        """Ask the arbiter for a replacement, because only this process has got SIGTERM.
 
-        The arbiter retires this worker when the successor is ready.
+        The arbiter retires this worker when the replacement is ready.
         """
         if not self.draining:
             self.tell(ReplaceMe("terminated"))
@@ -305,9 +363,13 @@ class Worker:
         if not self.draining:
             self.tell(ReplaceMe("recycled", f"served {self.meter.max_requests} requests"))
 
+    def _on_unhealthy(self, problem: str) -> None:
+        if not self.draining:
+            self.tell(ReplaceMe("unhealthy", problem))
+
     def _max_requests(self) -> int:
         limit: int = self.settings.max_requests
-        # With equal limits and an even load, all workers would be replaced at the same moment.
+        # Without the jitter, and with an even load, all workers would be replaced at the same time.
         jitter: int | None = self.settings.max_requests_jitter
         most = limit // 10 if jitter is None else jitter
         return limit and limit + random.randint(0, most)  # noqa: S311  no secret

@@ -1,4 +1,4 @@
-"""The layout of the house: no import cycle, tests that mirror `servo/`, each constant once."""
+"""The layout of the code: no import cycle, tests mirror `servo/`, each constant exists once."""
 
 from __future__ import annotations
 

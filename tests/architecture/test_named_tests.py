@@ -1,4 +1,4 @@
-"""Pages of the documentation name tests: each must exist."""
+"""The documentation names tests: each of them must exist."""
 
 from __future__ import annotations
 

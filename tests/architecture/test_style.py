@@ -1,4 +1,4 @@
-"""Style that a linter doesn't know, checked over the syntax trees of `servo/`."""
+"""Style rules that no linter has, checked on the syntax trees of `servo/`."""
 
 from __future__ import annotations
 

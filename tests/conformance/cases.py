@@ -3,7 +3,7 @@
 `framing.json` was written for this project from RFC 9110 and 9112. gunicorn's own cases are not
 part of this repository: they are read from a directory beside it, or from $SERVO_CORPORA.
 
-`judge` is pure: each way of playing a case hands it an `Outcome`.
+`judge` is pure: it compares an `Outcome` with the case. Each way to run a case makes an `Outcome`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Case:
     """The bytes of one connection.
 
     kind        must_accept, must_reject, reject_or_accept or must_close_after
-    requests    requests that the app must have seen if the bytes are accepted: method, path, body,
-                and for some query, headers and trailers
-    settings    Servo's settings that the case needs, by name
-    half_close  the client shuts its writing side after the bytes
-    rules       the rest of the expectation, as framing.json has it
-    note        why the expectation differs from the corpus's own
+    requests    the requests for the app if the bytes are accepted: method, path, body, and for some
+                also query, headers and trailers
+    settings    the settings for the case, by name
+    half_close  whether the client closes its side after the bytes
+    rules       the other expectations, in the form of framing.json
+    note        the reason for an expectation that differs from gunicorn's own
     rfc, level  the section with the requirement, and its strength
     """
 
@@ -56,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Seen:
-    """A request as the app saw it; `error` is set if reading its body failed."""
+    """A request that the app got. `error` is set if reading its body failed."""
 
     method: str
     path: str
@@ -69,8 +69,8 @@ class Seen:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a case: the requests that the app saw, all bytes that the server sent, and
-    whether it closed the connection by itself before the test's deadline."""
+    """The outcome of a case: the requests that the app got, all bytes from the server, and whether
+    the server closed the connection before the test's deadline."""
 
     seen: tuple[Seen, ...]
     response: bytes
@@ -78,8 +78,8 @@ class Outcome:
 
 
 def framing_cases() -> list[Case]:
-    """The cases of framing.json and remembered.json. The latter are fields that must not hide
-    before the fields that a connection remembers."""
+    """The cases of framing.json and remembered.json. In the latter, a field before the remembered
+    ones must not be overlooked."""
     cases = []
     files = ("framing.json", "remembered.json")
     for raw in (each for name in files for each in json.loads((_HERE / name).read_text())):
@@ -111,11 +111,11 @@ _RULES = (
 
 
 def warm_ups(case: Case) -> list[bytes]:
-    """Ordinary requests for /warm whose last lines are those of the case's own head.
+    """Ordinary requests for /warm that end with the last lines of the case's own head.
 
     If such a request is sent twice before a case, the connection remembers the fields of the case,
-    or the last of them. A Host is added in front if the lines have none, and a body follows if they
-    declare one. Requests that would be refused, or end the connection, are left out.
+    or the last of them. If the lines have no Host, one is added in front. If they declare a body, a
+    body follows. Leaves out requests that would be refused, or would end the connection.
     """
     if "proxy_protocol" in case.settings:
         return []  # its header must come before the first request
@@ -173,30 +173,30 @@ def gunicorn_cases() -> list[Case]:
     ]
 
 
-# Cases that depend on a setting of gunicorn that Servo lacks, because RFC 9112 forbids what the
-# setting allows.
+# Cases that need a setting of gunicorn that Servo does not have, because RFC 9112 forbids its
+# effect.
 LEFT_OUT = {
     "valid/028": "strip_header_spaces: white space before a colon is refused (RFC 9112 5.1)",
-    "valid/031compat": "casefold_http_method: methods are case-sensitive (RFC 9110 9.1)",
-    "valid/031compat2": "permit_unconventional_http_method: there is no such setting",
-    "valid/compat_obs_fold": "permit_obsolete_folding: folds are refused (RFC 9112 5.2)",
-    "valid/compat_obs_fold_huge": "permit_obsolete_folding: folds are refused (RFC 9112 5.2)",
+    "valid/031compat": "needs casefold_http_method: methods are case-sensitive (RFC 9110 9.1)",
+    "valid/031compat2": "needs permit_unconventional_http_method, which Servo does not have",
+    "valid/compat_obs_fold": "needs permit_obsolete_folding: folds are refused (RFC 9112 5.2)",
+    "valid/compat_obs_fold_huge": "needs permit_obsolete_folding: folds are refused (RFC 9112 5.2)",
 }
 
 # Requests that gunicorn accepts and Servo refuses; the tests check the refusal.
 _REFUSED_HERE = {
     "valid/005": "'#' can't be in a request target (RFC 9112 3.2)",
-    "valid/009": "'#' in the target; identity is no transfer coding (RFC 9112 7). gunicorn 27, too",
+    "valid/009": "'#' in the target, and Transfer-Encoding: identity; gunicorn 27 also refuses it",
     "valid/014": "a quote can't be in a request target (RFC 3986 2)",
-    "valid/025": "gzip is not decoded here: 501 (RFC 9112 6.1)",
-    "valid/025_line": "gzip is not decoded here: 501 (RFC 9112 6.1)",
-    "valid/027": "non-ASCII in the target (RFC 9112 3.2). gunicorn 27, too",
-    "valid/029": "identity is no transfer coding any more: 501 (RFC 9112 7)",
-    "valid/030": "identity is no transfer coding any more: 501 (RFC 9112 7)",
-    "valid/099": "8,599 bytes of a body of 17,914: cut short (RFC 9112 8)",
-    "valid/pp_03": "the PROXY header is required once it is enabled (its specification, section 2)",
-    "valid/rfc9112_smuggle_gzip_chunked_01": "gzip is not decoded here: 501 (RFC 9112 6.1)",
-    "valid/rfc9112_smuggle_te_identity_chunked_01": "identity is no transfer coding any more",
+    "valid/025": "Servo does not decode gzip: 501 (RFC 9112 6.1)",
+    "valid/025_line": "Servo does not decode gzip: 501 (RFC 9112 6.1)",
+    "valid/027": "non-ASCII in the target (RFC 9112 3.2); gunicorn 27 also refuses it",
+    "valid/029": "identity is no longer a transfer coding: 501 (RFC 9112 7)",
+    "valid/030": "identity is no longer a transfer coding: 501 (RFC 9112 7)",
+    "valid/099": "the body is incomplete: 8,599 of 17,914 bytes (RFC 9112 8)",
+    "valid/pp_03": "an enabled PROXY protocol requires its header (its specification, section 2)",
+    "valid/rfc9112_smuggle_gzip_chunked_01": "Servo does not decode gzip: 501 (RFC 9112 6.1)",
+    "valid/rfc9112_smuggle_te_identity_chunked_01": "identity is no longer a transfer coding",
     "valid/rfc9112_target_authority_connect_01": "CONNECT is for proxies: 501 (RFC 9110 9.3.6)",
     "valid/rfc9112_target_authority_ipv6_01": "CONNECT is for proxies: 501 (RFC 9110 9.3.6)",
 }

@@ -1,6 +1,6 @@
-"""Plays every case over every parser and worker class, with real servers, and tables the results.
+"""Runs every case over every parser and worker class, with real servers, and writes a table.
 
-python tests/conformance/combinations.py    play all cases, write docs/reference/conformance.md
+python tests/conformance/combinations.py    run all cases, write docs/reference/conformance.md
 """
 
 from __future__ import annotations
@@ -137,9 +137,10 @@ def page(results: dict[tuple[str, str], Result]) -> str:
         "outcome differs from it. Each case is sent whole and byte by byte, and one in five of the",
         "shorter cases is also split at each position. The outcome is the same every time.",
         "",
-        "*Warm* means that the connection has just answered two ordinary requests that end with",
-        "the case's own field lines, so that it remembers these lines (one line, two or all, as",
-        "far as a valid request can have them). The outcome must be that of a new connection.",
+        "A *warm* connection has just answered the same ordinary request twice, so it remembers",
+        "that request's field lines. They are the last lines of the case itself: only the last",
+        "line, the last two, and so on up to all of them, as far as a valid request can have them.",
+        "The outcome must be the same as on a new connection.",
         "",
         f"| as expected | {' | '.join(names)} |",
         f"|---|{'--:|' * len(names)}",
@@ -166,7 +167,7 @@ def page(results: dict[tuple[str, str], Result]) -> str:
         "",
         "## Case by case",
         "",
-        'In the outcomes, `200` is a request that reached the app as the case demands; "closed"',
+        'In the outcomes, `200` means that a request reached the app as the case demands; "closed"',
         "means that the server has closed the connection.",
         "",
         "| case | RFC | level | outcome | warm |",

@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,7 +120,7 @@ def _write_page(program: str, rows: list[str]) -> None:
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     today = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     program = f"h2spec {said.stdout.strip().removeprefix('Version: ')}"
-    played = f"They were played on {today} with {program} and the h2 library {version('h2')}:"
+    played = f"They were played on {today} with {program}:"
     PAGE.write_text(f"{_PREFACE} {played}\n\n{_HEAD}{''.join(rows)}\n{_HOW}")
     print(f"written to {PAGE.relative_to(REPOSITORY)}")
 

@@ -1,7 +1,7 @@
-"""Plays cases over real sockets, hundreds at once: one thread, non-blocking sockets, epoll.
+"""Runs cases over real sockets, hundreds at once: one thread, non-blocking sockets, epoll.
 
-Each turn sends one piece on each connection. So the server has usually read a piece before the next
-one comes, without any waiting.
+Each turn sends one piece on each connection. So without any waiting, the server has usually read a
+piece before the next one arrives.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Autobahn cases that take seconds; `make conformance` plays all of them."""
+"""The fast Autobahn cases, which take seconds; `make conformance` runs all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both corpora, by bytes, over both parsers: whole, byte by byte, and split at every position."""
+"""Both corpora, as bytes, with both parsers: whole, byte by byte, and split at every position."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def forgetting(parser: str, limits: Limits, stream: bytes) -> tuple[Outcome, boo
     """The same with a new connection for each message, which finds the message's end by itself."""
     whole: list[object] = []
     while True:
-        headers._VALID_HOSTS.clear()
+        headers.VALID_HOSTS.clear()
         probe = H1Connection(limits, parser=parser)
         event = probe.receive_data(stream)
         player = Player(parser, limits)

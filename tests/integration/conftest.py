@@ -1,4 +1,4 @@
-"""Fixtures for tests with real servers: each ends what it started, and shows its log."""
+"""Fixtures for tests with real servers. Each one ends its processes, and shows the server's log."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from authority import Authority, Files
 
 from integration.server import APPS, Server
 
@@ -77,3 +78,15 @@ def class_args(worker_class: str) -> tuple[str, ...]:
     """The app and the flags for a worker class."""
     module, flags = CLASSES[worker_class]
     return (f"{APPS / module}.py:app", *flags)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    """An authority that issues certificates into the test's directory."""
+    return Authority(tmp_path)
+
+
+@pytest.fixture
+def files(authority: Authority) -> Files:
+    """The certificate and key of a server."""
+    return authority.issue("server")

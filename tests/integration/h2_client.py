@@ -1,4 +1,4 @@
-"""An HTTP/2 client over a socket, with nothing that keeps it from breaking rules; and load."""
+"""An HTTP/2 client over a socket that can break any rule, and load over HTTP/2."""
 
 from __future__ import annotations
 
@@ -11,9 +11,21 @@ from collections.abc import Callable
 
 from h2frames import GET, GOAWAY, Answer, Fields, Reader, head, hello, ping, window
 
+from integration.server import APPS
+
+H2C = ("--http2-cleartext", "prior-knowledge")
+ASGI = (f"{APPS / 'asgi_app.py'}:app", "-k", "async", *H2C)
+WSGI = (f"{APPS / 'wsgi_app.py'}:app", "-k", "async", "--threads", "8", *H2C)
+HTTP2_APP = f"{APPS / 'http2_app.py'}:app"
 TIMEOUT_S = 30.0
 # So much that nobody waits for a window, unless a test wants it.
 WIDE = {4: 1 << 24}
+
+
+def offers_h2(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Let a client's context offer HTTP/2, and return it."""
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    return context
 
 
 class Client(Reader):

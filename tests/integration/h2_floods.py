@@ -1,4 +1,4 @@
-"""What a hostile HTTP/2 client sends: each flood, and a client that repeats it."""
+"""The floods of a hostile HTTP/2 client, and a client that repeats one of them."""
 
 from __future__ import annotations
 

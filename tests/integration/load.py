@@ -1,8 +1,8 @@
-"""Constant load from kept-alive and fresh connections, which remembers every failure.
+"""Constant load from kept-alive and fresh connections. It records every failure.
 
-Nothing here retries: a refused or reset connection, an empty or cut answer and any status but 200
-is a failure. The raw clients know when their request was wholly sent, so that a test of a stop can
-tell a request that has to be answered from one that came too late.
+There are no retries: a refused or reset connection, an empty or cut response, and any status but
+200 are failures. The raw clients note when all bytes of a request were sent. So a test of a stop
+can distinguish a request that must be answered from one that came too late.
 """
 
 from __future__ import annotations

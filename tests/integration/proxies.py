@@ -1,4 +1,4 @@
-"""nginx and HAProxy as processes of a test, with the configurations that the examples show."""
+"""nginx and HAProxy as processes of a test, with the configurations of the examples."""
 
 from __future__ import annotations
 

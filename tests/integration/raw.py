@@ -1,4 +1,4 @@
-"""Bytes to a server and back, for what no client library would send."""
+"""Sends raw bytes to a server and reads the response, for requests that no client library sends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Servo as an operator has it: a process, its log, its signals, and what it leaves behind."""
+"""A real Servo for a test: its process, log, signals and remaining files."""
 
 from __future__ import annotations
 
@@ -257,7 +257,8 @@ class Server:
 
         def replaced() -> list[int] | None:
             ready = self.ready_pids()
-            gone = not set(old) & set(self.worker_pids())
+            # An old one may end between the two looks.
+            gone = not set(old) & {*ready, *self.worker_pids()}
             return ready if gone and len(ready) == wanted == len(self.worker_pids()) else None
 
         return wait_for(replaced, "new workers in the place of all old ones")
@@ -288,6 +289,19 @@ class Server:
 # "worker 3 (pid 4711) is ready after 0.21 s": the arbiter's own word for it.
 NAMED = re.compile(r"worker \d+ \(pid (\d+)\)")
 READY = re.compile(r"\(pid (\d+)\) is ready")
+
+
+def assert_no_noise(server: Server) -> None:
+    """The log of a server has no error, and nothing that Python complains of."""
+    log = server.log()
+    for noise in (
+        "Traceback",
+        " [ERROR] ",
+        " [CRITICAL] ",
+        "was never",
+        "returning true from eof_received",
+    ):
+        assert noise not in log
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""Each request passes the same steps: one table of situations over every class and protocol.
+"""Each request takes the same steps: one table of situations, for every class and protocol.
 
-What is compared: what the client saw, what `pre_request` and `post_request` were given, the line in
-the access log, and what was counted.
+The tests compare the response, the arguments of `pre_request` and `post_request`, the line of the
+access log, and the counters.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""System calls of the arbiter that fail, by strace's fault injection: it goes on, and stops when it
-is told to."""
+"""System calls of the arbiter fail, by strace's fault injection: it continues, and still stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an ASGI application learns that its request, or its WebSocket, is over."""
+"""The ends of requests and WebSockets, as ASGI applications get them."""
 
 from __future__ import annotations
 

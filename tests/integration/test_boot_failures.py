@@ -1,7 +1,9 @@
-"""What can't start says why, by its exit code too, and leaves nothing behind."""
+"""A server that can't start logs the reason, has the right exit code, and leaves no files."""
 
 from __future__ import annotations
 
+import re
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -93,3 +95,14 @@ def test_taken_port_takes_nothing_else_down(serve: Serve, tmp_path: Path) -> Non
         assert server.wait_exit() == 1
     assert not path.exists()
     assert not (tmp_path / "servo.pid").exists()
+
+
+def test_a_server_that_has_served_gives_up(serve: Serve, tmp_path: Path) -> None:
+    releases.deploy(tmp_path, releases.good("sync", "1"))
+    server = serve("release:app", "--max-boot-failures", "3", ready=1)
+    releases.deploy(tmp_path, releases.broken("sync")["raises on import"])
+    server.signal_worker(server.worker_pids()[0], signal.SIGKILL)
+    assert server.wait_exit() == 4
+    server.wait_log(r"no worker could boot 3 times in a row \(max_boot_failures\)")
+    assert len(re.findall("is booting", server.log())) == 4
+    assert not server.members()

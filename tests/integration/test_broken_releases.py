@@ -1,4 +1,4 @@
-"""A release or a configuration that can't start never takes the place of one that serves."""
+"""A release or configuration that can't start never replaces a working one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chat of `examples/`: readers on all workers hear all lines, in one order, through reloads."""
+"""The chat of `examples/`: all readers get all lines, in the same order, even during reloads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what is printed, what is refused, and with which code."""
+"""The command line: its output, its errors, and the exit codes."""
 
 from __future__ import annotations
 
@@ -125,11 +125,6 @@ def test_gunicorn_configuration_with_hooks(serve: Serve, tmp_path: Path) -> None
     first = {name: called.index(name) for name in HOOKS}
     assert first["pre_fork"] < first["post_fork"] < first["post_worker_init"]
     assert first["pre_request"] < first["post_request"] < first["on_reload"]
-
-
-def test_preload_is_reported(serve: Serve) -> None:
-    server = serve(WSGI, "--preload")
-    server.wait_log("preload")
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_requests_that_fail(start: Callable[..., Workers]) -> None:
     raised = workers.ask(2, "raise")
     assert raised == {"error": "RequestFailed", "text": "worker 2: ValueError: on purpose"}
     workers.server.wait_log(r"The handler of a message on 'raise' failed\n(?s:.*)on purpose")
-    assert workers.ask(2, "fork") == "the application has forked this process: it is no worker"
+    assert workers.ask(2, "fork") == "this process is no worker: the application has forked it"
     assert workers.ask(2, "who")["slot"] == 2
 
 

@@ -1,4 +1,4 @@
-"""PEP 3333 and ASGI over real servers: validators around apps, and apps that do all that is odd."""
+"""PEP 3333 and ASGI over real servers: validators around apps, and apps with unusual behaviour."""
 
 from __future__ import annotations
 

@@ -95,7 +95,8 @@ def test_list_and_status(serve: Serve) -> None:
     rows = {row["pid"]: row for row in ctl(first, "list")}
     assert rows[first.pid]["name"] == "shop"
     assert rows[first.pid]["state"] == "running"
-    assert rows[first.pid]["workers"] == {"target": 2, "ready": 2, "total": 2}
+    workers = rows[first.pid]["workers"]
+    assert workers == {"target": 2, "least": 2, "most": 2, "ready": 2, "total": 2}
     assert rows[second.pid]["name"] == "blog"
     plain = servoctl("list").stdout
     assert re.search(rf"^shop +{first.pid} +running +2/2 ", plain, re.MULTILINE)
@@ -346,6 +347,76 @@ def test_restart_worker(serve: Serve) -> None:
     assert "no worker serves in slot 7; there is 1, 2" in refused.stderr
     assert ctl(server, "restart-worker", "1", "--no-wait")["ok"]
     server.wait_replaced([before[1]], 2)
+
+
+def test_reopen(serve: Serve, tmp_path: Path) -> None:
+    access = tmp_path / "logs" / "access.log"
+    access.parent.mkdir()
+    server = serve(WSGI, "-w", "2", "--access-logfile", str(access), ready=2)
+    access.rename(tmp_path / "access.log.1")
+    result = ctl(server, "reopen")["result"]
+    assert result == {"files": [str(access)], "workers": 2}
+
+    def both_write_there() -> bool:
+        requests.get(f"{server.url}/after", timeout=DEADLINE_S)
+        return access.read_text().count("/after") > 4
+
+    wait_for(both_write_there, "lines in the new file")
+    access.parent.rename(tmp_path / "moved")
+    refused = servoctl("--pid", str(server.pid), "reopen")
+    assert refused.returncode == 1
+    assert f"the old log stays in use: can't open the log file {access}" in refused.stderr
+    requests.get(f"{server.url}/still", timeout=DEADLINE_S)
+    moved = tmp_path / "moved" / "access.log"
+    wait_for(lambda: "/still" in moved.read_text(), "a line in the old file")
+
+
+def test_signals_to_one_worker(serve: Serve, worker_class: str) -> None:
+    """Each does what the command says that it does."""
+    server = serve(*class_args(worker_class), "-w", "2", ready=2)
+    before = slots(server)
+
+    def send(name: str) -> str:
+        result = ctl(server, "signal", "2", name)["result"]
+        assert (result["slot"], result["signal"]) == (2, "SIG" + name)
+        return str(result["effect"])
+
+    for name in ("HUP", "INT", "USR2", "WINCH"):
+        assert f"ignores SIG{name}" in send(name)
+    assert "reopens its log files" in send("USR1")
+    assert slots(server) == before
+    assert "stands still" in send("STOP")
+
+    def state() -> str:
+        stat = Path(f"/proc/{before[2]}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0]
+
+    wait_for(lambda: state() == "T", "the worker to stop")
+    assert "goes on" in send("CONT")
+    wait_for(lambda: state() != "T", "the worker to go on")
+    assert "its successor" in send("TERM")
+    (after,) = set(server.wait_replaced([before[2]], 2)) - {before[1]}
+    assert slots(server) == {1: before[1], 2: after}
+    assert "a new worker takes slot 2" in send("KILL")
+    server.wait_replaced([after], 2)
+    assert sorted(slots(server)) == [1, 2]
+    assert alive(before[1])
+
+
+def test_wrong_signals(serve: Serve) -> None:
+    server = serve(WSGI, "-w", "2", ready=2)
+    before = slots(server)
+    pid = before[2]
+    for arguments, code, advice in [
+        (("7", "TERM"), 1, "there is no worker 7; there is 1, 2"),
+        ((str(pid), "TERM"), 1, f"{pid} is the pid of worker 2"),
+        (("1", "TREM"), 2, "did you mean TERM?"),
+        (("1",), 2, "Missing argument 'SIGNAL'"),
+    ]:
+        result = servoctl("--pid", str(server.pid), "signal", *arguments)
+        assert (result.returncode, result.stdout) == (code, "")
+        assert advice in result.stderr
+    assert slots(server) == before
 
 
 def test_restart_of_a_worker_whose_successor_can_not_boot(serve: Serve, tmp_path: Path) -> None:

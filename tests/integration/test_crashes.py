@@ -1,4 +1,4 @@
-"""Workers that die or hang: replaced, explained, and nobody else's matter."""
+"""Workers that die or hang are replaced, with the reason in the log; other workers continue."""
 
 from __future__ import annotations
 

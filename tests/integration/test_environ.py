@@ -1,4 +1,4 @@
-"""What apps are told of the server, where its address or mount point is out of the ordinary."""
+"""The environ and scope of apps with an unusual address or mount point."""
 
 from __future__ import annotations
 
@@ -121,3 +121,38 @@ def test_an_app_may_take_apart_what_it_was_given(serve: Serve, worker_class: str
         lambda: (server.cwd / "access.log").read_text().startswith(first),
         "the lines that can be made",
     )
+
+
+@pytest.mark.parametrize(
+    "flags", [*WSGI.values(), ("-k", "sync", "--preload")], ids=[*WSGI, "preload"]
+)
+def test_each_worker_finds_its_slot_in_the_environment(serve: Serve, flags: tuple[str]) -> None:
+    app = f"{APPS / 'wsgi_app.py'}:app"
+    server = serve(app, *flags, "-w", "2", ready=2)
+
+    def environments() -> dict[int, dict[str, str]]:
+        with control(server) as client:
+            slots = {w["pid"]: w["slot"] for w in client.request("workers")["workers"]}
+        found: dict[int, dict[str, str]] = {}
+
+        def both_seen() -> bool:
+            request = b"GET /describe HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+            values = ask(connect(server), request)
+            found[slots[values["pid"]]] = values["env"]
+            return len(found) == 2
+
+        wait_for(both_seen, "a response of each worker")
+        return found
+
+    found = environments()
+    assert {slot: env["SERVO_SLOT"] for slot, env in found.items()} == {1: "1", 2: "2"}
+    # A server that the app starts has that environment, too.
+    env = {name: value for name, value in found[2].items() if name.startswith("SERVO_")}
+    result = run_servo(app, "--check-config", cwd=server.cwd, env={**env})
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    old = server.worker_pids()
+    with control(server) as client:
+        client.request("restart-worker", {"slot": 2})
+    wait_for(lambda: len(set(server.worker_pids()) - set(old)) == 1, "the successor")
+    server.wait_workers(2)
+    assert environments()[2]["SERVO_SLOT"] == "2"

@@ -1,4 +1,4 @@
-"""Many of everything: workers, binds, signals."""
+"""Large numbers of workers, binds and signals."""
 
 from __future__ import annotations
 

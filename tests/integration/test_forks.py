@@ -1,4 +1,4 @@
-"""Processes that an application forks: none of them passes for the worker, or runs its loop."""
+"""Processes that an application forks: none of them acts as the worker, or runs its loop."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_children_are_no_workers(serve: Serve, name: str) -> None:
     pids = server.worker_pids()
     assert get(server, "/terminate") == str({-signal.SIGTERM})
     assert get(server, "/pools") == "done"
-    assert get(server, "/inherits") == str((-1, ["0"]))  # SIG_DFL, and nothing else
+    assert get(server, "/inherits") == str((-1, [repr(signal.SIG_DFL)]))
     assert get(server, "/preexec") == str(-signal.SIGTERM)
     # Python itself ignores SIGPIPE and SIGXFSZ, and starts programs without that. Signals over 31
     # are left out: a container may have them ignored from its start.
@@ -85,7 +85,7 @@ def test_a_coroutine_that_forks_and_goes_on_in_both(serve: Serve, loop: str) -> 
             for other in others:
                 other.sendall(raw.request("/alone"))
                 assert raw.read_all(other).endswith(str(pids[0]).encode())
-        server.wait_log("forked, has come back to the worker's own code", mark)
+        server.wait_log("forked, has returned to the worker's own code", mark)
     answer = raw.talk(server, raw.request("/streams"))
     assert answer.count(b"first") == 1
     assert answer.endswith(b"1\r\n0\r\n0\r\n\r\n")
@@ -110,7 +110,7 @@ def test_a_body_that_forks_in_its_middle(serve: Serve, name: str) -> None:
 def test_a_job_of_an_executor_that_forks(serve: Serve, name: str) -> None:
     server = start(serve, name)
     assert get(server, "/in-executor") == "0"
-    server.wait_log("forked, has come back to the worker's own code")
+    server.wait_log("forked, has returned to the worker's own code")
     assert get(server, "/alone") == str(server.worker_pids()[0])
 
 

@@ -1,4 +1,4 @@
-"""Hooks as public gunicorn configurations have them: what they use of their arguments is there."""
+"""Hooks from public gunicorn configurations: all attributes that they use exist."""
 
 from __future__ import annotations
 

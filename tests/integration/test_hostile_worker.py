@@ -1,4 +1,4 @@
-"""A worker that somebody has taken over: what it can do to the arbiter and to its siblings."""
+"""A worker under an attacker's control can't harm the arbiter or its siblings."""
 
 from __future__ import annotations
 

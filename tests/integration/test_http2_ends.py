@@ -1,4 +1,4 @@
-"""How HTTP/2 connections end: time limits, limits of requests, reloads, stops."""
+"""The ends of HTTP/2 connections: time limits, limits of requests, reloads, stops."""
 
 from __future__ import annotations
 
@@ -21,38 +21,10 @@ from h2frames import (
 
 from integration import releases
 from integration.conftest import Serve
-from integration.h2_client import Client, H2Load
-from integration.server import APPS, Server
+from integration.h2_client import ASGI, H2C, Client, H2Load, offers_h2
+from integration.server import assert_no_noise
 
 pytestmark = pytest.mark.slow
-
-H2C = ("--http2-cleartext", "prior-knowledge")
-ASGI = (f"{APPS / 'asgi_app.py'}:app", "-k", "async", *H2C)
-WSGI = (f"{APPS / 'wsgi_app.py'}:app", "-k", "async", "--threads", "8", *H2C)
-HTTP2_APP = f"{APPS / 'http2_app.py'}:app"
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
-
-
-@pytest.fixture
-def files(authority: Authority) -> Files:
-    return authority.issue("server")
-
-
-def offers_h2(context: ssl.SSLContext) -> ssl.SSLContext:
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    return context
-
-
-def assert_no_noise(server: Server) -> None:
-    log = server.log()
-    assert "Traceback" not in log
-    assert " [ERROR] " not in log
-    assert "was never" not in log
-
 
 # --- time -----------------------------------------------------------------------------------------
 

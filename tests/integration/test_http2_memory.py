@@ -1,6 +1,6 @@
-"""What applications hand over in one piece, and clients don't take, is bounded for each connection.
+"""Responses that an app passes in one piece, and that the client does not read, are limited.
 
-Past the bound requests wait, and nothing worse happens to them.
+Above the limit of the connection, further requests wait.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reloads under the load of real HTTP/2 clients, each with its own idea of GOAWAY: none is lost."""
+"""Reloads under load from real HTTP/2 clients, with their different reactions to GOAWAY."""
 
 from __future__ import annotations
 
@@ -24,11 +24,6 @@ from integration.conftest import Serve
 from integration.server import DEADLINE_S, Server, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 def start(

@@ -1,4 +1,4 @@
-"""Workers without requests wake less often than once a second, and nobody can tell."""
+"""Workers without requests wake less often than once a second, without any effect for clients."""
 
 from __future__ import annotations
 

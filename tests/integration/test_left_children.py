@@ -1,4 +1,4 @@
-"""An app forks a child that lives on: it holds every socket, and clients are told of the end."""
+"""A forked child of the app holds every socket, but clients still get the end of the stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lifespan that would end the worker's process: a failed boot, and nothing that goes on."""
+"""A lifespan that would end the worker's process: the boot fails, and no process remains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What another user of the machine can do to a server of root's, and what root gives away."""
+"""Attacks by another user of the machine on a server that runs as root."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""No request can write a line of its own into the access log, in any format, nor into the error
-log; and no field of a line can be made to look like another."""
+"""No request can forge a line or a field of the access log, in any format, or of the error log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server writes about its requests and itself."""
+"""The log lines of the server about its requests and itself."""
 
 from __future__ import annotations
 
@@ -134,6 +134,21 @@ def test_reopened_logs(serve: Serve, tmp_path: Path, worker_class: str) -> None:
     finally:
         server.log_path = printed
         server.stop()
+
+
+def test_a_mold_reopens_its_logs(serve: Serve, tmp_path: Path, worker_class: str) -> None:
+    """The workers that it forks later write to the files that it has open."""
+    access = tmp_path / "access.log"
+    flags = ("-w", "1", "--preload", "--access-logfile", str(access))
+    server = serve(*class_args(worker_class), *flags)
+    access.rename(tmp_path / "access.log.1")
+    server.signal(signal.SIGUSR1)
+    wait_for(access.exists, "the new log file")
+    old = server.worker_pids()
+    server.signal_worker(old[0], signal.SIGKILL)
+    server.wait_replaced(old)
+    requests.get(f"{server.url}/?after=1", timeout=30)
+    wait_text(access, "after=1")
 
 
 def test_log_config_file(serve: Serve, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Metrics, probes and statsd of real servers, read as their users read them."""
+"""Metrics, probes and statsd of real servers, read by real clients."""
 
 from __future__ import annotations
 
@@ -110,6 +110,7 @@ def test_totals_are_what_was_sent_across_reloads_and_kills(serve: Serve, worker_
     assert total("servo_worker_spawns_total") == 2 + 10 + 3
     assert total("servo_generation") == 6
     assert total("servo_workers", state="ready") == total("servo_workers_target") == 2
+    assert total("servo_workers_min") == total("servo_workers_max") == 2
     assert total("servo_requests_in_flight") == 0
     # Each of the killed is an error in the log, and so is nothing else.
     assert total("servo_log_entries_total", level="error") == 3

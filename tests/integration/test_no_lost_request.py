@@ -1,4 +1,4 @@
-"""Under load no reload, scaling or recycling loses a request; a stop answers what was sent."""
+"""Reloads, scaling and recycling under load lose no request; a stop answers all sent ones."""
 
 from __future__ import annotations
 

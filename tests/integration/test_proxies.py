@@ -1,4 +1,4 @@
-"""Behind a real nginx and a real HAProxy, with the configurations that the examples show."""
+"""Servo with a real nginx and a real HAProxy, with the configurations of the examples."""
 
 from __future__ import annotations
 

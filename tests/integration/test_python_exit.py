@@ -1,4 +1,4 @@
-"""Workers end as Python does: threads, executors, processes and exit functions have their time."""
+"""A worker ends as a Python script does: threads, executors, processes and exit functions."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_what_was_left_is_finished(serve: Serve, kind: str, how: str) -> None:
     # Of the processes that it had started none is left, daemonic or of a pool.
     wait_for(lambda: len(server.members()) in (0, 3), "the end of the worker's processes")
     assert "killing it" not in server.log()
-    assert "is cut" not in server.log()
+    assert "is cut off" not in server.log()
 
 
 def test_what_takes_too_long_is_named_and_cut(serve: Serve, kind: str) -> None:
@@ -92,7 +92,7 @@ def test_an_exit_function_that_lasts_is_cut(serve: Serve) -> None:
     get(server, "/lasting")
     server.signal(signal.SIGTERM)
     assert server.wait_exit() == 0
-    assert "this is cut: a function of atexit" in server.log()
+    assert "this is cut off: a function of atexit" in server.log()
 
 
 @pytest.mark.parametrize("first", [0, signal.SIGTERM])

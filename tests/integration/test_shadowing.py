@@ -1,4 +1,4 @@
-"""An application may have modules that are named as some of the standard library."""
+"""An application may have modules with the names of modules of the standard library."""
 
 from __future__ import annotations
 

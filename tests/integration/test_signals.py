@@ -1,4 +1,4 @@
-"""Each signal: to the arbiter, to a worker, and to all at once as `pkill` and Ctrl-C send it."""
+"""Each signal: to the arbiter, to a worker, and to all processes, as `pkill` and Ctrl-C send it."""
 
 from __future__ import annotations
 
@@ -89,14 +89,6 @@ def test_ttin_and_ttou_never_go_below_one(serve: Serve) -> None:
     server.signal(signal.SIGTTOU)
     server.wait_log("(?i)at least one|only worker|last worker|already")
     assert len(server.wait_workers(1)) == 1
-
-
-def test_usr2_says_that_it_is_not_there_yet(serve: Serve) -> None:
-    server = serve(WSGI, "-w", "1")
-    old, mark = server.wait_workers(1), server.mark()
-    server.signal(signal.SIGUSR2)
-    server.wait_log("USR2|upgrade", mark)
-    assert server.wait_workers(1) == old
 
 
 def test_winch_drains_the_workers_and_keeps_the_sockets(serve: Serve) -> None:

@@ -1,4 +1,4 @@
-"""Clients that are slow or silent hold nobody up, in any worker class."""
+"""Slow or silent clients delay no other client, in any worker class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that read slowly hold no thread: their responses wait in memory, then on disk."""
+"""Slow readers occupy no thread: their responses wait in memory, then on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nobody reads what the server writes: `tee` in Ctrl-Z, a container runtime that hangs, a FIFO."""
+"""The reader of the server's output stops: `tee` in Ctrl-Z, a hanging container runtime, a FIFO."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers that are stuck in their application, and what still has to happen then."""
+"""Workers that are stuck in their application: signals, limits and queries still work."""
 
 from __future__ import annotations
 

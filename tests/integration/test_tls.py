@@ -1,4 +1,4 @@
-"""TLS as real clients meet it: Python's, requests, httpx, and OpenSSL's own."""
+"""TLS with real clients: Python's ssl, requests, httpx, and OpenSSL's own."""
 
 from __future__ import annotations
 
@@ -21,15 +21,13 @@ import requests
 from authority import Authority, Files
 
 from integration.conftest import Serve
-from integration.server import APPS, DEADLINE_S, Server, run_servo, wait_for
-from integration.tls_client import Connection, TLSLoad, s_client
+from integration.server import APPS, DEADLINE_S, Server, assert_no_noise, run_servo, wait_for
+from integration.tls_client import CLASSES, Connection, TLSLoad, s_client
 
 pytestmark = pytest.mark.slow
 
 KINDS = {
-    "sync": ("tls_wsgi", ("-k", "sync")),
-    "thread": ("tls_wsgi", ("-k", "thread", "--threads", "4")),
-    "async": ("tls_asgi", ("-k", "async")),
+    **CLASSES,
     "wsgi-in-async": ("tls_wsgi", ("-k", "async")),
 }
 
@@ -47,24 +45,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["sync", "thread", "async"])
 def worker(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
-
-
-@pytest.fixture
-def files(authority: Authority) -> Files:
-    return authority.issue("server")
-
-
-def assert_no_noise(server: Server) -> None:
-    log = server.log()
-    assert "Traceback" not in log
-    assert " [ERROR] " not in log
-    assert " [CRITICAL] " not in log
-    assert "returning true from eof_received" not in log
 
 
 def assert_refused(server: Server, context: ssl.SSLContext, before: bytes = b"") -> None:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 and WebSocket clients that take nothing of what is sent to them in big pieces."""
+"""HTTP/1.1 and WebSocket clients that read nothing, while the app sends big pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A connection remembers fields of earlier requests. That must not change what a request means."""
+"""A connection remembers fields of earlier requests, but no request changes its meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--reload`: a change is served soon, and a mistake in it is waited out."""
+"""`--reload`: Servo serves a change soon. After a broken change, it waits for the next one."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_patterns(serve: Callable[..., Server], tmp_path: Path, way: str) -> Non
         env=env,
     )
     workers = server.wait_workers(1)
-    assert ("are looked at every" in server.log()) == (way == "polling")
+    assert ("are checked every" in server.log()) == (way == "polling")
     for name in ("templates/mail/a.html", ".env", "release.py"):
         mark = server.mark()
         # What doesn't count comes first: it would be named.

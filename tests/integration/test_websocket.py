@@ -1,4 +1,4 @@
-"""WebSockets on the wire: the `websockets` client, bare frames, and what happens in between."""
+"""WebSockets over the network: the `websockets` client and raw frames."""
 
 from __future__ import annotations
 

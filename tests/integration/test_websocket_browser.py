@@ -1,4 +1,4 @@
-"""A page in headless Chromium: echo, both closes, and a reload of the server while connected."""
+"""A page in headless Chromium: echo, close by either side, and a reload of the server meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`close` of a WSGI response comes after the response; it may take long, and fail."""
+"""`close` of a WSGI response runs after the response, and may take long or fail."""
 
 from __future__ import annotations
 

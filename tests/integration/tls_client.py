@@ -1,4 +1,4 @@
-"""TLS clients as the tests need them: a connection that tells what it was shown, and load."""
+"""TLS clients for tests: a connection that reports the server's certificate, and load."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from typing import Any
 from integration.load import read_response
 
 TIMEOUT_S = 30.0
+
+# The app that suits each worker class, with the flags that select the class.
+CLASSES = {
+    "sync": ("tls_wsgi", ("-k", "sync")),
+    "thread": ("tls_wsgi", ("-k", "thread", "--threads", "4")),
+    "async": ("tls_asgi", ("-k", "async")),
+}
 
 
 class Connection:

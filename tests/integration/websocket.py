@@ -1,5 +1,5 @@
-"""WebSocket clients: one that sends what it is told, frame by frame, and answers nothing by itself;
-and many that are kept through the end of their worker.
+"""WebSocket clients for tests: one sends given frames, and answers nothing by itself; many others
+stay connected until the end of their worker.
 """
 
 from __future__ import annotations

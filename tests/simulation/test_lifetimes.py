@@ -1,201 +1,36 @@
-"""Thousands of random lifetimes of a server: whatever the workers do and whoever sends signals, no
-invariant of `World` breaks, a calm world is served again, and a stop ends."""
+"""Thousands of random lifetimes of a server, with all its mechanisms in one random machine.
+
+No invariant of `World` breaks, all workers serve once the faults stop, and a stop ends.
+"""
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import os
-import random
-from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
-from simulation.world import Proc, World
+from simulation.random_world import FAULTS, RandomWorld
 
 from servo.arbiter.core import events
-from servo.arbiter.core.policy import TICK_S, Policy
-from servo.ipc.messages import BootFailed, Booting, Draining, Message, Ready, ReplaceMe
 
 # The default run is for every `make test`; SERVO_LIFETIMES=100000 is for a long evening.
-LIFETIMES = int(os.environ.get("SERVO_LIFETIMES", "1600"))
-BATCHES = 8
+LIFETIMES = int(os.environ.get("SERVO_LIFETIMES", "1200"))
+BATCHES = 16
 
 SIGNALS = [
     *("SIGHUP",) * 6,
     *("SIGTTIN", "SIGTTOU") * 3,
-    *("SIGWINCH", "SIGUSR1", "SIGUSR2", "SIGCONT"),
+    *("SIGUSR2",) * 3,
+    *("SIGWINCH", "SIGUSR1", "SIGCONT"),
 ]
 
-
-def random_policy(rng: random.Random) -> Policy:
-    workers = rng.choice([1, 1, 2, 3, 4, 7])
-    batch = rng.choice([1, 1, 2, 5])
-    return Policy(
-        workers=workers,
-        timeout_s=rng.choice([0, 1.5, 4]),
-        boot_timeout_s=rng.choice([1, 4]),
-        graceful_timeout_s=rng.choice([0, 0.3, 3]),
-        max_lifetime_s=rng.choice([0, 0, 0, 6]),
-        reload_batch=batch,
-        own_queues=rng.random() < 0.2,
-    )
-
-
-class RandomWorld(World):
-    """Processes with random lives, on a clock of their own."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
-        policy = random_policy(self.rng)
-        self.capacity = self.rng.choice([12, 16, 40])
-        self.wait_for_change = self.rng.random() < 0.15
-        super().__init__(self.finish(policy))
-        self.calm = self.rng.random() < 0.1
-        self.badness = self.rng.choice([0.02, 0.2, 0.6])
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
-        self.really_hung: set[int] = set()
-        self.next_tick = self.now + TICK_S
-
-    def finish(self, policy: Policy) -> Policy:
-        return replace(policy, capacity=self.capacity, wait_for_change=self.wait_for_change)
-
-    # --- the clock --------------------------------------------------------------------------------
-
-    def after(self, seconds: float, do: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (self.now + seconds, next(self._numbers), do))
-
-    def run(self, seconds: float) -> None:
-        end = self.now + seconds
-        while self.exit_code is None and self.now < end:
-            due = min(self.next_tick, self.supervisor.wake_at())
-            if self._timers and self._timers[0][0] <= due:
-                time, _, do = heapq.heappop(self._timers)
-                self.now = max(self.now, time)
-                do()
-            else:
-                self.now = max(self.now, due)
-                self.next_tick = self.now + TICK_S
-                self.tick()
-
-    def freeze(self, seconds: float) -> None:
-        """Nobody runs for a while: not the workers, not the arbiter."""
-        self._timers = [(time + seconds, number, do) for time, number, do in self._timers]
-        for proc in self.procs.values():
-            # The heartbeats that would have come are missing until each has run again.
-            if proc.ready and proc.hung_at is None:
-                proc.hung_at = self.now
-                self.after(seconds + self.rng.uniform(0, 0.4), lambda proc=proc: self.thaw(proc))
-        self.now += seconds
-
-    def thaw(self, proc: Proc) -> None:
-        if proc.hung_at is not None and proc.pid not in self.really_hung:
-            proc.hung_at = None
-
-    # --- lives ------------------------------------------------------------------------------------
-
-    def bad(self, share: float = 1.0) -> bool:
-        return not self.calm and self.rng.random() < self.badness * share
-
-    def fork_fails(self) -> bool:
-        return self.bad(0.1)
-
-    def on_fork(self, proc: Proc) -> None:
-        rng = self.rng
-        limit = self.supervisor.policies[proc.generation].boot_timeout_s
-        self.after(rng.uniform(0, 0.1), lambda: self.says(proc, Booting()))
-        boot = rng.uniform(0.1, 0.6)
-        if not self.bad():
-            self.after(boot, lambda: self.gets_ready(proc))
-            return
-        fate = rng.randrange(5)
-        if fate == 0:
-            kind = rng.choice(["app", "boot"])
-            self.after(boot, lambda: self.says(proc, BootFailed(kind, "no such module\n  trace")))
-            if rng.random() < 0.8:
-                self.after(boot + 0.05, lambda: self.exits(proc, 4 if kind == "app" else 3))
-        elif fate == 1:
-            code, signal = rng.choice([(1, ""), (0, ""), (4, ""), (-11, "SIGSEGV")])
-            self.after(boot, lambda: self.exits(proc, code, signal))
-        elif fate == 2:
-            pass  # it hangs
-        elif fate == 3:
-            self.after(limit + rng.uniform(-0.5, 3), lambda: self.gets_ready(proc))
-        else:
-            self.after(boot, lambda: self.loses_channel(proc))
-            self.after(boot + 0.1, lambda: self.gets_ready(proc))
-
-    def gets_ready(self, proc: Proc) -> None:
-        if proc.pid not in self.procs or proc.killed:
-            return
-        proc.ready = True
-        self.says(proc, Ready())
-        if proc.asked is not None:
-            self.on_asked(proc)
-        elif self.bad():
-            self.after(self.rng.expovariate(0.3), lambda: self.misbehaves(proc))
-
-    def misbehaves(self, proc: Proc) -> None:
-        rng = self.rng
-        if proc.pid not in self.procs:
-            return
-        fate = rng.randrange(7)
-        if fate <= 1:
-            code, signal = rng.choice([(1, ""), (0, ""), (-9, "SIGKILL"), (-11, "SIGSEGV")])
-            self.exits(proc, code, signal)
-        elif fate == 2:
-            proc.hung_at = self.now
-            self.really_hung.add(proc.pid)
-        elif fate == 3:
-            self.says(proc, ReplaceMe(rng.choice(["recycled", "terminated", "request_timeout"])))
-        elif fate == 4:
-            self.says(proc, Draining())
-            self.after(rng.uniform(0, 4), lambda: self.exits(proc))
-        elif fate == 5:
-            self.loses_channel(proc)
-        else:
-            message: Message = rng.choice(
-                [Ready(), Booting(), BootFailed("app", "late"), Draining()]
-            )
-            self.says(proc, message)
-
-    def on_asked(self, proc: Proc) -> None:
-        if not proc.ready or proc.pid in self.really_hung:
-            return  # it does not read its channel
-        if self.bad(0.5):
-            if self.rng.random() < 0.5:
-                self.after(self.rng.uniform(0, 6), lambda: self.exits(proc))
-            return
-        self.after(0.01, lambda: self.says(proc, Draining()))
-        self.after(self.rng.uniform(0.02, 0.25), lambda: self.exits(proc))
-
-    def on_kill(self, proc: Proc, signal: str) -> None:
-        if signal == "SIGTERM":
-            if proc.deaf and proc.ready:
-                self.after(0.2, lambda: self.exits(proc))
-            return
-        if signal == "SIGKILL" or not self.bad():
-            proc.killed = True
-            code = -9 if signal == "SIGKILL" else -6
-            self.after(self.rng.uniform(0, 0.2), lambda: self.exits(proc, code, signal))
-
-    # --- configuration ----------------------------------------------------------------------------
-
-    def on_check(self) -> None:
-        generation = self.checking
-
-        def answer(error: str | None) -> None:
-            if self.checking == generation:
-                self.config_checked(error)
-
-        if not self.bad():
-            self.after(self.rng.uniform(0, 0.2), lambda: answer(None))
-        elif self.rng.random() < 0.5:
-            self.after(self.rng.uniform(0, 1), lambda: answer("a bad value"))
-
-    def new_config(self) -> Policy | str:
-        return "a port is taken" if self.bad(0.3) else self.finish(random_policy(self.rng))
+COMMANDS: list[tuple[str, object]] = [
+    *[("rollback", None)] * 4,
+    *[("reload", None)] * 2,
+    *[("scale", to) for to in ("+1", "-1", "3", "99", "x")],
+    *[("restart-worker", slot) for slot in (1, 2, 5)],
+    ("upgrade", "/usr/bin/python3"),
+    ("reopen", None),
+]
 
 
 def live_a_life(seed: int) -> RandomWorld:
@@ -207,12 +42,7 @@ def live_a_life(seed: int) -> RandomWorld:
             world.run(rng.choice([0.01, 0.2, 1, 3]))
             if world.exit_code is not None:
                 break
-            if rng.random() < 0.7:
-                world.signal(rng.choice(SIGNALS))
-            elif rng.random() < 0.2:
-                world.freeze(rng.choice([2, 30, 600]))
-            elif rng.random() < 0.2:
-                world.tell(events.FileChanged(("app.py",)))
+            something_happens(world)
         if world.exit_code is None and rng.random() < 0.5:
             calms_down(world)
         if world.exit_code is None:
@@ -223,15 +53,55 @@ def live_a_life(seed: int) -> RandomWorld:
     return world
 
 
+def something_happens(world: RandomWorld) -> None:
+    """The load changes, an operator acts, or the machine stands still."""
+    rng = world.rng
+    if rng.random() < 0.3:
+        world.demand = rng.choice([0, 1, 3, 8])
+        world.memory_left = rng.choice([0, 10, 1000])
+    if rng.random() < 0.2:
+        world.renews()
+    if rng.random() < 0.3:
+        world.deploys(rng.choice(FAULTS) if world.bad() else "")
+    chance = rng.random()
+    if chance < 0.6:
+        world.signal(rng.choice(SIGNALS))
+    elif chance < 0.85:
+        world.asks(*rng.choice(COMMANDS))
+    elif chance < 0.92:
+        world.freeze(rng.choice([2, 30, 600]))
+    else:
+        world.tell(events.FileChanged(("app.py",)))
+
+
 def calms_down(world: RandomWorld) -> None:
     """Nothing goes wrong any more: all that are asked for serve, and nothing is under way."""
-    supervisor = world.supervisor
     world.calm = True
+    world.growth.clear()
+    pair = max(world.certificates.files.values()) + 1
+    for name in world.certificates.files:
+        world.certificates.write(name, pair, world.now)
     # The bad ones that live are ended by limits or by people.
     for proc in [*world.procs.values()]:
-        if not proc.ready or proc.hung_at is not None:
+        if not proc.ready or proc.untouchable or proc.hung_at is not None:
             world.exits(proc, -9, "SIGKILL")
+    for mold in [*world.molds.values()]:
+        if not mold.ready or mold.killed:
+            world.mold_ends(mold, "SIGKILL")
+    # Operators repair a release that is broken, or in doubt, as it has never served. The release
+    # that serves may also be broken when a good one could not replace it.
+    pids = [*world.procs, *(mold.pid for mold in world.molds.values())]
+    releases = [world.disk, *(world.code[pid] for pid in pids)]
+    is_repaired = any(each.fault for each in releases) or world.rng.random() < 0.5
+    if is_repaired:
+        world.deploys()
+        world.signal("SIGHUP")
     world.run(60)
+    if is_repaired and world.exit_code is None:
+        # A bake that began before may have ended the reload, too.
+        world.signal("SIGHUP")
+        world.run(60)
+    supervisor = world.supervisor  # an upgrade has made another one
     if supervisor.held or supervisor.paused:
         world.tell(events.FileChanged(("app.py",)))
         world.run(60)
@@ -240,14 +110,24 @@ def calms_down(world: RandomWorld) -> None:
     lifetime = supervisor.policy.max_lifetime_s
     for _ in range(60 if lifetime else 1):
         ready = [worker for worker in supervisor.workers.live() if worker.ready]
-        if len(ready) == supervisor.target and supervisor.reload is None:
+        if len(ready) == supervisor.count.target and supervisor.reload is None:
             break
         world.run(0.5)
     assert supervisor.reload is None, "a reload that never ends"
-    assert len(ready) == supervisor.target, f"{len(ready)} of {supervisor.target} serve"
+    assert supervisor.upgrade is None, "an upgrade that never ends"
+    assert len(ready) == supervisor.count.target, f"{len(ready)} of {supervisor.count.target} serve"
     assert {worker.generation for worker in ready} == {supervisor.generation}
+    if is_repaired:
+        assert {world.code[worker.pid] for worker in ready} == {world.disk}, "old code serves"
+    assert set(supervisor.policies) == {supervisor.generation}, "a generation is kept without end"
+    assert set(world.molds) == ({supervisor.generation} if supervisor.policy.preload else set())
     assert len({worker.slot for worker in ready}) == len(ready), "two workers in a slot"
-    if not lifetime and not any(worker.replace_reason for worker in ready):
+    for proc in world.procs.values():
+        limit = supervisor.policies[proc.generation].max_memory_bytes
+        too_large = limit and proc.memory >= limit > (proc.at_boot or 0)
+        assert not too_large or lifetime or proc.untouchable, "a worker that is too large stays"
+    is_unhealthy = any(world.code[proc.pid].fault == "unhealthy" for proc in world.procs.values())
+    if not lifetime and not is_unhealthy and not any(worker.replace_reason for worker in ready):
         forks = world.last_serial
         world.run(5)
         assert world.last_serial == forks, "workers come and go without a reason"
@@ -275,7 +155,7 @@ def test_lifetimes(batch: int) -> None:
 
 def test_the_model_has_teeth() -> None:
     """The worlds are varied enough: servers that serve, fail to start, reload, roll back, kill."""
-    worlds = [live_a_life(seed) for seed in range(200)]
+    worlds = [live_a_life(seed) for seed in range(400)]
     said = "\n".join(line for world in worlds for line in world.log)
     for what in (
         "rolled back",
@@ -288,6 +168,29 @@ def test_the_model_has_teeth() -> None:
         "waiting for a file",
         "scaled down",
         "SIGWINCH",
+        "scaled up to",
+        "scaled down to",
+        "not scaled up",
+        "in a row (max_boot_failures)",
+        "it uses too much memory",
+        "max_worker_memory_hard is",
+        "has no effect",
+        "upgrade (SIGUSR2) failed",
+        "upgraded",
+        "has imported the app",
+        "could not load the app",
+        "its workers serve on",
+        "its mold ended",
+        "has no mold",
+        "(drain_websockets)",
+        "closes its WebSockets early",
+        "is rolled back to generation",
+        "only the settings of generation",
+        "has proved itself",
+        "requests) finished after",
+        "the next mold could not be forked",
+        "ended before it had forked the next mold",
+        "goes first",
     ):
         assert what in said, what
     assert {0, 3, 4} <= {world.exit_code for world in worlds}

@@ -1,4 +1,4 @@
-"""hypothesis drives the supervisor step by step, and shrinks whatever breaks an invariant."""
+"""hypothesis drives the supervisor step by step, and shrinks a failing sequence."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from simulation.world import Proc, World
 
 from servo.arbiter.core import events
+from servo.arbiter.core.autoscale import SAMPLE_S
 from servo.arbiter.core.policy import Policy
-from servo.ipc.messages import BootFailed, Booting, Draining, Ready, ReplaceMe
+from servo.ipc.messages import BootFailed, Booting, Draining, Lingering, Ready, ReplaceMe
 
 POLICIES = st.builds(
     Policy,
@@ -18,9 +19,15 @@ POLICIES = st.builds(
     timeout_s=st.sampled_from([0.0, 2.0]),
     boot_timeout_s=st.sampled_from([0.0, 3.0]),
     graceful_timeout_s=st.sampled_from([0.0, 1.0, 5.0]),
+    drain_websockets_s=st.sampled_from([0.0, 3.0]),
     max_lifetime_s=st.sampled_from([0.0, 4.0]),
     reload_batch=st.integers(1, 3),
     capacity=st.just(12),
+    max_workers=st.sampled_from([0, 5, 8]),
+    scale_down_delay_s=st.just(2.0),
+    max_boot_failures=st.sampled_from([0, 2]),
+    max_memory_bytes=st.sampled_from([0, 100]),
+    max_memory_hard_bytes=st.sampled_from([0, 150]),
     wait_for_change=st.booleans(),
     own_queues=st.booleans(),
 )
@@ -30,6 +37,10 @@ class ChosenWorld(World):
     """Nothing happens by itself but what no process can refuse: a death by SIGKILL."""
 
     config: Policy | str = "none"
+    execute_error: str | None = None
+
+    def execute_fails(self) -> str | None:
+        return self.execute_error
 
     def on_kill(self, proc: Proc, signal: str) -> None:
         proc.killed = proc.killed or signal == "SIGKILL"
@@ -74,15 +85,16 @@ class SupervisorMachine(RuleBasedStateMachine):
                 self.world.exits(proc, -9, "SIGKILL")
 
     @precondition(running)
-    @rule(name=st.sampled_from(["SIGHUP", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGWINCH", "SIGUSR1"]))
+    @rule(name=st.sampled_from(["SIGHUP", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGWINCH", "SIGUSR2"]))
     def operator_signals(self, name: str) -> None:
         self.world.signal(name)
 
     @precondition(running)
     @rule(
         asked=st.one_of(
-            st.tuples(st.just("reload"), st.none()),
+            st.tuples(st.sampled_from(["reload", "reopen"]), st.none()),
             st.tuples(st.just("scale"), st.sampled_from(["1", "4", "+1", "-1", "+20", "x"])),
+            st.tuples(st.just("upgrade"), st.just("")),
             st.tuples(st.just("restart-worker"), st.integers(1, 5)),
         )
     )
@@ -109,6 +121,22 @@ class SupervisorMachine(RuleBasedStateMachine):
             self.world.says(proc, Ready())
 
     @precondition(peopled)
+    @rule(data=st.data(), memory=st.sampled_from([40, 95, 120, 160]))
+    def grows(self, data: st.DataObject, memory: int) -> None:
+        proc = self.pick(data)
+        proc.memory = max(proc.memory, memory)
+        self.world.measure(proc)
+
+    @precondition(lambda self: self.running() and self.world.supervisor.is_autoscaled)
+    @rule(demand=st.integers(0, 9), memory=st.sampled_from([0, 10, 1000]), times=st.integers(1, 5))
+    def load_changes(self, demand: int, memory: int, times: int) -> None:
+        self.world.demand, self.world.memory_left = demand, memory
+        for _ in range(times):
+            if self.running():
+                self.world.measure_load()
+                self.world.now += SAMPLE_S
+
+    @precondition(peopled)
     @rule(data=st.data())
     def hangs(self, data: st.DataObject) -> None:
         proc = self.pick(data)
@@ -121,6 +149,7 @@ class SupervisorMachine(RuleBasedStateMachine):
             [
                 Booting(),
                 Draining(),
+                Lingering(),
                 BootFailed("app", "no"),
                 BootFailed("boot", ""),
                 ReplaceMe("recycled"),
@@ -149,6 +178,12 @@ class SupervisorMachine(RuleBasedStateMachine):
     def configuration_is_read(self, config: Policy | str | None) -> None:
         self.world.config = config or ""
         self.world.config_checked("a bad value" if config is None else None)
+
+    @precondition(lambda self: self.running() and self.world.preflighting)
+    @rule(error=st.sampled_from([None, None, "the app can't be imported"]), executed=st.booleans())
+    def preflight_ends(self, error: str | None, executed: bool) -> None:
+        self.world.execute_error = None if executed else "no such file"
+        self.world.preflight_ended(error)
 
     def teardown(self) -> None:
         """Whatever the state, a stop ends within the limits and leaves nobody behind."""

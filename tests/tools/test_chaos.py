@@ -6,7 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from soak.chaos_clients import Line, Lost, Tally
+from soak.chaos_clients import (
+    PLAIN_CLIENTS,
+    SECURE_CLIENTS,
+    Again,
+    Failing,
+    Line,
+    Lost,
+    Tally,
+)
 
 
 def failing(error: Exception) -> Callable[[], Awaitable[None]]:
@@ -51,3 +59,21 @@ def test_wrong_answers_and_faults_of_clients_are_counted() -> None:
     assert (tally.wrong, tally.lost.total(), len(tally.failed)) == (1, 0, 1)
     tally = watched(KeyError(3))
     assert (tally.wrong, tally.lost) == (0, {"the client failed: KeyError": 1})
+
+
+def test_each_server_has_32_clients() -> None:
+    assert sum(PLAIN_CLIENTS.values()) == sum(SECURE_CLIENTS.values()) == 32
+
+
+def test_500_is_right_only_while_its_release_serves() -> None:
+    assert watched(Failing(7)).wrong == 1
+    for ended_at, wrong in ((float("inf"), 0), (0.0, 1)):
+        tally = Tally("async")
+        tally.failing[7] = ended_at
+        asyncio.run(tally.watch("kept", failing(Failing(7))))
+        assert (tally.wrong, tally.errors.total(), tally.right.total()) == (wrong, 1, 0)
+
+
+def test_a_request_that_may_be_sent_again_is_not_lost() -> None:
+    tally = watched(Again())
+    assert (tally.again.total(), tally.lost.total(), tally.failed) == (1, 0, [])

@@ -31,8 +31,9 @@ def test_the_collector_is_tuned_and_the_commands_exit_code_returned() -> None:
     code = """
 import gc, sys, types
 import servo.__main__ as entry
+from servo import collector
 sys.modules["servo.cli.main"] = fake = types.ModuleType("servo.cli.main")
 fake.main = lambda: 7
-print(entry.main(), gc.get_threshold()[:2] == entry.THRESHOLD[:2])
+print(entry.main(), gc.get_threshold()[:2] == collector.IMPORTING[:2])
 """
     assert run(code) == "7 True"

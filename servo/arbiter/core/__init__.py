@@ -1,1 +1,1 @@
-"""The arbiter's decisions: pure functions of events."""
+"""The arbiter's decisions, as pure functions of events."""

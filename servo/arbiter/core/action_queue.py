@@ -1,8 +1,7 @@
 """The queue that collects actions while the supervisor handles one event.
 
-The supervisor and `WorkerLifecycle` decide in many small steps. Each step appends the actions that
-follow from it; when the event is handled, the supervisor takes them all and returns them to the
-loop in the order in which they were decided.
+The supervisor and `WorkerLifecycle` decide in many small steps, and each step appends its actions.
+After the event, the supervisor takes all actions and returns them to the loop, in the same order.
 """
 
 from __future__ import annotations
@@ -55,11 +54,11 @@ class ActionQueue:
     ) -> None:
         """Append a lifecycle event of one worker, with its line for the log.
 
-        worker   the worker that changes its state
+        worker   the worker with the new state
         name     the event's name: the new state
         level    see `log`
         text     the line
-        reason   why it drains or has exited
+        reason   why the worker drains or has exited
         details  a traceback, or ""
         """
         self.record(

@@ -3,7 +3,7 @@
 `Supervisor.handle` returns a list of actions; the arbiter's loop performs them in that order. Some
 actions report their outcome with an event (`servo.arbiter.core.events`): their docstrings name it.
 
-Nobody changes an action once it is made; see `events` for why the classes are not `frozen`.
+Actions never change, but the classes are not `frozen`: the head of `events` says why.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Fork:
-    """Fork a worker. `Forked` or `ForkFailed` reports the outcome.
+    """Fork a worker, or let its generation's mold fork it. `Forked` or `ForkFailed` reports the
+    outcome: at once, or (with a mold) later.
 
-    serial      the worker's number, never given twice
+    serial      the worker's number, never reused
     slot        its place, 1 to N
-    generation  the configuration that it runs
+    generation  the number of its configuration
     """
 
     serial: int
@@ -35,8 +36,8 @@ class Fork:
 class SendMessage:
     """Send a message to a worker.
 
-    serial   the worker's
-    message  what to send
+    serial   the worker's number
+    message  the message
     """
 
     serial: int
@@ -44,12 +45,24 @@ class SendMessage:
 
 
 @dataclass(slots=True)
-class KillWorker:
-    """Send a signal to a worker. `KillFailed` reports a refusal of the kernel.
+class CancelFork:
+    """Cancel the order to a mold to fork a worker. A mold that has begun with it is stuck: kill it.
 
-    serial  the worker's
+    `ForkFailed` reports that the worker was not forked, `Forked` that it was.
+
+    serial  the worker's number
+    """
+
+    serial: int
+
+
+@dataclass(slots=True)
+class KillWorker:
+    """Send a signal to a worker. `KillFailed` reports that the kernel refused to deliver it.
+
+    serial  the worker's number
     signal  such as "SIGKILL"
-    why     for the log
+    why     the reason, for the log
     """
 
     serial: int
@@ -59,10 +72,10 @@ class KillWorker:
 
 @dataclass(slots=True)
 class Release:
-    """Free what a reaped worker has used: call the hook `child_exit`, close its channel, free its
-    row of the scoreboard.
+    """Release a reaped worker: call the hook `child_exit`, close its channel, free its row of the
+    scoreboard.
 
-    serial  the worker's
+    serial  the worker's number
     """
 
     serial: int
@@ -72,7 +85,7 @@ class Release:
 class CheckConfig:
     """Read the configuration in a child process. `ConfigChecked` reports the outcome.
 
-    generation  the one that the configuration is for
+    generation  the generation that gets this configuration
     """
 
     generation: int
@@ -80,24 +93,49 @@ class CheckConfig:
 
 @dataclass(slots=True)
 class CancelCheck:
-    """Kill the child process of `CheckConfig`: its outcome no longer matters."""
+    """Kill the child process of `CheckConfig`, because its outcome no longer matters."""
 
 
 @dataclass(slots=True)
 class LoadConfig:
     """Read the configuration in the arbiter. `ConfigLoaded` or `ConfigFailed` reports the outcome.
 
-    generation  the one that the configuration is for
+    generation  the generation that gets this configuration
     """
 
     generation: int
 
 
 @dataclass(slots=True)
-class AdoptGeneration:
-    """Make this generation's settings the settings of the server.
+class Preflight:
+    """Try the new program in a child process. `PreflightEnded` reports the outcome.
 
-    generation  the new current one
+    python  the path of its interpreter, or "" for the current one
+    """
+
+    python: str
+
+
+@dataclass(slots=True)
+class CancelPreflight:
+    """Kill the child process of `Preflight`, because its outcome no longer matters."""
+
+
+@dataclass(slots=True)
+class Execute:
+    """Replace the arbiter's program. Only a failure is reported, by `ExecuteFailed`.
+
+    python  see `Preflight`
+    """
+
+    python: str
+
+
+@dataclass(slots=True)
+class AdoptGeneration:
+    """Make this generation the current one: its settings become the server's.
+
+    generation  its number
     """
 
     generation: int
@@ -105,19 +143,70 @@ class AdoptGeneration:
 
 @dataclass(slots=True)
 class DropGeneration:
-    """Free what only this generation has used: it has no workers, and will get none.
+    """Release the settings and certificates of a generation without workers, and end its mold.
 
-    generation  the one to free
+    generation  its number
     """
 
     generation: int
 
 
 @dataclass(slots=True)
-class CloseSlot:
-    """Close the arbiter's copies of the listeners of one slot (reuse_port): the slot is given up.
+class ForkMold:
+    """Fork the mold of a generation (preload_app). `MoldReady` or `MoldEnded` reports the outcome.
 
-    slot  its number
+    generation  the number of its configuration
+    """
+
+    generation: int
+
+
+@dataclass(slots=True)
+class MakeMold:
+    """Let a worker fork the mold of a new generation when it has drained (refork_after).
+
+    The new generation gets the settings of the old one. `MoldForked`, a message of the worker,
+    reports the outcome.
+
+    generation      the new generation
+    old_generation  the worker's generation
+    serial          the worker's number
+    """
+
+    generation: int
+    old_generation: int
+    serial: int
+
+
+@dataclass(slots=True)
+class AdoptMold:
+    """Take over the mold that a worker has forked. `MoldReady` or `MoldEnded` reports the outcome.
+
+    generation  the mold's generation
+    pid         its process id, as the worker has reported it
+    """
+
+    generation: int
+    pid: int
+
+
+@dataclass(slots=True)
+class KillMold:
+    """Send a signal to the mold of a generation. `MoldEnded` follows.
+
+    generation  the mold's generation
+    signal      such as "SIGKILL"
+    """
+
+    generation: int
+    signal: str
+
+
+@dataclass(slots=True)
+class CloseSlot:
+    """Close the arbiter's copies of one slot's listeners (reuse_port): no worker will use the slot.
+
+    slot  the slot's number
     """
 
     slot: int
@@ -125,7 +214,7 @@ class CloseSlot:
 
 @dataclass(slots=True)
 class CloseListeners:
-    """Close the arbiter's copies of all listeners: the server stops."""
+    """Close the arbiter's copies of all listeners, because the server stops."""
 
 
 @dataclass(slots=True)
@@ -135,10 +224,10 @@ class ReopenLogFiles:
 
 @dataclass(slots=True)
 class WorkerCountChanged:
-    """The number of workers asked for has changed: call the hook `nworkers_changed`.
+    """Call the hook `nworkers_changed`, because the target number of workers has changed.
 
-    new  the number now
-    old  the number before; None at the start
+    new  the new target number
+    old  the previous one; None at the start
     """
 
     new: int
@@ -162,13 +251,15 @@ class RecordLifecycleEvent(Log):
     """Write one line to the error log, and record it as a lifecycle event for hooks and operators.
 
     name        of a worker: spawned, booting, ready, draining, exited; of the server:
-                reload_started, reload_finished, reload_rolled_back, scaled, stopping
-    slot        the worker's, or None
-    serial      the worker's, or None
-    pid         the worker's, or None
-    generation  the worker's, or the one that a reload brings, or None
-    reason      of draining and exited: the name of an ExitReason in lower case; of the others: who
-                or what caused it
+                reload_started, reload_finished, reload_rolled_back, rolled_back,
+                refork_started, refork_finished, refork_rolled_back,
+                upgrade_started, upgrade_failed, upgraded, scaled, stopping
+    slot        the worker's slot, or None
+    serial      the worker's number, or None
+    pid         the worker's process id, or None
+    generation  the worker's generation; for a reload, the new one; or None
+    reason      for draining and exited: the name of an ExitReason in lower case; otherwise the
+                cause, such as "SIGHUP" or "servoctl"
     details     a traceback, or ""
     data        numbers that belong to the event, by name
     """
@@ -188,7 +279,7 @@ class CommandAnswered:
     """Answer a command.
 
     ticket   the number from `CommandReceived`
-    refused  why nothing was done, or ""
+    refused  why the command was refused; "" if it was carried out
     result   values for the operator, by name
     """
 
@@ -199,7 +290,7 @@ class CommandAnswered:
 
 @dataclass(slots=True)
 class Exit:
-    """End the arbiter: no child is left, except those that can't be killed.
+    """End the arbiter. No child is left, except those that can't be killed.
 
     code  the exit code
     """
@@ -210,13 +301,21 @@ class Exit:
 Action = (
     Fork
     | SendMessage
+    | CancelFork
     | KillWorker
     | Release
     | CheckConfig
     | CancelCheck
     | LoadConfig
+    | Preflight
+    | CancelPreflight
+    | Execute
     | AdoptGeneration
     | DropGeneration
+    | ForkMold
+    | MakeMold
+    | AdoptMold
+    | KillMold
     | CloseSlot
     | CloseListeners
     | ReopenLogFiles

@@ -1,33 +1,37 @@
-"""Balance: which workers to retire and which to fork, so that the right number serves.
+"""Balance: which workers to retire and which to fork.
 
 This one function covers a start, a crash, scaling, recycling and a reload. The supervisor calls it
-after every event. It compares the workers that live with the number that should serve, and returns
-the next step towards that number; it never waits, and remembers nothing.
+after every event. It compares the live workers with the desired number, and returns the next step
+towards that number. It never waits, and keeps no state.
 
-A worker is *stale* if it is of an older generation or has asked for a replacement. A stale worker
-serves until a fresh one is ready in its place, so replacing workers costs no capacity. For that,
-`surge` more workers than asked for may live at a time (Kubernetes calls this maxSurge). Example for
-3 workers and a surge of 1, where ' marks a fresh one: 1 2 3, fork 1'; 1' is ready: retire 1, fork
-2'; 2' is ready: retire 2, fork 3'; 3' is ready: retire 3.
+A worker is *stale* if it has an older generation or has asked for a replacement. A stale worker
+serves until a fresh one is ready in its place, so a replacement costs no capacity. For this, up to
+`surge` extra workers may live at a time (Kubernetes calls this maxSurge). Example with 3 workers
+and a surge of 1, where ' marks a fresh worker: fork 1'; when 1' is ready, retire 1 and fork 2';
+when 2' is ready, retire 2 and fork 3'; when 3' is ready, retire 3.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from servo.arbiter.core.worker_table import WorkerEntry
 
 
+_ALIKE: Mapping[int, float] = MappingProxyType({})
+
+
 @dataclass(slots=True)
 class Plan:
-    """The next step.
+    """The workers to retire and to fork now.
 
-    retire  workers to retire
-    fork    the slots to fork a worker for
+    retire  the workers to retire
+    fork    the slots of the workers to fork
     """
 
     retire: list[WorkerEntry] = field(default_factory=list)
@@ -42,15 +46,18 @@ def balance(
     surge: int,
     room: int,
     may_surge: bool = True,
+    use: Mapping[int, float] = _ALIKE,
 ) -> Plan:
     """Return the next step towards `desired` fresh workers.
 
-    live        the workers that serve or boot
-    desired     how many workers should serve
+    live        the serving and booting workers
+    desired     the number of workers that should serve
     generation  the current generation
-    surge       how many more workers may live while stale ones are replaced
-    room        how many may be forked now at most (0 during a back-off)
-    may_surge   False: fork no further replacements now, but keep those that boot already
+    surge       the number of extra workers that may live while stale ones are replaced
+    room        the most workers to fork now (0 during a back-off)
+    may_surge   whether to fork replacements; if False, booting ones are still kept
+    use         serial -> the share of its capacity that the worker uses. Of the fresh workers, the
+                least busy one is retired first
     """
     plan = Plan()
     ready = [worker for worker in live if worker.ready]
@@ -59,7 +66,7 @@ def balance(
         plan.retire.append(worker)
         coming.remove(worker)
 
-    for worker in _by_need(ready, generation)[: max(0, len(ready) - desired)]:
+    for worker in _by_need(ready, generation, use)[: max(0, len(ready) - desired)]:
         plan.retire.append(worker)
         ready.remove(worker)
 
@@ -79,22 +86,25 @@ def balance(
 
 
 def is_stale(worker: WorkerEntry, generation: int) -> bool:
-    """Return True if a fresh worker should take this worker's place."""
+    """Return True if a fresh worker should replace this one."""
     return worker.generation != generation or worker.replace_reason is not None
 
 
-def _by_need(ready: list[WorkerEntry], generation: int) -> list[WorkerEntry]:
+def _by_need(
+    ready: list[WorkerEntry], generation: int, use: Mapping[int, float]
+) -> list[WorkerEntry]:
     """Sort the workers, the least needed first.
 
-    Stale ones come first, and among them those whose replacement is ready; then fresh ones, the
-    highest slot first.
+    Stale workers come first, beginning with those whose replacement is ready. The fresh workers
+    follow, the least busy first; of equally busy ones, the highest slot first.
     """
     replaced = {worker.slot for worker in ready if not is_stale(worker, generation)}
 
-    def rank(worker: WorkerEntry) -> tuple[bool, bool, float, int]:
+    def rank(worker: WorkerEntry) -> tuple[bool, bool, float, float, int]:
         stale = is_stale(worker, generation)
         by_slot = worker.slot if stale else -worker.slot
-        return (not stale, worker.slot not in replaced, worker.replace_asked_at, by_slot)
+        busy = 0.0 if stale else use.get(worker.serial, 0.0)
+        return (not stale, worker.slot not in replaced, worker.replace_asked_at, busy, by_slot)
 
     return sorted(ready, key=rank)
 

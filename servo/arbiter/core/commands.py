@@ -1,10 +1,10 @@
 """The commands of operators: signals to the arbiter, and requests over the control socket.
 
-A signal gets no answer, so a command that can't be carried out is mentioned in the log. A request
-from `servoctl` is answered: with a result, or with the reason why it was refused.
+A request from `servoctl` gets an answer: a result, or the reason for a refusal. A signal gets no
+answer, so a refusal is logged.
 
-Commands call the supervisor, and the supervisor looks commands up in the tables of this module. To
-keep the imports free of a cycle, `Server` states the part of the supervisor that commands use.
+The supervisor imports this module to look commands up, and commands call the supervisor. The
+protocol `Server` avoids an import cycle: it declares the part of the supervisor that commands use.
 """
 
 from __future__ import annotations
@@ -12,41 +12,29 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Protocol
 
+from servo.arbiter.core import rollback
 from servo.arbiter.core.actions import CommandAnswered, ReopenLogFiles, SendMessage
 from servo.ipc.messages import ReopenLogs, ReplaceMe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from servo.arbiter.core.action_queue import ActionQueue
     from servo.arbiter.core.events import CommandReceived
-    from servo.arbiter.core.policy import Policy
-    from servo.arbiter.core.reload import Reload
     from servo.arbiter.core.stopping import Stopping
-    from servo.arbiter.core.worker_lifecycle import WorkerLifecycle
-    from servo.arbiter.core.worker_table import WorkerTable
+    from servo.arbiter.core.upgrade import Upgrade
 
 
-class Server(Protocol):
-    """The part of `Supervisor` that commands use; its docstrings are there."""
+class Server(rollback.Server, Protocol):
+    """The part of `Supervisor` that commands use. `Supervisor` has the docstrings."""
 
-    target: int
+    last_generation: int
     paused: bool
-    reload: Reload | None
+    upgrade: Upgrade | None
     stopping: Stopping | None
-    workers: WorkerTable
-    lifecycle: WorkerLifecycle
-    queue: ActionQueue
-
-    @property
-    def policy(self) -> Policy: ...
-
-    @property
-    def ending(self) -> bool: ...
 
     def request_reload(self, cause: str, now: float) -> None: ...
 
-    def scale(self, target: int, why: str) -> None: ...
+    def request_upgrade(self, cause: str, python: str, now: float) -> str: ...
 
     def stop(self, now: float, *, quick: bool, why: str) -> None: ...
 
@@ -59,7 +47,7 @@ class Server(Protocol):
 
 
 def stop_gracefully(server: Server, now: float) -> None:
-    """TERM: stop after the open requests; a second one cuts them."""
+    """TERM: finish the open requests, then stop. A second TERM cuts the requests."""
     if server.stopping is None:
         server.stop(now, quick=False, why="SIGTERM")
     elif not server.stopping.quick:
@@ -67,7 +55,7 @@ def stop_gracefully(server: Server, now: float) -> None:
 
 
 def stop_quickly(server: Server, now: float) -> None:
-    """INT, QUIT: cut open requests and stop; a second one kills the workers."""
+    """INT, QUIT: cut open requests, and stop. A second signal kills the workers."""
     if server.stopping is None or not server.stopping.quick:
         server.stop(now, quick=True, why="interrupted")
     else:
@@ -76,47 +64,43 @@ def stop_quickly(server: Server, now: float) -> None:
 
 
 def reload(server: Server, now: float) -> None:
-    """HUP: reload configuration and code without a lost request."""
+    """HUP: reload configuration and code without losing a request."""
     server.request_reload("SIGHUP", now)
 
 
 def add_worker(server: Server, _now: float) -> None:
-    """TTIN: one more worker; after WINCH, bring back all of them."""
+    """TTIN: add a worker, or with autoscaling raise the minimum. After WINCH, bring back all."""
     if server.stopping is not None:
         return
-    most = server.policy.most_workers
     if server.paused:
         server.paused = False
-        server.queue.log("info", f"SIGTTIN: the {server.target} workers come back")
-    elif server.target >= most:
-        text = f"SIGTTIN: there is no room for more than {most} workers (scoreboard_size)"
-        server.queue.log("warning", text)
+        server.queue.log("info", f"SIGTTIN: the {server.count.target} workers come back")
+    elif server.count.low >= server.count.most:
+        server.queue.log("warning", f"SIGTTIN: {_no_more(server)}")
     else:
-        server.scale(server.target + 1, "SIGTTIN")
+        server.count.scale(server.count.low + 1, "SIGTTIN")
 
 
 def remove_worker(server: Server, _now: float) -> None:
-    """TTOU: one worker less; the last one stays."""
+    """TTOU: remove a worker, or with autoscaling lower the minimum. The last worker stays."""
     if server.stopping is not None or server.paused:
         return
-    if server.target <= 1:
+    if server.count.low <= 1:
         server.queue.log("warning", "SIGTTOU: the last worker stays")
     else:
-        server.scale(server.target - 1, "SIGTTOU")
+        server.count.scale(server.count.low - 1, "SIGTTOU")
 
 
 def reopen_logs(server: Server, _now: float) -> None:
     """USR1: reopen the log files, after logrotate has renamed them."""
-    server.queue.do(ReopenLogFiles())
-    for worker in server.workers:
-        if not worker.channel_lost:
-            server.queue.do(SendMessage(worker.serial, ReopenLogs()))
-    server.queue.log("info", "SIGUSR1: the log files are reopened")
+    _reopen_logs(server, "SIGUSR1")
 
 
-def upgrade(server: Server, _now: float) -> None:
-    """USR2: reserved for replacing Servo itself under the same pid."""
-    server.queue.log("warning", "SIGUSR2: upgrade is not available yet; nothing was done")
+def upgrade(server: Server, now: float) -> None:
+    """USR2: upgrade Servo and the interpreter; the process keeps its pid."""
+    refusal = server.request_upgrade("SIGUSR2", "", now)
+    if refusal:
+        server.queue.log("warning", f"SIGUSR2: no upgrade: {refusal}")
 
 
 def drain_all(server: Server, now: float) -> None:
@@ -141,15 +125,15 @@ SIGNALS: dict[str, Callable[[Server, float], None]] = {
 
 # --- requests over the control socket ---------------------------------------------------------
 
-# The log names this as the cause of a command that came over the control socket.
+# The log names this as the cause of a command from the control socket.
 OPERATOR = "servoctl"
 
-# At most six digits: `int` takes quadratic time for a text of thousands.
+# At most six digits: `int` takes quadratic time, so thousands of digits would block the arbiter.
 _COUNT = re.compile(r"([+-]?)(\d{1,6})", re.ASCII)
 
 
 class RefusedError(Exception):
-    """The command is valid but can't be carried out now; the text says why."""
+    """Raised for a valid command that can't be carried out now. The text is the reason."""
 
 
 def run_command(server: Server, event: CommandReceived, now: float) -> None:
@@ -168,36 +152,60 @@ def run_command(server: Server, event: CommandReceived, now: float) -> None:
 
 
 def run_reload(server: Server, now: float, _argument: object) -> dict[str, Any]:
-    """Reload. The answer names the generation that will come with this reload."""
+    """Reload. The answer contains the number of the new generation."""
     _refuse_if_ending(server)
-    follows = server.reload is not None
+    if server.upgrade is not None:
+        raise RefusedError("an upgrade is under way, and it ends with a reload")
+    before = server.reload
     server.request_reload(OPERATOR, now)
     assert server.reload is not None
-    generation = server.reload.generation + follows
-    return {"generation": generation, "workers": server.target}
+    # If a reload was in progress, the requested one follows it.
+    generation = server.reload.generation + (server.reload is before)
+    return {"generation": generation, "workers": server.count.target}
+
+
+def run_upgrade(server: Server, now: float, python: str) -> dict[str, Any]:
+    """Upgrade Servo and the interpreter. The answer has the number of the next generation.
+
+    python  the path of the new interpreter, or "" for the current one
+    """
+    generation = server.last_generation + 1
+    refusal = server.request_upgrade(OPERATOR, python, now)
+    if refusal:
+        raise RefusedError(refusal)
+    return {"generation": generation, "workers": server.count.target}
 
 
 def run_scale(server: Server, _now: float, to: str) -> dict[str, Any]:
-    """Change the number of workers: to "4", or by "+1" or "-2"."""
+    """Change the number of workers; with autoscaling, the least number.
+
+    to  the new number, such as "4", or a change, such as "+1" or "-2"
+    """
     _refuse_if_ending(server)
     match = _COUNT.fullmatch(to.strip())
     if match is None:
         raise RefusedError(f"{to!r} is not a number of workers: N, +N or -N")
-    before = server.target
+    before = server.count.low
     number = int(match[2])
     target = {"": number, "+": before + number, "-": before - number}[match[1]]
-    most = server.policy.most_workers
     if target < 1:
         raise RefusedError("at least one worker stays; `servoctl stop` ends the server")
-    if target > most:
-        raise RefusedError(f"there is no room for more than {most} workers (scoreboard_size)")
+    if target > server.count.most:
+        raise RefusedError(_no_more(server))
     server.paused = False
-    server.scale(target, OPERATOR)
-    return {"workers": target, "before": before}
+    server.count.scale(target, OPERATOR)
+    if not server.policy.max_workers:
+        return {"workers": target, "before": before}
+    return {
+        "workers": target,
+        "before": before,
+        "most": server.count.most,
+        "now": server.count.target,
+    }
 
 
 def run_restart(server: Server, now: float, slot: int) -> dict[str, Any]:
-    """Replace the worker in `slot`; the new worker gets ready before the old one ends."""
+    """Replace the worker in `slot`. The old worker ends after the new one is ready."""
     _refuse_if_ending(server)
     live = [worker for worker in server.workers.live() if worker.slot == slot]
     if not live:
@@ -207,18 +215,51 @@ def run_restart(server: Server, now: float, slot: int) -> dict[str, Any]:
     for worker in live:
         if worker.replace_reason is not None:
             raise RefusedError(f"{worker} is being replaced already")
-    # During a reload two workers have the slot; the older one ends anyway.
+    # During a reload two workers have the slot. The older one ends anyway.
     worker = max(live, key=lambda each: each.serial)
     server.lifecycle.request_replacement(worker, ReplaceMe("restarted"), now)
     return {"slot": slot, "serial": worker.serial, "pid": worker.pid}
 
 
+def run_rollback(server: Server, now: float, _argument: object) -> dict[str, Any]:
+    """Give up the reload in progress; without one, return to the old generation (`bake_time`)."""
+    _refuse_if_ending(server)
+    refusal = rollback.roll_back(server, f"{OPERATOR} rollback", now)
+    if refusal:
+        raise RefusedError(refusal)
+    return {"generation": server.generation, "code": server.policy.preload}
+
+
+def run_reopen(server: Server, _now: float, _argument: object) -> dict[str, Any]:
+    """Reopen the log files, as on USR1. The driver adds the files to the answer."""
+    return {"workers": _reopen_logs(server, OPERATOR)}
+
+
 def run_stop(server: Server, now: float, quick: bool) -> dict[str, Any]:
-    """Stop the server; `quick` cuts open requests."""
+    """Stop the server.
+
+    quick  whether to cut open requests
+    """
     stopping = server.stopping
     if stopping is None or (quick and not stopping.quick):
         server.stop(now, quick=quick, why=OPERATOR)
     return {"workers": len(server.workers)}
+
+
+def _reopen_logs(server: Server, cause: str) -> int:
+    """Reopen the log files of all processes. Returns the number of workers that get the message."""
+    server.queue.do(ReopenLogFiles())
+    told = [worker for worker in server.workers if not worker.channel_lost]
+    for worker in told:
+        server.queue.do(SendMessage(worker.serial, ReopenLogs()))
+    server.queue.log("info", f"{cause}: the log files are reopened")
+    return len(told)
+
+
+def _no_more(server: Server) -> str:
+    if server.count.most < server.policy.most_workers:
+        return f"autoscaling goes up to {server.count.most} workers (workers = MIN:MAX)"
+    return f"there is no room for more than {server.count.most} workers (scoreboard_size)"
 
 
 def _refuse_if_ending(server: Server) -> None:
@@ -228,7 +269,10 @@ def _refuse_if_ending(server: Server) -> None:
 
 COMMANDS: dict[str, Callable[[Server, float, Any], dict[str, Any]]] = {
     "reload": run_reload,
+    "upgrade": run_upgrade,
     "scale": run_scale,
     "restart-worker": run_restart,
+    "rollback": run_rollback,
+    "reopen": run_reopen,
     "stop": run_stop,
 }

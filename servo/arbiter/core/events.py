@@ -1,11 +1,11 @@
 """The inputs of the supervisor: everything that can happen to the arbiter, one class each.
 
 `Supervisor.handle` takes one event and returns actions (`servo.arbiter.core.actions`). All times
-are seconds of one monotonic clock. The supervisor never reads that clock itself: times reach it
-only as arguments, which is why a test can play an hour in a millisecond.
+are seconds of one monotonic clock. The supervisor never reads this clock: it gets times only as
+arguments, so a test can simulate an hour in a millisecond.
 
-Nobody changes an event once it is made. The classes are still not `frozen`: building that many
-frozen dataclasses takes 10 ms of every start.
+Events never change, but the classes are not `frozen`: it takes longer to define frozen dataclasses,
+and these would add 10 ms to every start.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from servo.arbiter.core.autoscale import ServerLoad
     from servo.arbiter.core.policy import Policy
     from servo.ipc.messages import Message
 
 
 @dataclass(slots=True)
 class Started:
-    """The sockets are bound: the first workers may be forked."""
+    """The sockets are bound, so the first workers may be forked."""
 
 
 @dataclass(slots=True)
@@ -39,8 +40,8 @@ class SignalReceived:
 class Forked:
     """A `Fork` has succeeded.
 
-    serial  the worker's
-    pid     of its process
+    serial  the worker's number
+    pid     its process id
     """
 
     serial: int
@@ -51,8 +52,8 @@ class Forked:
 class ForkFailed:
     """A `Fork` has failed: no memory, no process, or no free row of the scoreboard.
 
-    serial  the worker's
-    text    why, for the log
+    serial  the worker's number
+    text    the reason, for the log
     """
 
     serial: int
@@ -63,7 +64,7 @@ class ForkFailed:
 class KillFailed:
     """The kernel refused to deliver the signal of a `KillWorker`, for example without CAP_KILL.
 
-    serial  the worker's
+    serial  the worker's number
     signal  such as "SIGKILL"
     """
 
@@ -76,9 +77,9 @@ class ChildExited:
     """A child was reaped. All its messages have been handled before this event.
 
     pid            the child's; it need not be a worker's
-    code           its exit code; if a signal ended it, the signal's number, negated
+    code           its exit code; minus the signal's number if a signal ended it
     signal         that signal's name, or ""
-    out_of_memory  the kernel's counters say that it killed a process for memory
+    out_of_memory  whether the kernel's counters show a kill for lack of memory
     """
 
     pid: int
@@ -91,8 +92,8 @@ class ChildExited:
 class MessageReceived:
     """A worker sent a message.
 
-    serial   the worker's
-    message  what it sent
+    serial   the worker's number
+    message  the message
     """
 
     serial: int
@@ -101,9 +102,9 @@ class MessageReceived:
 
 @dataclass(slots=True)
 class ChannelLost:
-    """A worker's channel is closed or broken: messages no longer reach it.
+    """A worker's channel is closed or broken, so messages no longer reach it.
 
-    serial  the worker's
+    serial  the worker's number
     """
 
     serial: int
@@ -111,12 +112,33 @@ class ChannelLost:
 
 @dataclass(slots=True)
 class RowOverwritten:
-    """A worker's row of the scoreboard holds impossible values: something has overwritten it.
+    """A worker's row of the scoreboard holds impossible values, so it was overwritten.
 
-    serial  the worker's
+    serial  the worker's number
     """
 
     serial: int
+
+
+@dataclass(slots=True)
+class MemoryMeasured:
+    """The memory of workers was measured: of each one when it gets ready, and later with ticks.
+
+    sizes  serial -> the worker's memory in bytes, with shared pages divided among the processes
+           (PSS). Far below the worker's limits, this may be an upper bound
+    """
+
+    sizes: Mapping[int, int]
+
+
+@dataclass(slots=True)
+class LoadMeasured:
+    """The load was measured, for autoscaling.
+
+    load  the load of the ready workers
+    """
+
+    load: ServerLoad
 
 
 @dataclass(slots=True)
@@ -136,8 +158,8 @@ class Tick:
 class ConfigChecked:
     """The child process of `CheckConfig` has read the configuration.
 
-    generation  the one that the configuration is for
-    error       what is wrong with the configuration, or None
+    generation  the generation that gets this configuration
+    error       the error in the configuration, or None
     """
 
     generation: int
@@ -148,7 +170,7 @@ class ConfigChecked:
 class ConfigLoaded:
     """The arbiter has read the new configuration, and bound listeners for it.
 
-    generation  the one that the configuration is for
+    generation  the generation that gets this configuration
     policy      the part of the settings that concerns supervision
     """
 
@@ -158,13 +180,96 @@ class ConfigLoaded:
 
 @dataclass(slots=True)
 class ConfigFailed:
-    """The configuration was good in the child, but the arbiter can't use it: a port is taken, …
+    """The child accepted the configuration, but the arbiter can't use it: a port is taken, …
 
-    generation  the one that the configuration is for
-    error       what is wrong
+    generation  the generation that gets this configuration
+    error       the reason
     """
 
     generation: int
+    error: str
+
+
+@dataclass(slots=True)
+class PreflightEnded:
+    """The child process of `Preflight` has ended.
+
+    error    the reason why the new program can't take over, in one line; None if it can
+    details  its output, or ""
+    """
+
+    error: str | None = None
+    details: str = ""
+
+
+@dataclass(slots=True)
+class ResponsesCounted:
+    """The responses of the workers since their start, once a second while `bake_time` is set.
+
+    counts  serial -> the number of the worker's responses, and of those with a 5xx status
+    """
+
+    counts: Mapping[int, tuple[int, int]]
+
+
+@dataclass(slots=True)
+class MoldReady:
+    """The mold of a generation has imported the app, and can fork workers.
+
+    generation  its generation
+    pid         its process id
+    """
+
+    generation: int
+    pid: int
+
+
+@dataclass(slots=True)
+class MoldEnded:
+    """The mold of a generation has ended, or `ForkMold` has failed.
+
+    generation  its generation
+    pid         its process id; 0 if it could not be forked
+    text        why it ended, for the log
+    kind        its own report: "app" if the app can't be imported, "boot" for another reason, ""
+                if it reported nothing
+    details     a traceback, or ""
+    """
+
+    generation: int
+    pid: int
+    text: str
+    kind: str = ""
+    details: str = ""
+
+
+@dataclass(slots=True)
+class ExecuteFailed:
+    """The arbiter's program could not be replaced. The old one continues.
+
+    error  the reason, in one line
+    """
+
+    error: str
+
+
+@dataclass(slots=True)
+class Upgraded:
+    """This program has replaced the previous one, and restored the supervisor from its state.
+
+    text  both programs, for the log
+    """
+
+    text: str
+
+
+@dataclass(slots=True)
+class GivenBack:
+    """An upgrade's new program could not start, and has executed this one again.
+
+    error  the reason, in one line
+    """
+
     error: str
 
 
@@ -202,10 +307,19 @@ Event = (
     | MessageReceived
     | ChannelLost
     | RowOverwritten
+    | MemoryMeasured
+    | LoadMeasured
     | Tick
     | ConfigChecked
     | ConfigLoaded
     | ConfigFailed
+    | PreflightEnded
+    | ExecuteFailed
+    | Upgraded
+    | GivenBack
+    | ResponsesCounted
+    | MoldReady
+    | MoldEnded
     | FileChanged
     | CommandReceived
 )

@@ -1,8 +1,8 @@
-"""The reason for a worker's exit, as the log and operators see it.
+"""The reason for a worker's exit, for the log and for operators.
 
-The arbiter never guesses. A reason follows from two facts: what the arbiter did to the worker
-before (it told it to end, it sent it a signal), and what waitpid returned (an exit code or a
-signal). A death by SIGKILL counts as "out of memory" only if the kernel's counters confirm it.
+The reason is never a guess. It follows from two facts: the message or signal that the arbiter had
+sent to the worker, and the exit code or signal that waitpid returned. A death by SIGKILL counts as
+"out of memory" only if the kernel's counters confirm it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ class ExitReason(Enum):
 
     ASKED = "the server stops"
     RECYCLED = "recycled"
+    REFORKED = "it forks the next mold"
     TERMINATED = "it was sent SIGTERM"
     RESTARTED = "an operator asked for its restart"
     SCALED_DOWN = "scaled down"
@@ -31,15 +32,18 @@ class ExitReason(Enum):
     CRASHED = "crashed"
     EXITED = "exited"
     OUT_OF_MEMORY = "out of memory"
+    MAX_MEMORY = "it uses too much memory"
+    MAX_MEMORY_HARD = "it uses far too much memory"
+    UNHEALTHY = "its health check failed"
     ROW_OVERWRITTEN = "something has written over its row of the scoreboard"
 
 
 @dataclass(frozen=True, slots=True)
 class StopCause:
-    """Why the arbiter ends a worker.
+    """Why the arbiter tells a worker to end, or kills it.
 
     reason  the kind of cause
-    detail  the text for the log, in place of the reason's general one; "" for the general one
+    detail  the text for the log; "" for the reason's general text
     """
 
     reason: ExitReason
@@ -60,9 +64,9 @@ def conclude(
     """Return the reason for an exit, and the text for the log.
 
     code, signal   see `events.ChildExited`
-    cause          why the arbiter had told the worker to end, or None
-    signal_sent    the strongest signal that the arbiter has sent to it, or ""
-    out_of_memory  the kernel's counters say that it killed a process for memory
+    cause          why the arbiter told the worker to end, or None
+    signal_sent    the strongest signal that the arbiter sent to it, or ""
+    out_of_memory  whether the kernel's counters show a kill for lack of memory
     """
     if signal:
         if cause is not None and signal == signal_sent:
@@ -80,5 +84,5 @@ def conclude(
     return ExitReason.EXITED, f"exited with code {code}{asked}"
 
 
-# A program that crashes by a fault of its own gets other signals (SIGSEGV, SIGABRT, SIGBUS, …).
+# Signals that people or programs send. The signals of a crash (SIGSEGV, SIGABRT, …) are not here.
 _SENT_BY_PEOPLE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2")

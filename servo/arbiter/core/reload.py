@@ -1,20 +1,24 @@
 """A reload: replace all workers by workers with new configuration and code, without a lost request.
 
-A reload goes through four phases:
+A reload has four phases:
 
-CHECKING  A child process reads the configuration and exits. If that process hangs or crashes, the
-          arbiter has lost nothing.
+CHECKING  A child process reads the configuration and exits. If it hangs or crashes, the arbiter is
+          not affected.
 LOADING   The arbiter reads the configuration itself, and binds new listeners if it names any.
-CANARY    One worker of the new generation boots beside the old ones. If it fails, the new release
-          is broken, and nobody has noticed: the old workers have served all the time.
-ROLLING   The canary is ready, so the new generation is now the current one. `balance` replaces the
+CANARY    One worker of the new generation boots beside the old ones. If it fails, no client
+          notices that the new release is broken: the old workers still serve.
+ROLLING   The canary is ready, so the new generation becomes the current one. `balance` replaces the
           old workers, a few at a time.
 
-At any point the reload can be rolled back: the old generation stays current, or becomes it again. A
-reload that is asked for while another is under way follows that one; several become one.
+A refork (`refork_after`, see `refork`) has the same configuration and code, and begins differently:
 
-`Reload` decides and does nothing: its methods take what happened and return a `Decision`, or None
-if there is nothing to do. The supervisor carries the decision out.
+REFORKING  One worker is replaced, drains, and forks the mold of the new generation. CANARY follows.
+
+In each phase the reload can be rolled back to the old generation. If another reload is requested
+meanwhile, it starts after this one. Several such requests lead to only one more reload.
+
+`Reload` only decides: its methods take an event and return a `Decision`, or None if there is
+nothing to do. The supervisor carries the decision out.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from servo.arbiter.core.actions import Log, RecordLifecycleEvent
+from servo.arbiter.core.failure_rounds import FailureRounds
 from servo.arbiter.core.policy import ROLLING_ATTEMPTS
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
 class Phase(Enum):
     """The phases of a reload, in their order."""
 
+    REFORKING = "a worker drains and forks the next mold"
     CHECKING = "a child process reads the configuration"
     LOADING = "the arbiter reads the configuration"
     CANARY = "one worker of the new generation boots"
@@ -44,6 +50,7 @@ class Phase(Enum):
 
 
 _NEXT = {
+    Phase.REFORKING: Phase.CANARY,
     Phase.CHECKING: Phase.LOADING,
     Phase.LOADING: Phase.CANARY,
     Phase.CANARY: Phase.ROLLING,
@@ -55,14 +62,14 @@ _NEXT = {
 
 @dataclass(slots=True)
 class Load:
-    """Have the arbiter read the configuration."""
+    """Let the arbiter read the configuration."""
 
 
 @dataclass(slots=True)
 class ForkCanary:
     """Fork the first worker of the new generation, and report its serial with `canary_forked`.
 
-    slot  the place of that worker
+    slot  the worker's place
     """
 
     slot: int
@@ -75,18 +82,18 @@ class Commit:
 
 @dataclass(slots=True)
 class Finish:
-    """The reload is complete: forget it."""
+    """Forget the reload, because it is complete."""
 
 
 @dataclass(slots=True)
 class RollBack:
-    """Give the reload up.
+    """Give up the reload.
 
-    text          why, for the log
+    text          the reason, for the log
     details       a traceback, or ""
-    cancel_check  the child process that reads the configuration still runs
-    restore       the new generation is the current one already: restore the old one, and the old
-                  number of workers
+    cancel_check  whether to kill the child process that reads the configuration
+    restore       whether the new generation is already the current one, so that the old generation
+                  and number of workers must be restored
     """
 
     text: str
@@ -102,15 +109,18 @@ Decision = Load | ForkCanary | Commit | Finish | RollBack
 
 
 class Reload:
-    """A reload that is under way.
+    """A reload in progress.
 
-    cause           who or what asked for it, for the log
+    cause           who or what requested it, for the log
     generation      the new generation
     old_generation  the generation that a roll-back returns to
     old_target      the number of workers that a roll-back returns to
+    old_low         the least number of workers (autoscaling) that a roll-back returns to
+    old_served      whether any worker was ready before this reload
     phase           the current phase
     canary          the serial of the first new worker, once it is forked
-    next_cause      the cause of the reload that follows this one; "" if none does
+    next_cause      the cause of the reload that follows this one; "" if there is none
+    warmed          in a refork: the serial of the worker that forks the mold; otherwise None
     """
 
     def __init__(
@@ -120,55 +130,70 @@ class Reload:
         *,
         old_generation: int,
         old_target: int,
+        old_low: int,
+        old_served: bool = True,
+        warmed: int | None = None,
         check_limit_s: float,
         now: float,
     ) -> None:
-        """Start in the phase CHECKING.
+        """Start in the phase CHECKING, or with `warmed` in the phase REFORKING.
 
-        check_limit_s  how long reading the configuration may take; 0 is no limit
+        check_limit_s  seconds that reading the configuration may take; 0 for no limit
         now            the current time, in seconds
         """
         self.cause = cause
         self.generation = generation
         self.old_generation = old_generation
         self.old_target = old_target
-        self.phase = Phase.CHECKING
+        self.old_low = old_low
+        self.old_served = old_served
+        self.phase = Phase.CHECKING if warmed is None else Phase.REFORKING
         self.canary: int | None = None
         self.next_cause = ""
+        self.warmed = warmed
+        self._has_mold = False
         self._check_limit_s = check_limit_s
         self._check_due = now + (check_limit_s or math.inf)
         self._started_at = now
-        self._failures = 0
-        self._failed_at = 0.0
+        self._failures = FailureRounds()
 
     @property
     def due_at(self) -> float:
-        """The time, in seconds, when `check_limit` has something to do; infinity for never."""
+        """When to call `check_limit`, in seconds; infinity for never."""
         return self._check_due if self.phase is Phase.CHECKING else math.inf
 
     @property
+    def kind(self) -> str:
+        """The word for this operation in the log and in lifecycle events: "reload" or "refork"."""
+        return "reload" if self.warmed is None else "refork"
+
+    @property
     def candidate(self) -> int | None:
-        """The generation of the canary, until it is committed."""
+        """The new generation while its canary boots; None in the other phases."""
         return self.generation if self.phase is Phase.CANARY else None
 
     def surge(self, batch: int) -> int:
-        """Return how many more workers than asked for `balance` may have alive.
+        """Return the number of extra workers that may live.
 
         batch  the setting `reload_batch`
         """
         if self.phase is Phase.CANARY:
-            return 0  # the canary is that one more worker
+            return 0  # the canary is the extra worker
         return batch if self.phase is Phase.ROLLING else 1
 
     def shift(self, gap_s: float) -> None:
-        """Move all limits: the machine stood still for `gap_s` seconds."""
+        """Extend the limit by `gap_s` seconds, because the machine stood still for that long."""
         self._check_due += gap_s
-        self._failed_at += gap_s
+        self._failures.shift(gap_s)
 
-    # --- what happens: each returns the decision that follows -----------------------------------
+    # --- events: each method returns the decision that follows ----------------------------------
 
     def config_checked(self, generation: int, error: str | None) -> Decision | None:
-        """The child process has read the configuration of `generation`, or found an error."""
+        """Handle the result of the child process that reads the configuration.
+
+        generation  the generation that gets this configuration
+        error       the error in the configuration, or None
+        """
         if generation != self.generation or self.phase is not Phase.CHECKING:
             return None
         self._advance(Phase.LOADING)
@@ -177,35 +202,70 @@ class Reload:
         return Load()
 
     def config_loaded(self, generation: int, policy: Policy) -> Decision | None:
-        """The arbiter has read the configuration of `generation`; `policy` is part of it."""
+        """Handle the configuration that the arbiter has read.
+
+        generation  the generation that gets this configuration
+        policy      the part of the settings that concerns supervision
+        """
         if generation != self.generation:
             return None
         self._advance(Phase.CANARY)
-        if policy.workers > policy.most_workers:
+        workers = max(policy.workers, policy.max_workers)
+        if workers > policy.most_workers:
             return self.give_up(
-                f"workers = {policy.workers} is more than the {policy.most_workers} "
+                f"workers = {workers} is more than the {policy.most_workers} "
                 "that the scoreboard has room for until a restart (scoreboard_size)"
             )
         return None
 
     def config_failed(self, generation: int, error: str) -> Decision | None:
-        """The arbiter could not read the configuration of `generation`, or not use it."""
+        """Roll back, because the arbiter can't read or use the configuration.
+
+        generation  the generation that gets this configuration
+        error       the reason
+        """
         if generation != self.generation:
             return None
         return self.give_up(f"the configuration can't be used: {error}")
 
+    def mold_forked(self, serial: int, pid: int, text: str) -> Decision | None:
+        """Handle a worker's report that it has forked a mold; roll back if it could not.
+
+        serial  the worker's number
+        pid     the mold's process id, or 0
+        text    why it could not, in one line
+        """
+        if not self.awaits_mold(serial):
+            return None
+        if not pid:
+            return self.give_up(f"the next mold could not be forked: {text}")
+        self._has_mold = True
+        return None
+
+    def awaits_mold(self, serial: int) -> bool:
+        """Return True if this worker has to fork the mold, and has not yet reported it."""
+        return self.phase is Phase.REFORKING and serial == self.warmed and not self._has_mold
+
+    def mold_ready(self, generation: int) -> None:
+        """Go on with the canary if the mold of this refork is ready."""
+        if self.phase is Phase.REFORKING and generation == self.generation:
+            self._advance(Phase.CANARY)
+
     def check_limit(self, now: float) -> Decision | None:
-        """Time has passed: give up if reading the configuration takes too long."""
+        """Give up if reading the configuration takes too long.
+
+        now  the current time, in seconds
+        """
         if now < self.due_at:
             return None
         limit = f"{self._check_limit_s:g} s (boot_timeout)"
         return self.give_up(f"reading the configuration takes over {limit}")
 
     def next_step(self, live: Sequence[WorkerEntry], may_fork: bool) -> Decision | None:
-        """Continue, once per event.
+        """Take the next step of the reload. Called once per event.
 
-        live      the workers that serve or boot
-        may_fork  there is room for one more worker
+        live      the serving and booting workers
+        may_fork  whether there is room for one more worker
         """
         if self.phase is Phase.CANARY and self.canary is None and may_fork:
             return ForkCanary(min((worker.slot for worker in live), default=1))
@@ -216,7 +276,7 @@ class Reload:
         return None
 
     def canary_forked(self, serial: int) -> None:
-        """The first worker of the new generation is being forked."""
+        """Note the serial of the first worker of the new generation."""
         self.canary = serial
 
     def is_canary(self, worker: WorkerEntry) -> bool:
@@ -224,16 +284,17 @@ class Reload:
         return self.phase is Phase.CANARY and self.canary == worker.serial
 
     def worker_ready(self, worker: WorkerEntry) -> Decision | None:
-        """A worker got ready: if it is the canary, the new generation works."""
+        """Commit the new generation if the worker that got ready is the canary."""
         if not self.is_canary(worker):
             return None
         self._advance(Phase.ROLLING)
         return Commit()
 
     def boot_failed(self, worker: WorkerEntry, text: str, details: str) -> Decision | None:
-        """A worker could not boot: if it is the canary, the new release is broken.
+        """Handle a failed boot: roll back if the worker is the canary.
 
-        text     why, for the log
+        worker   the worker that could not boot
+        text     the reason, for the log
         details  a traceback, or ""
         """
         if not self.is_canary(worker):
@@ -241,30 +302,37 @@ class Reload:
         return self.give_up(f"its first worker failed: {text}", details)
 
     def worker_ended(self, worker: WorkerEntry, text: str) -> Decision | None:
-        """A worker has exited in an orderly way; a canary should not have. `text` says why."""
+        """Handle an exit: roll back if the worker is the canary, or ended without forking the mold.
+
+        worker  the worker that has ended
+        text    the reason, for the log
+        """
+        if self.awaits_mold(worker.serial):
+            return self.give_up(f"{worker} ended before it had forked the next mold: {text}")
         if not self.is_canary(worker):
             return None
         return self.give_up(f"its first worker ended: {text}")
 
     def worker_failed(self, worker: WorkerEntry, now: float) -> Decision | None:
-        """A worker died before or soon after it got ready: after several rounds, give up.
+        """Count a worker that died before or soon after readiness. Roll back after several rounds.
 
-        Rounds count as in `backoff`: new workers that die together are one failure.
+        worker  the worker that died
+        now     the current time, in seconds
+
+        Rounds count as in `failure_rounds`: new workers that die together are one failure.
         """
         if self.phase is not Phase.ROLLING or worker.generation != self.generation:
             return None
-        if self._failures and worker.spawned_at < self._failed_at:
+        if not self._failures.failed(worker.spawned_at, now):
             return None
-        self._failures += 1
-        self._failed_at = now
-        if self._failures < ROLLING_ATTEMPTS:
+        if self._failures.count < ROLLING_ATTEMPTS:
             return None
-        return self.give_up(f"its workers failed {self._failures} times")
+        return self.give_up(f"its workers failed {self._failures.count} times")
 
     def give_up(self, text: str, details: str = "") -> RollBack:
         """Return the decision to roll back.
 
-        text     why, for the log
+        text     the reason, for the log
         details  a traceback, or ""
         """
         return RollBack(
@@ -279,30 +347,33 @@ class Reload:
             raise RuntimeError(f"reload: {self.phase.name} > {phase.name}")
         self.phase = phase
 
-    # --- the record -----------------------------------------------------------------------------
+    # --- log lines and lifecycle events ---------------------------------------------------------
 
     def started(self) -> RecordLifecycleEvent:
         """Return the lifecycle event of the start."""
+        what = "reading the configuration" if self.warmed is None else "it forks the next mold"
         return RecordLifecycleEvent(
             "info",
-            f"reload ({self.cause}): reading the configuration",
-            name="reload_started",
+            f"{self.kind} ({self.cause}): {what}",
+            name=f"{self.kind}_started",
             reason=self.cause,
             generation=self.generation,
         )
 
     def committed(self, now: float) -> Log:
-        """Return the line for the log about a canary that got ready."""
+        """Return the log line about the ready canary."""
         took_s = now - self._started_at
-        return Log("info", f"reload: a new worker is ready after {took_s:.2f} s; the others follow")
+        return Log(
+            "info", f"{self.kind}: a new worker is ready after {took_s:.2f} s; the others follow"
+        )
 
     def finished(self, now: float) -> RecordLifecycleEvent:
         """Return the lifecycle event of the end."""
         took_s = now - self._started_at
         return RecordLifecycleEvent(
             "info",
-            f"reload ({self.cause}) finished after {took_s:.2f} s",
-            name="reload_finished",
+            f"{self.kind} ({self.cause}) finished after {took_s:.2f} s",
+            name=f"{self.kind}_finished",
             reason=self.cause,
             generation=self.generation,
             data={"seconds": took_s},
@@ -311,14 +382,15 @@ class Reload:
     def rolled_back(self, decision: RollBack, outcome: str, now: float) -> RecordLifecycleEvent:
         """Return the lifecycle event of a roll-back.
 
-        decision  why it was rolled back
-        outcome   what serves now, for the log
+        decision  the decision, with its reason
+        outcome   which workers serve now, for the log
+        now       the current time, in seconds
         """
         short, _, rest = decision.text.partition("\n")
         return RecordLifecycleEvent(
             "error",
-            f"reload ({self.cause}) rolled back: {decision.text}; {outcome}",
-            name="reload_rolled_back",
+            f"{self.kind} ({self.cause}) rolled back: {decision.text}; {outcome}",
+            name=f"{self.kind}_rolled_back",
             reason=short,
             details=decision.details or rest,
             generation=self.generation,

@@ -1,9 +1,9 @@
 """The two stages of a stop.
 
-A stop does not always begin at once. With `pre_stop_delay`, the server first reports "not ready" on
-its readiness endpoint and goes on serving for a while, so that load balancers can send new requests
-elsewhere: that is a `PendingStop`. Then the stop itself begins, and the listeners close: from there
-on it is `Stopping`, and there is no way back.
+With `pre_stop_delay`, a stop begins with a `PendingStop`: the server reports "not ready" on its
+readiness endpoint, but still serves for a while. In this time load balancers can send new requests
+to other servers. Then the second stage, `Stopping`, begins: the listeners close. Neither stage can
+be undone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class PendingStop:
-    """The server still serves, and begins to stop later.
+    """A stop that was requested, but has not begun: the server still serves.
 
     until  when the stop begins, in seconds
-    why    who or what asked for the stop
+    why    who or what requested the stop
     """
 
     until: float
@@ -25,9 +25,9 @@ class PendingStop:
 
 @dataclass(slots=True)
 class Stopping:
-    """The server is stopping.
+    """A stop that has begun.
 
-    quick  open requests are cut
+    quick  whether open requests are cut
     code   the exit code of the arbiter
     """
 

@@ -1,15 +1,19 @@
-"""The lifecycle of one worker: fork, boot, readiness, drain, exit; and the limits of each step.
+"""The lifecycle of one worker: fork, boot, readiness, drain and exit, with the limits of each step.
 
-The supervisor decides how many workers there should be, and which ones; this module carries out
-those decisions for a single worker. Every method is one step: it moves the worker's entry to its
-next state, records that as a lifecycle event, and queues the actions that follow.
+The supervisor decides how many workers should live, and which ones. This module carries these
+decisions out for a single worker. Each method is one step: it moves the worker's entry to its next
+state, records a lifecycle event, and queues the actions.
 
-How a worker ends. The arbiter sends `Retire` (close the listeners, finish open requests, exit; the
-other workers serve on) or `Stop` (the same, while the whole server stops; a quick one cuts open
-requests). Either sets `kill_at`: a worker that still exists then gets SIGKILL. A worker whose
-channel is gone can't read a message, so it gets SIGTERM, which has the same effect. A worker that
-hangs can't end by itself: it gets SIGABRT first, which makes it print its stacks, and SIGKILL two
-seconds later.
+A worker ends in one of these ways:
+
+* `Retire`: it closes its listeners, finishes open requests, and exits. The other workers still
+  serve.
+* `Stop`: the same, but all workers get it, as the server stops. A quick stop cuts open requests.
+* SIGTERM, if its channel is gone, so that it can't read messages. The effect is that of `Retire`.
+* SIGABRT and, two seconds later, SIGKILL, if it hangs or uses far too much memory. On SIGABRT it
+  prints its stacks.
+
+After the first three, a worker that still exists at `kill_at` gets SIGKILL.
 """
 
 from __future__ import annotations
@@ -17,9 +21,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from servo.arbiter.core.actions import Fork, KillWorker, Release, SendMessage
+from servo.arbiter.core.actions import CancelFork, Fork, KillWorker, Release, SendMessage
 from servo.arbiter.core.exit_reasons import ExitReason, StopCause, conclude, reason_named
-from servo.arbiter.core.policy import ABORT_S, BOOT_EXIT_S, BOOT_STOP_S, QUICK_STOP_S
+from servo.arbiter.core.policy import (
+    ABORT_S,
+    BOOT_EXIT_S,
+    BOOT_STOP_S,
+    LIFETIME_SPREAD,
+    QUICK_STOP_S,
+    spread,
+)
 from servo.arbiter.core.worker_table import WorkerState
 from servo.ipc.messages import ReplaceMe, Retire, Stop
 
@@ -32,17 +43,14 @@ if TYPE_CHECKING:
     from servo.arbiter.core.worker_table import WorkerEntry, WorkerTable
     from servo.ipc.messages import BootFailed, Message
 
-# The workers of a generation get ready at about the same time. Without a spread, `max_lifetime`
-# would end them all at the same time, too. Each lifetime is cut by up to this share; multiples of
-# the golden ratio spread the cuts evenly, however many workers there are.
-_LIFETIME_SPREAD = 0.1
-_GOLDEN_RATIO = 0.6180339887498949
-
-# Exits that are part of normal work: the log shows them as "info" and not as "error".
+# The reasons of ordinary exits: the log shows these as "info", not as "error".
 _ORDINARY = frozenset(
     {
         ExitReason.ASKED,
         ExitReason.RECYCLED,
+        ExitReason.REFORKED,
+        ExitReason.MAX_MEMORY,
+        ExitReason.UNHEALTHY,
         ExitReason.TERMINATED,
         ExitReason.RESTARTED,
         ExitReason.SCALED_DOWN,
@@ -53,17 +61,18 @@ _ORDINARY = frozenset(
     }
 )
 
-_HUNG = (ExitReason.NO_HEARTBEAT, ExitReason.REQUEST_TIMEOUT)
+# The causes of `abort`.
+_ABORTED = (ExitReason.NO_HEARTBEAT, ExitReason.REQUEST_TIMEOUT, ExitReason.MAX_MEMORY_HARD)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerExit:
-    """A worker that was reaped.
+    """The exit of a reaped worker.
 
     worker   its entry, already removed from the table
-    reason   why it exited
-    text     the same for the log
-    unasked  the arbiter had not told it to end
+    reason   the reason
+    text     the reason, for the log
+    unasked  whether it exited although the arbiter had not told it to end
     """
 
     worker: WorkerEntry
@@ -73,9 +82,9 @@ class WorkerExit:
 
 
 class WorkerLifecycle:
-    """Takes single workers from one state to the next.
+    """Moves single workers from one state to the next.
 
-    workers   the table; this object adds entries to it and removes them
+    workers   the table; this object adds and removes its entries
     policies  the limits, by generation; the supervisor keeps them up to date
     queue     collects the actions
     """
@@ -92,42 +101,50 @@ class WorkerLifecycle:
     def fork(self, slot: int, generation: int, now: float) -> WorkerEntry:
         """Request a fork.
 
-        slot        the place of the new worker, 1 to N
-        generation  the configuration that it runs
+        slot        the slot of the new worker, 1 to N
+        generation  the number of its configuration
         now         the current time, in seconds (in every method here)
         """
         worker = self._workers.add(slot, generation, now)
         self._queue.do(Fork(worker.serial, slot, generation))
         return worker
 
-    def forked(self, serial: int, pid: int) -> None:
-        """The fork of worker `serial` has succeeded: its process is `pid`."""
+    def forked(self, serial: int, pid: int) -> WorkerEntry:
+        """Note the pid of a forked worker, and return the worker."""
         worker = self._workers.get(serial)
         assert worker is not None
         worker.pid = pid
         text = f"{worker} is forked, serial {serial}, generation {worker.generation}"
         self._queue.record_worker(worker, "spawned", "debug", text)
+        if not worker.live:
+            # It was told to end before its mold had forked it.
+            self._record_draining(worker)
+        return worker
 
     def fork_failed(self, serial: int, text: str) -> WorkerEntry:
-        """The fork of worker `serial` has failed, `text` says why. Return the removed entry."""
+        """Remove the entry of a worker that could not be forked, and return it.
+
+        serial  the worker's number
+        text    the reason, for the log
+        """
         worker = self._workers.get(serial)
         assert worker is not None
-        self._queue.log("error", f"worker {worker.slot} can't be forked: {text}")
+        level = "error" if worker.live else "info"
+        self._queue.log(level, f"worker {worker.slot} can't be forked: {text}")
         worker.move(WorkerState.EXITED)
         self._workers.remove(worker)
         return worker
 
     def booting(self, worker: WorkerEntry) -> None:
-        """The worker reports that it boots."""
+        """Handle the worker's report that it boots."""
         if worker.state is WorkerState.SPAWNED:
             worker.move(WorkerState.BOOTING)
             self._queue.record_worker(worker, "booting", "info", f"{worker} is booting")
 
     def ready(self, worker: WorkerEntry, now: float) -> bool:
-        """The worker reports that it accepts connections.
+        """Handle the worker's report that it accepts connections.
 
-        Return False if that changes nothing: it was told to end meanwhile, or has reported it
-        before.
+        Return False if the report has no effect: the worker was told to end, or is already ready.
         """
         self.booting(worker)
         if worker.state is WorkerState.BOOTING:
@@ -137,17 +154,17 @@ class WorkerLifecycle:
             self._queue.record_worker(worker, "ready", "info", text)
             return True
         if worker.state is WorkerState.DRAINING and worker.ready_at is None:
-            # It got ready before it read our message, so it may have accepted requests. They get
-            # the whole grace period, in place of the short one of a worker that still boots.
+            # It got ready before it read our message, so it may have accepted requests. Give it the
+            # whole grace period, not the short one of a booting worker.
             worker.ready_at = worker.heartbeat_at = now
             if worker.stop_asked_at is not None and not worker.signal_sent:
                 worker.kill_at = worker.stop_asked_at + worker.grace_s
         return False
 
     def boot_failed(self, worker: WorkerEntry, message: BootFailed, now: float) -> bool:
-        """The worker reports that it can't boot and will exit.
+        """Handle the worker's report that it can't boot and will exit.
 
-        Return False if that changes nothing: it was told to end meanwhile, or is ready already.
+        Return False if the report has no effect: the worker was told to end, or is already ready.
         """
         if not worker.live or worker.ready:
             return False
@@ -162,35 +179,41 @@ class WorkerLifecycle:
 
     # --- replacement ----------------------------------------------------------------------------
 
-    def request_replacement(self, worker: WorkerEntry, message: ReplaceMe, now: float) -> None:
-        """Mark a worker as one to replace; `balance` forks its replacement first."""
+    def request_replacement(
+        self, worker: WorkerEntry, message: ReplaceMe, now: float
+    ) -> ExitReason | None:
+        """Mark a worker as one to replace; `balance` forks its replacement first.
+
+        Return the reason; None if the worker is ending or being replaced already.
+        """
         if not worker.live or worker.replace_reason is not None:
-            return
+            return None
         reason = reason_named(message.reason) or ExitReason.TERMINATED
         detail = f" ({message.detail})" if message.detail else ""
         self._queue.log("info", f"{worker} will be replaced: {reason.value}{detail}")
         worker.replace_reason = reason.name
         worker.replace_asked_at = now
+        return reason
 
     # --- drain ----------------------------------------------------------------------------------
 
     def retire(
-        self, worker: WorkerEntry, reason: ExitReason, now: float, message: Message | None = None
+        self, worker: WorkerEntry, reason: ExitReason, now: float, *, take_queued: bool = False
     ) -> None:
-        """Tell a live worker to end while the others serve on.
+        """Tell a live worker to end, while the others still serve.
 
-        reason   why, for the log and for the worker
-        message  what to send in place of `Retire`
+        reason       the reason, for the log and for the worker
+        take_queued  whether it first accepts the connections that are queued at its listeners
         """
         worker.stop_cause = StopCause(reason)
         self._begin_drain(worker, self._policies[worker.generation].graceful_timeout_s, now)
-        self._send(worker, message or Retire(reason.name.lower()))
+        self._send(worker, Retire(reason.name.lower(), take_queued))
 
     def stop(self, worker: WorkerEntry, quick: bool, now: float) -> None:
-        """Tell a worker to end because the server stops.
+        """Tell a worker to end, because the server stops.
 
-        quick  cut open requests. A worker that drains already is told to hurry if this is True;
-               otherwise there is nothing new to tell it.
+        quick  whether to cut open requests. If not, a draining worker gets no message, because it
+               is ending anyway; only a lingering one is told to close its WebSockets
         """
         grace_s = self._policies[worker.generation].graceful_timeout_s
         if quick:
@@ -199,21 +222,67 @@ class WorkerLifecycle:
             worker.stop_cause = StopCause(ExitReason.ASKED)
             self._begin_drain(worker, grace_s, now)
             self._send(worker, Stop(quick))
+        elif worker.lingering and not quick:
+            self.end_lingering(worker, now)
         elif quick and worker.signal_sent != "SIGKILL":
+            worker.lingered = worker.lingered or worker.lingering
+            worker.lingering = False
             worker.grace_s = min(worker.grace_s, grace_s)
             due = now + grace_s
             worker.kill_at = due if worker.kill_at is None else min(worker.kill_at, due)
             self._send(worker, Stop(quick))
 
     def draining(self, worker: WorkerEntry, now: float) -> None:
-        """The worker reports that it drains, which it may have begun without being told."""
+        """Handle the worker's report that it drains, with or without our request."""
         worker.draining_confirmed = True
         if worker.live:
             worker.stop_cause = StopCause(ExitReason.LEFT)
             self._begin_drain(worker, self._policies[worker.generation].graceful_timeout_s, now)
 
+    def lingering(self, worker: WorkerEntry) -> None:
+        """Handle the worker's report that it keeps WebSockets or event streams while it drains.
+
+        It gets more time than other draining workers: `drain_websockets` until it closes them, and
+        then the usual grace period.
+        """
+        limit_s = self._policies[worker.generation].drain_websockets_s
+        if worker.lingering or worker.lingered or worker.signal_sent or worker.kill_at is None:
+            return
+        if worker.state is not WorkerState.DRAINING or worker.stop_asked_at is None or not limit_s:
+            return
+        worker.lingering = True
+        worker.kill_at = worker.stop_asked_at + limit_s + worker.grace_s
+        text = f"{worker} keeps its WebSockets and event streams for up to {limit_s:g} s"
+        self._queue.log("info", f"{text} (drain_websockets)")
+
+    def end_lingering(self, worker: WorkerEntry, now: float) -> None:
+        """Tell a lingering worker to close its WebSockets and event streams."""
+        worker.lingering = False
+        worker.lingered = True
+        due = now + worker.grace_s
+        worker.kill_at = due if worker.kill_at is None else min(worker.kill_at, due)
+        self._send(worker, Stop())
+
+    def bound_lingering(self, policy: Policy, target: int, now: float) -> None:
+        """Limit lingering workers to the number of serving ones, and keep rows for new workers.
+
+        policy  the current generation's
+        target  the number of workers that should serve
+
+        Otherwise frequent reloads would fill the memory with old workers, and new workers would
+        wait for a row of the scoreboard. If there are too many lingering workers, those that were
+        retired first must close their WebSockets early.
+        """
+        lingering = self._workers.lingering()
+        free = policy.capacity - target - policy.reload_batch
+        most = max(0, min(max(1, target), free - len(self._workers.busy())))
+        for worker in lingering[: max(0, len(lingering) - most)]:
+            text = f"{worker} closes its WebSockets early: {len(lingering)} workers linger"
+            self._queue.log("info", f"{text}, at most {most} may")
+            self.end_lingering(worker, now)
+
     def channel_lost(self, worker: WorkerEntry) -> None:
-        """Messages no longer reach the worker, and the last one may not have reached it either."""
+        """Note that messages no longer reach the worker; the last one may have been lost."""
         worker.channel_lost = True
         told = worker.stop_asked_at is not None and not worker.signal_sent
         if told and not worker.draining_confirmed:
@@ -225,6 +294,11 @@ class WorkerLifecycle:
         worker.grace_s = grace_s
         booting = worker.ready_at is None
         worker.kill_at = now + (min(grace_s, BOOT_STOP_S) if booting else grace_s)
+        if worker.pid is not None:
+            self._record_draining(worker)
+        # A worker without a pid has no process yet: `forked` or `fork_failed` follows.
+
+    def _record_draining(self, worker: WorkerEntry) -> None:
         assert worker.stop_cause is not None
         text = f"{worker} is draining: {worker.stop_cause}"
         self._queue.record_worker(worker, "draining", "info", text, worker.stop_cause.reason)
@@ -236,27 +310,29 @@ class WorkerLifecycle:
             self._terminate(worker)
 
     def _terminate(self, worker: WorkerEntry) -> None:
-        # A worker without its channel drains when it gets SIGTERM; with one, it would ask for a
-        # replacement first.
+        # A worker that has lost its channel drains on SIGTERM. With its channel, it would first
+        # request a replacement.
         self._queue.do(KillWorker(worker.serial, "SIGTERM", "its channel is gone"))
 
     # --- kill -----------------------------------------------------------------------------------
 
     def abort(self, worker: WorkerEntry, cause: StopCause, now: float) -> None:
-        """Make a hung worker print its stacks and die; SIGKILL follows if it does not."""
+        """Make a worker print its stacks and die. SIGKILL follows if it still lives."""
         text = f"{worker}: {cause}; aborting it, its stacks follow"
         worker.stop_cause = cause
         worker.signal_sent = "SIGABRT"
         worker.kill_at = now + ABORT_S
-        if worker.live:
+        was_live = worker.live
+        if was_live:
             worker.move(WorkerState.DRAINING)
+        if was_live and worker.pid is not None:
             self._queue.record_worker(worker, "draining", "error", text, cause.reason)
         else:
             self._queue.log("error", text)
         self._queue.do(KillWorker(worker.serial, "SIGABRT", str(cause)))
 
     def kill(self, worker: WorkerEntry, now: float) -> None:
-        """Send SIGKILL to a worker that was told to end."""
+        """Send SIGKILL to a worker that did not end in time."""
         cause = worker.stop_cause
         assert cause is not None
         if not worker.signal_sent:
@@ -272,15 +348,15 @@ class WorkerLifecycle:
         self._queue.do(KillWorker(worker.serial, "SIGKILL", str(cause)))
 
     def kill_failed(self, worker: WorkerEntry, signal: str) -> None:
-        """The kernel refused to deliver `signal` to the worker."""
+        """Note that the kernel refused to deliver `signal` to the worker."""
         if signal == "SIGKILL":
             worker.unkillable = True
             self._queue.log("error", f"{worker} can't be killed: it runs until it ends by itself")
-        # If it hangs only for a while, it reads this afterwards and ends.
+        # A worker that hangs only for a while reads this message later, and then ends.
         self._queue.do(SendMessage(worker.serial, Stop(quick=True)))
 
     def exited(self, event: ChildExited, now: float) -> WorkerExit | None:
-        """A child was reaped. Return None if it was not a worker."""
+        """Handle the exit of a child. Return None if it was not a worker."""
         worker = self._workers.find(event.pid)
         if worker is None:
             return None
@@ -297,6 +373,18 @@ class WorkerLifecycle:
 
     # --- limits ---------------------------------------------------------------------------------
 
+    def _give_up_fork(self, worker: WorkerEntry, cause: StopCause, now: float) -> None:
+        """End the wait for a worker whose mold does not report that it has forked it.
+
+        The mold may have been stopped just after the fork. Then the worker serves already, so it is
+        told to drain, not killed.
+        """
+        self._queue.log("error", f"{worker}: {cause}; a mold that has begun to fork it is killed")
+        worker.stop_cause = cause
+        self._begin_drain(worker, self._policies[worker.generation].graceful_timeout_s, now)
+        self._queue.do(CancelFork(worker.serial))
+        self._send(worker, Retire(cause.reason.name.lower(), take_queued=False))
+
     def enforce_limits(
         self, heartbeats: Mapping[int, float], oldest: Mapping[int, float], now: float
     ) -> list[WorkerEntry]:
@@ -305,7 +393,7 @@ class WorkerLifecycle:
         heartbeats  serial -> time of the last heartbeat, in seconds
         oldest      serial -> start of the oldest request in flight, in seconds
 
-        Return the workers that have exceeded `boot_timeout`.
+        Returns the workers that have exceeded `boot_timeout`.
         """
         late = []
         for worker in self._workers:
@@ -320,7 +408,11 @@ class WorkerLifecycle:
                 and _exceeded(worker.spawned_at, policy.boot_timeout_s, now)
             ):
                 text = f"not ready after {policy.boot_timeout_s:g} s (boot_timeout)"
-                self.abort(worker, StopCause(ExitReason.BOOT_TIMEOUT, text), now)
+                cause = StopCause(ExitReason.BOOT_TIMEOUT, text)
+                if worker.pid is None:
+                    self._give_up_fork(worker, cause, now)
+                else:
+                    self.abort(worker, cause, now)
                 late.append(worker)
             if worker.ready_at is not None and not worker.signal_sent:
                 self._enforce_serving_limits(
@@ -343,8 +435,8 @@ class WorkerLifecycle:
         if _exceeded(worker.heartbeat_at, policy.timeout_s, now):
             text = f"no heartbeat for {policy.timeout_s:g} s"
             self.abort(worker, StopCause(ExitReason.NO_HEARTBEAT, text), now)
-        # A worker that sends heartbeats can end the request by itself, so this is only for one that
-        # sends none. Its last heartbeat may have come just after the request's start: hence 0.9.
+        # A worker with heartbeats ends the request itself, so this branch is for a worker without
+        # them. Its last heartbeat may be a little newer than the request's start, hence the 0.9.
         elif (
             start
             and _exceeded(worker.request_limit_from, policy.request_timeout_s, now)
@@ -353,14 +445,14 @@ class WorkerLifecycle:
             text = f"a request runs for more than {policy.request_timeout_s:g} s (request_timeout)"
             self.abort(worker, StopCause(ExitReason.REQUEST_TIMEOUT, text), now)
         elif worker.ready and worker.replace_reason is None and policy.max_lifetime_s:
-            share = 1 - _LIFETIME_SPREAD * (worker.serial * _GOLDEN_RATIO % 1)
+            share = 1 - spread(worker.serial, LIFETIME_SPREAD)
             assert worker.ready_at is not None
             if _exceeded(worker.ready_at, policy.max_lifetime_s * share, now):
                 lived = f"lived for {_duration_text(now - worker.ready_at)}"
                 self.request_replacement(worker, ReplaceMe("recycled", lived), now)
 
     def due_times(self) -> list[float]:
-        """Return the times, in seconds, at which `enforce_limits` has work, if they are known."""
+        """Return the known times, in seconds, at which `enforce_limits` has work."""
         times = []
         for worker in self._workers:
             boot_timeout_s = self._policies[worker.generation].boot_timeout_s
@@ -375,8 +467,9 @@ def _ended_unasked(worker: WorkerEntry) -> bool:
     cause = worker.stop_cause
     if cause is None or cause.reason is ExitReason.LEFT:
         return True
-    # A worker that hung had not been told to end, unless it hung while it drained.
-    return cause.reason in _HUNG and worker.stop_asked_at is None
+    # The arbiter's SIGABRT is no request to end, so an aborted worker ended unasked, unless it was
+    # draining.
+    return cause.reason in _ABORTED and worker.stop_asked_at is None
 
 
 def _exceeded(since: float, limit_s: float, now: float) -> bool:

@@ -1,9 +1,9 @@
-"""The arbiter's side of the control socket: it answers what `servoctl` asks.
+"""The arbiter's side of the control socket: it answers the requests of `servoctl`.
 
-A request that only looks (`status`, `workers`, `logs`) is answered at once. A request that changes
-something becomes an event for the supervisor, and its answer follows the supervisor's decision. If
-the caller waits for the end of a reload, say, lifecycle events are turned into notes for it until
-that end. Everything runs in the arbiter's loop, and nothing here waits.
+A request that only reads (`status`, `workers`, `logs`) is answered at once. A request that changes
+the server becomes an event for the supervisor, and the answer follows the supervisor's decision. A
+caller can also wait for the end of the change, such as a reload: until then it gets a note for each
+step. All of this runs in the arbiter's loop and never blocks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,18 +21,23 @@ from servo.arbiter.core import actions, events
 from servo.arbiter.core.worker_table import WorkerState
 from servo.arbiter.operator import status
 from servo.arbiter.operator.feed import Feed
+from servo.arbiter.operator.lifecycle_events import LifecycleEvent
 from servo.arbiter.operator.progress import (
     Progress,
     ReloadProgress,
     RestartProgress,
     Step,
     StopProgress,
+    UpgradeProgress,
 )
 from servo.arbiter.operator.worker_queries import REQUESTS, STACK, WorkerQueries
+from servo.arbiter.operator.worker_signals import signal_effect
+from servo.arbiter.process_info import signal_name
 from servo.control import protocol
-from servo.control.endpoint import Endpoint, check_path
+from servo.control.endpoint import Endpoint, check_path, is_in_private_tmp
 from servo.control.instances import InstanceError
 from servo.control.server import FULL, ControlServer
+from servo.control.signal_names import signal_number
 from servo.errors import ConfigError
 from servo.ipc.messages import Report
 from servo.logs import error_log as log_module
@@ -39,12 +45,11 @@ from servo.settings.sections.control import allowed_user
 
 if TYPE_CHECKING:
     import select
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from servo.arbiter.core.supervisor import Supervisor
     from servo.arbiter.core.worker_table import WorkerEntry
     from servo.arbiter.message_router import MessageRouter
-    from servo.arbiter.operator.lifecycle_events import LifecycleEvent
     from servo.arbiter.processes.workers import WorkerProcesses
     from servo.control.server import Caller
     from servo.ipc.messages import LogRecords
@@ -54,15 +59,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# `servoctl events` and `servoctl logs` show this many past events and log lines.
+# How many past events and log lines are kept for `servoctl events` and `servoctl logs`.
 MAX_EVENTS = 1000
 MAX_RECORDS = 1000
-# ... whose texts have this many characters in all.
+# How many characters the kept events, and the kept lines, may have together.
 MAX_CHARACTERS = 256 << 10
 
 _SECOND = 1.0
-# If `control_allow` names users, anybody may connect: the kernel reports who a caller is, and those
-# who are not named are refused.
+# The mode of the socket file if `control_allow` names users: every user may connect, but the kernel
+# reports the caller's user, and users that are not named are refused.
 _SHARED_MODE = 0o666
 
 
@@ -76,7 +81,7 @@ class ControlledServer(Protocol):
 
     @property
     def settings(self) -> Settings:
-        """The current generation's."""
+        """The settings of the current generation."""
         ...
 
     @property
@@ -90,16 +95,15 @@ class ControlledServer(Protocol):
 
 
 class ControlSocket:
-    """The control socket from the start of the server to its end, and the log lines of that time.
+    """The control socket, and the arbiter's log lines since it was bound.
 
-    It is bound early, while the command's terminal can still show an error. It keeps the arbiter's
-    log lines from then on.
+    It is bound early, while the command's terminal can still show an error.
 
-    settings   `control_socket`, `control_socket_mode`, `control_allow`
+    settings   has `control_socket`, `control_socket_mode` and `control_allow`
 
     endpoint   the socket; None if the settings turn it off
     allowed    the commands of each user in `control_allow`, by uid
-    records    log lines
+    records    the kept log lines
 
     Raises ConfigError.
     """
@@ -117,6 +121,37 @@ class ControlSocket:
             mode = _SHARED_MODE
         with _named_in_errors(settings):
             self.endpoint = Endpoint(settings.control_socket, mode, shared=bool(self.allowed))
+
+    def to_state(self, pass_on: Callable[[int], int]) -> dict[str, Any]:
+        """Return the socket and the kept log lines as JSON values, for `from_state`.
+
+        pass_on  keeps a descriptor open for the next program, and returns it
+        """
+        endpoint = self.endpoint.to_state(pass_on) if self.endpoint is not None else None
+        return {"endpoint": endpoint, "records": self.records.records}
+
+    @classmethod
+    def from_state(
+        cls, settings: Settings, state: Mapping[str, Any], take: Callable[[int], int]
+    ) -> ControlSocket:
+        """Take over the socket and log lines of this process's previous program.
+
+        settings  has `control_allow`
+        state     the result of that program's `to_state`
+        take      claims a descriptor from the previous program, and returns it
+
+        Raises KeyError, TypeError, ValueError or OSError for an invalid state.
+        """
+        socket = cls.__new__(cls)
+        socket.allowed = dict(map(allowed_user, settings.control_allow))
+        socket.records = Feed(MAX_RECORDS, MAX_CHARACTERS)
+        for record in state["records"]:
+            socket.records.append(dict(record))
+        socket.endpoint = None
+        if state["endpoint"] is not None:
+            socket.endpoint = Endpoint.from_state(state["endpoint"], take, os.environ)
+            log_module.set_tap(socket._on_record)
+        return socket
 
     def close(self) -> None:
         """Close the socket, and remove its file."""
@@ -136,18 +171,18 @@ class ControlSocket:
 
 
 def check_control_socket(settings: Settings) -> None:
-    """Raise ConfigError if no socket can be at the path that is set. Makes nothing."""
+    """Raise ConfigError if no socket can be at the configured path. Creates nothing."""
     if settings.control_socket and not settings.control_socket_disable:
         with _named_in_errors(settings):
             check_path(settings.control_socket)
 
 
 class ControlService:
-    """Answers the control socket's callers. It keeps the last lifecycle events for them.
+    """Answers the callers of the control socket, and keeps the last lifecycle events.
 
-    arbiter   the server that they see and control
-    socket    where they connect
-    epoll     the arbiter's
+    arbiter   the server
+    socket    the control socket
+    epoll     the arbiter's epoll instance
     """
 
     def __init__(
@@ -159,7 +194,10 @@ class ControlService:
         self._records = socket.records
         self._events = Feed(MAX_EVENTS, MAX_CHARACTERS)
         self._queries = WorkerQueries(arbiter.workers)
-        self._tickets: dict[int, tuple[Caller, Callable[[dict[str, Any]], Progress] | None]] = {}
+        # ticket -> the command's caller, and the function that gets the result, unless the command
+        # is refused.
+        self._tickets: dict[int, tuple[Caller, Callable[[dict[str, Any]], None]]] = {}
+        self._reopened: Mapping[str, str] = {}
         self._last_ticket = 0
         self._watches: list[tuple[Caller, Progress]] = []
         self._rates = status.Rates()
@@ -170,8 +208,33 @@ class ControlService:
         self._last_reload: LifecycleEvent | None = None
         self._server = self._listen(epoll)
 
+    def to_state(self) -> dict[str, Any]:
+        """Return the events for operators as JSON values, for `restore`."""
+        last = self._last_reload
+        return {
+            "events": self._events.records,
+            "started_at": self._started_at,
+            "last_exits": [asdict(event) for event in self._last_exits.values()],
+            "last_reload": None if last is None else asdict(last),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the events of this process's previous program, after an upgrade.
+
+        state  the result of that program's `to_state`
+
+        Raises KeyError, TypeError or ValueError for an invalid state.
+        """
+        last = state["last_reload"]
+        exits = [LifecycleEvent.from_state(each) for each in state["last_exits"]]
+        for event in state["events"]:
+            self._events.append(dict(event))
+        self._started_at = float(state["started_at"])
+        self._last_exits = {event.slot: event for event in exits if event.slot is not None}
+        self._last_reload = None if last is None else LifecycleEvent.from_state(last)
+
     def _listen(self, epoll: select.epoll) -> ControlServer | None:
-        """Start to listen. If no path was set and none can be had, the server goes without."""
+        """Start to listen. Returns None if no path is set and no default path works."""
         if self._endpoint is None:
             return None
         try:
@@ -182,6 +245,11 @@ class ControlService:
             )
             return None
         log.info("Control socket at %s", self._endpoint.path)
+        if is_in_private_tmp(self._endpoint.path):
+            log.warning(
+                "servoctl can't find this server, because PrivateTmp= hides its control socket; "
+                "with RuntimeDirectory=servo in the unit, the socket is put where servoctl finds it"
+            )
         return ControlServer(sock, epoll, self._access, self._handle, time.monotonic)
 
     def close(self) -> None:
@@ -200,8 +268,9 @@ class ControlService:
     # --- what the loop calls ----------------------------------------------------------------------
 
     def on_ready(self, fd: int, mask: int) -> bool:
-        """Serve a descriptor that epoll reports. False if it is neither the socket nor a caller's.
+        """Serve a descriptor. Returns False if it is neither the socket's nor a caller's.
 
+        fd    the descriptor that epoll reports
         mask  the events that epoll reports
         """
         if self._server is None or not self._server.owns(fd):
@@ -216,7 +285,10 @@ class ControlService:
         return min(self._queries.wake_at(), self._server.wake_at())
 
     def tick(self, now: float) -> None:
-        """Go on with what waits; called in each turn of the loop. `now` is in monotonic seconds."""
+        """Continue waiting requests. Called in each turn of the loop.
+
+        now  monotonic seconds
+        """
         if self._server is None or self._endpoint is None:
             return
         self._server.turn()
@@ -228,7 +300,7 @@ class ControlService:
             self._restore_socket(self._endpoint, self._server)
 
     def on_event(self, event: LifecycleEvent) -> None:
-        """Keep a lifecycle event, and pass it on to the callers that it concerns."""
+        """Keep a lifecycle event, and send it to the callers that wait for it."""
         values = event.as_dict()
         self._events.append(values)
         if event.name == "exited" and event.slot is not None:
@@ -243,7 +315,7 @@ class ControlService:
             self._queries.on_gone(event.serial)
 
     def settle(self) -> None:
-        """After all events of a turn: tell callers that wait for a reload that it was given up."""
+        """Tell waiting callers that their reload was given up. Called after a turn's events."""
         supervisor = self._arbiter.supervisor
         if supervisor.reload is not None:
             return
@@ -252,7 +324,11 @@ class ControlService:
                 self._step(caller, progress, progress.given_up(supervisor.stopping is not None))
 
     def on_message(self, serial: int, message: LogRecords | Report) -> None:
-        """Take the log lines, or the answer to a query, of the worker with this serial."""
+        """Take log lines, or the answer to a query, from a worker.
+
+        serial   the worker's number
+        message  the lines or the answer
+        """
         if isinstance(message, Report):
             self._queries.on_report(serial, message)
             return
@@ -267,19 +343,22 @@ class ControlService:
             self._records.append({"time": time.time(), "level": "warning", **worker, "text": text})
 
     def answered(self, action: actions.CommandAnswered) -> None:
-        """The supervisor has carried out a command, or refused it."""
-        caller, follow = self._tickets.pop(action.ticket)
+        """Answer the caller of a command that the supervisor has carried out or refused."""
+        caller, on_result = self._tickets.pop(action.ticket)
         if action.refused:
             caller.fail(protocol.REFUSED, action.refused)
-        elif follow is None:
-            caller.done(dict(action.result))
         else:
-            progress = follow(dict(action.result))
-            self._watches.append((caller, progress))
-            caller.note({"step": "accepted", **action.result})
+            on_result(dict(action.result))
+
+    def on_logs_reopened(self, outcome: Mapping[str, str]) -> None:
+        """Note the outcome of reopening the arbiter's log files.
+
+        outcome  path -> the error, or ""
+        """
+        self._reopened = outcome
 
     def _restore_socket(self, endpoint: Endpoint, server: ControlServer) -> None:
-        """Make the socket's files anew if they are gone: cleaners of /tmp remove old files."""
+        """Make the socket's files again if they are gone: /tmp may be cleaned of old files."""
         if endpoint.is_whole:
             return
         server.unlisten()
@@ -287,7 +366,7 @@ class ControlService:
             sock = endpoint.renew()
         except InstanceError as error:
             if not self._is_lost:
-                log.warning("The control socket was removed, and can't be made anew: %s", error)
+                log.warning("The control socket was removed, and can't be made again: %s", error)
             self._is_lost = True
             return
         self._is_lost = False
@@ -305,9 +384,9 @@ class ControlService:
         try:
             _HANDLERS[request.command](self, caller, request.args)
         except Exception:
-            # An error in answering servoctl must not end the server.
+            # An error in an answer must not end the server.
             log.exception("The control request %s failed", request.command)
-            caller.fail(protocol.REFUSED, "the server has failed to answer; its log says how")
+            caller.fail(protocol.REFUSED, "the server failed to answer; its log has the error")
 
     def _status(self, caller: Caller, _args: dict[str, Any]) -> None:
         arbiter = self._arbiter
@@ -331,7 +410,7 @@ class ControlService:
         rows = status.workers(
             arbiter.supervisor, arbiter.scoreboard, self._rates, self._last_exits, now
         )
-        target = arbiter.supervisor.target
+        target = arbiter.supervisor.count.target
         caller.done({"server_pid": os.getpid(), "target": target, "workers": rows})
 
     def _config(self, caller: Caller, _args: dict[str, Any]) -> None:
@@ -349,6 +428,17 @@ class ControlService:
 
         self._command(caller, "reload", None, follow if args["wait"] else None)
 
+    def _upgrade(self, caller: Caller, args: dict[str, Any]) -> None:
+        def follow(_result: dict[str, Any]) -> Progress:
+            return UpgradeProgress()
+
+        # Other users in `control_allow` may not choose a program that runs as the server's user.
+        if args["python"] and caller.uid not in (0, os.geteuid()):
+            text = f"only root and user {os.geteuid()} may name an interpreter"
+            caller.fail(protocol.DENIED, text)
+            return
+        self._command(caller, "upgrade", args["python"], follow if args["wait"] else None)
+
     def _scale(self, caller: Caller, args: dict[str, Any]) -> None:
         self._command(caller, "scale", args["to"])
 
@@ -357,6 +447,24 @@ class ControlService:
             return RestartProgress(result["slot"], result["serial"], result["pid"])
 
         self._command(caller, "restart-worker", args["slot"], follow if args["wait"] else None)
+
+    def _rollback(self, caller: Caller, _args: dict[str, Any]) -> None:
+        self._command(caller, "rollback", None)
+
+    def _reopen(self, caller: Caller, _args: dict[str, Any]) -> None:
+        def answer(result: dict[str, Any]) -> None:
+            # The arbiter reopens its own files before it answers the command.
+            outcome = self._reopened
+            files = [path for path, failure in outcome.items() if not failure]
+            failures = [failure for failure in outcome.values() if failure]
+            if failures:
+                done = "".join(f"reopened {path}\n" for path in files)
+                text = f"the old log stays in use: {'; '.join(failures)}"
+                caller.fail(protocol.REFUSED, text, done)
+            else:
+                caller.done({"files": files, **result})
+
+        self._command(caller, "reopen", None, on_result=answer)
 
     def _stop(self, caller: Caller, args: dict[str, Any]) -> None:
         def follow(_result: dict[str, Any]) -> Progress:
@@ -370,10 +478,31 @@ class ControlService:
         name: str,
         argument: object,
         follow: Callable[[dict[str, Any]], Progress] | None = None,
+        on_result: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
+        """Pass a command to the supervisor.
+
+        caller      the caller that gets the answer
+        name        the command's name in `servo.arbiter.core.commands`
+        argument    its argument
+        follow      takes the supervisor's result, and makes the Progress that the caller waits for
+        on_result   takes the supervisor's result. Without `follow` and `on_result`, the caller gets
+                    the result as the answer
+        """
+        if follow is not None:
+            on_result = partial(self._follow, caller, follow)
         self._last_ticket += 1
-        self._tickets[self._last_ticket] = (caller, follow)
+        self._tickets[self._last_ticket] = (caller, on_result or caller.done)
         self._arbiter.enqueue(events.CommandReceived(self._last_ticket, name, argument))
+
+    def _follow(
+        self,
+        caller: Caller,
+        follow: Callable[[dict[str, Any]], Progress],
+        result: dict[str, Any],
+    ) -> None:
+        self._watches.append((caller, follow(result)))
+        caller.note({"step": "accepted", **result})
 
     # --- messages to applications -----------------------------------------------------------------
 
@@ -397,22 +526,58 @@ class ControlService:
             known = ", ".join(map(str, workers)) or "none"
             caller.fail(protocol.REFUSED, f"there is no worker {slot}; there is {known}")
 
-    # --- asking workers ---------------------------------------------------------------------------
+    # --- one worker -------------------------------------------------------------------------------
+
+    def _worker_in(self, slot: int, caller: Caller) -> WorkerEntry | None:
+        """The worker in a slot. If there is none, fail the caller's request and return None.
+
+        During a replacement two workers have the slot. The newer one, which will stay, is returned.
+        """
+        table = self._arbiter.supervisor.workers
+        entries = [entry for entry in table if entry.slot == slot and entry.pid is not None]
+        if entries:
+            return max(entries, key=lambda each: (each.live, each.serial))
+        known = ", ".join(str(each) for each in sorted({entry.slot for entry in table}))
+        text = f"there is no worker {slot}; there is {known or 'none'}"
+        # The number may be a pid that somebody has copied from `ps`.
+        by_pid = table.find(slot)
+        hint = f"; {slot} is the pid of worker {by_pid.slot}" if by_pid is not None else ""
+        caller.fail(protocol.REFUSED, text + hint)
+        return None
+
+    def _signal(self, caller: Caller, args: dict[str, Any]) -> None:
+        """Send a signal to a worker.
+
+        The supervisor is not involved. It notices the effect from the worker's messages or exit, as
+        after `kill PID` in a shell.
+        """
+        try:
+            number = signal_number(args["name"])
+        except ValueError as error:
+            caller.fail(protocol.USAGE, str(error))
+            return
+        entry = self._worker_in(args["slot"], caller)
+        if entry is None:
+            return
+        name = signal_name(number)
+        effect = signal_effect(entry, number, self._arbiter.supervisor.policy.timeout_s)
+        if self._arbiter.workers.signal(entry.serial, number):
+            values = {"slot": entry.slot, "pid": entry.pid, "signal": name, "effect": effect}
+            caller.done(values)
+        else:
+            text = f"{entry} can't be sent {name}: it has ended, or the system forbids it (see log)"
+            caller.fail(protocol.REFUSED, text)
 
     def _stack(self, caller: Caller, args: dict[str, Any]) -> None:
         slot = args["slot"]
-        table = self._arbiter.supervisor.workers
-        entries = [entry for entry in table if entry.slot == slot and entry.pid is not None]
-        if not entries:
-            known = ", ".join(str(each) for each in sorted({entry.slot for entry in table}))
-            caller.fail(protocol.REFUSED, f"there is no worker {slot}; there is {known or 'none'}")
+        entry = self._worker_in(slot, caller)
+        if entry is None:
             return
-        entry = max(entries, key=lambda each: (each.live, each.serial))
 
         def answer(values: dict[str, Any] | None) -> None:
             worker = {"slot": slot, "pid": entry.pid, "state": entry.state.value}
             if values is None:
-                text = f"{entry} does not answer: it is blocked where no signal reaches it"
+                text = f"{entry} does not answer: it is blocked in code that no signal interrupts"
                 caller.fail(protocol.REFUSED, text)
             else:
                 caller.done({**worker, "answered": "text" not in values, **values})
@@ -489,7 +654,8 @@ def _named_in_errors(settings: Settings) -> Iterator[None]:
 
 def _shown(request: protocol.Request) -> str:
     args = (f"{name}={value}" for name, value in request.args.items())
-    # This part of the line is not quoted, so a quote can't forge anything. JSON stays readable.
+    # Keep quotes, so that JSON stays readable. They can't forge log text: the line does not quote
+    # this part.
     return log_module.safe(" ".join([request.command, *args])[:200]).replace(r"\x22", '"')
 
 
@@ -502,8 +668,12 @@ _HANDLERS: dict[str, Callable[[ControlService, Caller, dict[str, Any]], None]] =
     "logs": ControlService._logs,
     "events": ControlService._show_events,
     "reload": ControlService._reload,
+    "upgrade": ControlService._upgrade,
     "scale": ControlService._scale,
     "restart-worker": ControlService._restart,
+    "rollback": ControlService._rollback,
+    "reopen": ControlService._reopen,
+    "signal": ControlService._signal,
     "send": ControlService._send,
     "stop": ControlService._stop,
 }

@@ -1,7 +1,7 @@
-"""A stream of records for operators: the last ones are kept, and followers get the new ones.
+"""A stream of records for operators: it keeps the last ones, and sends new ones to followers.
 
-`servoctl logs` and `servoctl events` show what has happened, and with `--follow` what happens from
-then on. Records are dicts that JSON can hold.
+`servoctl logs` and `servoctl events` show past records, and with `--follow` also new ones. A record
+is a dict of JSON values.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class Feed:
     """The last records, and the callers that follow.
 
-    most             how many records are kept
-    most_characters  the total length of their texts; the last record is kept in any case
+    most             how many records to keep
+    most_characters  how many characters their texts may have together; the newest record is kept
+                     even if it is longer
     """
 
     def __init__(self, most: int, most_characters: int) -> None:
@@ -29,11 +30,11 @@ class Feed:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The records that are kept, the oldest first."""
+        """The kept records, oldest first."""
         return [record for _, record in self._records]
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a record: the oldest ones make room, and the followers get it."""
+        """Add a record, send it to the followers, and drop old records above the limits."""
         size = sum(len(value) for value in record.values() if isinstance(value, str))
         self._records.append((size, record))
         self._characters += size
@@ -47,7 +48,10 @@ class Feed:
                 caller.note(record)
 
     def show(self, caller: Caller, follow: bool) -> None:
-        """Send a caller the records that are kept, and the coming ones, too, if it follows."""
+        """Send a caller the kept records.
+
+        follow  whether to send it new records, too
+        """
         caller.notes(self.records)
         if follow:
             caller.following = True

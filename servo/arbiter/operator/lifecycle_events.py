@@ -1,7 +1,7 @@
-"""Lifecycle events: hooks, the log, `servoctl events` and metrics all get the same ones.
+"""Lifecycle events, for hooks, the log, `servoctl events` and metrics.
 
-The supervisor makes each event once (`actions.RecordLifecycleEvent`). It has no clock, so this
-module adds the time of day.
+The supervisor makes each event (`actions.RecordLifecycleEvent`). It has no clock, so this module
+adds the time of day.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ if TYPE_CHECKING:
 
     from servo.arbiter.core.actions import RecordLifecycleEvent
 
-# Characters of an event's text. A traceback may be longer; its last lines name the error.
+# Characters of an event's text. Of a longer traceback the end is kept, because it names the error.
 MAX_TEXT = 16_384
 
 
 @dataclass(frozen=True, slots=True)
 class LifecycleEvent:
-    """Something that happened to the server or to one of its workers.
+    """A change of the state of the server or of a worker.
 
     name        spawned, booting, ready, draining, exited (a worker); reload_started,
-                reload_finished, reload_rolled_back, scaled, stopping (the server)
+                reload_finished, reload_rolled_back, rolled_back, refork_started, refork_finished,
+                refork_rolled_back, scaled, stopping (the server)
     time        seconds since the epoch
     text        the text of its log line
     level       the level of its log line
     slot, serial, pid, generation   those of the worker; None for an event of the server
-    reason      for draining and exited: replaced, crashed, no_heartbeat …; for other events: what
-                asked for it
+    reason      for draining and exited: replaced, crashed, no_heartbeat …; otherwise the cause,
+                such as "SIGHUP" or "servoctl"
     details     a traceback, or ""
-    data        numbers by name: the seconds of a reload; workers and before of a scaling
+    data        numbers by name: "seconds" of a reload, "workers" and "before" of a scaling
     """
 
     name: str
@@ -46,8 +47,13 @@ class LifecycleEvent:
     details: str = ""
     data: Mapping[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> LifecycleEvent:
+        """Restore an event from the dict that `dataclasses.asdict` made. Raises TypeError."""
+        return cls(**state)
+
     def as_dict(self) -> dict[str, Any]:
-        """The values that are set, in a form that JSON can hold."""
+        """The event as a dict of JSON values, without fields that are not set."""
         values: dict[str, Any] = {"name": self.name, "time": round(self.time, 3)}
         for name in ("slot", "serial", "pid", "generation"):
             if (value := getattr(self, name)) is not None:
@@ -60,15 +66,16 @@ class LifecycleEvent:
         return values
 
     def as_log_values(self) -> dict[str, Any]:
-        """The values that the text of a log line does not have already."""
+        """The values that the text of the log line does not contain."""
         in_text = ("time", "text", "details")
         return {name: value for name, value in self.as_dict().items() if name not in in_text}
 
 
 def event_of(action: RecordLifecycleEvent, time: float) -> LifecycleEvent:
-    """Make a LifecycleEvent of the supervisor's action.
+    """Make a LifecycleEvent from the supervisor's action.
 
-    time  seconds since the epoch
+    action  the action
+    time    seconds since the epoch
     """
     return LifecycleEvent(
         name=action.name,

@@ -1,4 +1,4 @@
-"""The progress of a reload, restart or stop, for the caller that asked for it. Pure.
+"""The progress of a reload, restart or stop, for the caller that requested it. Pure.
 
 Each class gets every lifecycle event, in order, and returns the news for its caller.
 """
@@ -18,10 +18,10 @@ _GONE_WRONG = ("boot_failed", "boot_timeout", "crashed", "exited", "out_of_memor
 class Step:
     """News for a caller: a note, or the end.
 
-    note         values of an interim note, or {}
-    result       the values of a good end, or None
-    failed       the reason of a bad end, or ""
-    rolled_back  whether a reload that failed was rolled back
+    note         the values of an interim note, or {}
+    result       the values of a successful end, or None
+    failed       the reason for a failure, or ""
+    rolled_back  whether a failed reload was rolled back
     details      a traceback, or ""
     """
 
@@ -33,10 +33,10 @@ class Step:
 
 
 class ReloadProgress:
-    """Follows the reload that brings a generation, or a later one if that was given up.
+    """Follows a reload; if it is given up for a later one, follows that.
 
     generation  the number of the new generation
-    workers     how many workers it replaces
+    workers     the number of workers to replace
     """
 
     def __init__(self, generation: int, workers: int) -> None:
@@ -46,7 +46,7 @@ class ReloadProgress:
         self._replaced = 0
 
     def see(self, event: LifecycleEvent) -> Step | None:
-        """The news that this event is for the caller; None if it is none."""
+        """The step to report to the caller; None if the event does not concern it."""
         name = event.name
         if name == "draining" and event.reason == "replaced" and event.slot is not None:
             return self._on_replaced(event.slot, event.pid)
@@ -69,7 +69,7 @@ class ReloadProgress:
         return None
 
     def given_up(self, stopping: bool) -> Step:
-        """The end for a caller if no reload is running or waiting any more.
+        """The step that ends the wait if no reload is in progress or waiting.
 
         stopping  whether the server is stopping
         """
@@ -89,7 +89,7 @@ class ReloadProgress:
 class RestartProgress:
     """Follows the replacement of one worker.
 
-    slot, serial, pid  the worker that is replaced
+    slot, serial, pid  those of the replaced worker
     """
 
     def __init__(self, slot: int, serial: int, pid: int | None) -> None:
@@ -99,7 +99,7 @@ class RestartProgress:
         self._successors: dict[int, int | None] = {}
 
     def see(self, event: LifecycleEvent) -> Step | None:
-        """The news that this event is for the caller; None if it is none."""
+        """The step to report to the caller; None if the event does not concern it."""
         if event.serial == self._serial:
             if event.name not in ("draining", "exited"):
                 return None
@@ -124,13 +124,26 @@ class StopProgress:
     """Follows the end of the server. The control service reports the end itself."""
 
     def see(self, event: LifecycleEvent) -> Step | None:
-        """The news that this event is for the caller; None if it is none."""
+        """The step to report to the caller; None if the event does not concern it."""
         if event.name == "exited":
             return Step(_note(event, "exited", slot=event.slot, pid=event.pid))
         return None
 
 
-Progress = ReloadProgress | RestartProgress | StopProgress
+class UpgradeProgress:
+    """Follows an upgrade up to its failure, or to the end of the connection.
+
+    The next program closes all connections. Its log of events has the rest.
+    """
+
+    def see(self, event: LifecycleEvent) -> Step | None:
+        """The step to report to the caller; None if the event does not concern it."""
+        if event.name == "upgrade_failed":
+            return Step(failed=event.reason, details=event.details)
+        return None
+
+
+Progress = ReloadProgress | RestartProgress | StopProgress | UpgradeProgress
 
 
 def _note(event: LifecycleEvent, step: str, **values: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The current state of the server for operators: plain values that JSON can hold."""
+"""The current state of the server for operators, as JSON values."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from servo.settings.sources import Settings
     from servo.shared_memory.scoreboard import RowSnapshot, Scoreboard
 
-# Requests a second are counted over this many seconds.
+# The period, in seconds, for computing requests per second.
 RATE_WINDOW_S = 5.0
 
 _PHASES = {
+    Phase.REFORKING: "waiting for a worker to fork the next mold",
     Phase.CHECKING: "reading the configuration",
     Phase.LOADING: "reading the configuration",
     Phase.CANARY: "waiting for its first worker",
@@ -32,24 +33,24 @@ _PHASES = {
 
 
 class Rates:
-    """Requests a second, of each worker and of all, from the counters once a second."""
+    """Computes requests per second, of each worker and in total, from counters."""
 
     def __init__(self) -> None:
         self._looks: deque[tuple[float, dict[int, int], int]] = deque()
 
     def look(self, now: float, rows: dict[int, int], total: int) -> None:
-        """Take the counters of answered requests.
+        """Note the current counters of answered requests.
 
         now    monotonic seconds
-        rows   each worker's, by serial
-        total  the server's
+        rows   each worker's count, by serial
+        total  the server's count
         """
         self._looks.append((now, rows, total))
         while len(self._looks) > 2 and now - self._looks[1][0] >= RATE_WINDOW_S:
             self._looks.popleft()
 
     def of(self, serial: int) -> float:
-        """The rate of the worker with this serial, over the window or since its first request."""
+        """The rate of the worker with this serial, over the period or since its first request."""
         start, before = 0.0, 0
         for time, rows, _ in self._looks:
             if serial in rows:
@@ -94,12 +95,18 @@ def status(
     now: float,
     last_reload: LifecycleEvent | None,
 ) -> dict[str, Any]:
-    """The server as a whole. `started_at` and `now` are seconds since the epoch."""
+    """The state of the server as a whole.
+
+    listeners   the addresses that the server listens on
+    started_at  when the server started, in seconds since the epoch
+    now         seconds since the epoch
+    """
     totals = scoreboard.totals()
     reload = supervisor.reload
     live = supervisor.workers.live()
-    import platform  # imported here, to keep the start of the server short
+    import platform  # imported here, to keep the server's start fast
 
+    least, most = supervisor.count.bounds
     return {
         "name": name_of(settings),
         "pid": os.getpid(),
@@ -113,7 +120,9 @@ def status(
         "uptime_s": round(now - started_at, 3),
         "listeners": listeners,
         "workers": {
-            "target": supervisor.target,
+            "target": supervisor.count.target,
+            "least": least,
+            "most": most,
             "ready": sum(entry.ready for entry in live),
             "total": len(supervisor.workers),
         },
@@ -136,7 +145,11 @@ def workers(
     last_exits: dict[int, LifecycleEvent],
     now: float,
 ) -> list[dict[str, Any]]:
-    """A row for each worker that was forked and not yet reaped. `now` is monotonic."""
+    """A row for each worker that was forked and not yet reaped.
+
+    last_exits  the last exit of each slot, by slot
+    now         monotonic seconds
+    """
     rows = {row.serial: row for row in scoreboard.snapshot()}
     entries = sorted(supervisor.workers, key=lambda entry: (entry.slot, entry.serial))
     return [
@@ -183,7 +196,7 @@ def _worker(
 
 
 def config(settings: Settings) -> list[dict[str, Any]]:
-    """Every setting: its value as text (without secrets), its unit, and where it came from."""
+    """Every setting: its value as text (without secrets), its unit, and its source."""
     return [
         {
             "name": name,
@@ -202,12 +215,10 @@ def name_of(settings: Settings) -> str:
 
 
 def quantile(counts: Sequence[int], part: float) -> float | None:
-    """A quantile of the latency in seconds; None without requests.
+    """A quantile of the latency in seconds, interpolated within its bucket; None without requests.
 
-    counts  requests in each bucket of the histogram (`LATENCY_BOUNDS_S`)
-    part    0.99 for the 99th percentile
-
-    The value is interpolated within its bucket.
+    counts  the number of requests in each bucket of the histogram (`LATENCY_BOUNDS_S`)
+    part    the quantile, such as 0.99 for the 99th percentile
     """
     total = sum(counts)
     if not total:

@@ -1,12 +1,12 @@
-"""Asks live workers what they are doing, without waiting for any of them.
+"""Queries live workers about their stacks and requests, without blocking the arbiter.
 
 `servoctl stack` and `servoctl requests` need an answer from a worker that may be busy or stuck. So
-a query goes through up to three steps:
+a query has up to three steps:
 
-1. A message on the channel, which a worker answers between two requests.
-2. If no answer comes: a signal, on which the worker writes into its dump file. faulthandler does
-   that even while the interpreter's lock is held.
-3. If the file stays empty: the answer is None, and the worker counts as blocked.
+1. A message on the channel. A worker answers it between two requests.
+2. Without an answer, a signal. The worker then writes into its dump file. faulthandler can write
+   stacks even while C code holds the interpreter's lock.
+3. If the file stays empty, the answer is None, and the worker counts as blocked.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 # Seconds that a worker has to answer on its channel.
 MESSAGE_S = 0.4
-# Seconds that it has to write its dump file after that.
+# Seconds that it then has to write its dump file.
 SIGNAL_S = 0.6
-# Seconds between two reads of a dump file. The dump is complete if it did not grow in between.
+# Seconds between two reads of a dump file. If the file has not grown, the dump is complete.
 DUMP_POLL_S = 0.05
 
-# Durations above this are errors: no request runs for 31 years, and `servoctl` could not show it.
+# A longer duration (31 years) must be an error, and `servoctl` could not show it.
 _MAX_DURATION_S = 1e9
 
 STACK = "stack"
@@ -47,13 +47,13 @@ class _Pending:
     interrupt: bool
     on_answer: Callable[[dict[str, Any] | None], None]
     due: float
-    # When the dump file must be complete; 0 until the signal was sent.
+    # The deadline for the dump file, in monotonic seconds; 0 before the signal is sent.
     dump_due: float = 0.0
     dump_text: str = ""
 
 
 class WorkerQueries:
-    """All queries that are not answered yet.
+    """All unanswered queries.
 
     workers   the worker processes
     """
@@ -75,12 +75,12 @@ class WorkerQueries:
     ) -> None:
         """Ask a worker.
 
-        serial     the worker's
+        serial     the worker's number
         what       STACK or REQUESTS
         now        monotonic seconds
         on_answer  takes the answer, or None if there is none
-        reads      whether the worker reads its channel by now
-        interrupt  whether it has set up its signal handlers by now
+        reads      whether the worker already reads its channel
+        interrupt  whether it has already set up its signal handlers
         """
         self._last += 1
         due = now + MESSAGE_S if reads else now
@@ -89,13 +89,20 @@ class WorkerQueries:
             self._workers.send(serial, WorkerQuery(self._last, what))
 
     def on_report(self, serial: int, report: Report) -> None:
-        """A worker, named by its serial, has answered on its channel."""
+        """Take a worker's answer from its channel.
+
+        serial  the worker's number
+        report  the answer
+        """
         pending = self._pending.get(report.number)
         if pending is not None and pending.serial == serial:
             self._end(pending, report.values)
 
     def on_gone(self, serial: int) -> None:
-        """A worker, named by its serial, has ended."""
+        """Fail the queries of a worker that has ended.
+
+        serial  the worker's number
+        """
         for pending in list(self._pending.values()):
             if pending.serial == serial:
                 self._end(pending, None)
@@ -105,7 +112,10 @@ class WorkerQueries:
         return min((pending.due for pending in self._pending.values()), default=float("inf"))
 
     def tick(self, now: float) -> None:
-        """Take the next step of each query that has waited long enough. `now` is monotonic."""
+        """Take the next step of each query that has waited long enough.
+
+        now  monotonic seconds
+        """
         for pending in list(self._pending.values()):
             if now < pending.due:
                 continue
@@ -121,7 +131,7 @@ class WorkerQueries:
             for each in self._pending.values()
             if each is not pending
         ):
-            return  # its dump file is being used
+            return  # an earlier query is still using the worker's dump file
         was_sent = pending.interrupt and self._workers.request_dump(
             pending.serial, _SIGNALS[pending.what]
         )
@@ -153,7 +163,7 @@ def _parse_dump(what: str, text: str) -> object:
 
 
 def _well_formed(what: str, values: object) -> dict[str, Any] | None:
-    """A worker's answer without its malformed parts: a compromised worker can send anything."""
+    """Remove malformed parts of a worker's answer: a compromised worker can send anything."""
     if not isinstance(values, dict):
         return None
     if what == REQUESTS:
@@ -168,12 +178,17 @@ def _well_formed(what: str, values: object) -> dict[str, Any] | None:
 
 
 def _only(rows: object, texts: tuple[str, ...], seconds: str = "") -> list[dict[str, Any]]:
-    """The rows of a list that have these texts and, if `seconds` names one, a duration."""
+    """Return the valid rows of a list, and leave out all others.
+
+    rows     a list from a worker, which may contain anything
+    texts    the fields that must contain text
+    seconds  the field that must contain a duration, unless the row lacks it; "" for none
+    """
     found = []
     for row in rows if isinstance(rows, list) else ():
         if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in texts):
             continue
         time_s = row.get(seconds, 0.0)
-        if isinstance(time_s, (int, float)) and abs(time_s) < _MAX_DURATION_S:  # nor NaN
+        if isinstance(time_s, (int, float)) and abs(time_s) < _MAX_DURATION_S:  # False for NaN
             found.append(row)
     return found

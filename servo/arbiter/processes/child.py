@@ -1,10 +1,10 @@
-"""The interface that all kinds of child processes share, seen from the arbiter.
+"""The arbiter's interface to all kinds of child processes.
 
 The arbiter has children of several kinds: workers, the check of a configuration, the watcher of
 source files, the metrics process, the guard. Each kind is a class that satisfies `ChildProcess`.
-`ChildTable` forks, watches and reaps them all, and the arbiter's loop deals with the table only.
-A new kind of child is a new class in this package; neither the table nor the loop needs a line for
-it. A child that must always run, such as the guard, is a `Helper` as well.
+`ChildTable` forks, watches and reaps them all, and the arbiter's loop uses only the table. To add a
+kind of child, add a class to this package; the table and the loop stay as they are. A child that
+must always run, such as the guard, is also a `Helper`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Protocol
 
 from servo.arbiter.core.backoff import Backoff
 
-# A helper process that has lived for 5 s did not fail at birth: its next failure starts a new
-# series of delays.
+# A helper that has run for this many seconds has started well. If it ends later than that, the
+# restart delays begin with the shortest one again.
 PROVED_S = 5.0
 
 
 class ChildProcess(Protocol):
-    """One child process, as the arbiter sees it.
+    """One child process.
 
     pid   the process id; 0 before the fork. The table sets it.
     """
@@ -31,67 +31,70 @@ class ChildProcess(Protocol):
         ...
 
     def on_ready(self, mask: int) -> None:
-        """epoll reports events of that descriptor.
+        """Handle events of the descriptor.
 
         mask   the events, as bits of `select.EPOLLIN`, `EPOLLOUT`, `EPOLLHUP` and `EPOLLERR`
         """
         ...
 
     def on_exit(self, code: int) -> None:
-        """The process has ended and was reaped.
+        """Handle the exit of the process, which was reaped.
 
-        code   its exit code, or the negative number of the signal that ended it
+        code   its exit code; minus the signal's number if a signal ended it
         """
         ...
 
     def close_in_child(self) -> None:
-        """In a child that was just forked, this one or another: close the arbiter's descriptors.
+        """Close the arbiter's descriptors of this child. Called in every newly forked process.
 
-        A child that kept them would keep the other side from noticing the arbiter's end.
+        As long as any process has an open copy, this child would not notice the arbiter's end.
         """
         ...
 
 
 class Helper(ChildProcess, Protocol):
-    """A child that the server should always have: one that ends is started again."""
+    """A child that should always run: the table starts it again if it ends."""
 
     def tick(self, now: float) -> None:
-        """Start the process if it is wanted, does not run, and its restart is due.
+        """Start the process if it is needed, does not run, and its restart is due.
 
         now   monotonic seconds
         """
         ...
 
     def reopen_logs(self) -> None:
-        """Have the process reopen its log files, if it has any."""
+        """Make the process reopen its log files, if it has any."""
         ...
 
     def stop(self) -> None:
-        """End the process, and start no other."""
+        """End the process for good."""
         ...
 
 
 class RestartDelay:
-    """When a helper process that has ended may be started again: at once, then at longer delays."""
+    """Decides when to restart a helper process: at once, and then after increasing delays."""
 
     def __init__(self) -> None:
         self._backoff = Backoff()
         self._started_at = 0.0
 
     def is_over(self, now: float) -> bool:
-        """Whether the process may be started. `now` is in monotonic seconds, as everywhere here."""
+        """Whether the process may be started.
+
+        now  monotonic seconds (in every method here)
+        """
         return now >= self._backoff.not_before
 
     def started(self, now: float) -> None:
-        """The process was forked."""
+        """Note that the process was forked."""
         self._started_at = now
 
     def start_failed(self, now: float) -> None:
-        """The process could not be forked."""
+        """Note that the process could not be forked."""
         self._backoff.failed(now, now)
 
     def ended(self, now: float) -> None:
-        """The process has ended although nobody asked it to."""
+        """Note that the process has ended, although nobody asked it to."""
         if now - self._started_at >= PROVED_S:
             self._backoff.reset()
         self._backoff.failed(self._started_at, now)

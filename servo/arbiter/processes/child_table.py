@@ -1,10 +1,10 @@
 """The table of the arbiter's children: forks them, watches their descriptors, and reaps them.
 
 A fork copies every open descriptor, so each new child holds the arbiter's end of its siblings'
-channels, the epoll instance, the pidfile's lock and the listening sockets. Each copy does harm if
-it stays open. A channel, for one, reports the arbiter's end only when the last copy is closed. So
-the rule is: **a child keeps only what it names**. The arbiter gives everything that it opens to
-`own`; `start` closes all of it in the new child, except for what `keep` lists.
+channels, the epoll instance, the pidfile's lock and the listening sockets. Such a copy does harm:
+for example, a sibling notices the arbiter's end only when all copies of the channel are closed. So
+the arbiter registers all its resources with `own`, and `start` closes them in the new child. **A
+child keeps only the resources that `start` names in `keep`.**
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger("servo.error")
 class ChildTable:
     """All children of the arbiter, by descriptor and by pid.
 
-    epoll   the arbiter's; the table registers the children's descriptors with it
+    epoll   the arbiter's epoll instance; the table registers the children's descriptors there
     """
 
     def __init__(self, epoll: select.epoll) -> None:
@@ -37,12 +37,17 @@ class ChildTable:
         self._by_pid: dict[int, ChildProcess] = {}
         self._resources: list[tuple[object, Callable[[], None]]] = []
         self._helpers: list[Helper] = []
+        # Children that a mold was asked to fork, and the exit codes of unknown processes. An
+        # unknown process may be such a child whose pid the mold has not yet reported.
+        self._expected: set[ChildProcess] = set()
+        self._strangers: dict[int, int] = {}
+        self._adopted_dead: list[tuple[ChildProcess, int]] = []
 
     def own(self, resource: object, close_in_child: Callable[[], None]) -> None:
-        """From now on, new children close this resource unless they keep it.
+        """Make future children close this resource, unless they keep it.
 
-        resource         whatever is open in the arbiter
-        close_in_child   closes a child's copy, and leaves the arbiter's as it is
+        resource         any object with open descriptors
+        close_in_child   closes the child's copy; the arbiter's stays open
         """
         self._resources.append((resource, close_in_child))
 
@@ -55,15 +60,16 @@ class ChildTable:
     ) -> None:
         """Fork a child, and watch its descriptor. Sets `child.pid`.
 
+        child  gets the pid and the descriptor's events
         main   runs in the child; its result is the exit code
-        keep   the resources that the child goes on using
+        keep   the resources that the child uses
 
         Raises OSError if the descriptor can't be watched or the process can't be forked. The table
-        then knows nothing of the child.
+        does not contain the child then.
         """
         fd = child.fileno()
         if fd >= 0:
-            # Before the fork, because this can fail, and every forked child has to be known.
+            # Do this before the fork: if it fails, there must be no child outside the table.
             self._epoll.register(fd, select.EPOLLIN)
             self._by_fd[fd] = child
         self._children[child] = None
@@ -74,17 +80,74 @@ class ChildTable:
             raise
         self._by_pid[child.pid] = child
 
+    def adopt(self, child: ChildProcess) -> None:
+        """Watch a child that this process forked before an upgrade. `child.pid` is already set.
+
+        Raises OSError if its descriptor can't be watched.
+        """
+        fd = child.fileno()
+        if fd >= 0:
+            self._epoll.register(fd, select.EPOLLIN)
+            self._by_fd[fd] = child
+        self._children[child] = None
+        self._by_pid[child.pid] = child
+
+    def expect(self, child: ChildProcess) -> None:
+        """Expect a child that a mold will fork. Call `adopt_orphan` or `remove` later.
+
+        Until then, the exit codes of unknown processes are kept, because the child may be reaped
+        before its mold has reported the pid.
+        """
+        self._children[child] = None
+        self._expected.add(child)
+
+    def adopt_orphan(self, child: ChildProcess, pid: int, mask: int) -> bool:
+        """Take over an expected child that was forked by another process. Sets `child.pid`.
+
+        child  the child
+        pid    the pid from the mold
+        mask   the events for epoll to report about the child's descriptor
+
+        If the child has already ended, the next `reap` calls its `on_exit`. The pid may be wrong,
+        because it comes from a process that runs the application. If this process has no such
+        child, do nothing and return False. Raises OSError if the descriptor can't be watched.
+        """
+        if pid in self._by_pid:
+            return False
+        is_alive = spawn.is_child(pid)
+        if not is_alive and pid not in self._strangers:
+            return False
+        fd = child.fileno()
+        self._epoll.register(fd, mask)
+        self._by_fd[fd] = child
+        child.pid = pid
+        code = self._strangers.pop(pid, None)
+        if is_alive:
+            self._by_pid[pid] = child
+        elif code is not None:
+            self._adopted_dead.append((child, code))
+        self._forget_expected(child)
+        return True
+
+    def _forget_expected(self, child: ChildProcess) -> None:
+        self._expected.discard(child)
+        if not self._expected:
+            self._strangers.clear()
+
     def keep_running(self, helper: Helper) -> None:
-        """Start a helper at the next `tick`, and again whenever it has ended."""
+        """Start a helper at the next `tick`, and again after each end."""
         self._helpers.append(helper)
 
     def tick(self, now: float) -> None:
-        """Start the helpers that should run and don't. `now` is in monotonic seconds."""
+        """Start the helpers that don't run.
+
+        now  monotonic seconds
+        """
         for helper in self._helpers:
             helper.tick(now)
 
     def reopen_logs(self) -> None:
-        """Have the helpers reopen their log files."""
+        """Make the helpers reopen their log files."""
         for helper in self._helpers:
             helper.reopen_logs()
 
@@ -99,31 +162,32 @@ class ChildTable:
         child.on_exit(spawn.wait(child.pid))
 
     def watch(self, child: ChildProcess, mask: int) -> None:
-        """Change the events that epoll reports of a child's descriptor. Raises OSError."""
+        """Change which events epoll reports about a child's descriptor. Raises OSError."""
         self._epoll.modify(child.fileno(), mask)
 
     def unwatch(self, child: ChildProcess) -> None:
-        """Stop watching a descriptor that is at its end, and stays open. Raises OSError."""
+        """Stop watching a descriptor at its end of stream. It stays open. Raises OSError."""
         fd = child.fileno()
         if self._by_fd.get(fd) is child:
             self._epoll.unregister(fd)
             del self._by_fd[fd]
 
     def release_descriptor(self, child: ChildProcess) -> None:
-        """Stop watching a descriptor that is about to be closed. The child itself stays known."""
+        """Stop watching a descriptor before it is closed. The child stays in the table."""
         try:
             self.unwatch(child)
         except OSError as error:
-            log.debug("epoll_ctl: %s", error)  # closing the descriptor takes it out as well
+            log.debug("epoll_ctl: %s", error)  # closing the descriptor removes it anyway
             del self._by_fd[child.fileno()]
 
     def remove(self, child: ChildProcess) -> None:
-        """Forget a child whose descriptor is about to be closed, and whose exit code is not needed.
+        """Forget a child before its descriptor is closed. `on_exit` is not called.
 
-        If the process still runs, it is reaped as a stranger later.
+        If the process still runs, it is reaped later as an unknown one.
         """
         self.release_descriptor(child)
         self._children.pop(child, None)
+        self._forget_expected(child)
         if self._by_pid.get(child.pid) is child:
             del self._by_pid[child.pid]
 
@@ -132,7 +196,7 @@ class ChildTable:
         return fd in self._by_fd
 
     def on_ready(self, fd: int, mask: int) -> bool:
-        """Pass an event of epoll on to the child with this descriptor. False if there is none."""
+        """Pass an event of epoll to the child with this descriptor; False if there is none."""
         child = self._by_fd.get(fd)
         if child is None:
             return False
@@ -140,14 +204,20 @@ class ChildTable:
         return True
 
     def reap(self) -> None:
-        """Wait for every process that has ended, and pass its exit code on.
+        """Reap every process that has ended, and pass its exit code to its `ChildProcess`.
 
-        That includes strangers: as PID 1 of a container the arbiter inherits orphans.
+        This includes unknown processes: as PID 1 of a container, and with molds, the arbiter
+        becomes the parent of orphaned processes.
         """
+        dead, self._adopted_dead = self._adopted_dead, []
+        for adopted, code in dead:
+            adopted.on_exit(code)
         for pid, code in spawn.reap():
             child = self._by_pid.pop(pid, None)
             if child is None:
-                log.debug("Reaped process %d, which is no child that is waited for", pid)
+                if self._expected:
+                    self._strangers[pid] = code
+                log.debug("Reaped process %d, which is no known child", pid)
             else:
                 child.on_exit(code)
 

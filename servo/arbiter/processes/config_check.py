@@ -1,10 +1,10 @@
-"""The check of a changed configuration, in a child process that is thrown away.
+"""The check of a changed configuration, in a temporary child process.
 
 A configuration file is a Python program. At a reload it may raise, hang, call `sys.exit`, or crash
-the interpreter. So the arbiter first has a child read it. The child writes what is wrong to a pipe
-and exits; the arbiter reads the pipe in its loop and judges the exit code. If the child says that
-the configuration is good, the arbiter reads it once more for itself. If the child takes longer than
-`boot_timeout`, the supervisor cancels the check and the reload is rolled back.
+the interpreter. So a child reads it first. The child writes an error to a pipe, and exits; the
+arbiter reads the pipe in its loop, and checks the exit code. If there is no error, the arbiter
+reads the configuration itself. If the child takes longer than `boot_timeout`, the supervisor
+cancels the check, and rolls the reload back.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class ConfigCheck(PipeChild):
     """One check of a configuration, from its fork until its process has ended or is killed.
 
     table        forks the process
-    generation   the number that the new configuration will have
-    read         reads the configuration; runs in the child
-    on_result    takes the ConfigChecked event once the process has ended
+    generation   the number of the new generation
+    read         reads the configuration; called in the child
+    on_result    takes the ConfigChecked event, after the process has ended
 
     Raises OSError if the process can't be forked.
     """
@@ -51,12 +51,12 @@ class ConfigCheck(PipeChild):
         super().__init__(table, partial(_check, read, os.getpid()))
 
     def on_ready(self, _mask: int) -> None:
-        """Read what the child has written."""
+        """Read the child's report."""
         if not self._read():
             self._table.unwatch(self)  # the exit code follows
 
     def on_exit(self, code: int) -> None:
-        """The child has ended: its exit code says whether the configuration is good."""
+        """Report the result, from the pipe and the exit code."""
         self._read()
         error = None
         if code != 0:
@@ -66,7 +66,7 @@ class ConfigCheck(PipeChild):
         self._on_result(events.ConfigChecked(self._generation, error))
 
     def _read(self) -> bool:
-        """Take in what there is. False at the end of the pipe."""
+        """Read the available bytes. Returns False at the end of the pipe."""
         while True:
             try:
                 data = os.read(self._fd, 65536)
@@ -84,7 +84,7 @@ def _check(read_settings: Callable[[], object], arbiter: int, fd: int) -> int:
         text = configuration_error(read_settings)
     if text is None:
         return 0
-    # A long text fills the pipe. The write then blocks until the arbiter reads.
+    # A long text fills the pipe, so the write blocks until the arbiter reads.
     data = text.encode("utf-8", "backslashreplace")
     while data:
         data = data[os.write(fd, data) :]
@@ -92,9 +92,9 @@ def _check(read_settings: Callable[[], object], arbiter: int, fd: int) -> int:
 
 
 def configuration_error(read_settings: Callable[[], object]) -> str | None:
-    """Read the configuration; return None, or what is wrong with it.
+    """Read the configuration. Returns None, or the error in it.
 
-    read_settings   reads it; whatever it raises is an error of the configuration
+    read_settings   reads the configuration; any exception counts as an error in it
     """
     try:
         read_settings()

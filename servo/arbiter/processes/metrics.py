@@ -1,11 +1,12 @@
 """The metrics process: a child that serves metrics over HTTP and sends them to statsd.
 
-Scrapers may be slow or hostile, and a statsd server's name may not resolve, so the arbiter leaves
-all of that to a process of its own. The arbiter binds the socket, forks the process, and starts
-another one if it ends. It never accepts a connection on that socket. The process reads the numbers
-from the scoreboard's shared memory, where the workers and the arbiter write them.
+Scrapers may be slow or hostile, and the lookup of a statsd server may hang. So a separate process
+does this work. The arbiter binds the socket, forks the process, and starts another one if it ends.
+It never accepts a connection on that socket. The process reads the numbers from the scoreboard's
+shared memory, where the workers and the arbiter write them.
 
-The process ends when a pipe from the arbiter is at its end, so it never outlives the arbiter.
+The process reads a pipe from the arbiter, and ends when the arbiter's end is closed. So it never
+outlives the arbiter.
 """
 
 from __future__ import annotations
@@ -16,33 +17,34 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from servo.arbiter import process_info
 from servo.arbiter.processes import spawn
 from servo.arbiter.processes.child import RestartDelay
 from servo.errors import ConfigError
 from servo.logs import error_log as log_module
-from servo.net.listeners import bind_all
+from servo.net.listeners import Listener, bind_all
 from servo.net.privileges import become
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     from servo.arbiter.facts_writer import FactsWriter
     from servo.arbiter.listeners import Sockets
     from servo.arbiter.processes.child_table import ChildTable
-    from servo.net.listeners import Listener
     from servo.settings.sources import Settings
     from servo.shared_memory.scoreboard import Scoreboard
 
 log = logging.getLogger("servo.error")
 
 _BACKLOG = 64
-# When the server ends, the process has this long to send its last datagrams.
+# When the server ends, the process has this many seconds to send its last datagrams.
 _END_S = 1.0
 
 
 def check_metrics(settings: Settings) -> None:
-    """Raise ConfigError if a package that the settings need for metrics is missing."""
+    """Raise ConfigError if the settings need a package for metrics that is missing."""
     if settings.metrics_bind is None:
         return
     if importlib.util.find_spec("prometheus_client") is None:
@@ -54,7 +56,7 @@ def check_metrics(settings: Settings) -> None:
 class MetricsSockets:
     """The listening sockets of `metrics_bind`; none if it is not set.
 
-    settings   also say who owns the file of a Unix socket
+    settings   has the addresses, and the owner of a Unix socket's file
 
     Raises ConfigError and BindError.
     """
@@ -65,8 +67,21 @@ class MetricsSockets:
         if settings.metrics_bind is not None:
             self.listeners = bind_all(_Bind.of(settings), {})
 
+    def to_state(self, pass_on: Callable[[int], int]) -> list[dict[str, Any]]:
+        """Return the sockets as JSON values, for `from_state`; see `Listener.to_state`."""
+        return [listener.to_state(pass_on) for listener in self.listeners]
+
+    @classmethod
+    def from_state(
+        cls, state: Iterable[Mapping[str, Any]], take: Callable[[int], int]
+    ) -> MetricsSockets:
+        """Take over the sockets of the previous program; see `Listener.from_state`."""
+        sockets = cls.__new__(cls)
+        sockets.listeners = [Listener.from_state(each, take) for each in state]
+        return sockets
+
     def take_ownership(self) -> None:
-        """Let this process remove the socket files at its end. A daemon did not bind them."""
+        """Let this process remove the socket files when it ends, although its parent bound them."""
         for listener in self.listeners:
             listener.owner_pid = os.getpid()
 
@@ -76,20 +91,20 @@ class MetricsSockets:
             listener.close()
 
     def close_in_child(self) -> None:
-        """Close this process's copies only."""
+        """Close this process's copies, and keep the files."""
         for listener in self.listeners:
             listener.close(unlink=False)
 
 
 class MetricsProcess:
-    """The metrics process, seen from the arbiter. There is none if the settings ask for no metrics.
+    """The arbiter's side of the metrics process. Without metrics in the settings there is none.
 
     settings     where to serve metrics and where to send them
     table        forks the process
-    sockets      the metrics' own
+    sockets      the listening sockets for metrics
     scoreboard   the workers' numbers
     facts        the arbiter's numbers
-    served       the application's sockets, whose accept queues the process measures
+    served       the application's sockets; the process measures their accept queues
     """
 
     def __init__(
@@ -107,7 +122,7 @@ class MetricsProcess:
         self._sockets = sockets
         self._scoreboard = scoreboard
         self._facts = facts
-        # Asked now, because the process closes its copies of these sockets.
+        # Ask for the addresses now, because the process closes its copies of these sockets.
         self._served = [(each.name, each.socket.getsockname()) for each in served.listeners]
         self._is_wanted = bool(sockets.listeners) or settings.statsd_host is not None
         self._end_fd = -1
@@ -116,7 +131,7 @@ class MetricsProcess:
             log.info("Metrics are served on %s", listener.name)
 
     def tick(self, now: float) -> None:
-        """Start the process if it is wanted, does not run, and its restart is due.
+        """Start the process if it is needed, does not run, and its restart is due.
 
         now   monotonic seconds
         """
@@ -131,20 +146,20 @@ class MetricsProcess:
             self._delay.started(now)
 
     def reopen_logs(self) -> None:
-        """Have the process reopen its log files."""
+        """Make the process reopen its log files."""
         if self.pid:
             process_info.send_signal(self.pid, signal.SIGUSR1, self._settings.user)
 
     def fileno(self) -> int:
-        """The pipe whose end tells the process to end; -1 while there is no process."""
+        """The arbiter's end of the pipe; -1 without a process."""
         return self._end_fd
 
     def on_ready(self, _mask: int) -> None:
-        """The process has closed its end of the pipe: it is exiting, and `on_exit` follows."""
+        """See ChildProcess. The process has closed its end of the pipe, and `on_exit` follows."""
         self._table.unwatch(self)
 
     def on_exit(self, code: int) -> None:
-        """The process has ended although nobody asked it to; `tick` starts another."""
+        """Log that the process has ended unexpectedly; `tick` starts another."""
         pid, self.pid = self.pid, 0
         self._table.remove(self)
         self.close_in_child()
@@ -153,11 +168,11 @@ class MetricsProcess:
         log.error("The metrics process (pid %d) ended %s; another follows", pid, how)
 
     def stop(self) -> None:
-        """End the process and wait for its end: for 1 s, and for 1 s more after a SIGKILL."""
+        """End the process. Waits up to 1 s, and 1 s more after a SIGKILL."""
         self._is_wanted = False
         self._table.remove(self)
         self.close_in_child()
-        # A process that waits for a dead disk does not end by SIGKILL either; it is left behind.
+        # Even SIGKILL does not end a process that waits for a dead disk. Don't wait any longer.
         if (
             self.pid
             and not spawn.wait_within(self.pid, _END_S)
@@ -185,12 +200,12 @@ class MetricsProcess:
             os.close(reader)
 
     def _main(self, end_fd: int, arbiter: int) -> int:
-        """Run in the process itself.
+        """Run the process.
 
-        end_fd    the pipe whose end is the arbiter's
-        arbiter   its pid
+        end_fd    the process's end of the pipe
+        arbiter   the arbiter's pid
         """
-        # Imported here because only this process needs them: the arbiter stays small.
+        # Imported here to keep the arbiter small: only this process needs them.
         from servo.metrics.exporter import ExporterSetup, export
         from servo.metrics.families import ListenerInfo, Reader
         from servo.metrics.statsd import StatsdClient
@@ -225,7 +240,7 @@ class MetricsProcess:
 
 @dataclass(frozen=True)
 class _Bind:
-    """The settings that `bind_all` reads, for the metrics' socket."""
+    """The settings that `bind_all` reads, with values for the metrics process's sockets."""
 
     bind: list[str]
     umask: int | None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PipeChild(ABC):
-    """The parts of a `ChildProcess` that such children share. Forks the process.
+    """Base class of children with a pipe; a `ChildProcess`. The constructor forks the process.
 
     table   forks and watches the process
     main    runs in the process, with the pipe's write end; its result is the exit code
@@ -39,16 +39,16 @@ class PipeChild(ABC):
             os.close(writer)
 
     def fileno(self) -> int:
-        """The pipe's read end; -1 once it is closed."""
+        """The pipe's read end; -1 after it is closed."""
         return self._fd
 
     @abstractmethod
     def on_ready(self, mask: int) -> None:
-        """The pipe can be read; see ChildProcess."""
+        """Read the pipe; see ChildProcess."""
 
     @abstractmethod
     def on_exit(self, code: int) -> None:
-        """The process was reaped; see ChildProcess."""
+        """Handle the exit of the process; see ChildProcess."""
 
     def close_in_child(self) -> None:
         """Close this process's copy of the pipe."""
@@ -56,12 +56,12 @@ class PipeChild(ABC):
         self._fd = -1
 
     def kill(self) -> None:
-        """End the process, and forget it. Does nothing once it has ended."""
+        """End the process, and forget it. Does nothing after its end."""
         if self._fd >= 0:
             process_info.send_signal(self.pid, signal.SIGKILL)
             self._forget()
 
     def _forget(self) -> None:
-        """Close the pipe, and take the child out of the table."""
+        """Close the pipe, and remove the child from the table."""
         self._table.remove(self)
         self.close_in_child()

@@ -1,8 +1,8 @@
-"""The system calls behind every child process: fork it, wait for it, end it with its parent.
+"""The system calls for child processes: fork them, wait for them, end them with their parent.
 
 A forked child is a copy of the arbiter, with its signal handlers, its exit functions, its buffered
-output and its open descriptors. `fork` makes an independent process of that copy before any other
-code runs in it. `ChildTable` decides which descriptors the child closes.
+output and its open descriptors. `fork` first detaches the copy from the arbiter, and then runs the
+child's code. `ChildTable` decides which descriptors the child closes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from servo.arbiter.signals import reset_in_child
 from servo.logs.error_log import forget_pending
@@ -27,18 +27,18 @@ log = logging.getLogger("servo.error")
 
 
 def fork(main: Callable[[], int], close: Callable[[], None]) -> int:
-    """Fork a child that runs `main` and exits with its result; return its pid. Raises OSError.
+    """Fork a child that runs `main` and exits with its result. Returns its pid. Raises OSError.
 
-    main    runs in the child once everything else is set up
-    close   runs in the child first, and closes the descriptors that are the arbiter's alone
+    main    runs in the child after its set-up
+    close   runs in the child first, and closes the descriptors that only the arbiter may have
 
-    All signals are blocked from before the fork until the child's handlers are set. A signal that
-    arrived in between would be written to the arbiter's socket, and stop the server.
+    All signals are blocked from before the fork until the child has set its handlers. Otherwise a
+    signal to the child would be written to the arbiter's socket, and might stop the server.
     """
     flush_output()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    # The garbage collector writes into every object that it examines, and each write would copy a
-    # page that the child shares with the arbiter. Frozen objects are left out.
+    # The garbage collector writes into every object that it examines, and each write makes a copy
+    # of a page that the child shares with the arbiter. It does not examine frozen objects.
     gc.freeze()
     try:
         pid = os.fork()
@@ -51,9 +51,9 @@ def fork(main: Callable[[], int], close: Callable[[], None]) -> int:
 
 
 def reap() -> Iterator[tuple[int, int]]:
-    """Wait for each process that has ended: its pid and its exit code. Never blocks.
+    """Yield the pid and exit code of each process that has ended. Never blocks.
 
-    The exit code of a process that a signal has ended is the signal's negative number.
+    If a signal has ended the process, the code is minus the signal's number.
     """
     while True:
         try:
@@ -66,12 +66,12 @@ def reap() -> Iterator[tuple[int, int]]:
 
 
 def wait(pid: int) -> int:
-    """Block until one child has ended; its exit code, as in `reap`."""
+    """Block until a child has ended. Returns its exit code, as in `reap`."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def wait_within(pid: int, limit_s: float) -> bool:
-    """Wait for the end of one child, for `limit_s` seconds at most. False if it has not ended."""
+    """Wait at most `limit_s` seconds for the end of a child. Returns False if it has not ended."""
     end = time.monotonic() + limit_s
     try:
         while os.waitpid(pid, os.WNOHANG) == (0, 0):
@@ -83,8 +83,33 @@ def wait_within(pid: int, limit_s: float) -> bool:
     return True
 
 
+def is_child(pid: int) -> bool:
+    """Whether a process is a child of this one, running or not yet reaped."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:
+        return False
+    return True
+
+
+def adopt_orphans() -> str | None:
+    """Become the parent of all orphaned descendants, as PID 1 is. Returns None, or the error.
+
+    Then this process can wait for them like for its own children (Linux only).
+    """
+    if not sys.platform.startswith("linux"):
+        return f"{sys.platform} has no PR_SET_CHILD_SUBREAPER"
+    import ctypes
+
+    set_child_subreaper = 36  # PR_SET_CHILD_SUBREAPER, see prctl(2)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(set_child_subreaper, 1, 0, 0, 0) != 0:
+        return f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(ctypes.get_errno())}"
+    return None
+
+
 def die_with(parent: int) -> None:
-    """Have the kernel end this child when its parent dies (Linux; elsewhere nothing happens).
+    """Let the kernel end this child when its parent dies. Only on Linux.
 
     parent   the pid of the process that forked this one
     """
@@ -96,30 +121,39 @@ def die_with(parent: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(set_death_signal, int(signal.SIGKILL), 0, 0, 0) != 0:
         log.debug("prctl(PR_SET_PDEATHSIG) failed: %s", os.strerror(ctypes.get_errno()))
-    if os.getppid() != parent:  # the parent died before the call of prctl
+    if os.getppid() != parent:  # the parent died before the call to prctl
         os._exit(1)
 
 
-def _live(main: Callable[[], int], close: Callable[[], None], mask: Iterable[int]) -> None:
-    """Run the child from its first instruction to its last.
+def _live(main: Callable[[], int], close: Callable[[], None], mask: Iterable[int]) -> NoReturn:
+    """Run the child from its first instruction to its last."""
 
-    This never returns, because the caller of `fork` would go on as a second arbiter.
-    """
-    code = 1
-    try:
-        # Exit functions of the arbiter and of its config file run once, in the arbiter.
+    def begin() -> int:
+        # Functions that the arbiter or its configuration file has registered must not run here.
         atexit._clear()
         reset_in_child()
         restore_prints()
         forget_pending()
         close()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return main()
+
+    run_to_exit(begin)
+
+
+def run_to_exit(main: Callable[[], int]) -> NoReturn:
+    """Run a function as the code of a forked process, and exit with its result.
+
+    Never returns: otherwise the code after the fork would run in two processes.
+    """
+    code = 1
+    try:
         code = main()
-        # os._exit runs no exit functions, but the app's libraries count on theirs.
+        # os._exit runs no atexit functions, but the app's libraries rely on theirs.
         atexit._run_exitfuncs()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:  # the child must not go on as an arbiter, whatever the error
+    except BaseException:  # the child must never continue as an arbiter
         log.exception("Process %d ends by an unexpected error", os.getpid())
     finally:
         flush_output()
@@ -127,7 +161,7 @@ def _live(main: Callable[[], int], close: Callable[[], None], mask: Iterable[int
 
 
 def flush_output() -> None:
-    """Write the output that is still buffered in the standard streams."""
+    """Write the buffered output of the standard streams."""
     _flush(sys.stdout)
     _flush(sys.stderr)
 
@@ -137,5 +171,5 @@ def _flush(stream: TextIO | None) -> None:
         return
     try:
         stream.flush()
-    except (OSError, ValueError) as error:  # its reader is gone, or it is closed
+    except (OSError, ValueError) as error:  # the stream has no reader, or is closed
         log.debug("An output stream can't be flushed: %s", error)

@@ -1,8 +1,8 @@
 """`--reload`: a child process that watches source files and reports each change.
 
-It is a process of its own because the library that it uses (watchfiles) starts threads, and a
-process with threads must not fork workers. It writes one line of JSON, a list of paths, to a pipe
-for each change. The arbiter reads the pipe in its loop.
+It is a separate process because its library (watchfiles) starts threads, and a process with threads
+must not fork workers. For each change it writes one line of JSON, a list of paths, to a pipe. The
+arbiter reads the pipe in its loop.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ log = logging.getLogger("servo.error")
 
 POLL_S = 0.5
 _WILD = frozenset("*?[")
-# Never worth watching, however the patterns are set: big, and changed by running the app.
+# Directories that are never watched, whatever the patterns say: they are big, and running the app
+# changes them.
 _SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages", ".git", ".venv", "venv"})
 
 
 class Watcher(PipeChild):
-    """The process that watches source files, seen from the arbiter.
+    """The arbiter's side of the process that watches source files.
 
-    settings    which files to watch (`reload_dirs`, `reload_include`, …)
+    settings    has the files to watch (`reload_dirs`, `reload_include`, …)
     table       forks the process
     on_change   takes a FileChanged event for each change
 
@@ -58,7 +59,7 @@ class Watcher(PipeChild):
         super().__init__(table, partial(_watch, files, os.getpid()))
 
     def on_ready(self, _mask: int) -> None:
-        """Read the changes that the process has reported."""
+        """Read the reported changes."""
         try:
             data = os.read(self._fd, 65536)
         except BlockingIOError:
@@ -71,23 +72,26 @@ class Watcher(PipeChild):
             self._on_change(events.FileChanged(tuple(json.loads(line))))
 
     def on_exit(self, _code: int) -> None:
-        """The process has ended although nobody asked it to. It is not started again."""
+        """Log that the process has ended unexpectedly. It is not started again."""
         self._forget()
-        log.warning("The watcher of source files has ended; changes go unnoticed now")
+        log.warning("The watcher of source files has ended; changes are not noticed any more")
 
 
 class Files:
-    """Decides which files are watched: matching ones below the directories, and the extra ones.
+    """Decides which files are watched: the matching ones in the directories, and the extra files.
 
-    Patterns follow the standard library's `fnmatch`, one path component at a time; `**` stands for
-    any number of directories. A pattern without a slash is the name of a file in any directory. A
-    pattern with a slash is a path, relative to a watched directory, to a directory below it, or to
-    `here`. As in uvicorn, given patterns are added to the default ones, an exclude that matches a
-    directory excludes everything in it, and an include that is a plain name, such as `.env`,
-    overrides every exclude.
+    Patterns follow the standard library's `fnmatch`, one path component at a time, and `**` matches
+    any number of directories. A pattern without a slash matches a file name in any directory. A
+    pattern with a slash is a path. It may be relative to a watched directory, to a directory below
+    that, or to `here`. As in uvicorn:
 
-    settings   `reload_dirs`, `reload_include`, `reload_exclude` and `reload_extra_files`
-    here       the server's working directory, by the name that a reload will resolve again
+    * given patterns are added to the default ones;
+    * an exclude that matches a directory excludes all files in it;
+    * an include without wildcards, such as `.env`, overrides every exclude.
+
+    settings   has `reload_dirs`, `reload_include`, `reload_exclude` and `reload_extra_files`
+    here       the path of the server's working directory. Its symbolic links are resolved again at
+               each reload
     """
 
     def __init__(self, settings: Settings, here: Path) -> None:
@@ -100,40 +104,40 @@ class Files:
         self._default_exclude = [text for text in RELOAD_EXCLUDE if text not in given]
         literal = {pattern.text for pattern in self._include if pattern.is_literal}
         self._certain = literal.difference(excluded)
-        # Patterns that name places outside of the directories.
+        # Patterns for places outside the directories.
         self._outside = {
             pattern: pattern.start
             for pattern in self._include
             if pattern.start is not None and not self._is_below(pattern.start)
         }
         for text in given:
-            # A directory is watched; the other patterns decide which of its files count.
+            # A pattern that names a directory only adds it; other patterns select the files in it.
             for found in map(Path, glob.glob(str(here / text))):
                 if found.is_dir() and not self._is_below(found):
                     self.directories.append(Path(os.path.normpath(found)))
 
     @property
     def places(self) -> list[Path]:
-        """The directories to look into, with all below them."""
+        """The directories to watch, with all their subdirectories."""
         return list(dict.fromkeys([*self.directories, *self._outside.values()]))
 
     @property
     def roots(self) -> list[Path]:
-        """The directories that exist now: `places`, and those of the extra files."""
-        # A file itself can't be watched: many editors replace it instead of writing to it.
+        """The existing directories among `places`, and the directories of the extra files."""
+        # Watch the directory, not the file: many editors replace a file instead of writing to it.
         roots = dict.fromkeys([*self.places, *(path.parent for path in self.extra)])
         return [root for root in roots if root.is_dir()]
 
     @property
     def extra(self) -> list[Path]:
-        """The extra files that exist now."""
+        """The existing extra files."""
         return [Path(found) for pattern in self._extra for found in glob.glob(pattern)]
 
     def targets(self) -> dict[Path, tuple[int, int]]:
-        """The device and inode of each root: they change when a link is switched."""
+        """The device and inode of each root. They change when a link gets a new target."""
         found = {}
         for root in self.roots:
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # the root was just removed
                 status = root.stat()
                 found[root] = status.st_dev, status.st_ino
         return found
@@ -167,15 +171,16 @@ class Files:
         return not any(
             fnmatch.fnmatchcase(part, text)
             for text in self._default_exclude
-            # Otherwise a pattern that names hidden files, `.github/*.yml`, would match nothing.
+            # A pattern for hidden files, such as `.github/*.yml`, must not be overruled by the
+            # default exclude of hidden files.
             if not any(pattern.names(text) for pattern in chosen)
             for part in parts
         )
 
     def _names(self, directory: Path, path: Path) -> list[tuple[tuple[str, ...], int]]:
-        """The names by which a pattern may call the file, each as its components.
+        """The paths by which a pattern can match the file, each as a tuple of components.
 
-        The number beside each name says how many components belong to the watched directory itself.
+        With each path comes the number of its first components that name the watched directory.
         """
         names = [(path.parts, len(directory.parts)), (path.relative_to(directory).parts, 0)]
         if path.is_relative_to(self.here):
@@ -190,10 +195,10 @@ class Files:
 class _Glob:
     """One pattern.
 
-    text         as it was given
-    is_literal   it has no wildcard
-    start        the directory to which it leads from `here` before its first wildcard; None for a
-                 plain file name, which matches in every directory
+    text         the pattern as it was given
+    is_literal   whether it has no wildcard
+    start        the directory before the first wildcard, relative to `here`; None for a plain file
+                 name, which matches in every directory
     """
 
     def __init__(self, text: str, here: Path) -> None:
@@ -208,13 +213,20 @@ class _Glob:
         self.start = start if self.is_literal or self._absolute or start != here else None
 
     def matches(self, parts: tuple[str, ...]) -> bool:
-        """Whether it matches this path. The parts of an absolute path begin with a slash."""
+        """Whether the pattern matches this path.
+
+        parts  the path's components; those of an absolute path begin with a slash
+        """
         if self._absolute != (parts[:1] == ("/",)):
             return False
         return _matches(self._parts, parts)
 
     def excludes(self, parts: tuple[str, ...], below: int) -> bool:
-        """Whether it matches the file, or a directory above it beyond the first `below` parts."""
+        """Whether the pattern matches the file or one of its parent directories.
+
+        parts  the components of the file's path
+        below  the number of first components that can't match: they name the watched directory
+        """
         return any(self.matches(parts[:end]) for end in range(below + 1, len(parts) + 1))
 
     def names(self, pattern: str) -> bool:
@@ -245,17 +257,17 @@ def _watch(files: Files, arbiter: int, fd: int) -> int:
 
 
 def _by_watchfiles(files: Files) -> Iterator[set[Path]]:
-    """Yield the files of each change, or the roots that now lead to another directory."""
+    """Yield the files of each change, and each root that is a link and gets a new target."""
     import watchfiles
 
     targets = files.targets()
     while True:
         roots = files.roots
         if not roots:
-            time.sleep(POLL_S)  # the link to the release is being switched
+            time.sleep(POLL_S)  # a deployment is just replacing the link to the release
         else:
-            # inotify watches the directory that a link led to at first. So the link itself is
-            # compared after each timeout.
+            # inotify keeps watching the old target of a link. So compare the targets after each
+            # timeout.
             for changes in watchfiles.watch(
                 *roots,
                 watch_filter=None,
@@ -269,7 +281,7 @@ def _by_watchfiles(files: Files) -> Iterator[set[Path]]:
                 if files.targets() != targets:
                     break
             else:
-                return  # interrupted
+                return  # by Ctrl-C
         now = files.targets()
         switched = {path for path, _ in targets.items() ^ now.items()}
         targets = now
@@ -278,7 +290,7 @@ def _by_watchfiles(files: Files) -> Iterator[set[Path]]:
 
 
 def _by_polling(files: Files) -> Iterator[set[Path]]:
-    log.info("Without watchfiles the source files are looked at every %g s", POLL_S)
+    log.info("Source files are checked every %g s, because watchfiles is not installed", POLL_S)
     before = {*_stamps(files), *files.targets().items()}
     while True:
         time.sleep(POLL_S)
@@ -306,4 +318,4 @@ def _stamp(path: Path) -> Iterator[tuple[Path, int]]:
     try:
         yield path, path.stat().st_mtime_ns
     except OSError:
-        return  # it was removed meanwhile, and its absence is a change
+        return  # it was just removed, and its absence is a change

@@ -3,8 +3,8 @@
 A chunked body is a series of chunks (a hexadecimal size, CRLF, the data, CRLF), a chunk of size 0,
 and a trailer section that ends with an empty line. A size may have extensions, which are ignored.
 
-The connection reads chunks itself instead of leaving them to its parser. Neither parser bounds
-extensions or says where a message ends, and h11 accepts size lines that llhttp refuses.
+The parsers of heads (llhttp, h11) don't read chunks, this module does: they don't limit extensions
+or report the end of a message, and h11 accepts size lines that llhttp refuses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from servo.http.events import Headers
     from servo.http.limits import Limits
 
-# 16 hexadecimal digits hold any length. More are an attempt to overflow somebody's integer.
+# 16 hexadecimal digits are enough for any length. More may be an attempt to overflow an integer.
 _DIGITS = 16
 _PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
@@ -28,12 +28,12 @@ _SIZE_LINE = re.compile(
     rb"([0-9A-Fa-f]{1,16})((?:[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?)*)"
     % (TOKEN.pattern, TOKEN.pattern, _QUOTED)
 )
-# A size line whose end has not arrived. Anything else can be refused at once.
+# The valid beginning of an incomplete size line. Other bytes can be refused at once.
 _SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}([ \t]*(?:;[\t -~\x80-\xff]*)?)\r?")
 _MAX_SIZE = 2**63 - 1
 
-# Bytes of extensions in a whole body, as a multiple of the limit for one chunk. Go allows 16 KiB
-# beyond the data, since CVE-2023-39326.
+# All extensions of a body together may have this many times the bytes that those of one chunk may
+# have. (Since CVE-2023-39326, Go limits them to 16 KiB more than the data.)
 _EXTENSIONS_FACTOR = 16
 
 _SIZE, _DATA, _DATA_END, _TRAILERS = range(4)
@@ -42,9 +42,9 @@ _SIZE, _DATA, _DATA_END, _TRAILERS = range(4)
 class ChunkedReader:
     """Reads one chunked body.
 
-    limits  bounds on the body, the extensions and the trailers
+    limits  the limits on the body, the extensions and the trailers
 
-    trailers  the trailer fields, once the body is complete
+    trailers  the trailer fields, after the body is complete
     """
 
     __slots__ = ("_checked", "_extensions", "_left", "_limits", "_received", "_state", "trailers")
@@ -55,7 +55,7 @@ class ChunkedReader:
         self._left = 0
         self._received = 0
         self._extensions = 0
-        # Bytes of an incomplete trailer section that have been checked.
+        # How many bytes of an incomplete trailer section were checked.
         self._checked = 0
         self.trailers: Headers = []
 
@@ -65,8 +65,9 @@ class ChunkedReader:
         buffer  received bytes
         start   offset of the first byte to read
 
-        Returns the data, the offset at which reading stopped, and whether the body is complete.
-        Pass the bytes behind that offset again, with more behind them. Raises `ProtocolError`.
+        Returns the data, the offset at which reading stopped, and whether the body is complete. In
+        the next call, pass the bytes from that offset on, followed by new ones. Raises
+        `ProtocolError`.
         """
         parts: list[bytes] = []
         pos = start

@@ -1,19 +1,18 @@
-"""An HTTP/1.1 connection as a server sees it, without I/O (RFC 9112).
+"""The server's side of an HTTP/1.1 connection, without I/O (RFC 9112).
 
-Bytes go in through `receive_data` and come out as events. Responses go in through `send_response`,
-or through `start_response`, `send_data` and `end_response`, and come out as bytes.
+`receive_data` turns received bytes into events. `send_response`, or `start_response`, `send_data`
+and `end_response`, turn a response into bytes.
 
-One request is handed out at a time. Further requests that the client has sent already (pipelining)
-wait as unparsed bytes until the response is complete. So pipelining needs no queue, and takes no
-more memory than the bytes that were read.
+The connection returns one request at a time. Further requests, which a pipelining client sends
+without waiting, stay unparsed until the response is complete. So pipelining needs no queue, and no
+memory except for the received bytes.
 
-A head ends at its empty line. The connection looks for that line, and gives the whole head to the
-parser, which sees nothing else. The connection reads the bodies itself, so where a message ends
-does not depend on the parser.
+A head ends at its empty line. The connection finds that line, and passes only whole heads to the
+parser. It reads bodies itself, so the end of a message does not depend on the parser.
 
-The ordinary request (one read that is one whole head) and the ordinary response (a whole body, a
-head like earlier ones) take a short way through `receive_data` and `send_response`. Other methods
-handle everything else.
+`receive_data` and `send_response` have a fast path for the common request (one read with one whole
+head) and for the common response (a whole body, a head like earlier ones). Other methods handle all
+other cases.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ from servo.http.serialise import (
     flat,
     informational_line,
     length_line,
+    not_a_body,
     status_line,
     tail_for,
     trailer_lines,
@@ -51,20 +51,21 @@ if TYPE_CHECKING:
 
 PARSERS = ("httptools", "h11")
 
-# Bytes that may wait behind the request being answered before reading pauses: one ordinary read.
+# How many bytes may wait after the current request, as many as one read may return. Above this,
+# reading pauses.
 _WAITING_BYTES = 65536
 # Field sections longer than this are not remembered.
 _REMEMBERED_BYTES = 4096
-# Empty lines that may precede a request line. RFC 9112 section 2.2 asks to ignore one; old clients
-# send two.
+# How many empty lines may precede a request line. RFC 9112 section 2.2 asks servers to ignore at
+# least one. Some old clients send two.
 _EMPTY_LINES = 8
 
-# The state of the incoming side. The ordinary request begins in _IDLE, which is the only false
-# value, so that `receive_data` can test for it without a comparison. `Final` lets mypyc compile
-# these names as numbers.
-_IDLE: Final = 0  # nothing has arrived since the last message
+# The state of the incoming side. The common request begins in _IDLE. Its value is 0, the only false
+# one, so `receive_data` can test for it without a comparison. `Final` lets mypyc compile the names
+# as numbers.
+_IDLE: Final = 0  # no byte has arrived since the last message
 _HEAD: Final = 1  # unparsed bytes wait: a part of a head, or requests for `next_event`
-_BODY: Final = 2  # a request was handed out, but its body is incomplete
+_BODY: Final = 2  # a request was returned, but its body is incomplete
 _DONE: Final = 3  # a request is complete, but its response is not
 _CLOSED: Final = 4  # nothing more is parsed
 
@@ -77,25 +78,25 @@ _UNTIL_CLOSE: Final = 4
 
 _WEBSOCKET_VERSION = b"Sec-WebSocket-Version: 13\r\n"
 
-# Bound once: `map` calls it for each field of an ordinary response.
+# Looked up only once, because `map` calls it for each field of a common response.
 _line_of = LINES.__getitem__
 
 
 class H1Connection:
     """One connection. It may move between threads, but is not thread-safe.
 
-    limits   bounds on what a client may send
+    limits   the limits on a client's data
     parser   "httptools" (llhttp) or "h11"
     server   the value of the Server field, or None for no such field
     date     whether to send a Date field
 
     want_read          False: stop reading, because enough bytes wait or the connection is over
-    response_started   a response head, or a whole response, has been produced
-    response_complete  the client is owed no response
-    close_after        close the connection once the response is complete
-    raw_body           the body is sent without framing: the driver may send a part of it itself,
-                       from a file say, and `account` for it
-    status             the status code of the current response, or of the last
+    response_started   whether a response head, or a whole response, was produced
+    response_complete  whether the client has got all of its responses
+    close_after        whether to close the connection after the response
+    raw_body           whether the body is sent without framing. If so, the driver may send a part
+                       itself, such as a file; it must then call `account`
+    status             the status code of the current or last response
     body_sent          bytes of the response's body so far, without framing
     """
 
@@ -138,26 +139,28 @@ class H1Connection:
     ) -> None:
         self._limits = limits
         self._fields = _backend(parser)
-        # A head that is no longer than the smallest limit on a length breaks none of these limits.
-        # Only the number of its fields must be checked.
+        # A head that is no longer than the smallest of these limits exceeds none of them. Only the
+        # number of its fields must be checked.
         self._small_head = min(limits.request_line, limits.header_field, limits.header_total) - 4
-        # The field section of the last head, and the judged fields if the one before was the same.
+        # The field section of the last head. If the head before it had the same one, also the
+        # parsed fields.
         self._previous = b""
         self._known: KnownFields | None = None
-        # How far the buffer was searched for the end of a head. Empty lines before that head.
+        # How far the buffer was searched for the end of a head, and how many empty lines came
+        # before the head.
         self._scanned = 0
         self._blank = 0
-        # Missing bytes of a body with a Content-Length, or the reader of a chunked body.
+        # The missing bytes of a body with a Content-Length, or the reader of a chunked body.
         self._body_left = 0
         self._chunks: ChunkedReader | None = None
         self._eof = False
         self._tail = tail_for(server, date)
         self._state = _IDLE
-        # The unparsed bytes are those of _buffer from _pos on.
+        # The unparsed bytes begin in _buffer at _pos.
         self._buffer = b""
         self._pos = 0
         self._request: Request | None = None
-        # Close after the response to the last request that has been received.
+        # Whether to close after the response to the last received request.
         self._last = False
         self._waits_for_continue = False
         self._framing = _UNDECIDED
@@ -173,19 +176,18 @@ class H1Connection:
     # --- receiving ------------------------------------------------------------------------------
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> Event | None:
-        """Take received bytes; return the next event, if there is one by now.
+        """Take received bytes. Returns the next event; None if more bytes are needed.
 
         data  the bytes that were read
 
-        At most one event comes of a read. Call `next_event` when the response is complete.
+        One call returns at most one event. Call `next_event` when the response is complete.
         """
         if data.__class__ is not bytes:
             data = bytes(data)
         if not self._state:
             end = data.find(b"\r\n\r\n")
-            # The ordinary read: a head that no empty line precedes, and perhaps bytes behind it.
-            # One `find` takes the place of a state machine, and a head that is all of the read is
-            # parsed without being copied.
+            # The common case: the read begins with a whole head. One `find` replaces a state
+            # machine. If there are no bytes after the head, it is not copied.
             if 0 < end < self._small_head and data[0] > 32:
                 end += 4
                 rest = len(data) - end
@@ -210,7 +212,7 @@ class H1Connection:
         return self._receive_more(data)
 
     def _get_to_know(self, head: bytes, request: Request) -> None:
-        """Remember the judged fields once two requests in a row have had the same."""
+        """Remember the parsed fields if two requests in a row have had the same."""
         fields = head.partition(b"\r\n")[2]
         if fields == self._previous and KnownFields.fit(request):
             self._known = KnownFields(fields, request)
@@ -219,12 +221,13 @@ class H1Connection:
             self._previous = fields if len(fields) <= _REMEMBERED_BYTES else b""
 
     def forget(self) -> None:
-        """Drop what is remembered of earlier requests. Drivers call this on idle connections."""
+        """Release the memory of earlier requests. Drivers call this on idle connections."""
+        self._fields.forget()
         self._known = None
         self._previous = b""
 
     def receive_eof(self) -> Event | None:
-        """The client sends no more. Complete requests are still answered, a partial one refused.
+        """Note that the client sends no more. An incomplete request is refused.
 
         Returns the next event, if the end of the input causes one.
         """
@@ -245,27 +248,35 @@ class H1Connection:
 
     @property
     def in_head(self) -> bool:
-        """A part of a head has arrived."""
+        """Whether a part of a head has arrived."""
         return self._state == _HEAD and self.response_complete
 
     @property
     def idle(self) -> bool:
-        """No bytes wait, and no response is owed."""
+        """Whether no received bytes wait, and no response is outstanding."""
         return self._state == _IDLE
 
     def take_over(self) -> bytes:
-        """Leave the connection to another protocol; return the bytes that are not parsed yet."""
+        """Leave the connection to another protocol. Returns the unparsed bytes."""
         rest = self._buffer[self._pos :]
-        self._close()
+        self.close()
         self.response_started = self.response_complete = True
         return rest
 
+    def close(self) -> None:
+        """Stop parsing, and free the buffer."""
+        self._state = _CLOSED
+        self._buffer = b""
+        self._pos = 0
+        self.close_after = True
+        self.want_read = False
+
     def close_next(self) -> None:
-        """Close the connection after the responses to the requests that have been received."""
+        """Close the connection after the responses to all received requests."""
         self._last = True
 
     def _receive_more(self, data: bytes) -> Event | None:
-        """Take received bytes in any state, when they are not the ordinary read."""
+        """Take received bytes in any state: all cases but the common one."""
         state = self._state
         if state == _CLOSED:
             return None
@@ -283,7 +294,7 @@ class H1Connection:
         return self.next_event() if state == _HEAD else self._take_next()
 
     def _settle_buffer(self) -> None:
-        """Drop or keep the buffer after a message, or a part of one, was taken from it."""
+        """Drop or keep the buffer, after a message or a part of one was taken from it."""
         if self._pos == len(self._buffer):
             self._drop_buffer()
         elif self._state == _BODY:
@@ -294,7 +305,7 @@ class H1Connection:
     def _pause_if_full(self) -> None:
         """Pause reading if enough requests wait.
 
-        Reading resumes only when the whole buffer was taken, so each byte is counted only once.
+        Reading resumes only when the whole buffer is used up. So no byte is examined twice.
         """
         if self.want_read:
             waiting = self._buffer
@@ -328,7 +339,7 @@ class H1Connection:
         return self._admit(request, head)
 
     def _wait_idle(self) -> None:
-        """Wait for the next request; or close, if the client has ended its side."""
+        """Wait for the next request, or close if the client has ended its side."""
         self._state = _IDLE
         self._drop_buffer()
         self.close_after = self._eof
@@ -354,7 +365,7 @@ class H1Connection:
         return None
 
     def _admit(self, request: Request, head: bytes) -> Event:
-        """Hand out a request, with the part of its body that has arrived."""
+        """Return a request, with the part of its body that has arrived."""
         limits = self._limits
         self._scanned = self._blank = 0
         if len(request.headers) > limits.header_count:
@@ -404,7 +415,7 @@ class H1Connection:
         return None
 
     def _read_body(self) -> tuple[bytes, bool]:
-        """Take body bytes from the buffer; also return whether they complete the body."""
+        """Take body bytes from the buffer. Returns them, and whether they complete the body."""
         if self._chunks is not None:
             data, self._pos, complete = self._chunks.read(self._buffer, self._pos)
             return data, complete
@@ -416,8 +427,8 @@ class H1Connection:
     def _refuse_head(self, error: ProtocolError, head: bytes) -> Refused:
         """Refuse a complete head.
 
-        The error is that of the first faulty line, as if the head had come line by line: it must
-        not depend on how the bytes were cut into packets.
+        The error is that of the first faulty line, as if the head had arrived line by line. So the
+        error does not depend on how the bytes were cut into packets.
         """
         try:
             check_lines(head, 0, self._limits)
@@ -426,7 +437,7 @@ class H1Connection:
         return self._refuse(error, head)
 
     def _refuse(self, error: ProtocolError, head: bytes = b"") -> Refused:
-        """Make the event for a broken rule, and stop parsing."""
+        """Return the event for a broken rule, and stop parsing."""
         request = self._request
         in_body = self._state == _BODY
         if in_body and request is not None:
@@ -435,7 +446,7 @@ class H1Connection:
             method, target = glimpse(head)
             self._request = None
             self.response_started = self.response_complete = False
-        self._close()
+        self.close()
         return Refused(error, in_body, method, target)
 
     def _drop_buffer(self) -> None:
@@ -446,14 +457,14 @@ class H1Connection:
     # --- responding ------------------------------------------------------------------------------
 
     def send_response(self, status: Status, headers: Iterable[HeaderItem], body: Body) -> bytes:
-        """Frame a whole response; return its bytes.
+        """Frame a whole response. Returns its bytes.
 
         status   an int, or a string as in WSGI ("200 OK")
         headers  pairs of name and value, both bytes or both str (latin-1); a missing
                  Content-Length is added
         body     the whole body
 
-        Raises `LocalProtocolError`. Nothing has changed then, so another response can be sent.
+        Raises `LocalProtocolError`. The state is unchanged then, so another response can be sent.
         """
         request = self._request
         if headers.__class__ is not list:
@@ -466,11 +477,11 @@ class H1Connection:
             and request.version == "1.1"
             and type(body) is bytes
         ):
-            # The ordinary response: the lines for this status, each of these fields and this length
-            # are in the caches, so one `map` and one `join` make the head. The types are checked
-            # first, because an object of another type (a subclass of str, say) may claim to equal a
-            # cached key that it differs from. The checks are written out here, since a call for
-            # each field would cost more than the check.
+            # The common response: the caches have the lines for this status, each of these fields
+            # and this length, so one `map` and one `join` make the head. Check the types first: an
+            # object of another type (such as a subclass of str) may equal a cached key, although
+            # its text differs. The checks are written out here, because a function call for each
+            # field would cost more than the check.
             size = len(body)
             lengths = 0
             try:
@@ -484,7 +495,7 @@ class H1Connection:
                         raise KeyError
                     if kind is not bytes and kind is not str:
                         raise KeyError
-                    if len(name) == 14:  # Content-Length, or hardly anything else
+                    if len(name) == 14:  # almost always Content-Length
                         lengths += 1
                 code, line = STATUSES[status]
                 parts = [line, *map(_line_of, headers)]
@@ -507,18 +518,18 @@ class H1Connection:
     def start_response(
         self, status: Status, headers: Iterable[HeaderItem], first: int = 0
     ) -> bytes:
-        """Frame the head of a response whose body follows; return its bytes.
+        """Frame the head of a response. The body follows. Returns the bytes of the head.
 
         status, headers  as in `send_response`
-        first            bytes of the body that are known to follow
+        first            the number of body bytes that are known to follow
 
-        Raises `LocalProtocolError`, also if `first` exceeds the Content-Length. Nothing has changed
-        then, so another response can be sent.
+        Raises `LocalProtocolError`, also if `first` exceeds the Content-Length. The state is
+        unchanged then, so another response can be sent.
         """
         return self._start(status, collect(headers), None, first)
 
     def send_data(self, data: Body) -> Body:
-        """Frame a part of the body. Raises `LocalProtocolError` past the Content-Length."""
+        """Frame a part of the body. Raises `LocalProtocolError` if it exceeds Content-Length."""
         framing = self._framing
         if framing == _CHUNKED:
             self.body_sent += len(data)
@@ -531,7 +542,7 @@ class H1Connection:
     def account(self, n: int) -> None:
         """Count `n` body bytes that the driver sends itself, while `raw_body` is true.
 
-        Raises `LocalProtocolError` past the Content-Length.
+        Raises `LocalProtocolError` if the body exceeds its Content-Length.
         """
         if self._framing == _LENGTH:
             if n > self._response_left:
@@ -539,16 +550,16 @@ class H1Connection:
                 raise LocalProtocolError("more body than Content-Length says")
             self._response_left -= n
         elif self._framing != _UNTIL_CLOSE:
-            raise LocalProtocolError("body data without a response that could have it")
+            raise LocalProtocolError("body data, but there is no response that could have a body")
         self.body_sent += n
 
     def end_response(self, trailers: Iterable[HeaderItem] = ()) -> bytes:
-        """End the response; return its last bytes.
+        """End the response. Returns its last bytes.
 
         trailers  pairs as in `send_response`; sent only if the body is chunked
 
-        If the body is shorter than its Content-Length, the connection closes: nothing else tells
-        the client that the response is incomplete.
+        If the body is shorter than its Content-Length, the connection closes. Only this shows the
+        client that the response is incomplete.
         """
         framing = self._framing
         if framing == _UNDECIDED:
@@ -567,19 +578,19 @@ class H1Connection:
         status   100 to 199, except 101
         headers  pairs as in `send_response`
 
-        Returns no bytes for an HTTP/1.0 client, which knows no such responses.
+        Returns no bytes for an HTTP/1.0 client, as HTTP/1.0 has no such responses.
         """
         request = self._owed()
         parts = [informational_line(status), *collect(headers).lines, b"\r\n"]
         return b"" if request.version == "1.0" else b"".join(parts)
 
     def upgrade(self, protocol: bytes, headers: Iterable[HeaderItem]) -> bytes:
-        """Frame a 101 response: both sides speak another protocol after it.
+        """Frame a 101 response: afterwards both sides use another protocol.
 
         protocol  the protocol, as in the Upgrade field
         headers   pairs as in `send_response`
 
-        `take_over` returns what the client has sent in that protocol already.
+        `take_over` returns the bytes that the client has already sent in that protocol.
         """
         request = self._owed()
         given = collect(headers)
@@ -590,7 +601,7 @@ class H1Connection:
         return b"".join((switch % protocol, *given.lines, self._tail_of(given, False, request)))
 
     def send_continue(self) -> bytes:
-        """Frame a 100 Continue if the client waits for one. Call this when the body is wanted."""
+        """Frame a 100 Continue if the client waits for one. Call this to request the body."""
         if not self._waits_for_continue or self.response_started or self._state != _BODY:
             return b""
         self._waits_for_continue = False
@@ -606,7 +617,7 @@ class H1Connection:
         """
         method = event.method if self._request is None else self._request.method
         begun = self.response_started and (event.in_body or not self.response_complete)
-        self._close()
+        self.close()
         self._request = None
         self._framing = _UNDECIDED
         self.raw_body = False
@@ -617,7 +628,7 @@ class H1Connection:
         text = b"%b: %b\n" % (line[9:-2], event.error.reason.encode("ascii", "backslashreplace"))
         fields = collect(headers).lines
         if self.status == 426:
-            # The response must say what is supported (RFC 9110 section 15.5.22, RFC 6455 4.4).
+            # Name the supported version (RFC 9110 section 15.5.22, RFC 6455 section 4.4).
             fields += (b"Upgrade: websocket\r\nConnection: Upgrade\r\n", _WEBSOCKET_VERSION)
         if event.error.retry_after_s:
             fields += (b"Retry-After: %d\r\n" % event.error.retry_after_s,)
@@ -625,7 +636,7 @@ class H1Connection:
         return b"".join((line, *fields, self._tail.close, b"" if method == "HEAD" else text))
 
     def _send_new(self, status: Status, given: Collected, body: Body) -> bytes:
-        """Frame an otherwise ordinary response that has an uncached line in its head."""
+        """Frame a response that is common, except that some lines of its head are not cached."""
         size = len(body)
         code, line = status_line(status)
         if given.unusual or given.length not in (None, size) or code in (204, 304):
@@ -639,7 +650,7 @@ class H1Connection:
     def _sent(self, code: int, parts: list[bytes], body: Body) -> bytes:
         parts.append(self._tail.keep)
         parts.append(body)
-        # Before any state changes, because it raises TypeError if the body is not bytes.
+        # Join before changing any state: this raises TypeError if the body is not bytes.
         data = b"".join(parts)
         self.status = code
         self.body_sent = len(body)
@@ -649,7 +660,7 @@ class H1Connection:
         return data
 
     def _sent_last(self, code: int, parts: list[bytes], body: Body, request: Request) -> bytes:
-        """Like `_sent`, if the connection may have to close after the response."""
+        """Like `_sent`, for a response after which the connection may have to close."""
         if request.keep_alive and self._next_is_whole():
             return self._sent(code, parts, body)
         parts.append(self._tail.close)
@@ -663,7 +674,7 @@ class H1Connection:
 
     def _send_unusual(self, status: Status, given: Collected, body: Body) -> bytes:
         if not isinstance(body, (bytes, bytearray, memoryview)):
-            raise LocalProtocolError(f"a response body is made of bytes, not {type(body).__name__}")
+            raise not_a_body(body)
         if type(body) is memoryview:
             body = flat(body)
         head = self._start(status, given, len(body))
@@ -677,7 +688,7 @@ class H1Connection:
     def _start(self, status: Status, given: Collected, whole: int | None, first: int = 0) -> bytes:
         """Decide how the body is delimited, and frame the head.
 
-        whole  the length of the body, if the response is complete with it; None if a body follows
+        whole  the length of the body, if it is complete; None if a body follows
         first  as in `start_response`
         """
         request = self._owed()
@@ -733,10 +744,11 @@ class H1Connection:
         return b"%b\r\n" % b"".join(lines)
 
     def _ends_with(self, complete: bool) -> bool:
-        """Whether the connection must close after the response that is being framed.
+        """Whether the connection must close after the current response.
 
-        complete  the response has no further parts. If the request's body is incomplete, the
-                  connection closes: the rest might never come, and reading it would be wasted work.
+        complete  whether the response has no further parts. If so, and the request's body is
+                  incomplete, the connection closes: the rest of the body might never arrive, and
+                  reading it would be wasted work
         """
         request = self._request
         if request is None or not request.keep_alive or self._state == _CLOSED:
@@ -759,21 +771,13 @@ class H1Connection:
         if self._state == _DONE and not self.close_after:
             self._state = _HEAD if self._buffer else _IDLE
         else:
-            # The rest of an unread body can't be told from a next request.
-            self._close()
-
-    def _close(self) -> None:
-        """Stop parsing, and free the buffer."""
-        self._state = _CLOSED
-        self._buffer = b""
-        self._pos = 0
-        self.close_after = True
-        self.want_read = False
+            # Otherwise the unread rest of the body would be parsed as the next request.
+            self.close()
 
     def _next_is_whole(self) -> bool:
-        """Whether the buffer holds a complete request, or one to refuse.
+        """Whether the buffer has a complete request, or one to refuse.
 
-        If so, the response before it must not announce the end of the connection.
+        If so, the current response must not announce the end of the connection.
         """
         waiting = self._buffer[self._pos :]
         if not waiting:

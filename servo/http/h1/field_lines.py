@@ -1,7 +1,7 @@
 """The grammar of field lines, read strictly (RFC 9112 section 5), and their limits.
 
-Incomplete heads and trailer sections are checked as they arrive, however they are cut into packets.
-The module `headers` knows what the fields mean.
+Heads and trailer sections are checked while they arrive. The result does not depend on how they are
+cut into packets. The module `headers` interprets the fields.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 def split_fields(head: bytes) -> Headers:
     """Split a head into its fields. Raises `ProtocolError` for a line that breaks the grammar.
 
-    head  the head; its first line, which may be empty, is skipped, and its last must be empty
+    head  the head. Its first line is skipped, and may be empty. Its last line must be empty
 
     Returns pairs of the name in lower case and the value without white space around it.
     """
@@ -41,8 +41,8 @@ def check_field_lines(part: bytes, section: int, new: int, count: int, limits: L
 
     part     the received bytes
     section  offset of the first field line in them
-    new      offset of the bytes that the last call did not see
-    count    the number of field lines allowed
+    new      offset of the bytes that are new since the last call
+    count    the allowed number of field lines
     limits   the other limits
 
     Raises `ProtocolError` for a line that breaks the grammar or a limit.
@@ -54,14 +54,14 @@ def check_field_lines(part: bytes, section: int, new: int, count: int, limits: L
         end = part.find(b"\r\n", start)
         if end == start:
             return
-        # Faults beyond the end of a limit are ignored, because the same bytes, cut into other
-        # packets, would have exceeded the limit first.
+        # Ignore faults after the byte that exceeds a limit: if the bytes arrived in smaller
+        # packets, the limit would be reported first.
         room = section + limits.header_total - 2 - start
         stop = check_line(part, start, end, new, min(limits.header_field - 2, room))
         if stop - start > limits.header_field - 2:
             raise ProtocolError(431, "field line too long")
         if stop == start:
-            return  # it may be the empty line that is coming
+            return  # it may be the beginning of the empty line
         if stop - start > room:
             raise ProtocolError(431, "field lines too long in total")
         if end < 0:
@@ -80,10 +80,10 @@ def check_line(part: bytes, start: int, end: int, new: int, limit: int) -> int:
     part   the received bytes
     start  offset of the line
     end    offset of its CRLF, or -1 if that has not arrived
-    new    offset of the bytes that the last call did not see
-    limit  bytes that the line may have
+    new    offset of the bytes that are new since the last call
+    limit  the maximum length of the line, in bytes
     """
-    # A CR at the very end may be half of the CRLF.
+    # A CR at the very end may be the first half of the CRLF.
     stop = end if end >= 0 else len(part) - part.endswith(b"\r")
     if _CONTROL.search(part, max(start, new - 1), min(stop, start + limit)):
         raise ProtocolError(400, "control character, bare CR or bare LF")

@@ -1,13 +1,12 @@
-"""Remembering the fields of a connection's requests, so that repeated ones are judged only once.
+"""Remembers the fields of a connection's requests, to parse repeated ones only once.
 
-Clients repeat most of their fields byte by byte, request after request. (The compression of HTTP/2
-relies on the same fact.) If the version and everything behind the request line equal those of the
-last request, only the method and the target are read, by the rules that `headers` has for ordinary
-ones.
+Most clients send the same fields, byte for byte, with every request. (The compression of HTTP/2
+relies on this, too.) If the version and all bytes after the request line are those of the last
+request, only the method and the target are parsed, by the same rules as in `headers`.
 
-The comparison is exact: all bytes behind the first CRLF, which ends the request line (RFC 9112
+The comparison is exact: all bytes after the first CRLF, which ends the request line (RFC 9112
 section 3), must be equal. If only the end of a head were compared, a client could hide a
-Content-Length in front of the remembered fields, and its body would run as a second request.
+Content-Length before the remembered fields, and the body would be parsed as a second request.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from servo.http.headers import METHODS, TARGET_CHARS
 
 
 class KnownFields:
-    """A field section that the last requests of a connection had in common, and its meaning.
+    """The common field section of a connection's last requests, and its parsed form.
 
-    fields   the bytes of a head behind its request line, CRLFs included
-    request  the request that was read from that head
+    fields   the bytes of a head after its request line, with CRLFs
+    request  the request that was parsed from that head
     """
 
     __slots__ = (
@@ -38,7 +37,7 @@ class KnownFields:
         self._fields = fields
         self._version = request.version
         self._protocol = b"HTTP/" + request.version.encode("ascii")
-        # A copy, because an application may change the list that it gets.
+        # A copy, because an application may change its list.
         self._headers = tuple(request.headers)
         self._named = request.named
         self._keep_alive = request.keep_alive
@@ -47,10 +46,10 @@ class KnownFields:
 
     @staticmethod
     def fit(request: Request) -> bool:
-        """Whether the fields of this request mean the same behind every request line.
+        """Whether this request's fields mean the same with any request line, so we can reuse them.
 
-        Upgrade does not, since only GET requests may upgrade. Chunked bodies are left out because
-        each needs a reader of its own.
+        Fields with Upgrade don't, because only GET requests may upgrade. Requests with a chunked
+        body are left out for another reason: each needs its own reader.
         """
         return (
             (request.content_length is not None or not request.more_body)
@@ -60,7 +59,7 @@ class KnownFields:
         )
 
     def recall(self, head: bytes) -> Request | None:
-        """The request of this head, if it has exactly these fields and this version; else None."""
+        """The request of this head if its fields and version are the remembered ones; else None."""
         request_line, _, fields = head.partition(b"\r\n")
         if fields != self._fields:
             return None
@@ -70,8 +69,8 @@ class KnownFields:
         target = line[1]
         name = METHODS.get(line[0])
         if name is None or name == "CONNECT" or target.translate(None, TARGET_CHARS):
-            # This leaves out the characters that `read_request_line` allows in queries: they are
-            # rare.
+            # The target may still be valid: `read_request_line` allows more characters in queries,
+            # but these are rare.
             return None
         if not target.startswith(b"/"):
             return None

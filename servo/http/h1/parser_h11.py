@@ -1,4 +1,4 @@
-"""The pure-Python parser of heads: h11. Tests compare it with llhttp as a second opinion."""
+"""A pure-Python parser of heads: h11. Tests also use it to check llhttp's results."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ if TYPE_CHECKING:
     from servo.http.events import Headers
 
 _FOLD = re.compile(rb"\r\n[ \t]")
-# h11 normalises these values ("5, 5" to "5", "Chunked" to "chunked"), but `headers` must judge them
-# as they were sent.
+# h11 changes these values ("5, 5" to "5", "Chunked" to "chunked"), but `headers` must check them as
+# they were sent.
 _NORMALISED = re.compile(rb"\r\n(content-length|transfer-encoding):[ \t]*([^\r]*)", re.IGNORECASE)
 
 
 class H11Fields:
-    """Parses a whole head into its fields. One object serves one connection."""
+    """Parses a whole head into its fields. One object serves one connection.
+
+    Returns the same as `HttptoolsFields`.
+    """
 
     __slots__ = ()
 
-    def __call__(self, head: bytes) -> Headers:
-        # For the sake of old clients h11 accepts control characters in values, lines that end in a
-        # bare LF, and folded lines.
+    def __call__(self, head: bytes) -> tuple[Headers, dict[bytes, bytes]]:
+        # Refuse control characters in values, lines that end in a bare LF, and folded lines: h11
+        # accepts them for the sake of old clients.
         if STRAY.search(head):
             raise ProtocolError(400, "control character, bare CR or bare LF in the head")
         if _FOLD.search(head):
@@ -36,7 +39,7 @@ class H11Fields:
         try:
             event = connection.next_event()
         except h11.RemoteProtocolError as error:
-            # Its message may quote bytes of the client, so it must not reach the log.
+            # Don't log h11's message: it may quote bytes of the client.
             raise ProtocolError(400, "malformed head (h11)") from error
         if not isinstance(event, h11.Request):
             raise ProtocolError(400, "incomplete head (h11)")
@@ -44,7 +47,11 @@ class H11Fields:
         if len(fields) != head.count(b"\r\n") - 2:
             raise ProtocolError(400, "repeated Content-Length")
         sent = {match[1].lower(): match[2] for match in _NORMALISED.finditer(head)}
-        return [(name, sent.get(name, value)) for name, value in fields]
+        found = [(name, sent.get(name, value)) for name, value in fields]
+        return found, dict(found)
+
+    def forget(self) -> None:
+        """Do nothing: no fields are kept."""
 
     def renew(self) -> None:
-        """Do nothing: every head gets an h11 connection of its own."""
+        """Do nothing: every head gets a new h11 connection."""

@@ -34,7 +34,7 @@ SETTINGS = [
     Setting(
         name="chdir",
         type=Directory(),
-        default=None,  # loading the settings fills in the directory that the server starts in
+        default=None,  # replaced by the start directory when the settings are loaded
         nullable=True,
         section=_APP,
         reloadable=False,
@@ -72,8 +72,8 @@ secrets into a file or the environment.""",
         section=_APP,
         help="The path that the app is mounted at: SCRIPT_NAME, or ASGI's root_path.",
         details="""\
-Write it as text (`/café`) or percent-encoded (`/caf%C3%A9`); both mean the same. The app gets it
-decoded, as it gets request paths.""",
+Write it as text (`/café`) or percent-encoded (`/caf%C3%A9`); both mean the same. The app gets the
+decoded path, as for requests.""",
     ),
     Setting(
         name="lifespan",
@@ -153,8 +153,9 @@ Unset: the first that exists of `servo.toml`, `pyproject.toml` with a `[tool.ser
         details="""\
 A pattern without a slash (`*.html`, `.env`) matches file names. A pattern with a slash
 (`templates/**/*.html`) matches paths relative to a watched directory, to `chdir`, or to a directory
-below them; `*` doesn't match a slash, and `**` matches any number of directories. A pattern without
-`*`, `?` or `[` takes precedence over `reload_exclude`. A directory given here is watched like those
+below these; `*` doesn't match a slash, and `**` matches any number of directories. A pattern
+without `*`, `?` or `[` takes precedence over `reload_exclude`. A directory given here is watched
+like those
 of `reload_dirs`.""",
     ),
     Setting(
@@ -165,10 +166,10 @@ of `reload_dirs`.""",
         reloadable=False,
         help="Files and directories not to watch; may be repeated.",
         details="""\
-Patterns of the same form as in `reload_include`; they add to the defaults. Excluding a directory
-excludes everything in it. `reload_include` overrides the defaults: repeating one of them there
-turns it off, and a pattern such as `.github/*.yml` includes files that a default would exclude.
-`*.py` here turns off watching `*.py` files.""",
+Patterns of the same form as in `reload_include`, in addition to the defaults. Excluding a directory
+excludes everything in it. To turn a default off, repeat it in `reload_include`. There, a pattern
+such as `.github/*.yml` also includes files that a default would exclude. With `*.py` in
+`reload_exclude`, `*.py` files are not watched.""",
     ),
     Setting(
         name="reload_extra_files",

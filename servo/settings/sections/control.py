@@ -47,11 +47,13 @@ SETTINGS = [
         reloadable=False,
         help="The path of the control socket. Unset: a path in the runtime directory.",
         details=(
-            "The runtime directory is the first of `$XDG_RUNTIME_DIR/servo`, "
+            "The runtime directory is the first of `$RUNTIME_DIRECTORY`, `$XDG_RUNTIME_DIR/servo`, "
             "`/run/user/<uid>/servo`, `/run/servo` and `/tmp/servo-<uid>` that can be created or "
-            "used; its mode is 0700. The socket's name there is `<name>-<pid>.sock`, from "
-            "`proc_name` (or the app) and the arbiter's process id. The runtime directory also "
-            "lists sockets at other paths, so that servoctl finds them."
+            "used; its mode is 0700. systemd sets `$RUNTIME_DIRECTORY` for a service with "
+            "`RuntimeDirectory=servo` or `RuntimeDirectory=servo-NAME`; other names are not used, "
+            "because servoctl does not look there. In the runtime directory, the socket's name is "
+            "`<name>-<pid>.sock`, from `proc_name` (or the app) and the arbiter's process id. The "
+            "runtime directory also lists sockets at other paths, so that servoctl finds them."
         ),
     ),
     Setting(

@@ -99,9 +99,9 @@ responses of a worker together may use 64 times as much. The default is that of 
         section=_HTTP,
         help="How much of a worker's responses may wait on disk; beyond it, the app waits.",
         details="""\
-The files are in `tmp_upload_dir`. One response takes at most as much as it leaves for the others.
-With 0, nothing goes to disk, and the app waits as soon as `response_buffer_size` is full. nginx
-allows 1 GiB for each response.""",
+The files are in `tmp_upload_dir`. One response may use at most half of the space that the others
+leave free. With 0, nothing is put on disk, and the app waits as soon as `response_buffer_size` is
+full. nginx allows 1 GiB for each response.""",
     ),
     Setting(
         name="tmp_upload_dir",
@@ -216,13 +216,13 @@ Peers on a Unix socket are trusted if this setting has its default, or if it lis
         ),
         default=list(DEFAULT_FIELDS),
         section=_PROXIES,
-        help="The facts that a trusted proxy's fields may state: for, proto, host, prefix.",
+        help="The claims that are accepted from a trusted proxy: for, proto, host, prefix.",
         details="""\
 `for` is the client's address (X-Forwarded-For, Forwarded), `proto` the scheme
 (`secure_scheme_headers`, Forwarded). `host` replaces Host (X-Forwarded-Host, Forwarded), and
 `prefix` becomes SCRIPT_NAME or `root_path` (X-Forwarded-Prefix). Add `host` and `prefix` only if
-the proxy sets these fields itself: if it passes on those of the client, any client can choose them,
-and with them the links that the app builds. Empty: no field is trusted.""",
+the proxy sets these fields itself. If it passes on the client's fields, any client can choose their
+values, and so the links that the app builds. Empty: no field is trusted.""",
     ),
     Setting(
         name="proxy_protocol",
@@ -236,7 +236,7 @@ and with them the links that the app builds. Empty: no field is trusted.""",
         help="Expect a PROXY protocol header on each connection: v1, v2, or either (auto).",
         details="""\
 When this is on, a connection must begin with the header and come from `proxy_allow_ips`; all others
-are refused. The client that the header names takes the peer's place, also for
+are refused. The address in the header then counts as the peer's address, also for
 `forwarded_allow_ips`.""",
     ),
     Setting(
@@ -259,6 +259,6 @@ Peers on a Unix socket may send one if this setting has its default, or if it li
             "X-FORWARDED-SSL": "on",
         },
         section=_PROXIES,
-        help="Fields and values with which a trusted proxy says that its client used https.",
+        help="The fields and values by which a trusted proxy says that its client used https.",
     ),
 ]

@@ -1,24 +1,12 @@
-"""Settings of HTTP/2, which the `async` worker speaks."""
+"""Settings of HTTP/2, for the `async` worker."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from servo.http.negotiate import ALPN, has_http2
+from servo.http.negotiate import ALPN
 from servo.settings.setting import Setting
 from servo.settings.types import Choice, Size, TextList, Whole
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 _HTTP2 = "HTTP/2"
-_MISSING = "HTTP/2 needs the h2 library: pip install 'servo-server[http2]'"
-
-
-class NotInstalledError(ValueError):
-    """A value that asks for HTTP/2 while the h2 library is not installed."""
-
-    advice = _MISSING
 
 
 def _version(text: str) -> str:
@@ -28,28 +16,10 @@ def _version(text: str) -> str:
     return version
 
 
-class Versions(TextList):
-    """Versions of HTTP, the preferred one first."""
-
-    def check(self, value: Any, base: Path) -> None:
-        """Raise NotInstalledError if the value names HTTP/2 and h2 is not installed."""
-        if "h2" in value and not has_http2():
-            raise NotInstalledError
-
-
-class Cleartext(Choice):
-    """How HTTP/2 may begin without TLS."""
-
-    def check(self, value: Any, base: Path) -> None:
-        """Raise NotInstalledError if the value allows HTTP/2 and h2 is not installed."""
-        if value != "off" and not has_http2():
-            raise NotInstalledError
-
-
 SETTINGS = [
     Setting(
         name="http_protocols",
-        type=Versions(
+        type=TextList(
             metavar="h2,h1",
             valid="h1, h2, or both, the preferred one first",
             commas=True,
@@ -60,12 +30,12 @@ SETTINGS = [
         section=_HTTP2,
         help="The HTTP versions offered to TLS clients, the preferred one first.",
         details="""\
-Unset: `h2,h1` if the h2 library is installed, else `h1`. Only the `async` worker speaks HTTP/2;
+Unset: `h2,h1`. Only the `async` worker speaks HTTP/2;
 other workers offer HTTP/1.1 alone. Clients that choose no version get HTTP/1.1.""",
     ),
     Setting(
         name="http2_cleartext",
-        type=Cleartext(
+        type=Choice(
             ("off", "prior-knowledge", "upgrade", "both"),
             {"false": "off", "true": "both", "0": "off", "1": "both"},
         ),

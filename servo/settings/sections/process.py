@@ -29,7 +29,7 @@ def split_form(given: str) -> tuple[str, str]:
 
 
 class _LogConfigFile(File):
-    """A file that exists; as in hypercorn, its form may stand before its path."""
+    """A file that must exist. As in hypercorn, a format may precede its path (`json:log.conf`)."""
 
     def check(self, value: str, base: Path) -> None:
         super().check(split_form(value)[1], base)
@@ -78,7 +78,7 @@ SETTINGS = [
         default='%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"',
         flags=("--access-logformat",),
         section=_LOGS,
-        help="The form of the access log's lines, in gunicorn's atoms; json: a JSON object.",
+        help="The form of the access log's lines, as in gunicorn; json: a JSON object.",
     ),
     Setting(
         name="capture_output",
@@ -187,7 +187,7 @@ server. Without `errorlog`, nothing is logged after the command has ended.""",
         default=0,
         flags=("-m", "--umask"),
         section=_PROCESS,
-        help="Permission bits that new files and Unix sockets don't get.",
-        details="Unset: for files the umask that the server is started with, for sockets 0.",
+        help="The umask: permission bits that new files and Unix sockets don't get.",
+        details="Unset: for files the umask that the server is started with; for sockets 0.",
     ),
 ]

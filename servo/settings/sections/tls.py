@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from servo.settings.setting import Setting
-from servo.settings.types import Choice, Input, Switch, Table, Text, ValueType
+from servo.settings.types import Choice, Input, Seconds, Switch, Table, Text, ValueType
 
 _TLS = "TLS"
 _CERT_REQS = {"none": 0, "optional": 1, "required": 2}
@@ -37,8 +37,8 @@ class CertReqs(ValueType):
 class HostTable(Table):
     """Host names and their files.
 
-    In a file, a host's entry is a table or one path, that of a file with certificate and key. The
-    value of the setting has a table for each host.
+    In a configuration file, a host's entry is a table, or the path of one file with certificate and
+    key. In the setting's value, each entry is a table.
     """
 
     valid = (
@@ -108,6 +108,20 @@ used, a start fails, and a reload is rolled back.""",
         help="The password of encrypted keys.",
     ),
     Setting(
+        name="certfile_watch",
+        type=Seconds(),
+        default=15.0,
+        unit="seconds",
+        section=_TLS,
+        help="How often to look whether certificate files have changed; 0: never.",
+        details="""\
+After a change, new connections get the new certificate, without a reload; existing connections are
+not affected. This applies to `certfile`, `keyfile`, `sni_certs`, `ca_certs` and the files with
+passwords. If the files can't be used, the log says so once, and the old certificate stays in use.
+Changed files are read when they have not changed for a second. The shortest interval is a second.
+If the files are used by an `ssl_context` hook, a reload is needed.""",
+    ),
+    Setting(
         name="sni_certs",
         type=HostTable(),
         default={},
@@ -139,8 +153,8 @@ Clients that ask for any other name get `certfile`. If a host has no `keyfile_pa
         section=_TLS,
         help="Whether clients must present a certificate.",
         details="""\
-`optional` asks for one but accepts clients without; a certificate that fails verification ends the
-handshake all the same. `optional` and `required` need `ca_certs`.""",
+`optional` asks for a certificate, but also accepts clients without one. In both cases a certificate
+that fails verification ends the handshake. `optional` and `required` need `ca_certs`.""",
     ),
     Setting(
         name="ciphers",

@@ -1,4 +1,4 @@
-"""Settings of WebSocket, which the `async` worker speaks with ASGI apps."""
+"""Settings of WebSocket, for the `async` worker with ASGI apps."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ complete.""",
         section=_WEBSOCKET,
         help="How often to send clients a ping; 0: never.",
         details="""\
-Pings keep idle connections open in proxies and firewalls, and show when a client is gone. Whether
-one is due is checked once a second.""",
+Pings keep idle connections open in proxies and firewalls, and show when a client is gone. A ping
+may
+be sent up to a second late.""",
     ),
     Setting(
         name="websocket_ping_timeout",
@@ -57,7 +58,7 @@ one is due is checked once a second.""",
         help="How long a client may be silent after a ping; 0: no limit.",
         details="""\
 After this time the connection is closed with code 1011. Any data from the client counts as an
-answer. The clock stops while received messages wait for the app.""",
+answer. Time in which received messages wait for the app does not count.""",
     ),
     Setting(
         name="websocket_per_message_deflate",

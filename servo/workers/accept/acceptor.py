@@ -1,17 +1,17 @@
-"""Accepts connections from the listeners, one per wake-up, through the load gate.
+"""Accepts connections from the listeners, one per wake-up, if the load gate agrees.
 
 All workers share the listeners. When a connection is queued, each worker that watches the listener
-may wake up. It asks the gate (`accept.gate`); if a sibling has less to do, it stops watching for a
-moment. Otherwise it accepts one connection and serves what else is ready before the next, so that
-siblings get their share of a burst.
+may wake up. The worker asks the gate (`accept.gate`). If another worker has less to do, this worker
+stops watching for a moment. Otherwise this worker accepts one connection, and serves its other
+ready sockets before it accepts the next. So the other workers get their share of a burst of
+connections.
 
 The acceptor watches the listeners only while it may accept. It stops watching while the worker has
-`worker_connections` open, while the gate sends it away, and while accept(2) fails for a lasting
-reason (`servo.accept_errors`). A watched listener that nobody accepts from would wake the worker
-over and over.
+`worker_connections` open, while the gate tells it to wait, and while accept(2) fails for a lasting
+reason (`servo.accept_errors`). A watched listener would otherwise wake the worker over and over.
 
-The poller of the blocking workers and the `async` worker both use it. Each implements `Driver`: how
-to watch a socket, and how to be called later.
+The poller of the `sync` and `thread` workers and the `async` worker both use the acceptor. Each
+implements `Driver`: how to watch a socket, and how to be called later.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# How long to pause after a lasting error, such as no free descriptor: the connection stays queued,
-# and to accept again at once would burn a whole CPU.
+# How many seconds to pause after a lasting error, such as no free descriptor. The connection stays
+# queued, so without a pause the worker would retry at once, and use a whole CPU.
 BACKOFF_S = 0.1
-# Such errors are logged at most once in this time, not once in each BACKOFF_S.
+# A lasting error is logged at most once in this time, not at each attempt.
 LOG_INTERVAL_NS = 10_000_000_000
 
 
 class AcceptingWorker(Protocol):
-    """The part of its worker that the acceptor uses."""
+    """The part of the worker that the acceptor uses."""
 
     settings: Settings
     context: WorkerContext
@@ -55,7 +55,7 @@ class Driver(Protocol):
         """Call `Acceptor.on_ready(listener)` while a connection is queued."""
 
     def unwatch_listener(self, listener: socket.socket) -> None:
-        """Stop calling it for this listener."""
+        """Stop calling `Acceptor.on_ready` for this listener."""
 
     def call_later(self, delay: float, callback: Callable[[], None], /) -> object:
         """Call `callback` once, after `delay` seconds."""
@@ -69,9 +69,9 @@ class Driver(Protocol):
 
 
 class Acceptor:
-    """Accepts for one worker.
+    """Accepts the connections of one worker.
 
-    open_connections  how many the worker has; the driver calls `closed` when one ends
+    open_connections  the number of open connections; the driver calls `closed` when one ends
     """
 
     def __init__(self, worker: AcceptingWorker, driver: Driver) -> None:
@@ -79,8 +79,8 @@ class Acceptor:
         self._driver = driver
         self._max_connections = worker.settings.worker_connections
         self._row = worker.row
-        # With `reuse_port` each worker has listeners of its own: no sibling could take a connection
-        # that it leaves.
+        # With `reuse_port` each worker has its own listeners, so no other worker can accept from
+        # them.
         alone = worker.settings.reuse_port
         self._gate = Gate(worker.context.scoreboard, worker.row, alone)
         self._shared = worker.context.listeners
@@ -96,7 +96,7 @@ class Acceptor:
         self._watch(True)
 
     def on_ready(self, listener: socket.socket) -> None:
-        """Accept a connection, or leave it to a sibling with less to do.
+        """Accept a connection, or leave it to a worker with less to do.
 
         listener  the listener that has a connection in its queue
         """
@@ -119,15 +119,15 @@ class Acceptor:
     def stop(self, take_queued: bool) -> None:
         """Stop accepting, and close this worker's copies of the listeners.
 
-        take_queued  whether to accept the queued connections first, as no sibling is left to do so
+        take_queued  whether to accept the queued connections first, because no other worker will
         """
-        # Before the descriptors are closed: the siblings' copies keep the queue alive, and epoll
-        # would go on to report it under a descriptor that no longer exists here.
+        # Unwatch before closing. Other workers' copies keep the socket open, so epoll would go on
+        # reporting it, under a descriptor number that is closed here.
         self._watch(False)
         self._stopped = True
         taken = []
-        # Accept everything first and serve it afterwards. In turn it might never end: clients can
-        # connect as fast as they are served.
+        # Accept all connections before serving any. If each were served at once, this loop might
+        # never end: clients can connect as fast as they are served.
         if take_queued:
             for listener in self._listeners:
                 taken += self._accept_all(listener)
@@ -138,7 +138,7 @@ class Acceptor:
             self._open(sock, peer)
 
     def _accept(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
-        """Accept one connection. None if none is queued, or if its client has gone."""
+        """Accept one connection. Returns None if none is queued, or if the client has gone."""
         try:
             accepted = listener.accept()
         except BlockingIOError:
@@ -167,7 +167,7 @@ class Acceptor:
                 return taken
 
     def _log_error(self, error: OSError) -> None:
-        """Log an error that lasts, at most once in `LOG_INTERVAL_NS`."""
+        """Log a lasting error, at most once in `LOG_INTERVAL_NS`."""
         now = monotonic_ns()
         if now >= self._next_log_ns:
             self._next_log_ns = now + LOG_INTERVAL_NS

@@ -1,16 +1,16 @@
 """The load gate: decides which worker takes the next connection from a shared listener.
 
 All workers wait on the same listening sockets, and the kernel wakes several of them for one
-connection. The first worker that calls accept(2) gets it, however busy that worker is. With
+connection. The first worker that calls accept(2) gets it, even if it is the busiest one. With
 keep-alive the imbalance lasts as long as the connections.
 
-So each worker asks its gate first. The gate compares the worker's load with the smallest load of
-all live, ready workers, both read from the scoreboard. If a sibling has less to do, the worker
-leaves the connection in the queue for `WAIT_S`. After `MAX_WAITS` waits in a row it accepts anyway:
-the sibling that looks idle may be stuck.
+So each worker asks its gate first. The gate reads the load of all live, ready workers from the
+scoreboard. If another worker has less to do, this one leaves the connection in the queue for
+`WAIT_S`. After `MAX_WAITS` waits in a row it accepts anyway: the worker that looks idle may be
+stuck.
 
-Measured with 4 asyncio workers and 200 connections: 50 connections each, where accepting without a
-gate gives 2 to 87, at no cost in latency.
+Measured with 4 asyncio workers and 200 connections: with the gate each worker gets 50 of them,
+without it between 2 and 87. The latency is the same.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from servo.shared_memory.scoreboard import load_of
 if TYPE_CHECKING:
     from servo.shared_memory.scoreboard import Scoreboard
 
-# How long a worker leaves a connection to its siblings, and how often in a row. Together they bound
-# what the gate adds to the latency of a connection: 3 ms, if no sibling takes it.
+# How many seconds a worker leaves a connection to the others, and how often in a row. If no other
+# worker accepts, the connection waits for WAIT_S * MAX_WAITS = 3 ms.
 WAIT_S = 0.001
 MAX_WAITS = 3
 
@@ -33,7 +33,7 @@ class Gate:
 
     board  the scoreboard with the rows of all workers
     row    this worker's own row
-    alone  whether this worker shares its listeners with no other: then it accepts always
+    alone  whether no other worker has the same listeners; if so, the gate always admits
     """
 
     __slots__ = ("_alone", "_board", "_row", "_waits")

@@ -1,33 +1,35 @@
 """The keep-alive policy: whether a worker keeps its connections open between requests.
 
-A kept connection belongs to one worker. While a `sync` worker runs a request, or a request blocks
-the event loop of an `async` worker, the requests on its other connections wait, even if a sibling
-is idle. If their clients opened new connections instead, that sibling would accept them. But a new
-connection is not free: about 100 us, and 500 us with TLS, several times as much as a small request.
+A connection stays with one worker. While a `sync` worker runs a request, or a request blocks the
+event loop of an `async` worker, requests on the worker's other connections wait, even if another
+worker is idle. If the clients opened new connections instead, the idle worker would accept them.
+But a new connection takes CPU time: about 100 us, or 500 us with TLS. A small request takes only a
+fraction of that.
 
 So each worker measures itself once a second. If its requests held it for less than 1 ms each on
 average, or for less than 5 % of the time, it keeps connections: waiting costs less than a new
 connection would. Otherwise it closes each connection after its response, for the next 30 s.
 
-Closing connections makes more work, which must not count as a reason to go on closing them.
-Therefore the time that the worker waited for a CPU does not count, and with TLS each new connection
-is allowed the time of a handshake.
+Closing connections causes more work, and this work must not be a reason to keep closing them. So
+time in which the worker waited for a CPU does not count as busy, and with TLS the time of a
+handshake is subtracted for each new connection.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# The mean time of a request from which connections are closed: ten times what a new connection
-# costs.
+# If requests take this long on average, connections are closed. It is ten times the cost of a new
+# connection.
 SLOW_REQUEST_NS: Final = 1_000_000
 TLS_SLOW_REQUEST_NS: Final = 5_000_000
-# The time allowed for each TLS handshake, which holds up an event loop, too. An RSA key of 4096
-# bits takes 5 ms.
+# The time subtracted for each TLS handshake, because a handshake also blocks the event loop. With
+# an RSA key of 4096 bits it takes 5 ms.
 HANDSHAKE_NS: Final = 10_000_000
 # How long connections are closed after the requests were found to be slow.
 CLOSE_FOR_NS: Final = 30_000_000_000
-# Below 5 % (one twentieth) of the time, waiting costs less than a new connection would.
+# If requests hold the worker for less than 1/20 (5 %) of the time, connections are kept: waiting
+# costs less than a new connection would.
 _BUSY_DIVISOR: Final = 20
 
 

@@ -1,8 +1,8 @@
 """Answers clients that speak plain HTTP to a TLS port.
 
-A common mistake, `http://host:443/`, ends in the TLS handshake: OpenSSL finds a request line where
-a ClientHello must be. A bare alert would mean nothing to such a client, so it gets a plain response
-that says what is wrong, as nginx sends one (its status 497).
+A common mistake, `http://host:443/`, fails in the TLS handshake: OpenSSL finds a request line in
+place of a ClientHello. Such a client can't read a TLS alert. So it gets a plain HTTP response that
+explains the mistake, as from nginx (its status 497).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ ANSWER = (
 def is_plain_http(error: ssl.SSLError) -> bool:
     """Whether a handshake failed because the client sent an HTTP request.
 
-    error  as OpenSSL raised it; OpenSSL recognises only some methods
+    error  the error from OpenSSL, which recognises only some HTTP methods
     """
     return getattr(error, "reason", None) in ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
 
 
 class PlainHTTPRefusal:
-    """Answers clients that speak plain HTTP on a TLS port, and logs at most one a minute.
+    """Answers clients that speak plain HTTP on a TLS port. Logs at most one of them per minute.
 
     clock  returns monotonic seconds
     """
@@ -53,7 +53,7 @@ class PlainHTTPRefusal:
     def send(self, sock: socket.socket, client: str) -> None:
         """Send the response, or as much of it as the socket takes without blocking.
 
-        sock    the client's socket, below TLS
+        sock    the client's TCP socket, without TLS
         client  its address, for the log
         """
         try:

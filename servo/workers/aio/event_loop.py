@@ -1,7 +1,8 @@
 """Makes the event loop of an `async` worker.
 
-This module is not compiled. It runs once in a worker, and compiled code imports a module only once:
-it would not notice that uvloop is there now, or no longer.
+This module is not compiled. A compiled function imports a module only once: after an upgrade that
+installs or removes uvloop, it would still use the old result. This code runs once per worker, so it
+need not be fast.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""HTTP/1.1 in the async worker: one protocol object a connection, over the sans-I/O `H1Connection`.
+"""HTTP/1.1 in the async worker: each connection has an `H1Protocol`, which drives `H1Connection`.
 
 The event loop calls `data_received` with bytes. The protocol object passes them to `H1Connection`,
-which returns requests. For each request, one at a time, the application runs in a task, and the
-bytes of its response are written to the transport. If the client sends more than is of use while a
-request is being answered, the protocol pauses reading.
+which does no I/O and returns requests. For each request, one at a time, the application runs in a
+task, and the bytes of its response are written to the transport. While a request runs, the protocol
+pauses reading if the client sends more than the application can use now.
 
 **How a connection ends.** If a socket is closed while it holds unread bytes, the kernel resets the
 connection, and the client may lose a response that it has not read yet (RFC 9112 section 9.6). So
@@ -57,24 +57,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Bytes of a request body that may wait for the application. Past it reading pauses.
+# Bytes of a request body that may wait for the application. Above this, reading pauses.
 BODY_HIGH_WATER = 65536
-# The peer until `connection_made`, which the loop never calls if a TLS handshake fails.
+# Seconds after which to look again at a draining connection that has unread input.
+_LOOK_AGAIN_S = 0.02
+# The peer before `connection_made`, which the loop does not call if the TLS handshake fails.
 _NOBODY = Peer(None, "http", False)
 
 
 class H1Protocol:
     """One HTTP/1.1 connection: the loop's protocol object, and the `ASGITransport` of its calls.
 
-    It does not inherit from asyncio.Protocol: mypyc's native classes can't, and the loop only needs
-    the methods.
+    It does not inherit from asyncio.Protocol, because mypyc's native classes can't. The loop needs
+    only the methods.
 
     loop         the worker's event loop
-    call         the request that the application has now; None between requests
+    call         the application's current call; None between requests
     peer         the client
-    peer_name    its address, for logs
-    writable     few written bytes wait for the client
-    write        sends bytes; buffers those that the socket does not take
+    peer_name    the client's address, for logs
+    writable     whether the transport's buffer has room
+    write        sends bytes, and buffers those that the socket does not take
     deadline_ns  when the sweep has to act, in monotonic nanoseconds; 0: never
     """
 
@@ -116,13 +118,13 @@ class H1Protocol:
         header: ProxyHeader | None = None,
     ) -> None:
         """
-        server  what the connections of the worker share
+        server  the state that the connections of the worker share
         sock    the accepted socket; the loop takes it over, and closes it
         peer    the client's address, as `accept` returned it
-        header  the PROXY protocol header, if it was read already, before the TLS handshake
+        header  the PROXY protocol header, if it was read before a TLS handshake; else None
         """
         settings = server.settings
-        # Kept here because the loop's own way to them, get_extra_info, costs six times as much.
+        # A copy, because `get_extra_info` of the transport takes six times as long.
         self._socket = sock
         self._peer = peer
         self._header = header
@@ -136,7 +138,8 @@ class H1Protocol:
             date=settings.date_header,
         )
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made
-        # An attribute and not a method: it becomes the transport's own `write`, which saves a call.
+        # An attribute, not a method: `connection_made` sets it to the transport's own `write`,
+        # which saves a call.
         self.write: Callable[[bytes], None] = _not_connected
         self._template: Scope = {}
         self._paused = False
@@ -176,7 +179,7 @@ class H1Protocol:
             if self._facts is not None and server.http2.agreed(transport):
                 self._make_h2(server.http2).start(b"")
                 return
-            # A peer that has to send a PROXY protocol header is a proxy, and trusted this far.
+            # A peer that had to send a PROXY protocol header is a trusted proxy. It may use HTTP/2.
             detect_h2 = server.http2.prior_knowledge and self._facts is None
             detect_h2 = detect_h2 and (self.peer.trusted or proxy_reader is not None)
         if proxy_reader is not None or detect_h2:
@@ -189,16 +192,19 @@ class H1Protocol:
     def _describe(
         self, server: tuple[str, int] | tuple[str, None], client: tuple[str, int] | None
     ) -> None:
-        """Note the two ends of the connection, for scopes and for admission."""
+        """Set the addresses of both ends of the connection, for scopes and for admission."""
         self._template = self._server.template(server, client, self._facts)
         scheme = "http" if self._facts is None else "https"
         self.peer = Peer(client, scheme, (client[0] if client else None) in self._server.trusted)
         self.peer_name = self.peer.name
 
     def _read_first_bytes(self, detector: ProtocolDetector, data: bytes) -> bytes:
-        """Take what comes before HTTP off the data, and go over to HTTP/2 if it begins as such.
+        """Read the bytes before HTTP/1.1, and switch to HTTP/2 if the client begins with it.
 
-        Returns the bytes of HTTP/1.1 that follow, which may be none.
+        detector  parses these bytes
+        data      the received bytes
+
+        Returns the bytes of HTTP/1.1 that follow them; b"" if there are none yet.
         """
         try:
             found = detector.feed(data)
@@ -227,8 +233,8 @@ class H1Protocol:
         http = self._http
         event = http.receive_data(data)
         if event.__class__ is Request and not event.more_body:
-            # The ordinary case, a whole request in one read, skips the loop over events. The class
-            # is compared by identity because that is cheaper than isinstance.
+            # The common case, a whole request in one read, skips the loop over events. Comparing
+            # the class by identity is cheaper than isinstance.
             self._start(event)
             if not http.want_read:
                 self._await_more()
@@ -239,24 +245,24 @@ class H1Protocol:
 
     @property
     def connected(self) -> bool:
-        """Whether `connection_made` was called; it is not when a TLS handshake fails."""
+        """Whether `connection_made` was called. It is not called if the TLS handshake fails."""
         return self._transport is not None
 
     def eof_received(self) -> bool:
-        """See asyncio.Protocol. A half-closed client still gets its answers, except over TLS."""
+        """See asyncio.Protocol. A half-closed client still gets its responses, except over TLS."""
         return self._on_eof() and self._facts is None
 
     def _on_eof(self) -> bool:
         self._eof = True
         if self._lingering:
-            return False  # the client has closed its side, too
+            return False  # both sides are closed now
         event = self._http.receive_eof()
         if event is not None:
             self._on_event(event)
             return True
         if self.call is not None:
-            # TCP does not say whether the client has closed only its own side, and waits for the
-            # answer, or is gone. So the application's `receive` reports a disconnect, and its
+            # TCP does not show whether the client has closed only its own side and waits for the
+            # response, or is gone. So the application's `receive` reports a disconnect, but its
             # `send` still works.
             self.call.end_of_input()
         return self.call is not None or not self._http.idle
@@ -317,26 +323,26 @@ class H1Protocol:
         self._await_more()
 
     def _await_more(self) -> None:
-        """Wait for the client, under the time limit of what it is sending."""
+        """Wait for the client, with the time limit of the head or body."""
         http = self._http
         if self._lingering:
             return
         if not http.want_read:
             if self.call is not None and not isinstance(self.call, ASGICall):
-                # The client must wait for the answer to its handshake (RFC 6455 section 4.1). If
-                # we paused reading instead, we would not notice that it has left.
+                # A client must wait for the response to its handshake (RFC 6455 section 4.1). We
+                # don't pause reading instead, because we would not notice if the client left.
                 self._refuse(
                     Refused(ProtocolError(400, "data before the handshake's answer"), True)
                 )
                 return
             self._pause_reading()
         if self.call is None and http.in_head and not self._reading_head:
-            # Set it once: the limit is for the whole head, however slowly it arrives.
+            # Don't set it again with each part: the limit is for the whole head.
             self._reading_head = True
             self._expires_in(self._server.settings.header_timeout)
 
     def _expect_body(self, received: int) -> None:
-        """Limit the wait for more of the body, except while we don't read or can't write.
+        """Set the time limit for the next part of the body. While we don't read, there is none.
 
         received  bytes of the body that have just arrived
         """
@@ -354,7 +360,6 @@ class H1Protocol:
     def _start(self, request: Request) -> None:
         server = self._server
         http = self._http
-        admission = server.admission
         self._reading_head = False
         handshake: Handshake | None = None
         if request.upgrade is not None:
@@ -368,12 +373,9 @@ class H1Protocol:
                     return
             elif request.upgrade == b"websocket" and server.missing_websockets is not None:
                 server.missing_websockets.on_request()
-        if admission.is_last(self.peer):
-            # Even if the client has pipelined more: else it could ignore the limit.
-            request.keep_alive = False
         if server.close_after_response or server.draining:
             http.close_next()
-        admitted = admission.admit(request, self.peer)
+        admitted = server.admission.admit(request, self.peer)
         if isinstance(admitted, Refused):
             self._answer_refused(admitted)
             return
@@ -393,7 +395,7 @@ class H1Protocol:
         server.begin(call, admitted)
 
     def _refuse(self, event: Refused) -> None:
-        """Answer a request that the parser or a time limit has refused."""
+        """Answer a request that was refused by the parser or by a time limit."""
         call = self.call
         status = event.error.status
         if call is not None:
@@ -449,15 +451,15 @@ class H1Protocol:
                 raise ClientDisconnected("the client has closed the connection")
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
-        """See ASGITransport. With sendfile(2), unless the bytes have to be encrypted or framed."""
+        """See ASGITransport. Uses sendfile(2), unless the bytes must be encrypted or framed."""
         if self._facts is not None or not self._http.raw_body:
             await send_blocks(self.loop, fd, offset, count, self._write_body, self.drained)
             return
         self._http.account(count)
         transport = self._transport
         if not transport.is_closing():
-            # With a limit of 0 any byte makes the buffer full, so `drained` waits until all written
-            # bytes are sent. sendfile must not overtake them.
+            # sendfile must not overtake bytes in the transport's buffer. With a limit of 0,
+            # `drained` waits until all of them are sent.
             transport.set_write_buffer_limits(high=0)
             await self.drained()
         if transport.is_closing():
@@ -483,15 +485,15 @@ class H1Protocol:
             self._hang_up(linger=call.more_body)
             return
         if not self.writable:
-            # A client that sends requests without reading responses: stop reading until it has
-            # taken what we have sent.
+            # The client sends requests without reading responses: stop reading until it has taken
+            # the bytes that we have sent.
             self._pause_reading()
             self._expires_in(server.settings.send_timeout)
             return
         self.deadline_ns = now + server.idle_ns
         if not http.idle:
-            # The next request starts in the next turn of the loop, not inside this application's
-            # `send`.
+            # Start the next request in the next turn of the loop: this code runs inside the
+            # application's `send`.
             self.loop.call_soon(self._go_on)
         elif self._eof:
             self._hang_up(linger=False)
@@ -499,7 +501,7 @@ class H1Protocol:
             self.resume_reading()
 
     def _go_on(self) -> None:
-        """Go on with requests that were pipelined behind the last one."""
+        """Handle the requests that the client has pipelined."""
         if self.call is not None or not self.writable or self._transport.is_closing():
             return
         event = self._http.next_event()
@@ -530,7 +532,7 @@ class H1Protocol:
     def open_websocket(
         self, call: WebSocketCall, headers: Headers, connection: WebSocketConnection
     ) -> WebSocketProtocol:
-        """See HandshakeTransport. From here on the connection belongs to the WebSocket."""
+        """See HandshakeTransport. Afterwards the connection belongs to the WebSocket."""
         from servo.workers.aio.websocket import WebSocketProtocol
 
         server = self._server
@@ -546,17 +548,20 @@ class H1Protocol:
         session = WebSocketProtocol(server, server.websockets, call, connection, self._transport)
         self._transport.set_protocol(session)
         session.start(http.take_over(), not self._paused, self.writable)
-        # This may run inside our `data_received`, because Python 3.12 starts tasks eagerly. The
-        # rest of it must not pause the transport, which is the session's now.
+        # This may run inside our `data_received`, because tasks start eagerly (Python 3.12). The
+        # rest of `data_received` must not pause the transport: the session uses it now.
         self._paused = True
         if self._eof:
             session.eof()
         return session
 
     def _make_h2(self, common: H2Settings) -> H2Protocol:
-        """Make the protocol object that takes this one's place."""
-        # Not at the top: that would load the library in workers that don't speak HTTP/2. Where one
-        # may, it is loaded when the worker starts.
+        """Make the protocol object that replaces this one.
+
+        common  the settings that the HTTP/2 connections of the worker share
+        """
+        # Imported here because the library takes memory, and most workers don't use HTTP/2. Those
+        # that do have already imported it at their start.
         from servo.workers.aio.h2 import H2Protocol
 
         server = self._server
@@ -564,9 +569,9 @@ class H1Protocol:
         return H2Protocol(server, common, self._transport, self._template, self.peer)
 
     def _upgrades_to_h2(self, request: Request) -> bool:
-        """Go over to HTTP/2 if the request asks for it (RFC 7540 section 3.2), and is allowed to.
+        """Switch to HTTP/2 if the request asks for it (RFC 7540 section 3.2) and we allow it.
 
-        Returns whether it did.
+        Returns whether the connection has switched.
         """
         common = self._server.http2
         if request.upgrade != b"h2c" or common is None or not common.upgrade:
@@ -587,7 +592,7 @@ class H1Protocol:
     def _hang_up(self, linger: bool) -> None:
         """Close the connection when the response is sent.
 
-        linger  the client may still send, so do a lingering close
+        linger  whether the client may still send, so that a lingering close is needed
         """
         transport = self._transport
         if transport.is_closing():
@@ -603,10 +608,10 @@ class H1Protocol:
             self._close()
 
     def _close(self) -> None:
-        """Close fully. Over TLS the loop itself lingers for a close_notify; we only limit it."""
+        """Close fully. Over TLS the loop itself waits for a close_notify; we only limit this."""
         if self._facts is not None and self._copy < 0:
-            # A duplicate for `_end_output`: when the loop calls `connection_lost`, it has closed
-            # its own descriptor already.
+            # Keep a duplicate for `_end_output`: the loop closes its own descriptor before it calls
+            # `connection_lost`.
             with contextlib.suppress(OSError):
                 self._copy = os.dup(self._fd())
         self._transport.close()
@@ -627,7 +632,7 @@ class H1Protocol:
         self._expires_in(LINGER_S)
 
     def _fd(self) -> int:
-        """The socket's descriptor; -1 once the loop has closed it, over TLS maybe at once."""
+        """The socket's descriptor; -1 if the loop has closed it. With TLS it may do so at once."""
         return self._socket.fileno()
 
     def drain(self, idle_s: float, fresh_s: float) -> None:
@@ -638,8 +643,17 @@ class H1Protocol:
             self.loop.call_later(idle_s if self.peer.requests else fresh_s, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
-        if self.call is None and self._http.idle and not self._lingering:
+        if self.call is not None or not self._http.idle or self._lingering:
+            return
+        if self._has_input():
+            self.loop.call_later(_LOOK_AGAIN_S, self._close_if_idle)
+        else:
             self._close()
+
+    def cut_requests(self, kept: list[ASGICall | WebSocketCall]) -> None:
+        """See ServedConnection."""
+        if self.call is None or self.call not in kept:
+            self._transport.abort()
 
     def abort(self) -> None:
         """See memory_pressure.Client."""
@@ -650,7 +664,10 @@ class H1Protocol:
         return 0 if self.writable else self._transport.get_write_buffer_size()
 
     def progress(self) -> object:
-        """See memory_pressure.Client. The buffer shrinks, or is refilled because it has shrunk."""
+        """See memory_pressure.Client.
+
+        The buffer's size is enough: whenever the client takes bytes, the size changes.
+        """
         return self.held_bytes()
 
     # --- time -----------------------------------------------------------------------------------
@@ -678,7 +695,7 @@ class H1Protocol:
         return [] if self.call is None else [self.call]
 
     def _on_timeout(self) -> None:
-        """The deadline has passed."""
+        """End the phase whose deadline has passed."""
         if self._ending is not None:
             if self._ending.is_over(self._transport.get_write_buffer_size(), monotonic_ns()):
                 self._transport.abort()
@@ -688,11 +705,18 @@ class H1Protocol:
             self._refuse(Refused(ProtocolError(408, "the body did not come in time"), True))
         elif self._http.in_head:
             self._refuse(Refused(ProtocolError(408, "the head did not come in time")))
-        else:
+        elif not self._has_input():
             self._close()
 
+    def _has_input(self) -> bool:
+        """Whether a request of an idle connection came in time and waits to be read.
+
+        After a standstill of the process, such as SIGSTOP, uvloop runs timers before it reads.
+        """
+        return not self._paused and has_unread(self._fd())
+
     def _on_stalled(self) -> None:
-        """The client doesn't read: abort, unless it has taken some of the buffer since."""
+        """Abort if the client has taken no bytes of the buffer since the deadline was set."""
         left = self._transport.get_write_buffer_size()
         if left < self._unsent:
             self._unsent = left
@@ -701,7 +725,7 @@ class H1Protocol:
             self._transport.abort()
 
     def _on_request_timeout(self, call: ASGICall | WebSocketCall) -> None:
-        """End a request after `request_timeout`: with 504 if nothing was sent, else by closing."""
+        """End a request after `request_timeout`: with 504 if no byte was sent, else by closing."""
         log.error(
             "%s %a has run for more than %g s (request_timeout): cancelled",
             call.request.method,

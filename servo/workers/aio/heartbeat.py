@@ -1,10 +1,10 @@
 """The heartbeat of an event loop while requests run, and the time for which the loop was blocked.
 
-A worker beats by writing the time into its row of the scoreboard. The arbiter replaces a worker
-whose last beat is too old, and the load gate of its siblings leaves out a worker that is late. An
-idle worker beats once a second, in its sweep. While requests are in flight that is too seldom,
-so a timer beats every `BEAT_S`. The timer also measures: if it fires late, something has blocked
-the loop.
+A worker sends a heartbeat by writing the time into its row of the scoreboard. If the last heartbeat
+is too old, the arbiter replaces the worker. If it is only a little late, the other workers' load
+gates count the worker as blocked. An idle worker sends a heartbeat once a second, in its sweep.
+While requests are in flight, a timer sends one every `BEAT_S`. If the timer fires late, a handler
+has blocked the loop, and the delay shows for how long.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _INTERVAL_NS: Final = int(BEAT_S * 1e9)
 
 
 class Heartbeat:
-    """Beats from the first request in flight until none is.
+    """Sends heartbeats while requests are in flight.
 
-    row     the worker's row of the scoreboard
-    loop    the worker's event loop
+    row   the worker's row of the scoreboard
+    loop  the worker's event loop
 
-    requests    how many requests have begun
-    blocked_ns  for how long timers had to wait for the loop, in all
+    requests    the number of requests begun so far
+    blocked_ns  the total delay of the timer, in nanoseconds: how long the loop was blocked
     """
 
     __slots__ = ("_beating", "_due_ns", "_loop", "_row", "blocked_ns", "requests")
@@ -42,7 +42,10 @@ class Heartbeat:
         self.blocked_ns = 0
 
     def request_began(self, started_ns: int) -> None:
-        """A request was admitted, at this time in monotonic nanoseconds."""
+        """Count an admitted request, and begin to send heartbeats.
+
+        started_ns  when it was admitted, in monotonic nanoseconds
+        """
         self.requests += 1
         if not self._beating:
             self._beating = True
@@ -56,8 +59,8 @@ class Heartbeat:
         now = self._row[row_layout.BEAT_NS] = monotonic_ns()
         late = now - self._due_ns
         if late > _INTERVAL_NS:
-            # Either one handler blocks the loop or many small ones add up: `KeepalivePolicy` tells
-            # them apart.
+            # Either one slow handler has blocked the loop, or many fast ones. `KeepalivePolicy`
+            # distinguishes these cases: it divides the blocked time by the number of requests.
             self.blocked_ns += late
         if self._row[row_layout.IN_FLIGHT]:
             self._beat_at(now + _INTERVAL_NS)

@@ -1,10 +1,10 @@
-"""The lingering close of an event loop's connection, from our end to the client's.
+"""The lingering close: how long to keep a connection open after the end of our output.
 
-A response that was written is not yet with the client: some of it may wait in the event loop, some
-in the kernel. Closing the socket fully while the client still sends would make the kernel drop all
-of that. So the driver closes only its own side (FIN), and drops what still arrives. `Linger` then
-says for how long the connection is kept: while the client goes on taking bytes. Once it has
-acknowledged all of them, and `LINGER_S` have passed, the driver aborts the connection.
+After a response is written, some of its bytes may still wait in the event loop or in the kernel. If
+the socket were closed fully while the client still sends, the kernel would drop these bytes. So the
+driver closes only its own side (FIN), and discards input. `Linger` decides when the driver then
+aborts the connection: when the client has acknowledged all bytes and `LINGER_S` have passed, or
+when the client stops taking bytes.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from servo.net.sockets import unacknowledged
 
 
 class Linger:
-    """Follows what the client takes of the last bytes of one connection.
+    """Watches how the client takes the last bytes of one connection.
 
     fd              the socket's descriptor
-    send_timeout_s  seconds for which the client may take nothing; 0: no limit
+    send_timeout_s  how long the client may take no bytes, in seconds; 0: no limit
     now_ns          monotonic nanoseconds
     """
 

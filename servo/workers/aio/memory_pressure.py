@@ -1,13 +1,13 @@
 """Limits the memory of responses that wait for slow clients, for a whole worker.
 
-Each connection limits what waits on it: the application's `send` waits while the client takes
-nothing, and over HTTP/2 no further request is started (see `H2Protocol`). That is not enough: an
-application may pass any number of bytes in one `send`, and a worker has many connections. So once a
-second `Pressure` adds up what waits on all of them. Past `WORKER_MOST`
+Each connection limits its own unsent bytes: the application's `send` waits while the client takes
+nothing, and over HTTP/2 no further request is started (see `H2Protocol`). But an application may
+pass any number of bytes in one `send`, and a worker has many connections. So once a second
+`Pressure` adds up the unsent bytes of all connections. If the sum exceeds `WORKER_MOST`,
 
-* an HTTP/2 connection on which bytes wait runs one request at a time, and
-* clients that take nothing are cut after `STALLED_S` instead of `send_timeout`, those with the most
-  bytes first, until the rest is below the limit.
+* an HTTP/2 connection with unsent bytes runs one request at a time, and
+* a client that takes nothing is cut off after `STALLED_S` instead of `send_timeout`. Clients with
+  the most bytes are cut off first, until the sum is below the limit.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Bytes of responses that may wait on all connections of a worker together. A hundred clients with
-# slow networks and a megabyte each stay below it. A container with 512 MiB survives it, though
-# Python may hold a body three times: the application's, a copy with the head, one in the loop.
+# How many unsent bytes all connections of a worker may have together. A hundred slow clients with a
+# megabyte each stay below this. A container with 512 MiB has enough room, although Python may hold
+# three copies of a body: the application's, one joined with the head, and one in the event loop.
 WORKER_MOST = 128 << 20
-# Seconds after which a client that takes nothing is cut while too much waits. A network that stalls
-# for longer is rare, and `send_timeout` (30 s) is meant for times with memory to spare.
+# Under memory pressure, a client that takes nothing is cut off after this many seconds. Networks
+# rarely stall for longer. Without pressure the limit is `send_timeout`, 30 s by default.
 STALLED_S = 2.0
 
 
 class Client(Protocol):
-    """A connection, as far as its memory is concerned."""
+    """The part of a connection that concerns its memory."""
 
     @property
     def peer_name(self) -> str:
         """The client's address; "" if it has none."""
 
     def held_bytes(self) -> int:
-        """Bytes that wait for the client."""
+        """The number of unsent bytes."""
 
     def progress(self) -> object:
         """A value that changes with each byte that the client takes."""
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """Close the connection at once."""
 
 
 class UnsentBytes:
-    """Counts the body bytes of HTTP/2 responses that wait, on all connections of a worker.
+    """Counts the unsent body bytes of all HTTP/2 responses of a worker.
 
-    bytes  the count, which the connections keep up to date
+    bytes  the count; the connections update it
     """
 
     __slots__ = ("bytes",)
@@ -59,27 +59,28 @@ class UnsentBytes:
 
 
 class Pressure:
-    """Watches how much waits on the connections of one worker.
+    """Adds up the unsent bytes of one worker. If they are too many, cuts off stalled clients.
 
-    http2  the bytes on HTTP/2 connections, counted at each change
+    http2  the unsent bytes on HTTP/2 connections, updated at each change
     """
 
     __slots__ = ("_since", "_total", "http2")
 
     def __init__(self) -> None:
         self.http2 = UnsentBytes()
-        # Bytes on all connections, at the last sweep.
+        # Unsent bytes on all connections, at the last sweep.
         self._total = 0
-        # Only while too much waits: for each client, its progress and when that last changed.
+        # client -> its last `progress`, and the time since which that value has not changed. Empty
+        # while the total is below the limit.
         self._since: dict[Client, tuple[object, int]] = {}
 
     @property
     def is_high(self) -> bool:
-        """Whether more waits than a worker should hold."""
+        """Whether the unsent bytes exceed `WORKER_MOST`."""
         return self.http2.bytes > WORKER_MOST or self._total > WORKER_MOST
 
     def look(self, clients: Iterable[Client], now_ns: int) -> None:
-        """Add up what waits, and cut stalled clients if it is too much. Called once a second.
+        """Add up the unsent bytes, and cut off stalled clients if needed. Called once a second.
 
         clients  all connections of the worker
         now_ns   monotonic nanoseconds

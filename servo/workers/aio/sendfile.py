@@ -1,8 +1,9 @@
 """Sends files with sendfile(2) on sockets that an event loop owns.
 
-The kernel then copies from the file to the socket, and Python handles no bytes of it. uvloop has no
-`loop.sendfile`, and lets nobody watch a descriptor that one of its transports uses. So the file is
-sent through a duplicate of the descriptor, which the loop can watch.
+With sendfile(2) the kernel copies from the file to the socket, and the bytes don't pass through
+Python. uvloop has no `loop.sendfile`, and no other code may watch a descriptor that one of its
+transports uses. So the file is sent through a duplicate of the descriptor, which the loop can
+watch.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import os
 
 from servo.http.errors import ClientDisconnected
 
-# Bytes of one call; sendfile(2) transfers at most 0x7ffff000.
+# Bytes to send in one call; sendfile(2) transfers at most 0x7ffff000.
 _AT_ONCE = 1 << 30
 
 
 async def send_region(sock: int, source: int, offset: int, count: int, limit_s: float) -> None:
-    """Send a part of an open file on a socket for which no written bytes wait.
+    """Send a part of an open file. Before this, all written bytes must have been sent.
 
     sock           the socket's descriptor
     source         the file's descriptor
     offset, count  the part, in bytes
-    limit_s        seconds for which the client may take nothing; 0: no limit
+    limit_s        how long the client may take no bytes, in seconds; 0: no limit
 
     Raises ClientDisconnected if the client is gone or too slow, or the file is too short.
     """
@@ -40,7 +41,7 @@ async def send_region(sock: int, source: int, offset: int, count: int, limit_s: 
             if not sent:
                 raise ClientDisconnected("the file became shorter while it was sent")
             offset += sent
-            # Let other connections run: a client that reads as fast as this sends never blocks.
+            # Let other connections run: if the client reads fast, this loop never has to wait.
             await asyncio.sleep(0)
     finally:
         os.close(out)
@@ -59,6 +60,6 @@ async def _writable(fd: int, limit_s: float) -> None:
 
 
 def settle(waiter: asyncio.Future[None]) -> None:
-    """Let the coroutine that waits for this future go on."""
+    """Wake the coroutine that waits for this future."""
     if not waiter.done():
         waiter.set_result(None)

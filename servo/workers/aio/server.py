@@ -1,8 +1,8 @@
-"""The connections of one `async` worker, whatever protocol they speak.
+"""The connections of one `async` worker, of all protocols.
 
-`StreamServer` holds what they share: settings, limits, admission, counters, and the sets of open
-connections and running calls. It starts each application call in a task, counts it at its end, and
-sweeps all connections once a second.
+`StreamServer` has the state that they share: settings, limits, admission, counters, and the sets of
+open connections and running calls. It starts each application call in a task, counts it when it
+ends, and sweeps all connections once a second.
 
 **The sweep.** Time limits are deadlines in the connections, not timers: setting a timer for each
 request and cancelling it costs more than looking at all connections once a second. So a limit may
@@ -16,6 +16,7 @@ import contextvars
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+from servo.apps.asgi import ASGICall
 from servo.apps.asgi_scope import TLS_ENVIRON, remote_of
 from servo.apps.websockets_missing import MissingWebSockets, has_websockets
 from servo.http.errors import ProtocolError
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from servo._types import Scope
-    from servo.apps.asgi import ASGICall
     from servo.apps.asgi_scope import ASGIAdapter
     from servo.apps.asgi_websocket import WebSocketCall
     from servo.apps.loader import LoadedApp
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class Host(Protocol):
-    """The worker of a server, as far as its connections use it; see `AsyncWorker`."""
+    """The part of the worker that a server uses; see `AsyncWorker`."""
 
     @property
     def app(self) -> LoadedApp: ...
@@ -77,30 +77,38 @@ class Host(Protocol):
     def proxy_protocol(self) -> ProxyProtocol: ...
 
     def connection_closed(self) -> None:
-        """A connection that was accepted is closed."""
+        """Note that an accepted connection is closed."""
 
     def check_drained(self) -> None:
-        """A draining worker has one call or connection less: end if it was the last."""
+        """End a draining worker when no call or connection is left. Called after each one ends."""
 
 
 class ServedConnection(Client, Protocol):
-    """A connection of any protocol, or a WebSocket on a stream of one."""
+    """A connection of any protocol, or a WebSocket on an HTTP/2 stream."""
 
     def sweep(self, now_ns: int) -> int:
-        """Called once a second: end what has lasted too long.
+        """End requests and phases whose time limit has passed. Called once a second.
+
+        now_ns  monotonic nanoseconds
 
         Returns when the oldest running request was admitted, in monotonic nanoseconds; 0 if none
         runs.
         """
 
     def open_calls(self) -> list[ASGICall | WebSocketCall]:
-        """The requests whose response is not complete."""
+        """The requests without a complete response."""
+
+    def cut_requests(self, kept: list[ASGICall | WebSocketCall]) -> None:
+        """End all requests except some. If no request is kept, end the connection, too.
+
+        kept  the calls to keep; an open WebSocket is always kept
+        """
 
     def drain(self, idle_s: float, fresh_s: float) -> None:
-        """Answer the requests that have come, then close the connection.
+        """Answer the received requests, then close the connection.
 
-        idle_s   seconds that an idle client may take to send another request
-        fresh_s  seconds that a client may take that has not sent any request yet
+        idle_s   seconds to wait for another request of an idle client
+        fresh_s  seconds to wait for the first request of a new client
         """
 
 
@@ -113,8 +121,9 @@ class StreamServer:
 
     connections           the open connections
     calls                 the calls whose application has not returned
-    draining              the worker is about to end: no connection is kept
-    close_after_response  connections are closed after each response (see `KeepalivePolicy`)
+    draining              whether the worker drains: then no connection is kept
+    lingers               whether the worker drains and keeps WebSockets and event streams open
+    close_after_response  whether to close connections after each response (see `KeepalivePolicy`)
     idle_ns               how long a connection may be idle, in nanoseconds
     """
 
@@ -137,7 +146,7 @@ class StreamServer:
         self.close_after_response = not self.keep_alive_s
         self.admission = worker.admission
         self.request_timeout_ns = int(settings.request_timeout * 1e9)
-        # Only an ASGI application can answer a WebSocket. For WSGI a request for an upgrade is an
+        # Only an ASGI application can serve a WebSocket. A WSGI application gets a handshake as an
         # ordinary request.
         wanted = settings.websocket and worker.app.interface == "asgi"
         self.websockets = WebSockets(settings) if wanted and has_websockets() else None
@@ -150,6 +159,7 @@ class StreamServer:
         self.calls: set[ASGICall | WebSocketCall] = set()
         self.pressure = Pressure()
         self.draining = False
+        self.lingers = False
         self.idle_ns = int(self.keep_alive_s * 1e9)
         self._context = contextvars.copy_context()
 
@@ -161,9 +171,9 @@ class StreamServer:
     ) -> Scope:
         """Make the parts of the scope that all requests of a connection share.
 
-        address  the server's end
-        client   the client's end; None on a Unix socket
-        facts    the TLS connection's; None without TLS
+        address  the server's address
+        client   the client's address; None on a Unix socket
+        facts    the TLS facts of the connection; None without TLS
         """
         if facts is None:
             return self.adapter.template(address, client, "http")
@@ -174,15 +184,20 @@ class StreamServer:
         return template
 
     def begin(self, call: ASGICall | WebSocketCall, admitted: Admitted) -> None:
-        """Run the application with an admitted request.
+        """Run the application with an admitted request, in a task of its own.
 
-        call      of the application
+        call      the application's call
         admitted  the request, from `Admission.admit`
+
+        The task gets the worker's context variables, not the current ones. Those may belong to the
+        previous request on the connection, whose last `send` may start this one.
         """
         if admitted.client is not None:
             self._apply_forwarded(call, admitted.client)
-        self.admission.announce(admitted)
-        self.spawn(call)
+        if self.admission.hooks is not None:
+            self.admission.announce(admitted)
+        self.calls.add(call)
+        call.task = _start_task(self.loop, call.run(), self._context)
 
     def ended(
         self,
@@ -191,10 +206,10 @@ class StreamServer:
         http: ASGIResponseWriter,
         status: int,
     ) -> int:
-        """Count a request whose response is complete, or was given up, and call `post_request`.
+        """Count a request after its response, complete or not, and call `post_request`.
 
         admitted  the request
-        call      of the application
+        call      the application's call
         http      the response writer
         status    the status to count if no response has begun
 
@@ -213,8 +228,21 @@ class StreamServer:
             self.admission.answered(admitted, http.status, http.body_sent, headers, call.scope)
         return now
 
+    def long_lived(self) -> list[ASGICall | WebSocketCall]:
+        """The calls with an open WebSocket or event stream."""
+        return [call for call in self.calls if call.is_long_lived]
+
+    def end_event_streams(self) -> list[ASGICall | WebSocketCall]:
+        """End all event streams, as if each were complete. Returns their calls."""
+        streams: list[ASGICall | WebSocketCall] = []
+        for call in self.long_lived():
+            if isinstance(call, ASGICall):
+                streams.append(call)
+                call.end_stream()
+        return streams
+
     def _apply_forwarded(self, call: ASGICall | WebSocketCall, client: ClientInfo) -> None:
-        """Replace the socket's facts about the client by those of a trusted proxy."""
+        """Replace the client's address and scheme by the values that a trusted proxy sent."""
         scope = call.scope
         scope["client"] = client.address
         scope["scheme"] = client.scheme
@@ -227,23 +255,17 @@ class StreamServer:
     def tunnel_handshake(self, request: Request) -> Handshake:
         """Check the handshake of an extended CONNECT (RFC 8441).
 
-        Raises ProtocolError if it is not valid, or asks for something else than a WebSocket.
+        Raises ProtocolError if it is not valid, or does not ask for a WebSocket.
         """
         if self.websockets is None or request.upgrade != b"websocket":
             raise ProtocolError(501, "no such protocol")
         return self.websockets.handshake(request, key=False)
 
-    def spawn(self, call: ASGICall | WebSocketCall) -> None:
-        """Run a call in a task of its own.
-
-        The task gets the worker's context variables, not the current ones. Those may belong to
-        another request: its last `send` may be what lets this request begin.
-        """
-        self.calls.add(call)
-        call.task = _start_task(self.loop, call.run(), self._context)
-
     def sweep(self, now_ns: int) -> None:
-        """Once a second: end what has lasted too long, and note the oldest running request."""
+        """Sweep all connections, and note the oldest running request. Called once a second.
+
+        now_ns  monotonic nanoseconds
+        """
         oldest = 0
         for connection in list(self.connections):
             started = connection.sweep(now_ns)
@@ -253,8 +275,8 @@ class StreamServer:
         self.row[row_layout.OLDEST_START_NS] = oldest
 
 
-# All tasks have the same name: numbering them, as asyncio does by default, costs as much as the
-# rest of making a task.
+# The name of all tasks. To number them, as asyncio does by default, takes as long as all other
+# steps of making a task.
 _TASK = "request"
 
 if sys.version_info >= (3, 12):
@@ -264,8 +286,8 @@ if sys.version_info >= (3, 12):
         coroutine: Coroutine[Any, Any, None],
         context: contextvars.Context,
     ) -> asyncio.Task[None]:
-        # An eager task runs here until it waits for the first time. An application that never
-        # waits is done without a turn of the loop.
+        # An eager task runs here until it first waits. If the application never waits, the request
+        # needs no turn of the loop.
         return asyncio.Task(
             coroutine, loop=loop, name=_TASK, context=context.copy(), eager_start=True
         )

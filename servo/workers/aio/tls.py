@@ -1,7 +1,7 @@
 """Helpers for TLS in the `async` worker.
 
-The event loop itself does TLS. This module has the steps around it: the PROXY protocol header
-before the handshake, the loop's time limits, and files, which sendfile(2) can't encrypt.
+The event loop itself does TLS. This module does the rest: it reads the PROXY protocol header before
+the handshake, sets the loop's time limits, and sends files, which sendfile(2) can't encrypt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from servo.http.proxy_protocol import ProxyHeader
     from servo.workers.request.preface import ProxyHeaderReader
 
-# Bytes to look at for a PROXY protocol header.
+# How many bytes to peek at when looking for a PROXY protocol header.
 _PEEKED = 8192
 # Bytes of a file that are read at a time.
 _BLOCK = 262_144
@@ -41,8 +41,8 @@ def loop_options(
     """
     options = {"ssl": context, "ssl_handshake_timeout": handshake_s or _NO_LIMIT_S}
     if sys.version_info >= (3, 11) or not isinstance(loop, asyncio.BaseEventLoop):
-        # The loop starts this limit before it has sent the rest of the response, so it would cut
-        # off slow clients. `Linger` applies our own limits.
+        # The loop's limit for the shutdown includes the time for the rest of the response, so it
+        # would cut off slow clients. `Linger` applies our own limits instead.
         options["ssl_shutdown_timeout"] = _NO_LIMIT_S
     return options
 
@@ -50,7 +50,7 @@ def loop_options(
 def ends(
     sock: socket.socket, peer: Any, header: ProxyHeader | None
 ) -> tuple[tuple[str, int] | tuple[str, None], tuple[str, int] | None]:
-    """Return the server's address and the client's; a PROXY protocol header overrides both.
+    """Return the server's and the client's address: those in the PROXY header, or the socket's.
 
     sock    the connection's socket
     peer    the client's address, as `accept` returned it
@@ -73,8 +73,8 @@ async def read_proxy_header(
 
     loop     the event loop
     sock     the connection's socket
-    preface  parses the header
-    limit_s  seconds that each part of the header may take; 0: no limit
+    proxy_reader  parses the header
+    limit_s       seconds that each part of the header may take; 0: no limit
 
     Raises OSError if the client is gone or too slow, and ProtocolError if it sent no valid header.
     """
@@ -106,9 +106,9 @@ async def send_blocks(
     write: Callable[[bytes], None],
     drained: Callable[[], Awaitable[None]],
 ) -> None:
-    """Send a part of an open file block by block, where its bytes have to be encrypted or framed.
+    """Send a part of an open file block by block, because its bytes must be encrypted or framed.
 
-    loop           the event loop, in whose executor the file is read
+    loop           the event loop; its executor reads the file
     source         the file's descriptor
     offset, count  the part, in bytes
     write          sends a block

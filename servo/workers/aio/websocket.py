@@ -1,7 +1,7 @@
 """An open WebSocket in the `async` worker, between the application's call and the wire.
 
-`WebSocketSession` knows no socket. Over HTTP/1.1 the wire is the connection on which the handshake
-came (`WebSocketProtocol`), over HTTP/2 it is a stream (`H2WebSocket`).
+`WebSocketSession` uses an abstract *wire*, which a subclass provides. Over HTTP/1.1 the wire is the
+connection on which the handshake came (`WebSocketProtocol`), over HTTP/2 a stream (`H2WebSocket`).
 
 An open WebSocket does not count as a request in flight. The load gate, `limit_concurrency` and
 `request_timeout` apply to its handshake only.
@@ -11,11 +11,11 @@ while its own send buffer is full: a client that sends pings and reads nothing w
 that buffer with pongs.
 
 **Closing.** Each side sends a close frame (RFC 6455 section 7). The phases are: open; closing (our
-close frame is sent, and the client has `CLOSE_TIMEOUT_S` to answer); lingering (both are done, the
-wire is being closed, and what still arrives is dropped); ended.
+close frame is sent, and the client has `CLOSE_TIMEOUT_S` to answer); lingering (both close frames
+are sent, the wire is being closed, and further input is dropped); ended.
 
 **A worker that stops** closes its WebSockets with code 1012 (service restart), so that clients
-connect again. It first waits until the application has answered what the client has sent.
+connect again. It first waits until the application has answered all messages from the client.
 """
 
 from __future__ import annotations
@@ -40,29 +40,31 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Seconds that a client has to answer a close frame. The client of `websockets` waits as long.
+# Seconds that a client has to answer a close frame. The `websockets` library waits as long.
 CLOSE_TIMEOUT_S = 10.0
-# Seconds without a message after which a stopping worker takes a WebSocket for idle. One turn of
-# the event loop reads all that the kernel holds.
+# A stopping worker considers a WebSocket idle after this many seconds without a message. This is
+# ample: one turn of the event loop reads all bytes that the kernel holds.
 QUIET_S = 0.05
-# Seconds, at least, that a stopping worker gives a busy application to reach its next `receive`.
+# A stopping worker gives a busy application at least this many seconds to reach its next `receive`.
 BUSY_S = 1.0
-# Bytes that are parsed in one call. A message can be a few bytes long, and each is an object: this
-# bounds how many objects one read makes before the queue's limit is checked.
+# How many bytes are parsed in one call. Even a message of a few bytes becomes an object, so this
+# limits the number of objects that are made before the queue's limit is checked.
 _SLICE = 32768
-# Bytes that are parsed in one call while parts of one long message come in. With smaller slices the
-# calls would cost more than the parsing.
+# The same while parts of one long message arrive. With smaller slices the calls would cost more
+# than the parsing.
 _LONG_SLICE = 131072
 
 _OPEN, _CLOSING, _LINGERING, _ENDED = range(4)
 
 
 class WebSocketSession(ABC):
-    """An open WebSocket: the `OpenWebSocket` of its call. Subclasses add the wire.
+    """An open WebSocket. The application's call uses it as its `OpenWebSocket`.
+
+    A subclass adds the wire.
 
     loop         the worker's event loop
     deadline_ns  when the sweep has to act, in monotonic nanoseconds; 0: never
-    writable     messages can be sent, and the wire's buffer is nearly empty
+    writable     whether messages can be sent, and the wire's buffer is nearly empty
     """
 
     __slots__ = (
@@ -103,20 +105,20 @@ class WebSocketSession(ABC):
         self.writable = True
         self.deadline_ns = 0
         self._phase = _OPEN
-        # The wire's buffer is full.
+        # Whether the wire's buffer is full.
         self._congested = False
         self._reading = True
         # Bytes that were read, but not parsed, because the queue was full.
         self._rest = b""
         self._slice = _SLICE
-        # The application has closed the WebSocket: drop further messages.
+        # Whether to drop further messages, because the application has closed the WebSocket.
         self._discards = False
         self._leaving = False
         self._drain_waiter: asyncio.Future[None] | None = None
         self._unsent = 0
-        # By when the client has to answer a close frame, or to take some of a full buffer.
+        # The deadline for the client to answer a close frame, or to take bytes of a full buffer.
         self._due_ns = 0
-        # When the next ping is due, and by when the client has to answer the last one (0: it has).
+        # When to send the next ping, and when the last one must be answered (0: it was answered).
         self._ping_ns = 0
         self._pong_ns = 0
         self._heard = False
@@ -125,13 +127,14 @@ class WebSocketSession(ABC):
 
     @abstractmethod
     def write(self, data: bytes) -> None:
-        """Send, and buffer what the wire doesn't take.
+        """Send bytes, and buffer those that can't be sent at once.
 
-        The wire calls `buffer_full` when too much waits, and `buffer_empty` when little does.
+        The subclass calls `buffer_full` when its buffer is full, and `buffer_empty` when the buffer
+        is nearly empty again.
         """
 
     def write_both(self, head: bytes, data: bytes) -> None:
-        """Send a frame's head and payload; a wire may do so without joining them."""
+        """Send a frame's head and payload. A subclass may override this to avoid joining them."""
         self.write(head + data)
 
     @abstractmethod
@@ -140,13 +143,16 @@ class WebSocketSession(ABC):
 
     @abstractmethod
     def read_on(self, on: bool) -> None:
-        """Stop reading, or go on."""
+        """Stop or resume reading.
+
+        on  whether to read
+        """
 
     @abstractmethod
     def hang_up(self, linger: bool) -> None:
-        """Close the wire when its buffer is sent.
+        """Close the wire after its buffer is sent.
 
-        linger  close only our side, and wait for the client to close the other
+        linger  whether to close only our side, and wait for the client to close the other
         """
 
     @abstractmethod
@@ -158,7 +164,7 @@ class WebSocketSession(ABC):
     def start(self, rest: bytes, reading: bool, writable: bool) -> None:
         """Begin.
 
-        rest      bytes that came behind the handshake
+        rest      the bytes received after the handshake
         reading   whether the wire is being read
         writable  whether the wire's buffer has room
         """
@@ -176,7 +182,7 @@ class WebSocketSession(ABC):
             self.drain(QUIET_S, QUIET_S)
 
     def received(self, data: bytes) -> None:
-        """The wire has received data."""
+        """Handle data from the client."""
         self._heard = True
         if self._phase >= _LINGERING:
             return
@@ -218,7 +224,7 @@ class WebSocketSession(ABC):
         return self._congested or (self._app.full and not self._discards)
 
     def _update_reading(self) -> None:
-        """Stop reading while the queue or the wire's buffer is full; go on when neither is."""
+        """Read only while neither the queue nor the wire's buffer is full."""
         if self._rest and not self._is_full:
             self._parse_rest()
         wanted = self._phase >= _LINGERING or not (self._rest or self._is_full)
@@ -227,13 +233,13 @@ class WebSocketSession(ABC):
             self.read_on(wanted)
 
     def eof(self) -> None:
-        """The client sends no more."""
+        """Handle the end of the client's data."""
         closed = self._connection.receive_eof()
         if closed is not None:
             self._finish(closed)
 
     def lost(self) -> None:
-        """The wire is closed."""
+        """End the WebSocket, because the wire is closed."""
         self._app.end(CLOSE_ABNORMAL, "")
         self._phase = _ENDED
         self.deadline_ns = 0
@@ -241,7 +247,7 @@ class WebSocketSession(ABC):
         self._wake_drained()
 
     def _finish(self, closed: Closed) -> None:
-        """The client has closed the WebSocket, or has broken the protocol."""
+        """Close the WebSocket, because the client has closed it or has broken the protocol."""
         self._app.end(closed.code, closed.reason)
         self._rest = b""
         self._end(linger=not closed.clean and closed.code != CLOSE_ABNORMAL)
@@ -276,8 +282,8 @@ class WebSocketSession(ABC):
         if self._phase >= _LINGERING:
             raise ClientDisconnected("the WebSocket is closed")
         if self._phase == _CLOSING:
-            # `send` drops messages now. An application that sends in a loop would never wait, so
-            # let the event loop go on with closing.
+            # `send` now drops messages without waiting. So if the application sends in a loop, only
+            # this gives the event loop a chance to close the WebSocket.
             await asyncio.sleep(0)
 
     def close(self, code: int, reason: str) -> None:
@@ -309,7 +315,7 @@ class WebSocketSession(ABC):
     # --- the wire's buffer ----------------------------------------------------------------------
 
     def buffer_full(self) -> None:
-        """The client doesn't read, or the network is slow."""
+        """Stop reading and sending, because the client or the network is slow."""
         self.writable = False
         self._congested = True
         self._unsent = self.unsent()
@@ -320,7 +326,7 @@ class WebSocketSession(ABC):
             self._schedule()
 
     def buffer_empty(self) -> None:
-        """The client has taken nearly all that waited for it."""
+        """Resume, because the client has taken nearly all of the buffer."""
         self.writable = self._phase == _OPEN
         self._congested = False
         if self._phase < _LINGERING:
@@ -342,9 +348,9 @@ class WebSocketSession(ABC):
         """Close with code 1012 as soon as the application has answered all messages.
 
         idle_s   seconds that a busy application gets, at most half of `graceful_timeout`
-        fresh_s  not used: the client has sent a handshake
+        fresh_s  not used: the client has already sent its first request, the handshake
         """
-        if self._leaving or self._phase != _OPEN:
+        if self._leaving or self._phase != _OPEN or self._server.lingers:
             return
         self._leaving = True
         most = min(max(idle_s, BUSY_S), self._server.settings.graceful_timeout / 2)
@@ -359,6 +365,11 @@ class WebSocketSession(ABC):
     def _leave(self) -> None:
         if self._phase == _OPEN:
             self._say_close(CLOSE_RESTARTING, "")
+
+    def cut_requests(self, kept: list[ASGICall | WebSocketCall]) -> None:
+        """See ServedConnection."""
+        if self._phase != _OPEN:
+            self.cut()
 
     def abort(self) -> None:
         """Close the connection at once, with a close frame if there is room for one."""
@@ -386,14 +397,14 @@ class WebSocketSession(ABC):
         return str(client[0]) if client else ""
 
     def _schedule(self) -> None:
-        """Set the deadline to whichever limit comes first."""
+        """Set the deadline to the limit that comes first."""
         due = [self._due_ns]
         if self._phase == _OPEN and not self._congested:
             due += [self._ping_ns, self._pong_ns]
         self.deadline_ns = min((moment for moment in due if moment), default=0)
 
     def sweep(self, now_ns: int) -> int:
-        """See ServedConnection. An open WebSocket is no request in flight."""
+        """See ServedConnection. An open WebSocket does not count as a request in flight."""
         if self.deadline_ns and now_ns >= self.deadline_ns:
             self._on_timeout(now_ns)
         return 0
@@ -403,7 +414,10 @@ class WebSocketSession(ABC):
         return []
 
     def _on_timeout(self, now: int) -> None:
-        """The deadline has passed."""
+        """Handle the deadline that has passed.
+
+        now  monotonic nanoseconds
+        """
         if self._phase >= _LINGERING:
             self.cut()
         elif self._due_ns and now >= self._due_ns:
@@ -412,7 +426,7 @@ class WebSocketSession(ABC):
             self._on_heartbeat(now)
 
     def _on_stalled(self) -> None:
-        """The client has not answered a close frame in time, or takes nothing of what we send."""
+        """Cut the wire, because the client has not answered a close frame, or takes no bytes."""
         left = self.unsent()
         if self._congested and left < self._unsent:
             self.buffer_full()
@@ -428,8 +442,10 @@ class WebSocketSession(ABC):
     def _on_heartbeat(self, now: int) -> None:
         """Send a ping if one is due, and close if the last one was not answered in time.
 
-        Any data counts as an answer, because a pong can't overtake a long message. While we don't
-        read, no answer can reach us, so the client gets more time.
+        now  monotonic nanoseconds
+
+        Any data from the client counts as an answer, because its pong can't overtake a long
+        message. While we don't read, no answer can reach us, so the client gets more time.
         """
         settings = self._settings
         if self._pong_ns and self._heard:
@@ -452,7 +468,7 @@ class WebSocketSession(ABC):
 
 
 class WebSocketProtocol(WebSocketSession, asyncio.Protocol):
-    """A WebSocket that has its connection to itself, after a handshake over HTTP/1.1."""
+    """A WebSocket that has a connection of its own, after a handshake over HTTP/1.1."""
 
     __slots__ = ("_transport",)
 

@@ -1,4 +1,4 @@
-"""Turns a request into a WebSocket: checks the handshake, and makes the call of the application.
+"""Turns a request into a WebSocket: checks its handshake, and makes the application's call.
 
 The library that frames WebSocket messages is an optional dependency, and takes time to import. So
 this module imports it with the first handshake, not when the worker starts.
@@ -40,7 +40,7 @@ class WebSockets:
         """Check the handshake of a request for a WebSocket; see `read_handshake`.
 
         request  the request with the handshake's fields
-        key      whether it must have a Sec-WebSocket-Key: over HTTP/2 it has none
+        key      whether Sec-WebSocket-Key is required; over HTTP/2 this field does not exist
 
         Raises ProtocolError if the handshake is not valid.
         """
@@ -57,17 +57,17 @@ class WebSockets:
         http: ASGIResponseWriter,
         transport: HandshakeTransport,
     ) -> WebSocketCall:
-        """Make the application's call for a valid handshake.
+        """Make the object that calls the application for a WebSocket.
 
         adapter    the application
-        template   the parts of the scope that the connection's requests share
-        admitted   the request
-        handshake  what `handshake` has read from it
-        http       frames the response to the handshake
-        transport  the connection's driver
+        template   the parts of the ASGI scope that all requests of the connection share
+        admitted   the admitted request that asks for the WebSocket
+        handshake  the result of `handshake` for this request
+        http       writes the response to the handshake
+        transport  the driver of the connection or HTTP/2 stream
         """
         from servo.apps.asgi_websocket import WebSocketCall
-        from servo.workers.aio.allocator import keep_freed_memory
+        from servo.workers.allocator import keep_freed_memory
 
         keep_freed_memory()
         return WebSocketCall(

@@ -1,16 +1,16 @@
 """The `async` worker: one event loop in one thread, and a task for each request.
 
-`AsyncWorker` owns the loop and everything in it but the requests: signals, the channel to the
-arbiter, the listeners, TLS handshakes, the sweep, and the end. `StreamServer` has the connections
-and requests.
+`AsyncWorker` owns the loop, signals, the channel to the arbiter, the listeners, TLS handshakes, the
+sweep, and the end. `StreamServer` owns the connections and requests.
 
-**Draining.** A worker that is told to end stops accepting, asks each connection to drain, and ends
-when no connection is open and no call runs, background tasks of the application included.
+**Draining.** A stopping worker stops accepting, and asks each connection to drain. It ends when no
+connection is open and no application call runs. A call may still run after its response is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import signal
@@ -18,6 +18,7 @@ import ssl
 import sys
 import threading
 import time
+from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -28,6 +29,7 @@ from servo.errors import BootError
 from servo.http import serialise
 from servo.http.errors import ProtocolError
 from servo.http.negotiate import ALPN, protocols
+from servo.ipc.messages import Lingering
 from servo.net import certificates
 from servo.shared_memory import row_layout
 from servo.workers.accept.acceptor import Acceptor
@@ -37,6 +39,7 @@ from servo.workers.aio.h1 import H1Protocol
 from servo.workers.aio.server import StreamServer
 from servo.workers.aio.tls import loop_options, read_proxy_header
 from servo.workers.forks import end_on_return, open_fds, replace_wakers
+from servo.workers.health import Outcome
 from servo.workers.messages.handlers import LoopRunner, Runner
 from servo.workers.timing import FRESH_GRACE_S
 from servo.workers.worker import Worker
@@ -47,18 +50,23 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from servo._types import ASGIApp
+    from servo.apps.asgi import ASGICall
+    from servo.apps.asgi_websocket import WebSocketCall
     from servo.apps.loader import LoadedApp
     from servo.http.proxy_protocol import ProxyHeader
     from servo.workers.context import WorkerContext
+    from servo.workers.health import HealthCheck
+    from servo.workers.health_probes import AsyncProbe, Probe
 
 log = logging.getLogger("servo.error")
 
-# Seconds that a stopping worker keeps idle connections. A request that the kernel already holds is
-# read within a turn of the loop.
+# A stopping worker keeps idle connections for this many seconds. This is ample for reading a
+# request that the kernel already holds: it takes one turn of the loop.
 STOP_IDLE_S = 0.05
-# TLS handshakes under way for which the worker keeps a duplicate of the socket. It needs one to
-# answer a client that speaks plain HTTP, because the loop closes the socket when a handshake fails.
-# Above this number a flood of handshakes would use up the descriptors.
+# During a TLS handshake the worker keeps a duplicate of the socket. It needs the duplicate to
+# answer a client that speaks plain HTTP, because the loop closes the socket when the handshake
+# fails. At most this many handshakes have a duplicate, so that a flood of them can't use up the
+# descriptors.
 MAX_SPARE_SOCKETS = 64
 
 
@@ -74,11 +82,14 @@ class AsyncWorker(Worker):
         self._loop_fds = open_fds() - others
         self._loop_thread = 0
         self._frame: FrameType | None = None
+        self.wsgi_adapter: WSGIAdapter | None = None
         self.asgi_app, self.lifespan = self._prepare(app)
+        self._health_task: asyncio.Task[Outcome] | None = None
         self.acceptor = Acceptor(self, self)
         self._sweeps_seldom = False
         self.server: StreamServer = None  # type: ignore[assignment]  # made in `serve`
         self.drained: asyncio.Future[None] | None = None
+        self._lingering_told = False
         self._connecting: set[asyncio.Task[None]] = set()
         self.tls_options: dict[str, Any] = {}
         if context.tls is not None:
@@ -102,6 +113,7 @@ class AsyncWorker(Worker):
             sendfile=False,
         )
         adapter.watch_forks()
+        self.wsgi_adapter = adapter
         from servo.apps.wsgi_in_async import WSGIInAsync
 
         wrapped = WSGIInAsync(
@@ -126,13 +138,11 @@ class AsyncWorker(Worker):
             loop.close()
 
     def _run_until(self, future: asyncio.Future[Any]) -> None:
-        """Run the loop until the future is done, whatever tasks of the application raise.
+        """Run the loop until the future is done, even if tasks of the application raise.
 
-        asyncio passes SystemExit and KeyboardInterrupt of any task on to the caller that runs the
-        loop. One request's task must not end a worker that serves others, so that is only logged.
-        While the worker boots, it means that the application can't start.
-
-        Raises BootError in that case.
+        If any task raises SystemExit or KeyboardInterrupt, asyncio raises it from the call that
+        runs the loop. One request must not end the worker, so the exception is only logged. Before
+        the worker is ready, it means that the application can't start: then raises BootError.
         """
         while (error := self._escaped(future)) is not None:
             if self.row[row_layout.STATE] == row_layout.STATE_BOOTING and future is self._task:
@@ -183,8 +193,10 @@ class AsyncWorker(Worker):
         )
         self.server = StreamServer(self, adapter, loop)
         if self.server.http2 is not None:
-            # A third of what this worker imports. Done here, so that no client waits for it.
+            # Import it before the first client comes: it takes a third of the time of all imports.
             import servo.workers.aio.h2  # noqa: F401
+        if self.health is not None:
+            await self._begin_health_checks(self.health, adapter)
         self.drained = loop.create_future()
         self.acceptor.start()
         self._sweep(monotonic_ns())
@@ -195,6 +207,38 @@ class AsyncWorker(Worker):
         await self.lifespan.shutdown()
         for call in self.server.calls:
             call.cancelled = True  # `serve` cancels their tasks next
+
+    async def _begin_health_checks(self, health: HealthCheck, adapter: ASGIAdapter) -> None:
+        """Make the first health check, and prepare the later ones. Raises BootError."""
+        from servo.workers.health_probes import CheckThread, asgi_probe, within, wsgi_probe
+
+        target: str = self.settings.health_check
+        if self.wsgi_adapter is not None:
+            # Use a separate thread: in the pool the check would wait for requests.
+            probe: Probe | AsyncProbe = wsgi_probe(target, self.wsgi_adapter, self.scheme)
+        else:
+            probe = asgi_probe(target, adapter, self.scheme)
+        if inspect.iscoroutinefunction(probe):
+            health.first(await within(health.timeout_s, probe))
+            health.start = partial(self._start_health_check, health, probe)
+        else:
+            call = cast("Probe", probe)
+            health.first(await self.loop.run_in_executor(None, call))
+            health.start = CheckThread(call, health.done).start
+
+    def _start_health_check(self, health: HealthCheck, probe: AsyncProbe) -> None:
+        from servo.workers.health_probes import within
+
+        task = self.loop.create_task(within(health.timeout_s, probe), name="servo-health")
+        self._health_task = task  # keep the task alive: asyncio has only weak references
+        task.add_done_callback(partial(_pass_on, health))
+
+    @property
+    def capacity(self) -> int:
+        """See Worker.capacity. For an ASGI application, the number of connections is the limit."""
+        if self.wsgi_adapter is not None:
+            return int(self.settings.thread_count)
+        return int(self.settings.limit_concurrency or self.settings.worker_connections)
 
     def _watch_process(self) -> None:
         loop = self.loop
@@ -211,7 +255,7 @@ class AsyncWorker(Worker):
         self.on_orphaned()
 
     def on_orphaned(self) -> None:
-        """See Worker.on_orphaned. A dead channel is always readable, so stop watching it."""
+        """See Worker.on_orphaned. Stops watching the channel: a closed one is always readable."""
         self.loop.remove_reader(self.context.channel.fileno())
         self.loop.remove_writer(self.context.channel.fileno())
         super().on_orphaned()
@@ -228,7 +272,7 @@ class AsyncWorker(Worker):
         try:
             self.loop.call_soon_threadsafe(self.on_wake)
         except RuntimeError:
-            log.debug("Nothing to wake: the worker's event loop has ended")
+            log.debug("Can't wake the worker: its event loop has ended")
 
     def watch_channel(self, writable: bool) -> None:
         """See mailbox.Owner."""
@@ -238,8 +282,13 @@ class AsyncWorker(Worker):
         else:
             self.loop.remove_writer(fd)
 
+    def on_certificates(self) -> None:
+        """See Worker.on_certificates."""
+        assert self.context.tls is not None
+        self.tls_options["ssl"] = self.context.tls.context
+
     def message_runner(self) -> Runner:
-        """See Worker.message_runner. A WSGI application runs in threads here, too."""
+        """See Worker.message_runner. In this worker, too, a WSGI application runs in threads."""
         if self.app.interface == "asgi":
             return LoopRunner(self.mailbox, self.loop)
         return super().message_runner()
@@ -247,7 +296,7 @@ class AsyncWorker(Worker):
     # --- accepting (an acceptor.Driver) ---------------------------------------------------------
 
     def watch_listener(self, listener: socket.socket) -> None:
-        """See acceptor.Driver. asyncio's own `create_server` accepts many connections in one go."""
+        """See acceptor.Driver. asyncio's `create_server` would accept many connections at once."""
         self.loop.add_reader(listener, self.acceptor.on_ready, listener)
 
     def unwatch_listener(self, listener: socket.socket) -> None:
@@ -273,7 +322,7 @@ class AsyncWorker(Worker):
                 spare = sock.dup()
             header = await self._read_proxy_header(sock, peer) if self.tls_options else None
             protocol = H1Protocol(self.server, sock, peer, header)
-            made = cast("asyncio.Protocol", protocol)  # it has the methods, but not the base
+            made = cast("asyncio.Protocol", protocol)  # it has the methods, but not the base class
             await self.loop.connect_accepted_socket(lambda: made, sock, **self.tls_options)
         except (OSError, ProtocolError, asyncio.TimeoutError) as error:
             name = peer[0] if isinstance(peer, tuple) else "A client"
@@ -301,7 +350,7 @@ class AsyncWorker(Worker):
         return await read_proxy_header(self.loop, sock, proxy_reader, self.settings.header_timeout)
 
     def connection_closed(self) -> None:
-        """A connection is closed."""
+        """See server.Host."""
         self.acceptor.closed()
         if self.draining:
             self.check_drained()
@@ -314,6 +363,8 @@ class AsyncWorker(Worker):
         self.row[row_layout.LAG_US] = max(now - due_ns, 0) // 1000
         serialise.set_clock(time.time())
         self.server.sweep(now)
+        if self.draining:
+            self._report_lingering()
         beats = self.server.heartbeat
         self.server.close_after_response = self.should_close_connections(
             beats.requests, beats.blocked_ns, now
@@ -330,7 +381,7 @@ class AsyncWorker(Worker):
         self._next_sweep = self.loop.call_later(delay_s, self._sweep, now_ns + int(delay_s * 1e9))
 
     def _resume_sweeping(self) -> None:
-        """Sweep once a second again: there is something to do."""
+        """Sweep once a second again, because the worker is no longer idle."""
         if self._sweeps_seldom:
             self._sweeps_seldom = False
             self._next_sweep.cancel()
@@ -344,7 +395,7 @@ class AsyncWorker(Worker):
         return self.loop
 
     def open_requests(self) -> list[tuple[int, str, bytes, str]]:
-        """See Worker.open_requests. Without work that goes on after the response."""
+        """See Worker.open_requests. Leaves out calls that still run after their response."""
         return [
             (call.started_ns, call.request.method, call.request.target, remote_of(call.scope))
             for connection in list(self.server.connections)
@@ -352,20 +403,27 @@ class AsyncWorker(Worker):
         ]
 
     def unfinished(self) -> list[tuple[int, str, bytes, str]]:
-        """See Worker.unfinished. With work that goes on after the response, or without a client."""
+        """See Worker.unfinished. Includes calls that still run after their response."""
         return [
             (call.started_ns, call.request.method, call.request.target, remote_of(call.scope))
             for call in self.server.calls
+            if not (self.server.lingers and call.is_long_lived)
         ]
 
     # --- the end --------------------------------------------------------------------------------
 
-    def retire(self) -> None:
+    def retire(self, take_queued: bool = False) -> None:
         """See Worker.retire."""
         if self.draining or self._abandons_boot():
             return
-        self.acceptor.stop(take_queued=False)
-        self._drain(self.settings.drain_idle, self.settings.drain_idle)
+        settings = self.settings
+        self.acceptor.stop(take_queued)
+        if settings.drain_websockets:
+            self.server.lingers = True
+            self.loop.call_later(settings.drain_websockets, self._end_lingering)
+            self.loop.call_later(settings.graceful_timeout, self._cut_requests)
+        self._drain(settings.drain_idle, settings.drain_idle)
+        self._report_lingering()
 
     def stop(self, quick: bool) -> None:
         """See Worker.stop."""
@@ -379,10 +437,61 @@ class AsyncWorker(Worker):
             self.interrupted()
             self._end()
             return
+        self._end_streams()
         self._drain(STOP_IDLE_S, FRESH_GRACE_S)
 
+    @property
+    def lingers(self) -> bool:
+        """See Worker.lingers."""
+        server = self.server
+        return server is not None and server.lingers
+
+    def _report_lingering(self) -> None:
+        """Report to the arbiter, once, that this worker lingers for a WebSocket or event stream."""
+        if self.server.lingers and not self._lingering_told and self.server.long_lived():
+            self._lingering_told = True
+            self.tell(Lingering())
+
+    def _cut_requests(self) -> None:
+        """End all calls except WebSockets and event streams, because `graceful_timeout` is over.
+
+        Only a lingering worker does this. The arbiter kills any other worker at this time.
+        """
+        if not self._lingering_told:
+            return
+        kept = self.server.long_lived() if self.server.lingers else []
+        self._cancel([call for call in self.server.calls if call not in kept])
+        for connection in list(self.server.connections):
+            connection.cut_requests(kept)
+
+    def _end_lingering(self) -> None:
+        """Close WebSockets and end event streams, because `drain_websockets` is over."""
+        if self.server.lingers:
+            self._end_streams()
+            self._drain(self.settings.drain_idle, self.settings.drain_idle)
+
+    def _end_streams(self) -> None:
+        """End the event streams of a lingering worker. `drain` closes its WebSockets."""
+        server = self.server
+        if not server.lingers:
+            return
+        server.lingers = False
+        self.begin_grace()
+        streams = server.end_event_streams()
+        # Cancel calls that have not returned by then: an application notices the end of its stream
+        # only when it sends the next event.
+        wait_s = min(self.settings.drain_idle, self.settings.graceful_timeout / 2)
+        self.loop.call_later(wait_s, self._cancel, streams)
+
+    def _cancel(self, calls: list[ASGICall | WebSocketCall]) -> None:
+        """Cancel those of these calls that have not returned."""
+        for call in calls:
+            if call in self.server.calls and call.task is not None:
+                call.cancelled = True
+                call.task.cancel()
+
     def _abandons_boot(self) -> bool:
-        """If the worker still boots, end it: it has nothing to answer. Returns whether it does."""
+        """End the worker without a drain if it is booting. Returns whether it was booting."""
         if self.drained is None:
             self._task.cancel()
         return self.drained is None
@@ -400,10 +509,17 @@ class AsyncWorker(Worker):
         self.check_drained()
 
     def check_drained(self) -> None:
-        """End the worker if no connection is open and no call of the application runs."""
+        """See server.Host. Ends the worker if no connection is open and no call runs."""
         if not self.acceptor.open_connections and not self.server.calls:
             self._end()
 
     def _end(self) -> None:
         if self.drained is not None and not self.drained.done():
             self.drained.set_result(None)
+
+
+def _pass_on(health: HealthCheck, task: asyncio.Task[Outcome]) -> None:
+    """Pass on the outcome of a health check, unless the check was cancelled."""
+    if not task.cancelled():
+        error = task.exception()
+        health.done(task.result() if error is None else Outcome(f"it raised {error!r}"))

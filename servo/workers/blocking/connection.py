@@ -1,12 +1,13 @@
 """One accepted connection of a blocking worker: the socket, its HTTP state, its current request.
 
-Two parties use a connection in turns. The poller reads requests and sends the rest of
-responses. The thread that runs the application builds and sends the response. `phase` says whose
-turn it is: in `APP` the connection belongs to that thread, and the poller touches only `output`.
+The poller and the application's thread use a connection in turns. The poller reads requests and
+sends the rest of responses. The thread builds a response and sends its beginning. `phase` says
+whose turn it is: in `APP` the connection belongs to the thread, and the poller touches only
+`output`.
 
-Sending never waits for a slow client if that can be avoided. Bytes that the socket refuses go into
-an `OutputBuffer`, and the poller sends them later. Only if the buffer is full does the application
-wait, for at most `send_timeout` without progress.
+A slow client should not hold the application. So bytes that the socket does not take go into an
+`OutputBuffer`, and the poller sends them later. The application waits only if the buffer is full,
+and gives up after `send_timeout` without progress.
 """
 
 from __future__ import annotations
@@ -43,20 +44,21 @@ if TYPE_CHECKING:
     from servo.workers.request.admission import Admission, Admitted
     from servo.workers.request.preface import ProxyProtocol
 
-# The phases of a connection. They are integers, so that the poller finds out by one comparison
-# (`phase < APP`) that it may read.
-IDLE: Final = 0  # no byte of a request has come
-HEAD: Final = 1  # a part of a head has come
-BODY: Final = 2  # a part of a body has come
+# The phases of a connection. They are integers because one comparison, `phase < APP`, then tells
+# the poller whether it may read.
+IDLE: Final = 0  # no byte of a request has arrived
+HEAD: Final = 1  # a part of a head has arrived
+BODY: Final = 2  # a part of a body has arrived
 # The application has the request. Only the thread that runs it may touch the connection.
 APP: Final = 3
 SEND: Final = 4  # a finished response is being sent
 LINGER: Final = 5  # the response is sent and our side closed; input is discarded
+QUEUED: Final = 6  # a pipelined request waits for its turn; nothing is read meanwhile
 _NO_ENVIRON: dict[str, Any] = {}
 
 
 class ConnectionWorker(Protocol):
-    """The part of their worker that connections use."""
+    """The attributes and methods of a worker that its connections use."""
 
     @property
     def settings(self) -> Settings: ...
@@ -80,7 +82,7 @@ class ConnectionWorker(Protocol):
 
 
 class ConnectionFactory:
-    """Makes the connections of one worker, and holds what they share.
+    """Makes the connections of one worker, and has the state that they share.
 
     worker       the worker
     app          the application
@@ -125,7 +127,7 @@ class ConnectionFactory:
 
     def spool(self) -> SpooledTemporaryFile[bytes]:
         """Make a file for a request body: in memory up to `body_buffer_size`, then on disk."""
-        from tempfile import SpooledTemporaryFile  # only here: few workers need it at their start
+        from tempfile import SpooledTemporaryFile  # imported here to make the start faster
 
         return SpooledTemporaryFile(
             max_size=self.settings.body_buffer_size, dir=self.settings.tmp_upload_dir
@@ -135,14 +137,14 @@ class ConnectionFactory:
 class Connection:
     """One connection; also the `WSGITransport` of its responder.
 
-    phase        what it is doing: one of the constants above
+    phase        its phase: one of the constants above
     watched      the events that epoll reports for it
-    broken       whether the socket is of no more use
+    broken       whether the socket is unusable
     linger       whether to discard input before closing
     request      the current request
-    body         its body: bytes, a file, or None
-    output       what the client has not taken of the current response; None if nothing was left
-    unsent       the rest of a response that the poller has made, a refusal
+    body         the request's body: bytes, a file, or None
+    output       the unsent part of the current response; None if the socket took all of it
+    unsent       the unsent part of a refusal, which the poller itself sends
     claim        see ThreadConnection
     thread       the thread that runs the application; 0 for none
     deadline_ns  when the sweep ends this phase, in monotonic nanoseconds; 0 for never
@@ -227,11 +229,11 @@ class Connection:
         self.peer_name = self.peer.name
 
     def read_proxy_header(self, data: bytes) -> bytes:
-        """Take the PROXY protocol's header off the first bytes. Raises ProtocolError.
+        """Read the PROXY protocol's header from the first bytes. Raises ProtocolError.
 
         data  the bytes that were read
 
-        Returns the bytes behind the header, or b"" until all of it has come.
+        Returns the bytes that follow the header; b"" while the header is incomplete.
         """
         assert self.proxy_reader is not None
         found = self.proxy_reader.feed(data)
@@ -246,12 +248,12 @@ class Connection:
     def secured(self, facts: TLSFacts) -> None:
         """Note that the TLS handshake is done.
 
-        facts  what it agreed on, for the environs
+        facts  its results, such as the cipher, for the environs
         """
         self._template.update(facts.environ)
 
     def begin_body(self) -> None:
-        """Begin to store a body that did not come whole with its head."""
+        """Begin to store a body. Not called for a body that arrives completely with its head."""
         self.phase = BODY
         self.body = self._factory.spool()
         settings = self._factory.settings
@@ -286,7 +288,7 @@ class Connection:
             length = body.tell()
             try:
                 body.seek(0)
-            except OSError as error:  # the file's buffer is flushed, and the disk is full
+            except OSError as error:  # `seek` writes buffered bytes, and the disk may be full
                 raise refusal(error) from error
         adapter = self._factory.adapter
         named = request.named
@@ -295,8 +297,9 @@ class Connection:
             self._header_environ = None
             environ = adapter.environ(self._template, request, body, length)
         else:
-            # The same object means exactly the same fields as in the request before (see
-            # http.h1.known_fields). A copy of their part of the environ saves building it again.
+            # The parser returns the same object if the fields are the same as in the last request
+            # (see http.h1.known_fields). Copying their part of the environ is cheaper than
+            # building it.
             if self._header_environ is None:
                 self._header_environ = adapter.with_headers(self._template, request)
             environ = adapter.fill(self._header_environ.copy(), request, body, length)
@@ -307,7 +310,7 @@ class Connection:
         self.environ = environ
 
     def forget(self) -> None:
-        """Release the memory of the last request, as the connection is idle."""
+        """Release the memory of the last request. Called when the connection is idle."""
         self.http.forget()
         self._last_named = self._header_environ = None
 
@@ -316,7 +319,8 @@ class Connection:
         admission = self._factory.admission
         admitted = self.admitted
         assert admitted is not None
-        admission.announce(admitted)
+        if admission.hooks is not None:
+            admission.announce(admitted)
         rest = self.responder.run(self.environ)
         if rest:
             try:
@@ -339,14 +343,16 @@ class Connection:
     def finish_request(self, meter: Meter) -> int:
         """Count and log the request, and release its parts.
 
+        meter  counts the worker's requests
+
         Returns the time, in monotonic nanoseconds.
         """
         request = self.request
         assert request is not None
         responder = self.responder
         http = self.http
-        # The application may have replaced the address, as ProxyFix does: gunicorn logs it from the
-        # environ, too. It may also have removed it, or put in something that is no string.
+        # Log the address in the environ, as gunicorn does: a middleware such as ProxyFix may have
+        # replaced it. The application may also have removed it, or set it to any object.
         remote = self.environ.get("REMOTE_ADDR")
         if type(remote) is not str:
             remote = "-"
@@ -392,7 +398,7 @@ class Connection:
             data = self.send_some(data)
         if data:
             self._buffer_or_wait(data)
-        # The heartbeat of a `sync` worker: one that sends is not stuck.
+        # In a `sync` worker this sends a heartbeat: a worker that makes progress is not stuck.
         self._factory.worker.progress()
 
     def finish(self, rest: bytes | FileRegion) -> None:
@@ -433,9 +439,9 @@ class Connection:
             self._buffer_or_wait(rest)
 
     def _send_before_close(self) -> None:
-        """Send what is buffered before the application's `close` runs, if the client reads it soon.
+        """Send the buffered bytes before the application's `close` runs, if the client reads soon.
 
-        `close` may take long, and in a `sync` worker nobody sends meanwhile.
+        `close` may take long, and meanwhile a `sync` worker can't send.
         """
         while self.output is not None and self.output.size() and self._wait_for_client(self.output):
             pass
@@ -447,8 +453,10 @@ class Connection:
         return output
 
     def _buffer_or_wait(self, data: bytes | memoryview) -> None:
-        """Buffer what the socket doesn't take. Waits if the limits are reached, or if a short wait
-        is cheaper than a file."""
+        """Buffer the bytes that the socket did not take.
+
+        Waits if the buffer is full, or if a short wait costs less than using a file.
+        """
         output = self._buffer()
         if self.broken:
             raise ClientDisconnected("the client is gone")
@@ -480,8 +488,10 @@ class Connection:
         return data
 
     def _wait_for_client(self, output: OutputBuffer) -> bool:
-        """Wait up to `WAIT_S` for the client to read. False if it did not, or if all the time for
-        such waits is used up."""
+        """Wait up to `WAIT_S` for the client to read.
+
+        Returns False if it did not read, or if the response has used up its time for such waits.
+        """
         if output.wait_budget_ns <= 0:
             return False
         started = monotonic_ns()
@@ -492,11 +502,11 @@ class Connection:
         return True
 
     def _notify_sender(self) -> None:
-        """Send what was buffered. Here this thread does it, as nobody else sends meanwhile."""
+        """Send the buffered bytes in this thread: no other thread would."""
         self.flush_output()
 
     def _wait_for_progress(self, seconds: float) -> bool:
-        """Wait until the client has taken something. Returns False if it did not.
+        """Wait until the client has taken some bytes. Returns False if it took none.
 
         seconds  how long to wait; 0 for no limit
         """
@@ -508,7 +518,7 @@ class Connection:
         return True
 
     def flush_output(self) -> bool:
-        """Send as much of the buffer as the socket takes. Returns whether it took anything.
+        """Send as much of the buffer as the socket takes. Returns whether it took any bytes.
 
         Raises ClientDisconnected.
         """
@@ -523,7 +533,9 @@ class Connection:
             raise ClientDisconnected(str(error)) from error
 
     def flush(self) -> tuple[bool, bool]:
-        """Send more of a finished response. Returns whether all is sent, and whether any was.
+        """Send more of a finished response.
+
+        Returns whether all of it is sent, and whether this call sent any bytes.
 
         Raises ClientDisconnected.
         """
@@ -552,10 +564,10 @@ class Connection:
         return os.sendfile(self.fd, fd, offset, count)
 
     def abort(self) -> None:
-        """End the connection while a thread may be using it.
+        """End the connection, although a thread may be using it.
 
-        The socket is shut down, but stays open: once closed, its descriptor could mean another
-        connection to that thread.
+        The socket is shut down, but stays open: after a close, another connection could get its
+        descriptor, and the thread would write to that connection.
         """
         self.broken = True
         with contextlib.suppress(OSError):
@@ -569,7 +581,7 @@ class Connection:
             self.output = None
 
     def unread(self) -> bool:
-        """Whether bytes from the client wait in the kernel to be read."""
+        """Whether the kernel holds unread bytes from the client."""
         return has_unread(self.fd)
 
     def close(self) -> None:
@@ -577,17 +589,20 @@ class Connection:
         self.close_body()
         if self.phase != APP:
             self._close_output()
-        # For the reason in net.sockets.end_output. With TLS this sends a close_notify first.
+            # The responder and this object refer to each other, so the received bytes would stay
+            # until the garbage collector runs.
+            self.http.close()
+        # See net.sockets.end_output for the reason. With TLS this sends a close_notify first.
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
         self.sock.close()
 
 
 def apply_forwarded(environ: dict[str, Any], client: ClientInfo) -> None:
-    """Replace the client's address, scheme, host and prefix by those that a trusted proxy sent.
+    """Replace the client's address, the scheme, host and prefix by those that a trusted proxy sent.
 
-    environ  of the request
-    client   from the forwarded fields
+    environ  the WSGI environ of the request
+    client   the values of the forwarded fields
     """
     if client.address is not None:
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client.address[0], str(client.address[1])

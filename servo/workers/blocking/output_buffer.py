@@ -1,16 +1,16 @@
-"""The output buffer: the part of a response that its client has not taken yet.
+"""The output buffer: the part of a response that the client has not taken yet.
 
-The application continues to produce while its client reads slowly, so a slow client holds no
-thread. The first part of what waits is kept in memory, the rest in files without a name.
+With a buffer, the application can finish while the client is still reading, so a slow client holds
+no thread. The first part of the unsent bytes is kept in memory, the rest in nameless files.
 
-A buffer is a queue between two sides. The producer is the thread that runs the application; it
-appends. The consumer is the poller; it sends what the socket takes. In a `sync` worker one thread
-is both in turns.
+A buffer is a queue. The producer is the thread that runs the application: it appends bytes. The
+consumer is the poller: it sends as much as the socket takes. In a `sync` worker one thread is both
+in turns.
 
-No lock is needed, because each number in a buffer has only one writer. The size is the producer's
-count of bytes less the consumer's, and each side updates its count as the last step. From this
-follows a rule: the producer may use the socket only while the buffer is empty. Then the consumer
-has nothing to send until the producer appends something.
+No lock is needed, because each number in a buffer has only one writer. The size of the buffer is
+the producer's count of bytes minus the consumer's. Each side updates its count as its last step.
+There is one rule: the producer may send on the socket only while the buffer is empty, because then
+the consumer does not use the socket.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     Bytes = bytes | memoryview
 
     class OutputSocket(Protocol):
-        """The socket of a connection. Both methods raise BlockingIOError if it takes nothing."""
+        """The socket of a connection. Both methods raise BlockingIOError if it takes no bytes."""
 
         def send(self, data: Bytes, /) -> int:
             """Send some of the data. Returns how many bytes."""
@@ -40,26 +40,26 @@ if TYPE_CHECKING:
 
             fd      the file's descriptor
             offset  in bytes
-            count   the most bytes to send
+            count   how many bytes to send at most
             """
 
 
 log = logging.getLogger("servo.error")
 
-# The memory of all buffers of a worker, in units of the most that one buffer may hold.
+# All buffers of a worker together may use as much memory as this many full buffers.
 _MAX_FULL_BUFFERS: Final = 64
-# Bytes that a block counts besides its own. Without them, the objects of many one-byte blocks would
-# use a multiple of the limit.
+# Bytes that are counted for each block in addition to its data. Each block is a Python object, so
+# without this, many blocks of one byte could use a multiple of the limit.
 _BLOCK_OVERHEAD: Final = 64
 # Small blocks are joined up to this number of bytes, so that they share one `send`.
 _MAX_JOINED: Final = 65536
-# The most bytes in one file. Its space is released when all of it is sent. So a client that is
-# always a little behind needs a few files, and not one that grows as long as it is connected.
+# How many bytes one file may hold. The space of a file is released only when all of it is sent. If
+# a client is always a little behind, a single file would grow for as long as the response lasts.
 _MAX_SEGMENT: Final = 16 << 20
 # The poller sends this number of bytes from one buffer, and then serves other connections.
 _MAX_TURN: Final = 4 << 20
 # If the memory is full but the client keeps reading, the producer waits before it uses the disk:
-# WAIT_S at a time, and _WAIT_BUDGET_NS in all for one response. To write a file and to read it back
+# WAIT_S at a time, and _WAIT_BUDGET_NS in all for one response. Writing a file and reading it back
 # would cost more.
 WAIT_S: Final = 0.02
 _WAIT_BUDGET_NS: Final = 250_000_000
@@ -68,8 +68,9 @@ _WAIT_BUDGET_NS: Final = 250_000_000
 class OutputSpace:
     """The memory and disk space that the buffers of one worker share. Any thread may call it.
 
-    buffer_size  the most bytes in memory for one buffer
-    spool_limit  the most bytes on disk for all buffers; one may use as much as it leaves free
+    buffer_size  how many bytes one buffer may have in memory
+    spool_limit  how many bytes all buffers may have on disk. A single buffer may use at most half
+                 of the space that the others leave
     directory    where the files are; None for the system's temporary directory
     """
 
@@ -91,8 +92,8 @@ class OutputSpace:
     def take_disk(self, own: int, size: int) -> int:
         """Reserve up to `size` bytes on disk. Returns how many.
 
-        own   bytes on disk that the buffer has already
-        size  bytes that it would like
+        own   bytes on disk that the buffer already has
+        size  bytes that it asks for
         """
         with self._lock:
             granted = max(min(size, (self._disk - own) // 2), 0)
@@ -109,13 +110,13 @@ class OutputSpace:
 class _Segment:
     """A file without a name that holds a part of a response.
 
-    start, end  the bytes from `start` to `end` wait. The producer moves `end`, the consumer `start`
+    start, end  the unsent bytes are between them. The producer moves `end`, the consumer `start`
     """
 
     __slots__ = ("end", "file", "start")
 
     def __init__(self, directory: str | None) -> None:
-        from tempfile import TemporaryFile  # only here: few responses need a file
+        from tempfile import TemporaryFile  # imported here, because few responses need a file
 
         self.file = TemporaryFile(buffering=0, dir=directory)  # noqa: SIM115  closed when sent
         self.start = 0
@@ -126,7 +127,8 @@ class _Segment:
         fd = self.file.fileno()
         done = 0
         while done < len(data):
-            # `end` moves only after all is written: the next write overwrites one that failed.
+            # Move `end` only after all bytes are written. If a write fails, the next one overwrites
+            # its bytes.
             done += os.pwrite(fd, data[done:], self.end + done)
         self.end += done
 
@@ -134,10 +136,11 @@ class _Segment:
 class OutputBuffer:
     """The unsent part of one response.
 
-    space           what all buffers of the worker share
+    space           the memory and disk space that all buffers of the worker share
 
-    watched         whether the poller knows that there is something to send
-    wait_budget_ns  how long the producer may still wait before it uses the disk
+    watched         whether the poller has been told that there are bytes to send
+    wait_budget_ns  how many more nanoseconds the producer may wait for the client to avoid using
+                    the disk
     """
 
     __slots__ = (
@@ -164,23 +167,23 @@ class OutputBuffer:
     def __init__(self, space: OutputSpace) -> None:
         self._space = space
         self._items: deque[Bytes | _Segment | FileRegion] = deque()
-        # Written by the producer.
+        # Only the producer writes these.
         self._appended = self._memory = self._disk = 0
         self._nonempty_since_ns = self._sent_before_wait = 0
         self._tail: _Segment | None = None  # the last item of the queue, if that is a file
         self._disk_works = True
         self.wait_budget_ns = _WAIT_BUDGET_NS
         self._sent_event: threading.Event | None = None
-        # Written by the consumer.
+        # Only the consumer writes these.
         self._current: Bytes = b""
         self._current_cost = 0
         self._sent = self._memory_freed = self._disk_freed = 0
         self._progress_ns = 0
-        # Set by the producer, cleared by the consumer.
+        # The producer sets this, and the consumer clears it.
         self.watched = False
 
     def size(self) -> int:
-        """The number of bytes that wait."""
+        """The number of unsent bytes."""
         return self._appended - self._sent
 
     # --- the producer ---------------------------------------------------------------------------
@@ -204,8 +207,8 @@ class OutputBuffer:
     def append_last(self, data: Bytes) -> bool:
         """Append all of the data, without a copy. Returns False if there is no room for it.
 
-        The limit of one buffer does not apply, only that of the worker: the application holds the
-        data in memory already.
+        Only the limit of the whole worker applies, not that of one buffer: the application already
+        holds the data in memory.
         """
         self._begin()
         if not self._space.take_memory(len(data) + _BLOCK_OVERHEAD):
@@ -216,23 +219,28 @@ class OutputBuffer:
         return True
 
     def append_file(self, region: FileRegion) -> None:
-        """Append a part of a file as the end of the response. It is closed once it is sent."""
+        """Append a part of a file as the end of the response. The file is closed when it is sent.
+
+        region  the part
+        """
         self._begin()
         self._items.append(region)
         self._appended += region.count
 
     def wait(self, seconds: float) -> bool:
-        """Wait until the consumer has sent something since the last call. False if it did not.
+        """Wait until the consumer has sent bytes. Returns False if it sent none in time.
+
+        Bytes that it has sent since the last call count, too.
 
         seconds  how long to wait; 0 for no limit
 
-        For a producer with a thread of its own.
+        Only for a producer that has its own thread.
         """
         changed = self._sent_event
         if changed is None:
             changed = self._sent_event = threading.Event()
         changed.clear()
-        # Compare after `clear`: whatever is sent from here on sets the event.
+        # Compare after `clear`: any bytes sent from here on set the event.
         happened = self._sent != self._sent_before_wait or changed.wait(seconds or None)
         self._sent_before_wait = self._sent
         return happened
@@ -241,7 +249,8 @@ class OutputBuffer:
         if self._appended == self._sent:
             self._nonempty_since_ns = monotonic_ns()
             if self._tail is not None:
-                # All of the last file is sent. Only now is it certain that nothing is appended.
+                # All of the last file is sent. The producer closes it, because only the producer
+                # knows that it will append nothing more to the file.
                 self._tail.file.close()
                 self._tail = None
                 self._items.clear()
@@ -253,7 +262,7 @@ class OutputBuffer:
         if kept <= 0 or not self._space.take_memory(kept + _BLOCK_OVERHEAD):
             return 0
         self._memory += kept + _BLOCK_OVERHEAD
-        # Copied: a view would keep all of a large block in memory.
+        # Copy the bytes: a view would keep the whole large block in memory.
         self._items.append(bytes(view[:kept]))
         self._appended += kept
         return kept
@@ -270,7 +279,7 @@ class OutputBuffer:
                 tail = _Segment(self._space.directory)
             tail.write(view[:granted])
         except OSError as error:
-            # Don't try again for this response: the next block would fail as well.
+            # Don't use the disk again for this response: the next block would fail, too.
             self._disk_works = False
             self._space.give_back(0, granted)
             if tail is not None and tail is not self._tail:
@@ -287,7 +296,7 @@ class OutputBuffer:
     # --- the consumer ---------------------------------------------------------------------------
 
     def send(self, sock: OutputSocket) -> bool:
-        """Send as much as the socket takes, up to `_MAX_TURN`. Returns whether it took anything.
+        """Send as much as the socket takes, up to `_MAX_TURN`. Returns whether it took any bytes.
 
         Raises OSError.
         """
@@ -370,7 +379,7 @@ class OutputBuffer:
                 del self._items[0]
                 item.close()
         elif item.start == item.end:
-            # There are bytes left, so something is behind this file: it won't be appended to.
+            # More bytes are queued after this file, so the producer won't append to it.
             del self._items[0]
             item.file.close()
             self._give_back(0, item.end)

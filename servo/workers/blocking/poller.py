@@ -1,21 +1,21 @@
 """The poller: one thread that serves all sockets of a blocking worker, by epoll(7).
 
-A WSGI application blocks the thread that calls it. If that thread also read from clients, a client
-that sends its request slowly would hold it, and a few such clients would stop the worker. The
-poller puts itself in between: it accepts connections, reads requests until they are complete, sends
-the rest of responses, and closes. The application gets only complete requests. A slow or silent
-client costs a few hundred bytes of memory here, and never a thread.
+A WSGI application blocks the thread that calls it. If that thread also read from clients, a slow
+client would hold it, and a few slow clients would stop the worker. So the poller handles the
+clients: it accepts connections, reads requests until they are complete, sends the rest of
+responses, and closes connections. The application gets only complete requests. A slow or silent
+client costs a few hundred bytes of memory, and never a thread.
 
-A subclass says in `dispatch` which thread runs the application: the poller's own (`sync`), or one
-of a pool (`thread`).
+A subclass chooses in `dispatch` which thread runs the application: the poller's own (`sync`), or
+one of a pool (`thread`).
 
 One turn of the loop in `serve`:
 
 1. wait until sockets are ready, and serve each of them once;
 2. let the subclass take back finished requests (`after_poll`);
-3. start the requests that were pipelined behind others, so that a client that pipelines gets one
-   request per turn, as everybody else does;
-4. once a second, `sweep`: set the clock of responses, and end connections whose time limit has
+3. start the next pipelined request of each connection: a client that pipelines gets only one
+   request per turn, like all others;
+4. once a second, `sweep`: update the Date of responses, and end connections whose time limit has
    passed. One pass over all connections replaces a timer for each.
 
 `connection.phase` says what a connection is doing; see `blocking.connection`.
@@ -49,6 +49,7 @@ from servo.workers.blocking.connection import (
     HEAD,
     IDLE,
     LINGER,
+    QUEUED,
     SEND,
     Connection,
     ConnectionFactory,
@@ -64,14 +65,15 @@ if TYPE_CHECKING:
     from servo.apps.loader import LoadedApp
     from servo.http.events import Event
     from servo.workers.context import WorkerContext
+    from servo.workers.health_probes import Probe
 
 log = logging.getLogger("servo.error")
 
-# The time between two sweeps. Time limits of connections are met to within this second.
+# Nanoseconds between two sweeps. So a time limit may take effect up to a second late.
 SWEEP_NS: Final = 1_000_000_000
-# How long lines of the access log may wait, so that many of them share one write.
+# Lines of the access log may wait this many nanoseconds, so that many of them share one write.
 FLUSH_NS: Final = 100_000_000
-# The most bytes to read from a socket at once.
+# How many bytes to read from a socket at once.
 READ_SIZE: Final = 65536
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
@@ -84,6 +86,7 @@ class PollerWorker(Worker):
     multithread: ClassVar[bool] = False
 
     interfaces: ClassVar[tuple[str, ...]] = ("wsgi",)
+    can_fork_mold: ClassVar[bool] = True
 
     def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
         super().__init__(context, app)
@@ -91,11 +94,11 @@ class PollerWorker(Worker):
         self.connections: dict[int, Connection] = {}
         self.listeners: dict[int, socket.socket] = {}
         self.handlers: dict[int, Callable[[], None]] = {}
-        self.pipelined: deque[Connection] = deque()  # connections with a request behind another
+        self.pipelined: deque[Connection] = deque()  # connections with a pipelined request
         self._delayed_call: tuple[int, Callable[[], None]] | None = None
         self._signal_sockets: tuple[socket.socket, socket.socket] | None = None
         self.finished = False
-        # Whether the application has forked this process, which then must not serve.
+        # Whether the application has forked this process, so that it must not serve clients.
         self.is_child = False
         self.acceptor = Acceptor(self, self)
         self.keep_alive_s = self.settings.keepalive_s
@@ -108,7 +111,14 @@ class PollerWorker(Worker):
     def dispatch(self, connection: Connection) -> None:
         """Call `connection.run()` in some thread, and then `self.complete(connection)` in this one.
 
-        connection  has a complete request
+        connection  a connection with a complete request
+        """
+
+    @abstractmethod
+    def health_check_starter(self, probe: Probe) -> Callable[[], None]:
+        """Return the function that starts a health check.
+
+        probe  the check
         """
 
     def progress(self) -> None:
@@ -122,6 +132,12 @@ class PollerWorker(Worker):
     def serve(self) -> None:
         """See Worker.serve."""
         self._register_handlers()
+        if self.health is not None:
+            from servo.workers.health_probes import wsgi_probe
+
+            probe = wsgi_probe(self.settings.health_check, self.factory.adapter, self.scheme)
+            self.health.first(probe())
+            self.health.start = self.health_check_starter(probe)
         self.acceptor.start()
         serialise.set_clock(time.time())
         self.ready()
@@ -134,7 +150,8 @@ class PollerWorker(Worker):
             wait_s = self.wait_s()
             ready = self.epoll.poll(wait_s, 64)
             if wait_s > 1.0:
-                # The Date of responses is that of the last sweep, which was too long ago.
+                # Update the Date of responses: normally each sweep does this, but the last one was
+                # long ago.
                 serialise.set_clock(time.time())
             for fd, mask in ready:
                 connection = connections.get(fd)
@@ -202,6 +219,15 @@ class PollerWorker(Worker):
         self.is_child = True
         super().in_child()
 
+    def close_in_mold(self) -> None:
+        """See Worker.close_in_mold."""
+        self.epoll.close()
+        os.close(self._wake_fd)
+        os.close(self.pidfd)
+        assert self._signal_sockets is not None
+        for sock in self._signal_sockets:
+            sock.close()
+
     def _handle(self, fd: int, handler: Callable[[], None]) -> None:
         self.handlers[fd] = handler
         self.epoll.register(fd, select.EPOLLIN)
@@ -227,8 +253,10 @@ class PollerWorker(Worker):
         return InlineRunner(self.mailbox, self.wake)
 
     def _on_signal(self) -> None:
-        """Act on the signals whose numbers `set_wakeup_fd` wrote. So a signal never interrupts the
-        loop or the application at an arbitrary place."""
+        """Handle the signals that `set_wakeup_fd` has written to the socket.
+
+        In this way a signal never interrupts the loop or the application at an arbitrary place.
+        """
         inspection.let_handlers_run()
         assert self._signal_sockets is not None
         for signum in set(self._signal_sockets[0].recv(4096)):
@@ -242,7 +270,7 @@ class PollerWorker(Worker):
         self.on_orphaned()
 
     def on_orphaned(self) -> None:
-        """See Worker.on_orphaned. Unwatches the channel first: it would stay readable."""
+        """See Worker.on_orphaned. Stops watching the channel: a closed one is always readable."""
         fd = self.context.channel.fileno()
         if self.handlers.pop(fd, None) is not None:
             self.epoll.unregister(fd)
@@ -261,14 +289,14 @@ class PollerWorker(Worker):
         self.epoll.unregister(listener.fileno())
 
     def call_later(self, delay: float, callback: Callable[[], None], /) -> None:
-        """See acceptor.Driver. One call at a time is enough for the acceptor."""
+        """See acceptor.Driver. Stores one call only: the acceptor never has two pending."""
         self._delayed_call = (monotonic_ns() + int(delay * 1e9), callback)
 
     def opened(self, sock: socket.socket, peer: Any) -> None:
         """See acceptor.Driver."""
         connection = self.factory.make(sock, peer)
         self.connections[connection.fd] = connection
-        # The first request has usually come already. Reading it at once saves a turn of epoll.
+        # The first request has usually arrived already. Reading it now saves a call of epoll.
         self._on_readable(connection)
 
     # --- reading --------------------------------------------------------------------------------
@@ -280,12 +308,13 @@ class PollerWorker(Worker):
                 self.drop(connection)
             else:
                 self._on_readable(connection)
-        elif phase == APP:
+        elif phase in (APP, QUEUED):
             if connection.output is not None:
                 self.flush_running(connection)
             else:
-                # The client has sent more, or has closed. Neither may be read while the application
-                # runs, and epoll, being level-triggered, would report it again and again.
+                # The client has sent more, or has closed the connection. We must not read before
+                # the current request and those that wait are answered, so stop watching: epoll
+                # would report this again and again.
                 self.watch(connection, 0)
         elif phase == SEND:
             self._flush(connection)
@@ -331,7 +360,7 @@ class PollerWorker(Worker):
             self._on_event(connection, event)
 
     def _await_more(self, connection: Connection) -> None:
-        """Wait for more bytes. The first byte of a head starts `header_timeout`."""
+        """Wait for more bytes. The time limit of a head begins with its first byte."""
         if connection.phase == IDLE and not connection.http.idle:
             connection.phase = HEAD
             connection.expires_in(self.settings.header_timeout)
@@ -395,17 +424,12 @@ class PollerWorker(Worker):
     # --- the application ------------------------------------------------------------------------
 
     def _start(self, connection: Connection) -> None:
-        """Admit a complete request, and have the application run."""
+        """Admit a complete request, and let the application handle it."""
         request = connection.request
         assert request is not None
-        admission = self.admission
-        peer = connection.peer
         if self.close_after_response or self.draining:
             connection.http.close_next()
-        if admission.is_last(peer):
-            # Even if more requests are pipelined: otherwise a client could exceed the limit.
-            request.keep_alive = False
-        admitted = admission.admit(request, peer)
+        admitted = self.admission.admit(request, connection.peer)
         if isinstance(admitted, Refused):
             self._answer_refused(connection, admitted)
             return
@@ -419,9 +443,9 @@ class PollerWorker(Worker):
         self.dispatch(connection)
 
     def complete(self, connection: Connection) -> None:
-        """Finish a request that the application is done with: send the rest of the response.
+        """Finish a request after the application has returned: send the rest of the response.
 
-        connection  has the rest in its `output`, if there is any
+        connection  its `output` has the rest; None if everything was sent
         """
         now = connection.finish_request(self.meter)
         if connection.broken:
@@ -445,15 +469,18 @@ class PollerWorker(Worker):
             if connection.watched != _READ:
                 self.watch(connection, _READ)
         else:
-            # Another request is pipelined behind this one. Other connections come first.
-            connection.phase = HEAD
-            connection.expires_in(self.settings.header_timeout)
+            # The client has pipelined another request, which waits until other connections have had
+            # their turn.
+            connection.phase = QUEUED
+            connection.deadline_ns = 0
             self.pipelined.append(connection)
 
     def _run_pipelined(self) -> None:
         for _ in range(len(self.pipelined)):
             connection = self.pipelined.popleft()
-            if connection.phase == HEAD and connection.fd in self.connections:
+            if connection.phase == QUEUED and self.connections.get(connection.fd) is connection:
+                connection.phase = HEAD
+                connection.expires_in(self.settings.header_timeout)
                 self._on_event(connection, connection.http.next_event())
 
     # --- writing and closing --------------------------------------------------------------------
@@ -467,7 +494,7 @@ class PollerWorker(Worker):
     def flush_running(self, connection: Connection) -> None:
         """Send buffered bytes of a response that the application is still producing.
 
-        connection  has the buffer in its `output`
+        connection  its `output` is the buffer
         """
         output = connection.output
         if output is None:
@@ -475,13 +502,13 @@ class PollerWorker(Worker):
         try:
             connection.flush_output()
         except ClientDisconnected:
-            # The application gets the error when it sends more.
+            # The application will get the error when it sends again.
             self.watch(connection, 0)
             return
         if not output.size():
             output.watched = False
-            # Check again after clearing it: the application's thread appends first and checks
-            # `watched` second, so one of the two sees the other.
+            # Check the size again after clearing `watched`. The application's thread appends first
+            # and checks `watched` afterwards, so one of the two threads notices new bytes.
             if not output.size():
                 self.watch(connection, 0)
                 return
@@ -489,7 +516,7 @@ class PollerWorker(Worker):
         self.watch(connection, select.EPOLLOUT)
 
     def _flush(self, connection: Connection) -> None:
-        """Send the rest of a finished response. Once all is sent, go on or close."""
+        """Send the rest of a finished response. Then handle the next request, or close."""
         try:
             sent_all, progress = connection.flush()
         except ClientDisconnected:
@@ -505,11 +532,11 @@ class PollerWorker(Worker):
             self._after_response(connection, monotonic_ns())
 
     def _hang_up(self, connection: Connection) -> None:
-        """Close after a response, and linger if bytes from the client may still come in.
+        """Close after a response; linger if bytes from the client may still arrive.
 
         If a socket is closed with unread input, the kernel resets the connection, and the client
-        may lose the response. So close only our side, and discard what comes in until the client
-        closes or `LINGER_S` has passed (RFC 9112 section 9.6).
+        may lose the response. So close only our side, and discard all input until the client closes
+        its side or `LINGER_S` has passed (RFC 9112 section 9.6).
         """
         if not connection.linger and not connection.unread():
             self.drop(connection)
@@ -564,7 +591,7 @@ class PollerWorker(Worker):
     # --- once a second --------------------------------------------------------------------------
 
     def sweep(self, now_ns: int) -> None:
-        """Set the clock of responses, and end connections whose time limit has passed.
+        """Update the Date of responses, and end connections whose time limit has passed.
 
         now_ns  monotonic nanoseconds
         """
@@ -603,16 +630,18 @@ class PollerWorker(Worker):
             what = "head" if connection.phase == HEAD else "body"
             error = ProtocolError(408, f"the request's {what} did not come in time")
             self._refuse(connection, Refused(error, in_body=connection.phase == BODY))
-        else:
+        elif connection.phase != IDLE or not connection.unread():
             self.drop(connection)
+        # Otherwise keep the connection. A request arrived in time, but this thread could not read
+        # it: a slow request was running, or the process was stopped.
 
     # --- the end --------------------------------------------------------------------------------
 
-    def retire(self) -> None:
+    def retire(self, take_queued: bool = False) -> None:
         """See Worker.retire."""
         if self.draining:
             return
-        self.acceptor.stop(take_queued=False)
+        self.acceptor.stop(take_queued)
         self._drain(self.settings.drain_idle)
 
     def stop(self, quick: bool) -> None:
@@ -630,8 +659,9 @@ class PollerWorker(Worker):
     def _drain(self, idle_s: float) -> None:
         """Let each connection end with its current request.
 
-        idle_s  how long an idle connection may still bring a request, in seconds. 0: only one that
-                has come already, or the first one of a connection that has had none.
+        idle_s  seconds that an idle connection stays open for another request. Even with 0, we
+                serve a request that has already arrived, and wait for the first request of a new
+                connection.
         """
         if not self.draining:
             self.note_draining()

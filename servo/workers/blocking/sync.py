@@ -1,8 +1,8 @@
 """The `sync` worker: the poller's own thread runs the application, one request at a time.
 
-While a request runs, nothing else happens in this process: no heartbeat, no sweep. If
-the request outlasts `timeout` (or `request_timeout`), the arbiter ends the worker and logs the
-stack of the request.
+While a request runs, nothing else happens in this process: no heartbeat, no sweep. If the request
+takes longer than `timeout` or `request_timeout`, the arbiter kills the worker, whose stack is
+logged.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from servo.workers.blocking.poller import PollerWorker
 from servo.workers.forks import end_child
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from servo.apps.loader import LoadedApp
     from servo.workers.blocking.connection import Connection
     from servo.workers.context import WorkerContext
+    from servo.workers.health_probes import Probe
 
 
 class SyncWorker(PollerWorker):
@@ -43,6 +46,12 @@ class SyncWorker(PollerWorker):
         super().sweep(now_ns)
         busy_ns = self.row[row_layout.LATENCY_SUM_NS]
         self.close_after_response = self.should_close_connections(self.served, busy_ns, now_ns)
+
+    def health_check_starter(self, probe: Probe) -> Callable[[], None]:
+        """See PollerWorker.health_check_starter. The check runs in this thread, like requests."""
+        health = self.health
+        assert health is not None
+        return lambda: health.done(probe())
 
     def progress(self) -> None:
         """Send a heartbeat: a worker whose response makes progress is alive."""

@@ -1,19 +1,20 @@
 """The `thread` worker: the poller serves the sockets, a pool of threads runs the application.
 
-Requests pass between the poller and the threads by queues that need no lock of ours:
+Requests pass between the poller and the threads through queues that need no lock of ours:
 
-* `to_start`: complete requests that the poller has read. It moves them to `requests`, from which
-  the threads take them, when it is about to wait.
+* `to_start`: complete requests that the poller has read. Before the poller waits, it moves them to
+  the queue `requests`, from which the threads take them.
 * `done`: requests that a thread has finished. The poller sends the rest of the response.
-* `to_flush`: running requests with buffered output. The poller sends it while the thread goes on.
+* `to_flush`: running requests with buffered output. The poller sends this output while the
+  application still runs.
 
-A thread that puts something into `done` or `to_flush` wakes the poller by an eventfd, but only if
-the poller waits (`poller_waits`): that saves two system calls per request under load.
+A thread that puts a request into `done` or `to_flush` wakes the poller by an eventfd, but only if
+the poller waits (`poller_waits`). This saves two system calls per request under load.
 
-A thread can't be ended from outside. If a request runs for longer than `request_timeout`, the
-poller answers 504 in its place and asks the arbiter for a successor of this worker. Which of the
-two may answer is decided by `ThreadConnection.take_claim`. The stuck thread keeps the connection
-object, and the socket stays open until it returns.
+A thread can't be stopped from outside. If a request runs for longer than `request_timeout`, the
+poller answers 504 instead of the thread, and asks the arbiter for a replacement of this worker.
+`ThreadConnection.take_claim` decides whether the thread or the poller may answer. The stuck thread
+keeps the connection object, and the socket stays open until the thread returns.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Refused
@@ -38,12 +40,17 @@ from servo.workers.threads import WorkerThread
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
     from typing import Any
 
     from servo.apps.loader import LoadedApp
     from servo.workers.context import WorkerContext
+    from servo.workers.health_probes import Probe
 
 log = logging.getLogger("servo.error")
+
+# Seconds that idle threads get to end before a mold is forked.
+END_THREADS_S: Final = 1.0
 
 
 class ThreadWorker(PollerWorker):
@@ -61,6 +68,7 @@ class ThreadWorker(PollerWorker):
         self.to_flush: deque[ThreadConnection] = deque()
         self.poller_waits = False
         self.stuck = 0
+        self.threads: list[WorkerThread] = []
         self.timeout_ns = int(self.settings.request_timeout * 1e9)
         self.threads_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -68,8 +76,25 @@ class ThreadWorker(PollerWorker):
         """See Worker.serve."""
         self._handle(self.threads_fd, self._on_threads_fd)
         for number in range(self.settings.thread_count):
-            WorkerThread(f"servo-{number}", self._work).start()
+            thread = WorkerThread(f"servo-{number}", self._work)
+            thread.start()
+            self.threads.append(thread)
         super().serve()
+
+    def end_threads(self) -> str:
+        """See Worker.end_threads. Idle threads end at once; the others are stuck in a request."""
+        for _ in self.threads:
+            self.requests.put(None)
+        end = time.monotonic() + END_THREADS_S
+        for thread in self.threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        stuck = sum(thread.is_alive() for thread in self.threads)
+        return f"{stuck} of its threads hang in requests" if stuck else ""
+
+    def close_in_mold(self) -> None:
+        """See Worker.close_in_mold."""
+        super().close_in_mold()
+        os.close(self.threads_fd)
 
     def dispatch(self, connection: Connection) -> None:
         """See PollerWorker.dispatch."""
@@ -77,17 +102,29 @@ class ThreadWorker(PollerWorker):
         connection.claim = [True]
         self.to_start.append(connection)
 
+    def health_check_starter(self, probe: Probe) -> Callable[[], None]:
+        """See PollerWorker.health_check_starter."""
+        from servo.workers.health_probes import CheckThread
+
+        assert self.health is not None
+        return CheckThread(probe, self.health.done).start
+
+    @property
+    def capacity(self) -> int:
+        """See Worker.capacity."""
+        return int(self.settings.thread_count)
+
     def wait_s(self) -> float:
         """See PollerWorker.wait_s. Also passes requests to the threads.
 
-        Not earlier: each `recv` releases the interpreter's lock (GIL), and a thread that had work
-        would take it, so every read would mean a switch of threads.
+        Passing them earlier would cost more. Each `recv` releases the interpreter's lock (GIL), and
+        a thread with work would take it, so each read would cause a switch of threads.
         """
         for connection in self.to_start:
             self.requests.put(connection)
         self.to_start.clear()
-        # Set before the queues are checked, while a thread appends first and checks `poller_waits`
-        # second. So one of the two always sees what the other did.
+        # Set this before checking the queues. A thread appends first and checks `poller_waits`
+        # afterwards, so either this check or the thread notices.
         self.poller_waits = True
         return 0.0 if self.done or self.to_flush else super().wait_s()
 
@@ -95,10 +132,10 @@ class ThreadWorker(PollerWorker):
         os.eventfd_read(self.threads_fd)
 
     def after_poll(self) -> None:
-        """Take back what the threads have finished."""
+        """Send output that threads have buffered, and complete the requests that they finished."""
         self.poller_waits = False
-        # `to_flush` first: a connection that is in `done` as well must not be left in it, as
-        # `complete` may close or reuse the connection.
+        # Empty `to_flush` first. A connection may be in both queues, and `complete` (below) may
+        # close it or give it the next request.
         while self.to_flush:
             connection = self.to_flush.popleft()
             running = connection.phase == APP and connection.claim is not None
@@ -109,7 +146,7 @@ class ThreadWorker(PollerWorker):
             connection = done.popleft()
             if connection.claim is None:
                 connection.phase = SEND
-                connection.close()  # it was given up while its thread was stuck
+                connection.close()  # `_give_up` left the socket open for the stuck thread
                 self.stuck -= 1
             else:
                 self.complete(connection)
@@ -132,8 +169,7 @@ class ThreadWorker(PollerWorker):
                 self._wake_poller()
 
     def request_flush(self, connection: ThreadConnection) -> None:
-        """Have the poller send the buffered output of a running request. May be called from any
-        thread."""
+        """Make the poller send the buffered output of a running request. Any thread may call it."""
         self.to_flush.append(connection)
         if self.poller_waits:
             self._wake_poller()
@@ -151,7 +187,7 @@ class ThreadWorker(PollerWorker):
             self._give_up(connection)
 
     def _give_up(self, connection: ThreadConnection) -> None:
-        """Answer 504 in the thread's place, and ask for a successor with all of its threads."""
+        """Answer 504 for a stuck thread, and ask the arbiter for a replacement of this worker."""
         request = connection.request
         assert request is not None
         claimed = connection.take_claim()
@@ -170,12 +206,12 @@ class ThreadWorker(PollerWorker):
             self.tell(ReplaceMe("request_timeout", f"{self.stuck} of its threads hang"))
 
     def _release_client(self, connection: ThreadConnection, answer: bool) -> None:
-        """Answer the client if nothing was sent yet, and end the connection for the client.
+        """Send the client a 504 if the response has not begun, and shut the connection down.
 
         answer  whether to send the 504
 
-        The socket stays open, as the thread may be using it: once closed, its descriptor could mean
-        another connection.
+        The descriptor stays open, because the stuck thread may still use it: after a close, another
+        connection could get the same descriptor.
         """
         http = H1Connection(self.factory.limits, server=self.factory.server_header)
         timed_out = Refused(ProtocolError(504, "the application took too long"))
@@ -197,11 +233,11 @@ class ThreadConnectionFactory(ConnectionFactory):
 
 
 class ThreadConnection(Connection):
-    """A connection that only one of two threads can answer.
+    """A connection that two threads may want to answer, but only one of them can.
 
-    Before the first byte of a response, the sender must take the claim: the thread that runs the
-    request, or the poller after `request_timeout`. The claim is a list of one item, and `list.pop`
-    is atomic, so only one of them gets it.
+    The two are the thread that runs the request, and the poller after `request_timeout`. Before the
+    first byte of a response, a thread must take the claim. The claim is a list of one item, and
+    `list.pop` is atomic, so only one of the two gets it.
     """
 
     __slots__ = ("_claimed",)
@@ -220,10 +256,10 @@ class ThreadConnection(Connection):
         return super().send_some(data)
 
     def _send_before_close(self) -> None:
-        """Does nothing: the poller sends while `close` runs."""
+        """Do nothing: the poller sends while `close` runs."""
 
     def _notify_sender(self) -> None:
-        """Have the poller send it, unless it does so already."""
+        """Make the poller send the buffered bytes, unless it already does."""
         output = self.output
         if output is not None and output.size() and not output.watched:
             output.watched = True
@@ -235,7 +271,7 @@ class ThreadConnection(Connection):
         """See Connection._wait_for_progress."""
         output = self.output
         if output is None or not output.size():
-            # Nothing could be buffered, so this thread sends.
+            # Nothing could be buffered, so the poller has nothing to send: this thread must.
             return super()._wait_for_progress(seconds)
         happened = output.wait(seconds)
         if self.broken:
@@ -251,9 +287,9 @@ class ThreadConnection(Connection):
             return False
 
     def give_up(self, answer: bytes) -> None:
-        """End the connection in the thread's place, but keep its descriptor.
+        """Shut the connection down, without closing the descriptor. The poller calls this.
 
-        answer  what to send first; b"" if the thread has begun its response
+        answer  the response to send before that; b"" if the thread has already begun one
         """
         self.claim = None
         try:

@@ -1,12 +1,12 @@
 """A TLS connection of a blocking worker, with the methods of a non-blocking socket.
 
-The poller and its connections use a `TLSSocket` exactly where they would use the socket. It hides
-the handshake: `recv` continues it, and raises BlockingIOError until it is done.
+The poller and its connections use a `TLSSocket` like a plain socket. They need not know about the
+handshake: `recv` continues it, and raises BlockingIOError until it is done.
 
-It keeps OpenSSL away from the socket. `ssl.MemoryBIO` objects hold encrypted bytes in memory: this
-class writes what it received into one of them, and sends what it finds in the other. So one
-`recv` of the socket takes as many records as have come, where OpenSSL itself would call read(2)
-twice for each record: for its header and for the rest.
+OpenSSL does not use the socket itself. Two `ssl.MemoryBIO` objects hold encrypted bytes in memory:
+this class writes received bytes into one of them, and sends the bytes that it finds in the other.
+So one `recv` reads as many records as have arrived. OpenSSL would call read(2) twice for each
+record: for its header and for the rest.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from servo.net.tls import TLS
 
     class Owner(Protocol):
-        """The part of its connection that a TLS socket uses."""
+        """The part of the connection that a TLS socket uses."""
 
         proxy_reader: object
         peer_name: str
 
         def read_proxy_header(self, data: bytes) -> bytes:
-            """Take the PROXY protocol's header off the data. It comes before the handshake."""
+            """Remove the PROXY protocol's header from the data. It comes before the handshake."""
 
         def secured(self, facts: TLSFacts) -> None:
             """Note that the handshake is done."""
@@ -44,12 +44,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# The most bytes of one record (RFC 8446 section 5.1). A read of this size leaves nothing of it.
+# A record has at most this many bytes of plaintext (RFC 8446 section 5.1), so one read returns all
+# of it.
 _RECORD_SIZE = 16384
-# How many bytes are encrypted before the socket takes them.
+# The most bytes to encrypt before we know how many the socket takes.
 _CHUNK_SIZE = 65536
-# A client can make OpenSSL write without any request of the application, by key updates that want
-# an answer (RFC 8446 section 4.6.3). If it reads none of the answers, this number of bytes is kept.
+# A client can make OpenSSL write although the application sends nothing: by key updates that ask
+# for an answer (RFC 8446 section 4.6.3). If the client does not read the answers, we keep at most
+# this many bytes of them.
 _MAX_UNREAD = 65536
 
 
@@ -61,9 +63,10 @@ class TLSSocket:
     tls    the certificates and settings
     owner  the connection
 
-    Its methods raise BlockingIOError where a socket would, and OSError (ssl.SSLError is a subclass)
-    if the connection can't be used any more. If `send` raises BlockingIOError or takes only a part,
-    the next call must bring the rest: what is encrypted can't be taken back.
+    The methods raise BlockingIOError where a socket's would, and OSError (ssl.SSLError is a
+    subclass) if the connection can't be used any more. If `send` raises BlockingIOError or takes
+    only a part of the data, the next call must begin with the rest: encrypted bytes can't be taken
+    back.
     """
 
     __slots__ = (
@@ -90,7 +93,7 @@ class TLSSocket:
         self._handshaking = True
         self._closing = False
         self._unsent = b""  # encrypted bytes that the socket did not take
-        self._unsent_plaintext: bytes | memoryview | None = None  # the plaintext of these
+        self._unsent_plaintext: bytes | memoryview | None = None  # the plaintext of `_unsent`
         self._lock = threading.Lock()  # OpenSSL's objects allow one thread at a time
 
     def fileno(self) -> int:
@@ -110,7 +113,7 @@ class TLSSocket:
             raise WantsWrite
         data = self._socket.recv(size)
         if self._closing:
-            return data  # discarded by the caller, who lingers: no need to decrypt it
+            return data  # still encrypted: the caller is lingering, and will discard it
         if self._handshaking:
             return self._continue_handshake(data)
         if not data:
@@ -119,7 +122,7 @@ class TLSSocket:
         return self._decrypt()
 
     def _continue_handshake(self, data: bytes) -> bytes:
-        """Continue the handshake with received bytes. Returns what came behind it."""
+        """Continue the handshake with received bytes. Returns the plaintext that follows it."""
         owner = self._owner
         if not data:
             raise self._handshake_error("it closed the connection")
@@ -137,7 +140,7 @@ class TLSSocket:
             if is_plain_http(error):
                 plain_http_refusal.send(self._socket, owner.peer_name or "A client")
             else:
-                self._flush()  # the alert, which says why
+                self._flush()  # sends OpenSSL's alert, which tells the client the reason
             raise self._handshake_error(openssl_reason(error)) from error
         self._handshaking = False
         owner.secured(TLSFacts(self._tls, self._wrapped))
@@ -159,8 +162,8 @@ class TLSSocket:
                     break
                 data = self._wrapped.read(_RECORD_SIZE)
             else:
-                # A close_notify. The client need not close the connection as well (RFC 8446 section
-                # 6.1), so shut it down here: then the poller reads its end.
+                # The client has sent a close_notify, but need not close the connection (RFC 8446
+                # section 6.1). Shut down reading, so that the poller reads the end of the stream.
                 self._socket.shutdown(socket.SHUT_RD)
                 return b"".join(pieces)
         except ssl.SSLWantReadError:
@@ -174,7 +177,7 @@ class TLSSocket:
     # --- writing --------------------------------------------------------------------------------
 
     def send(self, data: bytes | memoryview) -> int:
-        """Encrypt and send. Returns how many bytes of the data the socket has taken."""
+        """Encrypt and send. Returns how many bytes of the data were sent."""
         with self._lock:
             size = len(data)
             if size <= _CHUNK_SIZE and not self._unsent and self._unsent_plaintext is None:
@@ -199,17 +202,17 @@ class TLSSocket:
         return sent
 
     def _send_rest(self, data: memoryview) -> int:
-        """Send what was left of the last call. Returns how many bytes of `data` that was."""
+        """Send the rest of the last call's data. Returns how many bytes of `data` were sent."""
         if self._unsent and not self._flush():
             raise BlockingIOError
         held, self._unsent_plaintext = self._unsent_plaintext, None
         if held is None:
             return 0
         size = min(len(held), len(data))
-        # The data is not the rest if the caller gave that up, as it does with an interim response.
+        # The data differs if the caller has given up the rest, for example of an interim response.
         if bytes(data[:size]) != bytes(held[:size]):
             return 0
-        # The rest may come in smaller pieces, as an OutputBuffer cuts it.
+        # An OutputBuffer may pass the rest in smaller pieces.
         if size < len(held):
             self._unsent_plaintext = held[size:]
         return size
@@ -219,17 +222,17 @@ class TLSSocket:
 
         fd      the file's descriptor
         offset  in bytes
-        count   the most bytes to send
+        count   how many bytes to send at most
 
         Returns how many bytes were sent; 0 at the end of the file.
         """
-        # Don't read a block again that is encrypted already: the file may have changed.
+        # If a block is already encrypted, don't read it again: the file may have changed.
         block = self._unsent_plaintext or os.pread(fd, min(count, _CHUNK_SIZE), offset)
         block = block[:count]
         return self.send(block) if block else 0
 
     def _flush(self) -> bool:
-        """Send what is encrypted. Returns whether the socket has taken all of it."""
+        """Send the encrypted bytes. Returns whether the socket has taken all of them."""
         data = self._outgoing.read()
         if self._unsent:
             data = self._unsent + data
@@ -244,7 +247,7 @@ class TLSSocket:
             return True
         self._unsent = data[sent:]
         if len(self._unsent) > _MAX_UNREAD + 2 * _CHUNK_SIZE:
-            raise ConnectionError("the client reads nothing of what it makes the server send")
+            raise ConnectionError("the client does not read the answers to its TLS key updates")
         return False
 
     # --- closing --------------------------------------------------------------------------------
@@ -267,12 +270,12 @@ class TLSSocket:
         if self._handshaking or self._closing or self._unsent:
             return
         if not self._lock.acquire(blocking=False):
-            return  # a thread is sending, and is being cut off
+            return  # another thread is sending, and `abort` has already cut the connection
         try:
             self._closing = True
             self._wrapped.unwrap()
         except ssl.SSLWantReadError:
-            pass  # ours is written; don't wait for the client's
+            pass  # our close_notify is written; don't wait for the client's
         except ssl.SSLError as error:
             log.debug("TLS close: %s", error)
         finally:

@@ -1,13 +1,13 @@
-"""Calls the application's message handlers: in which thread, and how many at once.
+"""Calls the application's message handlers, in the right thread and not too many at once.
 
-An application registers handlers with `cluster.on_message`. The mailbox puts the messages for them
-into an inbox; a runner takes them out, one by one, and calls the handlers. Where the handlers may
-run depends on the worker, so there are three runners:
+An application registers handlers with `cluster.on_message`. The mailbox puts messages for them into
+an inbox. A runner takes the messages out, one by one, and calls the handlers. Which thread calls
+them depends on the worker, so there are three runners:
 
 * `InlineRunner` in a `sync` worker: in its only thread, between requests.
 * `LoopRunner` in an `async` worker with an ASGI application: on the event loop. Handlers that are
   coroutine functions run as tasks.
-* `ThreadRunner` in a worker whose application runs in threads: in one thread of its own.
+* `ThreadRunner` in a worker that runs the application in threads: in one thread of its own.
 
 Messages must not starve requests. The first two runners stop after `SLICE_NS` and continue when
 connections and signals have been served; `LoopRunner` also bounds the number of its tasks.
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# How long handlers may run in a row before connections and signals are served: 5 ms, as the arbiter
-# passes messages on in slices of 5 ms.
+# After handlers have run for this many nanoseconds, connections and signals are served. The arbiter
+# routes messages in slices of the same length.
 SLICE_NS = 5_000_000
 # How many coroutine handlers may run at once. Further messages wait in the inbox, which is bounded.
 MAX_RUNNING = 1000
@@ -44,8 +44,8 @@ MAX_RUNNING = 1000
 class Runner(ABC):
     """Takes messages from a mailbox's inbox and calls their handlers.
 
-    If a handler raises, the error is logged; if the message was a request, its sender gets the
-    error as well.
+    If a handler raises, the error is logged. If the message was a request, its sender also gets the
+    error.
     """
 
     def __init__(self, mailbox: Mailbox) -> None:
@@ -65,7 +65,7 @@ class Runner(ABC):
             if not handlers:
                 self._on_no_handler(message, topic)
             for handler in handlers:
-                # Decoded anew for each handler, as a handler may change its value.
+                # Decode it again for each handler, because a handler may change the value.
                 self._call(handler, message, message.value())
         except MessageError as error:
             log.error("Can't decode a message from worker %d: %s", message.slot, error)
@@ -103,8 +103,8 @@ class Runner(ABC):
             self.mailbox.fail(message, "failed", text)
 
     def run_coroutine(self, coroutine: Any) -> None:
-        """Run the coroutine of a handler to its end, as this thread has no event loop."""
-        import asyncio  # only here: a worker without coroutine handlers need not load it
+        """Run the coroutine of a handler to its end: this thread has no event loop of its own."""
+        import asyncio  # imported here: a worker without coroutine handlers need not load it
 
         asyncio.run(coroutine)
 
@@ -196,6 +196,6 @@ class ThreadRunner(Runner):
                 self.handle(message)
                 continue
             self._woken.wait()
-            # Cleared before the next look at the inbox: a message that comes in between is found by
-            # that look, or sets the event again.
+            # Clear the event before checking the inbox: a message that arrives later sets the event
+            # again.
             self._woken.clear()

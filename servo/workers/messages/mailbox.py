@@ -1,20 +1,19 @@
 """The mailbox: a worker's side of `servo.cluster`, the messages between applications.
 
-Workers are not connected to each other. Each has one channel to the arbiter, which passes messages
-on. Besides the messages of applications the channel carries the orders of the arbiter, such as
-`Stop`.
+Workers are not connected to each other. Each has one channel to the arbiter, and the arbiter routes
+the messages. The channel also carries the arbiter's orders, such as `Stop`.
 
-Sending: any thread may send. It encodes its message, queues it on the channel and writes as much as
-the socket takes. When `send` returns, the message is on its way, ahead of anything that its sender
-does next. If the socket is full, the owner (the thread of the poller or event loop) is woken to
-watch it.
+Sending: any thread may send. It encodes its message, queues it on the channel, and writes as much
+as the socket takes. If the socket is full, it wakes the owner (the thread of the poller or event
+loop), which sends the rest when the socket has room. Messages of one thread keep their order.
 
-Receiving: the owner reads the channel. Messages go to the inbox, from which a `Runner` calls the
-handlers; a reply goes to the thread or task that waits for it; orders go to the worker.
+Receiving: the owner reads the channel. It puts messages for the application into the inbox, and a
+`Runner` calls their handlers. A reply goes to the thread or task that waits for it, and an order of
+the arbiter goes to the worker.
 
-Waiting for a reply: the owner can't read while it runs a request itself, as in a `sync` worker. So
-a thread that waits there reads the channel in its place. One thread reads at a time; it leaves
-orders and messages for the owner, and they are handled after the request.
+Waiting for a reply: in a `sync` worker the owner also runs requests, and can't read the channel
+meanwhile. So a thread that waits for a reply reads instead of the owner. One thread reads at a
+time. It keeps orders and messages for the owner, which handles them after the request.
 """
 
 from __future__ import annotations
@@ -53,11 +52,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Bounds the memory of the messages that wait for handlers. Each counts with its own bytes and with
-# what a Python object needs beside them.
+# How many bytes of messages may wait for handlers. For each message, its payload and the size of
+# its Python object count.
 MAX_INBOX_BYTES = 8 << 20
 MESSAGE_OVERHEAD_BYTES = 256
-# Seconds that a stopping worker tries to send queued messages if the arbiter isn't reading.
+# If the arbiter does not read, a stopping worker tries for this many seconds to send its queued
+# messages.
 CLOSE_S = 1.0
 
 # The error that a failed request raises, by its name in the FAILURE message.
@@ -70,7 +70,7 @@ ERRORS: dict[str, type[cluster.ClusterError]] = {
 
 
 class Owner(Protocol):
-    """The part of its worker that the mailbox uses."""
+    """The part of the worker that the mailbox uses."""
 
     draining: bool
 
@@ -80,7 +80,7 @@ class Owner(Protocol):
     def watch_channel(self, writable: bool) -> None:
         """Watch the channel, and call `on_channel` when it is ready.
 
-        writable  whether to watch for room to write, too, and not only for messages
+        writable  whether to also watch for room to write
         """
 
 
@@ -99,7 +99,7 @@ class Mailbox:
 
     channel     a SharedChannel, with the arbiter at its other end
     slot        this worker's slot
-    serial      this worker's serial, by which replies find it
+    serial      this worker's serial, the address of replies
     scoreboard  the rows of all workers
     """
 
@@ -112,14 +112,14 @@ class Mailbox:
         self._owner: Owner | None = None
         self._owner_thread = threading.get_ident()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._any_thread_reads = True  # until there is an owner
+        self._any_thread_reads = True  # `attach` may change this
         self._runner: HandlerRunner | None = None
-        # One thread reads the channel at a time; the others wait for its end.
+        # One thread reads the channel at a time. The others wait for this condition.
         self._reader_changed = threading.Condition()
         self._has_reader = False
         self._deferred: deque[Message] = deque()  # orders that another thread read for the owner
         self._watching = False  # whether the owner watches the channel for room to write
-        self._arbiter_gone = ""  # why no message can be sent any more
+        self._arbiter_gone = ""  # why messages can't be sent any more; "" while they can
         self._forked = False
         self._numbers = itertools.count(1)
         self._waiting: dict[int, concurrent.futures.Future[str] | asyncio.Future[str]] = {}
@@ -141,8 +141,8 @@ class Mailbox:
 
         owner             the worker
         loop              the event loop that the owner runs, if any
-        any_thread_reads  whether a thread that waits for a reply reads in the owner's place, as the
-                          owner may be busy with a request
+        any_thread_reads  whether a thread that waits for a reply reads instead of the owner, which
+                          may be busy with a request
         """
         self._owner = owner
         self._owner_thread = threading.get_ident()
@@ -151,39 +151,39 @@ class Mailbox:
         owner.wake()
 
     def open(self, runner: HandlerRunner) -> None:
-        """Let handlers run, as the worker is ready.
+        """Let handlers run. Called when the worker is ready.
 
-        runner  calls them
+        runner  calls the handlers
         """
         self._runner = runner
         runner.run()
 
     def run(self) -> None:
-        """Run handlers, if messages wait. Call it after `on_wake` and `on_channel`."""
+        """Run the handlers of waiting messages. Call this after `on_wake` and `on_channel`."""
         if self._runner is not None and self.inbox:
             self._runner.run()
 
     def close(self) -> None:
-        """Send what is still queued, as the worker ends. Waits up to `CLOSE_S` for the arbiter."""
+        """Send the queued messages before the worker ends. Waits up to `CLOSE_S`."""
         end = time.monotonic() + CLOSE_S
         try:
             while not self._channel.flush() and (left := end - time.monotonic()) > 0:
                 self._channel.wait_writable(left)
         except ChannelClosed:
-            log.debug("The arbiter is gone; the messages queued for it are lost")
+            log.debug("The arbiter is gone; the queued messages are lost")
         self.report()
 
     def release_owner(self) -> None:
-        """Let any thread read its replies: the owner has ended, but not yet the process."""
+        """Let any thread read its own replies, because the owner no longer reads."""
         self._owner = None
         self._any_thread_reads = True
 
     def disable_in_child(self) -> None:
-        """Refuse to send any more: this is a forked child, and the channel is its parent's."""
+        """In a forked child: refuse to send, because the channel belongs to the parent."""
         self._forked = True
 
     def report(self) -> None:
-        """Log how many messages were lost, if that is due. Call it once a second."""
+        """Log the number of lost messages, but not too often. Call this once a second."""
         now = time.monotonic()
         with self._counters_lock:
             overflows, drops = self._overflows.due(now), self._drops.due(now)
@@ -199,7 +199,7 @@ class Mailbox:
 
     def send(self, payload: bytes, topic: bytes, target: int, *, with_self: bool) -> bool:
         """See cluster.Backend."""
-        # The number of a broadcast is the serial of the worker that does not get it.
+        # In a broadcast the number field has the serial of the worker to leave out; 0: none.
         return self._send(PLAIN, target, topic, payload, 0 if with_self else self.serial)
 
     def request(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
@@ -258,7 +258,8 @@ class Mailbox:
     def answer(self, request: AppMessage, value: Any) -> None:
         """Send the reply to a request.
 
-        value  what its handler returned, to be sent as JSON
+        request  the request
+        value    the return value of its handler, sent as JSON
         """
         try:
             payload = to_json(value)
@@ -271,17 +272,18 @@ class Mailbox:
         self._send(REPLY, request.serial, b"", payload, request.number)
 
     def fail(self, request: AppMessage, error: str, text: str) -> None:
-        """Reply to a request that it failed.
+        """Reply that a request has failed.
 
-        error  a name in ERRORS
-        text   the message of the error, of which 2000 characters are sent
+        request  the request
+        error    a name in ERRORS
+        text     the error's message; at most 2000 characters of it are sent
         """
         payload = to_json([error, text[:2000]])
         self._send(FAILURE, request.serial, b"", payload, request.number)
 
     def _send(self, kind: int, target: int, topic: bytes, payload: bytes, number: int) -> bool:
         if self._forked:
-            raise cluster.ClusterError("the application has forked this process: it is no worker")
+            raise cluster.ClusterError("this process is no worker: the application has forked it")
         if self._arbiter_gone:
             return False
         data = AppMessage.make(kind, (self.slot, self.serial), target, topic, payload, number).data
@@ -296,9 +298,9 @@ class Mailbox:
         return self._flush()
 
     def _flush(self) -> bool:
-        """Write what is queued. Returns False if the arbiter is gone.
+        """Write the queued messages. Returns False if the arbiter is gone.
 
-        The thread that reads the channel finds out, too, and fails the requests that wait.
+        Then the thread that reads the channel fails the waiting requests.
         """
         try:
             if not self._channel.flush() and not self._watching and self._owner is not None:
@@ -311,8 +313,10 @@ class Mailbox:
     # --- receiving ------------------------------------------------------------------------------
 
     def on_wake(self) -> list[Message]:
-        """Call it in the owner's thread after `Owner.wake`. Returns the orders that other threads
-        have read."""
+        """Return the orders that other threads have read.
+
+        Call this in the owner's thread after `Owner.wake`.
+        """
         self._watch()
         orders = []
         while self._deferred:
@@ -320,16 +324,16 @@ class Mailbox:
         return orders
 
     def on_channel(self) -> list[Message]:
-        """Call it in the owner's thread when the channel is ready. Returns the arbiter's orders.
+        """Read and write the channel. Returns the arbiter's orders. Raises ChannelClosed.
 
-        Raises ChannelClosed.
+        Call this in the owner's thread when the channel is ready.
         """
         if self._watching:
             self._flush()
             self._watch()
         with self._reader_changed:
             if self._has_reader:
-                return []  # the thread that reads defers our orders, and wakes us
+                return []  # another thread is reading; it keeps our orders, and wakes us
             self._has_reader = True
         try:
             return self._receive()
@@ -337,8 +341,8 @@ class Mailbox:
             self._stop_reading()
 
     def _watch(self) -> None:
-        """Watch the channel for room to write while something is queued, and only then."""
-        # In a loop: a thread that queued a message during the change has not woken us.
+        """Watch the channel for room to write only while messages are queued."""
+        # Loop, because another thread may queue a message meanwhile, without waking this one.
         while self._owner is not None and self._watching != self._channel.wants_write:
             self._watching = not self._watching
             self._owner.watch_channel(self._watching)
@@ -346,18 +350,19 @@ class Mailbox:
     def _read_until(
         self, future: concurrent.futures.Future[str], deadline: float, *, to_self: bool
     ) -> None:
-        """Read the channel in the owner's place until the future is done.
+        """Read the channel instead of the owner until the future is done.
 
+        future    gets the reply
         deadline  when to give up, in monotonic seconds
-        to_self   whether a handler of this worker has to reply. If handlers run in the calling
-                  thread, they run now, for all messages that came before the request, too.
+        to_self   whether the request is for this worker itself. If its handlers run in the calling
+                  thread, call them here, in the order of the messages
         """
         is_owner = threading.get_ident() == self._owner_thread
         runner = self._runner if is_owner and self._any_thread_reads and to_self else None
         while not future.done() and (left := deadline - time.monotonic()) > 0:
             with self._reader_changed:
                 if self._has_reader:
-                    # The other thread reads once and then wakes us: it may have got our reply.
+                    # The thread that reads wakes us after each read: it may have got our reply.
                     if not future.done() and not (runner and self.inbox):
                         self._reader_changed.wait(left)
                     reads = False
@@ -373,7 +378,7 @@ class Mailbox:
             if self._readable(timeout):
                 self._deferred.extend(self._receive())
         except ChannelClosed:
-            log.debug("The arbiter is gone")  # `_receive` has failed the requests that wait
+            log.debug("The arbiter is gone")  # `_receive` has failed the waiting requests
         finally:
             self._stop_reading()
         if (self._deferred or self.inbox) and self._owner is not None:
@@ -395,7 +400,7 @@ class Mailbox:
         return bool(events & ~select.POLLOUT)
 
     def _receive(self) -> list[Message]:
-        """Read the messages that have arrived; return the arbiter's. Raises ChannelClosed."""
+        """Read the channel, and return the arbiter's orders. Raises ChannelClosed."""
         try:
             messages = self._channel.receive()
         except ChannelClosed as error:
@@ -473,19 +478,20 @@ class Mailbox:
 class Inbox:
     """The messages that wait for handlers, bounded in bytes.
 
-    It needs no lock if one thread at a time puts messages in, and one takes them out.
+    It needs no lock if at most one thread at a time calls `put`, and at most one `take`.
     """
 
     def __init__(self) -> None:
         self._messages: deque[AppMessage] = deque()
-        # Two sums, each written by one side only: one that both sides wrote would lose updates.
+        # `put` and `take` each have their own sum: if two threads changed one sum, changes could
+        # get lost.
         self._bytes_in = self._bytes_out = 0
 
     def __len__(self) -> int:
         return len(self._messages)
 
     def put(self, message: AppMessage) -> bool:
-        """Append a message. Returns False, and leaves it out, if it does not fit."""
+        """Append a message. Returns False without appending it if it does not fit."""
         size = len(message.data) + MESSAGE_OVERHEAD_BYTES
         if self._bytes_in - self._bytes_out + size > MAX_INBOX_BYTES:
             return False
@@ -508,8 +514,8 @@ def _resolve(
     result: str = "",
     error: Exception | None = None,
 ) -> None:
-    # The request may have been cancelled or timed out. With a thread's future that can happen even
-    # after this check.
+    # The request may have been cancelled or timed out. If a thread waits for the future, this can
+    # happen even after this check.
     if future.done():
         return
     with contextlib.suppress(concurrent.futures.InvalidStateError):

@@ -1,8 +1,8 @@
 """Accounting: counts each request in the worker's row of the scoreboard, and logs it.
 
-A row is shared memory (see `shared_memory.row_layout`). The arbiter, the siblings' gates and the
-metrics read it at any time, so counting needs no message and no system call. Only one thread writes
-a row: the poller's, or the event loop's.
+A row is shared memory (see `shared_memory.row_layout`). The arbiter, the other workers' gates and
+the metrics read it at any time, so counting needs no message and no system call. Only one thread
+writes a row: the poller's, or the event loop's.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Meter:
     """Counts the requests of one worker. Only the thread that owns the row may call it.
 
     row           the worker's row of the scoreboard
-    access        gets a line for each request; None without an access log
+    access        the access log; None if there is none
     max_requests  after this number of requests `on_recycle` is called, once; 0 for never
-    on_recycle    asks for a successor of this worker
+    on_recycle    asks for a replacement of this worker
     """
 
     __slots__ = (
@@ -63,8 +63,8 @@ class Meter:
         self.max_requests = max_requests
         self._requests_left = max_requests or -1
         self._on_recycle = on_recycle
-        # Copies of words in the row. Nobody else writes these words, and a read from the row would
-        # cost as much as the write does.
+        # Copies of fields in the row, which save reading the row: that would cost as much as
+        # writing it. Only this object writes these fields.
         self._in_flight = self._latency_ns = self._bytes_out = 0
         self._ok = [0] * ROW_WORDS
 
@@ -73,14 +73,14 @@ class Meter:
         row = self.row
         now = monotonic_ns()
         if not self._in_flight:
-            # With requests in flight, the gates take a worker with an old heartbeat for blocked. An
-            # idle worker's heartbeat may be seconds old.
+            # Other workers' gates consider this worker blocked if it has requests in flight and an
+            # old heartbeat. An idle worker's heartbeat may be seconds old, so send one now.
             row[BEAT_NS] = now
         row[IN_FLIGHT] = self._in_flight = self._in_flight + 1
         return now
 
     def cancel(self) -> None:
-        """Undo `begin`: the request was refused after all, and no application has seen it."""
+        """Undo `begin`, because the request was refused before the application saw it."""
         self.row[IN_FLIGHT] = self._in_flight = self._in_flight - 1
 
     def end(
@@ -93,23 +93,24 @@ class Meter:
         response_headers: Any = (),
         environ: dict[str, Any] | None = None,
     ) -> int:
-        """Count and log a request whose response is complete, or was given up.
+        """Count and log a request after its response, complete or not.
 
-        started_ns        what `begin` returned
-        status            of the response; 0 if there was none
+        started_ns        the start, from `begin`
+        request           the request
+        status            the response's status; 0 if there was no response
         sent              bytes of the response body
         remote            the client's address for the access log
         response_headers  the fields of the response, for the access log
         environ           the WSGI environ, for the access log
 
-        Returns the time, in monotonic nanoseconds, which saves the caller a look at the clock.
+        Returns the time, in monotonic nanoseconds, so the caller need not read the clock again.
         """
         row = self.row
         now = monotonic_ns()
         elapsed = now - started_ns
         row[IN_FLIGHT] = self._in_flight = self._in_flight - 1
         if status == 200:
-            # The common case does what `count_request` would do, and saves the call.
+            # The common case: the code of `count_request`, without the cost of a call.
             try:
                 word = OK_WORDS[request.method][elapsed.bit_length()]
             except KeyError:
@@ -122,7 +123,7 @@ class Meter:
         row[LATENCY_SUM_NS] = self._latency_ns = self._latency_ns + elapsed
         row[BYTES_OUT] = self._bytes_out = self._bytes_out + sent
         if request.body:
-            # The part of the body that came with the head; `received` counted the rest.
+            # This part of the body came with the head; `received` has counted the rest.
             row[BYTES_IN] += len(request.body)
         if self._access is not None:
             self._access.record(
@@ -153,17 +154,18 @@ class Meter:
     def shed(self, request: Request, remote: str) -> None:
         """Count and log a request refused with 503: too many are in flight (`limit_concurrency`).
 
-        remote  the client's address for the access log
+        request  the request
+        remote   the client's address for the access log
         """
         self.row[row_layout.SHED] += 1
         self.refused(503, request.method, request.target, remote)
 
     def refused(self, status: int, method: str, target: bytes, remote: str) -> None:
-        """Count and log a request that was refused before an application has seen it.
+        """Count and log a request that was refused before the application saw it.
 
-        status  of the response
-        method  of the request; "" if it could not be parsed
-        target  of the request; b"" if it could not be parsed
+        status  the status of the response
+        method  the request's method; "" if the request could not be parsed
+        target  the request's target; b"" if the request could not be parsed
         remote  the client's address for the access log
         """
         count_response(self.row, method, status)

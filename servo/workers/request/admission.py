@@ -1,27 +1,25 @@
-"""Admission: the steps between a request that was read and the application, and those at its end.
+"""Admission: the steps that each request takes before and after the application.
 
-Each request takes these steps in this order, in every worker class and protocol:
+The steps and their order are the same in every worker class and protocol. Before the application:
 
-1. It is counted on its connection. Request number `keepalive_requests` is the last one: the driver
-   ends the connection after its response. In a worker that drains, or keeps no connections, it
-   does so after each response.
-2. `limit_concurrency`: with as many requests in flight, it is refused with 503 and Retry-After.
-3. `header_map = refuse`: a field name with an underscore is refused with 400. (The other two values
-   of that setting are about WSGI's variables, and are applied where these are made.)
-4. Who is the client? What a trusted proxy says in forwarded fields takes the place of what the
-   connection says. Fields that contradict each other are refused with 400.
-5. It is counted in flight, and its time begins.
-6. `pre_request` is called, in the thread that will run the application: a hook may take its time.
+1. Count the request on its connection. After `keepalive_requests` of them the driver closes the
+   connection. A draining worker, or one that keeps no connections, closes it after each response.
+2. Refuse it with 503 and Retry-After if `limit_concurrency` requests are in flight.
+3. If `header_map` is `refuse`, refuse a field name with an underscore with 400. (Its two other
+   values concern the variables of WSGI, and `wsgi_environ` applies them.)
+4. Find out the client's address and scheme. The forwarded fields of a trusted proxy override the
+   values of the connection. Fields that contradict each other are refused with 400.
+5. Count the request as in flight, and start its time.
+6. Call `pre_request`, in the thread that will run the application, because a hook may block.
 
-The driver then runs the application. At the end the request is counted with its status and time,
-the access log gets its line, and `post_request` is called: exactly if `pre_request` was.
+After the application: count the request with its status and time, write the line of the access log,
+and call `post_request` if `pre_request` was called.
 
-A request that is refused, in these steps or by the parser before them, is counted with its status,
-and gets a line in the access log. No hook sees it.
+A refused request, whether refused in these steps or by the parser, is counted with its status and
+gets a line in the access log. No hook is called for it.
 
-The first line of a connection, the PROXY protocol's, is read before all this; see `preface`. A
-request that asks for another protocol is judged by that protocol before it comes here: a WebSocket
-handshake with a bad key is as malformed as a bad request line.
+Two checks come earlier: `preface` reads the PROXY protocol's header at the beginning of the
+connection, and the parser validates a WebSocket handshake.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
     from servo.workers.request.accounting import Meter
     from servo.workers.request.hooks import HookRequest, RequestHooks
 
-# In the access log: the client left before there was an answer. It is nginx's code for that.
+# The status in the access log if the client closed the connection before the response, as in nginx.
 CLIENT_CLOSED = 499
 RETRY_AFTER_S = 1
 
@@ -51,10 +49,11 @@ RETRY_AFTER_S = 1
 class Peer:
     """The other end of a connection.
 
-    address   the client as the socket or the PROXY protocol has it; None for a Unix socket
-    scheme    "http" or "https": the connection's own
-    trusted   whether its forwarded fields are believed
-    requests  how many it has brought
+    address   the client's (host, port), from the socket or the PROXY protocol; None for a Unix
+              socket
+    scheme    "http" or "https", of the connection itself
+    trusted   whether the forwarded fields that it sends are trusted
+    requests  the number of requests on the connection so far
     """
 
     __slots__ = ("address", "name", "requests", "scheme", "trusted")
@@ -68,12 +67,12 @@ class Peer:
 
 
 class Admitted:
-    """A request that an application gets.
+    """An admitted request.
 
-    client      what a trusted proxy says of the client; None: it is the peer
-    remote      the client's address, or "" on a Unix socket
-    started_ns  when it was admitted, monotonic nanoseconds
-    announced   what `pre_request` was given; None: it was not called, or `post_request` has been
+    client      the client that a trusted proxy has named; None: the peer is the client
+    remote      the client's address; "" on a Unix socket
+    started_ns  when it was admitted, in monotonic nanoseconds
+    announced   the `req` that `pre_request` got; None before that call, and after `post_request`
     """
 
     __slots__ = ("announced", "client", "remote", "request", "started_ns")
@@ -89,7 +88,10 @@ class Admitted:
 
 
 class Admission:
-    """The steps, for one worker. Only the thread that owns its scoreboard row may call `admit`."""
+    """Takes these steps in one worker. Only the thread that owns the worker's row calls `admit`.
+
+    hooks  `pre_request` and `post_request`; None if the configuration has neither
+    """
 
     def __init__(
         self,
@@ -101,19 +103,22 @@ class Admission:
         self._meter = meter
         self._row = meter.row
         self._trusted = trusted
-        self._hooks: RequestHooks | None = hooks or None
+        self.hooks: RequestHooks | None = hooks or None
         self._most_requests: int = settings.keepalive_requests or sys.maxsize
         self._most_in_flight: int = settings.limit_concurrency
         self._refuses_underscores: bool = settings.header_map == "refuse"
 
-    def is_last(self, peer: Peer) -> bool:
-        """Step 1: count a request. Whether its connection may bring no more."""
-        peer.requests += 1
-        return peer.requests >= self._most_requests
-
     def admit(self, request: Request, peer: Peer) -> Admitted | Refused:
-        """Steps 2 to 5. What is refused is counted and logged here; the driver answers it."""
+        """Take steps 1 to 5. Counts and logs a refused request; the driver sends the response.
+
+        request  the request; `keep_alive` becomes False if it is the last one of its connection
+        peer     the client
+        """
         meter = self._meter
+        peer.requests += 1
+        if peer.requests >= self._most_requests:
+            # Close even if the client has pipelined more: otherwise it could exceed the limit.
+            request.keep_alive = False
         if self._most_in_flight and self._row[IN_FLIGHT] >= self._most_in_flight:
             meter.shed(request, peer.name)
             error = ProtocolError(503, "too many requests are in flight", RETRY_AFTER_S)
@@ -123,7 +128,7 @@ class Admission:
         try:
             if self._refuses_underscores:
                 map_names(request.headers, "refuse")
-            if peer.trusted and not self._trusted.names.isdisjoint(request.named):
+            if peer.trusted and self._trusted.names_client(request.named):
                 client = resolve_client(
                     request.headers, peer.address, self._trusted, peer.scheme, request.named
                 )
@@ -135,21 +140,22 @@ class Admission:
         return Admitted(request, client, remote, meter.begin())
 
     def announce(self, admitted: Admitted) -> None:
-        """Step 6: `pre_request`."""
-        if self._hooks is not None:
-            admitted.announced = self._hooks.before(admitted.request, admitted.remote)
+        """Step 6: call `pre_request`. Without `hooks` the driver need not call this."""
+        if self.hooks is not None:
+            admitted.announced = self.hooks.before(admitted.request, admitted.remote)
 
     def answered(
         self, admitted: Admitted, status: int | str, sent: int, headers: Any, environ: Any
     ) -> None:
-        """`post_request`, if there was a `pre_request`.
+        """Call `post_request`, if `pre_request` was called.
 
-        status   of the response, as a number or with its phrase
-        sent     bytes of its body
-        headers  of the response, as pairs
-        environ  of the request; in ASGI, its scope
+        admitted  the request
+        status    the response's status: 200, or "200 OK"
+        sent      bytes of the response body
+        headers   the response's fields, as pairs
+        environ   the request's environ; for ASGI, its scope
         """
         announced = admitted.announced
-        if announced is not None and self._hooks is not None:
+        if announced is not None and self.hooks is not None:
             admitted.announced = None
-            self._hooks.after(announced, environ, HookResponse(status, headers, sent))
+            self.hooks.after(announced, environ, HookResponse(status, headers, sent))

@@ -1,12 +1,11 @@
 """The least rate at which a client must send a request body.
 
-A client that sends one byte now and then would hold a connection for as long as it likes, if only
-its pauses were limited (the Slowloris attack, with a body). So there are two limits: on each pause,
-and on the average rate of the whole body. The rate counts only after the time of the first allowed
-pause: until then even a good connection may be slow.
+If only pauses were limited, a client could hold a connection for any time by sending one byte now
+and then (a Slowloris attack with the body). So there are two limits: `body_timeout` for each pause,
+and `body_min_rate` for the average rate of the whole body. The rate is enforced only after the
+first `body_timeout` seconds, because even a good connection may begin slowly.
 
-Time in which the server itself does not read is not counted against the client; see `pause`. The
-settings are `body_timeout` and `body_min_rate`.
+Time in which the server itself does not read is not counted against the client: see `pause`.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from __future__ import annotations
 class BodyRate:
     """Computes when to give up on one request body.
 
-    gap_s   the longest pause in seconds, and how long no rate is enforced; 0 for no limits
-    rate    the least average rate after that, in bytes per second; 0 for none
+    gap_s   the longest pause in seconds; for as long, no rate is enforced. 0 for no limits
+    rate    the least average rate after that, in bytes per second; 0 for no least rate
     now_ns  when the body begins, in monotonic nanoseconds
     """
 
@@ -31,8 +30,8 @@ class BodyRate:
     def deadline_ns(self, now_ns: int, received: int) -> int:
         """When to give up, in monotonic nanoseconds; 0 for never.
 
-        now_ns    the time, in monotonic nanoseconds
-        received  how many bytes have come since the last call
+        now_ns    the current time, in monotonic nanoseconds
+        received  how many bytes have arrived since the last call
         """
         if not self._gap_ns:
             return 0
@@ -46,6 +45,6 @@ class BodyRate:
     def pause(self, ns: int) -> None:
         """Don't count the time that reading was paused against the client.
 
-        ns  how long it was paused, in nanoseconds
+        ns  how long reading was paused, in nanoseconds
         """
         self._start_ns += ns

@@ -1,7 +1,7 @@
-"""The objects that a worker passes to server hooks, with the names of gunicorn's objects.
+"""The objects that a worker passes to server hooks. Their attributes have gunicorn's names.
 
-They are not the objects that do the work. Those are built differently from gunicorn's, and compiled
-objects would refuse the attributes that hooks like to set.
+Hooks don't get Servo's own objects, because these have other attributes than gunicorn's. They may
+also be compiled, and a hook can't set new attributes on a compiled object.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ log = logging.getLogger("servo.error")
 class HookObject:
     """The base of all objects that hooks get. A hook may set attributes of its own on them.
 
-    A name that gunicorn has and Servo has not raises an AttributeError that lists the names.
+    Reading an attribute that only gunicorn has raises an AttributeError, which lists the available
+    attributes.
     """
 
     _what = "object"
@@ -70,7 +71,7 @@ class HookApp(HookObject):
 
     cfg       the settings
     app_uri   the setting `app`
-    callable  the application; None until it is loaded. A `post_fork` hook may set another one
+    callable  the application; None until it is loaded. A `post_fork` hook may replace it
     """
 
     _what = "app"
@@ -96,13 +97,18 @@ class HookApp(HookObject):
         """Import the application. Raises as `wsgi` does."""
         if not self._in_worker:
             raise RuntimeError(
-                "the arbiter imports no application; post_worker_init(worker) is called where"
-                " there is one: worker.app.wsgi()"
+                "the arbiter imports no application; in the post_worker_init hook,"
+                " worker.app.wsgi() returns it"
             )
         os.chdir(self.cfg.directory)
         prepare_import_path(self.cfg)
         self._loaded = load_app(self.cfg.app, self.cfg.interface)
         return self._loaded.app
+
+    def preset(self, loaded: LoadedApp) -> None:
+        """Use an application that was imported before this process was forked."""
+        self._loaded = loaded
+        self.callable = loaded.app
 
     def take(self) -> LoadedApp:
         """Return the application that the worker will serve: a hook may have replaced it."""
@@ -113,7 +119,7 @@ class HookApp(HookObject):
 
 
 class ForkedWorker(Protocol):
-    """The parts of a worker's context that its `HookWorker` shows; see WorkerContext."""
+    """The attributes of a worker's context that its `HookWorker` shows; see WorkerContext."""
 
     slot: int
     serial: int
@@ -133,12 +139,12 @@ class ServingWorker(Protocol):
 
 
 class HookWorker(HookObject):
-    """The `worker` of all hooks in a worker process, one object for the life of the process.
+    """The `worker` argument of all hooks in a worker process: the same object for all of them.
 
     pid      the process id
     ppid     the arbiter's process id
-    age      how many workers were forked before this one
-    slot     the number by which operators name the worker
+    age      the number of workers forked so far, including this one
+    slot     the worker's place, 1 to N
     cfg      the settings
     timeout  the setting `timeout`
     log      the error log
@@ -151,7 +157,10 @@ class HookWorker(HookObject):
     _what = "worker"
 
     def __init__(self, context: ForkedWorker, row: memoryview) -> None:
-        """`row`: the worker's of the scoreboard."""
+        """
+        context  the worker's context
+        row      the worker's row of the scoreboard
+        """
         self.pid = os.getpid()
         self.ppid = context.arbiter_pid
         self.slot = context.slot
@@ -173,14 +182,14 @@ class HookWorker(HookObject):
 
     def __getattr__(self, name: str) -> Any:
         if name == "wsgi":
-            raise AttributeError("worker.wsgi is there once the app is loaded: in post_worker_init")
+            raise AttributeError("worker.wsgi has no value before the post_worker_init hook")
         worker = vars(self).get("_worker")
         if worker is not None and not name.startswith("_") and hasattr(worker, name):
-            return getattr(worker, name)  # of a worker class that the user has written
+            return getattr(worker, name)  # an attribute of the user's own worker class
         return super().__getattr__(name)
 
     def attach(self, worker: ServingWorker) -> None:
-        """Called when the application is loaded and the worker is made."""
+        """Connect this object to its worker. Called when the application is loaded."""
         self._worker = worker
         self.booted = True
 
@@ -188,12 +197,12 @@ class HookWorker(HookObject):
     def wsgi(self) -> Any:
         """The application. Raises AttributeError before it is loaded, as gunicorn does."""
         if self.app.callable is None:
-            raise AttributeError(name="wsgi", obj=self)  # `__getattr__` says what that means
+            raise AttributeError(name="wsgi", obj=self)  # `__getattr__` then raises the message
         return self.app.callable
 
     @property
     def alive(self) -> bool:
-        """Whether the worker goes on serving. If a hook sets it to False, it is replaced."""
+        """Whether the worker still serves. If a hook sets this to False, the worker is replaced."""
         return not (self._leaves or (self._worker is not None and self._worker.draining))
 
     @alive.setter
@@ -205,11 +214,11 @@ class HookWorker(HookObject):
 
     @property
     def nr(self) -> int:
-        """How many requests the worker has answered."""
+        """The number of requests that the worker has answered."""
         return row_layout.requests_in(self._row.tolist())
 
     def notify(self) -> None:
-        """Send a heartbeat. A hook that takes long should call this."""
+        """Send a heartbeat. A slow hook should call this."""
         self._row[row_layout.BEAT_NS] = row_layout.now_ns()
 
 
@@ -238,8 +247,8 @@ class HookRequest(HookObject):
 class HookResponse(HookObject):
     """The `resp` of `post_request`.
 
-    status       as "200 OK"; "0" if the client left before there was a response
-    status_code  as 200
+    status       such as "200 OK"; "0" if the client left before there was a response
+    status_code  such as 200
     headers      pairs (name, value) of text
     sent         bytes of the body that were sent
     """
@@ -254,10 +263,10 @@ class HookResponse(HookObject):
 
 
 class RequestHooks:
-    """Calls `pre_request` and `post_request`. Logs their exceptions, and serves the client.
+    """Calls `pre_request` and `post_request`. Logs their exceptions, and still serves the client.
 
     hooks   the hooks of the configuration
-    worker  the `worker` that they get
+    worker  the `worker` argument for them
     """
 
     def __init__(self, hooks: Hooks, worker: object) -> None:
@@ -269,7 +278,11 @@ class RequestHooks:
         return self._before is not None or self._after is not None
 
     def before(self, request: Request, remote: str) -> HookRequest:
-        """Call `pre_request`. Returns the `req` that it got, for `after`."""
+        """Call `pre_request`. Returns its `req`, for `after`.
+
+        request  the request
+        remote   the client's address
+        """
         hook_request = HookRequest(request, remote)
         if self._before is not None:
             try:
@@ -281,8 +294,8 @@ class RequestHooks:
     def after(self, hook_request: HookRequest, environ: Any, response: HookResponse) -> None:
         """Call `post_request`.
 
-        hook_request  from `before`
-        environ       of the request; in ASGI, its scope
+        hook_request  the `req`, from `before`
+        environ       the request's environ; for ASGI, its scope
         response      the `resp` of the hook
         """
         if self._after is not None:

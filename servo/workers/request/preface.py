@@ -1,10 +1,10 @@
 """The first bytes of a connection: the PROXY protocol's header, and the version of HTTP.
 
-A proxy that passes bytes on can't add a header field to requests. Instead it sends one line or
-block before the first request, the PROXY protocol's header, with the address of its client.
+A proxy that only passes bytes on can't add a header field to requests. Instead it sends the PROXY
+protocol's header, one line or block with its client's address, before the first request.
 
-Behind it HTTP/1 or HTTP/2 begins. Without TLS nothing has announced which one, so the first bytes
-decide (see `http.negotiate`). Both can arrive in any number of pieces.
+HTTP/1 or HTTP/2 follows. With TLS the handshake has chosen one of them. Without TLS the first bytes
+decide (see `http.negotiate`). All of these bytes can arrive in any number of pieces.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class ProtocolDetector:
         self._header: ProxyHeader | None = None
 
     def feed(self, data: bytes) -> tuple[ProxyHeader | None, bool, bytes] | None:
-        """Take received bytes. None until enough of them have come.
+        """Take received bytes. Returns None until there are enough to decide.
 
-        Returns the PROXY protocol's header (None without one), whether HTTP/2 follows, and the
-        bytes received of it. Raises ProtocolError.
+        When there are, returns the PROXY protocol's header (None if none is expected), whether
+        HTTP/2 follows, and the bytes received after the header. Raises ProtocolError.
         """
         if self._proxy_reader is not None:
             found = self._proxy_reader.feed(data)
@@ -63,8 +63,8 @@ class ProtocolDetector:
 class _Forbidden:
     """Refuses a peer that is not one of `proxy_allow_ips`.
 
-    It is not served under its own address: once `proxy_protocol` is set, a connection from anywhere
-    else has bypassed the proxy.
+    With `proxy_protocol`, all clients must come through the proxy. Any other peer has bypassed the
+    proxy.
     """
 
     def feed(self, data: bytes) -> tuple[ProxyHeader, bytes] | None:
@@ -81,7 +81,7 @@ class ProxyProtocol:
     def header_reader(self, peer: tuple[str, int] | None) -> ProxyHeaderReader | None:
         """Make the reader of a new connection's header; None if connections have no header.
 
-        peer  the address that the socket has; None for a Unix socket
+        peer  the socket's (host, port); None for a Unix socket
         """
         if self._mode == "off":
             return None

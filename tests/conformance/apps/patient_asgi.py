@@ -1,7 +1,7 @@
-"""An ASGI application that waits a moment after a complete request before it responds.
+"""An ASGI application that waits for a moment before it responds to a complete request.
 
-In some cases of h2spec, the second frame is wrong. On a busy machine it may arrive after a quick
-response has ended the stream, and then it is no error any more.
+In some cases of h2spec, the second frame is invalid. On a busy machine, a quick response might end
+the stream before this frame arrives, and then it would not be an error.
 """
 
 import asyncio

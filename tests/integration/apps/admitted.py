@@ -1,4 +1,4 @@
-"""Applications that answer, wait, or take a WebSocket, by the request's path."""
+"""Applications that respond, wait, or accept a WebSocket, depending on the path."""
 
 import asyncio
 import os

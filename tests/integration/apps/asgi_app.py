@@ -1,4 +1,4 @@
-"""The ASGI app that the integration tests talk to: each path does one thing."""
+"""The ASGI app of the integration tests: each path has one function."""
 
 import asyncio
 import hashlib

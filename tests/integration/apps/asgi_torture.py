@@ -1,4 +1,4 @@
-"""Every odd thing that ASGI allows an application to do, and some that it forbids."""
+"""Unusual behaviour that ASGI allows an application, and some that it forbids."""
 
 import asyncio
 import inspect

@@ -1,7 +1,7 @@
-"""An ASGI middleware that holds the server to the specification (ASGI 3, HTTP 2.5, lifespan 2.0).
+"""An ASGI middleware that checks the server (ASGI 3, HTTP 2.5, lifespan 2.0).
 
-What is not as it should be is printed as "ASGI violation: …"; a test looks for that in the log.
-The application is what $VALIDATED names, "path/to/file.py:attribute".
+It prints each fault as "ASGI violation: …", and a test searches the log for this text. $VALIDATED
+names the application, as "path/to/file.py:attribute".
 """
 
 import importlib.util

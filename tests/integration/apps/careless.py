@@ -1,6 +1,6 @@
-"""Takes apart what the server has given it, while and after it answers.
+"""Damages the objects that it got from the server, during and after its response.
 
-The query names what is done; the answer is the worker's pid.
+The query selects the damage. The response has the worker's pid.
 """
 
 import os

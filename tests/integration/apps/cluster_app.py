@@ -1,7 +1,8 @@
-"""Workers that talk: `app` (WSGI) and `asgi` let a test drive any of them through any other.
+"""Workers that exchange messages: `app` (WSGI) and `asgi` let a test control each of them.
 
-POST /ask?to=SLOT&topic=TOPIC&timeout=S asks that worker, and answers with its reply or the error.
-POST /hold keeps its connection busy until the file `release` is there, then tells what it heard.
+POST /ask?to=SLOT&topic=TOPIC&timeout=S sends that worker a request, and responds with its reply or
+the error. POST /hold waits until the file `release` exists, and responds with the messages that
+arrived meanwhile.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Applications that start processes, in every way that Python has; each path does one thing."""
+"""Applications that start processes in every way that Python has, one way for each path."""
 
 import asyncio
 import multiprocessing
@@ -43,7 +43,7 @@ def pools():
 def look(writer):
     wakeup = signal.set_wakeup_fd(-1)
     handlers = {signal.getsignal(getattr(signal, name)) for name in NAMES}
-    writer.send((wakeup, sorted(map(str, handlers))))
+    writer.send((wakeup, sorted(map(repr, handlers))))
 
 
 def inherits():

@@ -1,4 +1,4 @@
-"""What a browser is shown over HTTP/2: a page that looks at how it and a hundred others came."""
+"""A page for a browser over HTTP/2: it checks the protocol of itself and of a hundred requests."""
 
 import asyncio
 import json

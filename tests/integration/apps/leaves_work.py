@@ -1,4 +1,4 @@
-"""Applications whose requests leave work behind, which a worker's end has to wait for."""
+"""Applications with work that goes on after the response: a worker's end must wait for it."""
 
 import asyncio
 import atexit

@@ -1,4 +1,4 @@
-"""An app with metrics of its own, by prometheus-client in several processes."""
+"""An app with its own metrics, by prometheus-client in several processes."""
 
 from prometheus_client import Counter, Gauge
 

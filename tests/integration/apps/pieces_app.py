@@ -1,4 +1,4 @@
-"""Responses and messages in pieces as big as the query says, handed over at once."""
+"""Responses and messages in pieces of a size from the query, passed in one call."""
 
 import asyncio
 from urllib.parse import parse_qs

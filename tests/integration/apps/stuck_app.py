@@ -1,4 +1,4 @@
-"""Applications that get stuck, each in its own way: `wsgi` and `asgi`, by the path."""
+"""Applications that get stuck in different ways: `wsgi` and `asgi`, by the path."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The WSGI test app under the standard library's own checker of both sides of the contract."""
+"""The WSGI test app, wrapped in the standard library's validator of PEP 3333."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The WebSockets that the integration tests talk to: each path does one thing."""
+"""The WebSockets of the integration tests: each path has one function."""
 
 import asyncio
 import json

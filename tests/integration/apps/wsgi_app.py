@@ -1,4 +1,4 @@
-"""The WSGI app that the integration tests talk to: each path does one thing."""
+"""The WSGI app of the integration tests: each path has one function."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""Every odd thing that PEP 3333 allows an application to do, and some that it forbids."""
+"""Unusual behaviour that PEP 3333 allows an application, and some that it forbids."""
 
 import io
 import sys

@@ -493,3 +493,67 @@ def test_debug_information_goes_to_the_log(caplog):
     with caplog.at_level(logging.DEBUG, logger="test"):
         assert exchange(app).body == b"hello"
     assert "GET '/': {'template': 'a.html'}" in caplog.text
+
+
+# --- event streams ------------------------------------------------------------------------------
+
+EVENTS = (b"Content-Type", b"Text/Event-Stream; charset=utf-8")
+
+
+@pytest.mark.parametrize(
+    ("headers", "long_lived"),
+    [
+        ([EVENTS], True),
+        ([(b"content-length", b"3"), EVENTS], True),
+        ([(b"content-type", b"text/html")], False),
+        ([], False),
+        ([("content-type", "text/event-stream")], False),
+    ],
+)
+def test_an_event_stream_is_long_lived_until_it_ends(headers, long_lived):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(subject.call.is_long_lived)
+        await send(start(headers=headers))
+        seen.append(subject.call.is_long_lived)
+        raise ClientDisconnected("that is all")
+
+    async def main():
+        nonlocal subject
+        subject = Exchange(app)
+        await subject.run()
+
+    subject = None
+    asyncio.run(main())
+    assert seen == [False, long_lived]
+
+
+@pytest.mark.parametrize("pieces", [0, 2])
+def test_an_event_stream_is_ended_like_a_complete_response(pieces):
+    told = []
+
+    async def app(scope, receive, send):
+        await receive()
+        await send(start(headers=[EVENTS]))
+        for _ in range(pieces):
+            await send(body(b"data: x\n\n", more=True))
+        waiting.set_result(None)
+        told.append(await receive())
+        await send(body(b"data: late\n\n", more=True))
+
+    async def main():
+        nonlocal waiting
+        waiting = asyncio.get_running_loop().create_future()
+        exchange = Exchange(app)
+        task = asyncio.ensure_future(exchange.run())
+        await waiting
+        exchange.call.end_stream()
+        assert not exchange.call.is_long_lived
+        return await task
+
+    waiting = None
+    ended = asyncio.run(main())
+    assert ended.body == b"9\r\ndata: x\n\n\r\n" * pieces + b"0\r\n\r\n"
+    assert ended.wire.complete == ended.wire.done == 1
+    assert told == [{"type": "http.disconnect"}]

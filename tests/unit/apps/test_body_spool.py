@@ -1,4 +1,4 @@
-"""Errors of storing a request's body."""
+"""Errors while a request's body is stored."""
 
 from __future__ import annotations
 

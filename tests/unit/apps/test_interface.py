@@ -1,4 +1,4 @@
-"""Telling a WSGI from an ASGI application by the object."""
+"""Recognising whether an object is a WSGI or an ASGI application."""
 
 from __future__ import annotations
 

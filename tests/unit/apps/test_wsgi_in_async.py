@@ -1,4 +1,4 @@
-"""A WSGI application in the `async` worker keeps to the same rules as in blocking workers."""
+"""A WSGI application in the `async` worker has the same rules as in blocking workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command that starts a daemon is told, and what it makes of that; with real forks."""
+"""The reports to the command that starts a daemon, and its reactions; with real forks."""
 
 from __future__ import annotations
 

@@ -39,10 +39,17 @@ def test_the_state_follows_the_supervisor(board: Scoreboard, writer: FactsWriter
     writer.publish(supervisor)
     facts = reader(board).read()
     assert (facts.pid, facts.state, facts.target) == (os.getpid(), "starting", 3)
+    assert (facts.least, facts.most) == (3, 3)
     for event in (events.Started(), events.SignalReceived("SIGTERM")):
         supervisor.handle(event, 1.0)
     writer.publish(supervisor)
     assert reader(board).read().state == "stopping"
+
+
+def test_the_bounds_of_autoscaling(board: Scoreboard, writer: FactsWriter) -> None:
+    writer.publish(Supervisor(Policy(workers=2, max_workers=8)))
+    facts = reader(board).read()
+    assert (facts.target, facts.least, facts.most) == (2, 2, 8)
 
 
 def test_lifecycle_events_are_counted(board: Scoreboard, writer: FactsWriter) -> None:

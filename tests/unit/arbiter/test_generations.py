@@ -7,8 +7,10 @@ import signal
 import pytest
 
 from servo.arbiter import generations
-from servo.arbiter.generations import Generations
+from servo.arbiter.generations import Generations, check_preload
 from servo.arbiter.limit import CodeLimit
+from servo.arbiter.processes import spawn
+from servo.errors import ConfigError
 from servo.settings.sources import Settings
 
 # pytest-timeout's own way is SIGALRM, too.
@@ -27,3 +29,14 @@ def test_a_log_handler_that_hangs_when_a_generation_is_dropped(
     settings = Settings({"app": "x:app", "hook_timeout": 0.05}, {})
     Generations(settings, lambda: settings, CodeLimit()).drop(2)
     assert begun == [True]
+
+
+def test_molds_need_a_system_that_has_subreapers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spawn, "adopt_orphans", lambda: "darwin has none")
+    check_preload(Settings({"app": "x:app"}, {}))
+    settings = Settings({"app": "x:app", "preload_app": True}, {"preload_app": "flag --preload"})
+    text = r"preload_app \(flag --preload\) works on Linux only: darwin has none; leave it out"
+    with pytest.raises(ConfigError, match=text):
+        check_preload(settings)
+    with pytest.raises(ConfigError, match=text):
+        Generations(settings, lambda: settings, CodeLimit()).read()

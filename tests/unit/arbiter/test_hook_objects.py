@@ -1,4 +1,4 @@
-"""`server` and `worker` as hooks in the arbiter get them."""
+"""The `server` and `worker` arguments of hooks in the arbiter."""
 
 from __future__ import annotations
 

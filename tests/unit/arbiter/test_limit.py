@@ -1,5 +1,6 @@
-"""The limit for code of the configuration. The timer's signal is sent by the code itself: nobody
-sleeps, and nothing depends on when the timer would fire."""
+"""The time limit for code of the configuration. The code itself sends the timer's signal, so no
+test sleeps or depends on the timer.
+"""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_a_reload_takes_new_settings_to_new_workers(tmp_path: Path) -> None:
     outcome = serve(tmp_path, worker, reload=lambda: new, note=notes)
     assert outcome.code == 0
     assert outcome.notes == ["on_reload"]
-    assert "bind has changed: that takes a restart" in outcome.log
+    assert "bind has changed: this takes a restart" in outcome.log
     assert "replaced by a newer one" in outcome.log
 
 

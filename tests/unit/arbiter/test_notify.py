@@ -1,4 +1,4 @@
-"""What systemd is sent, by a supervisor that the test drives and a socket in systemd's place."""
+"""The messages to systemd, with a supervisor and a socket under the test's control."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -13,7 +14,7 @@ from servo.arbiter.core import actions, events
 from servo.arbiter.core.policy import Policy
 from servo.arbiter.core.supervisor import Supervisor
 from servo.arbiter.notify import EXTENSION_S, SystemdNotifier, status_line
-from servo.ipc.messages import Booting, Ready
+from servo.ipc.messages import BootFailed, Booting, Ready
 
 EXTEND = f"EXTEND_TIMEOUT_USEC={EXTENSION_S}000000"
 
@@ -29,6 +30,7 @@ class Service:
         self.now = 100.0
         self.pid = 1000
         self.forked: list[int] = []
+        self.checks = True
         self.handle(events.Started())
 
     def handle(self, event: events.Event) -> None:
@@ -40,7 +42,7 @@ class Service:
                     self.pid += 1
                     self.forked.append(action.serial)
                     inbox.append(events.Forked(action.serial, self.pid))
-                elif isinstance(action, actions.CheckConfig):
+                elif isinstance(action, actions.CheckConfig) and self.checks:
                     inbox.append(events.ConfigChecked(action.generation, None))
                 elif isinstance(action, actions.LoadConfig):
                     inbox.append(events.ConfigLoaded(action.generation, Policy(workers=2)))
@@ -151,10 +153,43 @@ def test_other_states_in_the_status_line(service: Service) -> None:
     service.serve()
     supervisor = service.supervisor
     service.handle(events.SignalReceived("SIGHUP"))
-    assert status_line(supervisor, 0.0, 0).startswith("Reloading to generation 2: ")
+    assert status_line(supervisor, 0.0, 0) == (
+        "Reloading to generation 2: one worker of the new generation boots; 2 of 2 workers ready"
+    )
     service.handle(events.SignalReceived("SIGTERM"))
     left = len(supervisor.workers)
     assert status_line(supervisor, 0.0, 4) == f"Stopping: {left} workers left, 4 requests open"
+
+
+def test_a_rolled_back_reload_stays_in_the_status_line(service: Service) -> None:
+    service.serve()
+    service.handle(events.SignalReceived("SIGHUP"))
+    canary = service.forked[-1]
+    service.handle(events.MessageReceived(canary, Booting()))
+    service.handle(events.MessageReceived(canary, BootFailed("app", "it raised")))
+    line = status_line(service.supervisor, 3.0, 1)
+    assert line == (
+        "2 of 2 workers ready, 3 requests/s, 1 open; the reload to generation 2 was rolled back"
+    )
+
+
+def test_a_start_that_waits_for_a_change(systemd: tuple[str, socket.socket]) -> None:
+    service = Service(*systemd)
+    service.supervisor.held = True
+    assert status_line(service.supervisor, 0.0, 0).startswith("Waiting for a changed file")
+    service.notifier.close()
+
+
+def test_a_reload_asks_for_time_in_every_phase(service: Service) -> None:
+    service.serve()
+    service.tick()
+    service.checks = False  # the configuration is being read
+    service.handle(events.SignalReceived("SIGHUP"))
+    service.sent()
+    assert service.tick()[0][0] == EXTEND
+    service.handle(events.ConfigChecked(2, "it is bad"))
+    service.sent()
+    assert service.tick()[0][0].startswith("STATUS=")
 
 
 def test_signs_of_life_come_at_half_the_time(systemd: tuple[str, socket.socket]) -> None:
@@ -220,3 +255,61 @@ def test_a_socket_that_is_gone_is_said_once(
     service.tick()
     service.handle(events.SignalReceived("SIGTERM"))
     assert caplog.text.count("systemd can't be notified") == 1
+
+
+class Bound:
+    """A listener, as far as systemd is told of it."""
+
+    def __init__(self, name: str) -> None:
+        self.stored_as = name
+        self.sock = socket.create_server(("127.0.0.1", 0))
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+
+def stored(sock: socket.socket) -> list[tuple[list[str], list[int]]]:
+    """The datagrams that systemd has got, each with its descriptors."""
+    found = []
+    while True:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(sock, 4096, 4)
+        except BlockingIOError:
+            return found
+        found.append((data.decode().split("\n"), descriptors))
+
+
+def test_listeners_are_stored_until_the_server_stops(service: Service) -> None:
+    kept, from_unit = Bound("servo-listener-a"), Bound("")
+    with kept.sock, from_unit.sock:
+        service.sent()
+        service.notifier.store([cast("Any", kept), cast("Any", from_unit)], ["servo-listener-old"])
+        removed, added = stored(service.systemd)
+        assert removed == (["FDSTOREREMOVE=1", "FDNAME=servo-listener-old"], [])
+        assert added[0] == ["FDSTORE=1", "FDNAME=servo-listener-a"]
+        with socket.socket(fileno=added[1][0]) as copy:
+            assert copy.getsockname() == kept.sock.getsockname()
+    service.serve()
+    service.handle(events.SignalReceived("SIGHUP"))
+    assert not any("FDSTOREREMOVE=1" in lines for lines in service.sent())
+    service.handle(events.SignalReceived("SIGTERM"))
+    assert ["FDSTOREREMOVE=1", "FDNAME=servo-listener-a"] in service.sent()
+    service.tick()
+    assert not any("FDSTOREREMOVE=1" in lines for lines in service.sent())
+
+
+def test_nothing_is_stored_where_systemd_keeps_nothing(
+    systemd: tuple[str, socket.socket],
+) -> None:
+    service = Service(*systemd, FDSTORE="0")
+    assert service.environ == {"HOME": "/"}
+    kept = Bound("servo-listener-a")
+    with kept.sock:
+        service.notifier.store([cast("Any", kept)], ["servo-listener-old"])
+    assert stored(service.systemd) == [(["FDSTOREREMOVE=1", "FDNAME=servo-listener-old"], [])]
+    service.notifier.close()
+
+
+def test_without_systemd_nothing_is_stored() -> None:
+    notifier = SystemdNotifier({})
+    notifier.store([cast("Any", None)], ["servo-listener-old"])

@@ -1,4 +1,4 @@
-"""The pidfile: live is what is locked."""
+"""The pidfile: only a locked one belongs to a live server."""
 
 from __future__ import annotations
 
@@ -190,3 +190,17 @@ def test_what_a_pidfile_says_is_escaped(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             PidFile(str(path)).acquire()
     assert r"with pid \x1b[2J" in str(caught.value)
+
+
+def test_the_next_program_keeps_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = PidFile("servo.pid")
+    before.acquire()
+    before.write()
+    after = PidFile.from_state(before.to_state(lambda fd: fd), os.dup)
+    before.close_in_child()
+    monkeypatch.chdir("/")
+    with pytest.raises(ConfigError, match=f"with pid {os.getpid()}"):
+        PidFile(str(tmp_path / "servo.pid")).acquire()
+    after.release()
+    assert not (tmp_path / "servo.pid").exists()

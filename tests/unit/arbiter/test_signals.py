@@ -1,4 +1,4 @@
-"""Signals as data: none that asks for a stop is lost, none is told twice."""
+"""Signals as data: no stop signal is lost, and none is reported twice."""
 
 from __future__ import annotations
 

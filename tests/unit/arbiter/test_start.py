@@ -1,4 +1,4 @@
-"""The start of a server: what is opened, what is closed again, and how errors are reported."""
+"""The start of a server: opened resources, their release, and the reports of errors."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_an_error_of_the_arbiters_own_is_logged(
     monkeypatch.setattr(Arbiter, "serve", fail)
     outcome = serve(tmp_path, never, pidfile=str(tmp_path / "pid"))
     assert outcome.code == 1
-    assert "The arbiter ends by an error of its own" in outcome.log
+    assert "The arbiter ends because of an error in its own code" in outcome.log
     assert "RuntimeError: on purpose" in outcome.log
     assert not (tmp_path / "pid").exists()
 

@@ -1,4 +1,4 @@
-"""`--check-config`: which checks it performs, in which order."""
+"""`--check-config`: its checks, and their order."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.shell_completion import ShellComplete
 
 from servo.cli import ctl
 from servo.control import instances, protocol
@@ -138,6 +139,11 @@ ANSWERS: dict[str, list[bytes]] = {
     "restart-worker": [
         protocol.result_line({"slot": 1, "old_pid": 1, "pid": 2, "trouble": ""}),
     ],
+    "rollback": [protocol.result_line({"generation": 1, "code": True})],
+    "reopen": [protocol.result_line({"files": ["/a.log", "/b.log"], "workers": 1})],
+    "signal": [
+        protocol.result_line({"slot": 1, "pid": 11, "signal": "SIGKILL", "effect": "it ends"}),
+    ],
     "stop": [protocol.note_line({"step": "exited", "text": "worker 1 ended"})],
 }
 
@@ -189,7 +195,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.delenv("NO_COLOR", raising=False)
     with tempfile.TemporaryDirectory(prefix="servo-") as directory:
         place = Path(directory)
-        monkeypatch.setattr(instances, "directories", lambda _environ, _uid: [place])
+        monkeypatch.setattr(instances, "search_directories", lambda _environ, _uid: [place])
         servers: list[Server] = []
 
         def start(name: str = "shop", pid: int = 7) -> Server:
@@ -277,6 +283,10 @@ def test_wrong_names(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
         ("scale", "--", "--2"),
         ("stack", "one"),
         ("restart-worker",),
+        ("signal", "1"),
+        ("signal", "one", "TERM"),
+        ("signal", "1", "TREM"),
+        ("signal", "1", "0"),
         ("logs", "--level", "loud"),
         ("logs", "--grep", "("),
         ("status", "--timeout", "0"),
@@ -296,7 +306,17 @@ def test_usage(
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    for name in ("list", "status", "workers", "reload", "scale", "restart-worker", "stop", "logs"):
+    for name in (
+        "list",
+        "status",
+        "workers",
+        "reload",
+        "scale",
+        "restart-worker",
+        "stop",
+        "logs",
+        "signal",
+    ):
         assert f"  {name} " in out
     assert run(capsys, "--version")[0] == 0
     assert "--now" in run(capsys, "stop", "--help")[1]
@@ -314,6 +334,42 @@ def test_negative_numbers_are_no_options(start: Start, capsys: pytest.CaptureFix
     for to in ("-1", "+2", "3"):
         assert run(capsys, "scale", to)[0] == 0
     assert [each["args"]["to"] for each in server.asked] == ["-1", "+2", "3"]
+
+
+def test_a_rollback_says_which_code_runs(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start()
+    assert run(capsys, "rollback") == (0, "rolled back to generation 1\n", "")
+    server.answers["rollback"] = [protocol.result_line({"generation": 1, "code": False})]
+    assert (
+        "import the code that is on disk, because preload_app is off" in run(capsys, "rollback")[1]
+    )
+
+
+def test_reopened_logs_are_named(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start()
+    assert run(capsys, "reopen") == (0, "reopened /a.log\nreopened /b.log\n", "")
+    server.answers["reopen"] = [protocol.result_line({"files": [], "workers": 1})]
+    assert run(capsys, "reopen")[1] == "no log has a file: all go to standard output and error\n"
+
+
+def test_a_signal_is_named_as_for_kill(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start()
+    names = ["KILL", "SIGKILL", "9", "-9", "-KILL", "RTMIN+1"]
+    for name in names:
+        code, out, _ = run(capsys, "signal", "1", name)
+        assert (code, out) == (0, "sent SIGKILL to worker 1 (pid 11): it ends\n")
+    assert [each["args"]["name"] for each in server.asked] == names
+    code, _, err = run(capsys, "signal", "1", "KIL")
+    assert (code, "did you mean KILL?" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"), [("US", ["USR1", "USR2"]), ("sigk", ["SIGKILL"]), ("X", ["XCPU", "XFSZ"])]
+)
+def test_the_shell_completes_signals(typed: str, found: list[str]) -> None:
+    completion = ShellComplete(ctl.servoctl, {}, "servoctl", "_SERVOCTL_COMPLETE")
+    items = completion.get_completions(["signal", "1"], typed)
+    assert [item.value for item in items] == found
 
 
 def test_without_a_command_it_helps(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from servo import __version__
 from servo.cli import main as cli
 from servo.errors import BindError, BootError, ConfigError
+from servo.http.h1 import connection
 from servo.settings.gunicorn_compat import FOREIGN
 from servo.settings.schema import SETTINGS
 from servo.settings.sources import Settings
@@ -45,7 +46,9 @@ class Server:
         self.reload_settings: Callable[[], Settings]
         self.outcome: int | Exception = 0
 
-    def __call__(self, settings: Settings, reload_settings: Callable[[], Settings]) -> int:
+    def __call__(
+        self, settings: Settings, reload_settings: Callable[[], Settings], *_: object
+    ) -> int:
         self.settings, self.reload_settings = settings, reload_settings
         if isinstance(self.outcome, Exception):
             raise self.outcome
@@ -71,6 +74,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "--version")
     assert (code, err) == (0, "")
     assert out.startswith(f"servo {__version__} (CPython 3.")
+    # What is tested here is the source, unless `make test-compiled` has compiled it.
+    compiled = not str(connection.__file__).endswith(".py")
+    assert out.endswith(", compiled)\n" if compiled else ", plain)\n")
 
 
 def test_help_has_every_setting_in_its_section(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,10 +145,10 @@ def test_a_reload_without_an_app_is_refused(
 
 
 def test_notes_are_the_arbiters_to_log(capsys: pytest.CaptureFixture[str], server: Server) -> None:
-    assert run(capsys, "shop:app", "--preload") == (0, "", "")
+    assert run(capsys, "shop:app", "--spew") == (0, "", "")
     ((level, text),) = server.settings.notes
     assert level == "warning"
-    assert "preload_app (flag --preload)" in text
+    assert "spew (flag --spew)" in text
 
 
 @pytest.mark.parametrize(
@@ -265,6 +271,17 @@ def test_the_traceback_of_an_app_comes_before_the_message(
     lines = err.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[-1] == "servo: error: importing broken failed: OSError: no database"
+
+
+def test_an_error_of_servos_own_has_an_exit_code_of_its_own(
+    capsys: pytest.CaptureFixture[str], home: Path, server: Server
+) -> None:
+    """systemd restarts the server after it, but not after a wrong configuration."""
+    server.outcome = RuntimeError("on purpose")
+    code, _, err = run(capsys, "shop:app")
+    assert code == 70
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert err.endswith("RuntimeError: on purpose\n")
 
 
 def test_print_config(

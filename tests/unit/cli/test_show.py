@@ -66,8 +66,8 @@ def test_a_status_during_and_after_a_reload(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_silent_server_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     class Client:
-        def __init__(self, path: str, timeout_s: float) -> None:
-            assert timeout_s == 0.5
+        def __init__(self, path: str, timeout_s: float, owner: int | None) -> None:
+            assert (timeout_s, owner) == (0.5, 33 if path == "/silent" else None)
             if path == "/silent":
                 raise NoAnswer("it does not answer")
 
@@ -82,7 +82,7 @@ def test_a_silent_server_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
             return STATUS
 
     monkeypatch.setattr(show, "ControlClient", Client)
-    found = [Instance("shop", 7, "/shop"), Instance("blog", 8, "/silent")]
+    found = [Instance("shop", 7, "/shop"), Instance("blog", 8, "/silent", 33)]
     shop, blog = show.query_all(found, 0.5)
     assert (shop["state"], shop["error"], shop["socket"]) == ("running", "", "/shop")
     assert blog == {

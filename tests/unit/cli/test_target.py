@@ -36,13 +36,15 @@ def running(monkeypatch: pytest.MonkeyPatch) -> list[Instance]:
 def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The only runtime directory that is searched; its path is short, as a socket's must be."""
     with tempfile.TemporaryDirectory(prefix="servo-") as name:
-        monkeypatch.setattr(instances, "directories", lambda _environ, _uid: [Path(name)])
+        monkeypatch.setattr(instances, "search_directories", lambda _environ, _uid: [Path(name)])
         yield Path(name)
 
 
 def test_the_users_own_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(instances, "directories", lambda _environ, uid: asked.append(uid) or [])
+    monkeypatch.setattr(
+        instances, "search_directories", lambda _environ, uid: asked.append(uid) or []
+    )
     assert target.running_servers() == []
     assert asked == [os.geteuid()]
 

@@ -152,3 +152,10 @@ def test_no_server_listens(path: str) -> None:
     (place / "file").write_text("")
     with pytest.raises((NoSuchInstance, ControlError)):
         ControlClient(str(place / "file"))
+
+
+def test_a_socket_of_another_user_than_expected(path: str) -> None:
+    with listening(path):
+        ControlClient(path, 5.0, os.geteuid()).close()
+        with pytest.raises(ControlError, match="is a server's of user 60001, but user"):
+            ControlClient(path, 5.0, 60_001)

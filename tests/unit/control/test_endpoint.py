@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -15,7 +16,7 @@ import pytest
 
 from servo.control import instances
 from servo.control.client import ControlClient
-from servo.control.endpoint import Endpoint, check_path
+from servo.control.endpoint import Endpoint, check_path, is_in_private_tmp
 from servo.control.instances import Instance, InstanceError
 
 
@@ -176,3 +177,42 @@ def test_a_child_that_closes_the_endpoint_removes_nothing(
         path = endpoint.path
         endpoint.close()
         assert os.path.exists(path)
+
+
+def test_a_private_tmp_is_recognised(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "27 1 254:0 / / rw - ext4 /dev/vda rw\n"
+        "90 27 254:0 /tmp/systemd-private-1f-shop.service-x/tmp /tmp rw - ext4 /dev/vda rw\n"
+        "odd line\n"
+    )
+    assert is_in_private_tmp("/tmp/servo-33/shop-7.sock", str(mounts))
+    assert not is_in_private_tmp("/run/servo/shop-7.sock", str(mounts))
+    assert not is_in_private_tmp("/tmpfile", str(mounts))
+    mounts.write_text("27 1 254:0 / /tmp rw - tmpfs tmpfs rw\n")
+    assert not is_in_private_tmp("/tmp/servo-33/shop-7.sock", str(mounts))
+    assert not is_in_private_tmp("/tmp/servo-33/shop-7.sock", str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_the_next_program_goes_on_with_the_socket(place: Path, chosen: bool) -> None:
+    before = serve(place, path=str(place / "mine.sock") if chosen else None)
+    environ = {"XDG_RUNTIME_DIR": str(place)}
+    state = json.loads(json.dumps(before.to_state(lambda fd: fd)))
+    after = Endpoint.from_state(state, os.dup, environ)
+    before.close_in_child()
+    sock = after.announce("shop", environ)
+    assert after.is_whole
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(after.path)
+        sock.accept()[0].close()
+    (found,) = instances.instances([place / "servo"])
+    assert found.socket == after.path == before.path
+    # Its files are made again, and removed at the end, as ever.
+    os.unlink(after.path)
+    assert not after.is_whole
+    after.renew()
+    assert after.is_whole
+    after.close()
+    assert instances.instances([place / "servo"]) == []
+    assert not os.path.exists(after.path)

@@ -172,6 +172,75 @@ def test_where_files_go() -> None:
     assert instances.directories({"XDG_RUNTIME_DIR": "relative"}, 7)[0].is_absolute()
 
 
+def test_the_directory_of_a_systemd_service_comes_first() -> None:
+    values = {"XDG_RUNTIME_DIR": "/run/user/7", "RUNTIME_DIRECTORY": "/run/servo-shop"}
+    assert str(instances.directories(values, 7)[0]) == "/run/servo-shop"
+    # Of several, only those where servoctl searches.
+    values["RUNTIME_DIRECTORY"] = "/run/shop:/run/servo:relative/servo"
+    places = instances.directories(values, 7)
+    assert list(map(str, places)) == ["/run/servo", "/run/user/7/servo", "/tmp/servo-7"]
+    values["RUNTIME_DIRECTORY"] = "/run/supervisor"
+    assert str(instances.directories(values, 7)[0]) == "/run/user/7/servo"
+
+
+def test_a_server_in_a_service_is_found(place: Path) -> None:
+    values = {**environ(place), "RUNTIME_DIRECTORY": str(place / "servo-shop")}
+    endpoint = Endpoint(None, 0o600, shared=False)
+    endpoint.announce("shop", values)
+    assert Path(endpoint.path).parent == place / "servo-shop"
+    # servoctl has none of the service's variables.
+    searched = instances.search_directories(environ(place), os.geteuid())
+    assert [each.socket for each in instances.instances(searched)] == [endpoint.path]
+    endpoint.close()
+
+
+@pytest.fixture
+def service(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory of another user's service, where a server of that user runs."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give files away")
+    monkeypatch.setattr(instances, "SERVICES", place)
+    directory = place / "servo-shop"
+    directory.mkdir()
+    lock = Lock(directory / "shop-7.lock")
+    assert lock.acquire()
+    lock.write({"name": "shop", "pid": 7, "socket": str(directory / "shop-7.sock")}, 0o600)
+    for path in (directory, lock.path):
+        os.chown(path, 65534, -1)
+    yield directory
+    lock.release()
+
+
+def test_root_finds_the_servers_of_services(
+    service: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(service / "shop-7.sock")
+    assert instances.instances([service]) == [instances.Instance("shop", 7, path, 65534)]
+    service.chmod(0o777)  # now anybody can have made the files in it
+    assert instances.instances([service]) == []
+    service.chmod(0o755)
+    place.chmod(0o777)
+    assert instances.instances([service]) == []
+    place.chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 60_001)
+    assert instances.instances([service]) == []
+
+
+def test_root_believes_a_service_only_its_own_sockets(service: Path, place: Path) -> None:
+    """Its user may have written anything into the directory."""
+    lock = service / "shop-7.lock"
+    os.mkfifo(service / "fifo.lock")  # opening it must not wait
+    (service / "link.lock").symlink_to(lock)
+    os.chown(service / "fifo.lock", 65534, -1)
+    assert len(instances.instances([service])) == 1
+    lock.write_text(f'{{"name": "shop", "pid": 7, "socket": "{place}/docker.sock"}}')
+    assert instances.instances([service]) == []
+    lock.write_text(f'{{"name": "shop", "pid": 7, "socket": "{service}/shop-7.sock"}}')
+    assert len(instances.instances([service])) == 1
+    os.chown(lock, 60_001, -1)
+    assert instances.instances([service]) == []
+
+
 def test_a_directory_that_another_user_made_is_not_used(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

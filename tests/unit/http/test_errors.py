@@ -1,4 +1,4 @@
-"""Errors of the HTTP layer, as drivers and applications see them."""
+"""Errors of the HTTP layer, for drivers and applications."""
 
 from __future__ import annotations
 

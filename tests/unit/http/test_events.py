@@ -1,4 +1,4 @@
-"""What a connection hands to its driver."""
+"""The events of a connection."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Who the client is, and who may say so."""
+"""The client's address, and the proxies that may set it."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from servo.http.errors import ProtocolError
 from servo.http.forwarded import FIELDS, ClientInfo, TrustedPeers, resolve_client
@@ -56,6 +58,64 @@ def test_what_is_known_of_peers_is_bounded() -> None:
     for i in range(10_000):
         assert f"11.0.{i >> 8}.{i & 255}" not in trusted
     assert len(trusted._known) <= 4096
+
+
+LINES = [
+    (name, value)
+    for name, values in {
+        b"x-forwarded-for": [b"1.2.3.4", b"1.2.3.4, 10.0.0.1", b"10.0.0.1", b"unknown", b""],
+        b"x-forwarded-proto": [b"https", b"http", b"HTTPS", b"wss", b"https, http", b""],
+        b"x-forwarded-ssl": [b"on", b"off", b"https"],
+        b"x-forwarded-host": [b"a.example", b"a.example, b.example"],
+        b"x-forwarded-prefix": [b"/p"],
+        b"forwarded": [b"for=1.2.3.4", b"for=5.6.7.8;proto=https", b"host=c.example", b"="],
+        b"host": [b"a.example"],
+    }.items()
+    for value in values
+]
+
+
+@given(
+    requests=st.lists(st.lists(st.sampled_from(LINES), max_size=4), max_size=30),
+    fields=st.sets(st.sampled_from(FIELDS)),
+    peer=st.sampled_from([PROXY, ("10.0.0.9", 1), ("192.0.2.1", 1), None]),
+    scheme=st.sampled_from(["http", "https"]),
+)
+@example(
+    requests=[[(b"x-forwarded-proto", b"https"), (b"x-forwarded-ssl", b"off")]],
+    fields=set(FIELDS),
+    peer=PROXY,
+    scheme="http",
+)
+def test_warm_as_cold(
+    requests: list[list[tuple[bytes, bytes]]],
+    fields: set[str],
+    peer: tuple[str, int] | None,
+    scheme: str,
+) -> None:
+    def judge(headers: list[tuple[bytes, bytes]], trusted: TrustedPeers) -> object:
+        try:
+            return resolve_client(headers, peer, trusted, scheme)
+        except ProtocolError as error:
+            return error.reason
+
+    cidrs = "127.0.0.1,10.0.0.0/8,unix"
+    warm = TrustedPeers(cidrs, fields=fields)
+    for proto in (b"http", b"https"):
+        judge([LINES[0], (b"x-forwarded-proto", proto)], warm)
+    for headers in [each for drawn in requests for each in (drawn, [LINES[0], *drawn])]:
+        assert judge(headers, warm) == judge(headers, TrustedPeers(cidrs, fields=fields))
+
+
+def test_clients_that_are_remembered_are_bounded() -> None:
+    trusted = TrustedPeers("*")
+    for i in range(10_000):
+        value = b"11.0.%d.%d" % (i >> 8, i & 255)
+        resolve_client([(b"x-forwarded-for", value)], PROXY, trusted)
+    long = b", ".join([b"1.2.3.4"] * 20)
+    resolve_client([(b"x-forwarded-for", long)], PROXY, trusted)
+    assert 0 < len(trusted._clients["http"]) <= 4096
+    assert long not in trusted._clients["http"]
 
 
 def test_nothing_forwarded() -> None:

@@ -1,4 +1,4 @@
-"""What a request head must obey; each rule over both parsers, with its status."""
+"""The rules for request heads: each rule with both parsers, and its status."""
 
 from __future__ import annotations
 
@@ -319,9 +319,9 @@ def test_hosts_that_are_remembered_are_bounded() -> None:
     check_host(b"h" * 300)
     with pytest.raises(ProtocolError):
         check_host(b"h h")
-    assert len(headers._VALID_HOSTS) <= 1024
-    assert b"h2999.example" in headers._VALID_HOSTS
-    assert not {b"h" * 300, b"h h"} & headers._VALID_HOSTS
+    assert len(headers.VALID_HOSTS) <= 1024
+    assert b"h2999.example" in headers.VALID_HOSTS
+    assert not {b"h" * 300, b"h h"} & headers.VALID_HOSTS
 
 
 def test_header_map() -> None:

@@ -1,4 +1,4 @@
-"""What a client may send, and that more is cut off while it is being sent."""
+"""The limits on a client's data, which is refused as soon as it exceeds one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which version of HTTP is spoken."""
+"""The choice of the HTTP version."""
 
 from __future__ import annotations
 
@@ -68,6 +68,6 @@ def test_what_is_no_valid_upgrade_is_none(fields: list[tuple[bytes, bytes]]) -> 
 
 
 def test_the_versions_to_offer() -> None:
-    assert protocols(None) == ("h2", "h1")  # the library is installed for the tests
+    assert protocols(None) == ("h2", "h1")
     assert protocols(["h1"]) == ("h1",)
     assert protocols(["h1", "h2", "h1"]) == ("h1", "h2")

@@ -1,4 +1,4 @@
-"""PROXY protocol headers, in pieces, and what is refused."""
+"""PROXY protocol headers: in pieces, and invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines of responses are made once and kept. No response may depend on the ones before it."""
+"""Lines of responses are cached. No response may depend on earlier ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WebSocket by its bytes: the handshake's rules, frames however they are cut, and every failure."""
+"""WebSocket in bytes: the rules of the handshake, frames in any pieces, and every failure."""
 
 from __future__ import annotations
 

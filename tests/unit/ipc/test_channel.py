@@ -1,7 +1,8 @@
-"""The channel: frames that arrive in any pieces, full queues, and an other end that vanishes."""
+"""The channel: frames in any pieces, full queues, and a peer that disappears."""
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import socket
@@ -18,6 +19,7 @@ from servo.ipc.channel import (
     ChannelClosed,
     ChannelOverflow,
     channel_pair,
+    frame_of,
 )
 from servo.ipc.messages import (
     BootFailed,
@@ -236,3 +238,40 @@ def test_wait_writable_says_whether_the_socket_has_room(pair):
     assert ours.wait_writable(0)
     ours.send(BootFailed("app", "x" * 1_000_000))
     assert not ours.wait_writable(0)
+
+
+@given(data=st.binary(max_size=50), split=st.integers(0, 50))
+def test_the_next_program_goes_on_in_the_middle_of_a_frame(data: bytes, split: int) -> None:
+    ours, theirs = channel_pair()
+    raw = socket.socket(fileno=os.dup(theirs.fileno()))
+    frame = frame_of(Retire(data.hex()))
+    raw.sendall(frame[:split])
+    before = ours.receive()
+    state = json.loads(json.dumps(ours.to_state(lambda fd: fd)))
+    after = Channel.from_state(state, os.dup)
+    ours.close()
+    raw.sendall(frame[split:])
+    assert before + after.receive() == [Retire(data.hex())]
+    after.send(Stop())
+    assert theirs.receive() == [Stop()]
+    for end in (after, theirs, raw):
+        end.close()
+
+
+def test_queued_bytes_go_on_to_the_next_program() -> None:
+    ours, theirs = channel_pair()
+    number = 0
+    while not ours.wants_write:
+        ours.send(Retire(f"{number} {'x' * 10_000}"))
+        number += 1
+    assert ours.unsent
+    after = Channel.from_state(ours.to_state(lambda fd: fd), os.dup)
+    ours.close()
+    assert after.wants_write
+    got: list[Message] = []
+    while len(got) < number:
+        got += theirs.receive()
+        after.flush()
+    assert [message.reason.split()[0] for message in got] == [*map(str, range(number))]
+    after.close()
+    theirs.close()

@@ -16,8 +16,10 @@ def log(monkeypatch):
     logger = logging.getLogger(ERROR_LOGGER)
     monkeypatch.setattr(logger, "handlers", [logging.NullHandler()])
     monkeypatch.setattr(logger, "propagate", False)
+    level = logger.level
     logger.setLevel(logging.INFO)
     yield logger
+    logger.setLevel(level)
     count_log(None)
 
 

@@ -147,6 +147,13 @@ def test_setting_up_again_changes_the_file_and_keeps_one_handler(tmp_path):
     os.close(number)
 
 
+def reopened():
+    """The outcome of `reopen_logs` without pytest's own handler, whose file is /dev/null."""
+    outcome = error_log_module.reopen_logs()
+    outcome.pop(os.devnull, None)
+    return outcome
+
+
 def test_reopening_follows_a_rotation_on_the_same_descriptor(tmp_path, path):
     access = tmp_path / "access.log"
     setup_logging(log_settings(errorlog=str(path), accesslog=str(access)))
@@ -154,7 +161,7 @@ def test_reopening_follows_a_rotation_on_the_same_descriptor(tmp_path, path):
     error_log.info("before")
     path.rename(tmp_path / "error.1")
     access.rename(tmp_path / "access.1")
-    error_log_module.reopen_logs()
+    assert reopened() == {str(path): "", str(access): ""}
     error_log.info("after")
     assert error_log_module.crash_fd() == number
     assert "before" in (tmp_path / "error.1").read_text()
@@ -167,7 +174,8 @@ def test_a_log_that_can_not_be_reopened_says_so_in_the_old_file(tmp_path):
     directory.mkdir()
     setup_logging(log_settings(errorlog=str(directory / "log")))
     directory.rename(tmp_path / "moved")
-    error_log_module.reopen_logs()
+    (failure,) = reopened().values()
+    assert failure.startswith(f"can't open the log file {directory / 'log'}: ")
     assert "The old log stays in use: can't open" in (tmp_path / "moved" / "log").read_text()
 
 
@@ -179,10 +187,26 @@ def test_a_users_file_handler_is_reopened_too(tmp_path):
     logger.addHandler(handler)
     logger.info("before")
     path.rename(tmp_path / "app.1")
-    error_log_module.reopen_logs()
+    assert reopened() == {str(tmp_path / "error.log"): "", str(path): ""}
     logger.info("after")
     assert "after" in path.read_text()
     assert "after" not in (tmp_path / "app.1").read_text()
+
+
+def test_logs_without_a_file_are_not_reopened():
+    setup_logging(log_settings(accesslog="-"))
+    assert reopened() == {}
+
+
+def test_a_users_file_handler_that_can_not_be_reopened(tmp_path):
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    handler = logging.FileHandler(directory / "app.log")
+    setup_logging(log_settings())
+    logging.getLogger("servo.error").addHandler(handler)
+    directory.rename(tmp_path / "moved")
+    (failure,) = reopened().values()
+    assert "No such file or directory" in failure
 
 
 def test_capture_output_follows_the_file_through_a_rotation(path):

@@ -33,7 +33,7 @@ def table():
 def reader(table):
     facts = Facts(table.arbiter_words, ["asked"])
     facts.begin(os.getpid())
-    facts.publish(facts_module.SERVING, 1, 1, False)
+    facts.publish(facts_module.SERVING, 1, (1, 1, 1), False)
     return Reader(table, facts, [])
 
 
@@ -62,7 +62,7 @@ def test_probes(table, reader):
     )
     table.row(table.allocate(1, 1, 1))[row_layout.STATE] = row_layout.STATE_READY
     assert pages.answer(request(b"/-/ready?from=kubelet")).status == 200
-    reader.facts.publish(facts_module.LEAVING, 1, 1, False)
+    reader.facts.publish(facts_module.LEAVING, 1, (1, 1, 1), False)
     answer = pages.answer(request(b"/-/ready"))
     assert (answer.status, answer.body) == (503, b"the server is leaving\n")
     assert pages.answer(request(b"/-/live")).status == 200

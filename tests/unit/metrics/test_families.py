@@ -33,7 +33,7 @@ def table():
 def facts(table):
     facts = Facts(table.arbiter_words, ["asked", "crashed"])
     facts.begin(os.getpid())
-    facts.publish(facts_module.SERVING, 1, 2, False)
+    facts.publish(facts_module.SERVING, 1, (2, 2, 2), False)
     return facts
 
 
@@ -104,7 +104,7 @@ def test_workers_and_the_arbiters_own_facts(table, facts, reader):
     worker(table, 1)[row_layout.LAG_US] = 2000
     worker(table, 1, row_layout.STATE_DRAINING)[row_layout.LAG_US] = 5000
     worker(table, 2, row_layout.STATE_BOOTING)
-    facts.publish(facts_module.SERVING, 7, 3, True)
+    facts.publish(facts_module.SERVING, 7, (3, 2, 6), True)
     for event in [("spawned",), ("exited", "crashed"), ("reload_finished",)]:
         facts.count_event(*event)
     found = scrape(reader)
@@ -120,6 +120,7 @@ def test_workers_and_the_arbiters_own_facts(table, facts, reader):
     assert found["servo_reloads_total", (("outcome", "finished"),)] == 1
     assert found["servo_last_reload_success", ()] == 1
     assert (found["servo_generation", ()], found["servo_workers_target", ()]) == (7, 3)
+    assert (found["servo_workers_min", ()], found["servo_workers_max", ()]) == (2, 6)
     assert found["servo_ready", ()] == found["servo_live", ()] == 1
     assert found["servo_cpu_seconds_total", (("mode", "user"),)] > 0
     assert found["servo_resident_memory_bytes", (("process", "worker 2"),)] > 1 << 20
@@ -142,7 +143,7 @@ def test_every_metric_has_a_name_a_kind_and_a_help_text(table, reader):
 
 @pytest.mark.parametrize("state", range(len(facts_module.SERVER_STATES)))
 def test_only_a_serving_server_is_ready(table, facts, reader, state):
-    facts.publish(state, 1, 2, False)
+    facts.publish(state, 1, (2, 2, 2), False)
     worker(table, 1, row_layout.STATE_BOOTING)
     assert reader.read().not_ready
     worker(table, 2)

@@ -182,6 +182,31 @@ def test_a_half_closed_client_gets_its_answer(world):
     assert world.clients == 0
 
 
+def test_at_the_end_accepted_clients_are_answered_and_others_wait(world):
+    slow, kept = world.connect(), world.connect(b"GET /kept" + HEAD)
+    world.turns()
+    kept.recv(1000)
+    slow.sendall(b"GET /slow" + HEAD)
+    late = world.connect(b"GET /late" + HEAD)
+    world.server.finish(10.0)
+    world.server.close()
+    assert slow.recv(1000).endswith(b"/slow")
+    assert kept.recv(1000) == b""
+    # The next process answers it.
+    world.server = MetricsHTTPServer([world.listener], world.answer, world.clock)
+    world.turns()
+    assert late.recv(1000).endswith(b"/late")
+
+
+def test_at_the_end_a_silent_client_is_not_waited_for(world):
+    silent = world.connect()
+    world.turns()
+    world.server.finish(0.0)
+    world.server.close()
+    assert silent.recv(1000) == b""
+    world.server = MetricsHTTPServer([], world.answer, world.clock)
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EPERM])
 def test_a_lasting_error_of_accept_pauses_the_listeners(monkeypatch, code):
     """The listener stays readable, so a server that accepts again at once would burn a CPU."""

@@ -28,7 +28,7 @@ def table():
 def reader(table):
     facts = Facts(table.arbiter_words, ["asked"])
     facts.begin(os.getpid())
-    facts.publish(facts_module.SERVING, 1, 1, False)
+    facts.publish(facts_module.SERVING, 1, (1, 1, 1), False)
     return Reader(table, facts, [])
 
 

@@ -10,6 +10,7 @@ import pytest
 from authority import Authority, Files
 
 from servo.errors import ConfigError
+from servo.net.certificate_files import CertificateFiles
 from servo.net.certificates import (
     KeyPair,
     date_warning,
@@ -32,7 +33,7 @@ def files(authority: Authority) -> Files:
 
 def load(cert: Path, key: Path | None, password: bytes | None = None) -> list[str]:
     pair = KeyPair(str(cert), str(key) if key else None, lambda: password, "certfile")
-    return pair.load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    return pair.load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), CertificateFiles())
 
 
 def refusal(cert: Path, key: Path | None, password: bytes | None = None) -> str:
@@ -103,7 +104,7 @@ def test_a_key_that_is_cut_short(files: Files, tmp_path: Path) -> None:
 def test_dates(authority: Authority) -> None:
     now = datetime.now(timezone.utc)
     files = authority.issue("dated", days=10, age_days=5)
-    (pem,) = read_certificates(str(files.cert), "certfile")
+    (pem,) = read_certificates(str(files.cert), "certfile", CertificateFiles())
     begin, end = validity(ssl.PEM_cert_to_DER_cert(pem))
     assert abs(begin - (now - timedelta(days=5))) < timedelta(minutes=5)
     assert abs(end - (now + timedelta(days=10))) < timedelta(minutes=5)
@@ -115,7 +116,7 @@ def test_dates(authority: Authority) -> None:
 def test_dates_after_2049_have_another_form(authority: Authority) -> None:
     now = datetime.now(timezone.utc)
     files = authority.issue("late", days=365 * 40)
-    (pem,) = read_certificates(str(files.cert), "certfile")
+    (pem,) = read_certificates(str(files.cert), "certfile", CertificateFiles())
     _, end = validity(ssl.PEM_cert_to_DER_cert(pem))
     assert abs(end - (now + timedelta(days=365 * 40))) < timedelta(minutes=5)
 

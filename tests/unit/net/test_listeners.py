@@ -472,6 +472,50 @@ def test_systemds_sockets_are_used_in_place_of_bind(bind, monkeypatch):
     connect(listener).close()
 
 
+def stored(monkeypatch, *socks):
+    """The environment in which systemd passes stored sockets on, with descriptors in a row."""
+    first = 900
+    for number, sock in enumerate(socks):
+        os.dup2(sock.fileno(), first + number)
+        sock.close()
+    monkeypatch.setattr(module, "_SYSTEMD_FIRST_FD", first)
+    names = ":".join(f"servo-listener-{number}" for number in range(len(socks)))
+    count = str(len(socks))
+    return {"LISTEN_FDS": count, "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": names}
+
+
+def test_a_stored_socket_is_used_for_its_address(bind, monkeypatch):
+    kept, other = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    port, other_port = kept.getsockname()[1], other.getsockname()[1]
+    environ = stored(monkeypatch, other, kept)
+    taken, fresh = bind(f"127.0.0.1:{port}", "127.0.0.1:0", environ=environ)
+    assert taken.fileno() == 901
+    assert taken.label == ""
+    assert taken.stored_as == f"servo-listener-127.0.0.1_{port}"
+    assert fresh.address.port not in (port, other_port)
+    connect(taken).close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(900)  # no address of bind is its own
+
+
+def test_stored_sockets_give_way_to_those_of_a_socket_unit(bind, monkeypatch):
+    unit, kept = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    port = kept.getsockname()[1]
+    environ = stored(monkeypatch, unit, kept)
+    environ["LISTEN_FDNAMES"] = "web.socket:servo-listener-a"
+    (listener,) = bind(f"127.0.0.1:{port}", environ=environ)
+    assert (listener.fileno(), listener.stored_as) == (900, "")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(901)
+
+
+def test_a_start_that_fails_closes_no_stored_socket(bind, monkeypatch):
+    environ = stored(monkeypatch, socket.create_server(("127.0.0.1", 0)))
+    with pytest.raises(BindError, match="does not exist"):
+        bind("unix:/nowhere/at/all", environ=environ)
+    os.close(900)
+
+
 @pytest.mark.parametrize(
     "environ",
     [

@@ -1,4 +1,4 @@
-"""Which process listens on a port, for the message of a bind that failed."""
+"""The process that listens on a port, for the message of a failed bind."""
 
 from __future__ import annotations
 

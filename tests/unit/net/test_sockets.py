@@ -1,4 +1,4 @@
-"""The end of a stream, and the bytes that wait at either side of a connection."""
+"""The end of a stream, and the unread or unsent bytes of a connection."""
 
 from __future__ import annotations
 

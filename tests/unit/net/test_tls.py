@@ -11,7 +11,8 @@ from authority import Authority, Files
 from tls_pair import TLSPair, make_test_tls, tls_settings
 
 from servo.errors import ConfigError
-from servo.net.tls import make_tls
+from servo.net.certificate_files import CertificateFiles
+from servo.net.tls import TLS, make_tls
 from servo.net.tls_facts import TLSFacts
 from servo.settings.schema import SETTINGS
 from servo.settings.sources import Settings
@@ -272,3 +273,134 @@ def test_cert_reqs() -> None:
     for bad in ("3", 3, True, "maybe", -1, 1.0):
         with pytest.raises(ConfigError):
             setting.read(bad, "t")
+
+
+# --- renewal ------------------------------------------------------------------------------------
+
+
+def shown(tls: TLS, client: ssl.SSLContext, host: str | None = "localhost") -> str:
+    """The certificate (PEM) that a client is shown."""
+    der = TLSPair(tls, client, host).client.getpeercert(binary_form=True)
+    assert der
+    return ssl.DER_cert_to_PEM_cert(der).strip()
+
+
+def pem(files: Files) -> str:
+    return files.cert.read_text().strip()
+
+
+def test_renewed_certificates_are_shown_to_new_connections(authority: Authority) -> None:
+    old, new = authority.issue("old"), authority.issue("new")
+    one, other = authority.issue("old-one", "one.example"), authority.issue("o", "one.example")
+    tls = make_test_tls(
+        authority.directory,
+        certfile=old.cert,
+        keyfile=old.key,
+        sni_certs={"one.example": {"certfile": str(one.cert), "keyfile": str(one.key)}},
+    )
+    tls.offer("http/1.1")
+    client = authority.client_context()
+    client.set_alpn_protocols(["http/1.1"])
+    before = TLSPair(tls, client, "localhost")
+    tls.renew(
+        make_test_tls(
+            authority.directory,
+            certfile=new.cert,
+            keyfile=new.key,
+            sni_certs={"one.example": {"certfile": str(other.cert), "keyfile": str(other.key)}},
+        )
+    )
+    assert before.send() == b"hello"
+    assert TLSFacts(tls, before.server).extension["server_cert"].strip() == pem(old)
+    assert shown(tls, client) == pem(new)
+    assert shown(tls, client, "one.example") == pem(other)
+    anonymous = authority.client_context()
+    anonymous.check_hostname = False
+    assert shown(tls, anonymous, None) == pem(new)
+    after = TLSPair(tls, client, "localhost")
+    assert after.server.selected_alpn_protocol() == "http/1.1"
+    assert TLSFacts(tls, after.server).extension["server_cert"].strip() == pem(new)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_is_resumed_after_a_renewal(
+    authority: Authority, files: Files, version: ssl.TLSVersion
+) -> None:
+    tls = make_test_tls(authority.directory, certfile=files.cert, keyfile=files.key)
+    client = authority.client_context()
+    client.maximum_version = version
+    for number in range(3):
+        first = TLSPair(tls, client, "localhost")
+        first.send()
+        new = authority.issue(f"new-{number}")
+        tls.renew(make_test_tls(authority.directory, certfile=new.cert, keyfile=new.key))
+        assert TLSPair(tls, client, "localhost", first.client.session).client.session_reused
+        assert shown(tls, client) == pem(new)
+
+
+def test_a_handshake_that_has_begun_before_a_renewal_ends_well(authority: Authority) -> None:
+    old, new = authority.issue("begun-old"), authority.issue("begun-new")
+    tls = make_test_tls(authority.directory, certfile=old.cert, keyfile=old.key)
+    client = authority.client_context()
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server_end = tls.context.wrap_bio(to_server, to_client, server_side=True)
+    client_end = client.wrap_bio(to_client, to_server, server_hostname="localhost")
+    for end in (client_end, server_end):
+        with pytest.raises(ssl.SSLWantReadError):
+            end.do_handshake()
+    tls.renew(make_test_tls(authority.directory, certfile=new.cert, keyfile=new.key))
+    with pytest.raises(ssl.SSLWantReadError):
+        client_end.do_handshake()
+    server_end.do_handshake()
+    client_end.do_handshake()
+    der = client_end.getpeercert(binary_form=True)
+    assert der
+    assert ssl.DER_cert_to_PEM_cert(der).strip() == pem(old)
+
+
+def test_a_renewal_may_change_the_type_of_the_key(authority: Authority) -> None:
+    import trustme
+
+    old = authority.issue("elliptic")
+    issued = authority.ca.issue_cert("localhost", key_type=trustme.KeyType.RSA)
+    rsa = Files(authority.directory / "rsa.pem", authority.directory / "rsa.key")
+    rsa.cert.write_bytes(issued.cert_chain_pems[0].bytes())
+    rsa.key.write_bytes(issued.private_key_pem.bytes())
+    only_elliptic = authority.client_context()
+    only_elliptic.maximum_version = ssl.TLSVersion.TLSv1_2
+    only_elliptic.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
+    tls = make_test_tls(authority.directory, certfile=old.cert, keyfile=old.key)
+    assert shown(tls, only_elliptic) == pem(old)
+    tls.renew(make_test_tls(authority.directory, certfile=rsa.cert, keyfile=rsa.key))
+    assert shown(tls, authority.client_context()) == pem(rsa)
+    with pytest.raises(ssl.SSLError):
+        TLSPair(tls, only_elliptic, "localhost")
+
+
+def test_authorities_that_changed_end_the_sessions(authority: Authority, files: Files) -> None:
+    other = Authority(authority.directory, "Successor")
+    pair = {"certfile": files.cert, "keyfile": files.key, "cert_reqs": "required"}
+    tls = make_test_tls(authority.directory, **pair, ca_certs=authority.path)
+    client = authority.client_context(authority.issue("person"))
+    first = TLSPair(tls, client, "localhost")
+    first.send()
+    assert TLSPair(tls, client, "localhost", first.client.session).client.session_reused
+    tls.renew(make_test_tls(authority.directory, **pair, ca_certs=other.path))
+    with pytest.raises(ssl.SSLError):
+        TLSPair(tls, client, "localhost", first.client.session)
+    friend = authority.client_context(other.issue("friend"))
+    assert TLSPair(tls, friend, "localhost").send() == b"hello"
+
+
+def test_contexts_are_made_from_files_in_memory(authority: Authority, files: Files) -> None:
+    settings = tls_settings(
+        authority.directory, certfile="/nowhere/cert", keyfile="/nowhere/key", self_signed=False
+    )
+    contents = {
+        "/nowhere/cert": files.cert.read_bytes(),
+        "/nowhere/key": files.key.read_bytes(),
+    }
+    tls = make_tls(settings, CertificateFiles(contents))
+    assert tls is not None
+    assert shown(tls, authority.client_context()) == pem(files)

@@ -121,12 +121,12 @@ def test_gunicorns_names_are_read(tmp_path: Path) -> None:
 
 
 def test_gunicorns_settings_without_counterpart(tmp_path: Path) -> None:
-    text = "preload_app = true\nspew = false\ncertfile = ''\n"
+    text = "syslog = true\nspew = false\ncertfile = ''\n"
     (note,) = read(tmp_path, text, "servo.toml").notes
     assert note == (
         "warning",
-        "gunicorn's preload_app (servo.toml:1) has no counterpart here: "
-        "preloading is not supported yet; each worker imports the app",
+        "gunicorn's syslog (servo.toml:1) has no counterpart here: "
+        "log to stderr under systemd, or configure a syslog handler in logconfig_dict",
     )
 
 
@@ -277,10 +277,10 @@ def test_a_helper_that_the_file_uses_is_no_near_miss(tmp_path: Path) -> None:
 
 
 def test_settings_without_counterpart_in_python(tmp_path: Path) -> None:
-    text = "preload_app = True\nspew = False\nkeyfile = None\npaste = 'h'\n"
+    text = "syslog = True\nspew = False\nkeyfile = None\npaste = 'h'\n"
     notes = read(tmp_path, text, "gunicorn.conf.py").notes
     assert [text.split(" has")[0] for _, text in notes] == [
-        "gunicorn's preload_app (gunicorn.conf.py:1)",
+        "gunicorn's syslog (gunicorn.conf.py:1)",
         "gunicorn's paste (gunicorn.conf.py:4)",
     ]
 

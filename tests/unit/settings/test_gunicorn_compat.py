@@ -96,7 +96,7 @@ def test_values_of_gunicorn_files(tmp_path: Path, line: str, name: str, value: o
 
 def test_harmless_values_are_not_reported(tmp_path: Path) -> None:
     lines = ["proxy_protocol = 'off'", "protocol = 'http'", "reload_engine = 'auto'"]
-    (tmp_path / "gunicorn.conf.py").write_text("\n".join([*lines, "preload_app = False"]))
+    (tmp_path / "gunicorn.conf.py").write_text("\n".join([*lines, "spew = False"]))
     flags = parse_flags(["--proxy-protocol", "off"])
     settings = load_settings(flags, {"SERVO_SPEW": "false"}, tmp_path)
     assert [level for level, _ in settings.notes] == ["info"]

@@ -111,7 +111,7 @@ def test_its_flag_is_none_of_ours(name: str) -> None:
         ("log_config", "'x'", "; did you mean logconfig?"),
         ("pid_path", "'x'", "; did you mean pidfile?"),
         ("read_timeout", "5", "; use header_timeout (and body_timeout)"),
-        ("quic_bind", "'x'", ": Servo doesn't speak HTTP/3; let a proxy or CDN speak it"),
+        ("quic_bind", "'x'", ": Servo has no HTTP/3; use a proxy or CDN that has it"),
         ("http1_settings", "{a = 1}", ": use the separate settings limit_request_…"),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_python_file_written_for_a_peer(tmp_path: Path) -> None:
     [
         ("SERVO_KEEP_ALIVE_TIMEOUT", "; did you mean SERVO_KEEPALIVE?"),
         ("SERVO_PORT", "; use SERVO_BIND=HOST:PORT"),
-        ("SERVO_QUIC_BIND", ": Servo doesn't speak HTTP/3; let a proxy or CDN speak it"),
+        ("SERVO_QUIC_BIND", ": Servo has no HTTP/3; use a proxy or CDN that has it"),
     ],
 )
 def test_a_variable_named_for_a_peer(tmp_path: Path, variable: str, message: str) -> None:

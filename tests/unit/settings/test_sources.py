@@ -113,9 +113,11 @@ def test_the_environment_gives_lists_tables_and_switches(tmp_path: Path) -> None
     assert settings.umask == 0o22
 
 
-@pytest.mark.parametrize("variable", ["SERVO__HANDOVER", "SERVOMOTOR"])
+@pytest.mark.parametrize(
+    "variable", ["SERVO__HANDOVER", "SERVOMOTOR", "SERVO_SLOT", "SERVO_COMPILE"]
+)
 def test_variables_that_are_ignored(tmp_path: Path, variable: str) -> None:
-    """Servo's own processes use variables with two underscores."""
+    """Servo's own processes use variables with two underscores, and workers have SERVO_SLOT."""
     assert load(tmp_path, environ={variable: "x"}).notes == ()
 
 
@@ -161,6 +163,7 @@ def test_a_service_named_like_a_setting(tmp_path: Path) -> None:
         ({"SERVO_APP_SERVICE_HOST": "shop:app"}, "SERVO_APP_SERVICE_HOST"),
         ({"SERVO_APP_PORT": "8000"}, "SERVO_APP_PORT"),
         ({"SERVO_BIND": "tcp://10.0.0.1:80", "SERVO_PORT": "80"}, "SERVO_PORT"),
+        ({"SERVO_COMPILED": "1"}, "environment variable SERVO_COMPILED"),
         ({"SERVO_CMD_ARG": ""}, r"did you mean SERVO_CMD_ARGS\?"),
         ({"SERVO_QQQQQQQQQQQQQQ": ""}, r"environment variable SERVO_QQQQQQQQQQQQQQ$"),
         (
@@ -196,13 +199,39 @@ def test_a_bad_value_of_a_flag_is_a_usage_error(tmp_path: Path) -> None:
         load_settings({"wrokers": 2}, {}, tmp_path)
 
 
+def test_a_hard_memory_limit_leaves_room_for_the_soft_one(tmp_path: Path) -> None:
+    flags = ["--max-worker-memory", "1G", "--max-worker-memory-hard"]
+    with pytest.raises(UsageError, match=r"max_worker_memory_hard: .* is not more than"):
+        load(tmp_path, *flags, "512M")
+    with pytest.raises(ConfigError, match="50% is not more than max_worker_memory, 50%"):
+        load(
+            tmp_path, environ={variable("max_worker_memory" + end): "50%" for end in ("", "_hard")}
+        )
+    for hard in ("2G", "90%", "0"):
+        load(tmp_path, *flags, hard)
+
+
+def test_reforks_need_molds(tmp_path: Path) -> None:
+    text = r"refork_after: 5 has no effect without preload_app .*; add --preload, or leave"
+    with pytest.raises(UsageError, match=text):
+        load(tmp_path, "--refork-after", "5")
+    with pytest.raises(ConfigError, match=text):
+        load(tmp_path, environ={variable("refork_after"): "5"})
+    load(tmp_path, "--refork-after", "5", "--preload")
+    load(tmp_path, "--refork-after", "0")
+
+
+def variable(name: str) -> str:
+    return SETTINGS[name].variable
+
+
 def test_gunicorn_settings_without_counterpart_are_reported(tmp_path: Path) -> None:
     notes: list[str] = []
     flags = parse_flags(["--ssl-version", "TLSv1_2", "-R"])
-    settings = load_settings(flags, {"SERVO_PRELOAD_APP": "1"}, tmp_path, notes.append)
+    settings = load_settings(flags, {"SERVO_SPEW": "1"}, tmp_path, notes.append)
     assert [level for level, _ in settings.notes] == ["warning"] * 3
     assert notes == [text for _, text in settings.notes]
-    assert "gunicorn's preload_app (environment SERVO_PRELOAD_APP)" in notes[0]
+    assert "gunicorn's spew (environment SERVO_SPEW)" in notes[0]
     assert "gunicorn's ssl_version (flag --ssl-version)" in notes[1]
     assert "gunicorn's enable_stdio_inheritance (flag --enable-stdio-inheritance)" in notes[2]
 
@@ -266,6 +295,7 @@ def test_worker_class_follows_the_interface(
     ("values", "count"),
     [
         ({"workers": 3}, 3),
+        ({"workers": "2:16"}, 2),
         ({"workers": "auto"}, 4),  # the app's interface isn't known yet
         ({"workers": "auto", "interface": "asgi"}, 4),
         ({"workers": "auto", "interface": "wsgi"}, 9),
@@ -277,6 +307,29 @@ def test_worker_class_follows_the_interface(
 )
 def test_worker_count(values: dict[str, Any], count: int) -> None:
     assert made(**values).worker_count == count
+
+
+def test_bounds_of_autoscaling() -> None:
+    assert made(workers="2:16").max_workers == 16
+    assert made(workers=2).max_workers == made(workers="auto").max_workers == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("5:2", "2:5"),
+        ("0:4", "1:4"),
+        ("2:", "2:8"),
+        (":4", "1:4"),
+        ("x:3", "1:3"),
+        ("0:0", "1:4"),
+        ("2:16:3", "2:16"),
+        ("-1:4", "1:4"),
+    ],
+)
+def test_bounds_that_make_no_sense(tmp_path: Path, text: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match=f"with 1 <= MIN <= MAX, such as {nearest}$"):
+        load(tmp_path, f"--workers={text}")
 
 
 def test_worker_count_of_a_class_that_is_known_later() -> None:

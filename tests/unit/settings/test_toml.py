@@ -1,4 +1,4 @@
-"""TOML documents, and where their mistakes are."""
+"""TOML documents, and the positions of their errors."""
 
 from __future__ import annotations
 

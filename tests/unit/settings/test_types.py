@@ -15,31 +15,38 @@ from servo.http.forwarded import FIELDS
 from servo.settings import types
 from servo.settings.gunicorn_compat import WorkerClass
 from servo.settings.schema import SETTINGS
-from servo.settings.sections.http2 import Versions
 from servo.settings.sections.tls import CertReqs, HostTable
 from servo.settings.setting import Setting
 from servo.settings.statsd_address import StatsdAddress
 
 some_text = st.text(min_size=1).map(str.strip).filter(bool)
-seconds = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 
 
 def values_of(setting: Setting) -> st.SearchStrategy[Any]:
     """A strategy for the valid values of a setting."""
     kind = setting.type
+    if isinstance(kind, types.WorkerCount):
+        bounds = st.tuples(st.integers(1, 99), st.integers(0, 99))
+        return bounds.map(lambda pair: f"{pair[0]}:{sum(pair)}") | st.integers(min_value=1)
     if isinstance(kind, types.Whole):
         numbers = st.integers(min_value=kind.minimum, max_value=kind.maximum)
         return numbers | st.sampled_from(kind.keywords or (kind.minimum,))
+    if isinstance(kind, types.Seconds):
+        return st.floats(kind.minimum, allow_nan=False, allow_infinity=False)
+    if isinstance(kind, types.PathOrFunction):
+        return st.sampled_from(["/healthz", "/a/b?c=%20d", "shop.health:check", "a:B.c"])
     if isinstance(kind, types.Choice):
         return st.sampled_from(kind.options)
     if isinstance(kind, types.TextList):
+        if "PATH|" in kind.metavar:
+            return st.lists(st.sampled_from(["/start", "/a/b?c=%20d", "shop.models:load"]))
         if kind.valid == ", ".join(FIELDS):
             return st.lists(st.sampled_from(FIELDS))
         if kind.item is types.network:
             return st.lists(st.ip_addresses().map(str) | st.sampled_from(["*", "10.0.0.0/8"]))
         if setting.name == "control_allow":
             return st.lists(st.sampled_from(["root", "root:read", "0:full"]))
-        if isinstance(kind, Versions):
+        if setting.name == "http_protocols":
             return st.lists(st.sampled_from(["h1", "h2"]), min_size=1)
         items = some_text.map("NAME={}".format) if kind.item is types.assignment else some_text
         return st.lists(items)
@@ -54,7 +61,7 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
         types.Switch: st.booleans(),
         CertReqs: st.integers(0, 2),
         StatsdAddress: st.sampled_from(["localhost", "10.0.0.1:8125", "[::1]:1", "unix:///run/s"]),
-        types.Seconds: seconds,
+        types.Memory: st.integers(min_value=0) | st.integers(1, 100).map("{}%".format),
         types.Size: st.integers(min_value=0),
         types.Mode: st.integers(0, 0o7777),
         types.Account: st.integers(min_value=0),
@@ -95,6 +102,8 @@ def test_the_default_is_a_valid_value(setting: Setting) -> None:
         (types.Size(), "10m", 10 << 20),
         (types.Size(), "64 KiB", 64 << 10),
         (types.Size(), "2gb", 2 << 30),
+        (types.Memory(), "512M", 512 << 20),
+        (types.Memory(), " 25 %", "25%"),
         (types.Switch(), "Yes", True),
         (types.Switch(), "0", False),
         (types.Mode(), "0022", 0o22),
@@ -157,6 +166,16 @@ def test_objects_of_files_are_read(kind: types.ValueType, value: object, read: o
         (types.Seconds(), True),
         (types.Seconds(), []),
         (types.Size(), "-1"),
+        (types.Seconds(1.0), "0.9"),
+        (types.PathOrFunction(), "healthz"),
+        (types.PathOrFunction(), "/a b"),
+        (types.PathOrFunction(), "/a#b"),
+        (types.PathOrFunction(), "a-b:c"),
+        (types.PathOrFunction(), "a:"),
+        (types.Memory(), "0%"),
+        (types.Memory(), "101%"),
+        (types.Memory(), "1.5%"),
+        (types.Memory(), "much"),
         (types.Size(), "1t"),
         (types.Size(), -1),
         (types.Size(), 1.5),

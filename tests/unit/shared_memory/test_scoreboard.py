@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -361,3 +362,31 @@ def test_totals_are_right_while_another_process_folds_rows():
     assert other.totals().requests == table.totals().requests == counted[0] == 2000
     other.close()
     table.close()
+
+
+def test_the_next_program_goes_on_with_rows_and_sums(table):
+    gone = table.allocate(1, 1, 1)
+    count_request(table.row(gone), "GET", 200, MS)
+    table.release(gone)
+    index = ready(table, in_flight=3)
+    table.forked(index, 4711)
+    count_request(table.row(index), "GET", 200, MS)
+    state = json.loads(json.dumps(table.to_state(lambda fd: fd)))
+    after = Scoreboard.from_state(state, os.dup)
+    assert after.totals() == table.totals()
+    assert after.snapshot() == table.snapshot()
+    assert after.check(NOW) == []
+    # It is the owner: it knows which rows are free, and notices one that was overwritten.
+    other = after.allocate(2, 2, 1)
+    assert other != index
+    after.row(index)[row_layout.PID] = 1
+    assert after.check(NOW) == [1]
+    after.release(index)
+    assert after.totals().requests == 2
+    after.close()
+
+
+def test_the_table_of_another_layout_is_refused(table):
+    state = {**table.to_state(lambda fd: fd), "layout": 0}
+    with pytest.raises(ScoreboardError, match="layout of another version"):
+        Scoreboard.from_state(state, os.dup)

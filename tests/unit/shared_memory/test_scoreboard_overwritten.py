@@ -7,7 +7,7 @@ import os
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from servo.logs.entry_counts import count_log
@@ -79,7 +79,7 @@ class Arbiter:
 
     def turn(self) -> list[int]:
         """Do what the arbiter's loop does once a second."""
-        self.facts.publish(facts_module.SERVING, 1, WORKERS, False)
+        self.facts.publish(facts_module.SERVING, 1, (WORKERS,) * 3, False)
         self.facts.republish()
         return self.board.check(time.monotonic_ns())
 
@@ -103,8 +103,13 @@ def test_valid_rows_are_read() -> None:
     arbiter.close()
 
 
+ZERO, ONE = bytes(8), b"\1" + bytes(7)
+
+
 @pytest.mark.slow
 @settings(deadline=None, max_examples=60)
+# Counters that may be true, in rows that make no sense.
+@example([((0, ZERO, SIZE), False, False), ((0, ONE, SIZE), False, False)] * 2)
 @given(st.lists(st.tuples(junk, st.booleans(), st.booleans()), min_size=1, max_size=6))
 def test_readers_survive_any_bytes_and_no_counter_goes_back(steps) -> None:
     arbiter = Arbiter()
@@ -217,4 +222,19 @@ def test_the_counter_of_log_entries_can_not_overflow() -> None:
     finally:
         count_log(None)
     assert row[row_layout.LOG_WARNING] == 1
+    arbiter.close()
+
+
+def test_random_bits_that_are_small_for_bytes_are_no_count_of_requests() -> None:
+    arbiter = Arbiter()
+    row = next(iter(arbiter.rows.values()))
+    arbiter.read()
+    row[row_layout.SERIAL] = 99  # so the row is repaired
+    row[GET_OK] += 1 << 49
+    row[row_layout.BYTES_OUT] += 1 << 49
+    assert arbiter.read()[1][0].requests == 6
+    assert len(arbiter.turn()) == 1
+    mine, (others, _) = arbiter.read()
+    assert mine.requests == others.requests == 6
+    assert mine.bytes_out == others.bytes_out == 1 << 49
     arbiter.close()

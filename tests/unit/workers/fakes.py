@@ -1,10 +1,10 @@
 """Workers, clients and clocks for the tests of the drivers.
 
-The workers are real ones; what surrounds them is not. Listeners hand out one end of a socket pair,
+The workers are real, but their surroundings are fake. Listeners return one end of a socket pair,
 time stands still until a test moves it, and a poller or an event loop runs one turn at a time. So a
-test decides what happens between any two steps, and never waits for anything.
+test controls all events between two steps, and never waits.
 
-All construction is here: a worker class that takes other arguments changes this file alone.
+All objects are made here: if a worker class gets another argument, only this file changes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Requests that look alike, for tests of what connections and workers remember of earlier ones."""
+"""Similar requests, for tests of the memory of connections and workers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def compare(
     """One connection for all requests against a new one for each."""
     warm = make()
     for asked in sequence:
-        headers._VALID_HOSTS.clear()
+        headers.VALID_HOSTS.clear()
         expected = answer(make(), asked)
         assert answer(warm, asked) == expected
         if expected is None or warm.http.close_after:

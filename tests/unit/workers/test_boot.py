@@ -1,4 +1,4 @@
-"""The life of a worker process, from the fork to its exit code, with a test as its arbiter."""
+"""A worker process from the fork to its exit code, with the test as its arbiter."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from unit.workers.fakes import BootedWorker
 
 from servo.ipc.messages import EXIT_APP, EXIT_BOOT, BootFailed, Booting, Draining, Ready, Stop
 from servo.shared_memory import row_layout
+from servo.workers.boot import shorten
 
 Make = Callable[..., BootedWorker]
 
@@ -85,6 +86,19 @@ def test_hooks_are_called_in_their_order(boot: Make, tmp_path: Path) -> None:
     ]
 
 
+def test_the_environment_has_the_slot_from_the_first_hook_on(boot: Make, tmp_path: Path) -> None:
+    path = tmp_path / "slot"
+
+    def note(*_: Any) -> None:
+        path.write_text(os.environ["SERVO_SLOT"])
+
+    worker = boot(hooks={"post_fork": note})
+    worker.until(Ready)
+    worker.world.tell(Stop(quick=True))
+    assert worker.child.end() == 0
+    assert path.read_text() == str(worker.world.context.slot)
+
+
 def test_an_application_that_can_not_be_imported(boot: Make) -> None:
     worker = boot("broken_app:app")
     found = failure(worker)
@@ -107,8 +121,8 @@ def test_a_hook_that_raises_is_a_failure_to_boot(boot: Make) -> None:
     worker = boot(hooks={"post_fork": broken})
     found = failure(worker)
     assert found.kind == "boot"
-    assert "Traceback" in found.text
-    assert "broken hook" in found.text
+    assert found.text.startswith("ValueError: broken hook\nTraceback (most recent call last):\n")
+    assert "in broken" in found.text
     assert worker.child.end() == EXIT_BOOT
 
 
@@ -144,3 +158,11 @@ def test_sigabrt_calls_its_hook_and_ends_the_worker(boot: Make, tmp_path: Path) 
     os.kill(worker.child.pid, signal.SIGABRT)
     assert worker.child.end() == -signal.SIGABRT
     assert path.read_text() == "True"
+
+
+def test_a_long_failure_keeps_its_first_line_and_its_end() -> None:
+    assert shorten("short\ntext", 10) == "short\ntext"
+    assert (
+        shorten("ValueError: x\n" + "y" * 100 + "end", 30) == "ValueError: x\n" + "y" * 13 + "end"
+    )
+    assert shorten("x" * 100, 10) == "xxxxx\n"

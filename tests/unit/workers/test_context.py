@@ -1,4 +1,4 @@
-"""What a worker is born with."""
+"""The start-up context of a worker."""
 
 from __future__ import annotations
 

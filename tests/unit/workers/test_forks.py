@@ -1,4 +1,4 @@
-"""What a forked child is left with, in children that only look and end."""
+"""The state of a forked child, tested in children that check it and end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker tells of itself: its stacks, requests and log lines, all within bounds."""
+"""A worker's reports: stacks, requests and log lines, all within limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker's end waits for, and for how long, in children that come to it."""
+"""The waits at a worker's end, and their limits, tested in child processes."""
 
 from __future__ import annotations
 
@@ -126,13 +126,13 @@ def test_threads_are_waited_for(end: Any) -> None:
 
 def test_what_outlasts_its_time_is_named_and_cut(end: Any) -> None:
     child = end(lambda *_: hang("endless"), left_s=0.0).child
-    assert b"this is cut: thread endless" in child.said()
+    assert b"this is cut off: thread endless" in child.said()
     assert child.end() == 0
 
 
 def test_a_function_of_atexit_that_hangs_is_cut(end: Any) -> None:
     child = end(lambda *_: atexit.register(threading.Event().wait), left_s=0.0).child
-    assert b"this is cut: a function of atexit" in child.said()
+    assert b"this is cut off: a function of atexit" in child.said()
     assert child.end() == 0
 
 

@@ -1,4 +1,4 @@
-"""The signals by which the arbiter asks a worker that does not read its channel."""
+"""The signals that query a worker while it does not read its channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's threads are daemons to Python's end, and not to the threads that they start."""
+"""A worker's threads are daemons at Python's end, but the threads that they start are not."""
 
 from __future__ import annotations
 

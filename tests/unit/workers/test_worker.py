@@ -1,6 +1,6 @@
-"""What all worker classes share: messages of the arbiter, the log, hooks, and when to end.
+"""The common part of all worker classes: the arbiter's messages, the log, hooks, and the end.
 
-A `sync` worker stands for all of them.
+The tests use a `sync` worker.
 """
 
 from __future__ import annotations

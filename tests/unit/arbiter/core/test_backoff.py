@@ -1,4 +1,4 @@
-"""The back-off doubles with each round of failures, and ends with a process that survives."""
+"""The back-off doubles with each round of failures, and ends when a process survives."""
 
 from __future__ import annotations
 

@@ -75,3 +75,10 @@ def test_room_bounds_the_forks() -> None:
 def test_without_surge_missing_ones_still_come() -> None:
     plan = balance(draw("1w 2r"), desired=3, generation=2, surge=1, room=9, may_surge=False)
     assert plan.fork == [3]
+
+
+def test_the_least_busy_worker_ends_first() -> None:
+    workers = draw("1r 2r 3r")
+    use = {worker.serial: busy for worker, busy in zip(workers, (0.9, 0.1, 0.5), strict=True)}
+    plan = balance(workers, desired=2, generation=2, surge=1, room=9, use=use)
+    assert [worker.slot for worker in plan.retire] == [2]

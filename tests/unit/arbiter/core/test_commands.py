@@ -15,8 +15,8 @@ from servo.ipc.messages import BootFailed, Booting, Draining, Ready
 class Server:
     """A supervisor, workers that obey it, and all actions so far."""
 
-    def __init__(self, workers: int = 2, capacity: int = 6) -> None:
-        self.supervisor = Supervisor(Policy(workers=workers, capacity=capacity))
+    def __init__(self, workers: int = 2, capacity: int = 6, **values: Any) -> None:
+        self.supervisor = Supervisor(Policy(workers=workers, capacity=capacity, **values))
         self.now = 100.0
         self.actions: list[actions.Action] = []
         self.tell(events.Started())
@@ -66,7 +66,7 @@ def test_scale(to: str, workers: int) -> None:
     server = Server()
     answer = server.ask("scale", to)
     assert (answer.refused, answer.result) == ("", {"workers": workers, "before": 2})
-    assert server.supervisor.target == workers
+    assert server.supervisor.count.target == workers
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,16 @@ def test_scale(to: str, workers: int) -> None:
 def test_scale_refused(to: str, says: str) -> None:
     server = Server()
     assert says in server.ask("scale", to).refused
-    assert server.supervisor.target == 2
+    assert server.supervisor.count.target == 2
+
+
+def test_scale_moves_the_lower_bound_of_autoscaling() -> None:
+    server = Server(max_workers=4)
+    answer = server.ask("scale", "+1")
+    assert answer.result == {"workers": 3, "before": 2, "most": 4, "now": 3}
+    assert server.ask("scale", "5").refused == (
+        "autoscaling goes up to 4 workers (workers = MIN:MAX)"
+    )
 
 
 def test_a_reload_says_which_generation_it_brings() -> None:
@@ -178,3 +187,17 @@ def test_every_transition_is_one_event() -> None:
         "draining",
         "exited",
     ]
+
+
+def test_reopening_tells_every_worker_that_reads_its_channel() -> None:
+    server = Server(workers=3)
+    server.tell(events.ChannelLost(2))
+    done = server.tell(events.CommandReceived(7, "reopen", None))
+    kinds = [type(action) for action in done]
+    # The driver has reopened its own files before it answers.
+    assert kinds.index(actions.ReopenLogFiles) < kinds.index(actions.CommandAnswered)
+    told = [action.serial for action in done if isinstance(action, actions.SendMessage)]
+    assert told == [1, 3]
+    (answer,) = (action for action in done if isinstance(action, actions.CommandAnswered))
+    assert answer.result == {"workers": 2}
+    assert actions.Log("info", "servoctl: the log files are reopened") in done

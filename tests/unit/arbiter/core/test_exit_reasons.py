@@ -1,4 +1,4 @@
-"""The reason for an exit: it follows from what the arbiter did and what waitpid returned."""
+"""The reason for an exit, from the arbiter's orders and the result of waitpid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reload returns the decision that follows from each event, and changes nothing but itself."""
+"""A reload returns a decision for each event, and changes only itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ NOW = 100.0
 
 
 def start(check_limit_s: float = 20.0) -> Reload:
-    return Reload("SIGHUP", 2, old_generation=1, old_target=3, check_limit_s=check_limit_s, now=NOW)
+    return Reload(
+        "SIGHUP",
+        2,
+        old_generation=1,
+        old_target=3,
+        old_low=3,
+        check_limit_s=check_limit_s,
+        now=NOW,
+    )
 
 
 def worker(serial: int, generation: int = 2, spawned_at: float = NOW) -> WorkerEntry:

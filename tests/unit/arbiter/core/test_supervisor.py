@@ -3,10 +3,13 @@ its invariants after each event."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from simulation.world import Proc, World
 
 from servo.arbiter.core import actions, events
+from servo.arbiter.core.autoscale import SAMPLE_S
 from servo.arbiter.core.backoff import BACKOFF_CAP_S
 from servo.arbiter.core.policy import BOOT_STOP_S, QUICK_STOP_S, YOUNG_S, Policy
 from servo.ipc import messages as msg
@@ -131,6 +134,107 @@ def test_a_process_that_cant_be_had_is_tried_again() -> None:
     story.refuse_forks = False
     story.advance(1)
     assert len(story.alive()) == 1
+
+
+def fails_to_boot(story: Story, times: int) -> None:
+    """The newest worker fails; then its successor, and so on."""
+    for _ in range(times):
+        story.advance(BACKOFF_CAP_S)
+        proc = story.newest()
+        story.says(proc, msg.BootFailed("app", "no such module"))
+        story.exits(proc, 4)
+
+
+def test_max_boot_failures_end_a_server_that_has_served() -> None:
+    story = Story(1, max_boot_failures=3).serve()
+    story.exits(story.newest(), -9, "SIGKILL")
+    fails_to_boot(story, 2)
+    assert story.exit_code is None
+    fails_to_boot(story, 1)
+    assert story.exit_code == 4
+    assert story.said("no worker could boot 3 times in a row (max_boot_failures): the server ends")
+
+
+def test_max_boot_failures_count_from_zero_after_a_success() -> None:
+    story = Story(1, max_boot_failures=2).serve()
+    for _ in range(3):
+        story.exits(story.newest(), -9, "SIGKILL")
+        fails_to_boot(story, 1)
+        story.advance(BACKOFF_CAP_S)
+        story.all_ready()
+        story.advance(YOUNG_S)
+    assert story.exit_code is None
+
+
+def test_max_boot_failures_end_no_server_that_serves() -> None:
+    story = Story(2, max_boot_failures=2).serve()
+    story.exits(story.newest(), -9, "SIGKILL")
+    fails_to_boot(story, 5)
+    assert story.exit_code is None
+    story.exits(story.alive()[0], -9, "SIGKILL")  # the one that served
+    fails_to_boot(story, 1)
+    assert story.alive()[0].asked == msg.Stop(quick=True)
+    story.exits(story.alive()[0])
+    assert story.exit_code == 4
+
+
+def test_workers_that_fail_together_are_one_failed_boot() -> None:
+    story = Story(3, max_boot_failures=2).serve()
+    for proc in story.alive():
+        story.exits(proc, -9, "SIGKILL")
+    story.advance(1)
+    for proc in story.alive():
+        story.exits(proc, 1)
+    assert story.exit_code is None
+
+
+def test_max_boot_failures_of_one_leaves_the_start_no_second_attempt() -> None:
+    story = Story(1, max_boot_failures=1).start()
+    story.exits(story.newest(), -11, "SIGSEGV")
+    assert story.exit_code == 3
+    assert story.said("no worker could boot (max_boot_failures)")
+
+
+def test_a_reload_has_its_chance_before_max_boot_failures() -> None:
+    story = Story(1, max_boot_failures=1).serve()
+    story.signal("SIGHUP")
+    story.exits(story.newest(), -9, "SIGKILL")
+    fails_to_boot(story, 1)
+    assert story.exit_code is None
+    story.config_checked(None)
+    story.ready(story.newest())
+    assert story.supervisor.generation == 2
+
+
+def test_with_reload_max_boot_failures_wait_for_a_change() -> None:
+    story = Story(1, max_boot_failures=1, wait_for_change=True).serve()
+    story.exits(story.newest(), -9, "SIGKILL")
+    fails_to_boot(story, 1)
+    story.advance(2 * BACKOFF_CAP_S)
+    assert story.alive() == []
+    assert story.said("waiting for a file to change")
+    story.tell(events.FileChanged(("app.py",)))
+    story.config_checked(None)
+    fails_to_boot(story, 1)  # the canary
+    story.advance(2 * BACKOFF_CAP_S)
+    assert story.alive() == []
+    assert story.said("waiting for the next change of a file")
+    story.tell(events.FileChanged(("app.py",)))
+    story.config_checked(None)
+    story.all_ready()
+    assert len(story.alive()) == 1
+
+
+def test_forks_that_fail_beside_others_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = Story(4, max_boot_failures=1)
+    outcomes = iter([True, False, True, False])
+    monkeypatch.setattr(story, "fork_fails", lambda: next(outcomes))
+    story.start()
+    assert [proc.asked for proc in story.alive()] == [msg.Stop(quick=True)] * 2
+    assert story.lives == {2: ["spawned", "draining"], 4: ["spawned", "draining"]}
+    for proc in story.alive():
+        story.exits(proc)
+    assert story.exit_code == 3
 
 
 def test_once_served_a_boot_failure_never_ends_the_server() -> None:
@@ -309,7 +413,8 @@ def test_a_standstill_of_the_machine_is_not_a_hang() -> None:
 @pytest.mark.parametrize(("beating", "killed"), [(False, True), (True, False)])
 def test_request_timeout_of_a_worker_that_cant_end_it_itself(beating: bool, killed: bool) -> None:
     story = Story(1, timeout_s=0.0, request_timeout_s=10.0).serve()
-    began = story.now
+    (proc,) = story.alive()
+    proc.busy_since = began = story.now
     for _ in range(15):
         story.now += 1
         story.tell(events.Tick({1: story.now if beating else began}, {1: began}))
@@ -538,12 +643,12 @@ def test_a_new_worker_count_comes_with_the_reload_and_scaling_by_hand_stays() ->
     story.all_ready()
     story.hup()
     story.ready(story.newest())
-    assert story.supervisor.target == 3
+    assert story.supervisor.count.target == 3
     while story.supervisor.reload is not None:
         story.all_ready()
     story.hup(Policy(workers=5))
     story.ready(story.newest())
-    assert story.supervisor.target == 5
+    assert story.supervisor.count.target == 5
     assert actions.WorkerCountChanged(5, 3) in story.actions
 
 
@@ -553,7 +658,7 @@ def test_auto_workers_follow_the_class_that_the_app_led_to() -> None:
     assert len(story.alive()) == 5
     story.signal("SIGTTOU")
     story.says(story.alive()[1], msg.Ready("sync"))
-    assert story.supervisor.target == 4
+    assert story.supervisor.count.target == 4
 
 
 # --- scaling ----------------------------------------------------------------------------------
@@ -593,7 +698,124 @@ def test_a_slot_with_a_queue_of_its_own_is_emptied() -> None:
     story = Story(2, own_queues=True).serve()
     story.signal("SIGTTOU")
     assert story.took(actions.CloseSlot) == [actions.CloseSlot(2)]
-    assert story.alive()[1].asked == msg.Stop()
+    assert story.alive()[1].asked == msg.Retire("scaled_down", take_queued=True)
+
+
+# --- drain_websockets ---------------------------------------------------------------------------
+
+
+def lingers(workers: int = 1, **values: object) -> Story:
+    """A story whose first workers were replaced by a reload, and keep WebSockets open."""
+    story = Story(
+        workers, drain_websockets_s=60.0, graceful_timeout_s=5.0, timeout_s=0.0, **values
+    ).serve()
+    old = story.alive()
+    reload_all(story)
+    for proc in old:
+        story.says(proc, msg.Draining())
+        story.says(proc, msg.Lingering())
+    return story
+
+
+def reload_all(story: Story) -> None:
+    story.hup()
+    while story.supervisor.reload is not None:
+        story.all_ready()
+
+
+def test_a_worker_that_keeps_websockets_lives_longer() -> None:
+    story = lingers()
+    old, new = story.alive()
+    assert story.said("keeps its WebSockets and event streams for up to 60 s (drain_websockets)")
+    assert story.supervisor.reload is None, "the successor does not wait"
+    assert new.ready
+    story.advance(64)
+    assert story.kills() == []
+    story.advance(2)
+    assert story.kills() == [(old.serial, "SIGKILL")]
+
+
+def test_a_worker_without_websockets_has_the_ordinary_time() -> None:
+    story = Story(1, drain_websockets_s=60.0, graceful_timeout_s=5.0, timeout_s=0.0).serve()
+    old = story.newest()
+    reload_all(story)
+    story.advance(6)
+    assert story.kills() == [(old.serial, "SIGKILL")]
+
+
+def test_without_the_setting_no_worker_lingers() -> None:
+    story = Story(1, graceful_timeout_s=5.0, timeout_s=0.0).serve()
+    old = story.newest()
+    reload_all(story)
+    story.says(old, msg.Lingering())
+    assert not story.supervisor.workers.lingering()
+    story.advance(6)
+    assert story.kills() == [(old.serial, "SIGKILL")]
+
+
+def test_a_worker_that_serves_can_not_linger() -> None:
+    story = Story(1, drain_websockets_s=60.0).serve()
+    story.says(story.newest(), msg.Lingering())
+    assert not story.supervisor.workers.lingering()
+
+
+def test_a_stop_ends_the_lingering() -> None:
+    story = lingers()
+    old = story.alive()[0]
+    story.advance(10)
+    story.signal("SIGTERM")
+    assert old.asked == msg.Stop()
+    story.says(old, msg.Lingering())
+    story.advance(4)
+    assert story.kills() == []
+    story.advance(1.5)
+    assert (old.serial, "SIGKILL") in story.kills()
+
+
+def test_a_report_that_crosses_the_stop() -> None:
+    story = Story(1, drain_websockets_s=60.0, graceful_timeout_s=5.0, timeout_s=0.0).serve()
+    old = story.newest()
+    reload_all(story)
+    story.signal("SIGTERM")
+    assert isinstance(old.asked, msg.Retire)
+    story.says(old, msg.Lingering())
+    assert old.asked == msg.Stop()
+    story.advance(5.5)
+    assert (old.serial, "SIGKILL") in story.kills()
+
+
+def test_a_quick_stop_does_not_wait_for_websockets() -> None:
+    story = lingers()
+    story.signal("SIGINT")
+    assert story.alive()[0].asked == msg.Stop(quick=True)
+
+
+def test_at_most_as_many_workers_linger_as_serve() -> None:
+    story = lingers(2)
+    first = story.alive()[:2]
+    second = story.alive()[2:]
+    reload_all(story)
+    story.says(second[0], msg.Lingering())
+    assert [isinstance(proc.asked, msg.Stop) for proc in first] == [True, False]
+    assert story.said("closes its WebSockets early: 3 workers linger, at most 2 may")
+    story.says(second[1], msg.Lingering())
+    assert [isinstance(proc.asked, msg.Stop) for proc in first] == [True, True]
+    assert not any(isinstance(proc.asked, msg.Stop) for proc in second)
+
+
+def test_lingering_workers_leave_rows_for_successors() -> None:
+    story = lingers(2, capacity=5)
+    assert len(story.supervisor.workers.lingering()) == 2
+    first = story.alive()[0]
+    story.hup()
+    story.all_ready()
+    assert isinstance(first.asked, msg.Stop)
+
+
+def test_lingering_workers_do_not_delay_replacements() -> None:
+    story = lingers(1)
+    story.says(story.newest(), msg.ReplaceMe("recycled"))
+    assert len(story.alive()) == 3
 
 
 def test_winch_drains_all_and_keeps_the_sockets() -> None:
@@ -643,12 +865,6 @@ def test_usr1_reaches_every_worker() -> None:
     assert story.took(actions.ReopenLogFiles)
     for serial in (1, 2):
         assert actions.SendMessage(serial, msg.ReopenLogs()) in story.actions
-
-
-def test_usr2_is_not_there_yet() -> None:
-    story = Story(1).serve()
-    story.signal("SIGUSR2")
-    assert story.said("upgrade is not available yet")
 
 
 # --- stop -------------------------------------------------------------------------------------
@@ -725,7 +941,7 @@ def test_a_configuration_that_arrives_too_late_is_dropped() -> None:
     story.signal("SIGWINCH")
     story.tell(events.ConfigLoaded(2, Policy(workers=9)))
     assert actions.DropGeneration(2) in story.actions
-    assert story.supervisor.target == 1
+    assert story.supervisor.count.target == 1
 
 
 # --- pre_stop_delay ---------------------------------------------------------------------------
@@ -797,3 +1013,94 @@ def test_a_reload_under_way_goes_on_during_pre_stop_delay() -> None:
     assert story.supervisor.generation == 2
     story.advance(5)
     assert all(proc.asked for proc in story.alive())
+
+
+# --- autoscaling --------------------------------------------------------------------------------
+
+
+def loaded(story: Story, demand: int, seconds: float = 3.0) -> None:
+    """Measure this many requests for so long; new workers get ready at once."""
+    story.demand = demand
+    for _ in range(round(seconds / SAMPLE_S)):
+        story.now += SAMPLE_S
+        story.measure_load()
+        story.all_ready()
+        for proc in story.alive():
+            if proc.asked is not None:
+                story.exits(proc)
+
+
+def test_the_load_sets_the_number_of_workers_within_its_bounds() -> None:
+    story = Story(2, max_workers=6, scale_down_delay_s=5.0).serve()
+    loaded(story, 9)
+    assert (story.supervisor.count.target, len(story.alive())) == (6, 6)
+    assert story.said("scaled up to 4 from 2: 100% of the capacity is in use, and 7 more requests")
+    assert actions.WorkerCountChanged(4, 2) in story.actions
+    loaded(story, 0, 20)
+    assert (story.supervisor.count.target, len(story.alive())) == (2, 2)
+    assert story.said("scaled down to 5 from 6: fewer were enough for 5 s")
+
+
+def test_the_least_busy_worker_is_retired() -> None:
+    story = Story(2, max_workers=4, scale_down_delay_s=5.0).serve()
+    loaded(story, 4)
+    assert [proc.slot for proc in story.alive()] == [1, 2, 3, 4]
+    # The model gives the one request to the newest worker.
+    loaded(story, 1, 12)
+    assert [proc.slot for proc in story.alive()] == [1, 4]
+
+
+def test_ttin_and_ttou_move_the_lower_bound() -> None:
+    story = Story(2, max_workers=4).serve()
+    story.signal("SIGTTIN")
+    assert (story.supervisor.count.low, story.supervisor.count.target) == (3, 3)
+    assert story.said("SIGTTIN: at least 3 instead of 2 workers, at most 4")
+    loaded(story, 9)
+    assert story.supervisor.count.target == 4
+    story.signal("SIGTTOU")
+    assert (story.supervisor.count.low, story.supervisor.count.target) == (2, 4)
+    for _ in range(3):
+        story.signal("SIGTTIN")
+    assert (story.supervisor.count.low, story.supervisor.count.target) == (4, 4)
+    assert story.said("SIGTTIN: autoscaling goes up to 4 workers (workers = MIN:MAX)")
+
+
+def test_a_reload_during_scaling_keeps_the_number_and_a_roll_back_too() -> None:
+    story = Story(2, max_workers=6).serve()
+    loaded(story, 9)
+    story.hup()
+    story.ready(story.newest())
+    assert story.supervisor.generation == 2
+    assert story.supervisor.count.target == 6
+    for _ in range(3):
+        story.advance(1)
+        story.exits(story.newest(), 1)
+    assert story.supervisor.generation == 1
+    assert (story.supervisor.count.low, story.supervisor.count.target) == (2, 6)
+
+
+def test_a_reload_changes_the_bounds() -> None:
+    story = Story(2, max_workers=6).serve()
+    loaded(story, 9)
+    policy = story.supervisor.policy
+    story.hup(replace(policy, workers=1, max_workers=4))
+    story.ready(story.newest())
+    assert (
+        story.supervisor.count.low,
+        story.supervisor.count.target,
+        story.supervisor.count.most,
+    ) == (1, 4, 4)
+    story = Story(2, max_workers=6).serve()
+    loaded(story, 9)
+    story.hup(replace(policy, workers=3, max_workers=0))
+    story.ready(story.newest())
+    assert (story.supervisor.count.low, story.supervisor.count.target) == (3, 3)
+
+
+def test_a_paused_server_is_not_scaled() -> None:
+    story = Story(2, max_workers=6).serve()
+    story.signal("SIGWINCH")
+    loaded(story, 9)
+    assert story.alive() == []
+    story.signal("SIGTTIN")
+    assert len(story.alive()) == 2

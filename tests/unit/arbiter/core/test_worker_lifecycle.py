@@ -1,4 +1,4 @@
-"""The steps of a single worker's life, and the actions that follow from each."""
+"""The steps of a single worker, and their actions."""
 
 from __future__ import annotations
 

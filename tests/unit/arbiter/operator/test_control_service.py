@@ -1,7 +1,8 @@
-"""What operators are answered, with the arbiter's own supervisor and no socket."""
+"""Answers to operators, with the arbiter's own supervisor and no socket."""
 
 from __future__ import annotations
 
+import json
 import os
 import select
 from collections import deque
@@ -23,7 +24,7 @@ from servo.arbiter.operator.lifecycle_events import event_of
 from servo.control import protocol
 from servo.control.server import Caller
 from servo.errors import ConfigError
-from servo.ipc.messages import LogRecords
+from servo.ipc.messages import LogRecords, Ready
 from servo.settings.sources import Settings
 from servo.shared_memory.scoreboard import Scoreboard
 
@@ -80,7 +81,10 @@ class Server:
         self.supervisor = Supervisor(Policy(workers=1))
         self.scoreboard = board
         self.router = FakeRouter()
-        self.workers = SimpleNamespace(send=lambda *_: None)
+        self.signals: list[tuple[int, int]] = []
+        self.may_signal = True
+        self.reopened: dict[str, str] = {}
+        self.workers = SimpleNamespace(send=lambda *_: None, signal=self.signal)
         self.listeners = [SimpleNamespace(name="http://127.0.0.1:8000")]
         self.inbox: deque[events.Event] = deque()
         self.now = 1.0
@@ -88,6 +92,10 @@ class Server:
         self.pids = iter(range(1001, 2000))
         self.enqueue(events.Started())
         self.turn()
+
+    def signal(self, serial: int, signum: int) -> bool:
+        self.signals.append((serial, signum))
+        return self.may_signal
 
     def enqueue(self, event: events.Event) -> None:
         self.inbox.append(event)
@@ -100,6 +108,8 @@ class Server:
                     self.enqueue(events.Forked(action.serial, next(self.pids)))
                 elif isinstance(action, actions.RecordLifecycleEvent):
                     self.service.on_event(event_of(action, 100.0))
+                elif isinstance(action, actions.ReopenLogFiles):
+                    self.service.on_logs_reopened(self.reopened)
                 elif isinstance(action, actions.CommandAnswered):
                     self.service.answered(action)
         self.service.settle()
@@ -135,7 +145,7 @@ def test_questions_are_answered_at_once(server: Server) -> None:
 def test_a_command_is_answered_when_the_supervisor_has_decided(server: Server) -> None:
     result = server.ask("scale", to="+1").result
     assert result is not None
-    assert server.supervisor.target == 2
+    assert server.supervisor.count.target == 2
     refused = server.ask("restart-worker", slot=9, wait=False)
     assert refused.failure is not None
     assert refused.failure[0] == protocol.REFUSED
@@ -193,6 +203,38 @@ def test_a_stack_of_a_worker_that_is_not_there(server: Server) -> None:
     assert failure == (protocol.REFUSED, "there is no worker 4; there is 1")
 
 
+def test_reopened_logs_are_named(server: Server) -> None:
+    server.reopened = {"/var/log/error.log": "", "/var/log/access.log": ""}
+    assert server.ask("reopen").result == {"files": list(server.reopened), "workers": 1}
+    server.reopened["/var/log/access.log"] = "can't open /var/log/access.log: No space left"
+    failure = server.ask("reopen").failure
+    text = "the old log stays in use: can't open /var/log/access.log: No space left"
+    assert failure == (protocol.REFUSED, text)
+
+
+def test_a_signal_goes_to_the_worker_that_stays(server: Server) -> None:
+    result = server.ask("signal", slot=1, name="kill").result
+    assert result is not None
+    assert (result["slot"], result["pid"], result["signal"]) == (1, 1001, "SIGKILL")
+    assert "a new worker takes slot 1" in result["effect"]
+    assert server.signals == [(1, 9)]
+
+
+def test_a_signal_that_can_not_be_sent(server: Server) -> None:
+    unknown = server.ask("signal", slot=1, name="TREM").failure
+    assert unknown == (protocol.USAGE, "'TREM' is not a signal; did you mean TERM?")
+    no_slot = server.ask("signal", slot=2, name="TERM").failure
+    assert no_slot == (protocol.REFUSED, "there is no worker 2; there is 1")
+    a_pid = server.ask("signal", slot=1001, name="TERM").failure
+    text = "there is no worker 1001; there is 1; 1001 is the pid of worker 1"
+    assert a_pid == (protocol.REFUSED, text)
+    assert server.signals == []
+    server.may_signal = False
+    forbidden = server.ask("signal", slot=1, name="TERM").failure
+    assert forbidden is not None
+    assert "can't be sent SIGTERM" in forbidden[1]
+
+
 def test_an_error_in_an_answer_does_not_end_the_server(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -207,3 +249,40 @@ def test_a_path_where_no_socket_can_be() -> None:
     long = Settings({"app": "x:app", "control_socket": "/tmp/" + "x" * 200}, {})
     with pytest.raises(ConfigError, match="control_socket: "):
         check_control_socket(long)
+
+
+def test_only_root_and_the_servers_user_may_name_an_interpreter(server: Server) -> None:
+    """Others in control_allow would choose a program that runs as the server's user."""
+    server.enqueue(events.MessageReceived(1, Ready("sync")))
+    server.turn()
+    other = FakeCaller()
+    other.uid = 65534
+    args = {"python": "/tmp/python", "wait": True}
+    server.service._handle(cast("Caller", other), protocol.Request("upgrade", args))
+    server.turn()
+    assert other.failure == (
+        protocol.DENIED,
+        f"only root and user {os.geteuid()} may name an interpreter",
+    )
+    assert server.supervisor.upgrade is None
+
+
+def test_a_caller_learns_that_its_upgrade_has_failed(server: Server) -> None:
+    server.enqueue(events.MessageReceived(1, Ready("sync")))
+    server.turn()
+    caller = server.ask("upgrade", python="/opt/python", wait=True)
+    assert caller.received == [{"step": "accepted", "generation": 2, "workers": 1}]
+    server.enqueue(events.PreflightEnded("there is no interpreter /opt/python"))
+    server.turn()
+    assert caller.failure == (protocol.REFUSED, "there is no interpreter /opt/python")
+
+
+def test_the_next_program_has_the_events_of_this_one(server: Server) -> None:
+    server.enqueue(events.ChildExited(1001, 1))
+    server.turn()
+    state = json.loads(json.dumps(server.service.to_state()))
+    with select.epoll() as epoll:
+        after = ControlService(cast("Any", server), ControlSocket(server.settings), epoll)
+    after.restore(state)
+    assert after.to_state() == server.service.to_state()
+    assert after._last_exits[1].reason == "exited"

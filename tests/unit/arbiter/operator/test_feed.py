@@ -1,4 +1,4 @@
-"""What operators can look back on, and what followers get."""
+"""Kept records, and new records for followers."""
 
 from __future__ import annotations
 

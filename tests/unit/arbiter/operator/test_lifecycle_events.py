@@ -1,4 +1,4 @@
-"""Lifecycle events as operators and the log get them."""
+"""Lifecycle events for operators and the log."""
 
 from __future__ import annotations
 

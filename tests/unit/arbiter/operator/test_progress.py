@@ -1,11 +1,16 @@
-"""What a caller hears of a reload, a restart and a stop."""
+"""The progress of a reload, a restart and a stop, for the caller."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from servo.arbiter.operator.lifecycle_events import LifecycleEvent
-from servo.arbiter.operator.progress import ReloadProgress, RestartProgress, StopProgress
+from servo.arbiter.operator.progress import (
+    ReloadProgress,
+    RestartProgress,
+    StopProgress,
+    UpgradeProgress,
+)
 
 
 def event(name: str, **values: Any) -> LifecycleEvent:
@@ -89,3 +94,11 @@ def test_a_stop() -> None:
     step = progress.see(event("exited", slot=1, pid=11))
     assert step is not None
     assert step.note["slot"] == 1
+
+
+def test_an_upgrade_up_to_its_failure() -> None:
+    progress = UpgradeProgress()
+    assert progress.see(event("upgrade_started", generation=2)) is None
+    step = progress.see(event("upgrade_failed", reason="no memory", details="Traceback"))
+    assert step is not None
+    assert (step.failed, step.details, step.rolled_back) == ("no memory", "Traceback", False)

@@ -1,4 +1,4 @@
-"""Asking workers: by a message, then by a signal, and never for ever."""
+"""Queries of workers: by a message, then by a signal, always with a time limit."""
 
 from __future__ import annotations
 

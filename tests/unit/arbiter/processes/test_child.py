@@ -1,4 +1,4 @@
-"""When a helper process that has ended is started again."""
+"""The delays before the restart of a helper process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which descriptors a new child keeps, and who learns of what happens to it."""
+"""The descriptors of a new child, and the reports about its descriptor and exit."""
 
 from __future__ import annotations
 
@@ -53,9 +53,13 @@ def is_open(fd: int) -> bool:
     return True
 
 
-def reap(loop: Any) -> None:
-    """Wait for a child of the test's own, then reap as the loop does."""
-    os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+def reap(loop: Any, *children: Child) -> None:
+    """Wait until these children have ended, then reap as the loop does.
+
+    Another test's child may be a zombie of this process, so waiting for any child is not enough.
+    """
+    for child in children:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     loop.table.reap()
 
 
@@ -72,8 +76,7 @@ def test_a_child_keeps_only_what_it_names(loop: Any) -> None:
         return 7 if is_open(kept.fd) and not any(map(is_open, closed)) else 1
 
     loop.table.start(two, main, keep=(kept,))
-    while not (one.codes and two.codes):
-        reap(loop)
+    reap(loop, one, two)
     assert (one.codes, two.codes) == ([0], [7])
     # The arbiter's own are open.
     assert all(map(is_open, [one.reader, two.reader, kept.fd, other.fd, epoll_fd]))
@@ -92,8 +95,7 @@ def test_events_go_to_the_child_that_has_the_descriptor(loop: Any) -> None:
     loop.table.unwatch(two)
     assert not loop.table.on_ready(two.reader, select.EPOLLIN)
     assert loop.table.on_ready(one.reader, select.EPOLLHUP)
-    while not (one.codes and two.codes):
-        reap(loop)
+    reap(loop, one, two)
     for child in (one, two):
         loop.table.remove(child)
         child.close()
@@ -102,11 +104,11 @@ def test_events_go_to_the_child_that_has_the_descriptor(loop: Any) -> None:
 def test_a_removed_child_is_reaped_as_a_stranger(
     loop: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", "servo.error")
     child = Child()
     loop.table.start(child, lambda: 0)
     loop.table.remove(child)
-    reap(loop)
+    reap(loop, child)
     assert child.codes == []
     assert f"Reaped process {child.pid}" in caplog.text
     child.close()
@@ -123,7 +125,7 @@ def test_a_fork_that_fails_leaves_nothing(loop: Any, monkeypatch: pytest.MonkeyP
             loop.table.start(child, lambda: 0)
     assert not loop.table.on_ready(child.reader, select.EPOLLIN)
     loop.table.start(child, lambda: 3)
-    reap(loop)
+    reap(loop, child)
     assert child.codes == [3]
     loop.table.remove(child)
     child.close()

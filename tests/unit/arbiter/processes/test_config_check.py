@@ -1,4 +1,4 @@
-"""The check of a configuration in a child process that is thrown away."""
+"""The check of a configuration in a temporary child process."""
 
 from __future__ import annotations
 

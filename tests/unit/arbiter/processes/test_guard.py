@@ -1,4 +1,4 @@
-"""The guard, with real processes that wait for what the test does; nobody sleeps."""
+"""The guard, with real processes that wait for the test. No process sleeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from servo.arbiter.processes import spawn
-from servo.arbiter.processes.guard import _RECORD, Guard, GuardedWorker, guard_workers
+from servo.arbiter.processes.guard import _DISMISSED, _RECORD, Guard, GuardedWorker, guard_workers
 
 LONG_S = 3600.0
 
@@ -142,4 +142,28 @@ def test_its_end_is_readable(loop) -> None:
     guard = Guard(loop.table, list, None)
     guard.tick(100.0)
     assert loop.epoll.poll(0) == []
+    guard.stop()
+
+
+def test_a_guard_that_is_dismissed_leaves_the_workers_alone(worker, pair) -> None:
+    ours, theirs = pair
+    pid = worker()
+    ours.send(_DISMISSED)
+    guard_workers(theirs, [GuardedWorker(pid, 0.0)], None)
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+
+
+def test_the_former_guard_is_dismissed_once_the_new_one_runs(loop, worker, pair) -> None:
+    ours, theirs = pair
+    pid = worker()
+    guard = Guard(loop.table, lambda: [GuardedWorker(pid, LONG_S)], None)
+    guard.succeed(guard.to_state(lambda fd: fd))  # there was none
+    guard.succeed(os.dup(ours.fileno()))
+    ours.close()
+    theirs.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        theirs.recv(100)
+    guard.tick(1000.0)
+    assert theirs.recv(100) == _DISMISSED
+    assert theirs.recv(100) == b""
     guard.stop()

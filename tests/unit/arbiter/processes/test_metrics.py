@@ -1,4 +1,4 @@
-"""The metrics process, as the arbiter ends it."""
+"""The end of the metrics process."""
 
 from __future__ import annotations
 

@@ -134,3 +134,37 @@ def test_signals_come_in_order_and_handlers_go_back() -> None:
     finally:
         inbox.close()
     assert signal.getsignal(signal.SIGHUP) is before
+
+
+def test_children_and_others() -> None:
+    pid = spawn.fork(lambda: 0, nothing)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert spawn.is_child(pid), "it has ended and was not reaped"
+    os.waitpid(pid, 0)
+    assert not spawn.is_child(pid)
+    assert not spawn.is_child(os.getppid())
+
+
+def test_an_orphan_is_adopted() -> None:
+    def main() -> int:
+        assert spawn.adopt_orphans() is None
+        reader, writer = os.pipe()
+        middle = os.fork()
+        if middle == 0:
+            if os.fork() == 0:
+                os.close(writer)
+                os.read(reader, 1)
+                os._exit(7)
+            os._exit(0)
+        os.close(reader)
+        os.waitpid(middle, 0)
+        os.close(writer)
+        _, status = os.waitpid(-1, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    assert code_of(spawn.fork(main, nothing)) == 7
+
+
+def test_a_system_without_subreapers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert spawn.adopt_orphans() == "darwin has no PR_SET_CHILD_SUBREAPER"

@@ -1,7 +1,8 @@
-"""The arbiter's side of a worker, where system calls fail or never end."""
+"""The arbiter's side of a worker, with system calls that fail or never end."""
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -10,11 +11,12 @@ from typing import Any, cast
 
 import pytest
 
+from servo.arbiter.core import events
 from servo.arbiter.hook_objects import ArbiterHookWorker
 from servo.arbiter.processes.child_table import ChildTable
 from servo.arbiter.processes.workers import WorkerProcess, WorkerProcesses
-from servo.ipc.channel import Channel
-from servo.ipc.messages import Ready
+from servo.ipc.channel import Channel, channel_pair
+from servo.ipc.messages import REQUEST, AppMessage, Ready
 from servo.settings.sources import Settings
 from servo.shared_memory.scoreboard import Scoreboard
 
@@ -62,3 +64,54 @@ def test_a_dump_file_that_fails(workers: tuple[WorkerProcesses, WorkerProcess]) 
     assert not processes.request_dump(1, signal.SIGUSR2)
     assert processes.read_dump(1) == ""
     os.close(reader)
+
+
+def test_a_reaped_worker_gets_no_signal(
+    workers: tuple[WorkerProcesses, WorkerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may have its pid."""
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, signum: sent.append((pid, signum)))
+    processes, worker = workers
+    assert processes.signal(1, signal.SIGUSR1)
+    assert processes.kill(1, "SIGTERM")
+    worker.reaped = True
+    assert not processes.signal(1, signal.SIGUSR1)
+    assert processes.kill(1, "SIGTERM")  # there is nothing left to kill
+    assert not processes.signal(2, signal.SIGUSR1)
+    assert sent == [(1000, signal.SIGUSR1), (1000, signal.SIGTERM)]
+
+
+def copy_of(fd: int) -> int:
+    return os.dup(fd) if fd >= 0 else -1
+
+
+def test_the_next_program_adopts_a_worker() -> None:
+    """With its channel, its row, and the requests that it has not answered."""
+    board = Scoreboard(1)
+    enqueued: list[Any] = []
+    with select.epoll() as epoll:
+        table = ChildTable(epoll)
+        before = WorkerProcesses(board, ChildTable(epoll), enqueued.append, lambda *_: None)
+        worker = WorkerProcess(
+            before, 7, 2, 3, SETTINGS, ArbiterHookWorker(7, 2, SETTINGS), None, pid=1000
+        )
+        worker.row_index = board.allocate(7, 2, 3)
+        worker.channel, theirs = channel_pair()
+        worker.unanswered[5, 1] = AppMessage.make(REQUEST, (1, 5), 2, b"t", b"{}", 1)
+        before._add(worker)
+        (state,) = json.loads(json.dumps(before.to_state(lambda fd: fd)))
+        after = WorkerProcesses(board, table, enqueued.append, lambda *_: None)
+        adopted = after.adopt(state, copy_of, SETTINGS, None)
+        worker.channel.close()
+        assert (adopted.serial, adopted.slot, adopted.generation, adopted.pid) == (7, 2, 3, 1000)
+        assert after.in_slot(2) == [adopted]
+        assert after.hook_workers()[1000].age == 7
+        (request,) = adopted.unanswered.values()
+        assert (request.kind, request.slot, request.serial, request.number) == (REQUEST, 1, 5, 1)
+        theirs.send(Ready())
+        assert table.on_ready(adopted.fileno(), select.EPOLLIN)
+        assert enqueued == [events.MessageReceived(7, Ready())]
+        after.close()
+        theirs.close()
+    board.close()

@@ -1,4 +1,4 @@
-"""The chunked coding: what is refused, and the limits."""
+"""The chunked coding: refused forms, and the limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 connection by its bytes: requests in, over both parsers, and answers out."""
+"""An HTTP/1.1 connection in bytes: requests with both parsers, and responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Field lines by themselves: the grammar, and the limits however the bytes are cut."""
+"""Field lines: the grammar, and the limits, for any division of the bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fields that repeat on a connection are judged once. No client may be able to notice."""
+"""Repeated fields of a connection are parsed only once, without any effect for clients."""
 
 from __future__ import annotations
 

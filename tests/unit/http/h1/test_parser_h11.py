@@ -1,7 +1,6 @@
-"""Invariants, for bytes that nobody thought of.
+"""Invariants for random bytes.
 
-However a stream is cut, the same requests come of it, and the same verdict; and it does not matter
-which parser reads it.
+The requests and the errors depend neither on the division of the stream nor on the parser.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who may use the control socket."""
+"""The users that may use the control socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of HTTP that accept more than their types alone."""
+"""The settings of HTTP with checks beyond their types."""
 
 from __future__ import annotations
 

@@ -1,14 +1,11 @@
-"""Versions of HTTP, with and without the h2 library."""
+"""Versions of HTTP."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
 from servo.errors import ConfigError
 from servo.settings.schema import SETTINGS
-from servo.settings.sections import http2
 
 PROTOCOLS, CLEARTEXT = SETTINGS["http_protocols"], SETTINGS["http2_cleartext"]
 
@@ -37,18 +34,3 @@ def test_an_unknown_version() -> None:
 )
 def test_cleartext(value: object, mode: str) -> None:
     assert CLEARTEXT.read(value, "a test") == mode
-
-
-def test_http2_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http2, "has_http2", lambda: False)
-    for setting, value in ((PROTOCOLS, ["h2", "h1"]), (CLEARTEXT, "upgrade")):
-        with pytest.raises(ConfigError, match=r"\(a test\); HTTP/2 needs the h2 library: pip"):
-            setting.check(value, "a test", Path("/"))
-    PROTOCOLS.check(["h1"], "a test", Path("/"))
-    CLEARTEXT.check("off", "a test", Path("/"))
-
-
-def test_http2_with_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http2, "has_http2", lambda: True)
-    PROTOCOLS.check(["h2"], "a test", Path("/"))
-    CLEARTEXT.check("both", "a test", Path("/"))

@@ -1,4 +1,4 @@
-"""Accepting, with a real listener and a driver under the control of the test."""
+"""Accepting, with a real listener and a driver under the test's control."""
 
 from __future__ import annotations
 

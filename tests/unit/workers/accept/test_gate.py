@@ -1,4 +1,4 @@
-"""The load gate, over a real scoreboard and made-up times."""
+"""The load gate, with a real scoreboard and fake times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain HTTP at a TLS port: each client is answered, the log is not filled."""
+"""Plain HTTP on a TLS port: each client gets a response, but the log few lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP/1.1 of the `async` worker on a fake transport: requests, responses and how they end."""
+"""HTTP/1.1 in the `async` worker on a fake transport: requests, responses and their ends."""
 
 from __future__ import annotations
 
@@ -556,6 +556,25 @@ def test_an_idle_connection_is_closed_after_keepalive(make: Make) -> None:
     server.after(1.5)
     assert connection.closed
     assert not connection.transport.aborted
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_a_request_that_came_in_time_is_answered_after_a_standstill(
+    make: Make, draining: bool
+) -> None:
+    """After SIGSTOP, for example, the timers can run before the loop reads."""
+    server = make(keepalive=5)
+    connection = server.connect()
+    connection.send(GET)
+    if draining:
+        server.drain(idle_s=0.05)
+    connection.theirs.send(GET)
+    server.after(6)
+    assert not connection.closed
+    connection.send(connection.transport.sock.recv(1000))
+    assert connection.responses == [(200, b"GET/")] * 2
+    server.after(6)
+    assert connection.closed
 
 
 def test_request_timeout_answers_504_and_cancels_the_application(

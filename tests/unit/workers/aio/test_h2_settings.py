@@ -1,4 +1,4 @@
-"""Whether and how a worker speaks HTTP/2."""
+"""The HTTP/2 settings of a worker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from servo.settings.sources import Settings
-from servo.workers.aio import h2_settings as module
 from servo.workers.aio.h2_settings import H2Settings, h2_settings
 
 TLS: Any = object()
@@ -64,8 +63,3 @@ def test_without_tls_it_is_spoken_only_if_so_set() -> None:
 def test_protocols_that_leave_it_out() -> None:
     assert h2_settings(settings(http_protocols=["h1"]), TLS) is None
     assert h2_settings(settings(http_protocols=["h1", "h2"]), TLS) is not None
-
-
-def test_without_its_library_it_is_not_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "has_http2", lambda: False)
-    assert h2_settings(settings(), TLS) is None

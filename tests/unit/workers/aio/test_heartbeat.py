@@ -1,4 +1,4 @@
-"""When an event loop beats, and what it measures by the way."""
+"""The heartbeats of an event loop, and the measured delays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a closed connection is kept."""
+"""The time for which a closed connection is kept."""
 
 from __future__ import annotations
 

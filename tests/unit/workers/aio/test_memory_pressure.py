@@ -1,4 +1,4 @@
-"""What waits for the clients of one worker, and who is cut."""
+"""The unsent bytes of one worker, and the clients to cut."""
 
 from __future__ import annotations
 

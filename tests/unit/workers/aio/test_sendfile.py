@@ -1,4 +1,4 @@
-"""Files to sockets that an event loop has, on a socket pair and without waiting."""
+"""Files to the sockets of an event loop, on a socket pair and without waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the connections of an `async` worker have in common."""
+"""The shared state of an `async` worker's connections."""
 
 from __future__ import annotations
 

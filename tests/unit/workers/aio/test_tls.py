@@ -1,4 +1,4 @@
-"""What the `async` worker does around the loop's own TLS."""
+"""The `async` worker's steps around the TLS of the event loop."""
 
 from __future__ import annotations
 

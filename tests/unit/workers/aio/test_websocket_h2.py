@@ -1,4 +1,4 @@
-"""A WebSocket on a stream of HTTP/2 (RFC 8441): its wire is the stream, and only that."""
+"""A WebSocket on an HTTP/2 stream (RFC 8441)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a request becomes a WebSocket in the `async` worker, or does not."""
+"""WebSocket handshakes in the `async` worker, valid and invalid."""
 
 from __future__ import annotations
 

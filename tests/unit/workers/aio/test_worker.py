@@ -1,4 +1,4 @@
-"""The `async` worker from its first turn to its last: accepting, beating, draining and ending."""
+"""The `async` worker from its start to its end: accepting, heartbeats, draining."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A connection of the blocking workers over a socket pair: who sends what, and when."""
+"""A connection of the blocking workers over a socket pair: the order of its sends."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Environs are made from what a connection and its worker remember of earlier requests. No
-application may be able to tell."""
+"""Environs, made from the memory of a connection and its worker. Earlier requests must have no
+visible effect for an application.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits for a slow client: in order, bounded, and given back."""
+"""The buffer for a slow client: its order, its limits, and the release of its memory."""
 
 from __future__ import annotations
 

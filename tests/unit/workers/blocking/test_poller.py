@@ -1,6 +1,6 @@
-"""The poller of the blocking workers, a turn of its loop at a time: reading, writing and closing.
+"""The poller of the blocking workers, one turn of its loop at a time: reading, writing and closing.
 
-Each test plays a script between the turns; see `fakes.BlockingServer`.
+Each test runs a script between the turns; see `fakes.BlockingServer`.
 """
 
 from __future__ import annotations
@@ -561,6 +561,39 @@ def test_an_idle_connection_is_closed_after_keepalive(make: Make) -> None:
         assert client.gone
         assert not client.reset
         assert not server.worker.connections
+
+    server.run(script())
+
+
+def test_a_request_that_comes_during_a_slow_one_is_answered(make: Make) -> None:
+    """Its keep-alive time ends before the worker reads it."""
+    clients: list[Any] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/slow":
+            server.clock.advance(4)
+            clients[0].send(GET)
+            server.clock.advance(4)
+        start_response("200 OK", [])
+        return [b"done"]
+
+    server = make(app, keepalive=5)
+
+    def script() -> Script:
+        idle, silent, slow = (server.connect() for _ in range(3))
+        clients.append(idle)
+        for client in (idle, silent):
+            client.send(GET)
+        for _ in range(4):
+            yield
+        idle.read()
+        silent.read()
+        slow.send(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n")
+        for _ in range(3):
+            yield
+        assert responses(slow.read()) == [(200, b"done")]
+        assert responses(idle.read()) == [(200, b"done")]
+        assert silent.gone
 
     server.run(script())
 

@@ -1,4 +1,4 @@
-"""The poller over TLS: a handshake is a part of reading, and no turn of it waits."""
+"""The poller over TLS: the handshake is a part of reading, and never blocks."""
 
 from __future__ import annotations
 

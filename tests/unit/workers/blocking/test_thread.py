@@ -1,6 +1,6 @@
-"""The `thread` worker: its threads run the application, and its poller does all the rest.
+"""The `thread` worker: its threads run the application, and its poller does the other work.
 
-Where a script has to wait for a thread it yields WAIT: the poller then waits for the thread's word.
+To wait for a thread, a script yields WAIT. The poller then waits until the thread wakes it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import pytest
 from unit.workers.fakes import GET, WAIT, BlockingServer, Client, responses
 
 from servo.ipc.messages import ReplaceMe, Retire
+from servo.workers.blocking import thread as thread_module
+from servo.workers.blocking.thread import ThreadWorker
 
 Make = Callable[..., BlockingServer]
 Script = Iterator[object]
@@ -427,3 +429,38 @@ def test_a_retired_worker_ends_when_its_threads_are_done(make: Make) -> None:
     server.run(script())
     assert not server.worker.finished
     assert not server.worker.connections
+
+
+def test_idle_threads_end_before_a_mold_is_forked(make: Make) -> None:
+    server = make(hello)
+
+    def script() -> Script:
+        client = server.connect()
+        client.send(GET)
+        yield
+        yield from finish(server, 1)
+
+    server.run(script())
+    assert isinstance(server.worker, ThreadWorker)
+    assert server.worker.end_threads() == ""
+    assert not any(thread.is_alive() for thread in server.worker.threads)
+
+
+def test_a_thread_that_hangs_in_a_request_forbids_a_mold(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thread_module, "END_THREADS_S", 0.0)
+    held = Held()
+    server = make(held)
+
+    def script() -> Script:
+        client = server.connect()
+        client.send(GET)
+        yield
+        held.started()
+        assert isinstance(server.worker, ThreadWorker)
+        assert server.worker.end_threads().endswith("of its threads hang in requests")
+        held.release()
+        yield from finish(server, 1)
+
+    server.run(script())

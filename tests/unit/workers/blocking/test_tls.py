@@ -1,4 +1,4 @@
-"""The poller's TLS socket, over a socket pair, with Python's own TLS as its client."""
+"""The poller's TLS socket, over a socket pair, with Python's own TLS as the client."""
 
 from __future__ import annotations
 

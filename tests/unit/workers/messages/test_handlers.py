@@ -1,4 +1,4 @@
-"""Who runs the handlers of messages: in which thread, in which order, and how many at once."""
+"""The threads of message handlers, their order, and the number at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's mailbox with a real channel, whose other end the test holds in the arbiter's place."""
+"""A worker's mailbox with a real channel. The test holds the arbiter's end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a finished request leaves behind in the scoreboard's row and the access log."""
+"""The counts in the scoreboard's row, and the line of the access log, for a finished request."""
 
 from __future__ import annotations
 

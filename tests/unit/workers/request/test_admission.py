@@ -1,4 +1,4 @@
-"""The steps that every request takes to the application: their order, and what refuses it."""
+"""The steps of every request to the application: their order, and their refusals."""
 
 from __future__ import annotations
 
@@ -75,13 +75,19 @@ def test_a_unix_socket_has_no_address() -> None:
     assert admitted.remote == ""
 
 
+def keeps_alive(world: World, peer: Peer) -> bool:
+    admitted = world.admit(peer=peer)
+    assert isinstance(admitted, Admitted)
+    return admitted.request.keep_alive
+
+
 def test_the_last_request_of_a_connection_is_counted_to() -> None:
     world = World(keepalive_requests=3)
     peer = world.peer()
-    assert [world.admission.is_last(peer) for _ in range(4)] == [False, False, True, True]
+    assert [keeps_alive(world, peer) for _ in range(4)] == [True, True, False, False]
     assert peer.requests == 4
     world = World(keepalive_requests=0)
-    assert not any(world.admission.is_last(peer) for _ in range(100))
+    assert all(keeps_alive(world, peer) for _ in range(100))
 
 
 def test_too_many_in_flight_are_refused_with_retry_after() -> None:

@@ -1,4 +1,4 @@
-"""The objects that hooks of a configuration file are given, with the names that gunicorn's have."""
+"""The objects for hooks of a configuration file, with gunicorn's names."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_what_pre_fork_has_kept_is_there(world: World) -> None:
 
 def test_the_application_is_there_once_it_is_loaded(world: World) -> None:
     worker = make_hook_worker(world)
-    with pytest.raises(AttributeError, match="in post_worker_init"):
+    with pytest.raises(AttributeError, match="before the post_worker_init hook"):
         _ = worker.wsgi
     worker.app.callable = hello
     assert worker.wsgi is hello

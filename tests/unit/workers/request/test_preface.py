@@ -1,4 +1,4 @@
-"""What comes before HTTP on a connection: the PROXY protocol, and the first bytes of HTTP/2."""
+"""The bytes before HTTP on a connection: the PROXY protocol, and the preface of HTTP/2."""
 
 from __future__ import annotations
 
