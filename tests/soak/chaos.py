@@ -1,336 +1,100 @@
 """Chaos: clients of many kinds, a random operator, and processes that die.
 
-Three servers, one of each class, are loaded for a given time. Meanwhile a random operator deploys
-good and broken releases, scales, restarts workers and rotates logs, and faults kill or stop
-workers. Every answer is checked. A lost request is excused only if a killed worker held
-its connection. To know that, the run first stops the worker, then lists its sockets from /proc (a
-stopped worker can't accept another one), and only then kills it.
+Four servers, one of each class and one with a mold, are loaded for a given time by 32 clients each.
+Meanwhile a random operator deploys good and broken releases, rolls back, scales, restarts workers,
+upgrades Servo in place, and renews logs and certificates; `max_requests` recycles workers. Faults
+kill or stop workers and molds. Every answer is checked. A lost request is excused only if a killed
+worker held its connection. To know that, the run first stops the worker, then lists its sockets
+from /proc (a stopped worker can't accept another one), and only then kills it.
 
-The run looks at each server before the load and after it, both times when the server has settled.
-In between, it may not have gained descriptors of any kind, zombies, processes or socket files, and
-its memory may have grown only within limits.
+The run inspects each server before and after the load, both times when the server has settled.
+After the load, the server may not have more descriptors of any kind, memfds, zombies, processes or
+socket files than before, and its memory may have grown only within limits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import random
 import re
-import signal
 import ssl
 import time
-from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trustme
-from chaos_clients import Tally, clients
+from chaos_clients import SECURE, Tally, clients
+from chaos_leaks import Growth, Possessions, client_ports
+from chaos_operator import BOOT_S, Agenda, Certificate, Operator, source
 
 from integration import releases
-from integration.server import Process, Server, alive, command_line, memory, processes, wait_for
+from integration.server import Server, memory, wait_for
 from integration.turmoil import connect as control
 from integration.turmoil import workers_of
-from servo.control.client import ControlError
 
-SOURCE = Path(__file__).with_name("chaos_app.py").read_text()
 CLASSES = {
     "sync": ("wsgi", ("-k", "sync")),
     "thread": ("wsgi", ("-k", "thread", "--threads", "4")),
     "async": ("asgi", ("-k", "async")),
+    "preload": ("asgi", ("-k", "async", "--preload")),
 }
-BROKEN = {
-    **releases.BROKEN,
-    "crashes on import": "import os\nos.abort()\n",
-    "has no app": "nothing = None\n",
-}
-# A broken release that hangs is noticed after BOOT_S; the rest is slack for a busy machine.
-BOOT_S = 8
-LIMITS = ("--boot-timeout", str(BOOT_S), "--timeout", "6", "--graceful-timeout", "15")
-WORKERS = (2, 4)
+# Seconds that an old generation is kept. A release that answers 500 is noticed within this time.
+BAKE_S = 12
+LIMITS = (
+    *("--boot-timeout", str(BOOT_S), "--timeout", "8", "--graceful-timeout", "60"),
+    *("--bake-time", str(BAKE_S), "--max-requests", "200", "--max-requests-jitter", "100"),
+)
 SETTLED = 3
 WARM_UP_S = 3.0
-# Bytes of RSS that an arbiter may gain in the run, and a worker (see `Growth`).
+# Bytes of RSS that an arbiter may gain in the run, and that a worker may gain (see `Growth`).
 ARBITER_GROWTH = 8 << 20
 WORKER_GROWTH = 64 << 20
+# Events that the servers cause by themselves, each with a pattern of its log line.
+BY_ITSELF = {
+    "recycled after max_requests": re.compile(r"will be replaced: recycled \(served"),
+    "loaded a new certificate": re.compile(r"Certificate files have changed: new connections"),
+    "killed for no heartbeat": re.compile(r"ended after .*: killed by the arbiter"),
+    "made another mold": re.compile(r"reload \(generation \d+ has no mold\)"),
+}
 
-
-# --- the operator, and faults ---------------------------------------------------------------------
-
-
-class Operator:
-    """Does random things to one server."""
-
-    def __init__(self, server: Server, tally: Tally, chance: random.Random) -> None:
-        self.server = server
-        self.tally = tally
-        self.chance = chance
-        self.done: Counter[str] = Counter()
-        self.release = 0
-
-    async def work(self, end: float) -> None:
-        actions = [
-            *([self.good] * 4),
-            *([self.broken] * 2),
-            *([self.scale] * 2),
-            self.scale_by_signals,
-            *([self.restart] * 2),
-            self.terminate,
-            self.reopen,
-            *([self.kill] * 2),
-            self.stop_for_a_while,
-            self.stop_for_good,
-        ]
-        while time.monotonic() < end:
-            action = self.chance.choice(actions)
-            try:
-                await action()
-            except (ProcessLookupError, FileNotFoundError):
-                continue  # the worker was gone already
-            except ControlError as error:
-                self.done[f"{action.__name__}, refused"] += 1
-                if "stopping" in str(error):
-                    self.tally.failed.append(f"{self.tally.name}: {error}")
-                continue
-            self.done[action.__name__] += 1
-            await asyncio.sleep(self.chance.uniform(0.2, 2.5))
-
-    def deploy(self) -> None:
-        self.release += 1
-        source = SOURCE.replace("{version}", str(self.release))
-        releases.deploy(self.server.cwd, source)
-
-    async def good(self) -> None:
-        self.deploy()
-        self.server.signal(signal.SIGHUP)
-
-    async def broken(self) -> None:
-        fault = self.chance.choice(list(BROKEN))
-        releases.deploy(self.server.cwd, BROKEN[fault])
-        self.server.signal(signal.SIGHUP)
-        # A worker that died now would be replaced by the broken release, so kill none meanwhile.
-        await asyncio.sleep(BOOT_S + 1.5 if "hangs" in fault else 1.5)
-        self.deploy()
-        self.server.signal(signal.SIGHUP)
-        await asyncio.sleep(1.0)
-
-    async def scale(self) -> None:
-        await self.request("scale", {"to": str(self.chance.randint(*WORKERS))})
-
-    async def scale_by_signals(self) -> None:
-        self.server.signal(signal.SIGTTIN)
-        await asyncio.sleep(self.chance.uniform(0.0, 2.0))
-        self.server.signal(signal.SIGTTOU)
-
-    async def restart(self) -> None:
-        await self.request(
-            "restart-worker", {"slot": self.chance.randint(1, WORKERS[0]), "wait": False}
-        )
-
-    async def request(self, command: str, args: dict[str, Any]) -> None:
-        def ask() -> None:
-            with control(self.server) as client:
-                client.request(command, args)
-
-        await asyncio.to_thread(ask)
-
-    async def terminate(self) -> None:
-        os.kill(self.some_worker(), signal.SIGTERM)
-
-    async def reopen(self) -> None:
-        self.server.signal(signal.SIGUSR1)
-
-    async def kill(self) -> None:
-        pid = self.some_worker()
-        await self.stop(pid)
-        await asyncio.sleep(self.chance.uniform(0.0, 0.3))
-        os.kill(pid, signal.SIGKILL)
-
-    async def stop_for_a_while(self) -> None:
-        """Stop a worker for less than `timeout`: no request may be lost."""
-        pid = self.some_worker()
-        os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(self.chance.uniform(0.2, 2.0))
-        os.kill(pid, signal.SIGCONT)
-
-    async def stop_for_good(self) -> None:
-        """Stop a worker until the arbiter kills it like any worker that hangs."""
-        pid = self.some_worker()
-        await self.stop(pid)
-        end = time.monotonic() + 60
-        while alive(pid):
-            if time.monotonic() > end:
-                self.tally.failed.append(f"{self.tally.name}: stopped worker {pid} lives on")
-                os.kill(pid, signal.SIGKILL)
-            await asyncio.sleep(0.1)
-
-    async def stop(self, pid: int) -> None:
-        """Stop a worker, and note the client ports of its connections, which end with it."""
-        os.kill(pid, signal.SIGSTOP)
-        while thread_states(pid) - {"T", "Z"}:
-            await asyncio.sleep(0.001)
-        for port in client_ports(pid, self.server.port):
-            self.tally.stops[port].append(time.monotonic())
-
-    def some_worker(self) -> int:
-        pids = workers_of(self.server)
-        # With a single worker, nothing would be served until it is replaced.
-        if len(pids) < 2:
-            raise ProcessLookupError
-        return self.chance.choice(pids)
-
-
-def thread_states(pid: int) -> set[str]:
-    """The state letters of all threads: one may still accept after another has stopped."""
-    found = set()
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            found.add((thread / "stat").read_text().rpartition(")")[2].split()[0])
-    return found
-
-
-def client_ports(pid: int, port: int) -> set[int]:
-    """The clients' ports of the connections to `port` that a process holds."""
-    remote = {}
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if int(fields[1].rpartition(":")[2], 16) == port:
-            remote[fields[9]] = int(fields[2].rpartition(":")[2], 16)
-    held = set()
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):
-            link = os.readlink(f"/proc/{pid}/fd/{fd}")
-            inode = link.removeprefix("socket:[").rstrip("]")
-            if link.startswith("socket:[") and remote.get(inode):
-                held.add(remote[inode])
-    return held
-
-
-# --- leaks ----------------------------------------------------------------------------------------
-
-
-class Possessions:
-    """The resources of a settled server before the load, for a comparison at the end."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.arbiter = descriptors(server.pid)
-        self.worker = [descriptors(pid) for pid in workers_of(server)]
-        self.others = others(server)
-        self.memory = memory(server.pid)
-
-    def leaks(self) -> list[str]:
-        """The resources of which the settled server has more than before."""
-        found = [f"arbiter: {kind} +{n}" for kind, n in added(self.server.pid, [self.arbiter])]
-        for pid in workers_of(self.server):
-            found += [f"worker {pid}: {kind} +{n}" for kind, n in added(pid, self.worker)]
-            if ports := client_ports(pid, self.server.port):
-                found.append(f"worker {pid}: connections from ports {sorted(ports)}")
-        found += [f"zombie of {each.parent}: {each.pid}" for each in zombies(self.server)]
-        more = others(self.server) - self.others
-        found += [f"process: {name} +{n}" for name, n in more.items()]
-        with control(self.server) as client:
-            listed = {row["pid"] for row in client.request("workers")["workers"]}
-        if unlisted := set(workers_of(self.server)) ^ listed:
-            found.append(f"unlisted or missing workers: {sorted(unlisted)}")
-        return found
-
-    def wait_for_leaks(self, patience_s: float = 15.0) -> list[str]:
-        """Leaks that last: resources that were just closed get `patience_s` seconds to go."""
-        end = time.monotonic() + patience_s
-        while (found := self.leaks()) and time.monotonic() < end:
-            time.sleep(0.2)
-        return found
-
-
-def descriptors(pid: int) -> Counter[str]:
-    """How many file descriptors of each kind a process has open."""
-    kinds: Counter[str] = Counter()
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            # Leave out inodes and numbers in names, so that the kind remains.
-            kinds[re.sub(r"\d+", "", os.readlink(f"/proc/{pid}/fd/{fd}"))] += 1
-    return kinds
-
-
-def added(pid: int, before: list[Counter[str]]) -> list[tuple[str, int]]:
-    now = descriptors(pid)
-    return [
-        (kind, count - most)
-        for kind, count in now.items()
-        if count > (most := max((each[kind] for each in before), default=0))
-    ]
-
-
-def others(server: Server) -> Counter[str]:
-    """The number of processes that are neither arbiter nor worker, by command line."""
-    known = {server.pid, *workers_of(server)}
-    return Counter(command_line(each.pid) for each in server.members() if each.pid not in known)
-
-
-def zombies(server: Server) -> list[Process]:
-    return [each for each in processes() if each.session in server.sessions and each.state == "Z"]
-
-
-class Growth:
-    """The memory that workers gain between their third sample and their last; one per second."""
-
-    def __init__(self) -> None:
-        self.first: dict[int, int] = {}
-        self.seen: Counter[int] = Counter()
-        self.most = 0
-
-    async def watch(self, server: Server, end: float) -> None:
-        while time.monotonic() < end:
-            for pid in workers_of(server):
-                with contextlib.suppress(OSError, IndexError):  # it has ended meanwhile
-                    self.look(pid, memory(pid))
-            await asyncio.sleep(1.0)
-
-    def look(self, pid: int, size: int) -> None:
-        self.seen[pid] += 1
-        if self.seen[pid] == 3:
-            self.first[pid] = size
-        self.most = max(self.most, size - self.first.get(pid, size))
-
-
-# --- the run --------------------------------------------------------------------------------------
+T = TypeVar("T")
 
 
 def chaos(directory: Path, seconds: float, seed: int, problems: list[str]) -> dict[str, Any]:
     """Run everything. Returns a row of figures for each class."""
     print(f"chaos: {seconds:g} s, seed {seed}", flush=True)
     authority = trustme.CA()
-    pair = authority.issue_cert("localhost", "127.0.0.1")
-    pair.private_key_and_cert_chain_pem.write_to_path(str(directory / "pair.pem"))
-    tls, tls_http2 = ssl.create_default_context(), ssl.create_default_context()
-    authority.configure_trust(tls)
-    authority.configure_trust(tls_http2)
+    certificate = Certificate(authority, directory / "pair.pem")
+    agenda = Agenda(random.Random(f"{seed} agenda"))
     runs = {}
     try:
         for name, (attribute, flags) in CLASSES.items():
             place = directory / name
             place.mkdir()
-            releases.deploy(place, SOURCE.replace("{version}", "0"))
-            more = ("--certfile", str(directory / "pair.pem")) if name == "async" else ()
+            releases.deploy(place, source(0))
+            tls_flags = ("--certfile", str(certificate.path), "--certfile-watch", "1")
+            more = tls_flags if name in SECURE else ()
             logs = ("--access-logfile", str(place / "access.log"))
             workers = ("-w", str(SETTLED))
             server = Server(
                 f"release:{attribute}", *flags, *workers, *LIMITS, *more, *logs, cwd=place
             )
-            runs[name] = Run(name, server.start(), f"{seed} {name}")
-        contexts = (tls, tls_http2)
-        for run in runs.values():
+            own = certificate if name in SECURE else None
+            runs[name] = Run(
+                name, server.start(), f"{seed} {name}", own, agenda, _contexts(authority)
+            )
+        each = list(runs.values())
+        for run in each:
             run.server.wait_ready(SETTLED)
         # Descriptors that a worker opens once, at its first connections, are no leak.
-        asyncio.run(_load(list(runs.values()), contexts, WARM_UP_S, disturbed=False))
-        for run in runs.values():
-            run.begin()
-        asyncio.run(_load(list(runs.values()), contexts, seconds, disturbed=True))
-        rows = {name: run.row() for name, run in runs.items()}
-        for run in runs.values():
-            run.stop()
+        _on_each(each, lambda run: asyncio.run(run.load(WARM_UP_S, disturbed=False)))
+        _on_each(each, Run.begin)
+        _on_each(each, lambda run: asyncio.run(run.load(seconds, disturbed=True)))
+        rows = dict(zip(runs, _on_each(each, Run.row), strict=True))
+        _on_each(each, Run.stop)
+        for run in each:
             problems += run.tally.failed
     finally:
         for run in runs.values():
@@ -338,33 +102,53 @@ def chaos(directory: Path, seconds: float, seed: int, problems: list[str]) -> di
     return rows
 
 
-async def _load(
-    runs: list[Run],
-    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
-    seconds: float,
-    disturbed: bool,
-) -> None:
-    end = time.monotonic() + seconds
-    tasks = []
-    for run in runs:
-        tasks += clients(run.tally, run.server.port, contexts, run.seed, end)
-        if disturbed:
-            # The operator ends earlier, so that its last action is over when the clients end.
-            tasks.append(run.operator.work(end - min(10.0, seconds / 4)))
-            tasks.append(run.growth.watch(run.server, end))
-    await asyncio.gather(*tasks)
+def _contexts(authority: trustme.CA) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    found = ssl.create_default_context(), ssl.create_default_context()
+    for context in found:
+        authority.configure_trust(context)
+    return found
+
+
+def _on_each(runs: list[Run], step: Callable[[Run], T]) -> list[T]:
+    """Call `step` for all servers at the same time.
+
+    Each server has its own thread, so it also has its own event loop. In a single loop, 128 clients
+    would wait for each other on a busy machine.
+    """
+    with ThreadPoolExecutor(len(runs)) as threads:
+        return list(threads.map(step, runs))
 
 
 class Run:
     """One server, its clients and its operator."""
 
-    def __init__(self, name: str, server: Server, seed: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        server: Server,
+        seed: str,
+        certificate: Certificate | None,
+        agenda: Agenda,
+        contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+    ) -> None:
         self.name = name
+        self.certificate = certificate
+        self.contexts = contexts
         self.server = server
         self.seed = seed
         self.tally = Tally(name)
-        self.operator = Operator(server, self.tally, random.Random(f"{seed} operator"))
+        chance = random.Random(f"{seed} operator")
+        self.operator = Operator(server, self.tally, chance, certificate, agenda)
         self.growth = Growth()
+
+    async def load(self, seconds: float, disturbed: bool) -> None:
+        end = time.monotonic() + seconds
+        tasks = clients(self.tally, self.server.port, self.contexts, self.seed, end)
+        if disturbed:
+            # The operator ends earlier, so that its last action is over when the clients end.
+            tasks.append(self.operator.work(end - min(10.0, seconds / 4)))
+            tasks.append(self.growth.watch(self.server, end))
+        await asyncio.gather(*tasks)
 
     def begin(self) -> None:
         self.settle()
@@ -391,7 +175,11 @@ class Run:
         tally = self.tally
         self.settle()
         tally.settle()
-        leaked = self.before.wait_for_leaks()
+        if self.certificate is not None:
+            shown = [self.certificate.is_shown(self.server.port) for _ in range(SETTLED * 4)]
+            if not all(shown):
+                tally.failed.append(f"{self.name}: a worker shows an old certificate")
+        leaked = self.before.wait_for_leaks(BAKE_S + 15.0)
         tally.failed += [f"{self.name}: leaked {leak}" for leak in leaked]
         grown = memory(self.server.pid) - self.before.memory
         if grown > ARBITER_GROWTH:
@@ -405,7 +193,14 @@ class Run:
             "lost": tally.lost.total(),
             **{f"lost: {cause}": count for cause, count in sorted(tally.lost.items())},
             "on connections of killed workers": tally.excused.total(),
+            "sent again after GOAWAY": tally.again.total(),
+            "faults of httpx itself": tally.faulty.total(),
+            "answered 500 by a broken release": tally.errors.total(),
             **{f"operator: {what}": n for what, n in sorted(self.operator.done.items())},
+            **{
+                f"server: {what}": len(line.findall(self.server.log()))
+                for what, line in BY_ITSELF.items()
+            },
             "workers seen": len(self.growth.seen),
             "leaked or unlisted": len(leaked),
             "arbiter MB grown": round(grown / 1e6, 2),

@@ -1,6 +1,7 @@
 """The application of the chaos run, for every worker class. Clients can check its responses.
 
 {version} is replaced for each release. Every response begins with the release and the worker's pid.
+If {fails} is replaced by a text, every request is answered with 500, and with nothing else.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import os
 import time
 
 VERSION = "{version}"
+FAILS = "{fails}"
 BLOCK = bytes(range(256)) * 64
 
 
@@ -26,6 +28,10 @@ def answer(path, query, body):
 
 def wsgi(environ, start_response):
     path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+    if FAILS:
+        environ["wsgi.input"].read()
+        start_response("500 Internal Server Error", [("Content-Length", str(len(who())))])
+        return [who()]
     if path == "/big":
         start_response("200 OK", [("Content-Type", "application/octet-stream")])
         return (BLOCK for _ in range(int(query)))
@@ -52,7 +58,10 @@ async def asgi(scope, receive, send):
         body += message["body"]
         if not message["more_body"]:
             break
-    if path == "/events":
+    if FAILS:
+        await start(send, [(b"content-length", b"%d" % len(who()))], 500)
+        await send(part(who(), False))
+    elif path == "/events":
         await start(send, [(b"content-type", b"text/event-stream")])
         for number in range(int(query)):
             await send(part(b"data: %d\n\n" % number, True))
@@ -71,8 +80,8 @@ async def asgi(scope, receive, send):
         await send(part(data, False))
 
 
-async def start(send, headers):
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+async def start(send, headers, status=200):
+    await send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 def part(body, more):

@@ -1,13 +1,15 @@
 """The clients of the chaos run, and the count of their requests' outcomes.
 
-The client's port of each request's connection is known, even if the request fails. So the run can
-prove that the worker that held the connection of a lost request was killed.
+For each request, even a failed one, the client port of its connection is recorded. With this port,
+the run can prove that a lost request was on a connection of a killed worker.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import math
 import random
 import re
 import socket
@@ -26,10 +28,33 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 # After this time, a request counts as lost, even if a response arrives later.
 PATIENCE_S = 40.0
-PAUSE_S = 0.03
+PAUSE_S = 0.3
 BLOCK = bytes(range(256)) * 64
-HTTP1_KINDS = ("kept", "kept", "fresh", "pipelined", "uploaded", "downloaded", "read_slowly")
-# Bytes that a slow reader reads at a time, and its pause afterwards: 3.3 MB take 4 s.
+# The servers that speak TLS, HTTP/2 and WebSocket.
+SECURE = ("async", "preload")
+# The clients of each server: 32.
+PLAIN_CLIENTS = {
+    "kept": 10,
+    "fresh": 6,
+    "pipelined": 5,
+    "uploaded": 5,
+    "downloaded": 4,
+    "read_slowly": 2,
+}
+SECURE_CLIENTS = {
+    "kept": 6,
+    "fresh": 3,
+    "pipelined": 3,
+    "uploaded": 3,
+    "downloaded": 3,
+    "read_slowly": 2,
+    "streamed": 4,
+    "http2": 4,
+    "websocket": 4,
+}
+# How many requests an HTTP/2 client has open at a time.
+HTTP2_TASKS = 2
+# Bytes that a slow reader reads at a time, and its pause afterwards: 0.8 MB take 1 s.
 SLOW_BUFFER = 16_384
 SLOW_REST_S = 0.02
 
@@ -50,38 +75,73 @@ class Lost(Exception):  # noqa: N818
         self.line = line
 
 
+class Failing(Exception):  # noqa: N818
+    """A request was answered with 500, by an application."""
+
+    def __init__(self, release: int) -> None:
+        super().__init__(f"release {release} answers 500")
+        self.release = release
+
+
+class Again(Exception):  # noqa: N818
+    """The server has refused a request before it was processed, and allows the client to resend."""
+
+
+class ClientFault(Exception):  # noqa: N818
+    """A client has failed by a known fault of its own."""
+
+
 class Tally:
-    """The outcomes of all requests to one server."""
+    """The outcomes of all requests to one server.
+
+    failing  the releases that answer 500, and when the last of their workers had ended
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.right: Counter[str] = Counter()
         self.excused: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
+        self.again: Counter[str] = Counter()
+        self.faulty: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.failing: dict[int, float] = {}
         self.wrong = 0
         self.failed: list[str] = []
         self.pending: list[tuple[float, str, Lost]] = []
-        # Client port -> the times at which workers were stopped (and then killed) that held it.
+        # Client port -> when a worker that held a connection from it was stopped, to be killed.
         self.stops: defaultdict[int, list[float]] = defaultdict(list)
 
     async def watch(self, kind: str, ask: Callable[[], Awaitable[None]]) -> None:
         """Make one request of this kind and count its outcome."""
+        began = time.monotonic()
         try:
             await asyncio.wait_for(ask(), PATIENCE_S)
         except Lost as lost:
             self.pending.append((time.monotonic(), kind, lost))
         except (asyncio.TimeoutError, TimeoutError):
             self.note_lost(kind, f"no answer within {PATIENCE_S:g} s")
+        except Again:
+            self.again[kind] += 1
+        except ClientFault:
+            self.faulty[kind] += 1
+        except Failing as error:
+            self.errors[kind] += 1
+            if began > self.failing.get(error.release, -math.inf):
+                self.note_wrong(kind, error)
         except AssertionError as error:
-            self.wrong += 1
-            self.failed.append(f"{self.name} {kind}: WRONG: {error}")
+            self.note_wrong(kind, error)
         except Exception as error:  # noqa: BLE001 - one client's fault must not end a long run
             self.note_lost(kind, f"the client failed: {error!r}")
         else:
             self.right[kind] += 1
 
+    def note_wrong(self, kind: str, error: BaseException) -> None:
+        self.wrong += 1
+        self.failed.append(f"{self.name} {kind}: WRONG: {error}")
+
     def note_lost(self, kind: str, what: str) -> None:
-        # Leave out the figures and bytes, so that equal causes are counted together.
+        # Leave out numbers and details, so that equal causes are counted together.
         self.lost[re.sub(r"\(.*|\d+", "", what, flags=re.DOTALL).strip()] += 1
         self.failed.append(f"{self.name} {kind}: {what}")
 
@@ -142,11 +202,14 @@ class Http1:
         assert self.writer is not None
         line = self.line
         answers: list[bytes] = []
+        failing: Failing | None = None
         try:
             self.writer.write(b"".join(requests))
             for _ in requests:
-                body, closes = await self.read()
+                status, body, closes = await self.read()
                 answers.append(body)
+                if status == 500:
+                    failing = Failing(int(body.split()[0]))
                 if closes:
                     self.close()
                     break
@@ -161,12 +224,14 @@ class Http1:
         if len(answers) < len(requests):
             # The server has announced that it closes this connection: send the rest on a new one.
             answers += await self.exchange(*requests[len(answers) :])
+        if failing is not None:
+            raise failing
         return answers
 
-    async def read(self) -> tuple[bytes, bool]:
+    async def read(self) -> tuple[int, bytes, bool]:
         assert self.reader is not None
         head = await self.reader.readuntil(b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.1 200"):
+        if not head.startswith((b"HTTP/1.1 200", b"HTTP/1.1 500")):
             raise ValueError(f"answered {head[:40]!r}")
         fields = dict(
             line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line
@@ -182,7 +247,7 @@ class Http1:
                     await asyncio.sleep(SLOW_REST_S)
             await self.reader.readexactly(2)
             body = b"".join(blocks)
-        return body, fields.get(b"connection") == b"close"
+        return int(head[9:12]), body, fields.get(b"connection") == b"close"
 
     def token(self) -> bytes:
         return b"%08x" % self.chance.getrandbits(32)
@@ -220,8 +285,8 @@ class Http1:
 
     async def read_slowly(self) -> None:
         self.slow = True
-        (body,) = await self.exchange(get(b"/big?200"))
-        assert body == BLOCK * 200, f"{len(body)} bytes of {len(BLOCK) * 200}"
+        (body,) = await self.exchange(get(b"/big?50"))
+        assert body == BLOCK * 50, f"{len(body)} bytes of {len(BLOCK) * 50}"
 
     async def streamed(self) -> None:
         count = self.chance.choice([3, 20])
@@ -255,6 +320,13 @@ class Noting(httpcore.AsyncNetworkBackend):
     def __init__(self) -> None:
         self.backend = httpcore.AnyIOBackend()
         self.lines: dict[asyncio.Task[Any] | None, Line] = {}
+        # The streams that httpcore has not closed. It drops some failed ones without closing them.
+        self.streams: set[httpcore.AsyncNetworkStream] = set()
+
+    async def close(self) -> None:
+        for stream in self.streams:
+            with contextlib.suppress(OSError, anyio.BrokenResourceError):
+                await stream.aclose()
 
     async def connect_tcp(
         self,
@@ -268,7 +340,8 @@ class Noting(httpcore.AsyncNetworkBackend):
         stream = await self.backend.connect_tcp(host, port, timeout, local_address, socket_options)
         line = Line(stream.get_extra_info("client_addr")[1], opened)
         self.lines[asyncio.current_task()] = line
-        return NotingStream(stream, line, self.lines)
+        self.streams.add(stream)
+        return NotingStream(stream, line, self)
 
     async def sleep(self, seconds: float) -> None:
         await self.backend.sleep(seconds)
@@ -279,21 +352,24 @@ class NotingStream(httpcore.AsyncNetworkStream):
         self,
         stream: httpcore.AsyncNetworkStream,
         line: Line,
-        lines: dict[asyncio.Task[Any] | None, Line],
+        noting: Noting,
+        raw: httpcore.AsyncNetworkStream | None = None,
     ) -> None:
         self.stream = stream
         self.line = line
-        self.lines = lines
+        self.noting = noting
+        self.raw = raw or stream
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return await self.stream.read(max_bytes, timeout)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self.lines[asyncio.current_task()] = self.line
+        self.noting.lines[asyncio.current_task()] = self.line
         await self.stream.write(buffer, timeout)
 
     async def aclose(self) -> None:
         await self.stream.aclose()
+        self.noting.streams.discard(self.raw)
 
     async def start_tls(
         self,
@@ -302,37 +378,75 @@ class NotingStream(httpcore.AsyncNetworkStream):
         timeout: float | None = None,
     ) -> httpcore.AsyncNetworkStream:
         stream = await self.stream.start_tls(ssl_context, server_hostname, timeout)
-        return NotingStream(stream, self.line, self.lines)
+        return NotingStream(stream, self.line, self.noting, self.raw)
 
     def get_extra_info(self, info: str) -> Any:
         return self.stream.get_extra_info(info)
 
 
 class Http2:
-    """httpx over HTTP/2, with several requests at a time on one connection."""
+    """httpx over HTTP/2, with several requests at a time on one connection.
+
+    After a failure it begins anew, because some failures leave httpcore's pool in a state in which
+    no later request ends.
+    """
 
     def __init__(self, port: int, chance: random.Random, tls: ssl.SSLContext) -> None:
         self.port = port
         self.chance = chance
+        self.tls = tls
         self.noting = Noting()
+        # Another request may still use an older one, so all are closed at the end.
+        self.clients = [self.new_client()]
+
+    def new_client(self) -> httpx.AsyncClient:
         transport = httpx.AsyncHTTPTransport()
         transport._pool = httpcore.AsyncConnectionPool(
-            tls, max_connections=1, http1=False, http2=True, network_backend=self.noting
+            self.tls, max_connections=1, http1=False, http2=True, network_backend=self.noting
         )
-        self.client = httpx.AsyncClient(transport=transport, timeout=PATIENCE_S)
+        return httpx.AsyncClient(transport=transport, timeout=PATIENCE_S)
+
+    async def close(self) -> None:
+        for client in self.clients:
+            await client.aclose()
+        await self.noting.close()
 
     async def asked(self) -> None:
+        client = self.clients[-1]
+        try:
+            await self.ask(client)
+        except (Again, Failing, AssertionError):
+            raise
+        except BaseException:
+            if client is self.clients[-1]:
+                self.clients.append(self.new_client())
+            raise
+
+    async def ask(self, client: httpx.AsyncClient) -> None:
         token = f"{self.chance.getrandbits(32):08x}"
         task = asyncio.current_task()
         self.noting.lines.pop(task, None)
         try:
-            response = await self.client.get(f"https://localhost:{self.port}/?{token}")
+            response = await client.get(f"https://localhost:{self.port}/?{token}")
         # httpcore translates all errors of anyio except this one.
         except (httpx.HTTPError, anyio.EndOfStream) as error:
+            # The server has ended the connection with NO_ERROR, so the client may send unprocessed
+            # requests again (RFC 9113 section 6.8). httpcore does so, except in two cases: the
+            # server has processed no request at all, or httpcore has not sent this request yet.
+            ended = str(error).startswith("<ConnectionTerminated error_code:0,")
+            if ended and ("last_stream_id:0," in str(error) or task not in self.noting.lines):
+                raise Again from error
             raise Lost(self.noting.lines.get(task), _with_causes(error)) from error
+        except (RuntimeError, ValueError) as error:
+            # A race in httpcore, when two requests end as their connection does.
+            if "released too many times" in str(error):
+                raise ClientFault from error
+            raise
         finally:
             line = self.noting.lines.pop(task, None)
         assert response.http_version == "HTTP/2"
+        if response.status_code == 500:
+            raise Failing(int(response.text.split()[0]))
         if response.status_code != 200:
             raise Lost(line, f"status {response.status_code}")
         assert response.text.endswith(f" {token}"), response.text
@@ -403,8 +517,11 @@ async def http1(tally: Tally, kind: str, client: Http1, end: float) -> None:
 
 
 async def http2(tally: Tally, client: Http2, end: float) -> None:
-    async with client.client:
-        await asyncio.gather(*(repeat(tally, "http2", client.asked, end) for _ in range(4)))
+    try:
+        tasks = (repeat(tally, "http2", client.asked, end) for _ in range(HTTP2_TASKS))
+        await asyncio.gather(*tasks)
+    finally:
+        await client.close()
 
 
 async def websocket(tally: Tally, client: WebSocket, end: float) -> None:
@@ -425,22 +542,22 @@ async def repeat(
 def clients(
     tally: Tally, port: int, contexts: tuple[ssl.SSLContext, ssl.SSLContext], seed: str, end: float
 ) -> list[Awaitable[None]]:
-    """The clients of one server: one of each kind, two of some.
+    """The clients of one server.
 
-    contexts  for TLS, which only the server named `async` has; the second is only for httpx, which
+    contexts  for TLS, which only the `SECURE` servers have; the second is only for httpx, which
               changes the context that it gets, to offer HTTP/2
     """
-    asynchronous = tally.name == "async"
+    secure = tally.name in SECURE
     tls, tls_http2 = contexts
     found: list[Awaitable[None]] = []
-    kinds = [*HTTP1_KINDS, *(["streamed"] if asynchronous else [])]
-    for number, kind in enumerate(kinds):
-        chance = random.Random(f"{seed} {kind} {number}")
-        client = Http1(port, chance, tls if asynchronous else None)
-        found.append(http1(tally, kind, client, end))
-    if asynchronous:
-        for number in range(2):
-            chance = random.Random(f"{seed} http2 {number}")
-            found.append(http2(tally, Http2(port, chance, tls_http2), end))
-        found += [websocket(tally, WebSocket(port, tls), end) for _ in range(3)]
+    for kind, count in (SECURE_CLIENTS if secure else PLAIN_CLIENTS).items():
+        for number in range(count):
+            chance = random.Random(f"{seed} {kind} {number}")
+            if kind == "http2":
+                found.append(http2(tally, Http2(port, chance, tls_http2), end))
+            elif kind == "websocket":
+                found.append(websocket(tally, WebSocket(port, tls), end))
+            else:
+                client = Http1(port, chance, tls if secure else None)
+                found.append(http1(tally, kind, client, end))
     return found

@@ -19,7 +19,7 @@ GROWTH_LIMIT_BYTES = 48 << 20
 
 
 def hostile_callers(directory: Path, seconds: float, problems: list[str]) -> dict[str, float]:
-    """How long valid commands take beside hostile callers, while the server reloads and scales."""
+    """Measure how long valid commands take beside hostile callers, during reloads and scaling."""
     releases.deploy(directory, releases.good("sync", "one"))
     server = Server("release:app", "-w", "2", cwd=directory).start()
     took: list[float] = []
@@ -65,7 +65,7 @@ def hostile_callers(directory: Path, seconds: float, problems: list[str]) -> dic
 
 
 def true_lists(directory: Path, seconds: float, problems: list[str]) -> dict[str, float]:
-    """Random concurrent reloads, scalings, restarts and kills: the list of workers stays true."""
+    """Check that the list of workers stays correct during random reloads, scalings and kills."""
     app = f"{APPS / 'wsgi_app.py'}:app"
     server = Server(app, *("-k", "thread", "-w", "3", "--graceful-timeout", "5"), cwd=directory)
     server.start()

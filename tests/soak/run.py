@@ -19,6 +19,7 @@ import os
 import platform
 import random
 import resource
+import shutil
 import signal
 import socket
 import statistics
@@ -26,11 +27,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 from chaos import chaos
+from chaos_clients import PLAIN_CLIENTS
 from control import hostile_callers, true_lists
 from http2_floods import PAUSE_S, http2_floods
 from kept_websockets import kept_websockets
@@ -54,7 +57,7 @@ SLOW_CLIENTS = {
 SLOWDOWN_LIMIT = 2.0
 # The latency beside slow clients and without them is measured in turns, and the median counts.
 ROUNDS = 3
-# So many that the 99th percentile rests on twenty of them.
+# With this many, twenty responses are above the 99th percentile.
 ANSWERS = 2000
 FILE_BYTES = 8_000_000
 PARTS = (
@@ -72,7 +75,7 @@ CONTROL_S = 60.0
 def main() -> int:
     options = arguments()
     _raise_descriptor_limit()
-    record: dict[str, dict[str, dict[str, float]]] = {part: {} for part in PARTS}
+    record: dict[str, dict[str, dict[str, Any]]] = {part: {} for part in PARTS}
     saved = REPOSITORY / "docs" / "soak.json"
     if options.only and saved.exists():
         record.update(json.loads(saved.read_text()))
@@ -103,9 +106,19 @@ def main() -> int:
                 record["control"][name] = measure(Path(directory), CONTROL_S, problems)
             print(f"control, {name}: {json.dumps(record['control'][name])}", flush=True)
     if options.only in (None, "chaos"):
-        with tempfile.TemporaryDirectory(prefix="servo-soak-") as directory:
-            record["chaos"] = chaos(Path(directory), options.seconds, options.seed, problems)
-        record["chaos_run"] = {"run": {"seconds": options.seconds, "seed": options.seed}}
+        # The logs are kept if the run fails.
+        logs = Path(tempfile.mkdtemp(prefix="servo-soak-"))
+        found: list[str] = []
+        record["chaos"] = chaos(logs, options.seconds, options.seed, found)
+        if found:
+            print(f"the logs are in {logs}")
+        else:
+            shutil.rmtree(logs)
+        problems += found
+        load = round(os.getloadavg()[2], 1)
+        record["chaos_run"] = {
+            "run": {"seconds": options.seconds, "seed": options.seed, "load": load}
+        }
         print(f"chaos: {json.dumps(record['chaos'], indent=1)}", flush=True)
     report = markdown(record, options)
     print("\n" + report)
@@ -145,7 +158,7 @@ def arguments() -> argparse.Namespace:
 def reloads(
     directory: Path, worker_class: str, options: argparse.Namespace, problems: list[str]
 ) -> dict[str, float]:
-    """Reload after reload, then up and down, then a stop, all under load."""
+    """Under load: reload many times, add and remove workers, and stop."""
     releases.deploy(directory, releases.good(worker_class, "1", options.import_s))
     server = Server("release:app", *CLASSES[worker_class][1], "-w", "2", cwd=directory).start()
     try:
@@ -300,7 +313,7 @@ def percentiles(latencies: list[float]) -> dict[str, float]:
     return {"p50_ms": round(hundredths[49] * 1e3, 2), "p99_ms": round(hundredths[98] * 1e3, 2)}
 
 
-def markdown(record: dict[str, dict[str, dict[str, float]]], options: argparse.Namespace) -> str:
+def markdown(record: dict[str, dict[str, dict[str, Any]]], options: argparse.Namespace) -> str:
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     lines = [
         "---",
@@ -329,15 +342,15 @@ def markdown(record: dict[str, dict[str, dict[str, float]]], options: argparse.N
         ),
         "idle_connections": (
             f"{options.idle:,} idle connections",
-            "The table shows by how much the resident memory of one worker grows for each"
-            " connection that has had one response and then sends nothing, and the latency of"
-            " normal requests meanwhile.",
+            "Each connection has had one response and then sends nothing. The table shows how much"
+            " resident memory one worker needs for each connection and for all of them, and the"
+            " latency of normal requests meanwhile.",
         ),
         "websockets": (
             "WebSockets through rolling reloads",
             "Each client has just sent five messages when the reload starts. It gets the answers,"
-            " then 1012, and connects again. The time is that until all clients are connected"
-            " again, in the slowest reload.",
+            " then the close code 1012, and connects again. The time is from the start of the"
+            " slowest reload until all clients are connected again.",
         ),
     }
     sections["http2_floods"] = (
@@ -349,23 +362,29 @@ def markdown(record: dict[str, dict[str, dict[str, float]]], options: argparse.N
     )
     sections["control"] = (
         "The control socket",
-        "The first column shows the duration of valid commands while 100 other connections send"
-        " garbage, half lines and endless lines, and never read, and while the server serves,"
-        " reloads and scales. In the second, random reloads, scalings, restarts and kills run at"
-        f" the same time for {CONTROL_S:g} s; it counts how often the list of workers was compared"
-        " with the processes that existed.",
+        "The first column shows how long valid commands take. Meanwhile, 100 other connections"
+        " send garbage, half lines and endless lines, and never read, and the server serves,"
+        " reloads and scales. For the second column, random reloads, scalings, restarts and kills"
+        f" run at the same time for {CONTROL_S:g} s. The list of workers is compared with the"
+        " existing processes again and again; the column shows how often.",
     )
-    run = record.get("chaos_run", {}).get("run", {"seconds": 0.0, "seed": 0})
+    run = record.get("chaos_run", {}).get("run", {"seconds": 0.0, "seed": 0, "load": 0.0})
     sections["chaos"] = (
         f"Chaos for {run['seconds'] / 60:g} minutes",
-        "The run has one server of each class with 2 to 4 workers, and clients of many kinds:"
-        " kept, fresh and pipelined connections, chunked uploads, downloads, slow readers, and for"
-        " `async`, over TLS, event streams, WebSockets and httpx over HTTP/2. A random operator"
-        " deploys good and broken releases, scales, restarts and reopens logs. Faults kill and stop"
-        " workers. The clients check each response. A request counts as one of a killed worker only"
-        " if /proc showed that this worker held its connection when it was stopped for good. After"
-        " the load, the server's descriptors by kind, zombies, processes and list of workers are"
-        f" compared with those before the load. The seed was {run['seed']}.",
+        "The run has one server of each class, and an `async` one with `--preload`. Each server has"
+        f" 2 to 4 workers and {sum(PLAIN_CLIENTS.values())} clients: kept, fresh and pipelined"
+        " connections, chunked uploads, large downloads and slow readers. The two servers of class"
+        " `async` use TLS, and also have clients with event streams, WebSockets and httpx over"
+        " HTTP/2. A simulated operator randomly deploys good and broken releases (one kind boots"
+        " and answers 500), rolls back, scales, restarts workers, upgrades Servo in place, reopens"
+        " logs and renews certificates. `max_requests` recycles workers. Faults kill and stop"
+        " workers and molds. The clients check each response. A lost request is attributed to a"
+        " killed worker only if /proc showed that this worker held the request's connection when"
+        " the worker was stopped for good. After the load, the server's descriptors by kind,"
+        " memfds, socket files, zombies, processes and list of workers are compared with those"
+        " before the load."
+        f" The seed was {run['seed']}. The machine's load average was {run['load']:g} over the last"
+        f" 15 minutes.{run.get('note', '')}",
     )
     for part, (title, text) in sections.items():
         if record.get(part):
