@@ -7,8 +7,8 @@ from pathlib import Path
 
 from report import FORMAT, Ratios, Results, ratios, recorded_ratios
 
-# How much a ratio may rise beyond its spread before it counts as worse (0.10 is 10 %).
-TOLERANCE = 0.10
+# How much a ratio may rise beyond its spread before it counts as worse (0.05 is 5 %).
+TOLERANCE = 0.05
 
 
 def recorded(path: Path) -> Ratios | None:
@@ -24,7 +24,7 @@ def regressions(before: Ratios, now: Results) -> list[str]:
     or Servo fails in every round now. The spread is that of the run where it is wider."""
     found = ratios(now)
     worse = []
-    for key, (median, least, greatest) in before.items():
+    for key, (median, least, greatest, *_) in before.items():
         workload, servo, peer = key
         if servo not in now.get(workload, {}) or peer not in now[workload]:
             continue

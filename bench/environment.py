@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from servers import CERTIFICATE, ENVIRONMENT, HERE, POLLING, REPOSITORY
@@ -49,8 +48,10 @@ def prepare(interpreter: str) -> str:
             # Debian's interpreter may come without ensurepip: any pip can install for any other.
             venv = [interpreter, "-m", "venv", "--without-pip", str(ENVIRONMENT)]
             subprocess.run(venv, check=True)
-        servo = f"{REPOSITORY}[standard]"  # for its dependencies
-        subprocess.run([*pip, "-r", str(REQUIREMENTS), servo], check=True)
+        # Only for its dependencies: `compile_servo` installs it.
+        plain = {**os.environ, "SERVO_COMPILE": "0"}
+        servo = f"{REPOSITORY}[standard]"
+        subprocess.run([*pip, "-r", str(REQUIREMENTS), servo], check=True, env=plain)
         stamp.write_text(wanted)
     compile_servo(pip)
     compile_polling()
@@ -58,21 +59,17 @@ def prepare(interpreter: str) -> str:
 
 
 def compile_servo(pip: list[str]) -> None:
-    """Install this source with its compiled modules, unless it is already installed."""
+    """Install this source as users do, unless it is installed. Fails if it can't be compiled."""
     sources = sorted((REPOSITORY / "servo").rglob("*.py"))
-    parts = [path.read_bytes() for path in (REPOSITORY / "setup.py", *sources)]
+    builders = [REPOSITORY / name for name in ("build_backend.py", "pyproject.toml", "setup.py")]
+    parts = [path.read_bytes() for path in (*builders, *sources)]
     wanted = hashlib.sha256(b"\0".join(parts)).hexdigest()
     stamp = ENVIRONMENT / ".compiled"
     if stamp.exists() and stamp.read_text() == wanted:
         return
     print("compiling Servo …", flush=True)
-    with tempfile.TemporaryDirectory() as directory:
-        tree = Path(directory, "source")
-        shutil.copytree(REPOSITORY / "servo", tree / "servo")
-        for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md"):
-            shutil.copy(REPOSITORY / name, tree)
-        command = [*pip, "--no-build-isolation", "--no-deps", "--force-reinstall", str(tree)]
-        subprocess.run(command, check=True, env={**os.environ, "SERVO_COMPILE": "1"})
+    command = [*pip, "--no-deps", "--force-reinstall", str(REPOSITORY)]
+    subprocess.run(command, check=True, env={**os.environ, "SERVO_COMPILE": "1"})
     stamp.write_text(wanted)
 
 

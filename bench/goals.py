@@ -12,6 +12,7 @@ _BODIES = (("1M",), ("stream",), ("upload-10M",))
 _TLS = (("tls-hello",), ("tls-browser",), ("tls-fresh",))
 _ECHO = (("echo-32",), ("echo-1M",))
 _HTTP2 = (("http2-hello",), ("http2-browser",), ("http2-tls",))
+_TRAFFIC = (("varied",), ("proxied",))
 # "At least level" with a peer. Figures of one machine vary by more than this tenth.
 _LEVEL = (1.1,)
 
@@ -31,7 +32,15 @@ GOALS = [
     ("servo-async", "uvicorn", _BODIES, 3 * _LEVEL),
     ("servo-async", "uvicorn", _TLS, 3 * _LEVEL),
     ("servo-websocket", "uvicorn-sansio", _ECHO, 2 * _LEVEL),
-    ("servo-http2", "hypercorn-http2", _HTTP2, 3 * _LEVEL),
+    ("servo-http2", "granian-http2", _HTTP2, (1.5, 1.5, 1.5)),
+    ("servo-http2", "hypercorn-http2", _HTTP2, (0.25, 0.25, 0.25)),
+    ("servo-sync", "granian-wsgi", _TRAFFIC, (0.85, 0.9)),
+    ("servo-thread", "granian-wsgi", _TRAFFIC, (1, 1)),
+    ("servo-async", "granian-asgi", _TRAFFIC, (0.75, 0.8)),
+    ("servo-async", "uvicorn", _TRAFFIC, (0.6, 0.6)),
+    # The memory of 4 workers, not CPU time.
+    ("servo-memory-preload", "servo-memory", (("large-app",),), (0.45,)),
+    ("servo-memory-preload", "gunicorn-memory-preload", (("large-app",),), (0.6,)),
 ]
 
 
@@ -41,12 +50,14 @@ class Own(NamedTuple):
     figure  (workload, figure) that the aim is about
     over    (workload, figure) to divide it by; None: by nothing
     most    the greatest value that meets the aim, in the unit of the figure
+    only    the one of Servo's servers that the aim is for; "": all
     """
 
     title: str
     figure: tuple[str, str]
     over: tuple[str, str] | None
     most: float
+    only: str = ""
 
 
 OWN = [
@@ -56,6 +67,13 @@ OWN = [
     Own("start over the app's import, ms", ("start", "start_ms"), None, 150),
     # A thousandth of a core for all five processes: `top` shows this as 0.
     Own("4 idle workers, CPU ms/s", ("idle", "idle_cpu_ms"), None, 1),
+    Own(
+        "SIGKILL to the successor's answer, ms",
+        ("killed-worker", "successor_ms"),
+        None,
+        50,
+        "servo-memory-preload",
+    ),
 ]
 
 

@@ -21,6 +21,11 @@ PAUSE_S = 0.01
 FIND_S = 10.0
 RELOAD_S = 30.0
 
+MEMORY_REQUESTS = 10_000
+IMPORTED_S = 60.0
+SUCCESSOR_S = 30.0
+GROWN_UP_S = 7.0
+
 SETTLE_S = 2.0
 IDLE_S = 5.0
 
@@ -28,10 +33,7 @@ IDLE_S = 5.0
 def start_up(python: str, session: Running, app: str) -> dict[str, float]:
     """Time the start until the first response (ms), and an interpreter that only imports the app.
     The difference is the server's own time."""
-    limit = time.monotonic() + FIRST_ANSWER_S
-    while get("/") is None:
-        if time.monotonic() > limit:
-            raise FailedError(f"did not answer within {FIRST_ANSWER_S:g} s")
+    wait_answer("/", FIRST_ANSWER_S)
     total = time.monotonic() - session.started
     imports = statistics.median(import_time(python, app) for _ in range(IMPORTS))
     return {
@@ -40,6 +42,14 @@ def start_up(python: str, session: Running, app: str) -> dict[str, float]:
         "import_ms": imports * 1e3,
         "pss_mb": memory_mb(session.pid),
     }
+
+
+def wait_answer(path: str, limit_s: float) -> None:
+    """Wait for a response to this path. Raises FailedError after `limit_s` seconds."""
+    limit = time.monotonic() + limit_s
+    while get(path) is None:
+        if time.monotonic() > limit:
+            raise FailedError(f"did not answer within {limit_s:g} s")
 
 
 def import_time(python: str, app: str) -> float:
@@ -90,6 +100,56 @@ def idle(session: Running) -> dict[str, float]:
         "idle_cpu_ms": used / (time.monotonic() - begun),
         "pss_mb": memory_mb(session.pid),
     }
+
+
+def memory(session: Running) -> dict[str, float]:
+    """Measure the memory of the whole server (PSS, MB) after requests to all workers."""
+    # Some servers open the port before they have imported the app.
+    wait_answer("/pid", IMPORTED_S)
+    ask_all("/", MEMORY_REQUESTS)
+    return {"pss_mb": memory_mb(session.pid)}
+
+
+def respawn(session: Running) -> dict[str, float]:
+    """Kill the only worker, and time how long it takes until its successor answers (ms)."""
+    wait_answer("/pid", IMPORTED_S)
+    old = get("/pid")
+    if old is None:
+        raise FailedError("the worker did not answer")
+    # A worker that dies young may be replaced after a pause only.
+    time.sleep(GROWN_UP_S)
+    begun = time.monotonic()
+    os.kill(int(old), signal.SIGKILL)
+    while get("/pid") in (None, old):
+        if time.monotonic() - begun > SUCCESSOR_S:
+            raise FailedError(f"no successor answered within {SUCCESSOR_S:g} s of a kill")
+        time.sleep(0.001)
+    return {"successor_ms": (time.monotonic() - begun) * 1e3}
+
+
+def ask_all(path: str, number: int) -> None:
+    """Send this many requests on `ASKERS` connections at a time, each on a new one, so that every
+    worker gets its share."""
+    numbers = iter(range(number))
+    lock = threading.Lock()
+    failed: list[str] = []
+
+    def ask() -> None:
+        while not failed:
+            with lock:
+                n = next(numbers, None)
+            if n is None:
+                return
+            if get(f"{path}?n={n}") is None:
+                failed.append(f"request {n} got no response")
+
+    threads = [threading.Thread(target=ask) for _ in range(ASKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise FailedError(failed[0])
 
 
 def get(path: str) -> str | None:

@@ -189,8 +189,20 @@ def idle(case: Case) -> Sample:
     return {**lifecycle.idle(case.session)}
 
 
+def memory(case: Case) -> Sample:
+    return {**lifecycle.memory(case.session)}
+
+
+def respawn(case: Case) -> Sample:
+    return {**lifecycle.respawn(case.session)}
+
+
 METHODS: dict[str, Callable[[Case], Sample]] = {
-    f.__name__: f for f in (closed, beside_idle, echo, http2, paced, mixed, start_up, reload, idle)
+    f.__name__: f
+    for f in (
+        *(closed, beside_idle, echo, http2, paced, mixed),
+        *(start_up, reload, idle, memory, respawn),
+    )
 }
 
 

@@ -116,7 +116,7 @@ def compared(path: Path, results: report.Results) -> list[str]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--seconds", "--duration", type=float, default=3.0, help="of each measurement"
     )

@@ -106,7 +106,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Server:
-    """One row of the tables. Its kind (wsgi, asgi, websocket, http2) selects the workloads."""
+    """One row of the tables. Its kind (wsgi, asgi, websocket, …) selects the workloads."""
 
     name: str
     kind: str
@@ -125,10 +125,16 @@ class Server:
     def is_servo(self) -> bool:
         return self.family is FAMILIES["servo"]
 
+    @property
+    def speaks_wsgi(self) -> bool:
+        return self.kind == "wsgi" or (
+            self.kind == "memory" and self.family is not FAMILIES["uvicorn"]
+        )
+
     def command(self, setup: Setup) -> list[str]:
         """Arguments for the interpreter; raises UnableError."""
         self.check(setup)
-        app = f"{setup.app}:{'wsgi' if self.kind == 'wsgi' else 'asgi'}"
+        app = f"{setup.app}:{'wsgi' if self.speaks_wsgi else 'asgi'}"
         certificate = str(CERTIFICATE)
         if self.family is FAMILIES["fastpysgi"]:
             tls = [certificate] if setup.tls else []
@@ -206,6 +212,29 @@ def _servers() -> list[Server]:
         ),
         Server("hypercorn-http2", "http2", hypercorn, ("--config", "hypercorn.toml")),
         Server("granian-http2", "http2", granian, ("--http", "2", "--interface", "asgi")),
+        Server("servo-memory", "memory", servo, ("-k", "sync")),
+        Server("servo-memory-preload", "memory", servo, ("-k", "sync", "--preload")),
+        Server(
+            "servo-memory-warm",
+            "memory",
+            servo,
+            ("-k", "sync", "--preload", "--warm-up", "/?n=1"),
+        ),
+        Server("gunicorn-memory", "memory", gunicorn, ("-k", "sync"), keeps_alive=False),
+        Server(
+            "gunicorn-memory-preload",
+            "memory",
+            gunicorn,
+            ("-k", "sync", "--preload"),
+            keeps_alive=False,
+        ),
+        Server(
+            "granian-memory",
+            "memory",
+            granian,
+            ("--interface", "wsgi", "--respawn-failed-workers", "--respawn-interval", "0.1"),
+        ),
+        Server("uvicorn-memory", "memory", uvicorn),
     ]
 
 

@@ -225,6 +225,24 @@ GROUPS: dict[str, list[Workload]] = {
         ),
         Workload("idle", "4 workers without requests", how="idle", setup=_workers(4)),
     ],
+    "memory": [
+        Workload(
+            "large-app",
+            "Django, numpy and pandas: 4 workers after 10,000 requests",
+            ("memory",),
+            how="memory",
+            setup=Setup(app="apps.django_large", workers=4),
+        ),
+    ],
+    "respawn": [
+        Workload(
+            "killed-worker",
+            "the same app: its only worker is killed",
+            ("memory",),
+            how="respawn",
+            setup=Setup(app="apps.django_large"),
+        ),
+    ],
     "scaling": [
         Workload("workers-1", "hello world, 1 worker", setup=_workers(1)),
         Workload("workers-2", "hello world, 2 workers on the one core", setup=_workers(2)),
