@@ -60,7 +60,7 @@ MAX_FRAME_SIZE: Final = 5
 MAX_HEADER_LIST_SIZE: Final = 6
 ENABLE_CONNECT_PROTOCOL: Final = 8
 MAX_WINDOW: Final = (1 << 31) - 1
-# What applies before any SETTINGS: bytes of each window, and of a frame's payload.
+# Before any SETTINGS frame: the bytes of each window, and the longest payload of a frame.
 DEFAULT_WINDOW: Final = 65535
 DEFAULT_FRAME: Final = 16384
 
