@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 
-# No descriptor, or no memory, is left for a connection.
+# The process or the system has no file descriptor or no memory left for a connection.
 NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 # Errors of the new connection, or of a firewall that refuses it. They concern only this client:
 # according to accept(2), servers should treat them like EAGAIN.

@@ -154,7 +154,7 @@ def send(message: Any, *, to: int, topic: str = "") -> bool:
 
     During a replacement, the newest ready worker of the slot gets the message. A booting worker
     handles it when it is ready. Returns False if the message was dropped at once, because the queue
-    is full. True is no promise that it arrives: the receiver may end, or be too slow. Raises
+    is full. True does not mean that it arrives: the receiver may end, or be too slow. Raises
     TypeError if the message is not a JSON value, and MessageTooLong.
     """
     return _backend.send(encode_message(message), encode_topic(topic), _target(to), with_self=True)

@@ -68,9 +68,9 @@ class ASGITransport(Protocol):
 
 
 _DISCONNECT: ASGIMessage = {"type": "http.disconnect"}
-# If the client is fast, or gone, an application that sends in a loop would never wait. So after
-# this many pieces, `send` lets the event loop run: it serves other requests, and notices a lost
-# connection.
+# An application that sends in a loop never waits while the client reads fast, or after it has left.
+# So after this many pieces, `send` lets the event loop run: it serves other requests, and notices a
+# lost connection.
 PIECES_A_TURN: Final = 32
 
 # The phases of a call. `Final` lets mypyc compile the names as numbers.

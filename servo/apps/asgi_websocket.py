@@ -159,8 +159,8 @@ class WebSocketCall:
         self.scope = _scope(adapter.scope(template, request), handshake)
 
     async def run(self) -> None:
-        """Call the application, and end the connection in any case."""
-        # Do this only now: a scheme from a trusted proxy is set after the scope was made.
+        """Call the application, and then end the connection, even after an error."""
+        # Not earlier: a trusted proxy's scheme is put into the scope only after the scope is made.
         self.scope["scheme"] = _SCHEMES.get(self.scope["scheme"], self.scope["scheme"])
         code = CLOSE_INTERNAL_ERROR
         try:

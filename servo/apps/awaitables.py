@@ -48,7 +48,7 @@ class AppCall(Protocol):
 
 
 async def run_app(call: AppCall) -> None:
-    """Call the application, and end its response in any case."""
+    """Call the application, and then end its response, even after an error."""
     try:
         await call.adapter.app(call.scope, call.receive, call.send)
     except BaseException as error:  # noqa: BLE001  logged, with its traceback

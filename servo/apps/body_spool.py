@@ -1,4 +1,4 @@
-"""Errors of stored request bodies. Until a body is complete, it is stored in memory or a file."""
+"""Handles errors of the files that store request bodies until they are complete."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def discard(body: Any) -> None:
     try:
         body.close()
     except OSError as error:
-        # Buffered bytes of the file don't fit on the disk. They are no longer needed.
+        # `close` writes buffered bytes, and the disk may be full. The body is no longer needed.
         log.debug("Closing a request body: %s", error)

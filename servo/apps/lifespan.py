@@ -1,11 +1,11 @@
 """The ASGI lifespan: one call of the application that lasts from a worker's start to its end.
 
-The call runs in a task of its own. The application receives `lifespan.startup`, answers it, and
+The call runs in a separate task. The application receives `lifespan.startup`, answers it, and
 receives `lifespan.shutdown` when the worker ends.
 
 All errors stay in this task. Otherwise asyncio would raise `SystemExit` and `KeyboardInterrupt` in
 the caller of the event loop, which would end the worker. To the arbiter this would look like a
-normal exit. It would start the next worker, which would end in the same way, again and again.
+normal exit, so it would start another worker, which would end in the same way, and so on.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Lifespan:
         """Whether the error may come from an application without a lifespan.
 
         Such an application may raise any ordinary exception for the unknown scope. SystemExit and
-        the like are no ordinary exceptions: they mean that the process should end. And if the task
+        the like are not ordinary exceptions: they mean that the process should end. And if the task
         was cancelled after it had received `lifespan.startup`, the application has a lifespan.
         """
         if isinstance(error, asyncio.CancelledError):

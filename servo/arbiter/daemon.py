@@ -21,8 +21,8 @@ from servo.logs import error_log as log_module
 
 log = logging.getLogger("servo.error")
 
-# After `boot_timeout` the arbiter kills the worker and ends. The command waits this much longer for
-# the report, in seconds.
+# After `boot_timeout` the arbiter kills the worker and ends. The command waits for the report for
+# this many seconds more.
 SLACK_S = 10.0
 # Characters of a report. As ASCII text it fits into a pipe (64 KiB), so writing it does not block.
 _REPORT_CHARACTERS = 16_384

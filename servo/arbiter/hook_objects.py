@@ -114,7 +114,7 @@ class HookServer(HookObject):
         self.running: RunningServer | None = None
         self.pid = os.getpid()
         self.log = logging.getLogger("servo.error")
-        # gunicorn's values for an arbiter that was not forked by another one (SIGUSR2 does this).
+        # gunicorn sets these values unless another arbiter has forked this one, on SIGUSR2.
         self.master_pid = 0
         self.master_name = "Master"
 
@@ -128,7 +128,7 @@ class HookServer(HookObject):
 
     @property
     def app(self) -> HookApp:
-        """An object whose `cfg` are the settings. The arbiter imports no application."""
+        """An object whose `cfg` is the settings. The arbiter imports no application."""
         return HookApp(self.cfg, in_worker=False)
 
     @property
@@ -173,7 +173,7 @@ class HookServer(HookObject):
 
     @property
     def workers(self) -> dict[int, ArbiterHookWorker]:
-        """The worker that gets each slot's messages, by slot. Of two workers, the ready one."""
+        """The worker that gets each slot's messages, by slot; the ready one if a slot has two."""
         return {} if self.running is None else self.running.workers_by_slot()
 
     def broadcast(self, message: Any, topic: str = "") -> int:

@@ -87,7 +87,7 @@ class CodeLimit:
             return
         if self._is_stopping:
             limit_s = min(limit_s or STOP_S, STOP_S)
-        # In an upgrade, this program has a limit of its own (`takeover_limit`).
+        # In an upgrade, this program has another time limit (`takeover_limit`).
         outer = signal.setitimer(signal.ITIMER_REAL, 0)
         began_at = time.monotonic()
         before = signal.signal(signal.SIGALRM, self._interrupt)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from servo.arbiter.core.worker_table import WorkerEntry
 
-# A worker with requests beats every 5 ms. If its last heartbeat is older than this, it is blocked.
+# A worker with requests sends a heartbeat every 5 ms. If its last heartbeat is older than this, it
+# is blocked.
 _BLOCKED_NS = 50_000_000
 # Seconds between two measurements of CPU time.
 _SLOW_S = 1.0

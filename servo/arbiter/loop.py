@@ -77,8 +77,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# If MAX_FAILURES system calls fail unexpectedly within the following number of seconds, the arbiter
-# ends: it would only fail again and again.
+# If MAX_FAILURES system calls fail unexpectedly within FAILURES_S seconds, the arbiter ends: it
+# would only fail again and again.
 MAX_FAILURES = 50
 FAILURES_S = 10.0
 
@@ -146,8 +146,9 @@ class Arbiter:
         self.scoreboard = resources.scoreboard
         self._inbox: deque[Event] = deque()
         # The events that answer the current actions. The supervisor gets them before the rest of
-        # the inbox: it must know a worker's pid before it gets other events of the worker. Of
-        # these, failed forks come last: it must know all pids when it decides about a failure.
+        # the inbox: it must know a worker's pid before it gets other events of the worker. Failed
+        # forks come last, because the supervisor must know all pids when it decides about a
+        # failure.
         self._answers: list[Event] = []
         self._exit_code: int | None = None
         self._failures: deque[float] = deque(maxlen=MAX_FAILURES)
@@ -198,7 +199,7 @@ class Arbiter:
         for each in state.section("workers"):
             worker = self.workers.adopt(each, inheritance.take, *self._generations.first)
             worker.hook_worker.send_by = self.router.send_to_worker
-        molds = state.inner.get("molds", [])  # new with molds that outlive an upgrade
+        molds = state.inner.get("molds", [])  # older versions lack it
         self.molds.restore(molds, inheritance.take, self.settings.user)
         self._control.restore(state.section("control"))
         self._notifier.restore(state.section("notifier"))
@@ -381,7 +382,7 @@ class Arbiter:
             self.enqueue(events.MemoryMeasured(sizes))
 
     def _attempt(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function, and log an OSError. It must not end the arbiter: the workers need it.
+        """Call a function. An OSError is only logged, because the workers need the arbiter.
 
         Raises the OSError if such errors come again and again.
         """
@@ -664,7 +665,7 @@ class Arbiter:
             self._measure_ready_worker(action.serial)
 
     def _measure_ready_worker(self, serial: int) -> None:
-        """Measure a worker's memory before its requests can increase it: `core.memory_limits`."""
+        """Measure a worker's memory before its requests increase it (see `core.memory_limits`)."""
         worker = self.supervisor.workers.get(serial)
         if worker is not None:
             policy = self.supervisor.policies[worker.generation]

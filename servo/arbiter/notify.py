@@ -104,7 +104,7 @@ class SystemdNotifier:
         for listener in listeners:
             name = listener.stored_as
             if name:
-                # If systemd already keeps the socket, it recognises it, and makes no second copy.
+                # If systemd already keeps the socket, it does not make a second copy.
                 self._send(["FDSTORE=1", f"FDNAME={name}"], listener.fileno())
                 self._stored.append(name)
 

@@ -303,7 +303,8 @@ class Inheritance:
         text  why this program can't start, in one line
 
         The previous program reads the configuration, too, and may fail in the same way. Then it
-        tries again each second: the workers serve meanwhile, and would end with the arbiter.
+        tries again each second. It must not exit, because the workers, which still serve, would end
+        with it.
         """
         if not self.state.returned:
             self.state.returned = f"the new program could not start: {text}"
@@ -330,7 +331,7 @@ class Inheritance:
 
 
 def _limit_of(state: UpgradeState) -> float:
-    """The seconds that the next program has to take over: the `boot_timeout` of the last one."""
+    """The seconds that the next program has to take over: the previous program's `boot_timeout`."""
     try:
         return max(0.0, float(state.inner.get("takeover_s", DEFAULT_TAKEOVER_S)))
     except (TypeError, ValueError):

@@ -1,9 +1,9 @@
 """The time limit for a program that takes over in an upgrade, until it has restored the state.
 
 Until then nothing supervises the workers. The preflight has read the same configuration under the
-same limit, but the file may have changed since, or may hang because of what it waits for. So a
-timer interrupts it: SIGALRM raises `LimitExceeded`, and again each second if code catches it. As in
-`limit`, a call into C that continues after EINTR can't be interrupted.
+same limit, but the file may have changed since, or may wait for something that no longer answers.
+So a timer interrupts the program: SIGALRM raises `LimitExceeded`, again each second if code catches
+the exception. As in `limit`, a call into C that continues after EINTR can't be interrupted.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ The *inner part* has all other data: the supervisor's table, the counters, the p
 socket with its records. Each owner encodes its own section (`to_state`) and reads it again
 (`from_state` or `restore`). `STATE_VERSION` is the version of this part. Increase it if an older or
 a newer program would misread a section, a message between arbiter and workers, or a row of the
-scoreboard. An optional new key needs no new version. Of the molds, the current generation's goes
-on: until the reload after the upgrade is over, it forks the successors of workers that die.
+scoreboard. An optional new key needs no new version. The current generation's mold goes on: until
+the reload after the upgrade is over, it forks the successors of workers that die. The other molds
+end.
 
 Descriptors are passed as numbers. Before execve, `Handover.pass_on` collects the descriptors to
 keep open. Afterwards, `Inheritance.take` returns a copy to each owner.

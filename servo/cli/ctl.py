@@ -337,7 +337,7 @@ class _SeenFilter:
         self._left = list(self._seen)
 
     def is_new(self, note: dict[str, Any]) -> bool:
-        """Whether a note is new. Of equal notes, only as many as were seen before count as seen."""
+        """Whether a note is new. Equal notes are counted: after two seen ones, a third is new."""
         if note in self._left:
             self._left.remove(note)
             return False
@@ -375,8 +375,8 @@ def reload(target: Target, no_wait: bool) -> None:
 def upgrade(target: Target, python: str, no_wait: bool) -> None:
     """Upgrade Servo, or its Python, without losing a request.
 
-    Install the new Servo first. A child process tries whether it can start; if not, nothing
-    changes. The server keeps its pid and its sockets, and all workers are replaced.
+    Install the new Servo first. A child process checks that it can start; if not, nothing changes.
+    The server keeps its pid and its sockets, and all workers are replaced.
     """
     args = {"python": os.path.abspath(python) if python else "", "wait": not no_wait}
     generation = -1

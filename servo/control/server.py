@@ -32,10 +32,11 @@ MAX_NOTES_BYTES = 1 << 19
 MAX_RESULT_BYTES = 2 << 20
 # How many bytes may wait for all callers together.
 MAX_TOTAL_BYTES = 16 << 20
-# For how many seconds a caller may send nothing, or leave a request incomplete.
+# A caller that sends nothing, or leaves a request incomplete, is disconnected after this many
+# seconds.
 IDLE_S = 30.0
-# For how many seconds a caller may read nothing of its answer. A caller that follows events or logs
-# has no such limit.
+# A caller that reads nothing of its answer is disconnected after this many seconds, unless it
+# follows events or logs.
 STALLED_S = 15.0
 # The interval of signs of life during a long answer.
 SIGN_OF_LIFE_S = 1.0

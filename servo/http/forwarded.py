@@ -40,7 +40,7 @@ DEFAULT_SCHEME_HEADERS: Mapping[bytes, bytes] = {
 FIELDS = ("for", "proto", "host", "prefix")
 DEFAULT_FIELDS = ("for", "proto")
 
-# How many addresses of a list to read, because parsing takes time. No real chain has as many.
+# How many addresses of a list to read, because parsing takes time. No real chain is that long.
 _MAX_HOPS = 64
 _KNOWN_BOUND = 4096
 # The longest X-Forwarded-For that is remembered, in bytes: the addresses of about three hops.
@@ -51,7 +51,7 @@ _NOT_SECURE = (b"http", b"off")
 _PREFIX = re.compile(rb"(?:/[-A-Za-z0-9._~!$&'()*+,;=:@]+)*/?")
 _NODE = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::[0-9_A-Za-z.-]+)?|([0-9A-Fa-f:.]+)")
 _PORT = re.compile(rb".*(?:\]|^[0-9.]+):([0-9]{1,5})")
-# A colon is not allowed outside quotes, but "for=192.0.2.1:80" is seen too often to refuse.
+# A colon is not allowed outside quotes, but "for=192.0.2.1:80" is too common to refuse.
 _PAIR = re.compile(
     rb'(%b)=(?:([-!#$%%&\'*+.^_`|~0-9A-Za-z:]+)|"((?:[\t !#-\[\]-~]|\\[\t -~])*)")' % TOKEN.pattern
 )
@@ -332,7 +332,7 @@ def _prefix(value: bytes | None) -> str:
 
 
 def _read_forwarded(value: bytes, trusted: TrustedPeers) -> _Element:
-    """The claims in the client's element of the list. It is found as in X-Forwarded-For."""
+    """The claims in the client's element of the list, which is found as in X-Forwarded-For."""
     elements = _split_forwarded(value)
     _, hops = _nearest_untrusted([element.get(b"for", b"") for element in elements], trusted)
     if not elements:

@@ -218,8 +218,8 @@ class WebSocketConnection:
         # Incoming frames pass through this list from its end to its beginning, so text is
         # decompressed before it is checked.
         self._protocol.extensions = [self._text, *([deflate] if deflate else [])]
-        # The payload so far of a message with several frames. The frames are joined as they arrive:
-        # so very many tiny frames need no more memory than their message.
+        # The payload so far of a message with several frames. The frames are joined as they arrive,
+        # so a million tiny frames need no more memory than the message.
         self._parts: bytearray | None = None
         self._texts = False
         self._closed = False
@@ -339,7 +339,7 @@ class WebSocketConnection:
 def _head(opcode: int, length: int) -> bytes:
     """The head of a frame with a whole message (RFC 6455 section 5.2).
 
-    The library would take three times as long, and copy the message once more.
+    The `websockets` library would take three times as long, and copy the message once more.
     """
     if length < 126:
         return bytes((0x80 | opcode, length))

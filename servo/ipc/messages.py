@@ -148,7 +148,7 @@ class MakeMold:
 class Stop:
     """Accept the queued connections, finish open requests, exit: the whole server stops.
 
-    quick  whether to stop at once: accept no more connections, and cut open requests
+    quick  whether to stop at once: accept no more connections, and cut off open requests
     """
 
     quick: bool = False

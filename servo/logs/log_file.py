@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 # How many bytes may wait in memory for a slow reader.
 MAX_PENDING_BYTES = 1 << 20
-# A write of up to PIPE_BUF bytes is atomic; a longer one can mix with other processes' (pipe(7)).
+# A write of up to PIPE_BUF bytes is atomic; a longer one can mix with writes of other processes
+# (pipe(7)).
 _PIPE_BUF_BYTES = getattr(select, "PIPE_BUF", 512)
 _NEWLINE = 10
 

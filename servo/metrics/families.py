@@ -232,7 +232,7 @@ class Reader:
 
 
 def _plausible_growth(now: Any, before: Any, most: int) -> Any:
-    """The new value of a counter (or a tuple of them), or the old one if it grew by `most`."""
+    """The new value of a counter (or a tuple of them); the old one if it fell or grew by `most`."""
     if isinstance(now, tuple):
         return tuple(_plausible_growth(n, b, most) for n, b in zip(now, before, strict=True))
     return now if 0 <= now - before < most else before

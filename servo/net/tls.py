@@ -6,9 +6,9 @@ a client can resume a session with any worker.
 
 When certificates change on disk, `TLS.renew` switches to them, in the arbiter and in each worker.
 Connections still begin in the old context, because it has the key for tickets. But it gets an SNI
-callback, which switches each connection to a context with the new certificate. It would be no
-solution to load the new certificate into the old context: OpenSSL keeps one certificate for each
-key type, so an old RSA certificate would stay beside a new ECDSA one.
+callback, which switches each connection to a context with the new certificate. Loading the new
+certificate into the old context would not be enough: OpenSSL keeps one certificate for each key
+type, so an old RSA certificate would stay beside a new ECDSA one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Finds and reads the configuration file, and notes the line of each value.
 
-A TOML file may contain settings only. A Python file is executed and may have variables of its own.
-So in a Python file only names of settings, of hooks and of gunicorn's settings count; a name that
-is similar to one of them gets a warning.
+A TOML file may contain settings only. A Python file is executed and may have its own variables. So
+in a Python file only names of settings, of hooks and of gunicorn's settings count; a name that is
+similar to one of them gets a warning.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     Note = tuple[str, str]
 
 PYTHON_MODULE = "__config__"
-# How similar a name in a Python file must be to a known one for a warning. More similarity is
-# required than for other suggestions, because the name may be a variable of the file's own.
+# How similar a name in a Python file must be to a known one for a warning. Other suggestions need
+# less similarity. But a name in a Python file may be one of the file's own variables.
 _NEAR_MISS = 0.85
 
 

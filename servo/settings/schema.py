@@ -35,9 +35,9 @@ SETTINGS: dict[str, Setting] = {
 }
 _ALIASES = {setting.alias: setting.name for setting in SETTINGS.values() if setting.alias}
 
-# To suggest a name for a misspelt one, it is compared with the names of settings, of gunicorn's
-# settings, and of flags. Shorter flags than this are left out: in a configuration file, `env` or
-# `name` is more likely the user's own variable than a misspelt setting.
+# A misspelt name is compared with the names of settings, of gunicorn's settings, and of flags, to
+# suggest the most similar one. Flags shorter than this are left out: in a configuration file, `env`
+# or `name` is more likely the user's own variable than a misspelt setting.
 _MIN_FLAG_LENGTH = 6
 _FLAG_NAMES = {
     flag.lstrip("-").replace("-", "_"): name

@@ -198,7 +198,7 @@ class Settings:
         return self.worker_count_for(self.worker_class_for(self.interface) if known else "thread")
 
     def worker_count_for(self, worker_class: str) -> int:
-        """The number of workers to run; with autoscaling, the least.
+        """The number of workers to run; with autoscaling, the minimum.
 
         worker_class   the workers' class: "sync", "thread", "async" or a dotted path
         """
@@ -211,7 +211,7 @@ class Settings:
 
     @property
     def max_workers(self) -> int:
-        """The most workers of autoscaling (`workers = MIN:MAX`); 0 if the number is fixed."""
+        """The maximum of autoscaling (`workers = MIN:MAX`); 0 if the number is fixed."""
         workers: int | str = self.workers
         return int(str(workers).partition(":")[2] or 0)
 

@@ -11,11 +11,11 @@ disappear from the totals. So the arbiter adds them to the "base", a list of sum
 workers, and then frees the row.
 
 Reading during a fold (a seqlock). A reader that sees the row and the new base would count the
-worker twice; a reader that sees the old base and no row would miss it. A lock is no solution,
-because a reader that dies with the lock would stop the arbiter. Instead, the arbiter increments the
-word _FOLDING before a fold, which makes it odd, and again after it, which makes it even. A reader
-reads _FOLDING, then the table, then _FOLDING again. If both numbers are even and equal, there was
-no fold meanwhile. Otherwise it reads again.
+worker twice; a reader that sees the old base and no row would miss it. A lock would not be safe,
+because a reader that dies while it holds the lock would stop the arbiter. Instead, the arbiter
+increments the word _FOLDING before a fold, which makes it odd, and again after it, which makes it
+even. A reader reads _FOLDING, then the table, then _FOLDING again. If both numbers are even and
+equal, there was no fold meanwhile. Otherwise it reads again.
 
 Distrust. A worker with damaged memory, or one that an attacker controls, may write any bytes
 anywhere in the table. So the arbiter keeps its own data (the base, and the allocation of rows to

@@ -89,7 +89,7 @@ def receive_order(sock: socket.socket) -> tuple[ForkOrder, list[int]] | None:
     """
     data, fds, _, _ = socket.recv_fds(sock, MAX_ORDER_BYTES, MAX_FDS)
     for fd in fds:
-        os.set_inheritable(fd, False)  # MSG_CMSG_CLOEXEC is no way: Python 3.11's recv_fds drops it
+        os.set_inheritable(fd, False)  # Python 3.11's recv_fds drops MSG_CMSG_CLOEXEC
     if not data:
         return None
     values = pickle.loads(data)  # noqa: S301  from the arbiter, which forked this process

@@ -102,7 +102,8 @@ class Forks:
     def forget(self) -> None:
         """In a mold that this worker has forked: leave its children alone.
 
-        They become workers with `Forks` of their own, and hooks of `os.register_at_fork` stay.
+        They become workers, which have their own `Forks`. `os.register_at_fork` can't remove hooks,
+        so the hooks of this object check a flag.
         """
         self._is_over = True
 

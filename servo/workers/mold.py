@@ -245,7 +245,7 @@ class _Mold:
         return self._serve_orders()
 
     def _fork_orphan(self, main: Callable[[], int], prepare: Callable[[], None]) -> int:
-        """Fork a process by an intermediate process. Returns its pid. Raises OSError.
+        """Fork a process through an intermediate process. Returns its pid. Raises OSError.
 
         main     runs in the process; its result is the exit code
         prepare  runs first in the intermediate process
@@ -253,9 +253,8 @@ class _Mold:
         for stream in (sys.stdout, sys.stderr):
             # Flush, or each worker would write the application's buffered output again.
             if stream is not None:
-                with contextlib.suppress(
-                    OSError, ValueError
-                ):  # its reader is gone, or it is closed
+                # OSError: the stream has no reader. ValueError: it is closed.
+                with contextlib.suppress(OSError, ValueError):
                     stream.flush()
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:

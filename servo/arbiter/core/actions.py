@@ -46,7 +46,7 @@ class SendMessage:
 
 @dataclass(slots=True)
 class CancelFork:
-    """Cancel the order to a mold to fork a worker. A mold that has begun with it is stuck: kill it.
+    """Cancel an order to fork a worker. If the mold has begun to fork, it is stuck: kill it.
 
     `ForkFailed` reports that the worker was not forked, `Forked` that it was.
 

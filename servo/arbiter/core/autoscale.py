@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 # Seconds between two measurements of the load.
 SAMPLE_S = 0.25
-# The period, in seconds, whose mean load decides whether to add workers. The second one applies
-# while requests wait.
+# The period, in seconds, whose mean load decides whether to add workers. While requests wait, the
+# shorter one applies.
 WINDOW_S = 1.0
 WAITING_WINDOW_S = 0.5
 # The share of the capacity that should be in use. The rest is for bursts.
@@ -254,7 +254,7 @@ class Autoscale:
 
 
 def _most_by_memory(load: ServerLoad) -> int | None:
-    """How many workers fit into memory: the ready ones, plus those that fit into the rest."""
+    """How many workers fit into memory: the ready ones, plus those that fit into what is left."""
     if load.memory_left is None or not load.worker_memory:
         return None
     return len(load.workers) + load.memory_left // load.worker_memory

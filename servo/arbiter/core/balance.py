@@ -54,7 +54,7 @@ def balance(
     desired     the number of workers that should serve
     generation  the current generation
     surge       the number of extra workers that may live while stale ones are replaced
-    room        the most workers to fork now (0 during a back-off)
+    room        the largest number of workers to fork now (0 during a back-off)
     may_surge   whether to fork replacements; if False, booting ones are still kept
     use         serial -> the share of its capacity that the worker uses. Of the fresh workers, the
                 least busy one is retired first

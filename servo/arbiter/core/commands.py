@@ -47,7 +47,7 @@ class Server(rollback.Server, Protocol):
 
 
 def stop_gracefully(server: Server, now: float) -> None:
-    """TERM: finish the open requests, then stop. A second TERM cuts the requests."""
+    """TERM: finish the open requests, then stop. A second TERM cuts off the requests."""
     if server.stopping is None:
         server.stop(now, quick=False, why="SIGTERM")
     elif not server.stopping.quick:
@@ -55,7 +55,7 @@ def stop_gracefully(server: Server, now: float) -> None:
 
 
 def stop_quickly(server: Server, now: float) -> None:
-    """INT, QUIT: cut open requests, and stop. A second signal kills the workers."""
+    """INT, QUIT: cut off open requests, and stop. A second signal kills the workers."""
     if server.stopping is None or not server.stopping.quick:
         server.stop(now, quick=True, why="interrupted")
     else:
@@ -177,7 +177,7 @@ def run_upgrade(server: Server, now: float, python: str) -> dict[str, Any]:
 
 
 def run_scale(server: Server, _now: float, to: str) -> dict[str, Any]:
-    """Change the number of workers; with autoscaling, the least number.
+    """Change the number of workers; with autoscaling, the minimum.
 
     to  the new number, such as "4", or a change, such as "+1" or "-2"
     """
@@ -238,7 +238,7 @@ def run_reopen(server: Server, _now: float, _argument: object) -> dict[str, Any]
 def run_stop(server: Server, now: float, quick: bool) -> dict[str, Any]:
     """Stop the server.
 
-    quick  whether to cut open requests
+    quick  whether to cut off open requests
     """
     stopping = server.stopping
     if stopping is None or (quick and not stopping.quick):

@@ -76,10 +76,10 @@ class KillFailed:
 class ChildExited:
     """A child was reaped. All its messages have been handled before this event.
 
-    pid            the child's; it need not be a worker's
+    pid            the child's process id; the child need not be a worker
     code           its exit code; minus the signal's number if a signal ended it
     signal         that signal's name, or ""
-    out_of_memory  whether the kernel's counters show a kill for lack of memory
+    out_of_memory  whether the kernel's counters show that it was killed for lack of memory
     """
 
     pid: int

@@ -2,9 +2,9 @@
 
 `max_worker_memory` is the soft limit. A worker above it is replaced, as after `max_requests`: its
 replacement gets ready first. Only one worker at a time is replaced for its memory, the largest
-first. Workers with the same leak would reach the same limit at about the same time. So each worker
-gets a limit of its own, a little below the setting: the growth that the setting allows after boot
-is reduced by up to a tenth.
+first. Workers with the same leak would reach the same limit at about the same time. So each
+worker's limit is a different amount below the setting: up to a tenth of the growth that the setting
+allows after boot.
 
 `max_worker_memory_hard` protects the machine from a worker that grows too fast for a replacement:
 the worker is killed. Its stacks in the log show the code that needs the memory.

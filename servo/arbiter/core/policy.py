@@ -27,7 +27,8 @@ ABORT_S = 2.0
 BOOT_STOP_S = 2.0
 # A worker that has reported a failed boot is killed after this time, if it has not exited.
 BOOT_EXIT_S = 5.0
-# A quick stop cuts open requests. In this time the lifespan shutdown and atexit handlers may run.
+# A quick stop cuts off open requests at once. The lifespan shutdown and atexit handlers then have
+# this many seconds to run.
 QUICK_STOP_S = 5.0
 
 # A worker that dies within this time after readiness counts as a failure, which delays the next
@@ -54,8 +55,9 @@ PROVED_MOLD_S = 30.0
 # During a bake, the generation is rolled back after this many rounds of unexpected exits, if these
 # are more than twice as many as before. Good releases, too, have one or two crashes.
 BAKE_RESTARTS = 3
-# It is also rolled back if its share of 5xx responses is this much higher than the old
-# generation's. It must have given at least BAKE_RESPONSES responses: with fewer, 5 % may be chance.
+# During a bake, the generation is also rolled back if its share of 5xx responses is this much
+# higher than the old generation's, and it has given at least BAKE_RESPONSES responses: with fewer,
+# a difference of 5 % may be chance.
 BAKE_ERRORS = 0.05
 BAKE_RESPONSES = 50
 

@@ -1,7 +1,7 @@
 """Roll-backs: return to the old generation, because an operator asks or the new one is bad.
 
 During a reload, the old generation still exists. After the reload, it is kept for `bake_time` (see
-`bake`). Later than that, a roll-back is refused.
+`bake`). After that time, a roll-back is refused.
 
 The protocol `Server` avoids an import cycle: it declares the part of the supervisor that is used
 here.

@@ -27,7 +27,7 @@ class PendingStop:
 class Stopping:
     """A stop that has begun.
 
-    quick  whether open requests are cut
+    quick  whether open requests are cut off
     code   the exit code of the arbiter
     """
 

@@ -85,7 +85,8 @@ class Supervisor:
     served           whether a worker has ever been ready. If so, failed boots end the server only
                      with `max_boot_failures`
     paused           (WINCH) whether the sockets are kept without workers
-    held             (--reload) whether to fork nothing until a file changes, as no worker can boot
+    held             (--reload) whether to fork nothing until a file changes, because no worker can
+                     boot
     reload           the reload in progress, or None
     upgrade          the upgrade in progress, or None; never together with a reload
     pending_stop     the stop that begins later, or None
@@ -94,7 +95,7 @@ class Supervisor:
     backoff          when the next worker may be forked
     boot_failures    the failed boots since a worker last got ready
     molds            the molds, by generation
-    bakes            watches a new generation after a reload, and keeps the one before
+    bakes            watches a new generation after a reload, and keeps the previous one
     reforks          knows which generations have been reforked
     """
 
@@ -441,7 +442,7 @@ class Supervisor:
 
         A graceful stop first waits for `pre_stop_delay`. A second call ends this wait.
 
-        quick  whether to cut open requests
+        quick  whether to cut off open requests
         why    who or what requested it, for the log
         code   the exit code of the arbiter
         """
@@ -461,7 +462,7 @@ class Supervisor:
             self.reload = None
             self.stopping = Stopping(quick, code)
             self.queue.do(actions.CloseListeners())
-        way = "open requests are cut" if quick else "open requests are finished"
+        way = "open requests are cut off" if quick else "open requests are finished"
         data = {"quick": quick, "code": code}
         if code:
             text = f"{why}: the server ends with exit code {code}"

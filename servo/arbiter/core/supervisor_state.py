@@ -46,8 +46,8 @@ def state_of(supervisor: Supervisor) -> dict[str, Any]:
 def restored(state: Mapping[str, Any]) -> Supervisor:
     """Continue the supervisor of the previous program, after an upgrade.
 
-    state  the result of that program's `state_of`. Its times stay valid, because all programs
-           of the machine have the same clock
+    state  the result of that program's `state_of`. Its times stay valid, because all programs on a
+           machine have the same monotonic clock
 
     Raises KeyError, TypeError or ValueError for an invalid state.
     """
@@ -58,7 +58,7 @@ def restored(state: Mapping[str, Any]) -> Supervisor:
     supervisor.policies.update(policies)
     supervisor.workers.restore(state["workers"])
     supervisor.count.target = int(state["target"])
-    supervisor.count.low = int(state.get("low", supervisor.count.target))  # new with autoscaling
+    supervisor.count.low = int(state.get("low", supervisor.count.target))  # older versions lack it
     supervisor.generation = generation
     supervisor.last_generation = int(state["last_generation"])
     supervisor.served = True
@@ -66,8 +66,8 @@ def restored(state: Mapping[str, Any]) -> Supervisor:
     supervisor.backoff.restore(state["backoff"])
     supervisor.boot_failures.restore(state["boot_failures"])
     supervisor.memory.restore(state["memory"])
-    supervisor.molds.restore(state.get("molds", []))  # new with molds that outlive an upgrade
-    supervisor.reforks.restore(state.get("reforks", []))  # new with reforks
+    supervisor.molds.restore(state.get("molds", []))  # older versions lack it
+    supervisor.reforks.restore(state.get("reforks", []))  # older versions lack it
     # The time of the upgrade counts as a standstill, which extends all limits.
     supervisor._now = float(state["now"])
     return supervisor

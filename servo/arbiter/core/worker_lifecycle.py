@@ -8,7 +8,8 @@ A worker ends in one of these ways:
 
 * `Retire`: it closes its listeners, finishes open requests, and exits. The other workers still
   serve.
-* `Stop`: the same, but all workers get it, as the server stops. A quick stop cuts open requests.
+* `Stop`: the same, but all workers get it, because the server stops. A quick stop cuts off open
+  requests.
 * SIGTERM, if its channel is gone, so that it can't read messages. The effect is that of `Retire`.
 * SIGABRT and, two seconds later, SIGKILL, if it hangs or uses far too much memory. On SIGABRT it
   prints its stacks.
@@ -212,8 +213,8 @@ class WorkerLifecycle:
     def stop(self, worker: WorkerEntry, quick: bool, now: float) -> None:
         """Tell a worker to end, because the server stops.
 
-        quick  whether to cut open requests. If not, a draining worker gets no message, because it
-               is ending anyway; only a lingering one is told to close its WebSockets
+        quick  whether to cut off open requests. If not, a draining worker gets no message, because
+               it is ending anyway; only a lingering one is told to close its WebSockets
         """
         grace_s = self._policies[worker.generation].graceful_timeout_s
         if quick:

@@ -194,8 +194,8 @@ class ControlService:
         self._records = socket.records
         self._events = Feed(MAX_EVENTS, MAX_CHARACTERS)
         self._queries = WorkerQueries(arbiter.workers)
-        # ticket -> the command's caller, and the function that gets the result, unless the command
-        # is refused.
+        # ticket -> the command's caller, and the function that gets the result. If the command is
+        # refused, the function is not called.
         self._tickets: dict[int, tuple[Caller, Callable[[dict[str, Any]], None]]] = {}
         self._reopened: Mapping[str, str] = {}
         self._last_ticket = 0
@@ -285,7 +285,7 @@ class ControlService:
         return min(self._queries.wake_at(), self._server.wake_at())
 
     def tick(self, now: float) -> None:
-        """Continue waiting requests. Called in each turn of the loop.
+        """Continue with the requests that wait. Called in each turn of the loop.
 
         now  monotonic seconds
         """

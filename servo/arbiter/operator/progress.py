@@ -121,7 +121,7 @@ class RestartProgress:
 
 
 class StopProgress:
-    """Follows the end of the server. The control service reports the end itself."""
+    """Follows a stop: each worker's exit. The control service reports when the stop is complete."""
 
     def see(self, event: LifecycleEvent) -> Step | None:
         """The step to report to the caller; None if the event does not concern it."""
@@ -131,9 +131,9 @@ class StopProgress:
 
 
 class UpgradeProgress:
-    """Follows an upgrade up to its failure, or to the end of the connection.
+    """Follows an upgrade until it fails or the new program closes the connection.
 
-    The next program closes all connections. Its log of events has the rest.
+    The new program keeps the events, so `servoctl` connects again and asks it for the later ones.
     """
 
     def see(self, event: LifecycleEvent) -> Step | None:

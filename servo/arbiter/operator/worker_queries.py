@@ -30,7 +30,7 @@ SIGNAL_S = 0.6
 # Seconds between two reads of a dump file. If the file has not grown, the dump is complete.
 DUMP_POLL_S = 0.05
 
-# A longer duration (31 years) must be an error, and `servoctl` could not show it.
+# A longer duration (1e9 s are 31 years) can't be true, and `servoctl` could not show it.
 _MAX_DURATION_S = 1e9
 
 STACK = "stack"

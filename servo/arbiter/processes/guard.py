@@ -104,7 +104,7 @@ class Guard:
         except OSError as error:
             # The guard always reads at once, so the socket can't be full: the guard has ended. The
             # next one gets a list of all workers.
-            log.debug("The guard can't be told of worker process %d: %s", worker.pid, error)
+            log.debug("The guard can't be told about worker process %d: %s", worker.pid, error)
             self._on_end()
 
     def to_state(self, pass_on: Callable[[int], int]) -> int:
@@ -198,7 +198,8 @@ def _fork_guard(sock: socket.socket, workers: list[GuardedWorker], owner: int | 
 def guard_workers(sock: socket.socket, first: list[GuardedWorker], owner: int | None) -> None:
     """Run the guard's process until the arbiter and all workers have ended.
 
-    sock    the arbiter sends a record for each new worker; the end of stream means its death
+    sock    the arbiter sends a record for each new worker; the end of the stream means that the
+            arbiter has died
     first   the workers that already run
     owner   the user that workers run as, or None
     """

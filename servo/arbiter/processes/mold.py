@@ -264,7 +264,7 @@ class MoldProcesses:
             mold.sock.close()
 
     def cancel(self, serial: int) -> None:
-        """Cancel the order of a worker that should be killed.
+        """Cancel the order for a worker that should be killed.
 
         A mold that already has the order, but has not forked the worker, is stuck: kill it.
         """

@@ -1,4 +1,4 @@
-"""The preflight of an upgrade: a child process tries whether the new program can start.
+"""The preflight of an upgrade: a child process checks that the new program can start.
 
 The child runs the command of the server with the new interpreter and `--check-config`: it reads the
 configuration and imports the application, but binds no address. A pipe passes its output to the

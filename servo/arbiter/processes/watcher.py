@@ -111,7 +111,8 @@ class Files:
             if pattern.start is not None and not self._is_below(pattern.start)
         }
         for text in given:
-            # A pattern that names a directory only adds it; other patterns select the files in it.
+            # A pattern that names a directory only adds the directory to the watched ones. The
+            # other patterns decide which of its files count.
             for found in map(Path, glob.glob(str(here / text))):
                 if found.is_dir() and not self._is_below(found):
                     self.directories.append(Path(os.path.normpath(found)))

@@ -100,7 +100,7 @@ class WorkerProcess:
     dropped: Drops = field(default_factory=Drops)
 
     def fileno(self) -> int:
-        """The descriptor of the channel; -1 after that is closed."""
+        """The descriptor of the channel; -1 after the channel is closed."""
         return self.channel.fileno() if self.channel is not None else -1
 
     def on_ready(self, mask: int) -> None:
@@ -350,7 +350,7 @@ class WorkerProcesses:
         hook_worker.pid = worker.pid
         worker.row = self._scoreboard.row(worker.row_index)
         worker.dump_fd = take(int(state["dump_fd"]))
-        mold_fd = take(int(state.get("mold_sock", -1)))  # new with reforks
+        mold_fd = take(int(state.get("mold_sock", -1)))  # older versions lack it
         if mold_fd >= 0:
             worker.mold_sock = socket.socket(fileno=mold_fd)
             worker.mold_sock.setblocking(False)

@@ -32,8 +32,8 @@ _SIZE_LINE = re.compile(
 _SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}([ \t]*(?:;[\t -~\x80-\xff]*)?)\r?")
 _MAX_SIZE = 2**63 - 1
 
-# All extensions of a body together may have this many times the bytes that those of one chunk may
-# have. (Since CVE-2023-39326, Go limits them to 16 KiB more than the data.)
+# The limit for all extensions of a body together, as a multiple of the limit for those of one
+# chunk. (Since CVE-2023-39326, Go limits them to 16 KiB more than the data.)
 _EXTENSIONS_FACTOR = 16
 
 _SIZE, _DATA, _DATA_END, _TRAILERS = range(4)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 PARSERS = ("httptools", "h11")
 
-# How many bytes may wait after the current request, as many as one read may return. Above this,
+# How many bytes may wait after the current request: the most that one read returns. Above this,
 # reading pauses.
 _WAITING_BYTES = 65536
 # Field sections longer than this are not remembered.
@@ -142,8 +142,8 @@ class H1Connection:
         # A head that is no longer than the smallest of these limits exceeds none of them. Only the
         # number of its fields must be checked.
         self._small_head = min(limits.request_line, limits.header_field, limits.header_total) - 4
-        # The field section of the last head. If the head before it had the same one, also the
-        # parsed fields.
+        # The field section of the last head; and its parsed fields, if the head before it had the
+        # same section.
         self._previous = b""
         self._known: KnownFields | None = None
         # How far the buffer was searched for the end of a head, and how many empty lines came
@@ -212,7 +212,7 @@ class H1Connection:
         return self._receive_more(data)
 
     def _get_to_know(self, head: bytes, request: Request) -> None:
-        """Remember the parsed fields if two requests in a row have had the same."""
+        """Remember the parsed fields if two requests in a row have had the same fields."""
         fields = head.partition(b"\r\n")[2]
         if fields == self._previous and KnownFields.fit(request):
             self._known = KnownFields(fields, request)

@@ -11,8 +11,8 @@ from servo.http.errors import ProtocolError
 if TYPE_CHECKING:
     from servo.http.events import Headers
 
-# Lower-case names, by the name as sent. Objects that are used again have their hash, so the
-# look-ups that follow are cheaper.
+# Lower-case names, by the name as sent. A reused bytes object already has its hash, so later
+# look-ups are cheaper.
 _NAMES: Final[dict[bytes, bytes]] = {}
 _NAMES_BOUND: Final = 1024
 _NAME_BOUND: Final = 64

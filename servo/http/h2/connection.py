@@ -86,8 +86,9 @@ CONNECTION_WINDOW: Final = 1 << 20
 # to spend its allowances gets even shorter turns.
 FRAMES_A_TURN: Final = 8
 _STRAINED_FRAMES: Final = 1
-# A turn is extended by this many frames if they belong to the same stream. If a turn ended between
-# a request and the RST_STREAM that cancels it, the application would start in vain.
+# A turn is extended by up to this many frames if they belong to the stream of its last frame. If a
+# turn ended between a request and the RST_STREAM that cancels it, the application would start in
+# vain.
 _MORE_OF_ONE: Final = 2
 # How many body bytes to send in one frame, even if the client accepts more: streams take turns.
 _FRAME: Final = 16384
@@ -162,18 +163,20 @@ class H2Connection:
         self._resets = Allowance(*h2_limits.resets)
         # How many body bytes the client may still send, in all streams together.
         self._incoming_window = CONNECTION_WINDOW
-        # At first in a new stream: until the client has read our SETTINGS, the default applies.
+        # The same for one new stream: the default, unless our setting is larger, because the client
+        # uses the default until it has read our SETTINGS.
         self._first_window = max(h2_limits.window, DEFAULT_WINDOW)
-        # How many it accepts: in all streams together, and at first in a new stream.
+        # How many body bytes we may still send in all streams together, and at first in a new
+        # stream.
         self._outgoing_window = DEFAULT_WINDOW
         self._initial_window = DEFAULT_WINDOW
-        # How many bytes of payload it accepts in a frame.
+        # The largest payload that the client accepts in a frame, in bytes.
         self._largest_frame = DEFAULT_FRAME
         # A head of which only the first frames have arrived: its bytes, and its first frame.
         self._block: list[bytes] = []
         self._block_start: Frame | None = None
-        # The highest number of a stream that the client has used, and the closed streams: whether
-        # we have reset them. The oldest come first.
+        # The highest stream number that the client has used. Then the closed streams, oldest first:
+        # number -> whether we have reset the stream.
         self._highest = 0
         self._closed: dict[int, bool] = {}
         # Bytes to send.
@@ -395,7 +398,7 @@ class H2Connection:
         self.wake()
 
     def _is_idle(self, number: int) -> bool:
-        """Whether no such stream was ever opened. Even numbers are for a server's pushes."""
+        """Whether no stream of this number was ever opened. Only a server opens even ones."""
         return number > self._highest or not number & 1
 
     def _reset_for(self, number: int, code: int, events: list[Event]) -> None:
@@ -739,7 +742,7 @@ class H2Connection:
         self._emit(RST_STREAM, 0, number, code.to_bytes(4, "big"))
 
     def _enlarge(self, number: int, n: int) -> None:
-        """Let the client send `n` more body bytes in a stream, or with 0 in all streams."""
+        """Let the client send `n` more body bytes in a stream; 0 means all streams together."""
         self._emit(WINDOW_UPDATE, 0, number, n.to_bytes(4, "big"))
 
     def _emit(self, kind: int, flags: int, number: int, payload: bytes = b"") -> None:

@@ -32,10 +32,10 @@ from servo.http.h2.frames import ClientKind
 if TYPE_CHECKING:
     from servo.http.h2.connection import H2Connection
 
-# How many PINGs httpx must answer after the last response, for each of its tasks. The tasks read
-# the connection in turns. In its turn, a task without a response reads one PING, and a task with a
-# response reads one part of it: the head, 16 KiB of the body, or the end. So a task needs as many
-# rounds as its response has parts.
+# How many PINGs httpx must answer, for each of its tasks, before we assume that the tasks have read
+# their responses. The tasks read the connection in turns. In each turn, a task that waits for a
+# response reads one PING, and a task with a response reads one part of it: the head, 16 KiB of the
+# body, or the end. So a task needs as many turns as its response has parts.
 PINGS = 8
 # Seconds without a new request before the GOAWAY. httpx's tasks send their next requests right
 # after their responses, and a task that sends after a GOAWAY gets an error.
@@ -142,9 +142,9 @@ class Drain:
 
     def _first_wait_s(self) -> float:
         """Seconds to wait for the first request."""
-        # httpx connects only to send a request, and takes the number 0 in a GOAWAY for no number:
-        # it would lose a request that has just been sent. A busy client may need over a second
-        # between its SETTINGS and its first request.
+        # httpx connects only when it has a request to send, and treats a GOAWAY with the number 0
+        # as one without a number. So an early GOAWAY would lose a request that has just been sent.
+        # A busy client may need over a second between its SETTINGS and its first request.
         if self._http.client is ClientKind.H2_LIBRARY:
             return max(self._fresh_s, RETRY_WAIT_S)
         return self._fresh_s

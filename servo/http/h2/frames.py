@@ -60,7 +60,7 @@ MAX_FRAME_SIZE: Final = 5
 MAX_HEADER_LIST_SIZE: Final = 6
 ENABLE_CONNECT_PROTOCOL: Final = 8
 MAX_WINDOW: Final = (1 << 31) - 1
-# Before any SETTINGS frame: the bytes of each window, and the longest payload of a frame.
+# Until a SETTINGS frame changes them: the bytes of each window, and the longest payload of a frame.
 DEFAULT_WINDOW: Final = 65535
 DEFAULT_FRAME: Final = 16384
 
@@ -124,8 +124,8 @@ class Allowance:
 
         now  seconds of the same clock
 
-        An ordinary client always keeps more than nine tenths. A look at the present alone would not
-        be enough: a client could stay near the limit, and look ordinary half of the time.
+        An ordinary client always keeps more than nine tenths. Checking only the current number
+        would not be enough: a client could stay near the limit, and look ordinary half of the time.
         """
         self._refill(now)
         if self._left < self._most * 0.9:
@@ -139,7 +139,7 @@ class Frame:
     type     its type; this may be an unknown one
     flags    its flags, in one byte
     stream   the number of its stream; 0 for the connection
-    payload  its bytes, without the nine of its header
+    payload  its bytes, without the nine-byte header
     """
 
     __slots__ = ("flags", "payload", "stream", "type")
@@ -304,7 +304,7 @@ def frame_bytes(kind: int, flags: int, stream: int, payload: bytes = b"") -> byt
 
 
 def frame_head(length: int, kind: int, flags: int, stream: int) -> bytes:
-    """The nine bytes before the payload of a frame with this length, type (`kind`) and so on."""
+    """The nine-byte header of a frame with this payload length, type (`kind`), flags and stream."""
     return _HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream)
 
 
@@ -374,7 +374,7 @@ def kind_of_client(payload: bytes) -> ClientKind:
 
 
 def read_settings(payload: bytes) -> list[tuple[int, int]]:
-    """The settings in the payload of a SETTINGS frame, in order, with those that we don't know.
+    """The settings in the payload of a SETTINGS frame, in order, including unknown ones.
 
     Raises `GoAwayError` for a wrong length, too many settings, or a wrong value (RFC 9113 section
     6.5.2, RFC 8441 section 3).

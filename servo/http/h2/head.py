@@ -135,7 +135,7 @@ def _split(fields: Fields) -> tuple[dict[bytes, bytes], Headers]:
             raise MalformedError("repeated or unknown pseudo-header field")
         pseudo[name] = value
         if value in METHODS or value in _SCHEMES or value in VALID_HOSTS:
-            continue  # its characters are valid, which one look-up shows
+            continue  # one look-up shows that its characters are valid
         if _BAD_VALUE.search(value) or b"\n" in value:
             raise MalformedError("invalid character in a pseudo-header field")
     # `_check_fields` refuses a pseudo-header field after others, because of its colon.

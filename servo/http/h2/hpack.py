@@ -37,7 +37,7 @@ _FIRST_DYNAMIC: Final = 62
 
 _HUFFMAN: Final[list[int]] = decoding_table()
 _SHIFT: Final = STATE_SHIFT
-# The most bytes after the first one of an integer: enough for 28 bits.
+# An integer may have at most this many bytes after the first one: enough for 28 bits.
 _INTEGER_BYTES: Final = 4
 
 # Secrets. If they were compressed, an attacker who chooses other fields could guess them by the
@@ -60,8 +60,8 @@ _FIELD_BOUND: Final = 512
 class FieldDecoder:
     """Decodes the heads of requests.
 
-    most  bytes of a decoded head, with 32 for each field. A longer head is refused early, because
-          one byte can stand for a field of 4 KB (CVE-2016-1544 and others)
+    most  maximum size of a decoded head, in bytes, plus 32 for each field. A longer head is refused
+          early, because one byte can stand for a field of 4 KB (CVE-2016-1544 and others)
     """
 
     __slots__ = ("_data", "_entries", "_most", "_pos", "_room", "_size")
@@ -72,13 +72,13 @@ class FieldDecoder:
         self._entries: list[Field] = []
         self._size = 0
         self._room = TABLE_SIZE
-        # The head that is decoded, and the place in it.
+        # The head that is being decoded, and the position in it.
         self._data = b""
         self._pos = 0
 
     @property
     def table_size(self) -> int:
-        """The bytes that the fields in the table count."""
+        """The size of the table, as RFC 7541 section 4.1 counts it."""
         return self._size
 
     def decode(self, data: bytes) -> list[Field]:
@@ -235,7 +235,7 @@ class FieldEncoder:
 
     @property
     def header_table_size(self) -> int:
-        """Bytes of the table: those of the client's limit that we use."""
+        """The size limit of the table, in bytes: the client's limit, but at most TABLE_SIZE."""
         return self._max
 
     @header_table_size.setter

@@ -135,8 +135,8 @@ class H2Stream:
         connection       gets the frames
         stream_id        the stream's number
         request          the head of the request
-        window           the first value of `window`
-        incoming_window  the first value of `incoming_window`
+        window           the initial value of `window`
+        incoming_window  the initial value of `incoming_window`
         """
         self._connection = connection
         self.id = stream_id

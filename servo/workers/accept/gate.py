@@ -22,8 +22,8 @@ from servo.shared_memory.scoreboard import load_of
 if TYPE_CHECKING:
     from servo.shared_memory.scoreboard import Scoreboard
 
-# How many seconds a worker leaves a connection to the others, and how often in a row. If no other
-# worker accepts, the connection waits for WAIT_S * MAX_WAITS = 3 ms.
+# A worker leaves a connection to the others for WAIT_S seconds, at most MAX_WAITS times in a row.
+# If no other worker accepts, the connection waits for WAIT_S * MAX_WAITS = 3 ms.
 WAIT_S = 0.001
 MAX_WAITS = 3
 

@@ -608,7 +608,7 @@ class H1Protocol:
             self._close()
 
     def _close(self) -> None:
-        """Close fully. Over TLS the loop itself waits for a close_notify; we only limit this."""
+        """Close fully. Over TLS the loop waits for a close_notify; we only limit the wait."""
         if self._facts is not None and self._copy < 0:
             # Keep a duplicate for `_end_output`: the loop closes its own descriptor before it calls
             # `connection_lost`.

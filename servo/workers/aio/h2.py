@@ -65,7 +65,8 @@ _MAX_UNSENT = 8 << 20
 # worker as a whole holds too much (`Pressure`), only one request runs.
 _MAX_RUNNING_IF_SLOW = 8
 # A draining connection looks for the right moment for its GOAWAY for at least this many seconds
-# (see servo.http.h2.drain). After `keepalive_requests`, the final GOAWAY is sent after this time.
+# (see servo.http.h2.drain). If `keepalive_requests` ends a connection, the final GOAWAY is sent
+# this many seconds after the first.
 _MIN_DRAIN_S = 1.0
 
 
@@ -146,9 +147,9 @@ class H2Protocol(asyncio.Protocol):
         self._eof = False
         self._write_due = False
         self._unsent = 0
-        # Three times in monotonic nanoseconds: since when the socket has taken no bytes (0: it
-        # takes them), a frame or head has been incomplete (0: none is), and no stream has been
-        # open.
+        # Three points in time, in monotonic nanoseconds: when the socket stopped taking bytes (0:
+        # it takes them), when an incomplete frame or head began (0: none is incomplete), and when
+        # the last open stream ended, or the connection began.
         self._stalled_ns = 0
         self._part_ns = 0
         self._idle_ns = monotonic_ns()
@@ -463,7 +464,7 @@ class H2Protocol(asyncio.Protocol):
     def _announce(self, wait_s: float) -> None:
         """Send a first GOAWAY, and the final one when the client has seen the first.
 
-        wait_s  seconds after which the final one is sent in any case
+        wait_s  seconds after which the final one is sent even if the client has not seen the first
         """
         self._http.announce()
         self.server.loop.call_later(wait_s, self._http.finish)

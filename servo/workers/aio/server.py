@@ -99,7 +99,7 @@ class ServedConnection(Client, Protocol):
         """The requests without a complete response."""
 
     def cut_requests(self, kept: list[ASGICall | WebSocketCall]) -> None:
-        """End all requests except some. If no request is kept, end the connection, too.
+        """End all requests except those in `kept`. If no request is kept, end the connection, too.
 
         kept  the calls to keep; an open WebSocket is always kept
         """
@@ -184,7 +184,7 @@ class StreamServer:
         return template
 
     def begin(self, call: ASGICall | WebSocketCall, admitted: Admitted) -> None:
-        """Run the application with an admitted request, in a task of its own.
+        """Run the application with an admitted request, in a new task.
 
         call      the application's call
         admitted  the request, from `Admission.admit`

@@ -50,8 +50,8 @@ BUSY_S = 1.0
 # How many bytes are parsed in one call. Even a message of a few bytes becomes an object, so this
 # limits the number of objects that are made before the queue's limit is checked.
 _SLICE = 32768
-# The same while parts of one long message arrive. With smaller slices the calls would cost more
-# than the parsing.
+# The same while the parts of one long message arrive. Smaller slices would cost more in calls than
+# in parsing.
 _LONG_SLICE = 131072
 
 _OPEN, _CLOSING, _LINGERING, _ENDED = range(4)
@@ -468,7 +468,7 @@ class WebSocketSession(ABC):
 
 
 class WebSocketProtocol(WebSocketSession, asyncio.Protocol):
-    """A WebSocket that has a connection of its own, after a handshake over HTTP/1.1."""
+    """A WebSocket that has a whole connection to itself, after a handshake over HTTP/1.1."""
 
     __slots__ = ("_transport",)
 

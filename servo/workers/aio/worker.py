@@ -478,13 +478,13 @@ class AsyncWorker(Worker):
         server.lingers = False
         self.begin_grace()
         streams = server.end_event_streams()
-        # Cancel calls that have not returned by then: an application notices the end of its stream
-        # only when it sends the next event.
+        # An application notices the end of its stream only when it sends the next event. So cancel
+        # the calls that have not returned after this time.
         wait_s = min(self.settings.drain_idle, self.settings.graceful_timeout / 2)
         self.loop.call_later(wait_s, self._cancel, streams)
 
     def _cancel(self, calls: list[ASGICall | WebSocketCall]) -> None:
-        """Cancel those of these calls that have not returned."""
+        """Cancel these calls, unless they have returned."""
         for call in calls:
             if call in self.server.calls and call.task is not None:
                 call.cancelled = True

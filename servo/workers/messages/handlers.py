@@ -7,7 +7,7 @@ them depends on the worker, so there are three runners:
 * `InlineRunner` in a `sync` worker: in its only thread, between requests.
 * `LoopRunner` in an `async` worker with an ASGI application: on the event loop. Handlers that are
   coroutine functions run as tasks.
-* `ThreadRunner` in a worker that runs the application in threads: in one thread of its own.
+* `ThreadRunner` in a worker that runs the application in threads: in one separate thread.
 
 Messages must not starve requests. The first two runners stop after `SLICE_NS` and continue when
 connections and signals have been served; `LoopRunner` also bounds the number of its tasks.
@@ -173,7 +173,7 @@ class LoopRunner(Runner):
 
 
 class ThreadRunner(Runner):
-    """Calls the handlers in one thread of its own, which starts with the first message."""
+    """Calls the handlers in a separate thread, which starts with the first message."""
 
     def __init__(self, mailbox: Mailbox) -> None:
         super().__init__(mailbox)

@@ -350,7 +350,7 @@ class Mailbox:
     def _read_until(
         self, future: concurrent.futures.Future[str], deadline: float, *, to_self: bool
     ) -> None:
-        """Read the channel instead of the owner until the future is done.
+        """Until the future is done, read the channel in this thread, not in the owner's.
 
         future    gets the reply
         deadline  when to give up, in monotonic seconds

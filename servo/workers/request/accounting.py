@@ -63,8 +63,8 @@ class Meter:
         self.max_requests = max_requests
         self._requests_left = max_requests or -1
         self._on_recycle = on_recycle
-        # Copies of fields in the row, which save reading the row: that would cost as much as
-        # writing it. Only this object writes these fields.
+        # Copies of fields in the row. Reading the row would cost as much as writing it, and only
+        # this object writes these fields.
         self._in_flight = self._latency_ns = self._bytes_out = 0
         self._ok = [0] * ROW_WORDS
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 class BodyRate:
     """Computes when to give up on one request body.
 
-    gap_s   the longest pause in seconds; for as long, no rate is enforced. 0 for no limits
-    rate    the least average rate after that, in bytes per second; 0 for no least rate
+    gap_s   the longest pause in seconds. The rate is enforced only after this time. 0 for no limits
+    rate    the minimum average rate, in bytes per second; 0 for none
     now_ns  when the body begins, in monotonic nanoseconds
     """
 

@@ -28,7 +28,7 @@ log = logging.getLogger("servo.error")
 
 
 class HookObject:
-    """The base of all objects that hooks get. A hook may set attributes of its own on them.
+    """The base of all objects that hooks get. A hook may set its own attributes on them.
 
     Reading an attribute that only gunicorn has raises an AttributeError, which lists the available
     attributes.
