@@ -67,8 +67,9 @@ def test_a_client_that_does_not_read(serve: Serve) -> None:
     at_rest = memory(pid)
     with Client(server.port, WIDE, generous=False) as client:
         client.send(window(0, 1 << 30))
-        # All in one write: how many of them run would otherwise depend on how they arrive. 8 begin
-        # per turn of the loop, for two turns. Then the first response shows that the client is slow.
+        # Send all requests in one write. Otherwise the number of running requests would depend on
+        # how they arrive. Eight begin in each turn of the loop, for two turns. Then the first
+        # response shows that the client is slow.
         fields = [*GET[:3], (":path", PIECE)]
         client.send(b"".join([head(1 + 2 * i, fields) for i in range(STREAMS)]))
         sizes: list[int] = []
