@@ -1,11 +1,12 @@
 """Chaos: clients of many kinds, a random operator, and processes that die.
 
-Four servers, one of each class and one with a mold, are loaded for a given time by 32 clients each.
-Meanwhile a random operator deploys good and broken releases, rolls back, scales, restarts workers,
-upgrades Servo in place, and renews logs and certificates; `max_requests` recycles workers. Faults
-kill or stop workers and molds. Every answer is checked. A lost request is excused only if a killed
-worker held its connection. To know that, the run first stops the worker, then lists its sockets
-from /proc (a stopped worker can't accept another one), and only then kills it.
+Five servers are loaded for a given time by 32 clients each: one of each class, one with a mold, and
+one whose workers fork the next mold. Meanwhile a random operator deploys good and broken releases,
+rolls back, scales, restarts workers, upgrades Servo in place, and renews logs and certificates;
+`max_requests` recycles workers. Faults kill or stop workers and molds. Every answer is checked. A
+lost request is excused only if a killed worker held its connection. To know that, the run first
+stops the worker, then lists its sockets from /proc (a stopped worker can't accept another one), and
+only then kills it.
 
 The run inspects each server before and after the load, both times when the server has settled.
 After the load, the server may not have more descriptors of any kind, memfds, zombies, processes or
@@ -34,11 +35,18 @@ from integration.server import Server, memory, wait_for
 from integration.turmoil import connect as control
 from integration.turmoil import workers_of
 
+# Requests after which a worker may fork the next mold: fewer than `max_requests`.
+REFORK_AFTER = 40
 CLASSES = {
     "sync": ("wsgi", ("-k", "sync")),
     "thread": ("wsgi", ("-k", "thread", "--threads", "4")),
     "async": ("asgi", ("-k", "async")),
     "preload": ("asgi", ("-k", "async", "--preload")),
+    # Class async can't be reforked.
+    "refork": (
+        "wsgi",
+        ("-k", "thread", "--threads", "4", "--preload", "--refork-after", str(REFORK_AFTER)),
+    ),
 }
 # Seconds that an old generation is kept. A release that answers 500 is noticed within this time.
 BAKE_S = 12
@@ -57,6 +65,7 @@ BY_ITSELF = {
     "loaded a new certificate": re.compile(r"Certificate files have changed: new connections"),
     "killed for no heartbeat": re.compile(r"ended after .*: killed by the arbiter"),
     "made another mold": re.compile(r"reload \(generation \d+ has no mold\)"),
+    "reforked": re.compile(r"refork \(.*\) finished after"),
 }
 
 T = TypeVar("T")
@@ -112,7 +121,7 @@ def _contexts(authority: trustme.CA) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 def _on_each(runs: list[Run], step: Callable[[Run], T]) -> list[T]:
     """Call `step` for all servers at the same time.
 
-    Each server has its own thread, so it also has its own event loop. In a single loop, 128 clients
+    Each server has its own thread, so it also has its own event loop. In a single loop, 160 clients
     would wait for each other on a busy machine.
     """
     with ThreadPoolExecutor(len(runs)) as threads:
@@ -160,11 +169,13 @@ class Run:
         self.before = Possessions(self.server)
 
     def settle(self) -> None:
-        """Wait until exactly SETTLED workers are there and all are ready."""
+        """Wait until exactly SETTLED workers are there and ready, and no refork is going on."""
         with control(self.server) as client:
             client.request("scale", {"to": str(SETTLED)})
 
             def settled() -> bool:
+                if client.request("status")["state"] != "running":
+                    return False
                 rows = client.request("workers")["workers"]
                 return [row["state"] for row in rows] == ["ready"] * SETTLED
 

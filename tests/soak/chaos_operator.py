@@ -8,6 +8,7 @@ does its acts in rounds: a round has all of them, some several times, in a rando
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import re
@@ -63,9 +64,12 @@ ACTS = {
     "stop_for_a_while": 1,
     "stop_for_good": 1,
 }
-# Further acts: those of servers with a mold, and those of servers with TLS.
+# Further acts: those of servers with a mold, with `refork_after`, and with TLS.
 MOLD_ACTS = {"kill_mold": 1, "stop_mold": 1, "stop_mold_for_a_while": 1}
+REFORK_ACTS = {"refork": 1, "disturb_refork": 2}
 TLS_ACTS = {"renew": 1}
+# The faults that disturb a refork: the first three befall the worker that forks the next mold.
+REFORK_FAULTS = ("kill", "stop_for_good", "stop_for_a_while", "kill_mold")
 
 
 def source(release: int, fails: bool = False) -> str:
@@ -111,7 +115,7 @@ class Agenda:
         common = [*ACTS, *(["broken"] * (len(BROKEN) - 1))]
         chance.shuffle(common)
         # Begin with the acts that only some operators can do.
-        self.acts = [*MOLD_ACTS, *TLS_ACTS, *common]
+        self.acts = [*REFORK_ACTS, *MOLD_ACTS, *TLS_ACTS, *common]
         self.chance = chance
         self.faults: list[str] = []
         self.lock = threading.Lock()
@@ -158,6 +162,7 @@ class Operator:
         self.chance = chance
         self.certificate = certificate
         self.preloaded = "--preload" in server.args
+        self.reforked = "--refork-after" in server.args
         self.done: Counter[str] = Counter()
         self.release = 0
         self.socket = ""
@@ -167,6 +172,8 @@ class Operator:
         times = Counter(ACTS)
         if self.preloaded:
             times.update(MOLD_ACTS)
+        if self.reforked:
+            times.update(REFORK_ACTS)
         if self.certificate is not None:
             times.update(TLS_ACTS)
         return list(times.elements())
@@ -264,6 +271,46 @@ class Operator:
         await self.logged(r"rolled back.*: .* rollback", mark)
         await self.quiet()
 
+    async def refork(self) -> None:
+        """Deploy a good release, and wait until one of its workers has forked the next mold."""
+        _, mark = await self.begin_refork()
+        await self.logged(r"refork \(.*\) finished", mark)
+
+    async def disturb_refork(self) -> None:
+        """Deploy a good release, and disturb its refork by a fault, a reload or an upgrade."""
+        pid, mark = await self.begin_refork()
+        await asyncio.sleep(self.chance.choice((0.0, 0.0, 0.1, 0.3, 1.0)))
+        disturbance = self.chance.choice((*REFORK_FAULTS, "good", "upgrade_in_a_hurry"))
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it was faster
+            if disturbance == "kill":
+                await self.kill(pid)
+            elif disturbance == "stop_for_good":
+                await self.stop_for_good(pid)
+            elif disturbance == "stop_for_a_while":
+                await self.stop_for_a_while(pid)
+            elif disturbance == "kill_mold":
+                os.kill(self.mold()[1], signal.SIGKILL)
+            else:
+                await getattr(self, disturbance)()
+        outcome = await self.logged(r"refork \(.*\) (finished|rolled back)", mark)
+        self.done[f"disturbed refork: {outcome[1]}"] += 1
+        self.done[f"disturbed refork: {disturbance.replace('_', ' ')}"] += 1
+
+    async def begin_refork(self) -> tuple[int, int]:
+        """Deploy a good release, and wait until its refork begins.
+
+        It begins after the bake. Returns the pid of the worker that forks the next mold, and a
+        `mark` before the refork.
+        """
+        await self.quiet()
+        mark = self.mark()
+        self.deploy()
+        self.server.signal(signal.SIGHUP)
+        await self.logged(r"reload \(SIGHUP\) finished", mark)
+        mark = self.mark()
+        found = await self.logged(r"refork \(worker \d+ \(pid (\d+)\) .*: it forks", mark)
+        return int(found[1]), mark
+
     # --- workers, logs, certificates, the program ---------------------------------------------
 
     async def scale(self) -> None:
@@ -303,22 +350,22 @@ class Operator:
 
     # --- faults -------------------------------------------------------------------------------
 
-    async def kill(self) -> None:
-        pid = self.some_worker()
+    async def kill(self, pid: int = 0) -> None:
+        pid = pid or self.some_worker()
         await self.stop(pid)
         await asyncio.sleep(self.chance.uniform(0.0, 0.3))
         os.kill(pid, signal.SIGKILL)
 
-    async def stop_for_a_while(self) -> None:
+    async def stop_for_a_while(self, pid: int = 0) -> None:
         """Stop a worker for less than `timeout`: no request may be lost."""
-        pid = self.some_worker()
+        pid = pid or self.some_worker()
         os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(self.chance.uniform(0.2, 2.0))
         os.kill(pid, signal.SIGCONT)
 
-    async def stop_for_good(self) -> None:
+    async def stop_for_good(self, pid: int = 0) -> None:
         """Stop a worker until the arbiter kills it like any worker that hangs."""
-        pid = self.some_worker()
+        pid = pid or self.some_worker()
         await self.stop(pid)
         end = time.monotonic() + PATIENCE_S
         while alive(pid):
@@ -419,14 +466,14 @@ class Operator:
         """The bytes in the server's log."""
         return self.server.log_path.stat().st_size
 
-    async def logged(self, pattern: str, mark: int) -> None:
+    async def logged(self, pattern: str, mark: int) -> re.Match[str]:
         """Wait for a log line after `mark`."""
         end = time.monotonic() + PATIENCE_S
         while True:
             with self.server.log_path.open("rb") as log:
                 log.seek(mark)
-                if re.search(pattern, log.read().decode(errors="replace")):
-                    return
+                if found := re.search(pattern, log.read().decode(errors="replace")):
+                    return found
             if time.monotonic() > end:
                 raise TimeoutError(f"no log line /{pattern}/ within {PATIENCE_S:g} s")
             await asyncio.sleep(0.1)

@@ -371,7 +371,8 @@ def markdown(record: dict[str, dict[str, dict[str, Any]]], options: argparse.Nam
     run = record.get("chaos_run", {}).get("run", {"seconds": 0.0, "seed": 0, "load": 0.0})
     sections["chaos"] = (
         f"Chaos for {run['seconds'] / 60:g} minutes",
-        "The run has one server of each class, and an `async` one with `--preload`. Each server has"
+        "The run has one server of each class, an `async` one with `--preload`, and a `thread` one"
+        " with `--preload` and `--refork-after`. Each server has"
         f" 2 to 4 workers and {sum(PLAIN_CLIENTS.values())} clients: kept, fresh and pipelined"
         " connections, chunked uploads, large downloads and slow readers. The two servers of class"
         " `async` use TLS, and also have clients with event streams, WebSockets and httpx over"

@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from chaos import BY_ITSELF, chaos
-from chaos_operator import ACTS, ANSWERS_500, BROKEN, MOLD_ACTS, TLS_ACTS
+from chaos_operator import ACTS, ANSWERS_500, BROKEN, MOLD_ACTS, REFORK_ACTS, TLS_ACTS
 
 # Seconds. SERVO_CHAOS=30 makes a short run.
 SECONDS = float(os.environ.get("SERVO_CHAOS", "120"))
@@ -40,7 +40,7 @@ def test_nothing_is_lost_in_chaos(tmp_path: Path) -> None:
 
 def everything() -> set[str]:
     """The acts of the operator, the faults, and what the servers do by themselves."""
-    acts = {**ACTS, **MOLD_ACTS, **TLS_ACTS}
+    acts = {**ACTS, **MOLD_ACTS, **REFORK_ACTS, **TLS_ACTS}
     operator = {f"operator: {act.replace('_', ' ')}" for act in acts}
     broken = {f"operator: broken: {fault}" for fault in (*BROKEN, ANSWERS_500)}
     return operator | broken | {f"server: {what}" for what in BY_ITSELF}
