@@ -196,6 +196,14 @@ class Http1:
             self.writer.close()
         self.reader = self.writer = None
 
+    async def end(self) -> None:
+        """Close the connection and wait until it is closed: the loop may end right after this."""
+        writer = self.writer
+        self.close()
+        if writer is not None:
+            with contextlib.suppress(OSError, asyncio.TimeoutError):
+                await writer.wait_closed()
+
     async def exchange(self, *requests: bytes) -> list[bytes]:
         """Send all requests at once, and read all responses."""
         await self.open()
@@ -513,7 +521,7 @@ async def http1(tally: Tally, kind: str, client: Http1, end: float) -> None:
     try:
         await repeat(tally, kind, getattr(client, kind), end, 4 if kind == "fresh" else 1)
     finally:
-        client.close()
+        await client.end()
 
 
 async def http2(tally: Tally, client: Http2, end: float) -> None:
