@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from servo.arbiter.cgroup_memory import memory_left
 from servo.arbiter.core.autoscale import SAMPLE_S, ServerLoad, WorkerLoad
 from servo.metrics import accept_queue, procfs
+from servo.metrics.saturation import BLOCKED_NS
 from servo.settings.cpus import count_cpus
 from servo.shared_memory import row_layout
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
     from servo.arbiter.core.worker_table import WorkerEntry
 
-# A worker with requests sends a heartbeat every 5 ms. If its last heartbeat is older than this, it
-# is blocked.
-_BLOCKED_NS = 50_000_000
 # Seconds between two measurements of CPU time.
 _SLOW_S = 1.0
 # Seconds between two measurements of a worker's PSS.
@@ -88,7 +86,7 @@ class LoadMeter:
         requests = min(row[row_layout.IN_FLIGHT], _MAX_REQUESTS)
         age_ns = row_layout.now_ns() - row[row_layout.BEAT_NS]
         _, cpu = self._cpu.get(worker.serial, (0.0, 0.0))
-        blocked = requests > 0 and age_ns > _BLOCKED_NS
+        blocked = requests > 0 and age_ns > BLOCKED_NS
         return WorkerLoad(worker.serial, requests, worker.capacity, cpu, blocked)
 
     def _measure_slowly(self, ready: list[WorkerEntry], now: float) -> None:

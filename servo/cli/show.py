@@ -19,6 +19,7 @@ from servo.cli.tables import (
 )
 from servo.cli.target import Target, print_json
 from servo.control.client import ControlClient, ControlError
+from servo.metrics import saturation
 from servo.metrics.procfs import cpu_of, memory_of
 from servo.printable import printable_line
 
@@ -100,6 +101,8 @@ def _server(row: dict[str, Any]) -> list[str]:
 
 def _counts(workers: dict[str, Any]) -> str:
     text = f"{workers['ready']} of {workers['target']} ready, {workers['total']} in all"
+    if workers.get("blocked"):
+        text += f", {styled(str(workers['blocked']) + ' blocked', 'blocked')}"
     least, most = workers.get("least"), workers.get("most")
     return text if least == most else f"{text}; {least} to {most} by load"
 
@@ -197,7 +200,7 @@ def _worker(row: dict[str, Any]) -> list[str]:
         str(row["slot"]),
         str(row["pid"]),
         str(row["generation"]),
-        row["state"],
+        _worker_state(row),
         format_seconds(row["age_s"]),
         format_number(row.get("requests")),
         format_number(row.get("in_flight")),
@@ -210,6 +213,15 @@ def _worker(row: dict[str, Any]) -> list[str]:
         format_mebibytes(row.get("pss_bytes")),
         row["last_exit"].replace("_", " "),
     ]
+
+
+def _worker_state(row: dict[str, Any]) -> str:
+    state: str = row["state"]
+    seconds = row.get("blocked_s", 0.0)
+    if seconds < saturation.SHOWN_S:
+        return state
+    blocked = f"blocked {format_seconds(seconds)}"
+    return blocked if state == "ready" else f"{state}, {blocked}"
 
 
 def requests(result: dict[str, Any]) -> None:

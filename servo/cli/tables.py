@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,11 +25,14 @@ _STYLES = {
     "starting": "yellow",
     "draining": "dim",
     "stopping": "yellow",
+    "blocked": "bold red",
     "does not answer": "bold red",
     "error": "red",
     "critical": "bold red",
     "warning": "yellow",
 }
+# The state of a blocked worker: "blocked 2.1 s" or "draining, blocked 2.1 s".
+_BLOCKED = re.compile(r"(?:\w+, )?blocked [\d.]+ \w+")
 
 
 class Column(NamedTuple):
@@ -115,11 +119,15 @@ def _show_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
             min_width=width if column.keep else None,
         )
     for row in rows:
-        table.add_row(*(Text(cell or "-", style=_STYLES.get(cell, "")) for cell in row))
+        table.add_row(*(Text(cell or "-", style=_style_of(cell)) for cell in row))
     console.print(table)
     left_out = ", ".join(columns[i].title for i in range(len(columns)) if i not in shown)
     if left_out:
         console.print(f"A wider terminal shows {left_out}, too.", style="dim")
+
+
+def _style_of(cell: str) -> str:
+    return _STYLES.get("blocked" if _BLOCKED.fullmatch(cell) else cell, "")
 
 
 def fitting_columns(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from servo import __version__
 from servo.logs.entry_counts import LOG_LEVELS
-from servo.metrics import accept_queue, procfs
+from servo.metrics import accept_queue, procfs, saturation
 from servo.shared_memory.row_layout import (
     LATENCY_BOUNDS_S,
     METHODS,
@@ -308,7 +308,8 @@ def _worker_status(row: RowSnapshot, seen: Snapshot) -> dict[str, Any]:
         "in_flight": row.in_flight,
         "oldest_request_s": round(_oldest_s(row, seen.now_ns), 3),
         "connections": row.connections,
-        "lag_s": row.lag_us / 1e6,
+        "blocked_s": round(saturation.blocked_s(row, seen.now_ns), 3),
+        "lag_s": round(saturation.lag_s(row, seen.now_ns), 6),
         "resident_bytes": memory.resident if memory is not None else None,
         "proportional_bytes": memory.proportional if memory is not None else None,
     }
@@ -461,7 +462,14 @@ def _workers(seen: Snapshot) -> Iterator[Family]:
         "servo_worker_loop_lag_seconds",
         "How late the event loop of an async worker ran its last check, once a second.",
         rows,
-        lambda row: row.lag_us / 1e6,
+        lambda row: saturation.lag_s(row, seen.now_ns),
+        max,
+    )
+    yield _by_slot(
+        "servo_worker_blocked_seconds",
+        "How long a worker has been unable to serve its sockets; 0 if it is not blocked.",
+        rows,
+        lambda row: saturation.blocked_s(row, seen.now_ns),
         max,
     )
 

@@ -26,7 +26,7 @@ import pytest
 import requests
 
 from integration import releases
-from integration.conftest import class_args
+from integration.conftest import CLASSES, class_args
 from integration.server import (
     APPS,
     DEADLINE_S,
@@ -184,6 +184,28 @@ def test_stack_and_requests_of_a_worker_that_is_blocked(serve: Serve, app: str) 
         assert worker["answered"]
         assert [each["target"] for each in worker["requests"]] == [path]
         assert alive(stack["pid"])
+    server.kill_all()
+
+
+def test_a_blocked_worker_is_red_in_the_list(serve: Serve, worker_class: str) -> None:
+    app = f"{APPS / 'stuck_app.py'}:{'asgi' if worker_class == 'async' else 'wsgi'}"
+    # With several threads, a thread that sleeps blocks nobody else; one that keeps Python's lock
+    # does.
+    path = "/hold-the-lock" if worker_class == "thread" else "/sleep"
+    server = serve(app, *CLASSES[worker_class][1], "-w", "1", "--timeout", "3600")
+    (row,) = ctl(server, "workers")["workers"]
+    assert (row["state"], row["blocked_s"]) == ("ready", 0.0)
+    with request_under_way(server, path):
+        wait_for(lambda: ctl(server, "workers")["workers"][0]["blocked_s"] > 1, "a blocked worker")
+        (row,) = ctl(server, "workers")["workers"]
+        assert (row["state"], row["in_flight"]) == ("ready", 1)
+        assert row["lag_s"] > 1
+        shown = at_terminal("--pid", str(server.pid), "workers")
+        assert re.search(r"\x1b\[1;31mblocked \d+(\.\d)? s", shown)
+        assert (
+            "1 of 1 ready, 1 in all, 1 blocked"
+            in servoctl("--pid", str(server.pid), "status").stdout
+        )
     server.kill_all()
 
 

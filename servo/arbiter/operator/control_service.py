@@ -401,6 +401,7 @@ class ControlService:
                 self._started_at,
                 time.time(),
                 self._last_reload,
+                time.monotonic_ns(),
             )
         )
 

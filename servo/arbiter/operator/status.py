@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from servo import __version__
 from servo.arbiter.core.reload import Phase
+from servo.metrics import saturation
 from servo.settings.schema import SETTINGS
 from servo.shared_memory.row_layout import LATENCY_BOUNDS_S
 
@@ -94,16 +95,19 @@ def status(
     started_at: float,
     now: float,
     last_reload: LifecycleEvent | None,
+    now_ns: int,
 ) -> dict[str, Any]:
     """The state of the server as a whole.
 
     listeners   the addresses that the server listens on
     started_at  when the server started, in seconds since the epoch
     now         seconds since the epoch
+    now_ns      monotonic nanoseconds
     """
     totals = scoreboard.totals()
     reload = supervisor.reload
     live = supervisor.workers.live()
+    rows = scoreboard.snapshot()
     import platform  # imported here, to keep the server's start fast
 
     least, most = supervisor.count.bounds
@@ -124,6 +128,7 @@ def status(
             "least": least,
             "most": most,
             "ready": sum(entry.ready for entry in live),
+            "blocked": sum(saturation.blocked_s(row, now_ns) >= saturation.SHOWN_S for row in rows),
             "total": len(supervisor.workers),
         },
         "requests": totals.requests,
@@ -180,8 +185,10 @@ def _worker(
         values["last_exit_text"] = last_exit.text
     if row is None:
         return values
+    now_ns = int(now * 1e9)
     oldest = row.oldest_start_ns / 1e9
     values.update(
+        blocked_s=round(saturation.blocked_s(row, now_ns), 3),
         requests=row.requests,
         in_flight=row.in_flight,
         oldest_s=round(now - oldest, 3) if row.in_flight and oldest else 0.0,
@@ -189,7 +196,7 @@ def _worker(
         requests_per_s=rates.of(entry.serial),
         p50_s=quantile(row.latency, 0.5),
         p99_s=quantile(row.latency, 0.99),
-        lag_s=round(row.lag_us / 1e6, 6),
+        lag_s=round(saturation.lag_s(row, now_ns), 6),
         heartbeat_s=round(max(0.0, now - row.beat_ns / 1e9), 3) if row.beat_ns else None,
     )
     return values

@@ -64,6 +64,31 @@ def test_a_status_during_and_after_a_reload(capsys: pytest.CaptureFixture[str]) 
     assert "latency" not in lines
 
 
+def test_a_status_names_blocked_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = {"ready": 2, "blocked": 1, "target": 2, "total": 2, "least": 2, "most": 4}
+    show.status({**STATUS, "workers": counts})
+    lines = lines_of(capsys.readouterr().out)
+    assert lines["workers"] == "2 of 2 ready, 2 in all, 1 blocked; 2 to 4 by load"
+
+
+@pytest.mark.parametrize(
+    ("state", "blocked_s", "shown"),
+    [
+        ("ready", 0.0, "ready"),
+        ("ready", 0.9, "ready"),
+        ("ready", 2.13, "blocked 2.1 s"),
+        ("draining", 65.0, "draining, blocked 65 s"),
+    ],
+)
+def test_a_blocked_worker_is_not_shown_as_ready(
+    capsys: pytest.CaptureFixture[str], state: str, blocked_s: float, shown: str
+) -> None:
+    row = {"slot": 1, "pid": 11, "generation": 1, "state": state, "age_s": 70.0, "last_exit": ""}
+    show.workers({"workers": [{**row, "blocked_s": blocked_s}]})
+    heading, line = capsys.readouterr().out.splitlines()
+    assert line[heading.index("state") :].startswith(f"{shown}  ")
+
+
 def test_a_silent_server_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     class Client:
         def __init__(self, path: str, timeout_s: float, owner: int | None) -> None:

@@ -97,6 +97,17 @@ def test_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert styled("ERROR", "error") == "ERROR"
 
 
+@pytest.mark.parametrize("state", ["blocked 2.1 s", "draining, blocked 65 s"])
+def test_a_blocked_worker_is_red(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    use_terminal(monkeypatch)
+    show_table([Column("state"), Column("target")], [[state, "/blocked 2 s"]])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert f"\x1b[1;31m{state}\x1b[0m" in line
+    assert line.count("\x1b[1;31m") == 1
+
+
 def test_no_colours_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert styled("ERROR", "error") == "ERROR"
 

@@ -158,6 +158,21 @@ def test_a_silent_arbiter_is_neither_live_nor_ready(table, facts, reader):
     assert "10 s" in why_not_ready(silent, seen.rows)
 
 
+def test_a_blocked_worker(table, reader):
+    row = worker(table, 1)
+    row[row_layout.IN_FLIGHT] = 1
+    row[row_layout.BEAT_NS] = row_layout.now_ns() - 3_000_000_000
+    worker(table, 2)[row_layout.BEAT_NS] = row_layout.now_ns()
+    found = scrape(reader)
+    assert 3 <= found["servo_worker_blocked_seconds", (("slot", "1"),)] < 100
+    assert 3 <= found["servo_worker_loop_lag_seconds", (("slot", "1"),)] < 100
+    assert found["servo_worker_blocked_seconds", (("slot", "2"),)] == 0
+    blocked, other = status(reader.read())["workers"]
+    assert blocked["blocked_s"] >= 3
+    assert blocked["lag_s"] >= 3
+    assert other["blocked_s"] == 0
+
+
 def test_status_is_json_with_every_worker(table, facts, reader):
     row = worker(table, 3)
     row[row_layout.OLDEST_START_NS] = row_layout.now_ns() - 2_000_000_000

@@ -1,0 +1,49 @@
+"""Measures of saturation, computed from the rows of the scoreboard.
+
+The metrics, /status.json and `servoctl` all use these functions, so that their numbers agree.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from servo.shared_memory.scoreboard import RowSnapshot
+
+# A worker with requests in flight sends a heartbeat every 5 ms. If its last one is older than this,
+# the worker is blocked.
+BLOCKED_NS = 50_000_000
+# Other workers send fewer heartbeats: one a second with open connections, and one every 5 s without
+# (see servo.workers.worker). So they count as blocked after twice this time.
+_CONNECTED_NS = 2_000_000_000
+_IDLE_NS = 10_000_000_000
+# People see a worker as blocked after this many seconds: shorter times are normal.
+SHOWN_S = 1.0
+_SERVING_STATES = ("ready", "draining")
+
+
+def blocked_s(row: RowSnapshot, now_ns: int) -> float:
+    """How long a worker has been blocked, in seconds; 0.0 if it is not.
+
+    now_ns  monotonic nanoseconds
+
+    A worker is blocked if its event loop, or the thread that serves its sockets, does nothing else
+    than one callback, one request or one system call. Its last heartbeat shows how long.
+    """
+    if row.state not in _SERVING_STATES or not row.beat_ns:
+        return 0.0
+    age_ns = now_ns - row.beat_ns
+    without_requests_ns = _CONNECTED_NS if row.connections else _IDLE_NS
+    limit_ns = BLOCKED_NS if row.in_flight else without_requests_ns
+    return age_ns / 1e9 if age_ns > limit_ns else 0.0
+
+
+def lag_s(row: RowSnapshot, now_ns: int) -> float:
+    """How late a worker's event loop is, in seconds.
+
+    now_ns  monotonic nanoseconds
+
+    The worker measures it once a second. A blocked worker can't, so its lag is the time for which
+    it has been blocked.
+    """
+    return max(row.lag_us / 1e6, blocked_s(row, now_ns))
