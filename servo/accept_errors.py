@@ -32,8 +32,8 @@ CLIENT_LOST = frozenset(
         errno.ETIMEDOUT,
     }
 )
-# More of these errors in a row don't come from clients. For example, a sandbox that forbids
-# accept(2) always returns EPERM.
+# If there are more of these errors in a row, clients are not the cause. For example, a sandbox that
+# forbids accept(2) always returns EPERM.
 MAX_LOST_IN_A_ROW = 100
 
 

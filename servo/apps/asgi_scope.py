@@ -107,7 +107,7 @@ class ASGIAdapter:
 
 
 def remote_of(scope: Scope) -> str:
-    """The client's host for logs, from a scope that the application may have changed; or ""."""
+    """The client's host for logs; "" without one. The application may have changed the scope."""
     client = scope.get("client")
     host = client[0] if client and (type(client) is tuple or type(client) is list) else ""
     return host if type(host) is str else ""

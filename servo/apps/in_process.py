@@ -73,7 +73,7 @@ async def get_asgi(adapter: ASGIAdapter, target: str, scheme: str = "http") -> i
             complete.set()
 
     scope = adapter.scope(adapter.template(_SERVER, _CLIENT, scheme), _request(target))
-    scope["extensions"] = {}  # the `send` below does not implement any
+    scope["extensions"] = {}  # the `send` below supports none
     await adapter.app(scope, receive, send)
     if not statuses:
         raise RuntimeError("the application returned without a response")

@@ -41,7 +41,7 @@ class ResponseWriter(Protocol):
 
 
 class WSGIResponseWriter(ResponseWriter, Protocol):
-    """What WSGI needs in addition, so that the driver can send files itself."""
+    """The additional members for WSGI, so that the driver can send files itself."""
 
     @property
     def response_complete(self) -> bool: ...

@@ -45,7 +45,7 @@ _LIST_ITERATOR: type = type(iter([]))
 
 
 class WSGIResponder:
-    """Calls the application for the requests of one connection, in turn.
+    """Calls the application for the requests of one connection, one after another.
 
     adapter    the application and its settings
     http       frames the responses

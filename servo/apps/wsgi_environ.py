@@ -206,14 +206,14 @@ class WSGIAdapter:
 
 
 def is_nameless(server: tuple[str, int] | str) -> bool:
-    """Whether the server's address has no host: a Unix socket's, or a proxy did not send one."""
+    """Whether the server's address has no host: it is a Unix socket, or the proxy sent none."""
     return isinstance(server, str) or not server[0]
 
 
 def name_server(environ: Environ) -> None:
     """Set the server's name and port from the Host header, for an address without a host.
 
-    environ  the environ; its scheme and Host must be final
+    environ  the environ; the scheme and Host from a trusted proxy must already be in it
 
     PEP 3333 forbids empty values. Without a port in Host, the port is the scheme's default. Without
     Host, as in HTTP/1.0, the name is "localhost".

@@ -46,7 +46,7 @@ class CertificateRenewal:
         return self._sent.get(generation, [])
 
     def copy(self, old: int, new: int) -> None:
-        """Let a new generation's workers get the files that were sent to the old generation's."""
+        """Let a new generation's workers get the files that the old generation's workers got."""
         if old in self._sent:
             self._sent[new] = self._sent[old]
 
@@ -117,7 +117,7 @@ def _make(settings: Settings, files: CertificateFiles) -> TLS:
     from servo.net.tls import make_tls  # see servo.net.tls_switch
 
     tls = make_tls(settings, files)
-    assert tls is not None  # these settings ask for TLS: the old contexts came from them, too
+    assert tls is not None  # the old contexts came from these settings, so they ask for TLS
     return tls
 
 

@@ -286,7 +286,7 @@ def _show_ring(
         click.echo(f"servoctl: {count} lines were lost: this terminal is too slow", err=True)
 
     def follow_to_the_end(client: ControlClient) -> ControlClient | None:
-        """Follow until the connection ends. Returns the next one, if the server still runs."""
+        """Follow until the connection ends. Returns a new one if the server still runs."""
         with client, suppress(ConnectionEnded):
             client.request(name, {"follow": True}, on_note, on_lost)
             return None
@@ -412,7 +412,7 @@ def upgrade(target: Target, python: str, no_wait: bool) -> None:
 
 
 class _Found(Exception):  # noqa: N818
-    """Ends a request for events; the event is its argument."""
+    """Raised with an event to end a request for events."""
 
 
 def _follow_upgrade(
@@ -420,7 +420,7 @@ def _follow_upgrade(
 ) -> dict[str, Any]:
     """Show the new program's events up to the end of its reload; return that last event.
 
-    generation   the number that the reload brings
+    generation   the number of the generation that the reload makes
     on_note      shows an event
     """
     has_begun = False

@@ -78,7 +78,8 @@ def _start(arguments: Sequence[str], upgrade: Inheritance | PreflightFile | None
     except FileNotFoundError as error:
         raise ConfigError("the current directory no longer exists") from error
     # `python -m servo` puts the real path of the current directory into sys.path. Replace it by the
-    # path with symbolic links: so a reload finds the release to which a link then points.
+    # path with symbolic links, so that a reload finds the release to which a link points at that
+    # time.
     here = os.getcwd()
     sys.path[:] = [str(start) if entry == here else entry for entry in sys.path]
     environ = take_secrets(os.environ)

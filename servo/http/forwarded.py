@@ -386,7 +386,7 @@ def _skip_space(value: bytes, pos: int) -> int:
     return pos if match is None else match.end()
 
 
-# A function of its own, because mypyc can't narrow a variable whose type is a TypeVar.
+# A separate function, because mypyc can't narrow a variable whose type is a TypeVar.
 def _without_port(claim: object) -> object:
     return claim[0] if isinstance(claim, tuple) else claim
 

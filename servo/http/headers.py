@@ -56,7 +56,7 @@ _LENGTH_DIGITS = 19
 
 # Fields that a message may have only once. Of two values, a proxy may use one and an app the other.
 _ONCE = frozenset((b"host", b"content-length", b"content-type"))
-# Those fields used below whose values are lists. If such a field is repeated, its values form one
+# The fields used below whose values are lists. If such a field is repeated, its values form one
 # list (RFC 9110 section 5.3).
 _LISTS = frozenset((b"connection", b"transfer-encoding", b"expect", b"upgrade"))
 
@@ -166,7 +166,7 @@ def judge(line: _Target, version: str, headers: Headers, named: dict[bytes, byte
     """Check the parts of a head, and make the `Request`. Raises `ProtocolError`.
 
     line     the method and the parts of the target, from `read_target`
-    version  "1.1" or "1.0". HTTP/2 passes "1.1", whose rules it shares
+    version  "1.1" or "1.0". HTTP/2 passes "1.1", because the same rules apply
     headers  the fields, names in lower case
     named    the fields by name, for a repeated name the last value; the request gets this dict
     """

@@ -77,14 +77,14 @@ LENGTH_LINES: set[bytes] = set()
 
 
 class Collected(NamedTuple):
-    """The validated headers of a response; special ones have fields of their own.
+    """The validated headers of a response; a few special ones are attributes.
 
     lines       the lines to send, without Content-Length
     length      the app's Content-Length, or None
     close       whether the app wants the connection to close
-    has_date    whether the app sent a Date of its own
-    has_server  whether the app sent a Server field of its own
-    unusual     whether any of these three is true
+    has_date    whether the app sent its own Date field
+    has_server  whether the app sent its own Server field
+    unusual     whether `close`, `has_date` or `has_server` is true
     """
 
     lines: list[bytes]

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 # The longest message. Servo's own messages are far shorter, even the traceback of a failed import.
 MAX_FRAME_BYTES = 1 << 20
-# How many bytes may wait for an end that does not read. If there are more, it must be hanging.
+# How many bytes may wait until the other process reads. If there are more, that process must be
+# hanging.
 MAX_QUEUED_BYTES = 4 << 20
 # How many of these bytes may belong to application messages. The rest is reserved for Servo's own
 # messages, such as Stop.
@@ -148,8 +149,8 @@ class Channel:
 
         data  the encoded message, at most MAX_FRAME_BYTES
 
-        In this way one system call sends many messages. Returns False, without queueing, if the
-        queue has no room for messages of applications.
+        One system call then sends many messages. Returns False, without queueing, if the queue has
+        no room for messages of applications.
         """
         if len(self._outgoing) + _LENGTH.size + len(data) > MAX_QUEUED_APP_BYTES:
             return False

@@ -3,8 +3,9 @@
 The error log never blocks (see servo.logs.log_file). But `print` and the user's own log handlers (a
 `StreamHandler` of `logconfig` or of `logging.basicConfig`) write to the standard streams. If the
 reader of a stream stopped, the arbiter would block, and no worker would be replaced. Within
-`prints_never_block`, they write to a text stream on a LogFile instead. Lines that can't be written
-at once wait in memory up to a limit; above the limit they are dropped and counted.
+`prints_never_block`, `print` and these handlers write to a text stream on a LogFile instead. Lines
+that can't be written at once wait in memory up to a limit; above the limit they are dropped and
+counted.
 
 A LogFile reports its first loss to the error log, and the handler of that log may write to the same
 stream. So the text stream must not contain an io.BufferedWriter, which raises an error if it is

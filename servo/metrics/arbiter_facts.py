@@ -66,7 +66,8 @@ class ServerFacts(NamedTuple):
     generation             the current generation: 1, and one more with each reload
     target                 the number of workers that should serve
     least                  the least number that the load may choose; without autoscaling: `target`
-    most                   the largest number that the load may choose; else: `target`
+    most                   the largest number that the load may choose; without autoscaling:
+                           `target`
     state                  one of SERVER_STATES
     reloading              whether a reload is in progress
     reloads_started        number of reloads that began

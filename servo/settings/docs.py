@@ -37,9 +37,9 @@ A later source overrides an earlier one:
 5. flags on the command line
 
 An invalid value is an error in every source. So is an unknown name, except in a Python file, which
-may have variables of its own: there, Servo only warns of names that look like a misspelt setting.
-In a Python file, `None` means "not set". In text, an empty value means "not set" for each setting
-whose default is none. In text, a list is separated by commas or is a JSON array. Servo ignores the
+may have its own variables: there, Servo only warns of names that look like a misspelt setting. In a
+Python file, `None` means "not set". In text, an empty value means "not set" for each setting whose
+default is none. In text, a list is separated by commas or is a JSON array. Servo ignores the
 variables that Kubernetes sets for a service named `servo` or `servo-…`, such as
 `SERVO_APP_SERVICE_HOST=10.0.0.1`. It also ignores `SERVO_COMPILE`, which is for [the
 installation](../how-to/install.md).

@@ -54,8 +54,8 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other")
 CLASSES = 5
 METHOD_0 = 44
 
-# The same responses by exact status. Common statuses have words of their own; one word for each
-# class counts the rest. 200 has no word: `codes_in` computes its count by subtraction.
+# The same responses by exact status. Each common status has its own word; one word for each class
+# counts the other statuses. 200 has no word: `codes_in` computes its count by subtraction.
 STATUS_CODES = (
     *(101, 200, 201, 202, 203, 204, 205, 206, 207, 301, 302, 303, 304, 307, 308),
     *(400, 401, 402, 403, 404, 405, 406, 408, 409, 410, 411, 412, 413, 414, 415, 416, 417),
@@ -91,8 +91,8 @@ COUNTERS = (
 # The clock of BEAT_NS, STARTED_NS and OLDEST_START_NS. All processes of a machine share it.
 now_ns = time.monotonic_ns
 
-# Bucket i holds latencies below 2**(16 + i) ns: 66 us, 131 us, ... 17 s; the last holds the rest.
-# With powers of two, a latency's bit length gives its bucket without a search.
+# Bucket i holds latencies below 2**(16 + i) ns: 66 us, 131 us, ... 17 s; the last one holds all
+# longer latencies. With powers of two, a latency's bit length gives its bucket without a search.
 _FIRST_BUCKET_BITS = 16
 LATENCY_BOUNDS_S = (
     *((1 << (_FIRST_BUCKET_BITS + i)) / 1e9 for i in range(LATENCY_BUCKETS - 1)),

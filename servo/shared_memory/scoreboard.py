@@ -92,7 +92,8 @@ _BASE_CHECKSUM = ROW_WORDS - 1  # after the base
 MAX_GROWTH = 1 << 50
 _MAX_COUNT_GROWTH = 1 << 32
 _AMOUNTS = (BYTES_IN, BYTES_OUT, LATENCY_SUM_NS)
-# A gauge or a total above these limits, or a time further in the future, was overwritten, too.
+# A gauge above _MAX_GAUGE or a total above _MAX_TOTAL was overwritten, too, and so was a time more
+# than _AHEAD_NS in the future.
 _MAX_GAUGE = 1 << 32
 _MAX_TOTAL = 1 << 62
 _AHEAD_NS = 1 << 32

@@ -16,8 +16,8 @@ import functools
 import os
 from typing import Any
 
-# Parameters of mallopt, from malloc.h: how much free memory to keep, and from which size of a block
-# on mmap is used.
+# Parameters of mallopt, from malloc.h: how much free memory to keep, and the size of a block from
+# which on mmap is used.
 _M_TRIM_THRESHOLD, _TRIM_BYTES = -1, 16 << 20
 _M_MMAP_THRESHOLD, _MMAP_BYTES = -3, 4 << 20
 

@@ -181,7 +181,7 @@ def replace_sockets(fds: Iterable[int]) -> None:
 
     fds  the descriptors of those sockets
 
-    So the child can't write into a response of the worker, and can't keep a connection open after
+    Then the child can't write into a response of the worker, and can't keep a connection open after
     the worker has closed it.
     """
     dead, other = socket.socketpair()

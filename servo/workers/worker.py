@@ -57,8 +57,8 @@ log = logging.getLogger("servo.error")
 _IDLE_INTERVAL_S = 5.0
 
 
-# No abc.ABC: compiled by mypyc, all abstract classes would share one cache for `isinstance`, and
-# give wrong answers. A type checker still refuses to instantiate this class.
+# Not an abc.ABC: if mypyc compiled them, all abstract classes would share one cache for
+# `isinstance`, and give wrong answers. A type checker still refuses to instantiate this class.
 class Worker:
     """The base of all worker classes.
 

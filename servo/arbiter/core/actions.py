@@ -163,7 +163,7 @@ class ForkMold:
 
 @dataclass(slots=True)
 class MakeMold:
-    """Let a worker fork the mold of a new generation when it has drained (refork_after).
+    """Let a worker drain, and then fork the mold of a new generation (refork_after).
 
     The new generation gets the settings of the old one. `MoldForked`, a message of the worker,
     reports the outcome.

@@ -128,7 +128,7 @@ class Bake:
     ) -> None:
         """Begin a bake.
 
-        old_restarts  the rounds of unexpected exits before the bake, in an equally long time; only
+        old_restarts  the rounds of unexpected exits in an equally long time before the bake; only
                       those of other generations count
         """
         self.generation = generation

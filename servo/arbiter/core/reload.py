@@ -115,7 +115,7 @@ class Reload:
     generation      the new generation
     old_generation  the generation that a roll-back returns to
     old_target      the number of workers that a roll-back returns to
-    old_low         the least number of workers (autoscaling) that a roll-back returns to
+    old_low         the minimum number of workers (autoscaling) that a roll-back returns to
     old_served      whether any worker was ready before this reload
     phase           the current phase
     canary          the serial of the first new worker, once it is forked

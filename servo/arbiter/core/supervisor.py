@@ -10,7 +10,7 @@ lifetimes in a second.
 The supervisor never waits. Stops, reloads and scalings are states. Each event may change them, and
 then `_settle` compares the workers with the desired state, and takes the next step.
 
-Its parts are modules of their own:
+Its parts are in separate modules:
 `worker_table`      the workers
 `worker_lifecycle`  forks, retires and kills one worker
 `molds`             the processes that fork workers, with `preload_app`
@@ -554,7 +554,7 @@ class Supervisor:
         """
         self.boot_failures.failed(spawned_at, now)
         if self.reload is not None:
-            return  # the reload may fix it
+            return  # the reload in progress may bring a fix
         failures, limit = self.boot_failures.count, self.policy.max_boot_failures
         if limit and failures >= limit and not any(each.ready for each in self.workers):
             times = f"{failures} times in a row " if failures > 1 else ""

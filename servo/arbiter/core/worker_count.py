@@ -24,7 +24,7 @@ class WorkerCount:
     """The number of workers that should serve.
 
     target  the number, set by configuration, operator or load
-    low     the least number; the same as `target` without autoscaling
+    low     the minimum; the same as `target` without autoscaling
     """
 
     def __init__(self, policy: Policy, queue: ActionQueue) -> None:
@@ -55,7 +55,7 @@ class WorkerCount:
         return self._autoscale.use
 
     def scale(self, target: int, why: str) -> None:
-        """Change the number of workers; with autoscaling, the least number.
+        """Change the number of workers; with autoscaling, the minimum.
 
         target  the new number
         why     who or what requested it, for the log
@@ -88,7 +88,7 @@ class WorkerCount:
         """Return to the numbers before a reload.
 
         policy  the policy of the old generation
-        low     the least number before the reload
+        low     the minimum before the reload
         target  the number before the reload. With autoscaling the load may have changed since, so
                 the current number stays if it is within the bounds
         """

@@ -118,7 +118,7 @@ class WorkerLifecycle:
         text = f"{worker} is forked, serial {serial}, generation {worker.generation}"
         self._queue.record_worker(worker, "spawned", "debug", text)
         if not worker.live:
-            # It was told to end before its mold had forked it.
+            # The worker was told to end before its mold had forked it.
             self._record_draining(worker)
         return worker
 
@@ -155,8 +155,8 @@ class WorkerLifecycle:
             self._queue.record_worker(worker, "ready", "info", text)
             return True
         if worker.state is WorkerState.DRAINING and worker.ready_at is None:
-            # It got ready before it read our message, so it may have accepted requests. Give it the
-            # whole grace period, not the short one of a booting worker.
+            # The worker got ready before it read our message, so it may have accepted requests.
+            # Give it the whole grace period, not the short one of a booting worker.
             worker.ready_at = worker.heartbeat_at = now
             if worker.stop_asked_at is not None and not worker.signal_sent:
                 worker.kill_at = worker.stop_asked_at + worker.grace_s
@@ -270,9 +270,9 @@ class WorkerLifecycle:
         policy  the current generation's
         target  the number of workers that should serve
 
-        Otherwise frequent reloads would fill the memory with old workers, and new workers would
-        wait for a row of the scoreboard. If there are too many lingering workers, those that were
-        retired first must close their WebSockets early.
+        Without this limit, frequent reloads would fill the memory with old workers, and new workers
+        would wait for a row of the scoreboard. If there are too many lingering workers, those that
+        were retired first must close their WebSockets early.
         """
         lingering = self._workers.lingering()
         free = policy.capacity - target - policy.reload_batch

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from servo.arbiter.core.actions import RecordLifecycleEvent
 
-# Characters of an event's text. Of a longer traceback the end is kept, because it names the error.
+# Characters of an event's text. If a traceback is longer, its end is kept, because the end names
+# the error.
 MAX_TEXT = 16_384
 
 

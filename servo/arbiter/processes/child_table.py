@@ -157,7 +157,7 @@ class ChildTable:
             helper.stop()
 
     def wait(self, child: ChildProcess) -> None:
-        """Block until a child has ended, and reap it. Only for one that ends at once."""
+        """Block until a child has ended, and reap it. Only for a child that ends at once."""
         del self._by_pid[child.pid]
         child.on_exit(spawn.wait(child.pid))
 

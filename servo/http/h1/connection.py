@@ -60,9 +60,9 @@ _REMEMBERED_BYTES = 4096
 # least one. Some old clients send two.
 _EMPTY_LINES = 8
 
-# The state of the incoming side. The common request begins in _IDLE. Its value is 0, the only false
-# one, so `receive_data` can test for it without a comparison. `Final` lets mypyc compile the names
-# as numbers.
+# The state of the incoming side. The common request begins in _IDLE. As _IDLE is 0, which is false,
+# `receive_data` can test for it without a comparison. `Final` lets mypyc compile the names as
+# numbers.
 _IDLE: Final = 0  # no byte has arrived since the last message
 _HEAD: Final = 1  # unparsed bytes wait: a part of a head, or requests for `next_event`
 _BODY: Final = 2  # a request was returned, but its body is incomplete
@@ -636,7 +636,7 @@ class H1Connection:
         return b"".join((line, *fields, self._tail.close, b"" if method == "HEAD" else text))
 
     def _send_new(self, status: Status, given: Collected, body: Body) -> bytes:
-        """Frame a response that is common, except that some lines of its head are not cached."""
+        """Frame a common response of which some head lines are not cached yet."""
         size = len(body)
         code, line = status_line(status)
         if given.unusual or given.length not in (None, size) or code in (204, 304):

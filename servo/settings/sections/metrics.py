@@ -31,7 +31,7 @@ prometheus-client, which is part of `servo-server[standard]`.""",
         reloadable=False,
         help="A statsd server to send gunicorn's metrics to: HOST:PORT or unix://PATH.",
         details="""\
-The process that serves `metrics_bind` sends them once a second, also when `metrics_bind` is unset.
+The process that serves `metrics_bind` sends them once a second, even if `metrics_bind` is unset.
 Without a port, 8125 is used.""",
     ),
     Setting(

@@ -113,7 +113,7 @@ used, a start fails, and a reload is rolled back.""",
         default=15.0,
         unit="seconds",
         section=_TLS,
-        help="How often to look whether certificate files have changed; 0: never.",
+        help="How often to check for changed certificate files; 0: never.",
         details="""\
 After a change, new connections get the new certificate, without a reload; existing connections are
 not affected. This applies to `certfile`, `keyfile`, `sni_certs`, `ca_certs` and the files with

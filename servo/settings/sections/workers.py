@@ -155,8 +155,8 @@ So not all workers end at the same time. Unset: a tenth of `max_requests`.""",
 The memory is the PSS: pages that several processes share are divided among them. A percentage is of
 the memory limit of the server's cgroup or, if there is none, of the machine's memory.
 
-The replacement is ready before the old worker stops accepting. One worker is replaced at a time. So
-that workers don't all reach the limit at the same time, it is a little lower for some of them: the
+The replacement is ready before the old worker stops accepting. One worker is replaced at a time.
+The limit is a little lower for some workers, so that they don't all reach it at the same time: the
 growth that the limit allows after boot is reduced by up to 10 %. If a worker exceeds the limit as
 soon as it is ready, it is not replaced for its memory, and the log says which limit would work.""",
     ),
@@ -259,10 +259,10 @@ memory of the imported app and start within milliseconds. A reload makes a new m
         section=_WORKERS,
         help="Fork a new mold from a worker that has served this many requests; 0: never.",
         details="""\
-Only with `preload_app`, for WSGI apps. The first requests fill caches, in each worker again. After
-this number of requests, a worker drains and forks a mold. The mold forks new workers, which share
-the memory of the caches. There is one refork for each release. See [how to share memory between
-workers](../how-to/preload.md#share-what-requests-have-loaded).""",
+Only with `preload_app`, for WSGI apps. The first requests fill caches, separately in each worker.
+After this number of requests, a worker drains and forks a mold. The mold forks new workers, which
+share the memory of the caches. There is one refork for each release. See [how to share memory
+between workers](../how-to/preload.md#share-what-requests-have-loaded).""",
     ),
     Setting(
         name="bake_time",
@@ -270,7 +270,7 @@ workers](../how-to/preload.md#share-what-requests-have-loaded).""",
         default=0.0,
         unit="seconds",
         section=_WORKERS,
-        help="How long a reload can be rolled back, and rolls itself back if it is bad; 0: never.",
+        help="How long a reload can be rolled back, by hand or if it proves bad; 0: not at all.",
         details="""\
 For this time after a reload, Servo keeps the old generation of workers (their settings and code),
 and compares the new one with it. Servo returns to the old generation in two cases: if new workers

@@ -60,9 +60,10 @@ _STRAINED_PAUSE_S = 0.003
 # time. Otherwise a client could fill the memory by requesting much and reading nothing
 # (CVE-2019-9517). Ordinary responses are far smaller, or are sent in pieces.
 _MAX_UNSENT = 8 << 20
-# How many requests of such a client may run at a time. With several, a page still loads while one
-# of its downloads is slow. Each request adds at most the bytes of one `send` to the memory. If the
-# worker as a whole holds too much (`Pressure`), only one request runs.
+# How many requests of a client with more than _MAX_UNSENT unsent bytes may run at a time. With
+# several, a page still loads while one of its downloads is slow. Each request adds at most the
+# bytes of one `send` to the memory. If the worker as a whole holds too much (`Pressure`), only one
+# request runs.
 _MAX_RUNNING_IF_SLOW = 8
 # A draining connection looks for the right moment for its GOAWAY for at least this many seconds
 # (see servo.http.h2.drain). If `keepalive_requests` ends a connection, the final GOAWAY is sent

@@ -109,7 +109,7 @@ class PollerWorker(Worker):
 
     @abstractmethod
     def dispatch(self, connection: Connection) -> None:
-        """Call `connection.run()` in some thread, and then `self.complete(connection)` in this one.
+        """Call `connection.run()` in any thread, then `self.complete(connection)` in the poller's.
 
         connection  a connection with a complete request
         """

@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# How many bytes of messages may wait for handlers. For each message, its payload and the size of
-# its Python object count.
+# How many bytes of messages may wait for handlers. A message counts with the size of its payload,
+# and that of its Python object.
 MAX_INBOX_BYTES = 8 << 20
 MESSAGE_OVERHEAD_BYTES = 256
 # If the arbiter does not read, a stopping worker tries for this many seconds to send its queued
