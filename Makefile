@@ -27,7 +27,7 @@ help:
 	@echo "make wheel        build the sdist and its wheel, with the hot modules compiled, into dist/"
 	@echo "make check        check formatting, lint, types, import contracts, architecture"
 	@echo "make format       let ruff format the code and fix what it can"
-	@echo "make bench        measure Servo and its peers (docs/benchmarks/; ARGS=\"--list\" lists the parts)"
+	@echo "make bench        measure Servo and its peers (docs/benchmarks/; ARGS=\"--list\" lists the parts, PYTHON=… is measured)"
 	@echo "make bench-against REV=…  CPU per request compared with an earlier revision"
 	@echo "make bench-memory the memory of 4 workers of a large app, with and without --preload"
 	@echo "make bench-messages  measure messages between workers per second"
@@ -91,14 +91,17 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+# Without PYTHON=…, the benchmark chooses the interpreter that runs the servers.
+BENCHED = $(if $(filter file,$(origin PYTHON)),,--python $(PYTHON))
+
 bench:
-	$(PYTHON) bench/run.py $(ARGS)
+	$(PYTHON) bench/run.py $(BENCHED) $(ARGS)
 
 bench-against:
-	$(PYTHON) bench/against.py $(REV) $(ARGS)
+	$(PYTHON) bench/against.py $(REV) $(BENCHED) $(ARGS)
 
 bench-memory:
-	$(PYTHON) bench/run.py --workloads memory,respawn $(ARGS)
+	$(PYTHON) bench/run.py --workloads memory,respawn $(BENCHED) $(ARGS)
 
 bench-messages: $(VENV)/.run
 	$(BIN)/python bench/messages.py $(ARGS)

@@ -23,12 +23,12 @@ import environment
 import load
 from measure import WARM_UP_S
 from process import cpu_ns, pin, running
-from servers import ENVIRONMENT, PORT, REPOSITORY, SERVERS, Server
+from servers import PORT, REPOSITORY, SERVERS, WORK, Server
 from workloads import WORKLOADS, Workload
 
 WORKLOAD_NAMES = "hello,browser,post-1k,varied,proxied"
 SERVER_NAMES = "servo-sync,servo-thread,servo-async"
-TREES = ENVIRONMENT / "against"
+TREES = WORK / "against"
 
 
 def main() -> None:

@@ -1,4 +1,8 @@
-"""Prepare the environment `.bench/` with Servo and its pinned peers, and describe the machine."""
+"""Prepare an environment in `.bench/` with Servo and its pinned peers, and describe the machine.
+
+Each interpreter has its own environment, `.bench/cpython-3.11` for example. A peer that can't be
+installed there doesn't stop a measurement: `missing` gives the reason, which the tables show.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from servers import CERTIFICATE, ENVIRONMENT, HERE, POLLING, REPOSITORY
+from servers import CERTIFICATE, HERE, POLLING, REPOSITORY, WORK
 
 REQUIREMENTS = HERE / "requirements.txt"
 TOLD = (
-    "fastpysgi granian gunicorn httptools hypercorn servo-server uvicorn uvloop waitress"
-    " websockets wsproto django fastapi flask starlette"
+    "bengal-pounce fastpysgi granian gunicorn gunicorn-h1c httptools hypercorn orjson servo-server"
+    " uvicorn uvloop waitress websockets wsproto zttp django fastapi flask starlette"
 )
 
 
@@ -33,38 +37,97 @@ def default_python() -> str:
     return sys.executable
 
 
+def tag(interpreter: str) -> str:
+    """The name of an interpreter's environment and records: "cpython-3.14", "cpython-3.14t"."""
+    ask = (
+        "import sys; n, f = sys.implementation.name, getattr(sys, 'abiflags', '');"
+        " print(f'{n}-{sys.version_info[0]}.{sys.version_info[1]}{f}')"
+    )
+    return subprocess.check_output([interpreter, "-c", ask], text=True).strip()
+
+
 def prepare(interpreter: str) -> str:
     """Make or complete the environment; return the path of its interpreter."""
-    python = ENVIRONMENT / "bin" / "python"
-    stamp = ENVIRONMENT / ".installed"
+    environment = WORK / tag(interpreter)
+    python = environment / "bin" / "python"
+    stamp = environment / ".installed"
     wanted = f"{interpreter}\n{REQUIREMENTS.read_text()}"
     found = stamp.read_text() if stamp.exists() else ""
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     pip += ["--disable-pip-version-check"]
     if found != wanted:
-        print(f"installing the peers into {ENVIRONMENT.name}/ …", flush=True)
+        print(f"installing the peers into {environment.relative_to(REPOSITORY)}/ …", flush=True)
         if not found.startswith(f"{interpreter}\n"):
-            shutil.rmtree(ENVIRONMENT, ignore_errors=True)
+            shutil.rmtree(environment, ignore_errors=True)
             # Debian's interpreter may come without ensurepip: any pip can install for any other.
-            venv = [interpreter, "-m", "venv", "--without-pip", str(ENVIRONMENT)]
+            venv = [interpreter, "-m", "venv", "--without-pip", str(environment)]
             subprocess.run(venv, check=True)
+        errors = install_peers(pip)
         # Only for its dependencies: `compile_servo` installs it.
         plain = {**os.environ, "SERVO_COMPILE": "0"}
-        servo = f"{REPOSITORY}[standard]"
-        subprocess.run([*pip, "-r", str(REQUIREMENTS), servo], check=True, env=plain)
+        subprocess.run([*pip, f"{REPOSITORY}[standard]"], check=True, env=plain)
+        reasons = reasons_missing(versions(str(python)), REQUIREMENTS.read_text(), errors)
+        (environment / "missing.json").write_text(json.dumps(reasons))
         stamp.write_text(wanted)
-    compile_servo(pip)
+    compile_servo(pip, environment)
     compile_polling()
     return str(python)
 
 
-def compile_servo(pip: list[str]) -> None:
+def install_peers(pip: list[str]) -> dict[str, str]:
+    """Install the requirements, one by one if they can't be installed together. Returns pip's last
+    error for each line that failed."""
+    if subprocess.run([*pip, "-r", str(REQUIREMENTS)], check=False).returncode == 0:
+        return {}
+    errors = {}
+    for line in requirements(REQUIREMENTS.read_text()):
+        command = [*pip, "--constraint", str(REQUIREMENTS), line]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = [each for each in done.stderr.splitlines() if "error" in each.lower()]
+            errors[line] = (said or ["pip failed"])[-1].strip()
+    return errors
+
+
+def requirements(text: str) -> list[str]:
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def reasons_missing(installed: dict[str, str], text: str, errors: dict[str, str]) -> dict[str, str]:
+    """Package -> why it isn't there, for each requirement that is not installed.
+
+    text    the requirements
+    errors  the lines that pip could not install, with pip's error
+    """
+    reasons = {}
+    for line in requirements(text):
+        wanted, _, marker = line.partition(";")
+        name = canonical(re.split(r"[=<>!~\[]", wanted, maxsplit=1)[0])
+        if name not in installed:
+            reason = f"needs {marker.strip()}" if marker else "pip did not install it"
+            reasons[name] = errors.get(line, reason)
+    return reasons
+
+
+def canonical(name: str) -> str:
+    """A distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def missing(python: str) -> dict[str, str]:
+    """Package -> why it isn't in the environment of this interpreter."""
+    path = Path(python).parents[1] / "missing.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def compile_servo(pip: list[str], environment: Path) -> None:
     """Install this source as users do, unless it is installed. Fails if it can't be compiled."""
     sources = sorted((REPOSITORY / "servo").rglob("*.py"))
     builders = [REPOSITORY / name for name in ("build_backend.py", "pyproject.toml", "setup.py")]
     parts = [path.read_bytes() for path in (*builders, *sources)]
     wanted = hashlib.sha256(b"\0".join(parts)).hexdigest()
-    stamp = ENVIRONMENT / ".compiled"
+    stamp = environment / ".compiled"
     if stamp.exists() and stamp.read_text() == wanted:
         return
     print("compiling Servo …", flush=True)
@@ -84,7 +147,7 @@ def compile_polling() -> None:
 
 def make_certificate() -> None:
     """A throw-away certificate (ECDSA, P-256) and its key, in one file."""
-    key, certificate = ENVIRONMENT / "key.pem", ENVIRONMENT / "cert.pem"
+    key, certificate = WORK / "key.pem", WORK / "cert.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     command += ["-nodes", "-days", "30", "-subj", "/CN=localhost", "-addext"]
     command += ["subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
@@ -92,21 +155,30 @@ def make_certificate() -> None:
     CERTIFICATE.write_bytes(key.read_bytes() + certificate.read_bytes())
 
 
+def versions(python: str) -> dict[str, str]:
+    """The distributions in the environment of this interpreter, by canonical name."""
+    ask = (
+        "import json, importlib.metadata as m;"
+        " print(json.dumps({d.name: d.version for d in m.distributions()}))"
+    )
+    found = json.loads(subprocess.check_output([python, "-c", ask], text=True))
+    return {canonical(name): version for name, version in found.items()}
+
+
 def describe(python: str) -> dict[str, object]:
     """The date, the machine and the versions of a measurement."""
-    ask = (
-        "import json, platform, importlib.metadata as m; print(json.dumps([platform."
-        "python_version(), {d.name.lower(): d.version for d in m.distributions()}]))"
-    )
-    version, packages = json.loads(subprocess.check_output([python, "-c", ask], text=True))
+    ask = "import platform; print(platform.python_implementation(), platform.python_version())"
+    version = subprocess.check_output([python, "-c", ask], text=True).strip()
+    packages = versions(python)
     real = os.path.realpath(python)
     build = "the distribution's build" if real.startswith("/usr/bin/") else "a build of its own"
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "python": f"CPython {version} ({real}, {build})",
+        "python": f"{version} ({real}, {build})",
         "cpu": f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores",
         "kernel": platform.release(),
         "load_average": round(os.getloadavg()[0], 2),
-        "versions": {name: packages.get(name, "-") for name in TOLD.split()},
+        "versions": {name: packages[name] for name in TOLD.split() if name in packages},
+        "missing": missing(python),
     }

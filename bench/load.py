@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 
 from process import CORES, FailedError
-from servers import BIND, ENVIRONMENT, HERE, POLLING, PORT
+from servers import BIND, HERE, POLLING, PORT, WORK
 from workloads import Request, Workload
 
 # {"requests": …, "seconds": …, "p50_ms": …, "p99_ms": …, "p999_ms": …, "errors": …}
@@ -45,7 +45,7 @@ def wrk(workload: Workload, seconds: float, port: int) -> Load:
         command += ["-H", f"{name}: {value}"]
     command.append(f"{scheme}://127.0.0.1:{port}{request.path}")
     if request.body:
-        body = ENVIRONMENT / "body"
+        body = WORK / "body"
         body.write_bytes(request.body)
         command += ["--", "body", str(body)]
     elif request.varies:
@@ -74,8 +74,8 @@ def client(
         "slow_path": slow_path,
     }
     if request.body:
-        (ENVIRONMENT / "body").write_bytes(request.body)
-        spec["body_file"] = str(ENVIRONMENT / "body")
+        (WORK / "body").write_bytes(request.body)
+        spec["body_file"] = str(WORK / "body")
     return dict(json.loads(run(python_client("client.py", json.dumps(spec)), seconds)))
 
 
@@ -104,7 +104,7 @@ def http2(workload: Workload, seconds: float) -> Load:
     command = ["h2load", f"-c{workload.connections}", f"-m{workload.streams}", f"-D{seconds:g}"]
     for name, value in workload.request.fields:
         command += ["-H", f"{name.lower()}: {value}"]
-    log = ENVIRONMENT / "h2load.log"
+    log = WORK / "h2load.log"
     log.unlink(missing_ok=True)
     text = run(awake([*command, f"--log-file={log}", f"{scheme}://{BIND}/"]), seconds)
     counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored", text)

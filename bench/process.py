@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from servers import ENVIRONMENT, HERE, PORT, Server, Setup
+import environment
+from servers import HERE, PORT, WORK, Server, Setup, UnableError
 
-LOG = ENVIRONMENT / "server.log"
+LOG = WORK / "server.log"
 # Variables that configure a server; none may reach the servers that are compared.
 FOREIGN = (
     *("SERVO_", "GUNICORN_", "UVICORN_", "GRANIAN_", "HYPERCORN_", "WEB_CONCURRENCY", "PORT"),
@@ -51,6 +52,10 @@ def running(python: str, server: Server, setup: Setup) -> Iterator[Running]:
 
     Raises UnableError or FailedError before it yields.
     """
+    missing = environment.missing(python)
+    for package in server.packages:
+        if package in missing:
+            raise UnableError(f"{package} is not installed: {missing[package]}")
     command = [python, *server.command(setup)]
     env = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
     if server.source is not None:

@@ -177,6 +177,9 @@ def markdown(record: dict[str, Any]) -> str:
         "",
         ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + ".",
     ]
+    if absent := record.get("missing"):
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in absent.items())
+        lines += ["", f"Not installed: {reasons}."]
     found = recorded_ratios(record)
     if aims := goal_rows(found):
         lines += ["", "## Aims", "", *aims]
@@ -295,3 +298,48 @@ def all_goals(records: list[dict[str, Any]]) -> str:
     if missing := sorted(wanted - set(found)):
         lines += ["", "Not measured: " + ", ".join(f"{s} / {p} ({w})" for w, s, p in missing) + "."]
     return "\n".join(lines) + "\n"
+
+
+def group_of(record: dict[str, Any]) -> str:
+    """The group of a record. Records of November 2026 and before are named like their group."""
+    return str(record.get("group", record["name"]))
+
+
+def by_interpreter(records: list[dict[str, Any]]) -> str:
+    """The page that sets the interpreters beside each other; "" if no group has several."""
+    lines = ["---", "orphan: true", "---", "", "# Interpreters beside each other", ""]
+    lines += [
+        "Medians of each group's first figure, from the record of each interpreter."
+        " [How to read this](README.md)."
+    ]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(group_of(record), []).append(record)
+    several = {group: found for group, found in groups.items() if len(found) > 1}
+    for group, found in several.items():
+        lines += ["", f"## {group}", "", *interpreter_rows(found)]
+    return "\n".join(lines) + "\n" if several else ""
+
+
+def interpreter_rows(records: list[dict[str, Any]]) -> list[str]:
+    """A row for each workload and server; a column for each record, which is named by its file."""
+    heads = [
+        f"[{' '.join(record['python'].split()[:2])}]({record['name']}.md)" for record in records
+    ]
+    lines = [f"| workload | server | {' | '.join(heads)} |"]
+    lines.append("|---|---|" + "--:|" * len(records))
+    pairs = dict.fromkeys(
+        (workload, server)
+        for record in records
+        for workload, servers in record["figures"].items()
+        for server in servers
+        if workload in WORKLOADS and server in SERVERS
+    )
+    for workload, server in pairs:
+        key, unit, style = COLUMNS[WORKLOADS[workload].how][0]
+        cells = []
+        for record in records:
+            found = record["figures"].get(workload, {}).get(server, {})
+            cells.append(f"{found[key][0]:{style}}" if key in found else "—")
+        lines.append(f"| {workload}, {unit} | {server} | {' | '.join(cells)} |")
+    return lines

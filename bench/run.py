@@ -5,6 +5,7 @@
     make bench ARGS="--servers servo-async,uvicorn --workloads hello,browser --save trial"
     make bench ARGS="--check"                               compare with what is recorded
     make bench ARGS="--list"
+    make bench PYTHON=python3.14 ARGS="--workloads http"    the records are named by interpreter
 
 Each round restarts every server, one after another, so that a machine that slows down slows all of
 them. The first core is only for the server, the second for the load generator. Everything runs on
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,8 +35,9 @@ from servers import HERE, SERVERS, Server
 from workloads import GROUPS, WORKLOADS, Workload
 
 RESULTS = environment.REPOSITORY / "docs" / "benchmarks"
-# The page of all aims (goals.py).
+# The page of all aims (goals.py), and the one that sets interpreters beside each other.
 GOALS_PAGE = "goals.md"
+INTERPRETERS_PAGE = "interpreters.md"
 # The record that has a plot: CPU time per request of Servo and all peers.
 PLOTTED, PLOT = "http", "cpu.svg"
 
@@ -49,8 +52,9 @@ def main() -> None:
     python = environment.prepare(options.python)
     pin(os.getpid(), first=False)  # the load generators inherit it
     worse = []
-    for name, workloads in options.runs.items():
-        machine = environment.describe(python)
+    for group, workloads in options.runs.items():
+        machine = {"group": group, **environment.describe(python)}
+        name = f"{group}{options.suffix}" if group else ""
         results = run(python, workloads, options)
         record = report.record(name, machine, results, options.rounds, options.seconds)
         text = report.markdown(record)
@@ -93,7 +97,7 @@ def told(number: int, rounds: int, server: Server, workload: str, sample: Sample
 
 
 def save(python: str, out: Path, record: dict[str, Any], text: str) -> None:
-    """Write NAME.json, NAME.md and the page of all aims, and the plot if it shows this record."""
+    """Write NAME.json, NAME.md, the pages from all records, and the plot if it shows this one."""
     out.mkdir(parents=True, exist_ok=True)
     name = record["name"]
     (out / f"{name}.json").write_text(report.as_json(record))
@@ -102,9 +106,23 @@ def save(python: str, out: Path, record: dict[str, Any], text: str) -> None:
         command = [python, "plots.py", str(out / f"{name}.json"), str(out / PLOT)]
         subprocess.run(command, cwd=HERE, check=True)
     print(f"written to {out}/{name}.md and .json", flush=True)
-    records = [json.loads(p.read_text()) for g in GROUPS if (p := out / f"{g}.json").exists()]
-    current = [each for each in records if each.get("format") == report.FORMAT]
-    (out / GOALS_PAGE).write_text(report.all_goals(current))
+    records = recorded(out)
+    own = [record for group in GROUPS for record in records if record["name"] == group]
+    (out / GOALS_PAGE).write_text(report.all_goals(own))
+    if page := report.by_interpreter(records):
+        (out / INTERPRETERS_PAGE).write_text(page)
+
+
+def recorded(out: Path) -> list[dict[str, Any]]:
+    """All records of groups, whatever the interpreter, that have the current format."""
+    found = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    return [
+        record
+        for record in found
+        if isinstance(record, dict)
+        and record.get("format") == report.FORMAT
+        and report.group_of(record) in GROUPS
+    ]
 
 
 def compared(path: Path, results: report.Results) -> list[str]:
@@ -122,12 +140,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--servers", default="", help="names, comma-separated (default: all)")
     parser.add_argument("--workloads", default="", help="groups or workloads, comma-separated")
-    parser.add_argument("--python", default=environment.default_python(), help="the interpreter")
+    parser.add_argument("--python", help="the interpreter; it names the records, if it is given")
     parser.add_argument("--save", help="record all of it under one name; empty: record nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the directory of the records")
     parser.add_argument("--check", action="store_true", help="compare with the records, save none")
     parser.add_argument("--list", action="store_true", help="list groups, workloads and servers")
     options = parser.parse_args()
+    options.suffix = f"-{environment.tag(options.python)}" if options.python else ""
+    options.python = shutil.which(options.python or environment.default_python())
     options.servers = [SERVERS[name] for name in chosen(parser, options.servers, SERVERS)]
     names = chosen(parser, options.workloads, {**GROUPS, **WORKLOADS}, GROUPS)
     options.runs = runs(names, options.save, whole=len(options.servers) == len(SERVERS))

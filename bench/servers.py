@@ -11,11 +11,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
-ENVIRONMENT = REPOSITORY / ".bench"
+# Everything that a measurement makes: environments, programs, the certificate, logs.
+WORK = REPOSITORY / ".bench"
 # Key and certificate in one file.
-CERTIFICATE = ENVIRONMENT / "certificate.pem"
+CERTIFICATE = WORK / "certificate.pem"
 # Built from polling.c.
-POLLING = ENVIRONMENT / "polling.so"
+POLLING = WORK / "polling.so"
 
 PORT = 18_765
 BIND = f"127.0.0.1:{PORT}"
@@ -48,6 +49,7 @@ class Family:
     tls: tuple[str, ...] | None = None
     many: tuple[str, ...] = ()
     reloads: bool = False  # HUP replaces the workers
+    package: str = ""  # its name in requirements.txt; "": it is always there
 
 
 FAMILIES = {
@@ -60,7 +62,12 @@ FAMILIES = {
         reloads=True,
     ),
     "gunicorn": Family(
-        command=("-m", "gunicorn", "--bind", BIND, "--log-level", "warning"),
+        package="gunicorn",
+        # With --http-parser auto, it would take its C parser, because that is installed.
+        command=(
+            *("-m", "gunicorn", "--bind", BIND, "--log-level", "warning"),
+            *("--http-parser", "python"),
+        ),
         workers="--workers",
         access_log=("--access-logfile", "-"),
         tls=("--certfile", "--keyfile"),
@@ -69,6 +76,7 @@ FAMILIES = {
         reloads=True,
     ),
     "uvicorn": Family(
+        package="uvicorn",
         command=("-m", "uvicorn", "--port", str(PORT), "--http", "httptools", "--loop", "uvloop"),
         workers="--workers",
         access_log=(),
@@ -78,6 +86,7 @@ FAMILIES = {
         reloads=True,
     ),
     "hypercorn": Family(
+        package="hypercorn",
         command=("-m", "hypercorn", "--bind", BIND, "-k", "uvloop"),
         workers="--workers",
         access_log=("--access-logfile", "-"),
@@ -85,6 +94,7 @@ FAMILIES = {
         many=("--keep-alive", "75"),
     ),
     "granian": Family(
+        package="granian",
         command=("-m", "granian", "--port", str(PORT)),
         workers="--workers",
         access_log=("--access-log",),
@@ -92,14 +102,25 @@ FAMILIES = {
         reloads=True,
     ),
     "waitress": Family(
+        package="waitress",
         command=("-m", "waitress", f"--listen={BIND}"),
         workers=None,
         many=("--connection-limit=2000", "--asyncore-use-poll"),
     ),
     "fastpysgi": Family(
+        package="fastpysgi",
         command=("serve_fastpysgi.py",),
         workers="",
         tls=("",),
+    ),
+    "pounce": Family(
+        package="bengal-pounce",
+        command=("-m", "pounce", "serve", "--port", str(PORT), "--log-level", "warning"),
+        workers="--workers",
+        access_log=(),
+        no_access_log=("--no-access-log",),
+        tls=("--ssl-certfile", "--ssl-keyfile"),
+        many=("--keep-alive-timeout", "75"),
     ),
 }
 
@@ -116,6 +137,8 @@ class Server:
     cleartext: bool = True
     # False: it sends `Connection: close` with each response.
     keeps_alive: bool = True
+    # A package of requirements.txt that these flags need.
+    package: str = ""
     # A tree with Servo, which takes precedence over the installed, compiled package.
     source: Path | None = None
     # Two Servos on different ports can run side by side.
@@ -124,6 +147,11 @@ class Server:
     @property
     def is_servo(self) -> bool:
         return self.family is FAMILIES["servo"]
+
+    @property
+    def packages(self) -> list[str]:
+        """The packages of requirements.txt without which it can't run."""
+        return [name for name in (self.family.package, self.package) if name]
 
     @property
     def speaks_wsgi(self) -> bool:
@@ -165,7 +193,8 @@ class Server:
 
 
 def _servers() -> list[Server]:
-    servo, gunicorn, uvicorn, hypercorn, granian, waitress, fastpysgi = FAMILIES.values()
+    servo, gunicorn, uvicorn, hypercorn, granian, waitress, fastpysgi, pounce = FAMILIES.values()
+    threads, c_parser = ("-k", "gthread", "--threads", "4"), ("--http-parser", "fast")
     return [
         Server("servo-sync", "wsgi", servo, ("-k", "sync")),
         Server("servo-thread", "wsgi", servo, ("-k", "thread", "--threads", "4")),
@@ -178,17 +207,25 @@ def _servers() -> list[Server]:
             source=REPOSITORY,
         ),
         Server("gunicorn-sync", "wsgi", gunicorn, ("-k", "sync"), keeps_alive=False),
-        Server("gunicorn-gthread", "wsgi", gunicorn, ("-k", "gthread", "--threads", "4")),
+        Server("gunicorn-gthread", "wsgi", gunicorn, threads),
+        Server(
+            "gunicorn-gthread-c", "wsgi", gunicorn, (*threads, *c_parser), package="gunicorn-h1c"
+        ),
         Server("granian-wsgi", "wsgi", granian, ("--interface", "wsgi")),
         Server("waitress", "wsgi", waitress),
         Server("fastpysgi-wsgi", "wsgi", fastpysgi),
         Server("servo-async", "asgi", servo, ("-k", "async")),
         Server("servo-async-plain", "asgi", servo, ("-k", "async"), source=REPOSITORY),
         Server("uvicorn", "asgi", uvicorn),
+        Server("uvicorn-zttp", "asgi", uvicorn, ("--http", "zttp"), package="zttp"),
         Server("gunicorn-asgi", "asgi", gunicorn, ("-k", "asgi")),
+        Server(
+            "gunicorn-asgi-c", "asgi", gunicorn, ("-k", "asgi", *c_parser), package="gunicorn-h1c"
+        ),
         Server("hypercorn", "asgi", hypercorn),
         Server("granian-asgi", "asgi", granian, ("--interface", "asgi")),
         Server("fastpysgi-asgi", "asgi", fastpysgi),
+        Server("pounce", "asgi", pounce),
         Server("servo-websocket", "websocket", servo, ("-k", "async")),
         Server("uvicorn-websockets", "websocket", uvicorn, ("--ws", "websockets")),
         Server("uvicorn-sansio", "websocket", uvicorn, ("--ws", "websockets-sansio")),
@@ -210,6 +247,7 @@ def _servers() -> list[Server]:
             ("-k", "asgi", "--http-protocols", "h2,h1"),
             cleartext=False,
         ),
+        Server("uvicorn-http2", "http2", uvicorn, ("--http", "zttp", "--http2"), package="zttp"),
         Server("hypercorn-http2", "http2", hypercorn, ("--config", "hypercorn.toml")),
         Server("granian-http2", "http2", granian, ("--http", "2", "--interface", "asgi")),
         Server("servo-memory", "memory", servo, ("-k", "sync")),

@@ -17,8 +17,10 @@ MODULES = (
     "against",
     "check",
     "client",
+    "environment",
     "goals",
     "measure",
+    "process",
     "report",
     "run",
     "servers",
@@ -240,3 +242,65 @@ def test_requests_that_differ_need_wrk(bench, monkeypatch):
     monkeypatch.setattr(load.shutil, "which", lambda name: None)
     with pytest.raises(load.FailedError, match="wrk"):
         load.closed(bench.workloads.WORKLOADS["proxied"], 1.0)
+
+
+REQUIREMENTS = """# The peers.
+granian==2.8.7
+Gunicorn_H1C==0.6.10
+bengal-pounce==0.9.2; python_version >= "3.14"
+uvloop==0.23.0
+"""
+
+
+def test_a_package_that_is_missing_has_a_reason(bench):
+    assert bench.environment.reasons_missing(
+        {"granian": "2.8.7"}, REQUIREMENTS, {"Gunicorn_H1C==0.6.10": "ERROR: no compiler"}
+    ) == {
+        "gunicorn-h1c": "ERROR: no compiler",
+        "bengal-pounce": 'needs python_version >= "3.14"',
+        "uvloop": "pip did not install it",
+    }
+
+
+def test_a_peer_that_is_missing_is_named_in_the_record(bench, tmp_path):
+    (tmp_path / "missing.json").write_text(json.dumps({"bengal-pounce": "needs a newer Python"}))
+    workload = bench.workloads.WORKLOADS["hello"]
+    pounce = bench.servers.SERVERS["pounce"]
+    found = bench.measure.measure(str(tmp_path / "bin" / "python"), pounce, [workload], 1.0, 0.0)
+    reason = "bengal-pounce is not installed: needs a newer Python"
+    assert found == {"hello": {"error": reason}}
+    machine = {**MACHINE, "missing": {"bengal-pounce": "needs a newer Python"}}
+    text = bench.report.markdown(bench.report.record("http", machine, RESULTS, 3, 1.0))
+    assert "Not installed: bengal-pounce (needs a newer Python)." in text
+
+
+def test_a_peer_needs_packages_of_the_requirements(bench):
+    wanted = bench.environment.REQUIREMENTS.read_text()
+    # Nothing is installed, so each requirement is missing.
+    known = bench.environment.reasons_missing({}, wanted, {})
+    for server in bench.servers.SERVERS.values():
+        assert set(server.packages) <= set(known)
+        assert server.is_servo or server.packages
+
+
+def test_an_interpreter_names_the_records(bench, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    assert bench.run.arguments().suffix == ""
+    monkeypatch.setattr(sys, "argv", ["run.py", "--python", sys.executable])
+    major, minor = sys.version_info[:2]
+    suffix = f"-{sys.implementation.name}-{major}.{minor}{sys.abiflags}"
+    assert bench.run.arguments().suffix == suffix
+
+
+def test_interpreters_are_columns_of_a_page(bench):
+    newer = {**MACHINE, "group": "http", "python": "CPython 3.14.1 (/usr/bin/python3.14)"}
+    results = {"hello": {"servo-async": samples(8.0), "pounce": samples(70.0)}}
+    records = [
+        bench.report.record("http", MACHINE, RESULTS, 3, 1.0),
+        bench.report.record("http-cpython-3.14", newer, results, 1, 1.0),
+    ]
+    lines = bench.report.by_interpreter(records).splitlines()
+    assert "| [CPython 3.11](http.md) | [CPython 3.14.1](http-cpython-3.14.md) |" in lines[10]
+    assert "| hello, CPU µs/request | servo-async | 20.0 | 8.0 |" in lines
+    assert "| hello, CPU µs/request | pounce | — | 70.0 |" in lines
+    assert bench.report.by_interpreter(records[:1]) == ""
