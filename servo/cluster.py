@@ -63,7 +63,8 @@ __all__ = [
     "ARBITER",
 ]
 
-# How many bytes a message may have in JSON. Header and topic need the rest of a MiB.
+# How many bytes a message may have in JSON. The header and the topic need the remaining bytes of a
+# MiB.
 MAX_MESSAGE_BYTES = (1 << 20) - 1024
 REQUEST_TIMEOUT_S = 5.0
 

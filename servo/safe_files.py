@@ -105,7 +105,7 @@ def open_to_append(path: str) -> Opened:
 
 
 def check_appendable(path: str) -> None:
-    """Raise the OSError that `open_to_append` would raise. Changes no file, and leaves none."""
+    """Raise the OSError that `open_to_append` would raise. Changes and creates no file."""
     with _naming(path):
         place = _walk(path)
         try:

@@ -40,7 +40,7 @@ class OpenWebSocket(Protocol):
     writable: bool
 
     def send(self, message: str | bytes) -> None:
-        """Send a message, and buffer the rest. After a close frame, messages are dropped."""
+        """Send a message, or buffer it. After a close frame, messages are dropped."""
 
     async def drained(self) -> None:
         """Wait until the buffer is nearly empty. Raises `ClientDisconnected`."""

@@ -164,7 +164,7 @@ def _dotted(node: ast.expr, spec: str) -> tuple[str, ...]:
     if isinstance(node, ast.Attribute):
         return (*_dotted(node.value, spec), node.attr)
     raise AppImportError(
-        f"what follows the colon of {spec!r} must be an attribute or a call of one"
+        f"the part after the colon of {spec!r} must be an attribute or a call of one"
     )
 
 
@@ -338,7 +338,7 @@ def _call_factory(
             raise AppImportError(f"{name} doesn't take these arguments: {error}") from error
         raise _import_failed(name, error) from error
     if hasattr(app, "__await__") and hasattr(app, "close"):
-        app.close()  # otherwise Python warns that the coroutine was never awaited
+        app.close()  # or Python would warn that it was never awaited
         raise AppImportError(f"{name} is a coroutine function; a factory must be a plain one")
     if app is None:
         raise AppImportError(f"{name} returned None instead of an app")

@@ -2,8 +2,8 @@
 
 The response writers are `H1Connection`, `H2Stream`, and a bridge to the event loop for a WSGI
 application in the `async` worker. Each method turns a part of the response into bytes.
-`H1Connection` returns the bytes, and the driver sends them. The other two send the bytes, and
-return none.
+`H1Connection` returns the bytes, and the driver sends them. The other two send the bytes
+themselves, and return an empty bytes object.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class WSGIAdapter:
     def watch_forks(self) -> None:
         """Notice forks of this process, so that a child that returns from the app can be ended.
 
-        Otherwise the child would run as a second worker on the same sockets. Only workers call
+        If it were not ended, it would run as a second worker on the same sockets. Only workers call
         this, because it can't be undone.
         """
         os.register_at_fork(after_in_child=self._note_fork)

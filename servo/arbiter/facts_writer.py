@@ -59,7 +59,7 @@ class FactsWriter:
         self.facts.count_event(event.name, event.reason)
 
     def close_in_child(self) -> None:
-        """Stop counting log entries: this counts only those of the arbiter."""
+        """Stop counting log entries: only the arbiter's entries count."""
         count_log(None)
 
 

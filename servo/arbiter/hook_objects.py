@@ -91,7 +91,7 @@ class RunningServer(Protocol):
         ...
 
     def workers_by_slot(self) -> dict[int, ArbiterHookWorker]:
-        """By slot: the worker that gets the messages which are sent to this slot."""
+        """Slot -> the worker that gets messages to this slot."""
         ...
 
     def broadcast(self, message: Any, topic: str) -> int:
@@ -173,7 +173,7 @@ class HookServer(HookObject):
 
     @property
     def workers(self) -> dict[int, ArbiterHookWorker]:
-        """The worker that gets each slot's messages, by slot; the ready one if a slot has two."""
+        """Slot -> the worker that gets messages to this slot: the ready one if it has two."""
         return {} if self.running is None else self.running.workers_by_slot()
 
     def broadcast(self, message: Any, topic: str = "") -> int:

@@ -238,7 +238,7 @@ class Arbiter:
         return self.workers.hook_workers()
 
     def workers_by_slot(self) -> dict[int, ArbiterHookWorker]:
-        """By slot: the worker that gets the messages which are sent to this slot."""
+        """Slot -> the worker that gets messages to this slot."""
         return self.router.by_slot()
 
     def broadcast(self, message: Any, topic: str) -> int:
@@ -678,7 +678,7 @@ class Arbiter:
     def _exit(self, action: actions.Exit) -> None:
         self._exit_code = action.code
 
-    # --- the rest ---------------------------------------------------------------------------------
+    # --- helpers ----------------------------------------------------------------------------------
 
     def _run_hook(self, name: str, *args: Any, settings: Settings | None = None) -> None:
         hook = getattr((settings or self.settings).hooks, name)

@@ -122,7 +122,7 @@ class MessageRouter:
     # --- messages from the arbiter ----------------------------------------------------------------
 
     def by_slot(self) -> dict[int, ArbiterHookWorker]:
-        """By slot: the worker that gets the messages which are sent to this slot."""
+        """Slot -> the worker that gets messages to this slot."""
         slots = sorted({worker.slot for worker in self._workers})
         found = ((slot, self._of_slot(slot)) for slot in slots)
         return {slot: worker.hook_worker for slot, worker in found if worker is not None}

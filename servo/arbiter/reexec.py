@@ -272,7 +272,8 @@ class Inheritance:
 
     def discard_copies(self) -> None:
         """Close all copies. Call this when nothing refers to the objects that own them."""
-        # Some objects close their descriptors when they are collected. Close the rest here.
+        # Some objects close their descriptors when they are collected. Close the other descriptors
+        # here.
         gc.collect()
         while self._copies:
             with suppress(OSError):

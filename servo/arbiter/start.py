@@ -241,7 +241,7 @@ def _hold_inherited(settings: Settings, inheritance: Inheritance, opened: ExitSt
 
 
 def _hold_listeners(program: _Program, inheritance: Inheritance, opened: ExitStack) -> _Held:
-    """Take over the listening sockets only, and open everything else anew."""
+    """Take over only the listening sockets, and open all other resources from scratch."""
     settings, state = program.settings, inheritance.state
     sockets = Sockets.from_state(state.listeners, inheritance.take, settings.backlog)
     _close_at_end(opened, sockets.close)

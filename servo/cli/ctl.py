@@ -528,7 +528,7 @@ def send_signal(target: Target, slot: int, signal_name: str) -> None:
 
 @command("send")
 @click.argument("arguments", nargs=-1, required=True, metavar="[SLOT] JSON")
-@click.option("--all", "to_all", is_flag=True, help="Send to all workers, in place of SLOT.")
+@click.option("--all", "to_all", is_flag=True, help="Send to all workers instead of one SLOT.")
 @click.option("--topic", default="", help="The topic that selects the app's handlers.")
 def send(target: Target, arguments: tuple[str, ...], to_all: bool, topic: str) -> None:
     """Send a message, a JSON value, to the app in one worker or in all.

@@ -120,7 +120,7 @@ def _load(
 
     def reload_settings() -> Settings:
         nonlocal current
-        # Otherwise the configuration file would get the old modules, as imported last time.
+        # Make the configuration file import its modules again: they may have changed on disk.
         drop_config_modules(current)
         settings = load_settings(flags, environ, start)
         _require_app(settings)

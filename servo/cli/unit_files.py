@@ -133,14 +133,14 @@ def _rights(unit: Unit) -> list[str]:
         capabilities = (BIND_CAPABILITY,) if unit.low_port else ()
         if not unit.run_as:
             capabilities = ROOT_CAPABILITIES
-    lines += ["", "# Take from the service what neither Servo nor most apps need."]
+    lines += ["", "# Remove the rights that neither Servo nor most apps need."]
     if unit.for_user:
         # A user's manager needs a user namespace for the other restrictions.
         lines.append("PrivateUsers=yes")
     lines.append(f"CapabilityBoundingSet={' '.join(capabilities)}")
     lines += [
         f"ProtectHome={'read-only' if unit.in_home else 'yes'}",
-        "# All directories are read-only but those of ReadWritePaths=: add what the app writes to.",
+        "# All directories except ReadWritePaths= are read-only: add those that the app writes to.",
         "ProtectSystem=strict",
     ]
     # The service may write to these directories anyway, by PrivateTmp= and RuntimeDirectory=.
@@ -176,7 +176,7 @@ _PROTECTIONS = (
 def _socket(unit: Unit) -> str:
     lines = [
         "# systemd opens these sockets, and keeps them open while the service restarts, so that",
-        "# connections wait instead of being refused. Servo uses them in place of its `bind`.",
+        "# connections wait instead of being refused. Servo uses them instead of its `bind`.",
         "[Unit]",
         f"Description=the sockets of {_plain(unit.name)}",
         "",

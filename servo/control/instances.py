@@ -296,7 +296,7 @@ def _read_instance(path: Path, owner: int | None) -> Instance | None:
     owner   the user whose directory this is, if it is one of a service
     """
     try:
-        # O_NONBLOCK: otherwise, opening a FIFO of another user would wait for a writer.
+        # Without O_NONBLOCK, opening a FIFO of another user would wait for a writer.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         fd = os.open(path, flags)
     except OSError:

@@ -117,7 +117,7 @@ def read_request(
 def read_request_line(head: bytes, strict_targets: bool = False) -> tuple[_Target, str]:
     """Parse and check a request line. Raises `ProtocolError`.
 
-    head            bytes that start with a complete request line; the rest is ignored
+    head            bytes that start with a complete request line; all bytes after it are ignored
     strict_targets  as in `Limits`
 
     Returns what `read_target` returns, and the version: "1.1" or "1.0".

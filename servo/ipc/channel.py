@@ -28,7 +28,7 @@ MAX_FRAME_BYTES = 1 << 20
 # How many bytes may wait until the other process reads. If there are more, that process must be
 # hanging.
 MAX_QUEUED_BYTES = 4 << 20
-# How many of these bytes may belong to application messages. The rest is reserved for Servo's own
+# Application messages may use only this many of them: the other bytes are reserved for Servo's own
 # messages, such as Stop.
 MAX_QUEUED_APP_BYTES = 2 << 20
 # How many reads one `receive` makes. More would keep the reader's loop from other work. But these

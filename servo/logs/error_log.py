@@ -313,7 +313,7 @@ def _open_files(settings: LogSettings) -> None:
 def _log_lost_exceptions() -> None:
     """Log the exceptions of threads, and of asyncio tasks without an `await`.
 
-    Otherwise they would only be printed to standard error.
+    By default, Python would only print them to standard error.
     """
     logger = logging.getLogger("asyncio")
     if not any(isinstance(each, _AsyncioHandler) for each in logger.handlers):

@@ -221,7 +221,7 @@ def _apply_dict(given: Mapping[str, Any]) -> set[str]:
         config.setdefault("root", {"level": "INFO", "handlers": ["console"]})
     loggers = _part(config, "loggers")
     renamed = {_our_name(name): value for name, value in loggers.items()}
-    # If the file configures `gunicorn.error` and `servo.error`, the latter is meant for us.
+    # If the file configures both `gunicorn.error` and `servo.error`, use the one for `servo.error`.
     renamed.update({name: value for name, value in loggers.items() if name in renamed})
     if not config.get("incremental"):
         renamed = {name: _with_propagation(name, value) for name, value in renamed.items()}

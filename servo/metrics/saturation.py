@@ -17,7 +17,7 @@ BLOCKED_NS = 50_000_000
 # (see servo.workers.worker). So they count as blocked after twice this time.
 _CONNECTED_NS = 2_000_000_000
 _IDLE_NS = 10_000_000_000
-# People see a worker as blocked after this many seconds: shorter times are normal.
+# Operators see a worker as blocked only after this many seconds: shorter times are normal.
 SHOWN_S = 1.0
 _SERVING_STATES = ("ready", "draining")
 
@@ -27,8 +27,8 @@ def blocked_s(row: RowSnapshot, now_ns: int) -> float:
 
     now_ns  monotonic nanoseconds
 
-    A worker is blocked if its event loop, or the thread that serves its sockets, does nothing else
-    than one callback, one request or one system call. Its last heartbeat shows how long.
+    A worker is blocked if its event loop, or the thread that serves its sockets, is busy with a
+    single callback, request or system call. Its last heartbeat shows how long.
     """
     if row.state not in _SERVING_STATES or not row.beat_ns:
         return 0.0

@@ -444,7 +444,7 @@ class Output(Directory):
 
 @dataclass(frozen=True)
 class Account(ValueType):
-    """A user or a group, as its number; text may name it.
+    """A user or a group, as a number. Text may also be the name.
 
     lookup   returns the number for a name; raises KeyError
     """

@@ -183,7 +183,7 @@ def latency_in(row: list[int]) -> tuple[int, ...]:
 
 
 def codes_in(row: list[int], methods: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-    """The responses of a row for each of STATUS_CODES, then the rest of each class.
+    """The responses of a row for each of STATUS_CODES, then for each class those with other codes.
 
     methods  the result of `methods_in` for the same row
     """

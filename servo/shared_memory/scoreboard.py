@@ -187,8 +187,8 @@ class Totals(NamedTuple):
     latency_sum_us  the sum of all latencies, in microseconds
     latency         the histogram (see LATENCY_BOUNDS_S)
     methods         responses for each of METHODS, by class of status
-    codes           responses for each of STATUS_CODES, then the rest of each class; for a moment
-                    the count of 200 may be wrong by one for each worker
+    codes           responses for each of STATUS_CODES, then for each class those with other codes;
+                    for a moment the count of 200 may be wrong by one for each worker
     log             entries of the error log: warning, error, critical, exception
     workers         live workers
     in_flight       requests that the application is running
@@ -466,7 +466,7 @@ class Scoreboard:
         self._rows.release()
         self._words.release()
         self._bytes.release()
-        # This fails while a memoryview of a row exists. Then the last view frees the memory.
+        # `close` fails while a memoryview of a row exists. Then the last view frees the memory.
         with contextlib.suppress(BufferError):
             self._mmap.close()
 
@@ -655,8 +655,8 @@ def _open_file(directory: str | None) -> int:
 def _seal(fd: int) -> None:
     """Forbid changes of the file's size.
 
-    Otherwise an attacker who controls a worker could truncate the file. Then SIGBUS would kill
-    every process that uses the table, including the arbiter.
+    An attacker who controls a worker could truncate an unsealed file. Then SIGBUS would kill every
+    process that uses the table, including the arbiter.
     """
     seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     try:

@@ -248,8 +248,8 @@ def _install_abort(context: WorkerContext) -> None:
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGABRT)
 
-    # A mold has enabled faulthandler already, and a second `enable` would do nothing: the handler
-    # below would replace faulthandler's.
+    # If a mold has enabled faulthandler already, `enable` does nothing, and `on_abort` would
+    # replace faulthandler's handler. So disable faulthandler first.
     faulthandler.disable()
     signal.signal(signal.SIGABRT, on_abort)
     faulthandler.enable(file=log_module.crash_fd(), all_threads=True)

@@ -295,7 +295,8 @@ def answer_requests_signal(report: Callable[[], dict[str, Any]], dump_fd: int) -
         try:
             os.write(dump_fd, json.dumps(report()).encode() + b"\n")
         except Exception:
-            # This runs inside the application's code, which must not get the exception.
+            # The signal handler runs inside the application's code, which must not get the
+            # exception.
             log.exception("Requests can't be reported")
 
     signal.signal(REQUESTS_SIGNAL, on_signal)

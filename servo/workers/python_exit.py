@@ -147,7 +147,7 @@ class PythonExit:
 
 
 def running_threads() -> list[threading.Thread]:
-    """The threads that Python waits for at its end."""
+    """The threads that Python waits for when it exits."""
     return [
         thread
         for thread in threading.enumerate()

@@ -176,7 +176,7 @@ class Worker:
         self.context.channel.send(Ready(self.kind, self.capacity))
         self.mailbox.open(self.message_runner())
         if self.tap is not None:
-            # Otherwise an idle worker would send a waiting log line only some seconds later.
+            # Wake an idle worker, or it would send a waiting log line only some seconds later.
             self.tap.on_first = self.wake
 
     def note_draining(self) -> None:

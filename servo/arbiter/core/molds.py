@@ -139,9 +139,9 @@ class Molds:
         return mold
 
     def to_state(self, generation: int) -> list[dict[str, Any]]:
-        """Return the mold of a generation as JSON values, for `restore`, if it can fork workers.
+        """Return a list with the mold of a generation as JSON values, for `restore`.
 
-        The list is empty if not. An upgrade keeps no other mold.
+        The list is empty if that mold can't fork workers. An upgrade keeps no other mold.
         """
         mold = self._molds.get(generation)
         return [asdict(mold)] if mold is not None and mold.can_fork else []

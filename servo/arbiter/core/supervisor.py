@@ -752,8 +752,8 @@ class Supervisor:
             and worker.slot > self.count.target
             and worker.slot not in others
         ):
-            # No other worker has this slot's listeners, so before this one ends, it must accept
-            # the connections that are queued there.
+            # Before it ends, this worker must accept the connections that are queued at its slot's
+            # listeners, because no other worker has these listeners.
             self.queue.do(actions.CloseSlot(worker.slot))
             self.lifecycle.retire(worker, reason, now, take_queued=True)
         else:

@@ -265,7 +265,7 @@ class ControlService:
         if self._server is not None:
             self._server.close_in_child()
 
-    # --- what the loop calls ----------------------------------------------------------------------
+    # --- called by the loop -----------------------------------------------------------------------
 
     def on_ready(self, fd: int, mask: int) -> bool:
         """Serve a descriptor. Returns False if it is neither the socket's nor a caller's.
@@ -629,7 +629,7 @@ class ControlService:
             interrupt=is_up or (what == STACK and entry.state is WorkerState.BOOTING),
         )
 
-    # --- the rest ---------------------------------------------------------------------------------
+    # --- helpers ----------------------------------------------------------------------------------
 
     def _step(self, caller: Caller, progress: Progress, step: Step) -> None:
         if step.note:

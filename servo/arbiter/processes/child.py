@@ -67,7 +67,7 @@ class Helper(ChildProcess, Protocol):
         ...
 
     def stop(self) -> None:
-        """End the process for good."""
+        """End the process, and don't start it again."""
         ...
 
 

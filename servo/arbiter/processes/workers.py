@@ -383,7 +383,8 @@ class WorkerProcesses:
         except ChannelClosed:
             self._lose(worker)
         else:
-            # Until its pid is known, the channel is not watched: `adopt_orphan` will begin that.
+            # A worker's channel is watched only after the worker's pid is known: `adopt_orphan`
+            # begins that.
             if worker.channel.wants_write and worker.pid:
                 self._table.watch(worker, select.EPOLLIN | select.EPOLLOUT)
 
@@ -509,7 +510,7 @@ class WorkerProcesses:
             log.debug("The dump file can't be read: %s", error)
             return ""
 
-    # --- the rest ---------------------------------------------------------------------------------
+    # --- helpers ----------------------------------------------------------------------------------
 
     def kill(self, serial: int, name: str) -> bool:
         """Send a worker a signal, unless it was reaped: then another process may have its pid.

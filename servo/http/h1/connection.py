@@ -771,7 +771,7 @@ class H1Connection:
         if self._state == _DONE and not self.close_after:
             self._state = _HEAD if self._buffer else _IDLE
         else:
-            # Otherwise the unread rest of the body would be parsed as the next request.
+            # Stop parsing, or the unread rest of the body would be parsed as the next request.
             self.close()
 
     def _next_is_whole(self) -> bool:

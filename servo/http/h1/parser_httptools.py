@@ -87,5 +87,5 @@ class _Collector:
                     _NAMES.clear()
                 _NAMES[name] = lower
         self.fields.append((lower, value))
-        # Here this costs less than making the dict from the list afterwards.
+        # Filling the dict here costs less than making it from the list afterwards.
         self.named[lower] = value

@@ -249,7 +249,7 @@ class FrameReader:
     def charge(self, now: float, what: str) -> None:
         """Count a frame that advances no request. `what` names the frame for the log."""
         if not self._control.spend(now):
-            raise GoAwayError(ENHANCE_YOUR_CALM, f"too many frames of no use ({what})")
+            raise GoAwayError(ENHANCE_YOUR_CALM, f"too many useless frames ({what})")
 
     def _compact(self) -> None:
         if self._pos:

@@ -57,7 +57,8 @@ _SYMBOLS: Final[dict[int, bytes]] = {
     30: b"\n\r\x16",
 }
 
-# In an entry of the decoding table: the bits below are the symbol, those above the next state.
+# An entry of the decoding table has this bit if its four bits complete a symbol. The eight bits
+# below HAS_SYMBOL are the symbol, and the bits from STATE_SHIFT on are the next state.
 HAS_SYMBOL: Final = 0x100
 MAY_END: Final = 0x200
 STATE_SHIFT: Final = 10

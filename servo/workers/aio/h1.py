@@ -8,7 +8,7 @@ pauses reading if the client sends more than the application can use now.
 **How a connection ends.** If a socket is closed while it holds unread bytes, the kernel resets the
 connection, and the client may lose a response that it has not read yet (RFC 9112 section 9.6). So
 if the client may still send, we do a lingering close: we close only our side (FIN), drop what
-arrives, and close the rest when the client closes its side, or after `LINGER_S`.
+arrives, and close fully when the client closes its side, or after `LINGER_S`.
 
 **Time limits** are deadlines in `deadline_ns`. The worker's sweep checks all of them once a second,
 which is cheaper than a timer for each connection.
@@ -548,8 +548,8 @@ class H1Protocol:
         session = WebSocketProtocol(server, server.websockets, call, connection, self._transport)
         self._transport.set_protocol(session)
         session.start(http.take_over(), not self._paused, self.writable)
-        # This may run inside our `data_received`, because tasks start eagerly (Python 3.12). The
-        # rest of `data_received` must not pause the transport: the session uses it now.
+        # `open_websocket` may run inside our `data_received`, because tasks start eagerly (Python
+        # 3.12). The rest of `data_received` must not pause the transport: the session uses it now.
         self._paused = True
         if self._eof:
             session.eof()

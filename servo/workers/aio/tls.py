@@ -1,7 +1,8 @@
 """Helpers for TLS in the `async` worker.
 
-The event loop itself does TLS. This module does the rest: it reads the PROXY protocol header before
-the handshake, sets the loop's time limits, and sends files, which sendfile(2) can't encrypt.
+The event loop itself does TLS. This module does the other work for TLS: it reads the PROXY protocol
+header before the handshake, sets the loop's time limits, and sends files, which sendfile(2) can't
+encrypt.
 """
 
 from __future__ import annotations

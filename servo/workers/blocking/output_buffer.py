@@ -167,14 +167,14 @@ class OutputBuffer:
     def __init__(self, space: OutputSpace) -> None:
         self._space = space
         self._items: deque[Bytes | _Segment | FileRegion] = deque()
-        # Only the producer writes these.
+        # Only the producer writes these fields.
         self._appended = self._memory = self._disk = 0
         self._nonempty_since_ns = self._sent_before_wait = 0
         self._tail: _Segment | None = None  # the last item of the queue, if that is a file
         self._disk_works = True
         self.wait_budget_ns = _WAIT_BUDGET_NS
         self._sent_event: threading.Event | None = None
-        # Only the consumer writes these.
+        # Only the consumer writes these fields.
         self._current: Bytes = b""
         self._current_cost = 0
         self._sent = self._memory_freed = self._disk_freed = 0

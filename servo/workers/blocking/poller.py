@@ -632,8 +632,8 @@ class PollerWorker(Worker):
             self._refuse(connection, Refused(error, in_body=connection.phase == BODY))
         elif connection.phase != IDLE or not connection.unread():
             self.drop(connection)
-        # Otherwise keep the connection. A request arrived in time, but this thread could not read
-        # it: a slow request was running, or the process was stopped.
+        # An idle connection with unread bytes is kept. A request arrived in time, but this thread
+        # could not read it: a slow request was running, or the process was stopped.
 
     # --- the end --------------------------------------------------------------------------------
 

@@ -341,7 +341,7 @@ class Mailbox:
             self._stop_reading()
 
     def _watch(self) -> None:
-        """Watch the channel for room to write only while messages are queued."""
+        """Watch the channel for room to write if messages are queued; otherwise don't."""
         # Loop, because another thread may queue a message meanwhile, without waking this one.
         while self._owner is not None and self._watching != self._channel.wants_write:
             self._watching = not self._watching
