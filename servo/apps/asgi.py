@@ -423,7 +423,7 @@ class ASGICall:
         return isinstance(error, asyncio.CancelledError) and (self.cancelled or self.disconnected)
 
     def _give_up(self) -> None:
-        """Cut the response by closing the connection, so that the client notices."""
+        """Cut the response off by closing the connection, so that the client notices."""
         self._http.close_after = True
         self._complete()
 

@@ -218,7 +218,7 @@ class WebSocketCall:
 
     @property
     def quiet(self) -> bool:
-        """Whether the application waits for a message, and there is none."""
+        """Whether the application waits for a message, and none is queued."""
         return self._waiter is not None and not self._inbox and not self._waiter.done()
 
     def end(self, code: int, reason: str) -> None:

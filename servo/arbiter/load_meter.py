@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _SLOW_S = 1.0
 # Seconds between two measurements of a worker's PSS.
 _MEMORY_S = 10.0
-# The number of requests is cut to this, because a compromised worker may write any number into its
-# row.
+# A larger number of requests is reduced to this, because a compromised worker may write any number
+# into its row.
 _MAX_REQUESTS = 1 << 20
 
 

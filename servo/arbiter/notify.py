@@ -90,7 +90,7 @@ class SystemdNotifier:
         return self._watchdog_due
 
     def store(self, listeners: Iterable[Listener], forgotten: Iterable[str]) -> None:
-        """Let systemd keep the listening sockets over a crash. Called when the program starts.
+        """Let systemd keep the listening sockets during a crash. Called when the program starts.
 
         listeners   the sockets; those that systemd itself has opened are left out
         forgotten   the names of sockets in systemd's store that are no longer needed

@@ -42,7 +42,7 @@ VARIABLE = "SERVO__UPGRADE"
 
 # Seconds to take over from a program that does not say how long that may take.
 DEFAULT_TAKEOVER_S = 60.0
-# Seconds until a program that can't take its own place again tries once more.
+# Seconds between two attempts of an old program to start again after a failed upgrade.
 _RETRY_S = 1.0
 
 

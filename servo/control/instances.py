@@ -375,7 +375,7 @@ def _is_trusted(place: Path) -> bool:
         found = place.lstat()
     except OSError:
         return False
-    # The parent counts, too: its owner could have replaced our directory by this one.
+    # Check the parent, too: its owner could have put this directory in the place of ours.
     is_protected = _protects_names(place.parent, os.geteuid())
     return stat.S_ISDIR(found.st_mode) and is_private(found) and is_protected
 

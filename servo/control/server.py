@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# How many connections there may be. A further one replaces the one that has been idle for longest.
+# The most connections. A further one replaces the one that has been idle for longest.
 MAX_CALLERS = 128
 BACKLOG = 128
 # How many bytes may wait for a caller that doesn't read. Above the first limit, notes are only

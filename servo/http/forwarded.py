@@ -121,7 +121,7 @@ class TrustedPeers:
         self.scheme_headers = scheme_headers if "proto" in self.fields else {}
         self.names = tuple(_names(self.fields, self.scheme_headers))
         self._unusual = tuple(set(self.names) - {*self.scheme_headers, b"x-forwarded-for"})
-        # By scheme, the clients by X-Forwarded-For.
+        # Scheme -> value of X-Forwarded-For -> the client.
         self._clients: dict[str, dict[bytes, ClientInfo]] = {"http": {}, "https": {}}
 
     def __contains__(self, host: str | None) -> bool:

@@ -28,12 +28,12 @@ MAX_FRAME_BYTES = 1 << 20
 # How many bytes may wait until the other process reads. If there are more, that process must be
 # hanging.
 MAX_QUEUED_BYTES = 4 << 20
-# Application messages may use only this many of them: the other bytes are reserved for Servo's own
-# messages, such as Stop.
+# How many of MAX_QUEUED_BYTES application messages may use. The other bytes are reserved for
+# Servo's own messages, such as Stop.
 MAX_QUEUED_APP_BYTES = 2 << 20
-# How many reads one `receive` makes. More would keep the reader's loop from other work. But these
-# reads return more bytes than a socket buffer holds, so after the death of the other end, one call
-# reads all of its bytes.
+# How many reads one `receive` makes. They return more bytes than a socket buffer holds, so after
+# the death of the other process, one call reads all of its bytes. More reads would keep the
+# reader's loop from other work.
 _READS_PER_CALL = 16
 _READ_BYTES = 1 << 16
 

@@ -36,7 +36,7 @@ def store_name(address: str, identity: tuple[int, int] | None) -> str:
     address    the address, as text
     identity   (device, inode) of a Unix socket's file; None for other sockets
     """
-    # The kernel does not tell the inode of a Unix socket's file, so put it into the name.
+    # The kernel does not report the inode of a Unix socket's file, so put it into the name.
     if identity is not None:
         return f"{_PREFIX}file-{identity[0]}-{identity[1]}"
     return _PREFIX + _UNSAFE.sub("_", address)[:_MAX_NAME]

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     Note = tuple[str, str]
 
 PYTHON_MODULE = "__config__"
-# How similar a name in a Python file must be to a known one for a warning. Other suggestions need
-# less similarity. But a name in a Python file may be one of the file's own variables.
+# A name in a Python file gets a warning if it is at least this similar to a known one. For other
+# suggestions, less similarity is enough, but this name may be one of the file's own variables.
 _NEAR_MISS = 0.85
 
 
@@ -327,7 +327,7 @@ def _near_miss(
     if isinstance(value, type):
         return []
     if peer_of(name) is not None and not callable(value):
-        # A single word, such as hypercorn's `debug`, is likely a variable of the file's own.
+        # A single word, such as hypercorn's `debug`, is likely one of the file's own variables.
         warning = f"{name} ({source}) is not a setting{advise(name)}"
         return [("warning", warning)] if "_" in name else []
     found = nearest(name, HOOKS, _NEAR_MISS) if callable(value) else suggest(name, _NEAR_MISS)

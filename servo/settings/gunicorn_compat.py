@@ -194,7 +194,7 @@ def as_gunicorn_address(bind: str) -> tuple[str, int] | str:
 
 
 # The names that Servo's settings share with gunicorn's (by `Setting.name` or `Setting.alias`). In a
-# gunicorn configuration file, any other name of ours may be a variable of the file's own.
+# gunicorn configuration file, any other name of ours may be one of the file's own variables.
 SHARED = frozenset(
     """
     config wsgi_app bind backlog workers worker_class threads worker_connections max_requests

@@ -110,7 +110,7 @@ _ROW_BYTES = ROW_WORDS * _WORD
 
 # A worker with requests in flight sends a heartbeat every 5 ms. If the last one is older than this,
 # the worker is blocked, and other workers don't compare their load with it (see
-# servo.workers.accept.gate). Idle workers can't block, so they send only one heartbeat a second:
+# servo.workers.accept.gate). Idle workers can't block, so they send at most one heartbeat a second:
 # with one every 5 ms, a large number of workers would use a whole CPU core.
 BLOCKED_AFTER_NS = 10_000_000
 # The result of `least_load` if no worker can take a connection. It is more than any load.

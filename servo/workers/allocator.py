@@ -1,7 +1,7 @@
 """Controls when the C library returns freed memory to the kernel. Only for glibc.
 
 glibc returns the top of its heap to the kernel once 128 KiB of it are free (`man 3 mallopt`), and
-keeps free memory between used blocks. Both are wrong in one place:
+keeps free memory between used blocks. Each of these is wrong in one place:
 
 * A WebSocket message of 1 MB passes through several buffers of that size, and each time the kernel
   has to provide fresh pages. Measured: 60 page faults per message, which take a third of its CPU

@@ -100,7 +100,7 @@ class Restarts:
         return rounds.count if rounds is not None else 0
 
     def of_others(self, generation: int, since: float) -> int:
-        """Return the rounds of all other generations since a time, in seconds."""
+        """Return the rounds of all other generations since the time `since`, in seconds."""
         return sum(at >= since and other != generation for at, other in self._times)
 
     def keep(self, generations: Container[int]) -> None:

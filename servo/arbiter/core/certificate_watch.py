@@ -61,7 +61,7 @@ class CertificateWatch:
         self._done = self._seen
 
     def failed(self, now: float) -> bool:
-        """Note that the files can't be used. Returns whether to log an error, once."""
+        """Note that the files can't be used. Returns whether to log an error."""
         if now - self._changed_at < GRACE_S:
             return False
         self._done = self._seen

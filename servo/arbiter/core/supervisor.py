@@ -268,7 +268,7 @@ class Supervisor:
     def _mold_forked(self, worker: WorkerEntry, message: msg.MoldForked, now: float) -> None:
         reload = self.reload
         if reload is None or not reload.awaits_mold(worker.serial):
-            return  # the refork was given up: the arbiter has closed the mold's socket, so it ends
+            return  # the refork was given up: its mold ends, because its socket is closed
         self.carry_out(reload.mold_forked(worker.serial, message.pid, message.text), now)
         if message.pid:
             self.molds.adopt(reload.generation, message.pid, now)
@@ -699,7 +699,8 @@ class Supervisor:
         if not self.served and now >= self.backoff.not_before:
             self.molds.start_missing(self.generation, now)
         elif self.served and self.reload is None and self.molds.may_replace(self.generation, now):
-            # Make a new generation, because the code on disk may be newer than the old workers'.
+            # Make a new generation, because the code on disk may be newer than that of the old
+            # workers.
             self.request_reload(f"generation {self.generation} has no mold", now)
 
     def _balance(self, now: float) -> None:

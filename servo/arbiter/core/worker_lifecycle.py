@@ -468,8 +468,8 @@ def _ended_unasked(worker: WorkerEntry) -> bool:
     cause = worker.stop_cause
     if cause is None or cause.reason is ExitReason.LEFT:
         return True
-    # The arbiter's SIGABRT is no request to end, so an aborted worker ended unasked, unless it was
-    # draining.
+    # SIGABRT does not ask a worker to end. So an aborted worker counts as one that has ended
+    # unasked, unless it was draining.
     return cause.reason in _ABORTED and worker.stop_asked_at is None
 
 

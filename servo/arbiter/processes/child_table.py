@@ -38,7 +38,7 @@ class ChildTable:
         self._resources: list[tuple[object, Callable[[], None]]] = []
         self._helpers: list[Helper] = []
         # Children that a mold was asked to fork, and the exit codes of unknown processes. An
-        # unknown process may be such a child whose pid the mold has not yet reported.
+        # unknown process may be one of these children: the mold may not have reported its pid yet.
         self._expected: set[ChildProcess] = set()
         self._strangers: dict[int, int] = {}
         self._adopted_dead: list[tuple[ChildProcess, int]] = []
@@ -177,7 +177,7 @@ class ChildTable:
         try:
             self.unwatch(child)
         except OSError as error:
-            log.debug("epoll_ctl: %s", error)  # closing the descriptor removes it anyway
+            log.debug("epoll_ctl: %s", error)  # closing the descriptor also removes it from epoll
             del self._by_fd[child.fileno()]
 
     def remove(self, child: ChildProcess) -> None:

@@ -303,7 +303,7 @@ class MoldProcesses:
         self._settle_lost()
 
     def reopen_logs(self) -> None:
-        """Make all molds reopen their log files, which the workers that they fork write to."""
+        """Make all molds reopen their log files: the workers that they fork inherit these."""
         for mold in (*self._by_generation.values(), *self._ending):
             mold.kill(signal.SIGUSR1)
 
@@ -387,8 +387,8 @@ class MoldProcesses:
             ordered = mold.under_way
             if ordered is None or answer["serial"] != ordered.worker.serial:
                 raise ValueError("no such order")
-            # If this raises, the mold is killed. The order stays under way until the mold's exit,
-            # which settles it.
+            # If this line raises, the mold is killed. The order stays under way until the mold's
+            # exit, which settles it.
             pid = answer.get("pid")
             if pid is None:
                 self._fail(ordered, str(answer["error"]))

@@ -3,8 +3,8 @@
 A chunked body is a series of chunks (a hexadecimal size, CRLF, the data, CRLF), a chunk of size 0,
 and a trailer section that ends with an empty line. A size may have extensions, which are ignored.
 
-The parsers of heads (llhttp, h11) don't read chunks, this module does: they don't limit extensions
-or report the end of a message, and h11 accepts size lines that llhttp refuses.
+The parsers of heads (llhttp, h11) could read chunks, too. But they don't limit extensions or report
+the end of a message, and h11 accepts size lines that llhttp refuses.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ in its stream, and `output` takes one frame from each waiting stream in turn. So
 stream does not block the others.
 
 A stream that both sides may use, or that one side has ended, is in `streams`. All others are idle,
-if their number is above the highest so far, or closed. Of the last closed ones the connection
-remembers whether it has reset them, because then the client may have sent frames before it knew.
+if their number is above the highest so far, or closed. For the streams that were closed last, the
+connection remembers whether it has reset them: the client may have sent frames on them before it
+read the RST_STREAM.
 """
 
 from __future__ import annotations
@@ -81,9 +82,9 @@ if TYPE_CHECKING:
 # that the application does not read is limited by its own window, and does not block the others.
 CONNECTION_WINDOW: Final = 1 << 20
 # How many frames to handle in one turn of the loop. A frame takes up to 20 us (5 us compiled), and
-# the work that it starts comes on top. With longer turns, a flood from one client would delay the
-# others. With shorter ones, fewer responses would share a call of send(2). A client that has begun
-# to spend its allowances gets even shorter turns.
+# may start further work. With longer turns, a flood from one client would delay the others. With
+# shorter ones, fewer responses would share a call of send(2). A client that has begun to spend its
+# allowances gets even shorter turns.
 FRAMES_A_TURN: Final = 8
 _STRAINED_FRAMES: Final = 1
 # A turn is extended by up to this many frames if they belong to the stream of its last frame. If a
@@ -819,5 +820,5 @@ _UPGRADING = frozenset((b"connection", b"upgrade", b"http2-settings"))
 
 
 def _probe(number: int) -> bytes:
-    """The payload of a PING. Each one differs, to match answers."""
+    """The payload of a PING. Each PING has another one, so that its answer can be recognised."""
     return b"servo" + (number & 0xFFFFFF).to_bytes(3, "big")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Bytes of each table (the protocol's default). The client may offer a larger one for responses, but
 # we don't use it. Our SETTINGS offer the client no larger one for requests.
 TABLE_SIZE: Final = 4096
-# Bytes that a field counts in the table in addition to its name and value.
+# In the table, a field counts this many bytes in addition to its name and value.
 _FIELD_OVERHEAD: Final = 32
 
 _STATIC_INDICES = {field: i for i, field in reversed(list(enumerate(STATIC_FIELDS, 1)))}

@@ -337,7 +337,7 @@ class H1Protocol:
                 return
             self._pause_reading()
         if self.call is None and http.in_head and not self._reading_head:
-            # Don't set it again with each part: the limit is for the whole head.
+            # Set the deadline only once, because it is for the whole head.
             self._reading_head = True
             self._expires_in(self._server.settings.header_timeout)
 
@@ -560,8 +560,8 @@ class H1Protocol:
 
         common  the settings that the HTTP/2 connections of the worker share
         """
-        # Imported here because the library takes memory, and most workers don't use HTTP/2. Those
-        # that do have already imported it at their start.
+        # Imported here because the modules of HTTP/2 take memory, and a worker without HTTP/2 does
+        # not need them. A worker with HTTP/2 has already imported them at its start.
         from servo.workers.aio.h2 import H2Protocol
 
         server = self._server
@@ -632,7 +632,7 @@ class H1Protocol:
         self._expires_in(LINGER_S)
 
     def _fd(self) -> int:
-        """The socket's descriptor; -1 if the loop has closed it. With TLS it may do so at once."""
+        """The socket's descriptor; -1 if the loop has closed it (with TLS, perhaps at once)."""
         return self._socket.fileno()
 
     def drain(self, idle_s: float, fresh_s: float) -> None:

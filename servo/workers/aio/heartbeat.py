@@ -2,9 +2,9 @@
 
 A worker sends a heartbeat by writing the time into its row of the scoreboard. If the last heartbeat
 is too old, the arbiter replaces the worker. If it is only a little late, the other workers' load
-gates count the worker as blocked. An idle worker sends a heartbeat once a second, in its sweep.
-While requests are in flight, a timer sends one every `BEAT_S`. If the timer fires late, a handler
-has blocked the loop, and the delay shows for how long.
+gates count the worker as blocked. An idle worker sends a heartbeat in its sweep, at most once a
+second. While requests are in flight, a timer sends one every `BEAT_S`. If the timer fires late, a
+handler has blocked the loop, and the delay shows for how long.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ log = logging.getLogger("servo.error")
 # three copies of a body: the application's, one joined with the head, and one in the event loop.
 WORKER_MOST = 128 << 20
 # Under memory pressure, a client that takes nothing is cut off after this many seconds. Networks
-# rarely stall for longer. Without pressure the limit is `send_timeout`, 30 s by default.
+# rarely stall for longer. Without pressure the limit is `send_timeout`, 60 s by default.
 STALLED_S = 2.0
 
 

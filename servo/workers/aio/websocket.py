@@ -283,7 +283,7 @@ class WebSocketSession(ABC):
             raise ClientDisconnected("the WebSocket is closed")
         if self._phase == _CLOSING:
             # `send` now drops messages without waiting. So if the application sends in a loop, only
-            # this gives the event loop a chance to close the WebSocket.
+            # this `sleep` lets the event loop close the WebSocket.
             await asyncio.sleep(0)
 
     def close(self, code: int, reason: str) -> None:

@@ -193,7 +193,7 @@ class AsyncWorker(Worker):
         )
         self.server = StreamServer(self, adapter, loop)
         if self.server.http2 is not None:
-            # Import it before the first client comes: it takes a third of the time of all imports.
+            # Import it now: the import takes milliseconds, for which the first client would wait.
             import servo.workers.aio.h2  # noqa: F401
         if self.health is not None:
             await self._begin_health_checks(self.health, adapter)

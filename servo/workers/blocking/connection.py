@@ -315,7 +315,7 @@ class Connection:
         self._last_named = self._header_environ = None
 
     def run(self) -> None:
-        """Call the application, and send its response. Leaves the rest in `output`."""
+        """Call the application, and send its response. Leaves the unsent part in `output`."""
         admission = self._factory.admission
         admitted = self.admitted
         assert admitted is not None
@@ -476,7 +476,7 @@ class Connection:
     def _send_or_buffer(
         self, output: OutputBuffer, data: bytes | memoryview, spool: bool
     ) -> bytes | memoryview:
-        """Send or buffer as much of the data as possible. Returns the rest.
+        """Send or buffer as much of the data as possible. Returns the remaining data.
 
         spool  whether the buffer may use the disk
         """

@@ -189,7 +189,7 @@ class OutputBuffer:
     # --- the producer ---------------------------------------------------------------------------
 
     def append(self, data: Bytes, spool: bool) -> memoryview:
-        """Append as much of the data as there is room for. Returns the rest.
+        """Append as much of the data as there is room for. Returns the remaining data.
 
         spool  whether the disk may be used
         """

@@ -94,7 +94,7 @@ class HookApp(HookObject):
         return self.callable
 
     def load(self) -> Any:
-        """Import the application. Raises as `wsgi` does."""
+        """Import the application. Raises the same errors as `wsgi`."""
         if not self._in_worker:
             raise RuntimeError(
                 "the arbiter imports no application; in the post_worker_init hook,"
