@@ -105,7 +105,8 @@ def upgrade(server: Server, now: float) -> None:
 
 def drain_all(server: Server, now: float) -> None:
     """WINCH: end all workers but keep the sockets; HUP or TTIN brings the workers back."""
-    if server.stopping is None and not server.paused:
+    # A paused server that reloads is about to bring its workers back.
+    if server.stopping is None and not (server.paused and server.reload is None):
         server.queue.log("info", "SIGWINCH: all workers drain; the sockets stay open")
         server.pause(now)
 

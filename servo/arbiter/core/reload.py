@@ -94,12 +94,14 @@ class RollBack:
     cancel_check  whether to kill the child process that reads the configuration
     restore       whether the new generation is already the current one, so that the old generation
                   and number of workers must be restored
+    outcome       which workers serve now, for the log; "" for the usual outcomes
     """
 
     text: str
     details: str
     cancel_check: bool
     restore: bool
+    outcome: str = ""
 
 
 Decision = Load | ForkCanary | Commit | Finish | RollBack

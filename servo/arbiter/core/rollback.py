@@ -9,6 +9,7 @@ here.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from servo.arbiter.core.actions import AdoptGeneration
@@ -115,13 +116,14 @@ def _refusal(server: Server) -> str:
     return ""
 
 
-def give_up_reload(server: Server, why: str, now: float) -> None:
+def give_up_reload(server: Server, why: str, now: float, *, outcome: str = "") -> None:
     """Roll back the reload in progress, if there is one, and forget a reload that waits for it.
 
-    server  the supervisor
-    why     the reason, for the log
-    now     the current time, in seconds
+    server   the supervisor
+    why      the reason, for the log
+    now      the current time, in seconds
+    outcome  which workers serve now, for the log, if not the old ones
     """
     if server.reload is not None:
         server.reload.next_cause = ""
-        server.carry_out(server.reload.give_up(why), now)
+        server.carry_out(replace(server.reload.give_up(why), outcome=outcome), now)

@@ -394,6 +394,8 @@ class Supervisor:
         if self.upgrade is not None:
             self.upgrade.next_cause = cause
             self.queue.log("info", f"reload ({cause}): it follows the upgrade that is under way")
+            # An upgrade of a server without workers ends without a reload.
+            self.paused = False
             return
         if self.reload is not None:
             self.reload.next_cause = cause
@@ -480,8 +482,14 @@ class Supervisor:
                 self.lifecycle.kill(worker, now)
 
     def pause(self, now: float) -> None:
-        """Drain all workers, but keep the sockets. Rolls back a reload in progress."""
-        give_up_reload(self, "all workers drain", now)
+        """Drain all workers, but keep the sockets.
+
+        Gives up a reload, also one that waits for an upgrade: it would bring the workers back.
+        """
+        outcome = "SIGHUP or SIGTTIN brings the workers back"
+        give_up_reload(self, "all workers drain", now, outcome=outcome)
+        if self.upgrade is not None:
+            self.upgrade.next_cause = ""
         self.paused = True
 
     # --- boot -------------------------------------------------------------------------------------
@@ -633,7 +641,7 @@ class Supervisor:
         if self.policy.wait_for_change and (self.held or not self.served):
             self.held = True
             outcome = "waiting for the next change of a file"
-        self.queue.do(reload.rolled_back(decision, outcome, now))
+        self.queue.do(reload.rolled_back(decision, decision.outcome or outcome, now))
         self._end_reload(reload, now)
 
     def _end_reload(self, reload: Reload, now: float) -> None:

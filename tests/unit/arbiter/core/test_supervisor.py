@@ -12,6 +12,7 @@ from servo.arbiter.core import actions, events
 from servo.arbiter.core.autoscale import SAMPLE_S
 from servo.arbiter.core.backoff import BACKOFF_CAP_S
 from servo.arbiter.core.policy import BOOT_STOP_S, QUICK_STOP_S, YOUNG_S, Policy
+from servo.arbiter.core.reload import Phase
 from servo.ipc import messages as msg
 
 
@@ -854,6 +855,31 @@ def test_winch_gives_a_reload_up() -> None:
     story.signal("SIGWINCH")
     assert all(proc.asked for proc in story.alive())
     assert story.supervisor.reload is None
+    assert story.said(
+        "reload (SIGHUP) rolled back: all workers drain; SIGHUP or SIGTTIN brings the workers back"
+    )
+    assert not story.said("keep serving")
+
+
+@pytest.mark.parametrize("phase", [Phase.CHECKING, Phase.CANARY])
+def test_winch_during_the_reload_of_a_paused_server_keeps_it_paused(phase: Phase) -> None:
+    story = Story(2).serve()
+    story.signal("SIGWINCH")
+    for proc in story.alive():
+        story.exits(proc)
+    if phase is Phase.CHECKING:
+        story.signal("SIGHUP")
+    else:
+        story.hup()
+    reload = story.supervisor.reload
+    assert reload is not None
+    assert reload.phase is phase
+    story.signal("SIGWINCH")
+    assert story.supervisor.reload is None
+    for proc in story.alive():
+        story.exits(proc)
+    story.advance(60)
+    assert story.alive() == []
 
 
 # --- the other signals ------------------------------------------------------------------------

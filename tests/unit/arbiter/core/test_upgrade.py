@@ -150,6 +150,24 @@ def test_a_paused_server_stays_paused() -> None:
     assert story.alive() == []
 
 
+def test_of_winch_and_hup_during_an_upgrade_the_later_one_counts() -> None:
+    story = Story().serve()
+    story.signal("SIGUSR2")
+    story.signal("SIGHUP")
+    story.signal("SIGWINCH")
+    for proc in story.alive():
+        story.exits(proc)
+    story.preflight_ended("no such file")
+    assert story.supervisor.reload is None
+    story.advance(5)
+    assert story.alive() == []
+    story.signal("SIGUSR2")
+    story.signal("SIGHUP")
+    assert story.alive() != []
+    story.preflight_ended(None)
+    assert story.supervisor.reload is not None, "the one at the end of each upgrade"
+
+
 def test_a_standstill_extends_the_limit() -> None:
     upgrade = Upgrade("SIGUSR2", "", limit_s=10.0, now=100.0)
     upgrade.shift(5.0)
