@@ -108,6 +108,8 @@ class Generations:
     def adopt(self, generation: int) -> None:
         """Make a generation the current one."""
         self.settings, _ = self._known[generation]
+        # Another generation's settings may have been read since this one's.
+        self._apply_logging()
 
     def drop(self, generation: int) -> None:
         """Forget a generation that has no workers, and will get none."""

@@ -82,3 +82,22 @@ def test_a_release_that_fails_later_is_rolled_back(seed: int, fault: str) -> Non
     ready = [world.code[worker.pid or 0] for worker in supervisor.workers if worker.ready]
     assert len(ready) == supervisor.count.target
     assert not [release for release in ready if release.fault]
+
+
+@pytest.mark.parametrize("fault", ["crashes", "errors", "unhealthy"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_repair_wins_whenever_it_comes(seed: int, fault: str) -> None:
+    """The bake may find the bad release before, during or after the reload that repairs it."""
+    world = Deployment(seed, fault)
+    world.tell(events.Started())
+    world.run(10)
+    world.deploys(fault)
+    world.signal("SIGHUP")
+    world.run(world.rng.uniform(0, 8))
+    world.deploys()
+    world.signal("SIGHUP")
+    world.run(25)
+    supervisor = world.supervisor
+    assert supervisor.reload is None
+    ready = [world.code[worker.pid or 0] for worker in supervisor.workers if worker.ready]
+    assert ready == [world.disk] * supervisor.count.target

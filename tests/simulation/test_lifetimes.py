@@ -96,11 +96,7 @@ def calms_down(world: RandomWorld) -> None:
     if is_repaired:
         world.deploys()
         world.signal("SIGHUP")
-    world.run(60)
-    if is_repaired and world.exit_code is None:
-        # A bake that began before may have ended the reload, too.
-        world.signal("SIGHUP")
-        world.run(60)
+    world.run(120)
     supervisor = world.supervisor  # an upgrade has made another one
     if supervisor.held or supervisor.paused:
         world.tell(events.FileChanged(("app.py",)))

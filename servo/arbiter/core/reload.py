@@ -174,14 +174,26 @@ class Reload:
         """The new generation while its canary boots; None in the other phases."""
         return self.generation if self.phase is Phase.CANARY else None
 
-    def surge(self, batch: int) -> int:
+    def surge(self, batch: int, *, awaits_mold: bool) -> int:
         """Return the number of extra workers that may live.
 
-        batch  the setting `reload_batch`
+        batch        the setting `reload_batch`
+        awaits_mold  whether the canary can't be forked yet, because its mold imports the app
         """
-        if self.phase is Phase.CANARY:
+        if self.phase is Phase.CANARY and not awaits_mold:
             return 0  # the canary is the extra worker
         return batch if self.phase is Phase.ROLLING else 1
+
+    def rebase(self, generation: int, *, target: int, low: int) -> None:
+        """Note that the current generation has been rolled back to an older one.
+
+        generation   the older one; a roll-back of this reload returns to it
+        target, low  the numbers of workers that a roll-back returns to
+        """
+        assert self.phase is not Phase.ROLLING
+        self.old_generation = generation
+        self.old_target = target
+        self.old_low = low
 
     def shift(self, gap_s: float) -> None:
         """Extend the limit by `gap_s` seconds, because the machine stood still for that long."""

@@ -66,8 +66,14 @@ def look_at_bake(server: Server, now: float) -> None:
         text = f"generation {bad} is bad: {problem}; it can't be rolled back: {refusal}"
         server.queue.log("error", text)
         return
-    give_up_reload(server, f"generation {bad} is bad: {problem}", now)
-    roll_back(server, problem, now)
+    _return_to_old(server, problem, now)
+    reload = server.reload
+    if reload is not None:
+        # It may bring the repaired release, so it goes on. If it fails, it returns to the
+        # generation that has just returned.
+        reload.rebase(server.generation, target=server.count.target, low=server.count.low)
+        text = f"reload ({reload.cause}) goes on: it replaces generation {server.generation}"
+        server.queue.log("info", text)
 
 
 def roll_back(server: Server, why: str, now: float) -> str:
@@ -82,9 +88,15 @@ def roll_back(server: Server, why: str, now: float) -> str:
     if server.reload is not None:
         give_up_reload(server, why, now)
         return ""
-    refusal, bake = _refusal(server), server.bakes.current
-    if refusal or bake is None:
-        return refusal
+    refusal = _refusal(server)
+    if not refusal:
+        _return_to_old(server, why, now)
+    return refusal
+
+
+def _return_to_old(server: Server, why: str, now: float) -> None:
+    bake = server.bakes.current
+    assert bake is not None
     old, bad = bake.old_generation, server.generation
     server.bakes.current = None
     server.generation = old
@@ -100,7 +112,6 @@ def roll_back(server: Server, why: str, now: float) -> str:
         if worker.generation == bad and not worker.ready:
             server.lifecycle.retire(worker, ExitReason.ROLLED_BACK, now)
     server.count.adopt(policy, "rolled back")
-    return ""
 
 
 def _refusal(server: Server) -> str:

@@ -720,7 +720,8 @@ class Supervisor:
         )
         workers = [worker for worker in self.workers.live() if worker.generation != candidate]
         if reload is not None:
-            surge = reload.surge(policy.reload_batch)
+            awaits_mold = candidate is not None and not self.molds.can_fork(candidate)
+            surge = reload.surge(policy.reload_batch, awaits_mold=awaits_mold)
         else:
             # After a roll-back, replace the bad generation's workers as fast as a reload would.
             leave = any(worker.generation != self.generation for worker in workers)

@@ -31,6 +31,20 @@ def test_a_log_handler_that_hangs_when_a_generation_is_dropped(
     assert begun == [True]
 
 
+def test_the_logs_follow_the_current_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload reads its settings before an older generation returns, and is adopted later."""
+    levels = []
+    monkeypatch.setattr(
+        generations, "_set_up_logging", lambda settings: levels.append(settings.loglevel)
+    )
+    old, new = (Settings({"app": "x:app", "loglevel": each}, {}) for each in ("info", "debug"))
+    found = Generations(old, lambda: new, CodeLimit())
+    assert found.load(2) is None
+    found.adopt(1)
+    found.adopt(2)
+    assert levels == ["debug", "info", "debug"]
+
+
 def test_molds_need_a_system_that_has_subreapers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spawn, "adopt_orphans", lambda: "darwin has none")
     check_preload(Settings({"app": "x:app"}, {}))

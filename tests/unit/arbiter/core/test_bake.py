@@ -226,12 +226,65 @@ def test_the_old_mold_may_die_meanwhile() -> None:
     assert story.supervisor.bakes.current is None
 
 
-def test_a_bad_generation_during_the_next_reload() -> None:
-    story = reloaded(MoldStory(2, bake_time_s=60.0))
+def bad_during_the_next_reload(workers: int = 2) -> Story:
+    """The mold of generation 3 imports the repaired release; generation 2 has been rolled back."""
+    story = reloaded(MoldStory(workers, bake_time_s=60.0))
     story.hup()
     responses(story, errors=50)
+    assert story.said("generation 2 is rolled back to generation 1: 50% of its responses are 5xx")
+    assert story.said("reload (SIGHUP) goes on: it replaces generation 1")
     assert story.supervisor.generation == 1
+    return story
+
+
+def test_the_old_generation_returns_while_the_next_reload_goes_on() -> None:
+    story = bad_during_the_next_reload()
+    end_retired(story)
+    assert generations(story) == [1, 1], "the mold of generation 3 is still not ready"
+    story.mold_ready(story.molds[3])
+    end_retired(story)
     assert story.supervisor.reload is None
+    assert generations(story) == [3, 3]
+    assert story.asks("rollback", None).result == {"generation": 1, "code": True}
+
+
+def test_the_canary_comes_before_the_rest_of_the_old_generation() -> None:
+    story = bad_during_the_next_reload()
+    assert generations(story) == [2, 2, 1]
+    story.mold_ready(story.molds[3])
+    assert generations(story) == [2, 2, 1, 3]
+    assert story.alive()[2].asked == msg.Retire("not_needed")
+    end_retired(story)
+    assert generations(story) == [3, 3]
+
+
+def test_a_next_reload_that_fails_returns_to_the_old_generation() -> None:
+    story = bad_during_the_next_reload()
+    end_retired(story)
+    story.mold_ready(story.molds[3])
+    story.exits(story.newest(), 4)
+    end_retired(story)
+    assert story.supervisor.reload is None
+    assert story.said("rolled back: its first worker failed")
+    assert generations(story) == [1, 1]
+
+
+def test_a_next_reload_that_fails_late_restores_the_old_number_of_workers() -> None:
+    story = Story(2, bake_time_s=60.0).serve()
+    story.hup(Policy(workers=3, bake_time_s=60.0))
+    end_retired(story)
+    story.signal("SIGHUP")
+    responses(story, errors=50)
+    assert story.supervisor.count.target == 2
+    story.config = Policy(workers=5)
+    story.config_checked(None)
+    story.ready(story.newest())
+    assert (story.supervisor.generation, story.supervisor.count.target) == (3, 5)
+    for _ in range(3):
+        story.exits(story.newest(), -11, "SIGSEGV")
+        story.advance(1)
+    assert story.said("rolled back: its workers failed 3 times")
+    assert (story.supervisor.generation, story.supervisor.count.target) == (1, 2)
 
 
 def test_a_reload_goes_on_if_the_bad_generation_can_not_be_rolled_back() -> None:

@@ -154,7 +154,11 @@ def test_several_rounds_of_failures_roll_back_once_rolling() -> None:
     ids=["checking", "canary", "rolling"],
 )
 def test_the_canary_takes_the_surge(reload: Reload, surge: int, candidate: int | None) -> None:
-    assert (reload.surge(4), reload.candidate) == (surge, candidate)
+    assert (reload.surge(4, awaits_mold=False), reload.candidate) == (surge, candidate)
+
+
+def test_until_the_canary_has_a_mold_another_worker_may_take_the_surge() -> None:
+    assert with_canary().surge(4, awaits_mold=True) == 1
 
 
 def test_phases_come_in_order() -> None:
