@@ -165,6 +165,26 @@ def test_a_worker_of_a_mold(
     assert (tmp_path / "ends").read_text() == f"{answer['pid']}\n"
 
 
+def resident_pages(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+
+
+def test_a_mold_returns_the_memory_of_garbage_before_it_forks(mold: Make, tmp_path: Path) -> None:
+    """By itself, glibc would keep the pages between used blocks."""
+    app = APP + (
+        "from pathlib import Path\n"
+        "BLOCKS = [bytearray(60_000) for _ in range(800)]\n"
+        "del BLOCKS[::2]\n"
+        "Path('resident').write_text(Path('/proc/self/statm').read_text().split()[1])\n"
+    )
+    (tmp_path / "wasteful_app.py").write_text(app)
+    process = mold("wasteful_app:app")
+    assert process.answer() == {"ready": True}
+    imported = int((tmp_path / "resident").read_text())
+    # 400 blocks have 14 whole pages each. The rest of the start needs some more memory.
+    assert imported - resident_pages(process.child.pid) > 4000
+
+
 @pytest.mark.parametrize(
     ("app", "kind", "code", "text"),
     [
