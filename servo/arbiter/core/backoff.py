@@ -1,7 +1,9 @@
 """Back-off: the wait before the next fork after processes have failed.
 
 If a process fails right after its fork, the next one will probably fail, too, and a loop of forks
-would use a whole CPU. So the wait starts at 0.1 s and doubles with each failure, up to 30 s.
+would use a whole CPU. So the wait starts at 0.1 s and doubles with each failure, up to 30 s. A
+worker that dies after it has served for YOUNG_S (see `policy`) is no such failure: its successor is
+forked at once.
 
 Failures count in rounds (see `failure_rounds`): if the kernel kills 64 workers at once, this is one
 failure, and must not cost a wait of 30 s. The back-off ends when a process that was forked after
