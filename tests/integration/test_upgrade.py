@@ -598,13 +598,17 @@ def other_interpreter() -> str:
     pytest.skip("no Python of another version with Servo's packages here (SERVO_TEST_PYTHON)")
 
 
-def test_another_interpreter_under_load(serve: Serve, tmp_path: Path, worker_class: str) -> None:
-    python = other_interpreter()
+def answers_version(worker_class: str) -> str:
+    """A release that answers the version of its interpreter, such as 3.13."""
     release = releases.good(worker_class, "1").replace('b"1"', "version.encode()")
     assert "version.encode()" in release
-    version = "import sys; version = '%d.%d' % sys.version_info[:2]\n"
+    return "import sys; version = '%d.%d' % sys.version_info[:2]\n" + release
+
+
+def test_another_interpreter_under_load(serve: Serve, tmp_path: Path, worker_class: str) -> None:
+    python = other_interpreter()
     server = start(serve, tmp_path, worker_class)
-    releases.deploy(tmp_path, version + release)
+    releases.deploy(tmp_path, answers_version(worker_class))
     upgrade(server)
     before = ask(tmp_path, "status")
     with Load(server.port, EVERY_KIND) as load:
@@ -625,6 +629,47 @@ def test_another_interpreter_under_load(serve: Serve, tmp_path: Path, worker_cla
     assert 0 < middle["requests"] < after["requests"] == load.answers
     assert len(load.bodies) == 2
     assert server.stop() == 0
+
+
+def test_a_mold_of_another_interpreter(serve: Serve, tmp_path: Path, worker_class: str) -> None:
+    """Until the reload is over, and after a roll-back, the old interpreter's mold forks workers."""
+    python = other_interpreter()
+    flags = (*CLASSES[worker_class][1], "-w", "2", "--preload", "--bake-time", "600")
+    control = ("--control-socket", str(tmp_path / "control"))
+    releases.deploy(tmp_path, answers_version(worker_class))
+    server = serve("release:app", *flags, *control, ready=2)
+    first, _ = server.wait_workers(2)
+    ours = "{}.{}".format(*sys.version_info)
+
+    def version() -> str:
+        return requests.get(server.url, timeout=30).text
+
+    assert version() == ours
+    with Load(server.port, EVERY_KIND) as load:
+        load.wait_answers(50)
+        slow = answers_version(worker_class) + "\nimport time; time.sleep(2)\n"
+        releases.deploy(tmp_path, slow)
+        mark = server.mark()
+        found = servoctl(tmp_path, "upgrade", "--no-wait", "--python", python)
+        assert found.returncode == 0, found.stderr
+        server.wait_log("upgraded: Servo", mark)
+        os.kill(first, signal.SIGKILL)
+        server.wait_log(r"worker \d+ \(pid \d+\) is ready", mark)
+        assert "finished after" not in server.log()[mark:]
+        assert version() == ours, "the successor of a worker that died"
+        server.wait_log(r"reload \(upgrade\) finished", mark)
+        load.wait_answers(50)
+        theirs = version()
+        assert theirs != ours
+        assert ask(tmp_path, "status")["python"].startswith(f"{theirs}.")
+        done = servoctl(tmp_path, "rollback")
+        assert (done.returncode, done.stdout) == (0, "rolled back to generation 1\n")
+        wait_for(lambda: {version() for _ in range(6)} == {ours}, "only workers of the old mold")
+        load.wait_answers(50)
+    assert set(load.bodies) == {ours.encode(), theirs.encode()}
+    assert len(load.failures) <= sum(EVERY_KIND.values()), "one request of each client of the dead"
+    assert server.stop() == 0
+    assert "Traceback" not in server.log()
 
 
 NEXT_VERSION = """
