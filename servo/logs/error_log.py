@@ -250,7 +250,7 @@ def forget_pending() -> None:
 
 
 def follow_standard_streams() -> None:
-    """Follow descriptors 1 and 2 after they were redirected, as a daemon's to /dev/null."""
+    """Follow descriptors 1 and 2 after they were redirected: a daemon's go to /dev/null."""
     for file in (_logs.error, _logs.access):
         if file is not None:
             file.follow_standard()

@@ -169,7 +169,7 @@ def _parse_yaml(path: str, text: str) -> object:
     except ReaderError as error:
         number = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{path}:{number}: not valid YAML: {_short(error.reason)}") from error
-    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: for 2026-02-30
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
         raise ConfigError(f"{path}: not valid YAML: {_short(str(error))}") from error
 
 

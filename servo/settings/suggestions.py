@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-# How similar a suggestion from many names must be (difflib's ratio): "prot" and "port" are similar
-# enough, "servo" and "user" are not.
+# A suggestion must be at least this similar to the unknown name (difflib's ratio): "prot" and
+# "port" are similar enough, "servo" and "user" are not.
 ALIKE = 0.7
 
 

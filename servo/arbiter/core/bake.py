@@ -71,7 +71,7 @@ class ErrorShares:
         return sum(responses for responses, _ in counts), sum(errors for _, errors in counts)
 
     def keep(self, generations: Mapping[int, object]) -> None:
-        """Forget all other generations."""
+        """Forget all generations except these."""
         for generation in set(self._counts) - set(generations):
             del self._counts[generation]
 

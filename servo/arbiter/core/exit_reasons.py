@@ -66,7 +66,7 @@ def conclude(
     code, signal   see `events.ChildExited`
     cause          why the arbiter told the worker to end, or None
     signal_sent    the strongest signal that the arbiter sent to it, or ""
-    out_of_memory  whether the kernel's counters show a kill for lack of memory
+    out_of_memory  whether the kernel's counters show that the worker was killed for lack of memory
     """
     if signal:
         if cause is not None and signal == signal_sent:

@@ -710,7 +710,7 @@ class H2Connection:
                     progress = progress or sent > 0
                 queued.pop(stream, None)
                 if stream.waiting:
-                    queued[stream] = None  # at the end
+                    queued[stream] = None  # moves the stream to the end
                 if left <= 0:
                     break
 

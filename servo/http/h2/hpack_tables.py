@@ -70,9 +70,10 @@ def decoding_table() -> list[int]:
     """The table that decodes four bits at a time.
 
     Entry `16 * state + bits` has the state after these bits, in the bits from STATE_SHIFT on; the
-    symbol that they complete, if HAS_SYMBOL is set; and MAY_END if the string may end there. It may
-    if the bits of an incomplete code are all ones and fewer than eight (RFC 7541 section 5.2). No
-    code is shorter than five bits, so four bits complete at most one symbol. The first state is 0.
+    symbol that they complete, if HAS_SYMBOL is set; and MAY_END if the string may end there. A
+    string may end within a code if the code's bits so far are all ones and fewer than eight (RFC
+    7541 section 5.2). No code is shorter than five bits, so four bits complete at most one symbol.
+    The first state is 0.
     """
     # The nodes of the code's tree: their two children, negative for a symbol; None where only the
     # end-of-string symbol would be.

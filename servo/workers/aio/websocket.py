@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# Seconds that a client has to answer a close frame. The `websockets` library waits as long.
+# Seconds that a client has to answer a close frame. The `websockets` library waits for the same
+# time.
 CLOSE_TIMEOUT_S = 10.0
 # A stopping worker considers a WebSocket idle after this many seconds without a message. This is
 # ample: one turn of the event loop reads all bytes that the kernel holds.

@@ -88,7 +88,8 @@ class Admitted:
 
 
 class Admission:
-    """Takes these steps in one worker. Only the thread that owns the worker's row calls `admit`.
+    """Takes the steps of admission in one worker. Only the thread that owns the worker's row calls
+    `admit`.
 
     hooks  `pre_request` and `post_request`; None if the configuration has neither
     """
