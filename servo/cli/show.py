@@ -122,6 +122,7 @@ def status(row: dict[str, Any]) -> None:
         ("version", f"servo {row['version']}, Python {row['python']}"),
         ("listening on", ", ".join(row["listeners"])),
         ("workers", _counts(workers)),
+        ("utilisation", _percent(row.get("utilisation"))),
         ("generation", str(row["generation"])),
         ("requests", f"{row['requests']}, {format_number(row['requests_per_s'])} a second"),
         ("statuses", statuses),
@@ -180,6 +181,7 @@ def workers(result: dict[str, Any]) -> None:
         Column("gen", True, drop_rank=4),
         Column("state"),
         Column("age", True),
+        Column("use", True),
         Column("requests", True, drop_rank=2),
         Column("busy", True),
         Column("req/s", True),
@@ -202,6 +204,7 @@ def _worker(row: dict[str, Any]) -> list[str]:
         str(row["generation"]),
         _worker_state(row),
         format_seconds(row["age_s"]),
+        _percent(row.get("utilisation")),
         format_number(row.get("requests")),
         format_number(row.get("in_flight")),
         format_number(row.get("requests_per_s")),
@@ -213,6 +216,10 @@ def _worker(row: dict[str, Any]) -> list[str]:
         format_mebibytes(row.get("pss_bytes")),
         row["last_exit"].replace("_", " "),
     ]
+
+
+def _percent(share: float | None) -> str:
+    return f"{share:.0%}" if share is not None else ""
 
 
 def _worker_state(row: dict[str, Any]) -> str:

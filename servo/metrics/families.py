@@ -243,6 +243,7 @@ def families(seen: Snapshot) -> Iterator[Family]:
     yield from _server(seen)
     yield from _requests(seen.totals)
     yield from _workers(seen)
+    yield from _saturation(seen)
     yield from _processes(seen)
     yield from _queues(seen)
 
@@ -283,6 +284,7 @@ def status(seen: Snapshot) -> dict[str, Any]:
         },
         "connections": {"open": totals.connections, "accepted": totals.accepted},
         "bytes": {"in": totals.bytes_in, "out": totals.bytes_out},
+        "utilisation": _rounded(saturation.server_utilisation(seen.rows, seen.now_ns)),
         "listeners": [
             {
                 "name": listener.name,
@@ -308,6 +310,7 @@ def _worker_status(row: RowSnapshot, seen: Snapshot) -> dict[str, Any]:
         "in_flight": row.in_flight,
         "oldest_request_s": round(_oldest_s(row, seen.now_ns), 3),
         "connections": row.connections,
+        "utilisation": round(saturation.utilisation(row, seen.now_ns), 3),
         "blocked_s": round(saturation.blocked_s(row, seen.now_ns), 3),
         "lag_s": round(saturation.lag_s(row, seen.now_ns), 6),
         "resident_bytes": memory.resident if memory is not None else None,
@@ -458,11 +461,22 @@ def _workers(seen: Snapshot) -> Iterator[Family]:
         lambda row: _oldest_s(row, seen.now_ns),
         max,
     )
+
+
+def _saturation(seen: Snapshot) -> Iterator[Family]:
+    rows = seen.rows
+    used = saturation.server_utilisation(rows, seen.now_ns)
+    if used is not None:
+        yield _gauge(
+            "servo_utilisation",
+            "How much of the ready workers was in use during the last 5 s, from 0 to 1.",
+            used,
+        )
     yield _by_slot(
-        "servo_worker_loop_lag_seconds",
-        "How late the event loop of an async worker ran its last check, once a second.",
+        "servo_worker_utilisation",
+        "How much of a worker was in use during the last 5 s, from 0 to 1.",
         rows,
-        lambda row: saturation.lag_s(row, seen.now_ns),
+        lambda row: saturation.utilisation(row, seen.now_ns),
         max,
     )
     yield _by_slot(
@@ -470,6 +484,13 @@ def _workers(seen: Snapshot) -> Iterator[Family]:
         "How long a worker has been unable to serve its sockets; 0 if it is not blocked.",
         rows,
         lambda row: saturation.blocked_s(row, seen.now_ns),
+        max,
+    )
+    yield _by_slot(
+        "servo_worker_loop_lag_seconds",
+        "How late the event loop of an async worker ran its last check, once a second.",
+        rows,
+        lambda row: saturation.lag_s(row, seen.now_ns),
         max,
     )
 
@@ -583,6 +604,10 @@ def _by_slot(
         by_slot.setdefault(row.slot, []).append(value(row))
     samples = [((str(slot),), float(join(by_slot[slot]))) for slot in sorted(by_slot)]
     return Family(name, "gauge", help, ("slot",), samples)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def _oldest_s(row: RowSnapshot, now: int) -> float:

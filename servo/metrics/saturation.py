@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from servo.shared_memory.row_layout import FULL_UTILISATION, UTILISATION_WINDOW_NS
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from servo.shared_memory.scoreboard import RowSnapshot
 
 # A worker with requests in flight sends a heartbeat every 5 ms. If its last one is older than this,
@@ -47,3 +51,25 @@ def lag_s(row: RowSnapshot, now_ns: int) -> float:
     it has been blocked.
     """
     return max(row.lag_us / 1e6, blocked_s(row, now_ns))
+
+
+def utilisation(row: RowSnapshot, now_ns: int) -> float:
+    """How much of a worker was in use during the last 5 s, from 0.0 to 1.0.
+
+    now_ns  monotonic nanoseconds
+
+    The worker measures it once a second. A blocked worker can't, and is in full use, so its last
+    value counts only for the rest of the 5 s.
+    """
+    measured = min(row.utilisation, FULL_UTILISATION) / FULL_UTILISATION
+    blocked = min(blocked_s(row, now_ns) * 1e9 / UTILISATION_WINDOW_NS, 1.0)
+    return blocked + (1.0 - blocked) * measured
+
+
+def server_utilisation(rows: Iterable[RowSnapshot], now_ns: int) -> float | None:
+    """How much of the server was in use: the mean of its ready workers; None without any.
+
+    now_ns  monotonic nanoseconds
+    """
+    values = [utilisation(row, now_ns) for row in rows if row.state == "ready"]
+    return sum(values) / len(values) if values else None

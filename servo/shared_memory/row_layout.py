@@ -44,6 +44,7 @@ LOG_EXCEPTION = 17
 LAG_US: Final = 18  # how late the event loop or poller last woke up, in microseconds
 RSS_KIB = 19  # resident memory
 STARTED_NS = 20  # when the row was allocated, on the monotonic clock
+UTILISATION = 21  # how much of the worker was in use; see workers.utilisation
 
 LATENCY_0 = 24  # the first bucket of the histogram of latencies; the others follow
 LATENCY_BUCKETS = 20
@@ -80,6 +81,10 @@ STATE_READY = 3
 STATE_DRAINING = 4
 STATE_EXITED = 5
 STATE_NAMES = ("free", "spawned", "booting", "ready", "draining", "exited")
+
+# The unit of UTILISATION, and the time over which it is an average, in nanoseconds.
+FULL_UTILISATION = 1_000_000
+UTILISATION_WINDOW_NS = 5_000_000_000
 
 # The words that only grow. They are summed over all workers, including ended ones.
 COUNTERS = (

@@ -66,6 +66,7 @@ from servo.shared_memory.row_layout import (
     STATE_NAMES,
     STATE_READY,
     STATE_SPAWNED,
+    UTILISATION,
     codes_in,
     latency_in,
     methods_in,
@@ -152,6 +153,7 @@ class RowSnapshot(NamedTuple):
     lag_us: int
     rss_kib: int
     started_ns: int
+    utilisation: int
     latency: tuple[int, ...]
 
 
@@ -612,6 +614,7 @@ def _snapshot(index: int, row: list[int]) -> RowSnapshot:
         lag_us=row[LAG_US],
         rss_kib=row[RSS_KIB],
         started_ns=row[STARTED_NS],
+        utilisation=row[UTILISATION],
         latency=latency_in(row),
     )
 

@@ -44,6 +44,7 @@ from servo.workers.request.accounting import Meter
 from servo.workers.request.admission import Admission
 from servo.workers.request.hooks import RequestHooks
 from servo.workers.request.preface import ProxyProtocol
+from servo.workers.utilisation import UtilisationMeter
 
 if TYPE_CHECKING:
     import asyncio
@@ -98,6 +99,7 @@ class Worker:
             self.max_idle_interval_s = min(self.max_idle_interval_s, max(1.0, interval_s))
         self.keepalive_policy = KeepalivePolicy(context.tls is not None)
         self._busy_ns = self._waited_ns = 0
+        self._utilisation = UtilisationMeter()
         self._certificates = CertificateReceiver(context.settings, context.tls)
         self.row = context.scoreboard.row(context.row_index)
         access = AccessLog(self.settings)
@@ -173,6 +175,7 @@ class Worker:
         """Tell the arbiter and the other workers' load gates that this worker accepts."""
         self.row[row_layout.BEAT_NS] = row_layout.now_ns()
         self.row[row_layout.STATE] = row_layout.STATE_READY
+        self._measure()
         self.context.channel.send(Ready(self.kind, self.capacity))
         self.mailbox.open(self.message_runner())
         if self.tap is not None:
@@ -212,6 +215,7 @@ class Worker:
 
     def every_second(self) -> None:
         """Send log lines and reports that could not be sent at once. Call it once a second."""
+        self._measure()
         self.mailbox.report()
         if self.health is not None and not self.draining:
             self.health.sweep(row_layout.now_ns())
@@ -221,6 +225,20 @@ class Worker:
         if self._log_unfinished_ns and row_layout.now_ns() >= self._log_unfinished_ns:
             self._log_unfinished_ns = 0
             inspection.log_unfinished(self.unfinished(), row_layout.now_ns())
+
+    def _measure(self) -> None:
+        now = row_layout.now_ns()
+        self.row[row_layout.UTILISATION] = self._utilisation.measure(now, self.held_ns(now))
+
+    def held_ns(self, now_ns: int) -> list[int]:
+        """How long requests have held each resource of the worker so far, for its utilisation.
+
+        now_ns  monotonic nanoseconds
+
+        Returns nanoseconds. They grow by one second a second while the resource is in full use. The
+        CPU is not one of these resources: `UtilisationMeter` measures it itself.
+        """
+        return []
 
     @property
     def scheme(self) -> str:

@@ -158,6 +158,41 @@ def test_gauges_show_a_request_in_flight_and_a_full_queue(serve: Serve) -> None:
         )
 
 
+# --- saturation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "args", "path"),
+    [
+        ("sync", [], "/slow?s=3600"),
+        ("thread", ["--threads", "1"], "/slow?s=3600"),
+        ("async", [], "/block"),
+        ("async", ["--limit-concurrency", "1"], "/slow?s=3600"),
+    ],
+    ids=["sync", "thread", "async", "limit"],
+)
+def test_utilisation(serve: Serve, worker_class: str, args: list[str], path: str) -> None:
+    """Of two workers, a request uses all of one."""
+    args = [*class_args(worker_class), "-w", "2", "--timeout", "3600", *args]
+    server, metrics = serve_with_metrics(serve, *args, ready=2)
+    wait_for(lambda: 0 <= metrics.value("servo_utilisation") < 0.2, "an idle server")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        metrics.wait_value(1, "servo_requests_in_flight")
+
+        def by_worker() -> list[float]:
+            found = metrics.scrape()
+            return sorted(v for (name, _), v in found.items() if name == "servo_worker_utilisation")
+
+        wait_for(lambda: by_worker()[1] > 0.9 and by_worker()[0] < 0.2, "a worker in full use")
+        wait_for(lambda: 0.45 < metrics.value("servo_utilisation") < 0.6, "the server's mean")
+        status = requests.get(f"{metrics.url}/status.json", timeout=DEADLINE_S).json()
+        assert 0.4 < status["utilisation"] < 0.9
+        assert max(worker["utilisation"] for worker in status["workers"]) > 0.9
+        # What hangs in an endless loop can't be asked to end.
+        server.kill_all()
+
+
 # --- probes -------------------------------------------------------------------------------------
 
 

@@ -108,6 +108,7 @@ def status(
     reload = supervisor.reload
     live = supervisor.workers.live()
     rows = scoreboard.snapshot()
+    used = saturation.server_utilisation(rows, now_ns)
     import platform  # imported here, to keep the server's start fast
 
     least, most = supervisor.count.bounds
@@ -131,6 +132,7 @@ def status(
             "blocked": sum(saturation.blocked_s(row, now_ns) >= saturation.SHOWN_S for row in rows),
             "total": len(supervisor.workers),
         },
+        "utilisation": round(used, 3) if used is not None else None,
         "requests": totals.requests,
         "requests_per_s": rates.total(),
         "in_flight": totals.in_flight,
@@ -188,6 +190,7 @@ def _worker(
     now_ns = int(now * 1e9)
     oldest = row.oldest_start_ns / 1e9
     values.update(
+        utilisation=round(saturation.utilisation(row, now_ns), 3),
         blocked_s=round(saturation.blocked_s(row, now_ns), 3),
         requests=row.requests,
         in_flight=row.in_flight,

@@ -87,6 +87,7 @@ class AsyncWorker(Worker):
         self._health_task: asyncio.Task[Outcome] | None = None
         self.acceptor = Acceptor(self, self)
         self._sweeps_seldom = False
+        self._measured_ns = self._limit_used_ns = 0
         self.server: StreamServer = None  # type: ignore[assignment]  # made in `serve`
         self.drained: asyncio.Future[None] | None = None
         self._lingering_told = False
@@ -376,6 +377,19 @@ class AsyncWorker(Worker):
         interval_s = 1.0 if is_busy else self.idle_interval_s
         self._sweeps_seldom = interval_s > 1.0
         self._sweep_in(interval_s, now)
+
+    def held_ns(self, now_ns: int) -> list[int]:
+        """See Worker.held_ns. Callbacks hold the event loop, and requests use up their limit."""
+        held = [self.server.heartbeat.blocked_ns]
+        limit: int = self.settings.limit_concurrency
+        if limit:
+            # The number of requests is looked at once a second, and counts for the time since then.
+            in_flight: int = self.row[row_layout.IN_FLIGHT]
+            elapsed_ns = now_ns - self._measured_ns if self._measured_ns else 0
+            self._limit_used_ns += elapsed_ns * in_flight // limit
+            held.append(self._limit_used_ns)
+        self._measured_ns = now_ns
+        return held
 
     def _sweep_in(self, delay_s: float, now_ns: int) -> None:
         self._next_sweep = self.loop.call_later(delay_s, self._sweep, now_ns + int(delay_s * 1e9))

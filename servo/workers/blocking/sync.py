@@ -47,6 +47,10 @@ class SyncWorker(PollerWorker):
         busy_ns = self.row[row_layout.LATENCY_SUM_NS]
         self.close_after_response = self.should_close_connections(self.served, busy_ns, now_ns)
 
+    def held_ns(self, now_ns: int) -> list[int]:
+        """See Worker.held_ns. Requests hold the only thread."""
+        return [self.row[row_layout.LATENCY_SUM_NS]]
+
     def health_check_starter(self, probe: Probe) -> Callable[[], None]:
         """See PollerWorker.health_check_starter. The check runs in this thread, like requests."""
         health = self.health

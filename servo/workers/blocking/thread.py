@@ -33,6 +33,7 @@ from servo.http.errors import ClientDisconnected, ProtocolError
 from servo.http.events import Refused
 from servo.http.h1.connection import H1Connection
 from servo.ipc.messages import ReplaceMe
+from servo.shared_memory import row_layout
 from servo.workers.blocking.connection import APP, SEND, Connection, ConnectionFactory
 from servo.workers.blocking.poller import PollerWorker
 from servo.workers.forks import end_child
@@ -69,6 +70,8 @@ class ThreadWorker(PollerWorker):
         self.poller_waits = False
         self.stuck = 0
         self.threads: list[WorkerThread] = []
+        limit: int = self.settings.limit_concurrency
+        self.most_running = min(self.capacity, limit or self.capacity)
         self.timeout_ns = int(self.settings.request_timeout * 1e9)
         self.threads_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -113,6 +116,14 @@ class ThreadWorker(PollerWorker):
     def capacity(self) -> int:
         """See Worker.capacity."""
         return int(self.settings.thread_count)
+
+    def held_ns(self, now_ns: int) -> list[int]:
+        """See Worker.held_ns. Requests hold the threads of the pool."""
+        held_ns: int = self.row[row_layout.LATENCY_SUM_NS]
+        for connection in self.connections.values():
+            if connection.phase == APP:
+                held_ns += now_ns - connection.started_ns
+        return [held_ns // self.most_running]
 
     def wait_s(self) -> float:
         """See PollerWorker.wait_s. Also passes requests to the threads.

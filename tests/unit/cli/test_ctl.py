@@ -36,6 +36,7 @@ WORKER = {
     "p50_s": 0.0012,
     "p99_s": 0.25,
     "lag_s": 0.0,
+    "utilisation": 0.43,
     "heartbeat_s": 0.1,
 }
 STATUS = {
@@ -396,6 +397,7 @@ def test_tables_are_plain_when_piped(start: Start, capsys: pytest.CaptureFixture
             "gen",
             "state",
             "age",
+            "use",
             "requests",
             "busy",
             "req/s",
@@ -416,6 +418,7 @@ def test_tables_are_plain_when_piped(start: Start, capsys: pytest.CaptureFixture
             "2",
             "ready",
             "75 s",
+            "43%",
             "1234",
             "2",
             "12",

@@ -81,3 +81,32 @@ def test_the_lag_of_a_blocked_worker_is_not_its_last_one(table: Scoreboard) -> N
     row = row_of(table, in_flight=1, lag_us=3000)
     assert saturation.lag_s(row, NOW_NS) == pytest.approx(0.003)
     assert saturation.lag_s(row, NOW_NS + 2 * S) == pytest.approx(2.0)
+
+
+def test_utilisation_is_what_the_worker_measured(table: Scoreboard) -> None:
+    row = row_of(table, utilisation=250_000, in_flight=1)
+    assert saturation.utilisation(row, NOW_NS) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("silent_s", "expected"), [(1, 0.4), (4, 0.85), (5, 1.0), (900, 1.0)])
+def test_a_blocked_worker_is_in_full_use(table: Scoreboard, silent_s: int, expected: float) -> None:
+    row = row_of(table, utilisation=250_000, in_flight=1, beat_ns=NOW_NS - silent_s * S)
+    assert saturation.utilisation(row, NOW_NS) == pytest.approx(expected)
+
+
+def test_an_overwritten_utilisation_is_no_more_than_full(table: Scoreboard) -> None:
+    assert saturation.utilisation(row_of(table, utilisation=1 << 63), NOW_NS) == 1.0
+
+
+def test_the_server_is_as_busy_as_its_ready_workers(table: Scoreboard) -> None:
+    row_of(table, utilisation=500_000)
+    for state, millionths in [
+        (row_layout.STATE_READY, 1_000_000),
+        (row_layout.STATE_BOOTING, 0),
+        (row_layout.STATE_DRAINING, 0),
+    ]:
+        row = table.row(table.allocate(2, 2, 1, NOW_NS))
+        row[row_layout.STATE], row[row_layout.UTILISATION] = state, millionths
+        row[row_layout.BEAT_NS] = NOW_NS
+    assert saturation.server_utilisation(table.snapshot(), NOW_NS) == pytest.approx(0.75)
+    assert saturation.server_utilisation([], NOW_NS) is None

@@ -61,6 +61,7 @@ from servo.workers.context import WorkerContext
 from servo.workers.messages.mailbox import Mailbox
 from servo.workers.request.accounting import Meter
 from servo.workers.request.hooks import HookWorker
+from servo.workers.utilisation import CPUTime
 
 SECOND = 1_000_000_000
 PEER = ("192.0.2.1", 5000)
@@ -82,6 +83,8 @@ class Clock:
                 fake = clocks.get(vars(module).get(attribute))
                 if fake is not None:
                     monkeypatch.setattr(module, attribute, fake)
+        # The CPU time that a test takes is none of its workers'.
+        monkeypatch.setattr(CPUTime, "total_ns", lambda _self: 0)
 
     def advance(self, seconds: float) -> None:
         self.ns += int(seconds * SECOND)
@@ -266,6 +269,10 @@ class World:
 
     def count(self, word: int) -> int:
         return int(self.row[word])
+
+    @property
+    def utilisation(self) -> float:
+        return self.count(row_layout.UTILISATION) / row_layout.FULL_UTILISATION
 
     @property
     def in_flight(self) -> int:

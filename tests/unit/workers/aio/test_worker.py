@@ -495,3 +495,49 @@ def test_an_exit_of_a_task_does_not_end_the_worker(
     worker.run(script)
     assert isinstance(tasks[0].exception(), SystemExit)
     assert "A task of the application has raised SystemExit(3)" in caplog.text
+
+
+# --- utilisation ----------------------------------------------------------------------------------
+
+
+def test_a_handler_that_blocks_the_loop_uses_all_of_the_worker(make: Make) -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0)
+        worker.clock.advance(2.0)
+        await hello(scope, receive, send)
+
+    worker = make(slow)
+
+    async def script() -> None:
+        await worker.after(3.0)
+        assert worker.world.utilisation == 0.0
+        client = worker.connect()
+        client.send(GET)
+        await worker.turn(8)
+        await worker.after(1.0)
+        # Two of the six seconds since the last look: an idle worker looks every five seconds.
+        assert worker.world.utilisation == pytest.approx(2 / 6, abs=0.01)
+
+    worker.run(script)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0, 0.0), (4, 0.25)])
+def test_waiting_requests_use_their_share_of_limit_concurrency(
+    make: Make, limit: int, expected: float
+) -> None:
+    """Without a limit, a loop that waits has time for any number of requests."""
+    app = Held()
+    worker = make(app, limit_concurrency=limit)
+
+    async def script() -> None:
+        worker.connect().send(GET)
+        await worker.turn(8)
+        for _ in range(1000):
+            # In small steps, or the loop would seem to be blocked.
+            worker.clock.advance(0.008)
+            await worker.turn(3)
+        assert worker.world.utilisation == pytest.approx(expected, abs=0.01)
+        app.release()
+        await worker.turn(3)
+
+    worker.run(script)

@@ -122,3 +122,31 @@ def test_with_keepalive_set_it_is_as_the_operator_says(make_blocking: Make) -> N
 
     server.run(script())
     sibling.release()
+
+
+def test_a_request_uses_all_of_the_worker(make_blocking: Make) -> None:
+    """It waits and uses no CPU, but no other request can run."""
+
+    def slow(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        server.clock.advance(3)
+        start_response("200 OK", [])
+        return [b"slow"]
+
+    server = make_blocking(slow)
+
+    def script() -> Script:
+        yield from server.sweep()
+        assert server.world.utilisation == 0.0
+        client = server.connect()
+        client.send(GET)
+        yield
+        yield from server.sweep()
+        yield
+        # Three of the last five seconds.
+        assert server.world.utilisation == 0.6
+        for _ in range(5):
+            yield from server.sweep()
+        yield
+        assert server.world.utilisation == 0.0
+
+    server.run(script())

@@ -464,3 +464,36 @@ def test_a_thread_that_hangs_in_a_request_forbids_a_mold(
         yield from finish(server, 1)
 
     server.run(script())
+
+
+# --- utilisation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0, 0.5), (1, 1.0)])
+def test_a_running_request_uses_its_share_of_the_threads(
+    make: Make, limit: int, expected: float
+) -> None:
+    """One of two threads; all of the worker if no more requests are let in."""
+    app = Held()
+    server = make(app, limit_concurrency=limit)
+
+    def script() -> Script:
+        client = server.connect()
+        client.send(GET)
+        yield
+        yield
+        app.started()
+        for _ in range(6):
+            server.clock.advance(1.0)
+            yield
+        yield
+        assert server.world.utilisation == expected
+        app.release()
+        yield from finish(server, 1)
+        server.clock.advance(1.0)
+        yield
+        # The request still counts for four of the last five seconds.
+        yield
+        assert server.world.utilisation == pytest.approx(expected * 0.8)
+
+    server.run(script())
