@@ -126,7 +126,8 @@ def status(row: dict[str, Any]) -> None:
         ("generation", str(row["generation"])),
         ("requests", f"{row['requests']}, {format_number(row['requests_per_s'])} a second"),
         ("statuses", statuses),
-        ("latency", _latency(row)),
+        ("latency", _quantiles(row["p50_s"], row["p99_s"])),
+        ("queue time", _quantiles(row.get("queue_p50_s"), row.get("queue_p99_s"))),
         ("in flight", f"{row['in_flight']} requests, {row['connections']} connections"),
         ("last reload", f"{format_time(last['time'])} {last['text']}" if last else ""),
         ("directory", row["directory"]),
@@ -136,10 +137,10 @@ def status(row: dict[str, Any]) -> None:
             click.echo(f"{name:14}{value.splitlines()[0]}")
 
 
-def _latency(row: dict[str, Any]) -> str:
-    if row["p50_s"] is None:
+def _quantiles(p50_s: float | None, p99_s: float | None) -> str:
+    if p50_s is None:
         return ""
-    return f"p50 {format_seconds(row['p50_s'])}, p99 {format_seconds(row['p99_s'])}"
+    return f"p50 {format_seconds(p50_s)}, p99 {format_seconds(p99_s)}"
 
 
 # --- the workers ------------------------------------------------------------------------------

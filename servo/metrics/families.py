@@ -50,8 +50,10 @@ ARBITER_SILENT_S = 10.0
 _MAX_COUNT_GROWTH = 1 << 40
 _COUNTED = {
     **dict.fromkeys(("bytes_in", "bytes_out", "latency_sum_us"), MAX_GROWTH),
+    **dict.fromkeys(("queue_sum_us", "wait_sum_us"), MAX_GROWTH),
     **dict.fromkeys(("requests", "statuses", "accepted", "shed", "log"), _MAX_COUNT_GROWTH),
     **dict.fromkeys(("latency", "methods", "codes"), _MAX_COUNT_GROWTH),
+    **dict.fromkeys(("queue_times", "thread_waits"), _MAX_COUNT_GROWTH),
 }
 _CLASS_NAMES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 _CODE_NAMES = (*map(str, STATUS_CODES), *(f"other {name}" for name in _CLASS_NAMES))
@@ -399,17 +401,17 @@ def _requests(totals: Totals) -> Iterator[Family]:
             if count or code == "200"
         ],
     )
-    counted = 0
-    buckets = []
-    for bound, count in zip(LATENCY_BOUNDS_S, totals.latency, strict=True):
-        counted += count
-        buckets.append((bound, counted))
-    yield Family(
+    yield _histogram(
         "servo_request_duration_seconds",
-        "histogram",
         "Time from a complete request to a complete response, for requests that reached the app.",
-        buckets=buckets,
-        sum=totals.latency_sum_us / 1e6,
+        totals.latency,
+        totals.latency_sum_us,
+    )
+    yield _histogram(
+        "servo_request_queue_seconds",
+        "Time from X-Request-Start of a trusted proxy to Servo, for requests with this field.",
+        totals.queue_times,
+        totals.queue_sum_us,
     )
     yield _gauge(
         "servo_requests_in_flight", "Requests that the app is working on.", totals.in_flight
@@ -586,6 +588,15 @@ def _gauge(name: str, help: str, value: float) -> Family:
 
 def _counter(name: str, help: str, value: float) -> Family:
     return Family(name, "counter", help, (), [((), float(value))])
+
+
+def _histogram(name: str, help: str, counts: Sequence[int], sum_us: int) -> Family:
+    counted = 0
+    buckets = []
+    for bound, count in zip(LATENCY_BOUNDS_S, counts, strict=True):
+        counted += count
+        buckets.append((bound, counted))
+    return Family(name, "histogram", help, buckets=buckets, sum=sum_us / 1e6)
 
 
 def _by_slot(

@@ -72,7 +72,15 @@ STATUS_REST = STATUS_0 + len(STATUS_CODES)
 OK_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 OK_0 = STATUS_REST + CLASSES
 
-ROW_WORDS = 248  # a whole number of cache lines (8 words each); the rest is spare
+# The histogram of the times that requests have waited in queues before the worker read them; only
+# of those whose proxy says so (see http.queue_time). It has the same buckets as the latencies.
+QUEUE_0 = OK_0 + len(OK_METHODS) * LATENCY_BUCKETS
+# The same for the time that requests have waited for a thread; only of those that had to wait.
+THREAD_WAIT_0 = QUEUE_0 + LATENCY_BUCKETS
+QUEUE_SUM_NS = THREAD_WAIT_0 + LATENCY_BUCKETS
+THREAD_WAIT_SUM_NS = QUEUE_SUM_NS + 1
+
+ROW_WORDS = 288  # a whole number of cache lines (8 words each); the rest is spare
 
 STATE_FREE = 0
 STATE_SPAWNED = 1
@@ -90,7 +98,7 @@ UTILISATION_WINDOW_NS = 5_000_000_000
 COUNTERS = (
     *range(BYTES_IN, LOG_EXCEPTION + 1),
     *range(LATENCY_0, LATENCY_0 + LATENCY_BUCKETS),
-    *range(METHOD_0, OK_0 + len(OK_METHODS) * LATENCY_BUCKETS),
+    *range(METHOD_0, THREAD_WAIT_SUM_NS + 1),
 )
 
 # The clock of BEAT_NS, STARTED_NS and OLDEST_START_NS. All processes of a machine share it.
@@ -166,6 +174,26 @@ def count_response(row: memoryview, method: str, status: int) -> None:
         row[_STATUS_WORD[status]] += 1
 
 
+def count_queue_time(row: memoryview, ns: int) -> None:
+    """Count how long a request has waited in queues before this worker read it.
+
+    row  this worker's row
+    ns   the time in nanoseconds
+    """
+    row[QUEUE_0 + latency_bucket(ns)] += 1
+    row[QUEUE_SUM_NS] += ns
+
+
+def count_thread_wait(row: memoryview, ns: int) -> None:
+    """Count how long a request has waited for a thread.
+
+    row  this worker's row
+    ns   the time in nanoseconds
+    """
+    row[THREAD_WAIT_0 + latency_bucket(ns)] += 1
+    row[THREAD_WAIT_SUM_NS] += ns
+
+
 def methods_in(row: list[int]) -> tuple[tuple[int, ...], ...]:
     """The responses of a row: for each of METHODS, by class of status."""
     counts = [row[start : start + CLASSES] for start in range(METHOD_0, STATUS_0, CLASSES)]
@@ -185,6 +213,16 @@ def latency_in(row: list[int]) -> tuple[int, ...]:
     starts = (LATENCY_0, *_OK_WORD.values())
     parts = [row[start : start + LATENCY_BUCKETS] for start in starts]
     return tuple(map(sum, zip(*parts, strict=True)))
+
+
+def queue_times_in(row: list[int]) -> tuple[int, ...]:
+    """The histogram of a row's times in queues."""
+    return tuple(row[QUEUE_0 : QUEUE_0 + LATENCY_BUCKETS])
+
+
+def thread_waits_in(row: list[int]) -> tuple[int, ...]:
+    """The histogram of a row's waits for a thread."""
+    return tuple(row[THREAD_WAIT_0 : THREAD_WAIT_0 + LATENCY_BUCKETS])
 
 
 def codes_in(row: list[int], methods: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:

@@ -55,6 +55,7 @@ from servo.shared_memory.row_layout import (
     LOG_WARNING,
     OLDEST_START_NS,
     PID,
+    QUEUE_SUM_NS,
     ROW_WORDS,
     RSS_KIB,
     SERIAL,
@@ -66,11 +67,14 @@ from servo.shared_memory.row_layout import (
     STATE_NAMES,
     STATE_READY,
     STATE_SPAWNED,
+    THREAD_WAIT_SUM_NS,
     UTILISATION,
     codes_in,
     latency_in,
     methods_in,
+    queue_times_in,
     requests_in,
+    thread_waits_in,
 )
 
 if TYPE_CHECKING:
@@ -92,7 +96,7 @@ _BASE_CHECKSUM = ROW_WORDS - 1  # after the base
 # hardly ever stay below it: there are hundreds of counters.
 MAX_GROWTH = 1 << 50
 _MAX_COUNT_GROWTH = 1 << 32
-_AMOUNTS = (BYTES_IN, BYTES_OUT, LATENCY_SUM_NS)
+_AMOUNTS = (BYTES_IN, BYTES_OUT, LATENCY_SUM_NS, QUEUE_SUM_NS, THREAD_WAIT_SUM_NS)
 # A gauge above _MAX_GAUGE or a total above _MAX_TOTAL was overwritten, too, and so was a time more
 # than _AHEAD_NS in the future.
 _MAX_GAUGE = 1 << 32
@@ -188,6 +192,10 @@ class Totals(NamedTuple):
     shed            requests refused because of limit_concurrency
     latency_sum_us  the sum of all latencies, in microseconds
     latency         the histogram (see LATENCY_BOUNDS_S)
+    queue_sum_us    the sum of all times in queues before a worker read the request
+    queue_times     their histogram, with the same buckets
+    wait_sum_us     the sum of all waits for a thread
+    thread_waits    their histogram, with the same buckets
     methods         responses for each of METHODS, by class of status
     codes           responses for each of STATUS_CODES, then for each class those with other codes;
                     for a moment the count of 200 may be wrong by one for each worker
@@ -205,6 +213,10 @@ class Totals(NamedTuple):
     shed: int
     latency_sum_us: int
     latency: tuple[int, ...]
+    queue_sum_us: int
+    queue_times: tuple[int, ...]
+    wait_sum_us: int
+    thread_waits: tuple[int, ...]
     methods: tuple[tuple[int, ...], ...]
     codes: tuple[int, ...]
     log: tuple[int, ...]
@@ -581,6 +593,10 @@ def _sum_up(base: list[int], rows: list[list[int]]) -> Totals:
         shed=counts[SHED],
         latency_sum_us=counts[LATENCY_SUM_NS] // 1000,
         latency=latency_in(counts),
+        queue_sum_us=counts[QUEUE_SUM_NS] // 1000,
+        queue_times=queue_times_in(counts),
+        wait_sum_us=counts[THREAD_WAIT_SUM_NS] // 1000,
+        thread_waits=thread_waits_in(counts),
         methods=methods,
         codes=codes_in(counts, methods),
         log=tuple(counts[LOG_WARNING : LOG_EXCEPTION + 1]),

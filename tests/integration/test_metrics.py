@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from integration.conftest import class_args
 from integration.load import Load
 from integration.server import APPS, DEADLINE_S, Server, free_port, wait_for
+from integration.test_control import servoctl
 
 pytestmark = pytest.mark.slow
 
@@ -191,6 +194,45 @@ def test_utilisation(serve: Serve, worker_class: str, args: list[str], path: str
         assert max(worker["utilisation"] for worker in status["workers"]) > 0.9
         # What hangs in an endless loop can't be asked to end.
         server.kill_all()
+
+
+def test_time_in_queues(serve: Serve, worker_class: str) -> None:
+    """The forms of nginx, Heroku and HAProxy."""
+    args = (*class_args(worker_class), "-w", "2")
+    server, metrics = serve_with_metrics(serve, *args, ready=2)
+    with requests.Session() as client:
+
+        def get(name: str, value: str) -> None:
+            assert client.get(f"{server.url}/", headers={name: value}, timeout=DEADLINE_S).ok
+
+        start = time.time() - 30
+        get("X-Request-Start", f"t={start:.3f}")
+        get("X-Request-Start", f"{start * 1e3:.0f}")
+        get("X-Request-Start", f"t={start * 1e6:.0f}")
+        get("X-Queue-Start", f"t={start:.3f}")
+        get("X-Request-Start", f"t={time.time() + 60:.3f}")  # counts as 0
+        get("X-Request-Start", "soon")  # these do not count
+        get("X-Request-Start", f"t={time.time() - 86400:.3f}")
+        assert client.get(f"{server.url}/", timeout=DEADLINE_S).ok
+    metrics.wait_value(8, "servo_requests_total", method="GET", status="2xx")
+    assert metrics.value("servo_request_queue_seconds_count") == 5
+    assert 119 < metrics.value("servo_request_queue_seconds_sum") < 4 * (30 + DEADLINE_S)
+    status = json.loads(ctl_status(server))
+    assert status["queue_p50_s"] > 17
+
+
+def test_the_time_in_queues_of_a_client_is_not_believed(serve: Serve, worker_class: str) -> None:
+    args = (*class_args(worker_class), "-w", "1", "--forwarded-allow-ips", "10.0.0.0/8")
+    server, metrics = serve_with_metrics(serve, *args)
+    headers = {"X-Request-Start": f"t={time.time() - 30:.3f}"}
+    assert requests.get(f"{server.url}/", headers=headers, timeout=DEADLINE_S).ok
+    metrics.wait_value(1, "servo_requests_total", method="GET", status="2xx")
+    assert metrics.value("servo_request_queue_seconds_count") == 0
+    assert json.loads(ctl_status(server))["queue_p50_s"] is None
+
+
+def ctl_status(server: Server) -> str:
+    return servoctl("--pid", str(server.pid), "status", "--json").stdout
 
 
 # --- probes -------------------------------------------------------------------------------------

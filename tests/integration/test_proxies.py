@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 
 from integration.conftest import CLASSES
 from integration.proxies import HAPROXY, NGINX, OPENSSL, Proxy, start_haproxy, start_nginx
-from integration.server import APPS, Server, free_port
+from integration.server import APPS, DEADLINE_S, Server, free_port
+from integration.test_metrics import serve_with_metrics
 
 Serve = Callable[..., Server]
 
@@ -169,6 +171,28 @@ def test_connections_to_the_upstream_are_kept(
     assert {(s["client"], s["scheme"]) for s in seen} == {("127.0.0.1", "http")}
     # One is what a single client needs; a health check or a reload of nginx may cost another.
     assert len({s["port"] for s in seen}) <= 3
+
+
+@pytest.mark.parametrize(
+    "start",
+    [pytest.param("nginx", marks=needs_nginx), pytest.param("haproxy", marks=needs_haproxy)],
+)
+def test_the_time_in_queues_is_the_proxys(
+    serve: Serve, tmp_path: Path, start: str, proxies: list[Proxy]
+) -> None:
+    """A client's own claims are overwritten."""
+    server, metrics = serve_with_metrics(serve, *app_args("async"), "-w", "1")
+    proxy = (start_nginx if start == "nginx" else start_haproxy)(
+        tmp_path, f"127.0.0.1:{server.port}"
+    )
+    proxies.append(proxy)
+    lies = {name: f"t={time.time() - 500:.3f}" for name in ("X-Request-Start", "X-Queue-Start")}
+    with browser(proxy.port) as client:
+        for headers in ({}, {}, lies, lies):
+            assert client.get("/", headers=headers).text == "ok"
+    metrics.wait_value(4, "servo_requests_total", method="GET", status="2xx")
+    assert metrics.value("servo_request_queue_seconds_count") == 4
+    assert 0 <= metrics.value("servo_request_queue_seconds_sum") < 4 * DEADLINE_S
 
 
 @needs_haproxy

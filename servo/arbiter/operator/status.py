@@ -140,6 +140,8 @@ def status(
         "statuses": dict(zip(("1xx", "2xx", "3xx", "4xx", "5xx"), totals.statuses, strict=True)),
         "p50_s": quantile(totals.latency, 0.5),
         "p99_s": quantile(totals.latency, 0.99),
+        "queue_p50_s": quantile(totals.queue_times, 0.5),
+        "queue_p99_s": quantile(totals.queue_times, 0.99),
         "last_reload": last_reload.as_dict() if last_reload is not None else None,
         "directory": settings.chdir,
     }

@@ -681,6 +681,7 @@ class H1Protocol:
         started_ns = 0
         if call is None:
             self._http.forget()
+            self.peer.forget()
         else:
             started_ns = call.started_ns
             limit_ns = self._server.request_timeout_ns

@@ -312,6 +312,7 @@ class Connection:
     def forget(self) -> None:
         """Release the memory of the last request. Called when the connection is idle."""
         self.http.forget()
+        self.peer.forget()
         self._last_named = self._header_environ = None
 
     def run(self) -> None:

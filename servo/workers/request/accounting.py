@@ -19,6 +19,7 @@ from servo.shared_memory.row_layout import (
     LATENCY_SUM_NS,
     OK_WORDS,
     ROW_WORDS,
+    count_queue_time,
     count_request,
     count_response,
 )
@@ -150,6 +151,13 @@ class Meter:
         count  number of bytes
         """
         self.row[BYTES_IN] += count
+
+    def queued(self, ns: int) -> None:
+        """Count how long a request has waited in queues before this worker read it.
+
+        ns  the time in nanoseconds
+        """
+        count_queue_time(self.row, ns)
 
     def shed(self, request: Request, remote: str) -> None:
         """Count and log a request refused with 503: too many are in flight (`limit_concurrency`).

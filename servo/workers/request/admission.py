@@ -8,7 +8,8 @@ The steps and their order are the same in every worker class and protocol. Befor
 3. If `header_map` is `refuse`, refuse a field name with an underscore with 400. (Its two other
    values concern the variables of WSGI, and `wsgi_environ` applies them.)
 4. Find out the client's address and scheme. The forwarded fields of a trusted proxy override the
-   values of the connection. Fields that contradict each other are refused with 400.
+   values of the connection. Fields that contradict each other are refused with 400. Count how long
+   the request has waited in queues, if a trusted proxy says so (X-Request-Start).
 5. Count the request as in flight, and start its time.
 6. Call `pre_request`, in the thread that will run the application, because a hook may block.
 
@@ -25,12 +26,14 @@ connection, and the parser validates a WebSocket handshake.
 from __future__ import annotations
 
 import sys
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from servo.http.errors import ProtocolError
 from servo.http.events import Refused
 from servo.http.forwarded import resolve_client
 from servo.http.headers import map_names
+from servo.http.queue_time import queue_ns
 from servo.shared_memory.row_layout import IN_FLIGHT
 from servo.workers.request.hooks import HookResponse
 
@@ -54,9 +57,13 @@ class Peer:
     scheme    "http" or "https", of the connection itself
     trusted   whether the forwarded fields that it sends are trusted
     requests  the number of requests on the connection so far
+    fields    the last fields by name that have no time at which the request began
+              (`Request.named`); None for no such fields. H1Connection returns the same object if
+              the fields are the same, and then `client` is still right
+    client    the client that these fields name; None: the peer is the client
     """
 
-    __slots__ = ("address", "name", "requests", "scheme", "trusted")
+    __slots__ = ("address", "client", "fields", "name", "requests", "scheme", "trusted")
 
     def __init__(self, address: tuple[str, int] | None, scheme: str, trusted: bool) -> None:
         self.address = address
@@ -64,6 +71,12 @@ class Peer:
         self.scheme = scheme
         self.trusted = trusted
         self.requests = 0
+        self.fields: dict[bytes, bytes] | None = None
+        self.client: ClientInfo | None = None
+
+    def forget(self) -> None:
+        """Release the memory of the last request. Drivers call this on idle connections."""
+        self.fields = self.client = None
 
 
 class Admitted:
@@ -129,16 +142,38 @@ class Admission:
         try:
             if self._refuses_underscores:
                 map_names(request.headers, "refuse")
-            if peer.trusted and self._trusted.names_client(request.named):
-                client = resolve_client(
-                    request.headers, peer.address, self._trusted, peer.scheme, request.named
-                )
-                if client.address is not None:
+            if peer.trusted:
+                if request.named is peer.fields:
+                    client = peer.client
+                else:
+                    client = self._read_proxy_fields(request, peer)
+                if client is not None and client.address is not None:
                     remote = client.address[0]
         except ProtocolError as error:
             meter.refused(error.status, request.method, request.target, peer.name)
             return Refused(error, True, request.method, request.target)
         return Admitted(request, client, remote, meter.begin())
+
+    def _read_proxy_fields(self, request: Request, peer: Peer) -> ClientInfo | None:
+        """Read the fields of a trusted proxy: the client, and when the proxy got the request.
+
+        Returns the client; None if the peer is the client. Raises ProtocolError.
+        """
+        named = request.named
+        client: ClientInfo | None = None
+        if self._trusted.names_client(named):
+            client = resolve_client(
+                request.headers, peer.address, self._trusted, peer.scheme, named
+            )
+        if b"x-request-start" in named or b"x-queue-start" in named:
+            waited_ns = queue_ns(named, time_ns())
+            if waited_ns >= 0:
+                self._meter.queued(waited_ns)
+        elif request.version != "2":
+            # HTTP/2 has new objects for each request, so remembering them would be useless.
+            peer.fields = named
+            peer.client = client
+        return client
 
     def announce(self, admitted: Admitted) -> None:
         """Step 6: call `pre_request`. Without `hooks` the driver need not call this."""

@@ -51,6 +51,7 @@ def test_a_status(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["requests"] == "1234, 2.5 a second"
     assert lines["statuses"] == "2xx 1200, 4xx 34"
     assert lines["latency"] == "p50 1.2 ms, p99 250 ms"
+    assert "queue time" not in lines
     assert lines["state"] == "running"
     assert "last reload" not in lines
 
@@ -69,6 +70,13 @@ def test_a_status_names_blocked_workers(capsys: pytest.CaptureFixture[str]) -> N
     show.status({**STATUS, "workers": counts})
     lines = lines_of(capsys.readouterr().out)
     assert lines["workers"] == "2 of 2 ready, 2 in all, 1 blocked; 2 to 4 by load"
+
+
+def test_a_status_shows_the_time_in_queues(capsys: pytest.CaptureFixture[str]) -> None:
+    show.status({**STATUS, "utilisation": 0.427, "queue_p50_s": 0.004, "queue_p99_s": 0.2})
+    lines = lines_of(capsys.readouterr().out)
+    assert lines["queue time"] == "p50 4 ms, p99 200 ms"
+    assert lines["utilisation"] == "43%"
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,32 @@ def test_a_silent_arbiter_is_neither_live_nor_ready(table, facts, reader):
     assert "10 s" in why_not_ready(silent, seen.rows)
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("servo_request_queue_seconds", row_layout.count_queue_time),
+    ],
+)
+def test_waits_are_counted_beyond_the_end_of_a_worker(table, reader, name, count):
+    row = worker(table)
+    for ms in (1, 1, 300):
+        count(row, ms * 1_000_000)
+    before = scrape(reader)
+    row.release()
+    table.release(table.snapshot()[0].row_index)
+    for found in (before, scrape(reader)):
+        assert found[f"{name}_count", ()] == 3
+        assert found[f"{name}_sum", ()] == pytest.approx(0.302)
+        buckets = {
+            float(dict(labels)["le"]): value
+            for (sample, labels), value in found.items()
+            if sample == f"{name}_bucket"
+        }
+        assert list(buckets) == list(row_layout.LATENCY_BOUNDS_S)
+        assert {value for bound, value in buckets.items() if 0.002 < bound < 0.2} == {2}
+        assert buckets[float("inf")] == 3
+
+
 def test_a_blocked_worker(table, reader):
     row = worker(table, 1)
     row[row_layout.IN_FLIGHT] = 1

@@ -59,6 +59,8 @@ def test_the_words_fit_in_whole_cache_lines_and_do_not_overlap():
         *range(row_layout.STATUS_0, row_layout.STATUS_0 + len(row_layout.STATUS_CODES)),
         *range(row_layout.STATUS_REST, row_layout.STATUS_REST + row_layout.CLASSES),
         *range(row_layout.OK_0, row_layout.OK_0 + len(row_layout.OK_METHODS) * LATENCY_BUCKETS),
+        *range(row_layout.QUEUE_0, row_layout.QUEUE_0 + LATENCY_BUCKETS),
+        *range(row_layout.THREAD_WAIT_0, row_layout.THREAD_WAIT_0 + LATENCY_BUCKETS),
     ]
     assert len(taken) == len(set(taken))
     assert max(taken) < ROW_WORDS

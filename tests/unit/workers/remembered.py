@@ -27,6 +27,7 @@ LINES = [
     *(b"X-Forwarded-Proto: https", b"X-Forwarded-Proto: http", b"X_Forwarded_For: 203.0.113.3"),
     *(b"X-Forwarded-Host: one.example", b"X-Forwarded-Host: tw o", b"X-Forwarded-Prefix: /pre"),
     *(b"Forwarded: for=192.0.2.9;proto=https", b"Upgrade: websocket"),
+    b"X-Request-Start: t=1700000000.1",
 ]
 # Most often, fields that repeat.
 USUAL = [

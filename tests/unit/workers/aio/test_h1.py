@@ -896,3 +896,14 @@ def test_clients_that_misbehave_are_not_logged_above_debug(
         connection.send(sent)
         connection.lose()
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+def test_an_idle_connection_forgets_its_client(make: Make) -> None:
+    server = make(forwarded_allow_ips="*")
+    client = server.connect()
+    client.send(GET.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"))
+    peer = client.protocol.peer
+    assert peer.client.address == ("203.0.113.9", 0)
+    assert peer.fields is not None
+    server.after(1.0)
+    assert (peer.fields, peer.client) == (None, None)

@@ -985,3 +985,21 @@ def test_nothing_is_logged_above_debug_for_clients_that_misbehave(
 
     server.run(script())
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+def test_an_idle_connection_forgets_its_client(make: Make) -> None:
+    server = make(forwarded_allow_ips="*")
+
+    def script() -> Script:
+        client = server.connect()
+        client.send(GET.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"))
+        yield
+        yield
+        (connection,) = server.worker.connections.values()
+        assert connection.peer.client.address == ("203.0.113.9", 0)
+        assert connection.peer.fields is not None
+        yield from server.sweep()
+        yield
+        assert (connection.peer.fields, connection.peer.client) == (None, None)
+
+    server.run(script())

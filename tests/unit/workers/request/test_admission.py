@@ -11,7 +11,9 @@ from unit.workers.fakes import GET, Clock, make_meter, make_request
 from servo.http.events import Refused
 from servo.http.forwarded import TrustedPeers
 from servo.settings.sources import Settings
+from servo.shared_memory import row_layout
 from servo.shared_memory.row_layout import IN_FLIGHT, SHED
+from servo.workers.request import admission as admission_module
 from servo.workers.request.admission import Admission, Admitted, Peer
 from servo.workers.request.hooks import RequestHooks
 
@@ -181,3 +183,73 @@ def test_without_hooks_nothing_is_made_for_them() -> None:
 def test_a_peer_is_what_its_connection_says(scheme: str) -> None:
     peer = Peer(CLIENT, scheme, True)
     assert (peer.name, peer.scheme, peer.trusted, peer.requests) == ("192.0.2.1", scheme, True, 0)
+
+
+# --- the time in queues -------------------------------------------------------------------------
+
+NOW_NS = 1_700_000_000_500_000_000
+
+
+def queue_times(world: World) -> tuple[int, int]:
+    """How many times were counted, and their sum in nanoseconds."""
+    row = world.meter.row.tolist()
+    return sum(row_layout.queue_times_in(row)), row[row_layout.QUEUE_SUM_NS]
+
+
+@pytest.fixture
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_module, "time_ns", lambda: NOW_NS)
+
+
+@pytest.mark.usefixtures("_now")
+@pytest.mark.parametrize("name", [b"X-Request-Start", b"x-queue-start"])
+def test_a_trusted_proxy_says_how_long_a_request_has_waited(name: bytes) -> None:
+    world = World(forwarded_allow_ips=CLIENT[0])
+    for _ in range(2):
+        assert isinstance(world.admit(name + b": t=1700000000.123"), Admitted)
+    assert queue_times(world) == (2, 754_000_000)
+
+
+@pytest.mark.usefixtures("_now")
+@pytest.mark.parametrize("value", [b"soon", b"1", b""])
+def test_a_useless_time_is_not_counted(value: bytes) -> None:
+    world = World(forwarded_allow_ips=CLIENT[0])
+    assert isinstance(world.admit(b"X-Request-Start: " + value), Admitted)
+    assert queue_times(world) == (0, 0)
+
+
+@pytest.mark.usefixtures("_now")
+def test_a_client_is_not_believed() -> None:
+    world = World(forwarded_allow_ips="198.51.100.1")
+    assert isinstance(world.admit(b"X-Request-Start: t=1700000000.123"), Admitted)
+    assert queue_times(world) == (0, 0)
+
+
+@pytest.mark.usefixtures("_now")
+def test_a_refused_request_is_not_counted() -> None:
+    world = World(forwarded_allow_ips=CLIENT[0])
+    lines = (b"X-Forwarded-Proto: https", b"X-Forwarded-Proto: http")
+    assert isinstance(world.admit(b"X-Request-Start: t=1700000000.1", *lines), Refused)
+    assert queue_times(world) == (0, 0)
+
+
+@pytest.mark.usefixtures("_now")
+def test_repeated_fields_are_read_once_unless_they_have_a_time() -> None:
+    """H1Connection returns the same `named` for equal fields."""
+    world = World(forwarded_allow_ips=CLIENT[0])
+    peer = world.peer()
+    request = make_request(GET.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"))
+    first, second = (world.admission.admit(request, peer) for _ in range(2))
+    assert isinstance(first, Admitted)
+    assert isinstance(second, Admitted)
+    assert second.client is first.client is peer.client
+    assert second.remote == "203.0.113.9"
+    peer.forget()
+    assert (peer.fields, peer.client) == (None, None)
+
+    start = b"\r\nX-Request-Start: t=1700000000.4\r\n\r\n"
+    timed = make_request(GET.replace(b"\r\n\r\n", start))
+    for _ in range(3):
+        world.admission.admit(timed, peer)
+    assert queue_times(world) == (3, 300_000_000)
+    assert peer.fields is None
