@@ -8,7 +8,9 @@ and its driver, it uses a `_Bridge`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +24,11 @@ from servo.http.events import Request
 from servo.http.serialise import status_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Future
 
     from servo._types import Receive, Scope, Send
+    from servo.apps.pool_meter import PooledCall, PoolMeter
     from servo.apps.wsgi_environ import WSGIAdapter
     from servo.http.errors import ProtocolError
     from servo.http.serialise import Body, HeaderItem, Status
@@ -35,16 +38,17 @@ class WSGIInAsync:
     """An ASGI application that calls a WSGI application.
 
     adapter           the WSGI application
-    threads           how many requests may run at a time
+    meter             counts the requests that run; it has the number of threads
     body_buffer_size  bytes of a request's body to keep in memory; a larger body is put into a file
     directory         the directory for such files; None for the system's default
     """
 
     def __init__(
-        self, adapter: WSGIAdapter, threads: int, body_buffer_size: int, directory: str | None
+        self, adapter: WSGIAdapter, meter: PoolMeter, body_buffer_size: int, directory: str | None
     ) -> None:
         self._adapter = adapter
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="servo")
+        self._meter = meter
+        self._pool = ThreadPoolExecutor(meter.threads, thread_name_prefix="servo")
         self._body_buffer_size = body_buffer_size
         self._directory = directory
 
@@ -84,7 +88,7 @@ class WSGIInAsync:
             bridge = _Bridge(loop, send)
             responder = WSGIResponder(self._adapter, bridge, bridge)
             environ["wsgi.early_hints"] = responder.early_hints
-            await loop.run_in_executor(self._pool, responder.run, environ)
+            await self._run(loop, partial(responder.run, environ))
             if bridge.finishing is not None:
                 await asyncio.wrap_future(bridge.finishing)
             for message in bridge.whole:
@@ -93,6 +97,26 @@ class WSGIInAsync:
                 raise ResponseCut("the WSGI application failed in the middle of its response")
         finally:
             discard(body)
+
+    async def _run(self, loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+        """Call the function in a thread of the pool."""
+        call = self._meter.enter()
+        future = self._pool.submit(call.run, function)
+        try:
+            await asyncio.wrap_future(future)
+        finally:
+            if future.done():
+                self._meter.leave(call)
+            else:
+                # The request was cancelled, but its thread still runs.
+                future.add_done_callback(partial(self._end_later, loop, call))
+
+    def _end_later(
+        self, loop: asyncio.AbstractEventLoop, call: PooledCall, _future: object
+    ) -> None:
+        # If the loop is closed, the worker has ended, and nobody counts any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._meter.leave, call)
 
 
 class _Bridge:

@@ -123,10 +123,13 @@ def status(row: dict[str, Any]) -> None:
         ("listening on", ", ".join(row["listeners"])),
         ("workers", _counts(workers)),
         ("utilisation", _percent(row.get("utilisation"))),
+        ("threads", _threads(row.get("threads"))),
         ("generation", str(row["generation"])),
         ("requests", f"{row['requests']}, {format_number(row['requests_per_s'])} a second"),
         ("statuses", statuses),
         ("latency", _quantiles(row["p50_s"], row["p99_s"])),
+        ("thread wait", _quantiles(row.get("thread_wait_p50_s"), row.get("thread_wait_p99_s"))),
+        ("accept queue", _waiting(row.get("accept_queue"))),
         ("queue time", _quantiles(row.get("queue_p50_s"), row.get("queue_p99_s"))),
         ("in flight", f"{row['in_flight']} requests, {row['connections']} connections"),
         ("last reload", f"{format_time(last['time'])} {last['text']}" if last else ""),
@@ -185,6 +188,7 @@ def workers(result: dict[str, Any]) -> None:
         Column("use", True),
         Column("requests", True, drop_rank=2),
         Column("busy", True),
+        Column("threads", True, drop_rank=8),
         Column("req/s", True),
         Column("p50", True, drop_rank=3),
         Column("p99", True),
@@ -208,6 +212,7 @@ def _worker(row: dict[str, Any]) -> list[str]:
         _percent(row.get("utilisation")),
         format_number(row.get("requests")),
         format_number(row.get("in_flight")),
+        _busy_of(row.get("threads")),
         format_number(row.get("requests_per_s")),
         format_seconds(row.get("p50_s")),
         format_seconds(row.get("p99_s")),
@@ -221,6 +226,21 @@ def _worker(row: dict[str, Any]) -> list[str]:
 
 def _percent(share: float | None) -> str:
     return f"{share:.0%}" if share is not None else ""
+
+
+def _busy_of(threads: dict[str, int] | None) -> str:
+    return f"{threads['busy']}/{threads['busy'] + threads['idle']}" if threads else ""
+
+
+def _threads(threads: dict[str, int] | None) -> str:
+    if threads is None:
+        return ""
+    text = f"{threads['busy']} of {threads['busy'] + threads['idle']} busy"
+    return f"{text}, {threads['waiting']} requests wait" if threads["waiting"] else text
+
+
+def _waiting(queue: dict[str, int] | None) -> str:
+    return f"{queue['waiting']} of {queue['limit']} connections wait" if queue else ""
 
 
 def _worker_state(row: dict[str, Any]) -> str:

@@ -287,6 +287,7 @@ def status(seen: Snapshot) -> dict[str, Any]:
         "connections": {"open": totals.connections, "accepted": totals.accepted},
         "bytes": {"in": totals.bytes_in, "out": totals.bytes_out},
         "utilisation": _rounded(saturation.server_utilisation(seen.rows, seen.now_ns)),
+        "threads": _threads_status(saturation.server_threads(seen.rows)),
         "listeners": [
             {
                 "name": listener.name,
@@ -313,11 +314,16 @@ def _worker_status(row: RowSnapshot, seen: Snapshot) -> dict[str, Any]:
         "oldest_request_s": round(_oldest_s(row, seen.now_ns), 3),
         "connections": row.connections,
         "utilisation": round(saturation.utilisation(row, seen.now_ns), 3),
+        "threads": _threads_status(saturation.threads(row)),
         "blocked_s": round(saturation.blocked_s(row, seen.now_ns), 3),
         "lag_s": round(saturation.lag_s(row, seen.now_ns), 6),
         "resident_bytes": memory.resident if memory is not None else None,
         "proportional_bytes": memory.proportional if memory is not None else None,
     }
+
+
+def _threads_status(threads: saturation.Threads | None) -> dict[str, int] | None:
+    return None if threads is None else threads._asdict()
 
 
 # --- the metrics --------------------------------------------------------------------------------
@@ -481,6 +487,26 @@ def _saturation(seen: Snapshot) -> Iterator[Family]:
         lambda row: saturation.utilisation(row, seen.now_ns),
         max,
     )
+    pool = saturation.server_threads(rows)
+    if pool is not None:
+        yield Family(
+            "servo_threads",
+            "gauge",
+            "Threads that run the app, by state.",
+            ("state",),
+            [(("busy",), pool.busy), (("idle",), pool.idle)],
+        )
+        yield _gauge(
+            "servo_requests_waiting_for_thread",
+            "Requests that wait because all threads of their worker are busy.",
+            pool.waiting,
+        )
+        yield _histogram(
+            "servo_thread_wait_seconds",
+            "Time that requests waited for a thread, for requests that found all threads busy.",
+            seen.totals.thread_waits,
+            seen.totals.wait_sum_us,
+        )
     yield _by_slot(
         "servo_worker_blocked_seconds",
         "How long a worker has been unable to serve its sockets; 0 if it is not blocked.",

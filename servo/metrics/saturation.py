@@ -5,9 +5,9 @@ The metrics, /status.json and `servoctl` all use these functions, so that their 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from servo.shared_memory.row_layout import FULL_UTILISATION, UTILISATION_WINDOW_NS
+from servo.shared_memory.row_layout import FULL_UTILISATION, LIKE_IN_FLIGHT, UTILISATION_WINDOW_NS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +24,19 @@ _IDLE_NS = 10_000_000_000
 # Operators see a worker as blocked only after this many seconds: shorter times are normal.
 SHOWN_S = 1.0
 _SERVING_STATES = ("ready", "draining")
+
+
+class Threads(NamedTuple):
+    """The threads that run the application, in one worker or in all.
+
+    busy     threads with a request
+    idle     threads without one
+    waiting  requests that wait for a thread
+    """
+
+    busy: int
+    idle: int
+    waiting: int
 
 
 def blocked_s(row: RowSnapshot, now_ns: int) -> float:
@@ -73,3 +86,19 @@ def server_utilisation(rows: Iterable[RowSnapshot], now_ns: int) -> float | None
     """
     values = [utilisation(row, now_ns) for row in rows if row.state == "ready"]
     return sum(values) / len(values) if values else None
+
+
+def threads(row: RowSnapshot) -> Threads | None:
+    """The threads of a worker; None if its event loop runs the application."""
+    if not row.threads:
+        return None
+    requests = row.in_flight if row.thread_requests == LIKE_IN_FLIGHT else row.thread_requests
+    busy = min(requests, row.threads)
+    return Threads(busy, row.threads - busy, requests - busy)
+
+
+def server_threads(rows: Iterable[RowSnapshot]) -> Threads | None:
+    """The threads of all workers that serve; None if none has threads for the application."""
+    found = [threads(row) for row in rows if row.state in _SERVING_STATES]
+    known = [each for each in found if each is not None]
+    return Threads(*map(sum, zip(*known, strict=True))) if known else None

@@ -45,6 +45,8 @@ LAG_US: Final = 18  # how late the event loop or poller last woke up, in microse
 RSS_KIB = 19  # resident memory
 STARTED_NS = 20  # when the row was allocated, on the monotonic clock
 UTILISATION = 21  # how much of the worker was in use; see workers.utilisation
+THREADS = 22  # how many threads run the application; 0 if the event loop does
+THREAD_REQUESTS = 23  # requests that have a thread or wait for one; or LIKE_IN_FLIGHT
 
 LATENCY_0 = 24  # the first bucket of the histogram of latencies; the others follow
 LATENCY_BUCKETS = 20
@@ -90,6 +92,8 @@ STATE_DRAINING = 4
 STATE_EXITED = 5
 STATE_NAMES = ("free", "spawned", "booting", "ready", "draining", "exited")
 
+# The value of THREAD_REQUESTS if its number is IN_FLIGHT. This saves writing both.
+LIKE_IN_FLIGHT = 1 << 32
 # The unit of UTILISATION, and the time over which it is an average, in nanoseconds.
 FULL_UTILISATION = 1_000_000
 UTILISATION_WINDOW_NS = 5_000_000_000

@@ -67,7 +67,9 @@ from servo.shared_memory.row_layout import (
     STATE_NAMES,
     STATE_READY,
     STATE_SPAWNED,
+    THREAD_REQUESTS,
     THREAD_WAIT_SUM_NS,
+    THREADS,
     UTILISATION,
     codes_in,
     latency_in,
@@ -158,6 +160,8 @@ class RowSnapshot(NamedTuple):
     rss_kib: int
     started_ns: int
     utilisation: int
+    threads: int
+    thread_requests: int
     latency: tuple[int, ...]
 
 
@@ -631,6 +635,8 @@ def _snapshot(index: int, row: list[int]) -> RowSnapshot:
         rss_kib=row[RSS_KIB],
         started_ns=row[STARTED_NS],
         utilisation=row[UTILISATION],
+        threads=row[THREADS],
+        thread_requests=row[THREAD_REQUESTS],
         latency=latency_in(row),
     )
 

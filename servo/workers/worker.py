@@ -175,6 +175,8 @@ class Worker:
         """Tell the arbiter and the other workers' load gates that this worker accepts."""
         self.row[row_layout.BEAT_NS] = row_layout.now_ns()
         self.row[row_layout.STATE] = row_layout.STATE_READY
+        self.row[row_layout.THREADS] = self.threads_in_pool
+        self.row[row_layout.THREAD_REQUESTS] = row_layout.LIKE_IN_FLIGHT
         self._measure()
         self.context.channel.send(Ready(self.kind, self.capacity))
         self.mailbox.open(self.message_runner())
@@ -205,6 +207,11 @@ class Worker:
     def capacity(self) -> int:
         """How many requests the worker can work on at a time, for autoscaling."""
         return 1
+
+    @property
+    def threads_in_pool(self) -> int:
+        """How many threads run the application; 0 if the event loop does."""
+        return self.capacity
 
     @property
     def idle_interval_s(self) -> float:

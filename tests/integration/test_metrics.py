@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -20,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from integration.conftest import class_args
 from integration.load import Load
 from integration.server import APPS, DEADLINE_S, Server, free_port, wait_for
-from integration.test_control import servoctl
+from integration.test_control import ctl
 
 pytestmark = pytest.mark.slow
 
@@ -196,6 +195,47 @@ def test_utilisation(serve: Serve, worker_class: str, args: list[str], path: str
         server.kill_all()
 
 
+@pytest.mark.parametrize(
+    ("app", "args"),
+    [
+        ("wsgi_app", ("-k", "sync")),
+        ("wsgi_app", ("-k", "thread", "--threads", "2")),
+        ("wsgi_app", ("-k", "async", "--threads", "2")),
+        ("asgi_app", ("-k", "async")),
+    ],
+    ids=["sync", "thread", "wsgi-in-async", "asgi"],
+)
+def test_threads(serve: Serve, app: str, args: tuple[str, ...]) -> None:
+    server, metrics = serve_with_metrics(serve, f"{APPS / app}.py:app", "-w", "1", *args)
+    threads = {"sync": 1, "thread": 2}.get(args[1], 2 if app == "wsgi_app" else 0)
+    metrics.wait_value(threads, "servo_threads", state="idle")
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(
+                socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S)
+            )
+            for _ in range(3)
+        ]
+        for client in clients:
+            client.sendall(b"GET /slow?s=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        if threads:
+            metrics.wait_value(threads, "servo_threads", state="busy")
+        if threads == 2:
+            metrics.wait_value(1, "servo_requests_waiting_for_thread")
+            row = ctl(server, "workers")["workers"][0]
+            assert row["threads"] == {"busy": 2, "idle": 0, "waiting": 1}
+        for client in clients:
+            while client.recv(65536):
+                pass
+    metrics.wait_value(threads, "servo_threads", state="idle")
+    # In a sync worker, further requests wait in the accept queue or in their sockets.
+    metrics.wait_value(1 if threads == 2 else 0, "servo_thread_wait_seconds_count")
+    status = ctl(server, "status")
+    assert (status["thread_wait_p50_s"] is not None) == (threads == 2)
+    assert status["accept_queue"]["waiting"] == 0
+    assert status["accept_queue"]["limit"] > 0
+
+
 def test_time_in_queues(serve: Serve, worker_class: str) -> None:
     """The forms of nginx, Heroku and HAProxy."""
     args = (*class_args(worker_class), "-w", "2")
@@ -217,8 +257,7 @@ def test_time_in_queues(serve: Serve, worker_class: str) -> None:
     metrics.wait_value(8, "servo_requests_total", method="GET", status="2xx")
     assert metrics.value("servo_request_queue_seconds_count") == 5
     assert 119 < metrics.value("servo_request_queue_seconds_sum") < 4 * (30 + DEADLINE_S)
-    status = json.loads(ctl_status(server))
-    assert status["queue_p50_s"] > 17
+    assert ctl(server, "status")["queue_p50_s"] > 17
 
 
 def test_the_time_in_queues_of_a_client_is_not_believed(serve: Serve, worker_class: str) -> None:
@@ -228,11 +267,7 @@ def test_the_time_in_queues_of_a_client_is_not_believed(serve: Serve, worker_cla
     assert requests.get(f"{server.url}/", headers=headers, timeout=DEADLINE_S).ok
     metrics.wait_value(1, "servo_requests_total", method="GET", status="2xx")
     assert metrics.value("servo_request_queue_seconds_count") == 0
-    assert json.loads(ctl_status(server))["queue_p50_s"] is None
-
-
-def ctl_status(server: Server) -> str:
-    return servoctl("--pid", str(server.pid), "status", "--json").stdout
+    assert ctl(server, "status")["queue_p50_s"] is None
 
 
 # --- probes -------------------------------------------------------------------------------------

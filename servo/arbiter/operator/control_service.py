@@ -402,6 +402,7 @@ class ControlService:
                 time.time(),
                 self._last_reload,
                 time.monotonic_ns(),
+                [listener.socket.getsockname() for listener in arbiter.listeners],
             )
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from servo import __version__
 from servo.arbiter.core.reload import Phase
-from servo.metrics import saturation
+from servo.metrics import accept_queue, saturation
 from servo.settings.schema import SETTINGS
 from servo.shared_memory.row_layout import LATENCY_BOUNDS_S
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from servo.arbiter.core.worker_table import WorkerEntry
     from servo.arbiter.operator.lifecycle_events import LifecycleEvent
     from servo.settings.sources import Settings
-    from servo.shared_memory.scoreboard import RowSnapshot, Scoreboard
+    from servo.shared_memory.scoreboard import RowSnapshot, Scoreboard, Totals
 
 # The period, in seconds, for computing requests per second.
 RATE_WINDOW_S = 5.0
@@ -96,6 +96,7 @@ def status(
     now: float,
     last_reload: LifecycleEvent | None,
     now_ns: int,
+    addresses: Sequence[tuple[str, int] | str | bytes],
 ) -> dict[str, Any]:
     """The state of the server as a whole.
 
@@ -103,12 +104,12 @@ def status(
     started_at  when the server started, in seconds since the epoch
     now         seconds since the epoch
     now_ns      monotonic nanoseconds
+    addresses   the listeners' addresses, in the form of `getsockname`
     """
     totals = scoreboard.totals()
     reload = supervisor.reload
     live = supervisor.workers.live()
     rows = scoreboard.snapshot()
-    used = saturation.server_utilisation(rows, now_ns)
     import platform  # imported here, to keep the server's start fast
 
     least, most = supervisor.count.bounds
@@ -132,7 +133,8 @@ def status(
             "blocked": sum(saturation.blocked_s(row, now_ns) >= saturation.SHOWN_S for row in rows),
             "total": len(supervisor.workers),
         },
-        "utilisation": round(used, 3) if used is not None else None,
+        **_saturation(rows, totals, now_ns),
+        "accept_queue": _accept_queue(addresses),
         "requests": totals.requests,
         "requests_per_s": rates.total(),
         "in_flight": totals.in_flight,
@@ -140,10 +142,38 @@ def status(
         "statuses": dict(zip(("1xx", "2xx", "3xx", "4xx", "5xx"), totals.statuses, strict=True)),
         "p50_s": quantile(totals.latency, 0.5),
         "p99_s": quantile(totals.latency, 0.99),
-        "queue_p50_s": quantile(totals.queue_times, 0.5),
-        "queue_p99_s": quantile(totals.queue_times, 0.99),
         "last_reload": last_reload.as_dict() if last_reload is not None else None,
         "directory": settings.chdir,
+    }
+
+
+def _saturation(rows: Sequence[RowSnapshot], totals: Totals, now_ns: int) -> dict[str, Any]:
+    used = saturation.server_utilisation(rows, now_ns)
+    return {
+        "utilisation": round(used, 3) if used is not None else None,
+        "threads": _threads(saturation.server_threads(rows)),
+        "thread_wait_p50_s": quantile(totals.thread_waits, 0.5),
+        "thread_wait_p99_s": quantile(totals.thread_waits, 0.99),
+        "queue_p50_s": quantile(totals.queue_times, 0.5),
+        "queue_p99_s": quantile(totals.queue_times, 0.99),
+    }
+
+
+def _threads(threads: saturation.Threads | None) -> dict[str, int] | None:
+    return None if threads is None else threads._asdict()
+
+
+def _accept_queue(addresses: Sequence[tuple[str, int] | str | bytes]) -> dict[str, int] | None:
+    """The connections that wait for a worker, and their limit, over all listeners.
+
+    None if the kernel doesn't report them.
+    """
+    known = [queue for queue in accept_queue.queues(addresses) if queue is not None]
+    if not known:
+        return None
+    return {
+        "waiting": sum(queue.waiting for queue in known),
+        "limit": sum(queue.limit for queue in known),
     }
 
 
@@ -192,6 +222,7 @@ def _worker(
     now_ns = int(now * 1e9)
     oldest = row.oldest_start_ns / 1e9
     values.update(
+        threads=_threads(saturation.threads(row)),
         utilisation=round(saturation.utilisation(row, now_ns), 3),
         blocked_s=round(saturation.blocked_s(row, now_ns), 3),
         requests=row.requests,

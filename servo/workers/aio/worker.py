@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from servo.apps.asgi_scope import ASGIAdapter, remote_of
 from servo.apps.lifespan import Lifespan
+from servo.apps.pool_meter import PoolMeter
 from servo.apps.wsgi_environ import WSGIAdapter
 from servo.errors import BootError
 from servo.http import serialise
@@ -83,6 +84,7 @@ class AsyncWorker(Worker):
         self._loop_thread = 0
         self._frame: FrameType | None = None
         self.wsgi_adapter: WSGIAdapter | None = None
+        self.pool_meter: PoolMeter | None = None
         self.asgi_app, self.lifespan = self._prepare(app)
         self._health_task: asyncio.Task[Outcome] | None = None
         self.acceptor = Acceptor(self, self)
@@ -117,8 +119,9 @@ class AsyncWorker(Worker):
         self.wsgi_adapter = adapter
         from servo.apps.wsgi_in_async import WSGIInAsync
 
+        self.pool_meter = PoolMeter(self.row, settings.thread_count)
         wrapped = WSGIInAsync(
-            adapter, settings.thread_count, settings.body_buffer_size, settings.tmp_upload_dir
+            adapter, self.pool_meter, settings.body_buffer_size, settings.tmp_upload_dir
         )
         return wrapped, Lifespan(wrapped, "off", log)
 
@@ -240,6 +243,17 @@ class AsyncWorker(Worker):
         if self.wsgi_adapter is not None:
             return int(self.settings.thread_count)
         return int(self.settings.limit_concurrency or self.settings.worker_connections)
+
+    @property
+    def threads_in_pool(self) -> int:
+        """See Worker.threads_in_pool."""
+        return 0 if self.pool_meter is None else self.pool_meter.threads
+
+    def ready(self) -> None:
+        """See Worker.ready."""
+        super().ready()
+        # Requests are in flight while their bodies arrive, before they need a thread.
+        self.row[row_layout.THREAD_REQUESTS] = 0
 
     def _watch_process(self) -> None:
         loop = self.loop
@@ -379,8 +393,10 @@ class AsyncWorker(Worker):
         self._sweep_in(interval_s, now)
 
     def held_ns(self, now_ns: int) -> list[int]:
-        """See Worker.held_ns. Callbacks hold the event loop, and requests use up their limit."""
+        """See Worker.held_ns: the event loop, the pool of threads, the limit of requests."""
         held = [self.server.heartbeat.blocked_ns]
+        if self.pool_meter is not None:
+            held.append(self.pool_meter.held_ns(now_ns) // self.pool_meter.threads)
         limit: int = self.settings.limit_concurrency
         if limit:
             # The number of requests is looked at once a second, and counts for the time since then.

@@ -27,6 +27,7 @@ import time
 import traceback
 from collections import deque
 from queue import SimpleQueue
+from time import monotonic_ns
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from servo.http.errors import ClientDisconnected, ProtocolError
@@ -68,6 +69,8 @@ class ThreadWorker(PollerWorker):
         self.done: deque[ThreadConnection] = deque()
         self.to_flush: deque[ThreadConnection] = deque()
         self.poller_waits = False
+        self.handed_over = 0  # requests in `requests`, in a thread, or in `done`
+        self.waits: deque[int] = deque()  # how long requests have waited for a thread, in ns
         self.stuck = 0
         self.threads: list[WorkerThread] = []
         limit: int = self.settings.limit_concurrency
@@ -120,8 +123,10 @@ class ThreadWorker(PollerWorker):
     def held_ns(self, now_ns: int) -> list[int]:
         """See Worker.held_ns. Requests hold the threads of the pool."""
         held_ns: int = self.row[row_layout.LATENCY_SUM_NS]
+        # While a request waits for a thread, it holds none.
+        held_ns -= self.row[row_layout.THREAD_WAIT_SUM_NS]
         for connection in self.connections.values():
-            if connection.phase == APP:
+            if connection.phase == APP and connection.thread:
                 held_ns += now_ns - connection.started_ns
         return [held_ns // self.most_running]
 
@@ -131,9 +136,14 @@ class ThreadWorker(PollerWorker):
         Passing them earlier would cost more. Each `recv` releases the interpreter's lock (GIL), and
         a thread with work would take it, so each read would cause a switch of threads.
         """
-        for connection in self.to_start:
-            self.requests.put(connection)
-        self.to_start.clear()
+        if self.to_start:
+            self.handed_over += len(self.to_start)
+            # If a thread is free, the wait is not worth a look at the clock.
+            has_to_wait = self.handed_over > self.capacity
+            for connection in self.to_start:
+                connection.has_to_wait = has_to_wait
+                self.requests.put(connection)
+            self.to_start.clear()
         # Set this before checking the queues. A thread appends first and checks `poller_waits`
         # afterwards, so either this check or the thread notices.
         self.poller_waits = True
@@ -152,9 +162,12 @@ class ThreadWorker(PollerWorker):
             running = connection.phase == APP and connection.claim is not None
             if running and self.connections.get(connection.fd) is connection:
                 self.flush_running(connection)
+        while self.waits:
+            row_layout.count_thread_wait(self.row, self.waits.popleft())
         done = self.done
         while done:
             connection = done.popleft()
+            self.handed_over -= 1
             if connection.claim is None:
                 connection.phase = SEND
                 connection.close()  # `_give_up` left the socket open for the stuck thread
@@ -170,6 +183,8 @@ class ThreadWorker(PollerWorker):
             if connection is None:
                 return
             connection.thread = threading.get_ident()
+            if connection.has_to_wait and connection.claim is not None:
+                self.waits.append(monotonic_ns() - connection.started_ns)
             if connection.claim is not None:
                 connection.run()
             if self.is_child:
@@ -251,7 +266,12 @@ class ThreadConnection(Connection):
     `list.pop` is atomic, so only one of the two gets it.
     """
 
-    __slots__ = ("_claimed",)
+    __slots__ = ("_claimed", "has_to_wait")
+
+    def __init__(self, factory: ConnectionFactory, sock: socket.socket, peer: Any) -> None:
+        super().__init__(factory, sock, peer)
+        # Whether all threads were busy when its request was handed to them.
+        self.has_to_wait = False
 
     def run(self) -> None:
         """See Connection.run."""

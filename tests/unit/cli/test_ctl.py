@@ -37,6 +37,7 @@ WORKER = {
     "p99_s": 0.25,
     "lag_s": 0.0,
     "utilisation": 0.43,
+    "threads": {"busy": 2, "idle": 6, "waiting": 0},
     "heartbeat_s": 0.1,
 }
 STATUS = {
@@ -400,6 +401,7 @@ def test_tables_are_plain_when_piped(start: Start, capsys: pytest.CaptureFixture
             "use",
             "requests",
             "busy",
+            "threads",
             "req/s",
             "p50",
             "p99",
@@ -421,6 +423,7 @@ def test_tables_are_plain_when_piped(start: Start, capsys: pytest.CaptureFixture
             "43%",
             "1234",
             "2",
+            "2/8",
             "12",
             "1.2 ms",
             "250 ms",

@@ -79,6 +79,26 @@ def test_a_status_shows_the_time_in_queues(capsys: pytest.CaptureFixture[str]) -
     assert lines["utilisation"] == "43%"
 
 
+def test_a_status_shows_threads_and_the_accept_queue(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "threads" not in lines_of(_shown(capsys, {"threads": None, "accept_queue": None}))
+    threads = {"busy": 3, "idle": 5, "waiting": 0}
+    queue = {"waiting": 2, "limit": 2048}
+    lines = lines_of(_shown(capsys, {"threads": threads, "accept_queue": queue}))
+    assert lines["threads"] == "3 of 8 busy"
+    assert lines["accept queue"] == "2 of 2048 connections wait"
+    assert "thread wait" not in lines
+    threads = {"busy": 8, "idle": 0, "waiting": 5}
+    waits = {"thread_wait_p50_s": 0.002, "thread_wait_p99_s": 1.5}
+    lines = lines_of(_shown(capsys, {"threads": threads, **waits}))
+    assert lines["threads"] == "8 of 8 busy, 5 requests wait"
+    assert lines["thread wait"] == "p50 2 ms, p99 1.5 s"
+
+
+def _shown(capsys: pytest.CaptureFixture[str], values: dict[str, Any]) -> str:
+    show.status({**STATUS, **values})
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("state", "blocked_s", "shown"),
     [

@@ -162,15 +162,17 @@ def test_a_silent_arbiter_is_neither_live_nor_ready(table, facts, reader):
     ("name", "count"),
     [
         ("servo_request_queue_seconds", row_layout.count_queue_time),
+        ("servo_thread_wait_seconds", row_layout.count_thread_wait),
     ],
 )
 def test_waits_are_counted_beyond_the_end_of_a_worker(table, reader, name, count):
+    worker(table, 2)[row_layout.THREADS] = 1
     row = worker(table)
     for ms in (1, 1, 300):
         count(row, ms * 1_000_000)
     before = scrape(reader)
     row.release()
-    table.release(table.snapshot()[0].row_index)
+    table.release(table.snapshot()[1].row_index)
     for found in (before, scrape(reader)):
         assert found[f"{name}_count", ()] == 3
         assert found[f"{name}_sum", ()] == pytest.approx(0.302)
@@ -182,6 +184,20 @@ def test_waits_are_counted_beyond_the_end_of_a_worker(table, reader, name, count
         assert list(buckets) == list(row_layout.LATENCY_BOUNDS_S)
         assert {value for bound, value in buckets.items() if 0.002 < bound < 0.2} == {2}
         assert buckets[float("inf")] == 3
+
+
+def test_threads(table, reader):
+    row = worker(table)
+    assert "servo_threads" not in {name for name, _ in scrape(reader)}
+    assert status(reader.read())["threads"] is None
+    row[row_layout.THREADS], row[row_layout.THREAD_REQUESTS] = 4, 6
+    found = scrape(reader)
+    assert found["servo_threads", (("state", "busy"),)] == 4
+    assert found["servo_threads", (("state", "idle"),)] == 0
+    assert found["servo_requests_waiting_for_thread", ()] == 2
+    expected = {"busy": 4, "idle": 0, "waiting": 2}
+    shown = status(reader.read())
+    assert shown["threads"] == shown["workers"][0]["threads"] == expected
 
 
 def test_a_blocked_worker(table, reader):

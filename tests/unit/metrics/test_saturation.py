@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from servo.metrics import saturation
+from servo.metrics.saturation import Threads
 from servo.shared_memory import row_layout
 from servo.shared_memory.scoreboard import Scoreboard
 
@@ -110,3 +111,31 @@ def test_the_server_is_as_busy_as_its_ready_workers(table: Scoreboard) -> None:
         row[row_layout.BEAT_NS] = NOW_NS
     assert saturation.server_utilisation(table.snapshot(), NOW_NS) == pytest.approx(0.75)
     assert saturation.server_utilisation([], NOW_NS) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"threads": 0, "in_flight": 3}, None),  # the event loop runs the application
+        ({"threads": 4, "in_flight": 3}, (3, 1, 0)),
+        ({"threads": 4, "in_flight": 7}, (4, 0, 3)),
+        ({"threads": 4, "in_flight": 7, "thread_requests": 2}, (2, 2, 0)),
+    ],
+)
+def test_threads(table: Scoreboard, words: dict[str, int], expected: Threads | None) -> None:
+    words = {"thread_requests": row_layout.LIKE_IN_FLIGHT, **words}
+    assert saturation.threads(row_of(table, **words)) == expected
+
+
+def test_the_threads_of_all_workers(table: Scoreboard) -> None:
+    for state, in_flight in [
+        (row_layout.STATE_READY, 5),
+        (row_layout.STATE_DRAINING, 1),
+        (row_layout.STATE_BOOTING, 1),
+    ]:
+        row = table.row(table.allocate(1, 1, 1, NOW_NS))
+        row[row_layout.STATE], row[row_layout.IN_FLIGHT] = state, in_flight
+        row[row_layout.THREADS] = 4
+        row[row_layout.THREAD_REQUESTS] = row_layout.LIKE_IN_FLIGHT
+    assert saturation.server_threads(table.snapshot()) == (5, 3, 1)
+    assert saturation.server_threads([]) is None

@@ -85,7 +85,12 @@ class Server:
         self.may_signal = True
         self.reopened: dict[str, str] = {}
         self.workers = SimpleNamespace(send=lambda *_: None, signal=self.signal)
-        self.listeners = [SimpleNamespace(name="http://127.0.0.1:8000")]
+        self.listeners = [
+            SimpleNamespace(
+                name="http://127.0.0.1:8000",
+                socket=SimpleNamespace(getsockname=lambda: ("127.0.0.1", 8000)),
+            )
+        ]
         self.inbox: deque[events.Event] = deque()
         self.now = 1.0
         self.service = ControlService(cast("Any", self), ControlSocket(self.settings), epoll)

@@ -13,6 +13,7 @@ import pytest
 from unit.workers.fakes import GET, WAIT, BlockingServer, Client, responses
 
 from servo.ipc.messages import ReplaceMe, Retire
+from servo.shared_memory import row_layout
 from servo.workers.blocking import thread as thread_module
 from servo.workers.blocking.thread import ThreadWorker
 
@@ -495,5 +496,69 @@ def test_a_running_request_uses_its_share_of_the_threads(
         # The request still counts for four of the last five seconds.
         yield
         assert server.world.utilisation == pytest.approx(expected * 0.8)
+
+    server.run(script())
+
+
+# --- waits for a thread -------------------------------------------------------------------------
+
+
+def test_only_requests_that_find_all_threads_busy_have_a_wait(make: Make) -> None:
+    app = Held()
+    server = make(app)
+
+    def waits() -> int:
+        return sum(row_layout.thread_waits_in(server.world.row.tolist()))
+
+    def script() -> Script:
+        for _ in range(2):
+            server.connect().send(GET)
+            yield
+            yield
+            app.started()
+        third = server.connect()
+        third.send(GET)
+        yield
+        yield
+        server.clock.advance(0.5)
+        app.release()
+        app.started()
+        app.release()
+        app.release()
+        yield from finish(server, 3)
+        yield
+        assert waits() == 1
+        assert server.world.count(row_layout.THREAD_WAIT_SUM_NS) == 500_000_000
+        assert server.worker.handed_over == 0
+        third.send(GET)
+        yield
+        yield
+        app.started()
+        app.release()
+        yield from finish(server, 4)
+        assert waits() == 1
+
+    server.run(script())
+
+
+def test_a_request_that_waits_holds_no_thread(make: Make) -> None:
+    """Three requests of two seconds each, for one thread."""
+    app = Held()
+    server = make(app, threads=1)
+
+    def script() -> Script:
+        for _ in range(3):
+            server.connect().send(GET)
+        yield
+        yield
+        app.started()
+        for ended in (1, 2, 3):
+            server.clock.advance(2)
+            app.release()
+            yield from finish(server, ended)
+            if ended < 3:
+                app.started()
+            yield
+            assert server.worker.held_ns(server.clock.ns) == [2_000_000_000 * ended]
 
     server.run(script())
