@@ -17,7 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from servers import CERTIFICATE, HERE, POLLING, REPOSITORY, WORK
+from servers import CERTIFICATE, GENERATOR, HERE, POLLING, REPOSITORY, STATIC_FILES, WORK
+from workloads import STATIC
 
 REQUIREMENTS = HERE / "requirements.txt"
 TOLD = (
@@ -70,7 +71,7 @@ def prepare(interpreter: str) -> str:
         (environment / "missing.json").write_text(json.dumps(reasons))
         stamp.write_text(wanted)
     compile_servo(pip, environment)
-    compile_polling()
+    compile_programs()
     return str(python)
 
 
@@ -136,13 +137,23 @@ def compile_servo(pip: list[str], environment: Path) -> None:
     stamp.write_text(wanted)
 
 
-def compile_polling() -> None:
-    """Build polling.c, which keeps the load generators awake, with Servo's compiler."""
-    source = HERE / "polling.c"
-    if not POLLING.exists() or POLLING.stat().st_mtime < source.stat().st_mtime:
-        subprocess.run(
-            ["cc", "-O2", "-shared", "-fPIC", "-o", str(POLLING), str(source)], check=True
-        )
+def compile_programs() -> None:
+    """Build the load generator, and polling.c, which keeps load generators awake, with Servo's
+    compiler."""
+    for source, target, flags in (
+        ("polling.c", POLLING, ("-shared", "-fPIC")),
+        ("generator.c", GENERATOR, ()),
+    ):
+        path = HERE / source
+        if not target.exists() or target.stat().st_mtime < path.stat().st_mtime:
+            subprocess.run(["cc", "-O2", *flags, "-o", str(target), str(path)], check=True)
+
+
+def make_static_files() -> None:
+    STATIC_FILES.mkdir(exist_ok=True)
+    for name, size in STATIC.items():
+        (STATIC_FILES / name).write_bytes((b"%-63s\n" % name.encode()) * (size // 64 + 1))
+        os.truncate(STATIC_FILES / name, size)
 
 
 def make_certificate() -> None:

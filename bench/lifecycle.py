@@ -27,6 +27,9 @@ SUCCESSOR_S = 30.0
 GROWN_UP_S = 7.0
 
 SETTLE_S = 2.0
+# A server that needs less CPU time than this (ms per second) has started all its workers.
+STARTED_MS = 50.0
+SETTLED_S = 20.0
 IDLE_S = 5.0
 
 
@@ -42,6 +45,20 @@ def start_up(python: str, session: Running, app: str) -> dict[str, float]:
         "import_ms": imports * 1e3,
         "pss_mb": memory_mb(session.pid),
     }
+
+
+def start_all(session: Running, workers: int) -> dict[str, float]:
+    """Time the start until as many workers have answered (ms)."""
+    with Askers() as askers:
+        limit = time.monotonic() + IMPORTED_S
+        while len(askers.seen) < workers:
+            if time.monotonic() > limit:
+                raise FailedError(
+                    f"{len(askers.seen)} of {workers} workers answered within {IMPORTED_S:g} s"
+                )
+            time.sleep(0.001)
+        total = time.monotonic() - session.started
+    return {"all_ms": total * 1e3, "pss_mb": memory_mb(session.pid)}
 
 
 def wait_answer(path: str, limit_s: float) -> None:
@@ -92,14 +109,20 @@ def reload(session: Running, workers: int) -> dict[str, float]:
 
 def idle(session: Running) -> dict[str, float]:
     """CPU time of the whole server without requests (ms per second), and its memory."""
-    time.sleep(SETTLE_S)
-    before, begun = cpu_ns(session.pid), time.monotonic()
-    time.sleep(IDLE_S)
-    used = (cpu_ns(session.pid) - before) / 1e6
+    limit = time.monotonic() + SETTLED_S
+    while cpu_share(session, SETTLE_S) > STARTED_MS and time.monotonic() < limit:
+        pass  # the workers are starting
     return {
-        "idle_cpu_ms": used / (time.monotonic() - begun),
+        "idle_cpu_ms": cpu_share(session, IDLE_S),
         "pss_mb": memory_mb(session.pid),
     }
+
+
+def cpu_share(session: Running, seconds: float) -> float:
+    """CPU time of the whole server during the next seconds (ms per second)."""
+    before, begun = cpu_ns(session.pid), time.monotonic()
+    time.sleep(seconds)
+    return (cpu_ns(session.pid) - before) / 1e6 / (time.monotonic() - begun)
 
 
 def memory(session: Running) -> dict[str, float]:
@@ -194,7 +217,7 @@ class Askers:
 
     def _ask(self) -> None:
         while not self._done.wait(PAUSE_S):
-            answer = get("/pid")
+            answer = get("/pid?pause=1")
             with self._lock:
                 self.asked += 1
                 if answer is None:

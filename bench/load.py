@@ -1,4 +1,4 @@
-"""The load generators: wrk, h2load, and Python clients for everything that those can't do.
+"""The load generators: wrk, h2load, generator.c, and Python clients for the rest.
 
 Each function returns a Load, and raises FailedError if too many requests fail.
 """
@@ -15,8 +15,8 @@ import sys
 from collections.abc import Iterator
 
 from process import CORES, FailedError
-from servers import BIND, HERE, POLLING, PORT, WORK
-from workloads import Request, Workload
+from servers import BIND, GENERATOR, HERE, POLLING, PORT, WORK
+from workloads import STATIC, Request, Workload
 
 # {"requests": …, "seconds": …, "p50_ms": …, "p99_ms": …, "p999_ms": …, "errors": …}
 Load = dict[str, float]
@@ -27,16 +27,21 @@ ERRORS = 0.01
 PATIENCE_S = 10
 
 
-def closed(workload: Workload, seconds: float, port: int = PORT) -> Load:
-    """Send a request on each connection, and the next one as soon as it is answered."""
+def closed(workload: Workload, seconds: float, port: int = PORT, polls: bool = True) -> Load:
+    """Send a request on each connection, and the next one as soon as it is answered.
+
+    polls  False: the load generator sleeps while it waits, because another program needs its core
+    """
+    if workload.per_connection or workload.pipelined > 1:
+        return checked(generator(workload, seconds, port))
     if shutil.which("wrk"):
-        return checked(wrk(workload, seconds, port))
+        return checked(wrk(workload, seconds, port, polls))
     if port != PORT or workload.setup.tls or workload.request.varies:
         raise FailedError("this needs wrk, which is not here (Debian: apt-get install wrk)")
     return checked(client(workload, seconds))
 
 
-def wrk(workload: Workload, seconds: float, port: int) -> Load:
+def wrk(workload: Workload, seconds: float, port: int, polls: bool) -> Load:
     request = workload.request
     scheme = "https" if workload.setup.tls else "http"
     command = ["wrk", "-t1", f"-c{workload.connections}", f"-d{max(1, round(seconds))}s"]
@@ -48,9 +53,33 @@ def wrk(workload: Workload, seconds: float, port: int) -> Load:
         body = WORK / "body"
         body.write_bytes(request.body)
         command += ["--", "body", str(body)]
+    elif request.varies == "static":
+        command += ["--", "paths", *(f"/static/{name}" for name in STATIC)]
     elif request.varies:
         command += ["--", request.varies]
-    return dict(json.loads(run(awake(command), seconds).strip().rpartition("\n")[2]))
+    command = awake(command) if polls else command
+    return dict(json.loads(run(command, seconds).strip().rpartition("\n")[2]))
+
+
+def generator(workload: Workload, seconds: float, port: int = PORT, rate: float = 0) -> Load:
+    """Run `generator.c`.
+
+    rate  requests/s; 0: as fast as they are answered
+    """
+    path = WORK / "request"
+    path.write_bytes(request_bytes(workload.request, port))
+    command = [str(GENERATOR), str(port), str(seconds), str(workload.connections), str(path)]
+    command += [str(workload.per_connection), str(workload.pipelined), str(rate)]
+    return dict(json.loads(run(awake(command), seconds)))
+
+
+def request_bytes(request: Request, port: int) -> bytes:
+    """The request as it goes over the wire."""
+    lines = [f"{'POST' if request.body else 'GET'} {request.path} HTTP/1.1"]
+    lines += [f"Host: 127.0.0.1:{port}", *(f"{name}: {value}" for name, value in request.fields)]
+    if request.body:
+        lines.append(f"Content-Length: {len(request.body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + request.body
 
 
 def client(
@@ -80,7 +109,15 @@ def client(
 
 
 def paced(workload: Workload, seconds: float, rate: float) -> Load:
-    return checked(client(workload, seconds, rate))
+    """Send requests at a fixed rate (requests/s). A latency counts from the time when its request
+    was due, so a server that stalls is charged for all requests that had to wait."""
+    return checked(generator(workload, seconds, rate=rate))
+
+
+def resumed(workload: Workload, seconds: float) -> Load:
+    """Open connections that resume the TLS session of the one before."""
+    arguments = (PORT, seconds, workload.connections)
+    return checked(dict(json.loads(run(python_client("tls_client.py", *arguments), seconds))))
 
 
 def mixed(workload: Workload, seconds: float, rate: float, slow_every: int) -> Load:

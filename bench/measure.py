@@ -14,17 +14,28 @@ from collections.abc import Callable, Sequence
 
 import lifecycle
 import load
-from process import LOG, FailedError, PeakMemory, Running, cpu_seconds, loopback_bytes, running
-from servers import PORT, Server, UnableError
+from process import (
+    LOG,
+    FailedError,
+    PeakMemory,
+    Running,
+    cpu_seconds,
+    loopback_bytes,
+    proxy,
+    running,
+)
+from servers import PORT, PROXY_PORT, Server, UnableError
 from workloads import WORKLOADS, Workload
 
 # Figures under the names of the columns in report.py, or only "error".
 Sample = dict[str, "float | str"]
 
 WARM_UP_S = 1.0
+# What OpenSSL and rustls choose by default.
+CIPHER = ("TLSv1.3", "TLS_AES_256_GCM_SHA384")
 IDLE_CONNECTIONS = 1000
 # Every server gets the same rate: this share of what the slowest one can do, but at most
-# OFFERED_MOST requests/s, which the client in Python sends with ease.
+# OFFERED_MOST requests/s. Records of November 2026 and before had the same limit.
 OFFERED_SHARE = 0.4
 OFFERED_MOST = 2000.0
 # Requests/s, and one in how many is slow. Evenly spread, that blocks each of 4 workers for 12 % of
@@ -109,7 +120,7 @@ class Case:
         return {
             "cpu_us": used / found["requests"] * 1e6,
             "rps": found["requests"] / found["seconds"],
-            **{name: found[name] for name in found if name.endswith("_ms")},
+            **{name: found[name] for name in found if name.endswith(("_ms", "_percent"))},
             "pss_mb": memory.peak_mb,
             "errors": found["errors"],
         }
@@ -146,6 +157,8 @@ def expect_lines(number: float, start: int) -> None:
 
 
 def beside_idle(case: Case) -> Sample:
+    if not case.server.keeps_alive:
+        raise UnableError("closes after each response: no connection stays idle")
     with load.idle_connections(IDLE_CONNECTIONS, case.workload.request):
         return closed(case)
 
@@ -161,8 +174,32 @@ def http2(case: Case) -> Sample:
 def paced(case: Case) -> Sample:
     """Measure for twice the time, because few requests decide the p99.9."""
     probe(case.workload)
-    sample = case.under(lambda s: load.paced(case.workload, s, case.rate), 2 * case.seconds)
-    return {**sample, "offered_rps": case.rate}
+    rate = case.workload.rate or case.rate
+    sample = case.under(lambda s: load.paced(case.workload, s, rate), 2 * case.seconds)
+    return {**sample, "offered_rps": rate}
+
+
+def resumed(case: Case) -> Sample:
+    probe(case.workload)
+    return case.under(lambda seconds: load.resumed(case.workload, seconds))
+
+
+def behind_nginx(case: Case) -> Sample:
+    """The load goes through nginx; the figures are the server's own, and nginx's CPU time."""
+    probe(case.workload)
+    with proxy() as front:
+        before = cpu_seconds(front.pid)
+        requests = 0.0
+
+        def generate(seconds: float) -> load.Load:
+            nonlocal requests
+            found = load.closed(case.workload, seconds, PROXY_PORT, polls=False)
+            requests += found["requests"]
+            return found
+
+        sample = case.under(generate)
+        used = cpu_seconds(front.pid) - before
+    return {**sample, "nginx_us": used / requests * 1e6}
 
 
 def mixed(case: Case) -> Sample:
@@ -189,6 +226,14 @@ def idle(case: Case) -> Sample:
     return {**lifecycle.idle(case.session)}
 
 
+def start_all(case: Case) -> Sample:
+    return {**lifecycle.start_all(case.session, case.workload.setup.workers)}
+
+
+def memory_under_load(case: Case) -> Sample:
+    return closed(case)
+
+
 def memory(case: Case) -> Sample:
     return {**lifecycle.memory(case.session)}
 
@@ -200,8 +245,8 @@ def respawn(case: Case) -> Sample:
 METHODS: dict[str, Callable[[Case], Sample]] = {
     f.__name__: f
     for f in (
-        *(closed, beside_idle, echo, http2, paced, mixed),
-        *(start_up, reload, idle, memory, respawn),
+        *(closed, beside_idle, behind_nginx, echo, http2, paced, mixed, resumed),
+        *(start_up, start_all, reload, idle, memory, memory_under_load, respawn),
     )
 }
 
@@ -217,6 +262,8 @@ def probe(workload: Workload) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=10)
     with contextlib.closing(connection):
         try:
+            if workload.setup.tls:
+                expect_cipher(connection)
             method = "POST" if request.body else "GET"
             connection.request(method, request.path, request.body or None, dict(request.fields))
             response = connection.getresponse()
@@ -228,3 +275,11 @@ def probe(workload: Workload) -> None:
     )
     if response.status != 200 or not whole:
         raise FailedError(f"answered {response.status} with {len(body)} bytes: {body[:40]!r}")
+
+
+def expect_cipher(connection: http.client.HTTPConnection) -> None:
+    """Fail unless the server chooses CIPHER, because the costs of others can't be compared."""
+    connection.connect()
+    name, version, _ = connection.sock.cipher()
+    if (version, name) != CIPHER:
+        raise FailedError(f"chose {version} with {name}")

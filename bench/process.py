@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import environment
-from servers import HERE, PORT, WORK, Server, Setup, UnableError
+import nginx
+from servers import FLOOR, HERE, PORT, PROXY_PORT, WORK, Server, Setup, UnableError
 
 LOG = WORK / "server.log"
 # Variables that configure a server; none may reach the servers that are compared.
@@ -56,31 +57,51 @@ def running(python: str, server: Server, setup: Setup) -> Iterator[Running]:
     for package in server.packages:
         if package in missing:
             raise UnableError(f"{package} is not installed: {missing[package]}")
-    command = [python, *server.command(setup)]
+    if server.kind == FLOOR:
+        command = nginx.server_command(setup)
+    else:
+        command = [python, *server.command(setup)]
     env = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
     if server.source is not None:
         env["PYTHONPATH"] = str(server.source)  # takes precedence over the installed package
-    with LOG.open("wb") as log:
-        started = time.monotonic()
+    with started(command, LOG, server.port, env, first=True) as session:
+        yield session
+
+
+@contextlib.contextmanager
+def proxy() -> Iterator[Running]:
+    """Run nginx on PROXY_PORT in front of the server, on the load generator's core. Raises
+    UnableError or FailedError before it yields."""
+    log = WORK / "nginx-proxy.log"
+    with started(nginx.proxy_command(), log, PROXY_PORT, None, first=False) as session:
+        yield session
+
+
+@contextlib.contextmanager
+def started(
+    command: list[str], log: Path, port: int, env: dict[str, str] | None, first: bool
+) -> Iterator[Running]:
+    with log.open("wb") as output:
+        begun = time.monotonic()
         process = subprocess.Popen(
             command,
             cwd=HERE,
             env=env,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
-    pin(process.pid, first=True)
+    pin(process.pid, first=first)
     try:
-        wait_open(process, server.port)
-        yield Running(process.pid, started)
+        wait_open(process, log, port)
+        yield Running(process.pid, begun)
     except FailedError as error:
         if process.poll() is not None:
             raise FailedError(f"the server ended with {process.returncode}; {error}") from error
         raise
     finally:
-        end(process, server.port)
+        end(process, port)
 
 
 def pin(pid: int, first: bool) -> None:
@@ -94,11 +115,11 @@ def answers(port: int = PORT) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_open(process: subprocess.Popen[bytes], port: int = PORT) -> None:
+def wait_open(process: subprocess.Popen[bytes], log: Path = LOG, port: int = PORT) -> None:
     limit = time.monotonic() + BOOT_S
     while not answers(port):
         if process.poll() is not None:
-            raise FailedError(last_words())
+            raise FailedError(last_words(log))
         if time.monotonic() > limit:
             raise FailedError(f"did not open its port within {BOOT_S:g} s")
         time.sleep(0.002)
@@ -120,9 +141,9 @@ def end(process: subprocess.Popen[bytes], port: int = PORT) -> None:
         time.sleep(0.05)
 
 
-def last_words() -> str:
-    """The last line of the server's output."""
-    lines = LOG.read_text(errors="replace").strip().splitlines()
+def last_words(log: Path) -> str:
+    """The last line of a server's output."""
+    lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it wrote nothing"
 
 

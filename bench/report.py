@@ -8,7 +8,7 @@ from typing import Any
 
 from goals import OWN, Own, goals
 from measure import Sample
-from servers import SERVERS
+from servers import FLOOR, SERVERS
 from workloads import WORKLOADS
 
 # The format of a record. `--check` ignores records of another format.
@@ -21,10 +21,19 @@ _LATENCIES = [
     ("p999_ms", "p99.9 ms", ".2f"),
 ]
 _PSS = ("pss_mb", "peak PSS MB", ".1f")
+_PSS_NOW = ("pss_mb", "PSS MB", ".1f")
 _CPU = ("cpu_us", "CPU µs/request", ".1f")
 _LOAD = [_CPU, ("rps", "requests/s", ",.0f"), *_LATENCIES, _PSS]
 COLUMNS: dict[str, list[tuple[str, str, str]]] = {
     **dict.fromkeys(("closed", "beside_idle", "echo", "http2"), _LOAD),
+    "behind_nginx": [_CPU, ("nginx_us", "nginx's CPU µs/request", ".1f"), *_LOAD[1:]],
+    "resumed": [
+        ("cpu_us", "CPU µs/connection", ".1f"),
+        ("full_percent", "handshakes not resumed, %", ".1f"),
+        ("rps", "connections/s", ",.0f"),
+        *_LATENCIES,
+        _PSS,
+    ],
     "paced": [_LATENCIES[1], _LATENCIES[0], _LATENCIES[2], _CPU, ("rps", "requests/s", ",.0f")],
     "mixed": [
         ("p90_ms", "p90 ms of the fast", ".2f"),
@@ -36,13 +45,18 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
     "start_up": [
         ("start_ms", "ms over the app's import", ".0f"),
         ("total_ms", "ms in all", ".0f"),
-        ("pss_mb", "PSS MB", ".1f"),
+        _PSS_NOW,
+    ],
+    "start_all": [
+        ("all_ms", "ms until all have answered", ".0f"),
+        _PSS_NOW,
     ],
     "reload": [
         ("reload_s", "seconds", ".2f"),
         ("lost", "requests lost", ".0f"),
         ("asked", "requests asked", ".0f"),
     ],
+    "memory_under_load": [_PSS, *_LOAD[:-1]],
     "memory": [
         ("pss_mb", "PSS MB of all processes", ".0f"),
     ],
@@ -51,7 +65,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "idle": [
         ("idle_cpu_ms", "CPU ms/s", ".2f"),
-        ("pss_mb", "PSS MB", ".1f"),
+        _PSS_NOW,
     ],
 }
 KINDS = {
@@ -78,7 +92,7 @@ def ratios(results: Results) -> Ratios:
     for workload, servers in results.items():
         for servo in (name for name in servers if SERVERS[name].is_servo):
             for peer in servers:
-                if peer == servo or SERVERS[peer].kind != SERVERS[servo].kind:
+                if peer == servo or SERVERS[peer].kind not in (SERVERS[servo].kind, FLOOR):
                     continue
                 if SERVERS[peer].is_servo and SERVERS[peer].kind != "memory":
                     continue
@@ -186,8 +200,8 @@ def markdown(record: dict[str, Any]) -> str:
     for workload, servers in record["figures"].items():
         title = WORKLOADS[workload].title
         for kind, heading in KINDS.items():
-            rows = {name: s for name, s in servers.items() if SERVERS[name].kind == kind}
-            if rows:
+            rows = {n: found for n, found in servers.items() if SERVERS[n].kind in (kind, FLOOR)}
+            if any(SERVERS[n].kind == kind for n in rows):
                 lines += ["", f"## {heading}: {title} (`{workload}`)", ""]
                 lines += table(workload, rows, found)
     return "\n".join(lines) + "\n"

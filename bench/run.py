@@ -32,7 +32,7 @@ import report
 from measure import Sample, measure, offered_rate
 from process import pin
 from servers import HERE, SERVERS, Server
-from workloads import GROUPS, WORKLOADS, Workload
+from workloads import ARENA, GROUPS, WORKLOADS, Workload
 
 RESULTS = environment.REPOSITORY / "docs" / "benchmarks"
 # The page of all aims (goals.py), and the one that sets interpreters beside each other.
@@ -72,8 +72,10 @@ def run(python: str, workloads: list[Workload], options: argparse.Namespace) -> 
     servers = [s for s in options.servers if any(s.kind in w.kinds for w in workloads)]
     if any(workload.setup.tls for workload in workloads):
         environment.make_certificate()
+    if any(workload.setup == ARENA for workload in workloads):
+        environment.make_static_files()
     rate = 0.0
-    if any(workload.how == "paced" for workload in workloads):
+    if any(workload.how == "paced" and not workload.rate for workload in workloads):
         rate = offered_rate(python, servers)
         print(f"every server is offered {rate:g} requests/s", flush=True)
     results: report.Results = {workload.name: {} for workload in workloads}

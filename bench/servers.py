@@ -17,9 +17,15 @@ WORK = REPOSITORY / ".bench"
 CERTIFICATE = WORK / "certificate.pem"
 # Built from polling.c.
 POLLING = WORK / "polling.so"
+# Built from generator.c.
+GENERATOR = WORK / "generator"
+# The files of the workload `static`.
+STATIC_FILES = WORK / "static"
 
 PORT = 18_765
 BIND = f"127.0.0.1:{PORT}"
+# nginx listens here if it is the proxy in front of the server (nginx.py).
+PROXY_PORT = PORT + 1
 
 
 class UnableError(Exception):
@@ -34,7 +40,7 @@ class Setup:
     workers: int = 1
     tls: bool = False
     access_log: bool = False
-    # Over 1,000 idle connections, which must stay open; some servers' default limit is lower.
+    # Over 1,000 connections, which must stay open; some servers' default limit is lower.
     many: bool = False
 
 
@@ -122,7 +128,15 @@ FAMILIES = {
         tls=("--ssl-certfile", "--ssl-keyfile"),
         many=("--keep-alive-timeout", "75"),
     ),
+    "nginx": Family(
+        command=(),  # nginx.py has it
+        workers="",
+        tls=("",),
+    ),
 }
+
+# The kind of a server without Python, which is a peer of all kinds.
+FLOOR = "floor"
 
 
 @dataclass(frozen=True)
@@ -188,12 +202,10 @@ class Server:
             raise UnableError("has no TLS")
         if self.kind == "http2" and not setup.tls and not self.cleartext:
             raise UnableError("has no HTTP/2 without TLS")
-        if setup.many and not self.keeps_alive:
-            raise UnableError("closes after each response: no connection stays idle")
 
 
 def _servers() -> list[Server]:
-    servo, gunicorn, uvicorn, hypercorn, granian, waitress, fastpysgi, pounce = FAMILIES.values()
+    servo, gunicorn, uvicorn, hypercorn, granian, waitress, fastpysgi, pounce, _ = FAMILIES.values()
     threads, c_parser = ("-k", "gthread", "--threads", "4"), ("--http-parser", "fast")
     return [
         Server("servo-sync", "wsgi", servo, ("-k", "sync")),
@@ -273,6 +285,7 @@ def _servers() -> list[Server]:
             ("--interface", "wsgi", "--respawn-failed-workers", "--respawn-interval", "0.1"),
         ),
         Server("uvicorn-memory", "memory", uvicorn),
+        Server("nginx", FLOOR, FAMILIES["nginx"]),
     ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from servers import Setup
+from servers import FLOOR, Setup
 
 CONNECTIONS = 64
 Fields = tuple[tuple[str, str], ...]
@@ -46,7 +46,7 @@ class Request:
     answer  the body of the response, or its length in bytes
     varies  "": the same request each time. "varied": 1,000 requests in turn, with different paths,
             queries, cookies and request ids. "proxied": these also differ in the client's address
-            (X-Forwarded-For, X-Real-IP). See wrk.lua.
+            (X-Forwarded-For, X-Real-IP). "static": the files of STATIC in turn. See wrk.lua.
     """
 
     path: str = "/"
@@ -70,6 +70,37 @@ class Workload:
     # size: bytes of a WebSocket message. streams: concurrent requests of an HTTP/2 connection.
     size: int = 0
     streams: int = 0
+    # The client closes a connection after as many requests; 0: it never does.
+    per_connection: int = 0
+    # Requests that leave together on a connection.
+    pipelined: int = 1
+    # Requests/s that a paced workload sends; 0: a rate that every server can serve.
+    rate: float = 0
+
+
+# The files of HttpArena's static profile: name -> bytes.
+STATIC = {
+    "analytics.js": 12_288,
+    "app.js": 204_800,
+    "bold.woff2": 22_528,
+    "components.css": 204_800,
+    "footer.html": 56_320,
+    "header.html": 122_880,
+    "helpers.js": 22_528,
+    "hero.webp": 46_080,
+    "icon-sprite.svg": 71_680,
+    "layout.css": 25_600,
+    "logo.svg": 15_344,
+    "manifest.json": 2_883,
+    "regular.woff2": 18_432,
+    "reset.css": 8_192,
+    "router.js": 35_840,
+    "theme.css": 18_432,
+    "thumb1.webp": 8_192,
+    "thumb2.webp": 6_144,
+    "utilities.css": 61_440,
+    "vendor.js": 307_200,
+}
 
 
 def _json(size: int) -> bytes:
@@ -82,7 +113,13 @@ FASTAPI = Request(answer=b'"Hello, world!"')  # JSON
 UPLOAD = Request("/upload", (), b"x" * 10_000_000, b"10000000")
 BODIES = Setup(app="apps.bodies")
 TLS = Setup(tls=True)
+ARENA = Setup(app="apps.arena")
+# Compact JSON of 50 items and their totals (apps/arena.py).
+ITEMS = Request("/json/50?m=1", answer=8_625)
+# Of each response, `complete` (measure.py) expects this many bytes. The mean file has 63,580.
+FILE = Request("/static/utilities.css", answer=STATIC["utilities.css"], varies="static")
 WSGI, ASGI, WEBSOCKET, HTTP2 = ("wsgi",), ("asgi",), ("websocket",), ("http2",)
+ALL_AND_FLOOR = ("wsgi", "asgi", FLOOR)
 
 
 def _logged(app: str) -> Setup:
@@ -111,6 +148,20 @@ GROUPS: dict[str, list[Workload]] = {
             request=Request("/", BROWSER + PROXY, varies="proxied"),
         ),
     ],
+    "proxy": [
+        Workload(
+            "nginx-varied",
+            "a browser's requests through nginx, which adds a proxy's fields",
+            how="behind_nginx",
+            request=Request("/", BROWSER, varies="varied"),
+        ),
+        Workload(
+            "nginx-proxied",
+            "the same through another proxy before nginx",
+            how="behind_nginx",
+            request=Request("/", BROWSER + PROXY, varies="proxied"),
+        ),
+    ],
     "access-log": [
         Workload("hello-log", "hello world, access log on", setup=_logged("apps.hello")),
         Workload(
@@ -134,12 +185,59 @@ GROUPS: dict[str, list[Workload]] = {
         ),
     ],
     "connections": [
-        Workload("fresh", "a fresh connection for each request", request=Request("/", CLOSE)),
+        Workload(
+            "fresh",
+            "a fresh connection for each request",
+            ALL_AND_FLOOR,
+            request=Request("/", CLOSE),
+        ),
+        Workload(
+            "ten-requests",
+            "ten requests on each connection, then the client closes it",
+            ALL_AND_FLOOR,
+            per_connection=10,
+        ),
         Workload(
             "idle-1000",
             "hello world beside 1,000 idle connections",
             how="beside_idle",
             setup=Setup(many=True),
+        ),
+    ],
+    "pipelining": [
+        Workload("pipelined-1", "hello world, one request at a time", ALL_AND_FLOOR),
+        Workload("pipelined-16", "16 requests at a time", ALL_AND_FLOOR, pipelined=16),
+    ],
+    # https://github.com/MDA2AV/HttpArena: its requests, on one worker and with our measures.
+    "arena": [
+        Workload(
+            "query-sum",
+            "GET, the sum of two numbers of the query",
+            setup=ARENA,
+            request=Request("/baseline?a=13&b=42", answer=b"55"),
+        ),
+        Workload(
+            "small-post",
+            "POST of 2 bytes, the sum of them and the query",
+            setup=ARENA,
+            request=Request("/baseline?a=13&b=42", body=b"20", answer=b"75"),
+        ),
+        Workload("orjson", "50 items as JSON, with orjson", setup=ARENA, request=ITEMS),
+        Workload("static", "20 files of 3 to 307 KB in turn", setup=ARENA, request=FILE),
+        Workload(
+            "short-lived",
+            "the sum again: ten requests on each connection, then the client closes it",
+            setup=ARENA,
+            request=Request("/baseline?a=13&b=42", answer=b"55"),
+            per_connection=10,
+        ),
+        Workload(
+            "memory-512",
+            "the memory while 512 connections ask for the JSON",
+            how="memory_under_load",
+            setup=Setup(app="apps.arena", many=True),
+            request=ITEMS,
+            connections=512,
         ),
     ],
     "frameworks": [
@@ -175,7 +273,7 @@ GROUPS: dict[str, list[Workload]] = {
         Workload("upload-10M", "an upload of 10 MB", setup=BODIES, request=UPLOAD, connections=4),
     ],
     "tls": [
-        Workload("tls-hello", "hello world over TLS 1.3", setup=TLS),
+        Workload("tls-hello", "hello world over TLS 1.3", ALL_AND_FLOOR, setup=TLS),
         Workload(
             "tls-browser",
             "a browser's request over TLS 1.3",
@@ -185,8 +283,17 @@ GROUPS: dict[str, list[Workload]] = {
         Workload(
             "tls-fresh",
             "a TLS handshake for each request, none resumed",
+            ALL_AND_FLOOR,
             setup=TLS,
             request=Request("/", CLOSE),
+        ),
+        Workload(
+            "tls-resumed",
+            "4 workers; each connection resumes the session of the one before",
+            ALL_AND_FLOOR,
+            how="resumed",
+            setup=Setup(tls=True, workers=4),
+            connections=8,
         ),
     ],
     "websocket": [
@@ -208,6 +315,7 @@ GROUPS: dict[str, list[Workload]] = {
     ],
     "tail": [
         Workload("paced", "hello world, every server offered the same rate", how="paced"),
+        Workload("paced-20k", "hello world, 20,000 requests/s offered", how="paced", rate=20_000),
         Workload(
             "mixed",
             "4 workers; 2 % of the requests block for 0.1 s",
@@ -224,6 +332,22 @@ GROUPS: dict[str, list[Workload]] = {
             setup=Setup(app="apps.bodies", workers=4),
         ),
         Workload("idle", "4 workers without requests", how="idle", setup=_workers(4)),
+        Workload("idle-16", "16 workers without requests", how="idle", setup=_workers(16)),
+    ],
+    "boot": [
+        Workload(
+            "start-8",
+            "from the start of the process until 8 workers have answered",
+            how="start_all",
+            setup=Setup(app="apps.bodies", workers=8),
+        ),
+        Workload(
+            "start-8-large",
+            "the same with Django, numpy and pandas",
+            ("memory",),
+            how="start_all",
+            setup=Setup(app="apps.django_large", workers=8),
+        ),
     ],
     "memory": [
         Workload(

@@ -1,9 +1,16 @@
--- A script for wrk. Arguments after --: "body FILE" posts the file; "varied" and "proxied" send
--- different requests. It prints the result as one line of JSON.
+-- A script for wrk. Arguments after --: "body FILE" posts the file; "paths PATH..." requests these in
+-- turn; "varied" and "proxied" send different requests. It prints the result as one line of JSON.
 
 local VARIANTS = 1000
 local requests = {}
 local turn = 0
+
+local function in_turn()
+   request = function()
+      turn = turn % #requests + 1
+      return requests[turn]
+   end
+end
 
 -- Requests of 1,000 users: different paths, queries, cookies and ids of realistic lengths.
 local function vary(proxied)
@@ -31,12 +38,14 @@ function init(args)
       local file = assert(io.open(args[2], "rb"))
       wrk.body = file:read("*a")
       file:close()
+   elseif args[1] == "paths" then
+      for i = 2, #args do
+         requests[i - 1] = wrk.format("GET", args[i])
+      end
+      in_turn()
    elseif args[1] then
       vary(args[1] == "proxied")
-      request = function()
-         turn = turn % VARIANTS + 1
-         return requests[turn]
-      end
+      in_turn()
    end
 end
 

@@ -11,6 +11,7 @@ most Django projects do, because the collector decides how much memory workers s
 import datetime
 import functools
 import os
+import time
 
 import numpy
 import pandas
@@ -47,6 +48,8 @@ from django.db import models  # noqa: E402
 
 # What an application keeps in memory from its start: 200,000 rows that requests look up.
 PRICES = {f"item-{number}": number * 1.25 for number in range(200_000)}
+# Long enough that other workers get requests meanwhile.
+PAUSE_S = 0.005
 PAGE = engines["django"].from_string(
     "{{ form.n.label }} {{ form.n.value }}\n"
     "{% for row in rows %}{{ row.age }}: {{ row.price }}\n{% endfor %}"
@@ -86,6 +89,8 @@ def index(request):
 
 
 def pid(request):
+    if "pause" in request.GET:
+        time.sleep(PAUSE_S)
     return HttpResponse(str(os.getpid()))
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
+import importlib.util
+import io
 import json
+import shutil
 import socket
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +26,9 @@ MODULES = (
     "client",
     "environment",
     "goals",
+    "load",
     "measure",
+    "nginx",
     "process",
     "report",
     "run",
@@ -80,9 +89,12 @@ def test_servers_of_different_interfaces_are_not_compared(bench):
 
 
 def test_every_aim_names_what_there_is(bench):
-    for workload, servo, peer in bench.goals.goals():
+    goals = bench.goals.goals()
+    for workload, servo, peer in goals:
         for name in (servo, peer):
             assert bench.servers.SERVERS[name].kind in bench.workloads.WORKLOADS[workload].kinds
+    # No aim replaces another one for the same pair.
+    assert len(goals) == sum(len(names) for row in bench.goals.GOALS for names in row[2])
     for own in bench.goals.OWN:
         for workload, figure in filter(None, (own.figure, own.over)):
             how = bench.workloads.WORKLOADS[workload].how
@@ -238,10 +250,9 @@ def test_a_change_is_judged_by_ratios_within_pairs(bench):
 
 
 def test_requests_that_differ_need_wrk(bench, monkeypatch):
-    load = importlib.import_module("load")
-    monkeypatch.setattr(load.shutil, "which", lambda name: None)
-    with pytest.raises(load.FailedError, match="wrk"):
-        load.closed(bench.workloads.WORKLOADS["proxied"], 1.0)
+    monkeypatch.setattr(bench.load.shutil, "which", lambda name: None)
+    with pytest.raises(bench.load.FailedError, match="wrk"):
+        bench.load.closed(bench.workloads.WORKLOADS["proxied"], 1.0)
 
 
 REQUIREMENTS = """# The peers.
@@ -280,7 +291,7 @@ def test_a_peer_needs_packages_of_the_requirements(bench):
     known = bench.environment.reasons_missing({}, wanted, {})
     for server in bench.servers.SERVERS.values():
         assert set(server.packages) <= set(known)
-        assert server.is_servo or server.packages
+        assert server.is_servo or server.packages or server.kind == bench.servers.FLOOR
 
 
 def test_an_interpreter_names_the_records(bench, monkeypatch):
@@ -304,3 +315,254 @@ def test_interpreters_are_columns_of_a_page(bench):
     assert "| hello, CPU µs/request | servo-async | 20.0 | 8.0 |" in lines
     assert "| hello, CPU µs/request | pounce | — | 70.0 |" in lines
     assert bench.report.by_interpreter(records[:1]) == ""
+
+
+def test_a_server_without_python_is_a_peer_of_every_kind(bench):
+    results = {
+        "tls-fresh": {
+            "servo-sync": samples(400.0),
+            "servo-async": samples(500.0),
+            "uvicorn": samples(500.0),
+            "nginx": samples(250.0),
+        }
+    }
+    found = bench.report.ratios(results)
+    assert {pair[1:]: ratio[0] for pair, ratio in found.items()} == {
+        ("servo-sync", "nginx"): 1.6,
+        ("servo-async", "nginx"): 2.0,
+        ("servo-async", "uvicorn"): 1.0,
+    }
+    text = bench.report.markdown(bench.report.record("tls", MACHINE, results, 1, 1.0))
+    assert text.count("| nginx | 250.0 |") == 2
+
+
+def test_nginx_in_front_adds_the_fields_of_a_proxy(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.nginx, "WORK", tmp_path)
+    monkeypatch.setattr(bench.nginx.shutil, "which", lambda *_, **__: "/usr/sbin/nginx")
+    *_, path = bench.nginx.proxy_command()
+    text = Path(path).read_text()
+    assert f"listen 127.0.0.1:{bench.servers.PROXY_PORT};" in text
+    assert f"server 127.0.0.1:{bench.servers.PORT};" in text
+    for name in ("X-Forwarded-For", "X-Forwarded-Proto", "X-Real-IP"):
+        assert f"proxy_set_header {name} " in text
+    *_, path = bench.nginx.server_command(bench.servers.Setup(tls=True, workers=4))
+    text = Path(path).read_text()
+    assert f"listen 127.0.0.1:{bench.servers.PORT} ssl;" in text
+    assert "worker_processes 4;" in text
+
+
+def test_nginx_may_be_missing(bench, monkeypatch):
+    monkeypatch.setattr(bench.nginx.shutil, "which", lambda *_, **__: None)
+    fresh, nginx = bench.workloads.WORKLOADS["fresh"], bench.servers.SERVERS["nginx"]
+    found = bench.measure.measure(sys.executable, nginx, [fresh], 1.0, 0.0)
+    assert found == {"fresh": {"error": "nginx is not here (Debian: apt-get install nginx)"}}
+
+
+def test_the_static_files_are_as_long_as_their_requests_expect(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.environment, "STATIC_FILES", tmp_path / "static")
+    bench.environment.make_static_files()
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "static").iterdir()}
+    assert sizes == bench.workloads.STATIC
+    # The check of a load's bytes compares their mean with the answer that is probed.
+    assert bench.workloads.FILE.answer <= sum(sizes.values()) / len(sizes)
+
+
+@pytest.fixture(scope="module")
+def arena():
+    """The application of HttpArena's requests, with the standard library's JSON."""
+    compact = {"separators": (",", ":")}
+    orjson = SimpleNamespace(dumps=lambda value: json.dumps(value, **compact).encode())
+    spec = importlib.util.spec_from_file_location("bench_arena", BENCH / "apps" / "arena.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "orjson", orjson)
+        spec.loader.exec_module(module)
+    return module
+
+
+def test_the_application_gives_the_answers_that_are_expected(bench, arena):
+    requests = [each.request for each in bench.workloads.GROUPS["arena"]]
+    for request in (each for each in requests if each.varies != "static"):
+        path, _, query = request.path.partition("?")
+        environ = {"PATH_INFO": path, "QUERY_STRING": query}
+        environ["wsgi.input"] = io.BytesIO(request.body)
+        environ["CONTENT_LENGTH"] = str(len(request.body)) if request.body else ""
+        answer = b"".join(arena.wsgi(environ, lambda *_: None))
+        assert request.answer in (answer, len(answer))
+
+
+@pytest.fixture
+def css(arena, tmp_path, monkeypatch):
+    """A file that the application serves."""
+    path = tmp_path / "a.css"
+    path.write_bytes(b"x" * 70_000)
+    monkeypatch.setattr(arena, "FILES", {"a.css": (str(path), "text/css", 70_000)})
+    return path
+
+
+@pytest.mark.parametrize("extensions", [{}, {"http.response.pathsend": {}}], ids=["read", "sent"])
+def test_the_application_sends_a_file_by_the_means_of_the_server(arena, css, extensions):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/static/a.css", "query_string": b"", "extensions": extensions}
+    asyncio.run(arena.asgi(scope, None, send))
+    assert (b"content-length", b"70000") in sent[0]["headers"]
+    if extensions:
+        assert sent[1:] == [{"type": "http.response.pathsend", "path": str(css)}]
+    else:
+        assert b"".join(message["body"] for message in sent[1:]) == css.read_bytes()
+        assert not sent[-1].get("more_body")
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_the_application_wraps_a_file_if_the_server_can(arena, css, wraps):
+    wrapped = []
+
+    def wrapper(file, size):
+        wrapped.append(size)
+        with file:
+            yield file.read()
+
+    environ = {"PATH_INFO": "/static/a.css", "QUERY_STRING": ""}
+    if wraps:
+        environ["wsgi.file_wrapper"] = wrapper
+    assert b"".join(arena.wsgi(environ, lambda *_: None)) == css.read_bytes()
+    assert wrapped == [65_536] * wraps
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    """The load generator, compiled."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    target = tmp_path_factory.mktemp("bench") / "generator"
+    command = [compiler, "-O1", "-Wall", "-Werror", "-o", str(target), str(BENCH / "generator.c")]
+    subprocess.run(command, check=True)
+    return target
+
+
+class Answering:
+    """A server on loopback that answers each request with the same bytes.
+
+    piece   bytes to send at a time; 0: all of them
+    closes  close a connection after the first answer
+    stall_s how long to wait before the first answer
+    """
+
+    def __init__(self, answer, piece=0, closes=False, stall_s=0.0):
+        self.answer, self.piece, self.closes, self.stall_s = answer, piece, closes, stall_s
+        self.per_connection, self.most_together = [], 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.handlers = []
+        self.thread = threading.Thread(target=self.accept)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self.listener.close()
+        for handler in self.handlers:
+            handler.join()
+
+    def accept(self):
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            self.handlers.append(threading.Thread(target=self.handle, args=(connection,)))
+            self.handlers[-1].start()
+
+    def handle(self, connection):
+        seen = 0
+        with connection, contextlib.suppress(ConnectionError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while data := connection.recv(65536):
+                if self.stall_s and not seen:
+                    threading.Event().wait(self.stall_s)
+                together = data.count(b"\r\n\r\n")
+                seen += together
+                self.most_together = max(self.most_together, together)
+                answers = self.answer * together
+                piece = self.piece or len(answers)
+                for at in range(0, len(answers), piece):
+                    connection.sendall(answers[at : at + piece])
+                if self.closes:
+                    break
+        self.per_connection.append(seen)
+
+
+@pytest.fixture
+def generate(generator, bench, tmp_path):
+    """Run the load generator against a server; return its result."""
+
+    def run(server, per_connection=0, pipelined=1, rate=0, connections=2, seconds=0.1):
+        path = tmp_path / "request"
+        path.write_bytes(bench.load.request_bytes(bench.workloads.Request("/"), server.port))
+        command = [generator, server.port, seconds, connections, path]
+        command += [per_connection, pipelined, rate]
+        return json.loads(subprocess.check_output([str(part) for part in command], text=True))
+
+    return run
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize("piece", [0, 1], ids=["whole", "byte-by-byte"])
+def test_the_generator_sees_an_answer_end_wherever_it_is_split(generate, answer, piece):
+    with Answering(answer, piece) as server:
+        found = generate(server, rate=200)
+    assert (found["requests"], found["errors"], found["connections"]) == (20, 0, 2)
+    assert sum(server.per_connection) == 20
+
+
+def test_the_generator_closes_after_its_number_of_requests(generate):
+    with Answering(ANSWERS["length"]) as server:
+        found = generate(server, per_connection=3, rate=200)
+    assert (found["requests"], found["errors"]) == (20, 0)
+    assert sorted(server.per_connection) in ([2, 3, 3, 3, 3, 3, 3], [1, 1, 3, 3, 3, 3, 3, 3])
+
+
+def test_the_generator_sends_requests_together(generate):
+    with Answering(ANSWERS["length"]) as server:
+        found = generate(server, pipelined=16)
+    assert found["errors"] == 0
+    assert server.most_together == 16
+
+
+def test_the_generator_connects_again_if_the_server_closes(generate):
+    answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello"
+    with Answering(answer, closes=True) as server:
+        found = generate(server, rate=200)
+    assert (found["requests"], found["errors"], found["connections"]) == (20, 0, 20)
+    assert server.per_connection == [1] * 20
+
+
+def test_the_generator_takes_no_error_for_an_answer(generate):
+    with Answering(b"HTTP/1.1 503 busy\r\nContent-Length: 0\r\n\r\n") as server:
+        found = generate(server, rate=200)
+    assert (found["requests"], found["errors"]) == (0, 20)
+
+
+def test_the_generator_sends_the_next_request_when_the_last_one_is_answered(generate):
+    with Answering(ANSWERS["length"]) as server:
+        found = generate(server)
+    assert found["errors"] == 0
+    # Each connection may have a request that was not answered in time.
+    assert 0 <= sum(server.per_connection) - found["requests"] <= 2
+
+
+def test_a_stall_makes_all_requests_late_that_were_due_meanwhile(generate):
+    """Coordinated omission: if latencies counted from the time of sending, only the first request
+    would be late. All are due within the stall, and half of them in its first half."""
+    with Answering(ANSWERS["length"], stall_s=0.1) as server:
+        found = generate(server, rate=500, connections=1)
+    assert (found["requests"], found["errors"]) == (50, 0)
+    assert found["p50_ms"] >= 45
