@@ -69,8 +69,8 @@ def look_at_bake(server: Server, now: float) -> None:
     _return_to_old(server, problem, now)
     reload = server.reload
     if reload is not None:
-        # It may bring the repaired release, so it goes on. If it fails, it returns to the
-        # generation that has just returned.
+        # The reload goes on, because it may bring the repaired release. If it fails, a roll-back
+        # returns to the generation that has just become the current one.
         reload.rebase(server.generation, target=server.count.target, low=server.count.low)
         text = f"reload ({reload.cause}) goes on: it replaces generation {server.generation}"
         server.queue.log("info", text)

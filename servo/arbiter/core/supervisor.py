@@ -484,7 +484,8 @@ class Supervisor:
     def pause(self, now: float) -> None:
         """Drain all workers, but keep the sockets.
 
-        Gives up a reload, also one that waits for an upgrade: it would bring the workers back.
+        Also gives up a reload, even one that waits for an upgrade: a reload would bring the workers
+        back.
         """
         outcome = "SIGHUP or SIGTTIN brings the workers back"
         give_up_reload(self, "all workers drain", now, outcome=outcome)
