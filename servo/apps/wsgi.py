@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from servo.apps.response_writer import ERROR_BODY
 from servo.apps.wsgi_file import FileRegion, FileWrapper, bounded, plain_file
@@ -20,7 +20,7 @@ from servo.http.errors import ClientDisconnected, LocalProtocolError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from servo._types import Environ
+    from servo._types import Environ, StartResponse
     from servo.apps.response_writer import WSGIResponseWriter
     from servo.apps.wsgi_environ import WSGIAdapter
 
@@ -41,6 +41,19 @@ class WSGITransport(Protocol):
         """
 
 
+class _ClosedTransport:
+    """The transport of a responder whose connection is closed."""
+
+    def send_all(self, data: bytes) -> None:
+        """See WSGITransport."""
+        raise ClientDisconnected("the connection is closed")
+
+    def finish(self, rest: bytes | FileRegion) -> None:
+        """See WSGITransport."""
+        raise ClientDisconnected("the connection is closed")
+
+
+_CLOSED_TRANSPORT: Final = _ClosedTransport()
 _LIST_ITERATOR: type = type(iter([]))
 
 
@@ -72,12 +85,21 @@ class WSGIResponder:
         self._adapter = adapter
         self._app = adapter.app
         self._http = http
-        self._transport = transport
+        self._transport: WSGITransport = transport
         self._started = False
         self.status: str | None = None
         self.headers: Any = ()
         # Look it up only once: each look-up would make a new bound-method object.
-        self.start_response = self._start_response
+        self.start_response: StartResponse = self._start_response
+
+    def release(self) -> None:
+        """Break the reference cycles of this object, because its connection is closed.
+
+        If the application has kept a function of ours, such as `write`, it raises
+        ClientDisconnected from now on.
+        """
+        self._transport = _CLOSED_TRANSPORT
+        self.start_response = _start_after_close
 
     def run(self, environ: Environ) -> bytes | FileRegion:
         """Call the application.
@@ -267,6 +289,10 @@ class WSGIResponder:
         self.status = "500 Internal Server Error"
         self.headers = [("Content-Type", "text/plain; charset=utf-8")]
         return self._http.send_response(self.status, self.headers, ERROR_BODY)
+
+
+def _start_after_close(status: Any, headers: Any, exc_info: Any = None) -> Callable[[bytes], None]:
+    raise ClientDisconnected("the connection is closed")
 
 
 def _shown(environ: Environ) -> str:

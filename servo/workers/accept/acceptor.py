@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from servo.accept_errors import CLIENT_LOST, NO_ROOM, AcceptErrors
 from servo.shared_memory import row_layout
+from servo.workers.accept.accept_queue import AcceptQueue
 from servo.workers.accept.gate import WAIT_S, Gate
 
 if TYPE_CHECKING:
@@ -51,20 +52,21 @@ class AcceptingWorker(Protocol):
 class Driver(Protocol):
     """The part of the worker's event loop that the acceptor uses."""
 
-    def watch_listener(self, listener: socket.socket) -> None:
-        """Call `Acceptor.on_ready(listener)` while a connection is queued."""
+    def watch_listener(self, queue: AcceptQueue) -> None:
+        """Call `Acceptor.on_ready(queue)` while a connection is queued."""
 
-    def unwatch_listener(self, listener: socket.socket) -> None:
+    def unwatch_listener(self, queue: AcceptQueue) -> None:
         """Stop calling `Acceptor.on_ready` for this listener."""
 
     def call_later(self, delay: float, callback: Callable[[], None], /) -> object:
         """Call `callback` once, after `delay` seconds."""
 
-    def opened(self, sock: socket.socket, peer: Any) -> None:
+    def opened(self, sock: socket.socket, peer: Any, local: Any) -> None:
         """Serve an accepted connection.
 
-        sock  its socket, in non-blocking mode
-        peer  the client's address, as accept(2) returned it
+        sock   its socket, in non-blocking mode
+        peer   the client's address, as accept(2) returned it
+        local  our address, as getsockname(2) would return it; None if it is not known
         """
 
 
@@ -84,7 +86,7 @@ class Acceptor:
         alone = worker.settings.reuse_port
         self._gate = Gate(worker.context.scoreboard, worker.row, alone)
         self._shared = worker.context.listeners
-        self._listeners = [listener.socket for listener in self._shared]
+        self._queues = [AcceptQueue(listener.socket) for listener in self._shared]
         self._watching = False
         self._pausing = False
         self._stopped = False
@@ -95,17 +97,17 @@ class Acceptor:
         """Begin to accept connections."""
         self._watch(True)
 
-    def on_ready(self, listener: socket.socket) -> None:
+    def on_ready(self, queue: AcceptQueue) -> None:
         """Accept a connection, or leave it to a worker with less to do.
 
-        listener  the listener that has a connection in its queue
+        queue  the queue that has a connection
         """
         if not self._watching:
             return
         if self._gate.admits(monotonic_ns()):
-            accepted = self._accept(listener)
+            accepted = self._accept(queue)
             if accepted is not None:
-                self._open(*accepted)
+                self._open(accepted[0], accepted[1], queue.local)
         else:
             self._pause(WAIT_S)
 
@@ -125,22 +127,22 @@ class Acceptor:
         # reporting it, under a descriptor number that is closed here.
         self._watch(False)
         self._stopped = True
-        taken = []
+        taken: list[tuple[socket.socket, Any, Any]] = []
         # Accept all connections before serving any. If each were served at once, this loop might
         # never end: clients can connect as fast as they are served.
         if take_queued:
-            for listener in self._listeners:
-                taken += self._accept_all(listener)
-        self._listeners = []
+            for queue in self._queues:
+                taken += self._accept_all(queue)
+        self._queues = []
         for shared in self._shared:
             shared.close()
-        for sock, peer in taken:
-            self._open(sock, peer)
+        for sock, peer, local in taken:
+            self._open(sock, peer, local)
 
-    def _accept(self, listener: socket.socket) -> tuple[socket.socket, Any] | None:
+    def _accept(self, queue: AcceptQueue) -> tuple[socket.socket, Any] | None:
         """Accept one connection. Returns None if none is queued, or if the client has gone."""
         try:
-            accepted = listener.accept()
+            accepted = queue.accept()
         except BlockingIOError:
             self._errors.lost = 0
             return None
@@ -156,13 +158,13 @@ class Acceptor:
         self._errors.lost = 0
         return accepted
 
-    def _accept_all(self, listener: socket.socket) -> list[tuple[socket.socket, Any]]:
+    def _accept_all(self, queue: AcceptQueue) -> list[tuple[socket.socket, Any, Any]]:
         """Accept all queued connections."""
-        taken = []
+        taken: list[tuple[socket.socket, Any, Any]] = []
         while True:
-            accepted = self._accept(listener)
+            accepted = self._accept(queue)
             if accepted is not None:
-                taken.append(accepted)
+                taken.append((accepted[0], accepted[1], queue.local))
             elif not self._errors.lost:
                 return taken
 
@@ -173,14 +175,14 @@ class Acceptor:
             self._next_log_ns = now + LOG_INTERVAL_NS
             log.error("Can't accept a connection: %s; trying again", error)
 
-    def _open(self, sock: socket.socket, peer: Any) -> None:
+    def _open(self, sock: socket.socket, peer: Any, local: Any) -> None:
         sock.setblocking(False)
         self.open_connections += 1
         self._row[row_layout.CONNECTIONS] = self.open_connections
         self._row[row_layout.ACCEPTED] += 1
         if self.open_connections >= self._max_connections:
             self._watch(False)
-        self._driver.opened(sock, peer)
+        self._driver.opened(sock, peer, local)
 
     def _pause(self, seconds: float) -> None:
         self._watch(False)
@@ -204,8 +206,8 @@ class Acceptor:
         if on == self._watching:
             return
         self._watching = on
-        for listener in self._listeners:
+        for queue in self._queues:
             if on:
-                self._driver.watch_listener(listener)
+                self._driver.watch_listener(queue)
             else:
-                self._driver.unwatch_listener(listener)
+                self._driver.unwatch_listener(queue)

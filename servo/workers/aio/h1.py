@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from time import monotonic_ns
 from typing import TYPE_CHECKING, cast
 
@@ -40,7 +41,6 @@ from servo.workers.request.preface import ProtocolDetector
 from servo.workers.timing import FRESH_GRACE_S
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
     from typing import Any
 
@@ -72,6 +72,7 @@ class H1Protocol:
     only the methods.
 
     loop         the worker's event loop
+    address      the client's address, as `accept` returned it
     call         the application's current call; None between requests
     peer         the client
     peer_name    the client's address, for logs
@@ -92,15 +93,16 @@ class H1Protocol:
         "_header",
         "_http",
         "_lingering",
+        "_local",
         "_paused",
         "_paused_ns",
-        "_peer",
         "_reading_head",
         "_server",
         "_socket",
         "_template",
         "_transport",
         "_unsent",
+        "address",
         "call",
         "deadline_ns",
         "loop",
@@ -115,18 +117,21 @@ class H1Protocol:
         server: StreamServer,
         sock: socket.socket,
         peer: Any,
+        local: Any = None,
         header: ProxyHeader | None = None,
     ) -> None:
         """
         server  the state that the connections of the worker share
         sock    the accepted socket; the loop takes it over, and closes it
         peer    the client's address, as `accept` returned it
+        local   our address, as `getsockname` returns it; None if it is not known
         header  the PROXY protocol header, if it was read before a TLS handshake; else None
         """
         settings = server.settings
         # A copy, because `get_extra_info` of the transport takes six times as long.
         self._socket = sock
-        self._peer = peer
+        self.address = peer
+        self._local = local
         self._header = header
         self._facts: TLSFacts | None = None
         self._server = server
@@ -167,7 +172,7 @@ class H1Protocol:
         server = self._server
         self._transport = transport  # type: ignore[assignment]
         self.write = self._transport.write
-        address, client = ends(self._socket, self._peer, self._header)
+        address, client = ends(self._socket, self.address, self._local, self._header)
         proxy_reader = None
         if server.tls is None:
             proxy_reader = server.proxy_protocol.header_reader(client)
@@ -620,7 +625,11 @@ class H1Protocol:
 
     def _end_output(self) -> None:
         """End the stream for all processes that hold the socket; see net.sockets.end_output."""
-        end_output(self._fd())
+        if self._fd() >= 0:
+            try:
+                self._socket.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                log.debug("The connection of %s has already ended: %s", self.peer_name, error)
         if self._copy >= 0:
             end_output(self._copy)
             os.close(self._copy)

@@ -49,17 +49,18 @@ def loop_options(
 
 
 def ends(
-    sock: socket.socket, peer: Any, header: ProxyHeader | None
+    sock: socket.socket, peer: Any, local: Any, header: ProxyHeader | None
 ) -> tuple[tuple[str, int] | tuple[str, None], tuple[str, int] | None]:
     """Return the server's and the client's address: those in the PROXY header, or the socket's.
 
     sock    the connection's socket
     peer    the client's address, as `accept` returned it
+    local   our address, as `getsockname` returns it; None if it is not known
     header  the PROXY protocol header, if one was read
     """
     if header is not None and header.source is not None:
         return header.destination or ("", None), header.source
-    own = sock.getsockname()
+    own = sock.getsockname() if local is None else local
     address = (own[0], own[1]) if isinstance(own, tuple) else (own or "", None)
     return address, (peer[0], peer[1]) if isinstance(peer, tuple) else None
 

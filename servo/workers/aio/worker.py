@@ -47,7 +47,7 @@ from servo.workers.worker import Worker
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from types import FrameType
 
     from servo._types import ASGIApp
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from servo.apps.asgi_websocket import WebSocketCall
     from servo.apps.loader import LoadedApp
     from servo.http.proxy_protocol import ProxyHeader
+    from servo.workers.accept.accept_queue import AcceptQueue
     from servo.workers.context import WorkerContext
     from servo.workers.health import HealthCheck
     from servo.workers.health_probes import AsyncProbe, Probe
@@ -93,7 +94,7 @@ class AsyncWorker(Worker):
         self.server: StreamServer = None  # type: ignore[assignment]  # made in `serve`
         self.drained: asyncio.Future[None] | None = None
         self._lingering_told = False
-        self._connecting: set[asyncio.Task[None]] = set()
+        self._handshakes: set[asyncio.Task[None]] = set()
         self.tls_options: dict[str, Any] = {}
         if context.tls is not None:
             versions = protocols(self.settings.http_protocols)
@@ -310,37 +311,62 @@ class AsyncWorker(Worker):
 
     # --- accepting (an acceptor.Driver) ---------------------------------------------------------
 
-    def watch_listener(self, listener: socket.socket) -> None:
+    def watch_listener(self, queue: AcceptQueue) -> None:
         """See acceptor.Driver. asyncio's `create_server` would accept many connections at once."""
-        self.loop.add_reader(listener, self.acceptor.on_ready, listener)
+        self.loop.add_reader(queue.socket, self.acceptor.on_ready, queue)
 
-    def unwatch_listener(self, listener: socket.socket) -> None:
+    def unwatch_listener(self, queue: AcceptQueue) -> None:
         """See acceptor.Driver."""
-        self.loop.remove_reader(listener)
+        self.loop.remove_reader(queue.socket)
 
     def call_later(self, delay: float, callback: Callable[[], None], /) -> None:
         """See acceptor.Driver."""
         self.loop.call_later(delay, callback)
 
-    def opened(self, sock: socket.socket, peer: Any) -> None:
+    def opened(self, sock: socket.socket, peer: Any, local: Any) -> None:
         """See acceptor.Driver."""
-        self._resume_sweeping()
-        task = self.loop.create_task(self._connect(sock, peer))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        if self._sweeps_seldom:
+            self._resume_sweeping()
+        if not self.tls_options:
+            self._attach(H1Protocol(self.server, sock, peer, local), sock)
+            return
+        task = self.loop.create_task(self._handshake(sock, peer, local))
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
 
-    async def _connect(self, sock: socket.socket, peer: Any) -> None:
+    def _attach(self, protocol: H1Protocol, sock: socket.socket) -> None:
+        """Make the loop serve a connection without TLS.
+
+        A task for the loop's coroutine would cost more than the rest of opening a connection. The
+        coroutine makes the transport, and waits once, until `connection_made` was called. So run it
+        to this point here, and run the rest when the future that it waits for is done.
+        """
+        made = cast("asyncio.Protocol", protocol)  # it has the methods, but not the base class
+        coroutine = self.loop.connect_accepted_socket(lambda: made, sock)
+        try:
+            # A coroutine passes the future that it awaits to the code that runs it, with this flag
+            # set. To reset it says that we shall run the coroutine again (see asyncio.tasks).
+            future: Any = coroutine.send(None)
+            future._asyncio_future_blocking = False
+        except OSError as error:
+            log.debug("%s was gone before it was served: %s", _name(protocol.address), error)
+            sock.close()
+            self.connection_closed()
+            return
+        future.add_done_callback(partial(_finish, coroutine))
+
+    async def _handshake(self, sock: socket.socket, peer: Any, local: Any) -> None:
         protocol: H1Protocol | None = None
         spare = None
         try:
-            if self.tls_options and len(self._connecting) <= MAX_SPARE_SOCKETS:
+            if len(self._handshakes) <= MAX_SPARE_SOCKETS:
                 spare = sock.dup()
-            header = await self._read_proxy_header(sock, peer) if self.tls_options else None
-            protocol = H1Protocol(self.server, sock, peer, header)
-            made = cast("asyncio.Protocol", protocol)  # it has the methods, but not the base class
+            header = await self._read_proxy_header(sock, peer)
+            protocol = H1Protocol(self.server, sock, peer, local, header)
+            made = cast("asyncio.Protocol", protocol)  # see `_attach`
             await self.loop.connect_accepted_socket(lambda: made, sock, **self.tls_options)
         except (OSError, ProtocolError, asyncio.TimeoutError) as error:
-            name = peer[0] if isinstance(peer, tuple) else "A client"
+            name = _name(peer)
             if isinstance(error, ssl.SSLError) and is_plain_http(error) and spare is not None:
                 plain_http_refusal.send(spare, name)
             what = (
@@ -534,7 +560,7 @@ class AsyncWorker(Worker):
         self.server.idle_ns = int(self.settings.drain_idle * 1e9)
         for connection in list(self.server.connections):
             connection.drain(idle_s, fresh_s)
-        for handshake in list(self._connecting):
+        for handshake in list(self._handshakes):
             self.loop.call_later(max(fresh_s, FRESH_GRACE_S), handshake.cancel)
         self.check_drained()
 
@@ -546,6 +572,19 @@ class AsyncWorker(Worker):
     def _end(self) -> None:
         if self.drained is not None and not self.drained.done():
             self.drained.set_result(None)
+
+
+def _finish(coroutine: Coroutine[Any, Any, Any], _future: asyncio.Future[None]) -> None:
+    """Run the rest of a coroutine that waits only once, and that can't fail any more."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    raise RuntimeError("the event loop waits twice for a connection")
+
+
+def _name(peer: Any) -> str:
+    return str(peer[0]) if isinstance(peer, tuple) else "A client"
 
 
 def _pass_on(health: HealthCheck, task: asyncio.Task[Outcome]) -> None:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from servo.workers.request.admission import Admission, Admitted
     from servo.workers.request.preface import ProxyProtocol
 
+log = logging.getLogger("servo.error")
+
 # The phases of a connection. They are integers because one comparison, `phase < APP`, then tells
 # the poller whether it may read.
 IDLE: Final = 0  # no byte of a request has arrived
@@ -98,7 +100,7 @@ class ConnectionFactory:
         self.trusted = worker.trusted_proxies
         self.adapter = WSGIAdapter(
             app.app,
-            log=logging.getLogger("servo.error"),
+            log=log,
             multithread=multithread,
             multiprocess=worker.multiprocess,
             root_path=settings.root_path,
@@ -117,13 +119,9 @@ class ConnectionFactory:
             self.tls.offer("http/1.1")
             self.secure = TLSSocket
 
-    def make(self, sock: socket.socket, peer: Any) -> Connection:
-        """Make a connection for an accepted socket.
-
-        sock  the socket, in non-blocking mode
-        peer  the client's address, as accept(2) returned it
-        """
-        return Connection(self, sock, peer)
+    def make(self, sock: socket.socket, peer: Any, local: Any) -> Connection:
+        """Make a connection for an accepted socket; see acceptor.Driver.opened."""
+        return Connection(self, sock, peer, local)
 
     def spool(self) -> SpooledTemporaryFile[bytes]:
         """Make a file for a request body: in memory up to `body_buffer_size`, then on disk."""
@@ -181,7 +179,9 @@ class Connection:
         "watched",
     )
 
-    def __init__(self, factory: ConnectionFactory, sock: socket.socket, peer: Any) -> None:
+    def __init__(
+        self, factory: ConnectionFactory, sock: socket.socket, peer: Any, local: Any
+    ) -> None:
         settings = factory.settings
         self._factory = factory
         self._last_named: dict[bytes, bytes] | None = None
@@ -198,7 +198,7 @@ class Connection:
         client: tuple[str, int] | None = peer[:2] if isinstance(peer, tuple) else None
         self.proxy_reader = factory.worker.proxy_protocol.header_reader(client)
         self.body_rate: BodyRate | None = None
-        server = sock.getsockname()
+        server = sock.getsockname() if local is None else local
         if isinstance(server, bytes):
             server = server.decode("utf-8", "backslashreplace")
         self._describe(server if isinstance(server, str) else server[:2], client)
@@ -590,12 +590,17 @@ class Connection:
         self.close_body()
         if self.phase != APP:
             self._close_output()
-            # The responder and this object refer to each other, so the received bytes would stay
-            # until the garbage collector runs.
+            # The responder and this object refer to each other. Without these lines, each closed
+            # connection would wait for the garbage collector.
+            self._template = self.environ = _NO_ENVIRON
+            self._header_environ = None
+            self.responder.release()
             self.http.close()
         # See net.sockets.end_output for the reason. With TLS this sends a close_notify first.
-        with contextlib.suppress(OSError):
+        try:
             self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            log.debug("The connection of %s has already ended", self.peer_name)
         self.sock.close()
 
 

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 
     from servo.apps.loader import LoadedApp
     from servo.http.events import Event
+    from servo.workers.accept.accept_queue import AcceptQueue
     from servo.workers.context import WorkerContext
     from servo.workers.health_probes import Probe
 
@@ -92,7 +93,7 @@ class PollerWorker(Worker):
         super().__init__(context, app)
         self.epoll = select.epoll()
         self.connections: dict[int, Connection] = {}
-        self.listeners: dict[int, socket.socket] = {}
+        self.queues: dict[int, AcceptQueue] = {}
         self.handlers: dict[int, Callable[[], None]] = {}
         self.pipelined: deque[Connection] = deque()  # connections with a pipelined request
         self._delayed_call: tuple[int, Callable[[], None]] | None = None
@@ -157,8 +158,8 @@ class PollerWorker(Worker):
                 connection = connections.get(fd)
                 if connection is not None:
                     self._on_connection(connection, mask)
-                elif fd in self.listeners:
-                    self.acceptor.on_ready(self.listeners[fd])
+                elif fd in self.queues:
+                    self.acceptor.on_ready(self.queues[fd])
                 elif fd in self.handlers:
                     self.handlers[fd]()
             now = row[row_layout.BEAT_NS] = monotonic_ns()
@@ -278,23 +279,25 @@ class PollerWorker(Worker):
 
     # --- accepting (an acceptor.Driver) ---------------------------------------------------------
 
-    def watch_listener(self, listener: socket.socket) -> None:
+    def watch_listener(self, queue: AcceptQueue) -> None:
         """See acceptor.Driver."""
-        self.listeners[listener.fileno()] = listener
-        self.epoll.register(listener.fileno(), select.EPOLLIN)
+        fd = queue.socket.fileno()
+        self.queues[fd] = queue
+        self.epoll.register(fd, select.EPOLLIN)
 
-    def unwatch_listener(self, listener: socket.socket) -> None:
+    def unwatch_listener(self, queue: AcceptQueue) -> None:
         """See acceptor.Driver."""
-        del self.listeners[listener.fileno()]
-        self.epoll.unregister(listener.fileno())
+        fd = queue.socket.fileno()
+        del self.queues[fd]
+        self.epoll.unregister(fd)
 
     def call_later(self, delay: float, callback: Callable[[], None], /) -> None:
         """See acceptor.Driver. Stores one call only: the acceptor never has two pending."""
         self._delayed_call = (monotonic_ns() + int(delay * 1e9), callback)
 
-    def opened(self, sock: socket.socket, peer: Any) -> None:
+    def opened(self, sock: socket.socket, peer: Any, local: Any) -> None:
         """See acceptor.Driver."""
-        connection = self.factory.make(sock, peer)
+        connection = self.factory.make(sock, peer, local)
         self.connections[connection.fd] = connection
         # The first request has usually arrived already. Reading it now saves a call of epoll.
         self._on_readable(connection)

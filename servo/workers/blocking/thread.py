@@ -253,9 +253,9 @@ class ThreadWorker(PollerWorker):
 class ThreadConnectionFactory(ConnectionFactory):
     """Makes `ThreadConnection`s."""
 
-    def make(self, sock: socket.socket, peer: Any) -> ThreadConnection:
+    def make(self, sock: socket.socket, peer: Any, local: Any) -> ThreadConnection:
         """See ConnectionFactory.make."""
-        return ThreadConnection(self, sock, peer)
+        return ThreadConnection(self, sock, peer, local)
 
 
 class ThreadConnection(Connection):
@@ -268,8 +268,10 @@ class ThreadConnection(Connection):
 
     __slots__ = ("_claimed", "has_to_wait")
 
-    def __init__(self, factory: ConnectionFactory, sock: socket.socket, peer: Any) -> None:
-        super().__init__(factory, sock, peer)
+    def __init__(
+        self, factory: ConnectionFactory, sock: socket.socket, peer: Any, local: Any
+    ) -> None:
+        super().__init__(factory, sock, peer, local)
         # Whether all threads were busy when its request was handed to them.
         self.has_to_wait = False
 

@@ -93,6 +93,10 @@ class Clock:
 class Listener:
     """A listener whose connections a test makes: each is a socket pair."""
 
+    family = socket.AF_UNIX
+    type = socket.SOCK_STREAM
+    proto = 0
+
     def __init__(self) -> None:
         self._queue: deque[tuple[socket.socket, Any] | OSError] = deque()
         self._ready = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_SEMAPHORE | os.EFD_CLOEXEC)
@@ -117,14 +121,17 @@ class Listener:
     def fileno(self) -> int:
         return self._ready
 
-    def accept(self) -> tuple[socket.socket, Any]:
+    def getsockname(self) -> str:
+        return ""
+
+    def _accept(self) -> tuple[int, Any]:
         if not self._queue:
             raise BlockingIOError
         os.eventfd_read(self._ready)
         item = self._queue.popleft()
         if isinstance(item, OSError):
             raise item
-        return item
+        return item[0].detach(), item[1]
 
     def close(self) -> None:
         if not self.closed:

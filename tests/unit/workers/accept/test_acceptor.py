@@ -11,6 +11,7 @@ import pytest
 from servo.accept_errors import MAX_LOST_IN_A_ROW
 from servo.shared_memory import row_layout
 from servo.shared_memory.scoreboard import Scoreboard
+from servo.workers.accept.accept_queue import AcceptQueue
 from servo.workers.accept.acceptor import Acceptor
 
 
@@ -20,17 +21,17 @@ class Driver:
         self.later = []
         self.accepted = []
 
-    def watch_listener(self, listener):
-        self.watched.append(listener)
+    def watch_listener(self, queue):
+        self.watched.append(queue.socket)
 
-    def unwatch_listener(self, listener):
-        assert listener.fileno() != -1, "unwatched after it was closed"
-        self.watched.remove(listener)
+    def unwatch_listener(self, queue):
+        assert queue.socket.fileno() != -1, "unwatched after it was closed"
+        self.watched.remove(queue.socket)
 
     def call_later(self, delay, callback, /):
         self.later.append(callback)
 
-    def opened(self, sock, peer):
+    def opened(self, sock, peer, local):
         self.accepted.append(sock)
 
     def run_later(self):
@@ -62,6 +63,7 @@ def world():
         acceptor=Acceptor(worker, driver),
         driver=driver,
         listener=listener,
+        queue=AcceptQueue(listener),
         connect=connect,
         row=row,
         board=board,
@@ -75,7 +77,7 @@ def test_one_connection_per_wake_up(world):
     world.acceptor.start()
     world.connect()
     world.connect()
-    world.acceptor.on_ready(world.listener)
+    world.acceptor.on_ready(world.queue)
     assert len(world.driver.accepted) == 1
     assert not world.driver.accepted[0].getblocking()
     assert world.row[row_layout.CONNECTIONS] == 1
@@ -86,7 +88,7 @@ def test_a_full_worker_stops_watching_until_one_ends(world):
     world.acceptor.start()
     for _ in range(3):
         world.connect()
-        world.acceptor.on_ready(world.listener)
+        world.acceptor.on_ready(world.queue)
     assert len(world.driver.accepted) == 2
     assert world.driver.watched == []
     world.acceptor.closed()
@@ -100,7 +102,7 @@ def test_the_gate_makes_it_look_away_for_a_moment(world):
     world.acceptor.open_connections = 1
     world.acceptor.start()
     world.connect()
-    world.acceptor.on_ready(world.listener)
+    world.acceptor.on_ready(world.queue)
     assert world.driver.accepted == []
     assert world.driver.watched == []
     world.driver.run_later()
@@ -109,18 +111,14 @@ def test_the_gate_makes_it_look_away_for_a_moment(world):
 
 def test_somebody_else_may_have_taken_it(world):
     world.acceptor.start()
-    world.acceptor.on_ready(world.listener)
+    world.acceptor.on_ready(world.queue)
     assert world.driver.accepted == []
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS])
 def test_without_descriptors_it_backs_off_and_says_so(world, caplog, code):
-    class Exhausted:
-        def accept(self):
-            raise OSError(code, "none left")
-
     world.acceptor.start()
-    world.acceptor.on_ready(Exhausted())
+    world.acceptor.on_ready(failing(world.queue, [code]))
     assert "Can't accept" in caplog.text
     assert world.driver.watched == []
     world.driver.run_later()
@@ -134,39 +132,38 @@ CLIENT_LOST = [
 ]
 
 
-class Failing:
-    """A listener whose first accepts fail."""
+def failing(queue, codes):
+    """A queue whose first accepts fail with these error codes."""
+    accept, codes = queue._accept, list(codes)
 
-    def __init__(self, listener, failures):
-        self.listener = listener
-        self.failures = list(failures)
+    def fail_first():
+        if codes:
+            raise OSError(codes.pop(0), "accept fails")
+        return accept()
 
-    def accept(self):
-        if self.failures:
-            code = self.failures.pop(0)
-            raise OSError(code, "the client is lost")
-        return self.listener.accept()
+    queue._accept = fail_first
+    return queue
 
 
 @pytest.mark.parametrize("name", CLIENT_LOST)
 def test_a_client_that_is_lost_while_it_is_accepted_is_nobodys_end(world, name):
     world.acceptor.start()
     world.connect()
-    listener = Failing(world.listener, [getattr(errno, name)])
-    world.acceptor.on_ready(listener)
+    queue = failing(world.queue, [getattr(errno, name)])
+    world.acceptor.on_ready(queue)
     assert world.driver.accepted == []
     assert world.driver.watched == [world.listener]
-    world.acceptor.on_ready(listener)
+    world.acceptor.on_ready(queue)
     assert len(world.driver.accepted) == 1
 
 
 def test_clients_that_are_lost_without_end_make_it_pause(world, caplog):
     world.acceptor.start()
-    listener = Failing(world.listener, [errno.EPERM] * (MAX_LOST_IN_A_ROW + 1))
+    queue = failing(world.queue, [errno.EPERM] * (MAX_LOST_IN_A_ROW + 1))
     for _ in range(MAX_LOST_IN_A_ROW - 1):
-        world.acceptor.on_ready(listener)
+        world.acceptor.on_ready(queue)
     assert world.driver.watched == [world.listener]
-    world.acceptor.on_ready(listener)
+    world.acceptor.on_ready(queue)
     assert world.driver.watched == []
     assert "Can't accept" in caplog.text
     world.driver.run_later()
@@ -174,12 +171,12 @@ def test_clients_that_are_lost_without_end_make_it_pause(world, caplog):
 
 
 def test_stopping_goes_on_behind_a_client_that_is_lost(world):
-    failing = Failing(world.listener, [errno.EPROTO, errno.ECONNABORTED])
+    queue = failing(world.queue, [errno.EPROTO, errno.ECONNABORTED])
     world.acceptor.start()
     world.connect()
     world.connect()
     world.acceptor._watch(False)
-    world.acceptor._listeners = [failing]
+    world.acceptor._queues = [queue]
     world.acceptor.stop(take_queued=True)
     assert len(world.driver.accepted) == 2
 
@@ -198,7 +195,7 @@ def test_stopping_takes_what_is_queued_and_closes(world):
 
 
 def test_a_connection_that_ends_while_stopping_does_not_start_it_again(world):
-    def opened(sock, peer):
+    def opened(sock, peer, local):
         world.driver.accepted.append(sock)
         world.acceptor.closed()
 

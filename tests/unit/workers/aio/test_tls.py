@@ -41,20 +41,22 @@ def test_options_of_the_loop(loop: Loop) -> None:
 
 
 def test_the_ends_of_a_unix_socket(pair: tuple[socket.socket, socket.socket]) -> None:
-    assert ends(pair[0], "", None) == (("", None), None)
+    assert ends(pair[0], "", None, None) == (("", None), None)
 
 
 def test_the_ends_of_a_tcp_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
         peer: Any = ("192.0.2.1", 5, 0, 0)
-        assert ends(listener, peer, None) == (address, ("192.0.2.1", 5))
+        assert ends(listener, peer, None, None) == (address, ("192.0.2.1", 5))
+        known = ("192.0.2.9", 80, 0, 0)
+        assert ends(listener, peer, known, None) == (known[:2], ("192.0.2.1", 5))
 
 
 def test_the_ends_that_a_proxy_tells_of(pair: tuple[socket.socket, socket.socket]) -> None:
     source, destination = ("198.51.100.7", 4000), ("203.0.113.1", 443)
-    assert ends(pair[0], "", ProxyHeader(source, destination)) == (destination, source)
-    assert ends(pair[0], "", ProxyHeader(None, None)) == (("", None), None)
+    assert ends(pair[0], "", None, ProxyHeader(source, destination)) == (destination, source)
+    assert ends(pair[0], "", None, ProxyHeader(None, None)) == (("", None), None)
 
 
 def read(loop: Loop, sock: socket.socket, limit_s: float = 0.0) -> asyncio.Task[ProxyHeader]:

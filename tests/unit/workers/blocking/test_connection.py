@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from servo.errors import AppError
+from servo.http.errors import ClientDisconnected, LocalProtocolError
 from servo.http.events import Request
 from servo.http.forwarded import TrustedPeers
 from servo.settings.sources import Settings
@@ -47,7 +51,7 @@ class Pair:
         ours.setblocking(False)
         self.client.setblocking(False)
         self.factory = ConnectionFactory(worker, SimpleNamespace(app=app), multithread=False)  # type: ignore[arg-type]
-        self.connection = Connection(self.factory, ours, "")
+        self.connection = Connection(self.factory, ours, "", None)
         self.received = b""
 
     def run(self) -> None:
@@ -209,6 +213,36 @@ def test_closing_in_the_middle_gives_everything_back(make: Make) -> None:
         *before[:2],
         before[2] - 1,
     )
+
+
+def test_a_closed_connection_needs_no_garbage_collector(make: Make) -> None:
+    kept: list[Callable[[], Any]] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        write, hints = start_response("200 OK", []), environ["wsgi.early_hints"]
+        kept.append(partial(start_response, "200 OK", []))
+        kept.append(partial(write, b"more"))
+        kept.append(partial(hints, []))
+        return [b"ok"]
+
+    pair = make(app)
+    pair.run()
+    pair.connection.finish_request(pair.meter)
+    assert pair.flush() == b"ok"
+    other = make(whole).connection
+    gc.collect()
+    gc.disable()
+    try:
+        pair.connection.close()
+        pair.connection = other
+        for late in kept:
+            with pytest.raises((ClientDisconnected, AppError, LocalProtocolError)):
+                late()
+        kept.clear()
+        del late
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_an_end_is_told_before_the_socket_is_closed(make: Make) -> None:

@@ -64,10 +64,12 @@ def environ(connection: Connection, asked: Asked) -> object:
             connection.store(block)
     admitted = connection._factory.admission.admit(request, connection.peer)
     if isinstance(admitted, Refused):
+        connection.close_body()
         return None
     try:
         connection.prepare(admitted)
     except ProtocolError:
+        connection.close_body()
         return None
     given = connection.environ
     body = given["wsgi.input"].read()
@@ -95,7 +97,7 @@ def test_environs(sequence: list[Asked], values: Values) -> None:
         # A factory of its own, whose adapter knows nothing.
         with mock.patch.object(os, "register_at_fork"):
             factory = ConnectionFactory(worker, worker.app, multithread=False)
-        return Connection(factory, NoSocket(), PEER)  # type: ignore[arg-type]
+        return Connection(factory, NoSocket(), PEER, None)  # type: ignore[arg-type]
 
     compare(sequence, make, environ)
 
