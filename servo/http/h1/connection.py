@@ -256,6 +256,14 @@ class H1Connection:
         """Whether no received bytes wait, and no response is outstanding."""
         return self._state == _IDLE
 
+    @property
+    def next_head_waits(self) -> bool:
+        """Whether the whole head of a pipelined request waits.
+
+        Its response may come at once, so drivers send it together with the current one.
+        """
+        return bool(self._buffer) and self._buffer.find(b"\r\n\r\n", self._pos) >= 0
+
     def take_over(self) -> bytes:
         """Leave the connection to another protocol. Returns the unparsed bytes."""
         rest = self._buffer[self._pos :]

@@ -59,6 +59,8 @@ log = logging.getLogger("servo.error")
 
 # Bytes of a request body that may wait for the application. Above this, reading pauses.
 BODY_HIGH_WATER = 65536
+# Bytes of responses to pipelined requests that may wait for the next response.
+_MAX_HELD = 65536
 # Seconds after which to look again at a draining connection that has unread input.
 _LOOK_AGAIN_S = 0.02
 # The peer before `connection_made`, which the loop does not call if the TLS handshake fails.
@@ -91,6 +93,7 @@ class H1Protocol:
         "_eof",
         "_facts",
         "_header",
+        "_held",
         "_http",
         "_lingering",
         "_local",
@@ -146,6 +149,8 @@ class H1Protocol:
         # An attribute, not a method: `connection_made` sets it to the transport's own `write`,
         # which saves a call.
         self.write: Callable[[bytes], None] = _not_connected
+        # The responses to pipelined requests that wait for the next one; see `_hold`.
+        self._held: list[bytes] = []
         self._template: Scope = {}
         self._paused = False
         self._paused_ns = 0
@@ -277,6 +282,8 @@ class H1Protocol:
         server = self._server
         server.connections.discard(self)
         self._end_output()
+        self._held.clear()
+        self.write = self._transport.write  # not `_hold`: that would be a reference cycle
         call = self.call
         if call is not None:
             self.call = None
@@ -412,6 +419,7 @@ class H1Protocol:
 
     def _answer_refused(self, event: Refused) -> None:
         log.debug("Refused a request from %s: %s", self.peer_name, event.error)
+        self._send_held()
         self._transport.write(self._http.refuse(event))
         self._hang_up(linger=True)
 
@@ -460,6 +468,7 @@ class H1Protocol:
         if self._facts is not None or not self._http.raw_body:
             await send_blocks(self.loop, fd, offset, count, self._write_body, self.drained)
             return
+        self._send_held()
         self._http.account(count)
         transport = self._transport
         if not transport.is_closing():
@@ -509,14 +518,49 @@ class H1Protocol:
         """Handle the requests that the client has pipelined."""
         if self.call is not None or not self.writable or self._transport.is_closing():
             return
-        event = self._http.next_event()
+        http = self._http
+        event = http.next_event()
         if event is not None:
-            self._on_event(event)
+            if self._held or http.next_head_waits:
+                # If the application answers in its first step, the answer leaves together with the
+                # next one.
+                self.write = self._hold
+                self._on_event(event)
+                self.loop.call_soon(self._after_first_step)  # which was scheduled before
+            else:
+                self._on_event(event)
         elif self._eof:
             self._hang_up(linger=False)
         else:
+            self._send_held()
             self.resume_reading()
             self._await_more()
+
+    def _hold(self, data: bytes) -> None:
+        """Keep a part of a response to a pipelined request until `_after_first_step`.
+
+        Each write of the transport is a system call, which takes about as long as a small request.
+        """
+        self._held.append(data)
+
+    def _after_first_step(self) -> None:
+        """Send what is held, unless it is complete and the next request waits to be answered."""
+        if (
+            self.call is not None
+            or not self._http.next_head_waits
+            or sum(map(len, self._held)) > _MAX_HELD
+        ):
+            self._send_held()
+
+    def _send_held(self) -> None:
+        held = self._held
+        transport = self._transport
+        self.write = transport.write
+        if held:
+            data = held[0] if len(held) == 1 else b"".join(held)
+            held.clear()
+            if not transport.is_closing():
+                transport.write(data)
 
     def call_done(self, call: ASGICall | WebSocketCall) -> None:
         """See ASGITransport."""
@@ -543,6 +587,7 @@ class H1Protocol:
         server = self._server
         http = self._http
         assert server.websockets is not None
+        self._send_held()
         self._transport.write(http.upgrade(b"websocket", headers))
         admitted, self._admitted = self._admitted, None
         assert admitted is not None
@@ -587,6 +632,7 @@ class H1Protocol:
         if not (self.peer.trusted or self._header is not None):
             return False
         http = self._http
+        self._send_held()
         self._transport.write(http.upgrade(b"h2c", []))
         self._lingering = True  # ignore further calls: the HTTP/2 protocol takes over
         self._make_h2(common).start_upgraded(request, settings, http.take_over())
@@ -602,6 +648,7 @@ class H1Protocol:
         transport = self._transport
         if transport.is_closing():
             return
+        self._send_held()
         linger = linger or self._paused or has_unread(self._fd())
         if linger and transport.can_write_eof() and not self._eof:
             transport.write_eof()
@@ -657,6 +704,7 @@ class H1Protocol:
         if self._has_input():
             self.loop.call_later(_LOOK_AGAIN_S, self._close_if_idle)
         else:
+            self._send_held()
             self._close()
 
     def cut_requests(self, kept: list[ASGICall | WebSocketCall]) -> None:

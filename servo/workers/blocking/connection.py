@@ -57,6 +57,9 @@ SEND: Final = 4  # a finished response is being sent
 LINGER: Final = 5  # the response is sent and our side closed; input is discarded
 QUEUED: Final = 6  # a pipelined request waits for its turn; nothing is read meanwhile
 _NO_ENVIRON: dict[str, Any] = {}
+# If an application took longer than this for a request, don't let its response wait for the
+# response to the next, pipelined request.
+_QUICK_NS: Final = 1_000_000
 
 
 class ConnectionWorker(Protocol):
@@ -143,6 +146,7 @@ class Connection:
     body         the request's body: bytes, a file, or None
     output       the unsent part of the current response; None if the socket took all of it
     unsent       the unsent part of a refusal, which the poller itself sends
+    corked       whether the kernel may keep sent bytes for a while (see `send_corked`)
     claim        see ThreadConnection
     thread       the thread that runs the application; 0 for none
     deadline_ns  when the sweep ends this phase, in monotonic nanoseconds; 0 for never
@@ -151,6 +155,7 @@ class Connection:
     __slots__ = (
         "_factory",
         "_header_environ",
+        "_is_tcp",
         "_last_named",
         "_nameless",
         "_template",
@@ -159,6 +164,7 @@ class Connection:
         "body_rate",
         "broken",
         "claim",
+        "corked",
         "deadline_ns",
         "environ",
         "eof",
@@ -202,6 +208,9 @@ class Connection:
         if isinstance(server, bytes):
             server = server.decode("utf-8", "backslashreplace")
         self._describe(server if isinstance(server, str) else server[:2], client)
+        # Neither TLS nor a Unix socket can send corked bytes.
+        self._is_tcp = client is not None and factory.tls is None
+        self.corked = False
         self.phase = IDLE
         self.watched = 0
         self.eof = False
@@ -327,7 +336,7 @@ class Connection:
             try:
                 if self.output is None and rest.__class__ is bytes:
                     # The common case, a small response: one `send`, and no buffer is made.
-                    left = self.send_some(rest)
+                    left = self.send_corked(rest) if self._may_cork() else self.send_some(rest)
                     if left:
                         self._leave_to_poller(left)
                 else:
@@ -383,6 +392,7 @@ class Connection:
 
     def send_some(self, data: bytes | memoryview) -> bytes | memoryview:
         """See WSGITransport."""
+        self.corked = False
         try:
             sent = self.sock.send(data)
         except BlockingIOError:
@@ -391,6 +401,39 @@ class Connection:
             self.broken = True
             raise ClientDisconnected(str(error)) from error
         return b"" if sent == len(data) else memoryview(data)[sent:]
+
+    def _may_cork(self) -> bool:
+        """Whether the response to the next pipelined request will probably follow at once."""
+        return (
+            self.http.next_head_waits
+            and self._is_tcp
+            and monotonic_ns() - self.started_ns < _QUICK_NS
+        )
+
+    def send_corked(self, data: bytes | memoryview) -> bytes | memoryview:
+        """Send as `send_some` does, but let the kernel wait for more bytes before it sends.
+
+        The next `send_some` ends the wait, and so does `uncork`. Otherwise the kernel waits for up
+        to 200 ms (MSG_MORE in send(2)).
+        """
+        try:
+            sent = self.sock.send(data, socket.MSG_MORE)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.broken = True
+            raise ClientDisconnected(str(error)) from error
+        self.corked = True
+        return b"" if sent == len(data) else memoryview(data)[sent:]
+
+    def uncork(self) -> None:
+        """Make the kernel send what it has kept since `send_corked`."""
+        self.corked = False
+        try:
+            # According to tcp(7), this sends pending output, even if the option was set before.
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            log.debug("The connection of %s has ended: %s", self.peer_name, error)
 
     def send_all(self, data: bytes | memoryview) -> None:
         """See WSGITransport."""

@@ -485,6 +485,9 @@ class PollerWorker(Worker):
                 connection.phase = HEAD
                 connection.expires_in(self.settings.header_timeout)
                 self._on_event(connection, connection.http.next_event())
+                if connection.corked and connection.phase < APP:
+                    # No response follows yet: the request's body is incomplete.
+                    connection.uncork()
 
     # --- writing and closing --------------------------------------------------------------------
 

@@ -465,6 +465,7 @@ class Transport(asyncio.Transport):
         self.blocked = False
         self.buffer = b""
         self.sent = b""
+        self.writes = 0
         self.ended = self.aborted = False
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -479,6 +480,7 @@ class Transport(asyncio.Transport):
         assert not self.ended, "written after the end"
         if self._lost:
             return
+        self.writes += 1
         if self.blocked or self.buffer:
             self.buffer += bytes(data)
         else:
@@ -574,7 +576,7 @@ class Connection:
         ours, self.theirs = socket.socketpair()
         ours.setblocking(False)
         self.theirs.setblocking(False)
-        self.first: Any = H1Protocol(server.server, ours, peer, header)
+        self.first: Any = H1Protocol(server.server, ours, peer, None, header)
         self.transport = Transport(server.loop, ours, self.first, ssl_object)
         server.worker.acceptor.open_connections += 1
         self.first.connection_made(self.transport)

@@ -121,6 +121,93 @@ def test_pipelined_requests_are_answered_in_order_one_at_a_time(make: Make) -> N
     assert connection.responses == [(200, b"done")] * 3
 
 
+def numbered(count: int) -> bytes:
+    return b"".join(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % n for n in range(count))
+
+
+def test_answers_to_pipelined_requests_leave_together(make: Make) -> None:
+    server = make()
+    connection = server.connect()
+    connection.send(numbered(16), turns=80)
+    assert [body for _, body in connection.responses] == [b"GET/%d" % n for n in range(16)]
+    # The first one leaves before it is known that the others are answered as quickly.
+    assert connection.transport.writes == 2
+
+
+def test_an_answer_does_not_wait_for_a_slow_one(make: Make) -> None:
+    slow = Held()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await (slow if scope["path"] == "/3" else echo)(scope, receive, send)
+
+    server = make(app)
+    connection = server.connect()
+    connection.send(numbered(5), turns=40)
+    assert [body for _, body in connection.responses] == [b"GET/0", b"GET/1", b"GET/2"]
+    slow.release()
+    server.turn(10)
+    assert [body for _, body in connection.responses][3:] == [b"done", b"GET/4"]
+
+
+def test_an_answer_does_not_wait_for_the_rest_of_a_request(make: Make) -> None:
+    server = make()
+    connection = server.connect()
+    connection.send(GET * 2 + POST[:-2], turns=40)
+    assert len(connection.responses) == 2
+    connection.send(POST[-2:] + GET + POST[:20], turns=40)
+    assert [body for _, body in connection.responses][2:] == [b"POST/formabcde", b"GET/"]
+
+
+@pytest.mark.parametrize(
+    "last", [b"GET / HTTP/1.1\r\n\r\n", GET[:-2] + b"Connection: close\r\n\r\n"]
+)
+def test_answers_leave_before_the_connection_ends(make: Make, last: bytes) -> None:
+    server = make()
+    connection = server.connect()
+    connection.send(GET * 3 + last, turns=40)
+    assert [status for status, _ in connection.responses] == [
+        *[200] * 3,
+        400 if b"Host" not in last else 200,
+    ]
+    assert connection.ended
+
+
+def test_large_answers_do_not_collect(make: Make) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, bytes(40_000))
+
+    server = make(app)
+    connection = server.connect()
+    connection.send(GET * 7, turns=60)
+    assert [len(body) for _, body in connection.responses] == [40_000] * 7
+    assert connection.transport.writes >= 4
+
+
+def test_a_client_that_leaves_takes_its_answers_with_it(make: Make) -> None:
+    server = make()
+    connection = server.connect()
+    connection.send(GET * 8, turns=3)
+    connection.transport.abort()
+    server.turn(40)
+    assert server.world.in_flight == 0
+    assert connection.protocol._held == []
+
+
+def test_a_slow_reader_pauses_pipelined_requests(make: Make) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send, bytes(40_000))
+
+    server = make(app)
+    connection = server.connect()
+    connection.transport.blocked = True
+    connection.send(GET * 8, turns=60)
+    assert server.world.requests < 8
+    for _ in range(8):
+        connection.transport.take()
+        server.turn(20)
+    assert [len(body) for _, body in connection.responses] == [40_000] * 8
+
+
 def test_reading_pauses_while_enough_is_pipelined(make: Make) -> None:
     app = Held()
     server = make(app, limit_pipeline=2)

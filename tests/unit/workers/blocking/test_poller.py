@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -108,6 +109,75 @@ def test_pipelined_requests_are_answered_in_order_and_others_have_their_turn(mak
 
     server.run(script())
     assert order.index("/other") < order.index("/2")
+
+
+class Recorded:
+    """A connection's socket that notes how bytes are sent."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self.sent: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        self.sent.append("more follows" if flags & socket.MSG_MORE else "sent")
+        return int(self._sock.send(data))
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        assert (level, option, value) == (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sent.append("pushed")
+
+
+@pytest.mark.parametrize(
+    ("rest", "sent"),
+    [
+        (GET * 3, ["more follows", "more follows", "sent"]),
+        (GET * 2 + POST[:-1], ["more follows", "more follows", "pushed"]),
+        (GET * 2 + b"GET / HT", ["more follows", "sent"]),
+        (GET + b"GET / HTTP/1.1\r\n\r\n", ["more follows", "sent"]),  # refused
+    ],
+    ids=["all", "a part of a body", "a part of a head", "a refusal"],
+)
+def test_responses_that_are_ready_together_leave_together(
+    make: Make, rest: bytes, sent: list[str]
+) -> None:
+    server = make()
+
+    def script() -> Script:
+        client = server.connect()
+        client.send(GET)
+        yield
+        [connection] = server.worker.connections.values()
+        recorded = connection.sock = Recorded(connection.sock)
+        client.send(rest)
+        for _ in range(5):
+            yield
+        assert recorded.sent == sent
+
+    server.run(script())
+
+
+def test_a_response_does_not_wait_for_an_app_that_is_not_quick(make: Make) -> None:
+    server = make()
+
+    def script() -> Script:
+        client = server.connect()
+        client.send(GET)
+        yield
+        [connection] = server.worker.connections.values()
+        recorded = connection.sock = Recorded(connection.sock)
+        connection.started_ns = 0
+        connection.http.receive_data(GET * 2)
+        assert not connection._may_cork()
+        connection.started_ns = time.monotonic_ns() + 10**9
+        assert connection._may_cork()
+        connection._is_tcp = False
+        assert not connection._may_cork()
+        assert recorded.sent == []
+
+    server.run(script())
 
 
 def test_the_poller_does_not_sleep_while_a_pipelined_request_waits(make: Make) -> None:
