@@ -463,7 +463,7 @@ def _merge(
         with _usage_errors(sources[name]):
             SETTINGS[name].check(value, sources[name], directory if name == "chdir" else base)
     _check_memory_limits(values, sources)
-    _check_refork(values, sources)
+    _check_molds(values, sources)
     values["chdir"] = str(without_dots(base))
     return Settings(
         values,
@@ -491,14 +491,17 @@ def _check_memory_limits(values: Mapping[str, Any], sources: Mapping[str, str]) 
             )
 
 
-def _check_refork(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
-    """Refuse reforks without molds."""
-    if values.get("refork_after") and not values.get("preload_app"):
-        source = sources["refork_after"]
+def _check_molds(values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+    """Refuse settings of molds without molds."""
+    for name in ("refork_after", "warm_up"):
+        if not values.get(name) or values.get("preload_app"):
+            continue
+        value, source = values[name], sources[name]
+        shown = ", ".join(value) if isinstance(value, list) else value
         with _usage_errors(source):
             raise ConfigError(
-                f"refork_after: {values['refork_after']} has no effect without preload_app "
-                f"({source}); add --preload, or leave refork_after out"
+                f"{name}: {shown} has no effect without preload_app ({source}); "
+                f"add --preload, or leave {name} out"
             )
 
 

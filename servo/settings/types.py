@@ -155,8 +155,10 @@ class WorkerCount(Whole):
             return super().from_text(text)
         parts = [part.strip() for part in text.split(":")]
         low, high = (int(part) if part.isdecimal() else 0 for part in parts[:2])
-        if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 0 < low <= high:
-            raise BoundsError(low, high)
+        most = math.inf if self.maximum is None else self.maximum
+        are_valid = len(parts) == 2 and all(part.isdecimal() for part in parts)
+        if not (are_valid and 0 < low <= high <= most):
+            raise BoundsError(low, high, self.maximum)
         return f"{low}:{high}"
 
 
@@ -164,16 +166,20 @@ class BoundsError(ValueError):
     """Raised for invalid bounds of autoscaling.
 
     low, high   the given numbers; 0 for a missing one
+    maximum     the greatest number that is allowed, or None
     """
 
-    def __init__(self, low: int, high: int) -> None:
+    def __init__(self, low: int, high: int, maximum: int | None) -> None:
         super().__init__("not MIN:MAX")
+        limit = ""
+        if maximum is not None and max(low, high) > maximum:
+            low, high, limit = min(low, maximum), min(high, maximum), f" <= {maximum}"
         given = [number for number in (low, high) if number]
         least = min(given, default=1) if low else 1
         most = max(given, default=1)
-        if most == least:
+        if most == least and not limit:
             most = 4 * least
-        self.advice = f"expected MIN:MAX with 1 <= MIN <= MAX, such as {least}:{most}"
+        self.advice = f"expected MIN:MAX with 1 <= MIN <= MAX{limit}, such as {least}:{most}"
 
 
 @dataclass(frozen=True)

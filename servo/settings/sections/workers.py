@@ -20,6 +20,12 @@ _SOCKETS = "Sockets"
 _WORKERS = "Workers"
 _TIMES = "Timeouts"
 
+# A worker needs 10 MB at least. With one digit too many, such as in `-w 40000`, the server would
+# fork until the machine stands still.
+_MOST_WORKERS = 4096
+# Room for that many workers, their replacements and lingering workers. A row has 2 KB.
+_MOST_ROWS = 4 * _MOST_WORKERS
+
 SETTINGS = [
     Setting(
         name="bind",
@@ -55,7 +61,7 @@ socket, less busy workers get more connections.""",
     ),
     Setting(
         name="workers",
-        type=WorkerCount(1, keywords=("auto",)),
+        type=WorkerCount(1, keywords=("auto",), maximum=_MOST_WORKERS),
         default=1,
         default_from=DefaultFrom("WEB_CONCURRENCY", "$WEB_CONCURRENCY"),
         flags=("-w", "--workers"),
@@ -174,7 +180,7 @@ effect.""",
     ),
     Setting(
         name="reload_batch",
-        type=Whole(1),
+        type=Whole(1, maximum=_MOST_WORKERS),
         default=1,
         unit="workers",
         section=_WORKERS,
@@ -308,7 +314,7 @@ can't be requested there, because event loops start in the workers: name functio
     ),
     Setting(
         name="scoreboard_size",
-        type=Whole(1),
+        type=Whole(1, maximum=_MOST_ROWS),
         default=256,
         unit="rows",
         section=_WORKERS,

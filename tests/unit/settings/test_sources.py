@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def test_a_service_named_like_a_setting(tmp_path: Path) -> None:
         (
             {"SERVO_WORKERS": "many"},
             r"workers: 'many' is not valid \(environment SERVO_WORKERS\); "
-            r'expected a whole number, 1 or more or "auto"',
+            r'expected a whole number from 1 to 4096 or "auto"',
         ),
         ({"WEB_CONCURRENCY": "many"}, r"workers: 'many' .*environment WEB_CONCURRENCY"),
         ({"SERVO_WORKERS": ""}, r"workers: ''"),
@@ -211,13 +212,20 @@ def test_a_hard_memory_limit_leaves_room_for_the_soft_one(tmp_path: Path) -> Non
         load(tmp_path, *flags, hard)
 
 
-def test_reforks_need_molds(tmp_path: Path) -> None:
-    text = r"refork_after: 5 has no effect without preload_app .*; add --preload, or leave"
+@pytest.mark.parametrize(
+    ("name", "flag", "value"),
+    [("refork_after", "--refork-after", "5"), ("warm_up", "--warm-up", "/start")],
+)
+def test_settings_of_molds_need_molds(tmp_path: Path, name: str, flag: str, value: str) -> None:
+    text = rf"{name}: {value} has no effect without preload_app .*; add --preload, or leave {name}"
     with pytest.raises(UsageError, match=text):
-        load(tmp_path, "--refork-after", "5")
+        load(tmp_path, flag, value)
     with pytest.raises(ConfigError, match=text):
-        load(tmp_path, environ={variable("refork_after"): "5"})
-    load(tmp_path, "--refork-after", "5", "--preload")
+        load(tmp_path, environ={variable(name): value})
+    load(tmp_path, flag, value, "--preload")
+
+
+def test_no_reforks_need_no_molds(tmp_path: Path) -> None:
     load(tmp_path, "--refork-after", "0")
 
 
@@ -330,6 +338,21 @@ def test_bounds_of_autoscaling() -> None:
 def test_bounds_that_make_no_sense(tmp_path: Path, text: str, nearest: str) -> None:
     with pytest.raises(UsageError, match=f"with 1 <= MIN <= MAX, such as {nearest}$"):
         load(tmp_path, f"--workers={text}")
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--workers=40000", 'a whole number from 1 to 4096 or "auto", or MIN:MAX, such as 2:16'),
+        ("--workers=4:40000", "MIN:MAX with 1 <= MIN <= MAX <= 4096, such as 4:4096"),
+        ("--workers=9000:40000", "MIN:MAX with 1 <= MIN <= MAX <= 4096, such as 4096:4096"),
+        ("--reload-batch=40000", "a whole number from 1 to 4096"),
+        ("--scoreboard-size=100000000", "a whole number from 1 to 16384"),
+    ],
+)
+def test_more_processes_than_any_machine_has(tmp_path: Path, flag: str, expected: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"expected {expected}") + "$"):
+        load(tmp_path, flag)
 
 
 def test_worker_count_of_a_class_that_is_known_later() -> None:

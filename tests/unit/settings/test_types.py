@@ -27,7 +27,7 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
     kind = setting.type
     if isinstance(kind, types.WorkerCount):
         bounds = st.tuples(st.integers(1, 99), st.integers(0, 99))
-        return bounds.map(lambda pair: f"{pair[0]}:{sum(pair)}") | st.integers(min_value=1)
+        return bounds.map(lambda pair: f"{pair[0]}:{sum(pair)}") | st.integers(1, kind.maximum)
     if isinstance(kind, types.Whole):
         numbers = st.integers(min_value=kind.minimum, max_value=kind.maximum)
         return numbers | st.sampled_from(kind.keywords or (kind.minimum,))
