@@ -347,7 +347,7 @@ def test_an_operator_sends(start: Callable[..., Workers]) -> None:
     assert workers.wait_heard(2, 2)[-1] == [0, 7]
     assert workers.wait_heard(1, 1) == [[0, 7]]
     for args, code, text in [
-        (("9", "1"), 1, "there is no worker 9; there is 1, 2"),
+        (("9", "1"), 1, "there is no worker 9; the slots are 1, 2"),
         (("1", "{"), 2, "the message is not valid JSON"),
         (("x", "1"), 2, "'x' is not a worker's slot"),
         (("1",), 2, "give a slot and a message"),

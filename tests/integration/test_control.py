@@ -366,7 +366,7 @@ def test_restart_worker(serve: Serve) -> None:
     assert slots(server) == {1: before[1], 2: result["pid"]}
     refused = servoctl("--pid", str(server.pid), "restart-worker", "7")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "no worker serves in slot 7; there is 1, 2" in refused.stderr
+    assert "no worker serves in slot 7; the slots are 1, 2" in refused.stderr
     assert ctl(server, "restart-worker", "1", "--no-wait")["ok"]
     server.wait_replaced([before[1]], 2)
 
@@ -430,7 +430,7 @@ def test_wrong_signals(serve: Serve) -> None:
     before = slots(server)
     pid = before[2]
     for arguments, code, advice in [
-        (("7", "TERM"), 1, "there is no worker 7; there is 1, 2"),
+        (("7", "TERM"), 1, "there is no worker 7; the slots are 1, 2"),
         ((str(pid), "TERM"), 1, f"{pid} is the pid of worker 2"),
         (("1", "TREM"), 2, "did you mean TERM?"),
         (("1",), 2, "Missing argument 'SIGNAL'"),

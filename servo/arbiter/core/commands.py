@@ -211,8 +211,8 @@ def run_restart(server: Server, now: float, slot: int) -> dict[str, Any]:
     live = [worker for worker in server.workers.live() if worker.slot == slot]
     if not live:
         there = sorted({worker.slot for worker in server.workers.live()})
-        known = ", ".join(map(str, there)) or "none"
-        raise RefusedError(f"no worker serves in slot {slot}; there is {known}")
+        known = ", ".join(map(str, there)) or "empty"
+        raise RefusedError(f"no worker serves in slot {slot}; the slots are {known}")
     for worker in live:
         if worker.replace_reason is not None:
             raise RefusedError(f"{worker} is being replaced already")

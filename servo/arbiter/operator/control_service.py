@@ -525,8 +525,8 @@ class ControlService:
         elif slot in workers:
             caller.fail(protocol.REFUSED, f"worker {slot} does not read its messages")
         else:
-            known = ", ".join(map(str, workers)) or "none"
-            caller.fail(protocol.REFUSED, f"there is no worker {slot}; there is {known}")
+            known = ", ".join(map(str, workers)) or "empty"
+            caller.fail(protocol.REFUSED, f"there is no worker {slot}; the slots are {known}")
 
     # --- one worker -------------------------------------------------------------------------------
 
@@ -540,7 +540,7 @@ class ControlService:
         if entries:
             return max(entries, key=lambda each: (each.live, each.serial))
         known = ", ".join(str(each) for each in sorted({entry.slot for entry in table}))
-        text = f"there is no worker {slot}; there is {known or 'none'}"
+        text = f"there is no worker {slot}; the slots are {known or 'empty'}"
         # The number may be a pid that somebody has copied from `ps`.
         by_pid = table.find(slot)
         hint = f"; {slot} is the pid of worker {by_pid.slot}" if by_pid is not None else ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,10 @@ class Preflight(PipeChild):
         # Servo's own errors are one line. Of a traceback, the last line is enough.
         said = [line for line in lines if line.startswith("servo: error: ")] or lines[-1:]
         text = said[0].removeprefix("servo: error: ") if said else "it said nothing"
-        return f"the new program can't start: {text} (exit code {code})"
+        # Another interpreter often lacks one of the app's packages.
+        is_missing = "No module named" in text and self._python != sys.executable
+        hint = f"; is it installed for {self._python}?" if is_missing else ""
+        return f"the new program can't start: {text} (exit code {code}){hint}"
 
     def _read(self) -> bool:
         """Read the available bytes. Returns False at the end of the pipe."""

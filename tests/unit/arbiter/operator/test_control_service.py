@@ -194,7 +194,7 @@ def test_messages_to_applications(server: Server) -> None:
     assert server.ask("send", slot=1, message="2", topic="").result == {"workers": 1}
     assert server.router.sent == [({"a": 1}, "t"), (2, 1, "")]
     unknown = server.ask("send", slot=7, message="2", topic="").failure
-    assert unknown == (protocol.REFUSED, "there is no worker 7; there is 1")
+    assert unknown == (protocol.REFUSED, "there is no worker 7; the slots are 1")
     server.router.reads = False
     behind = server.ask("send", slot=1, message="2", topic="").failure
     assert behind == (protocol.REFUSED, "worker 1 does not read its messages")
@@ -205,7 +205,7 @@ def test_messages_to_applications(server: Server) -> None:
 
 def test_a_stack_of_a_worker_that_is_not_there(server: Server) -> None:
     failure = server.ask("stack", slot=4).failure
-    assert failure == (protocol.REFUSED, "there is no worker 4; there is 1")
+    assert failure == (protocol.REFUSED, "there is no worker 4; the slots are 1")
 
 
 def test_reopened_logs_are_named(server: Server) -> None:
@@ -229,9 +229,9 @@ def test_a_signal_that_can_not_be_sent(server: Server) -> None:
     unknown = server.ask("signal", slot=1, name="TREM").failure
     assert unknown == (protocol.USAGE, "'TREM' is not a signal; did you mean TERM?")
     no_slot = server.ask("signal", slot=2, name="TERM").failure
-    assert no_slot == (protocol.REFUSED, "there is no worker 2; there is 1")
+    assert no_slot == (protocol.REFUSED, "there is no worker 2; the slots are 1")
     a_pid = server.ask("signal", slot=1001, name="TERM").failure
-    text = "there is no worker 1001; there is 1; 1001 is the pid of worker 1"
+    text = "there is no worker 1001; the slots are 1; 1001 is the pid of worker 1"
     assert a_pid == (protocol.REFUSED, text)
     assert server.signals == []
     server.may_signal = False

@@ -89,6 +89,17 @@ def test_an_interpreter_without_servo(loop: Any, tmp_path: Path) -> None:
     assert "Traceback" in found.details
 
 
+def test_another_interpreter_without_a_package(loop: Any, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    found = preflight(loop, tmp_path, "import no_such_package", python=str(python))
+    assert found.error == (
+        "the new program can't start: ModuleNotFoundError: No module named 'no_such_package' "
+        f"(exit code 1); is it installed for {python}?"
+    )
+
+
 def test_what_is_no_program(loop: Any, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("nothing")
