@@ -404,6 +404,7 @@ class MoldProcesses:
         code  its exit code; minus the signal's number if a signal ended it
         """
         mold.is_reaped = True
+        out_of_memory = self._workers.ran_out_of_memory(code)
         if mold in self._ending:
             del self._ending[mold]
             self._table.remove(mold)
@@ -411,7 +412,9 @@ class MoldProcesses:
         self.on_answers(mold)
         kind, report = mold.failure
         text, _, details = report.partition("\n")
-        if not text:
+        if out_of_memory:
+            text = "killed by the kernel: out of memory"
+        elif not text:
             how = f"exit code {code}" if code >= 0 else process_info.signal_name(-code)
             text = f"its process ended ({how})"
         del self._by_generation[mold.generation]

@@ -439,8 +439,18 @@ class WorkerProcesses:
             if worker.channel is not None:
                 self._receive(worker, LAST_READS)
         name = process_info.signal_name(-code) if code < 0 else ""
-        out_of_memory = code == -signal.SIGKILL and self._out_of_memory.took_one()
+        out_of_memory = self.ran_out_of_memory(code)
         self._enqueue(events.ChildExited(worker.pid, code, name, out_of_memory))
+
+    def ran_out_of_memory(self, code: int) -> bool:
+        """Whether the kernel has killed the process that was just reaped, for lack of memory.
+
+        code  its exit code; minus the signal's number if a signal ended it
+
+        Call this once for each worker and mold, so that the kernel's counter is attributed to the
+        right one.
+        """
+        return code == -signal.SIGKILL and self._out_of_memory.took_one()
 
     def _receive(self, worker: WorkerProcess, reads: int) -> None:
         """Read a worker's messages.

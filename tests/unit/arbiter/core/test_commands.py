@@ -151,7 +151,9 @@ def test_a_restart_is_new_first() -> None:
 
 def test_a_restart_refused() -> None:
     server = Server()
-    assert server.ask("restart-worker", 9).refused == "no worker serves in slot 9; the slots are 1, 2"
+    assert (
+        server.ask("restart-worker", 9).refused == "no worker serves in slot 9; the slots are 1, 2"
+    )
     assert server.ask("restart-worker", 1).refused == ""
     assert "is being replaced already" in server.ask("restart-worker", 1).refused
 

@@ -8,10 +8,12 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from servo.arbiter import process_info
 from servo.arbiter.core import actions, events
 from servo.arbiter.core.events import Event
 from servo.arbiter.hook_objects import HookServer
@@ -235,6 +237,22 @@ def test_a_mold_that_names_another_process_is_killed(
     molds.reap(pid)
     assert molds.inbox[1] == events.MoldEnded(1, pid, "its process ended (SIGKILL)")
     assert molds.inbox[2] == events.ForkFailed(1, "its mold ended while forking it")
+
+
+def test_a_mold_that_the_kernel_kills_for_lack_of_memory(molds: Molds, tmp_path: Path) -> None:
+    """The kernel counts it, and no later SIGKILL of a worker may be mistaken for it."""
+    events_file = tmp_path / "memory.events"
+    events_file.write_text("oom_kill 0\n")
+    (tmp_path / "cgroup").write_text("0::/\n")
+    counter = process_info.OutOfMemoryCounter(str(tmp_path), str(tmp_path / "cgroup"))
+    molds.workers._out_of_memory = counter
+    pid = molds.start(pauses)
+    molds.until(events.MoldReady)
+    events_file.write_text("oom_kill 1\n")
+    os.kill(pid, signal.SIGKILL)
+    molds.reap(pid)
+    assert molds.inbox[1] == events.MoldEnded(1, pid, "killed by the kernel: out of memory")
+    assert not molds.workers.ran_out_of_memory(-signal.SIGKILL)
 
 
 def test_the_reason_that_a_mold_reports(molds: Molds) -> None:
