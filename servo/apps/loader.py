@@ -229,8 +229,10 @@ def _import_failed(name: str, error: BaseException) -> AppImportError:
     if isinstance(error, SystemExit):
         what = f"it called sys.exit({error.code!r})"
     else:
-        what = "".join(traceback.format_exception_only(type(error), error)).strip()
-        what = what.splitlines()[-1]
+        # The first line that is not indented: the lines before it show the source of a SyntaxError,
+        # and those after it continue a long message.
+        lines = "".join(traceback.format_exception_only(type(error), error)).splitlines()
+        what = next((line for line in lines if line and not line[0].isspace()), lines[-1])
     return AppImportError(f"importing {name} failed: {what}", _details(error))
 
 

@@ -265,7 +265,7 @@ def test_an_import_that_raises(home: Path) -> None:
         ("def f(:\n", "SyntaxError: "),
         ("import sys\nsys.exit(1)\n", "it called sys.exit(1)"),
         ("import asyncio\nraise asyncio.CancelledError\n", "CancelledError"),
-        ("class E(Exception): ...\nraise E('one\\ntwo')\n", "two"),
+        ("class E(Exception): ...\nraise E('one\\ntwo')\n", "broken.E: one"),
     ],
 )
 def test_an_import_that_fails_inside(home: Path, source: str, says: str) -> None:
@@ -276,6 +276,27 @@ def test_an_import_that_fails_inside(home: Path, source: str, says: str) -> None
         assert str(error).startswith("importing ")
         assert "broken.py" in error.details
     assert "broken" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (
+            "raise ValueError('1 validation error for Settings\\nSECRET\\n  Field required\\n"
+            "    For further information visit https://example.org')",
+            "ValueError: 1 validation error for Settings",
+        ),
+        ("def app(:\n", "SyntaxError: invalid syntax"),
+        ("raise ValueError('\\nthe second line')", "ValueError: "),
+        (
+            "class Error(Exception):\n    __str__ = None\nraise Error",
+            "broken.Error: <exception str",
+        ),
+    ],
+)
+def test_the_reason_is_the_first_line_of_a_message(home: Path, source: str, says: str) -> None:
+    (home / "broken.py").write_text(source)
+    assert str(refusal("broken")).startswith(f"importing broken failed: {says}")
 
 
 def test_the_causes_of_an_error_are_shown_too(home: Path) -> None:
