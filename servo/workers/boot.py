@@ -35,7 +35,7 @@ from servo.net.privileges import become
 from servo.settings.sources import SLOT_VARIABLE, drop_config_modules
 from servo.shared_memory import row_layout
 from servo.workers import inspection
-from servo.workers.fork_safety import reseed, warn_of_threads
+from servo.workers.fork_safety import check_descriptors, reseed, warn_of_threads
 from servo.workers.forks import Forks
 from servo.workers.messages.mailbox import Mailbox
 from servo.workers.python_exit import PythonExit, forget_children, register_exit_functions
@@ -162,6 +162,7 @@ def _boot(context: WorkerContext) -> Worker:
         # belong to the application.
         prepare_import(settings, forget_handlers=hook_app.callable is None)
     app = hook_app.take()
+    check_descriptors(context.channel)
     kind = worker_for(settings, app)
     worker = kind(context, app)
     inspection.answer_requests_signal(worker.requests_report, context.dump_fd)

@@ -4,6 +4,8 @@ A forked process has no copies of its parent's other threads. It shares the pare
 and its generators return the same numbers. A mold looks for threads and connections after it has
 imported the application, and logs a warning for each: only the application can fix them. A worker
 seeds the generators again (`reseed`).
+
+`check_descriptors` finds an application that has closed the connection to the arbiter.
 """
 
 from __future__ import annotations
@@ -12,9 +14,16 @@ import contextlib
 import logging
 import os
 import socket
+import stat
 import sys
 import threading
 import traceback
+from typing import TYPE_CHECKING
+
+from servo.errors import AppImportError
+
+if TYPE_CHECKING:
+    from servo.ipc.channel import Channel
 
 log = logging.getLogger("servo.error")
 
@@ -40,6 +49,28 @@ def warn_of_threads(where: str) -> None:
             where,
             stack.rstrip(),
         )
+
+
+def check_descriptors(ours: socket.socket | Channel) -> None:
+    """Raise AppImportError if the application has closed the connection to the arbiter.
+
+    ours  the socket or channel to the arbiter
+
+    The arbiter can't get the reason, and the log may be closed, too. So this function writes the
+    reason to the standard error.
+    """
+    try:
+        is_socket = stat.S_ISSOCK(os.fstat(ours.fileno()).st_mode)
+    except OSError:
+        is_socket = False
+    if not is_socket:
+        text = (
+            "the app has closed the descriptors of its process while it was imported, like a "
+            "program that becomes a daemon (os.closerange); Servo needs them"
+        )
+        with contextlib.suppress(OSError):  # it may be closed, too
+            os.write(2, f"servo: error: {text}\n".encode())
+        raise AppImportError(text)
 
 
 def open_sockets() -> dict[int, str]:

@@ -45,7 +45,12 @@ from servo.workers.allocator import return_freed_memory
 from servo.workers.boot import describe, prepare_import, run_worker, set_title, shorten
 from servo.workers.context import WorkerContext
 from servo.workers.fork_order import check_fds, receive_order, unpickle_attributes
-from servo.workers.fork_safety import open_sockets, warn_of_sockets, warn_of_threads
+from servo.workers.fork_safety import (
+    check_descriptors,
+    open_sockets,
+    warn_of_sockets,
+    warn_of_threads,
+)
 from servo.workers.forks import IGNORED
 from servo.workers.python_exit import register_exit_functions
 from servo.workers.registry import worker_for
@@ -142,6 +147,7 @@ class _Mold:
         # Call this again, because the kernel forgets it when the process changes its user.
         self._context.die_with_arbiter()
         app = load_app(settings.app, settings.interface)
+        check_descriptors(self._sock)
         # This imports the worker class, so the workers share it.
         worker_class = worker_for(settings, app)
         if settings.refork_after and not worker_class.can_fork_mold:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -10,7 +11,14 @@ from types import ModuleType
 
 import pytest
 
-from servo.workers.fork_safety import open_sockets, reseed, warn_of_sockets, warn_of_threads
+from servo.errors import AppImportError
+from servo.workers.fork_safety import (
+    check_descriptors,
+    open_sockets,
+    reseed,
+    warn_of_sockets,
+    warn_of_threads,
+)
 
 
 def test_threads(caplog: pytest.LogCaptureFixture) -> None:
@@ -31,6 +39,28 @@ def test_threads(caplog: pytest.LogCaptureFixture) -> None:
     assert text.startswith("The thread exporter was started while the app was imported")
     assert "wait_for_the_end" in text
     assert len(caplog.records) == len(before)
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_connection_to_the_arbiter_that_the_app_has_closed(
+    reused: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        check_descriptors(ours)
+        fd = ours.fileno()
+        os.close(fd)
+        if reused:
+            null = os.open(os.devnull, os.O_RDONLY)
+            if null != fd:
+                os.dup2(null, fd)
+                os.close(null)
+        with pytest.raises(AppImportError, match="the app has closed the descriptors"):
+            check_descriptors(ours)
+    ours.detach()
+    if reused:
+        os.close(fd)
+    assert capfd.readouterr().err.startswith("servo: error: the app has closed")
 
 
 def test_a_connection(caplog: pytest.LogCaptureFixture) -> None:
