@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +188,7 @@ class Endpoint:
 
     def _bind(self, path: Path) -> None:
         _check_length(path)
+        _check_place(path)
         # This process holds the lock, so a socket at the path belongs to a dead server.
         instances.remove_socket(str(path))
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -218,6 +220,7 @@ def check_path(path: str) -> None:
         check_appendable(str(lock))
     except OSError as error:
         raise InstanceError(f"{lock}: {error.strerror}") from error
+    _check_place(Path(path).absolute())
 
 
 def is_in_private_tmp(path: str, mounts: str = "/proc/self/mountinfo") -> bool:
@@ -244,6 +247,18 @@ def _check_length(path: Path) -> None:
     if len(os.fsencode(path)) > instances.MAX_SOCKET_PATH:
         raise InstanceError(
             f"{path} is longer than a socket's path may be ({instances.MAX_SOCKET_PATH} bytes)"
+        )
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a path at which there is something else than a socket: it may be of use."""
+    try:
+        is_free = stat.S_ISSOCK(path.lstat().st_mode)
+    except OSError:  # there is nothing, or `bind` gives the reason
+        return
+    if not is_free:
+        raise InstanceError(
+            f"{path} is there already, and no socket: remove it, or name a new path"
         )
 
 

@@ -76,13 +76,6 @@ def test_a_stale_socket_at_a_chosen_path_is_taken_over(place: Path) -> None:
     endpoint.close()
 
 
-def test_another_file_at_a_chosen_path_stays(place: Path) -> None:
-    (place / "notes").write_text("keep")
-    with pytest.raises(InstanceError, match="in use"):
-        Endpoint(str(place / "notes"), 0o600, shared=False)
-    assert (place / "notes").read_text() == "keep"
-
-
 def test_a_path_too_long_for_a_socket() -> None:
     for use in (partial(Endpoint, mode=0o600, shared=False), check_path):
         with pytest.raises(InstanceError, match="longer than a socket's path"):
@@ -124,6 +117,25 @@ def test_a_path_is_checked_without_making_a_file(place: Path) -> None:
     assert list(place.iterdir()) == []
     with pytest.raises(InstanceError, match=r"my\.sock\.lock: No such file or directory"):
         check_path(str(place / "nowhere" / "my.sock"))
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_a_path_of_something_else(place: Path, kind: str) -> None:
+    path, target = place / "my.sock", place / "target"
+    if kind == "file":
+        path.write_text("of use")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(target)
+    text = r"my\.sock is there already, and no socket: remove it"
+    with pytest.raises(InstanceError, match=text):
+        check_path(str(path))
+    with pytest.raises(InstanceError, match=text):
+        Endpoint(str(path), 0o600, shared=False)
+    assert os.path.lexists(path)
+    assert not target.exists()
+    assert kind != "file" or path.read_text() == "of use"
 
 
 def test_a_chosen_path_is_bound_before_it_is_announced(place: Path) -> None:
