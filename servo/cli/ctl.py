@@ -11,7 +11,9 @@ import os
 import re
 import signal
 import sys
+import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,7 +32,6 @@ from servo.settings.workdir import started_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 EXIT_DONE = 0
 EXIT_REFUSED = 1
@@ -47,6 +48,9 @@ _UPGRADE_EVENTS = (
 # After an upgrade, wait this many seconds for an answer: the new program first reads its
 # configuration.
 _TAKEOVER_S = 60.0
+_RETRY_S = 0.05
+# The end of an upgrade whose new program can't read the old one's state.
+_STATE_LOST = "state_lost"
 
 # How many past events or log lines to remember; a server keeps no more.
 _MOST_KEPT = 1000
@@ -308,16 +312,31 @@ def _reconnect(path: str, pid: int) -> ControlClient | None:
     path   the path of its control socket
     pid    its process id. If it differs now, another process has taken over the socket
 
-    An upgrade closes all connections, but keeps the process.
+    An upgrade closes all connections, but keeps the process. If the new program can't read the
+    state of the old one, it also makes a new socket, so there is none for a moment.
     """
-    try:
-        successor = ControlClient(path, _TAKEOVER_S)
-    except ControlError:
-        return None
+    end = time.monotonic() + _TAKEOVER_S
+    while True:
+        try:
+            successor = ControlClient(path, _TAKEOVER_S)
+            break
+        except ControlError:
+            if time.monotonic() >= end or not _is_running(pid):
+                return None
+        time.sleep(_RETRY_S)
     if successor.server_pid == pid:
         return successor
     successor.close()
     return None
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process exists and is no zombie; False if the system can't tell."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "XZ"
 
 
 class _SeenFilter:
@@ -387,7 +406,7 @@ def upgrade(target: Target, python: str, no_wait: bool) -> None:
         print_json(note) if target.json else show.upgrade_step(note)
 
     with target.connect() as client:
-        path = client.path
+        path, pid = client.path, client.server_pid
         try:
             result = client.request("upgrade", args, on_note)
         except ConnectionEnded:
@@ -396,18 +415,19 @@ def upgrade(target: Target, python: str, no_wait: bool) -> None:
         else:
             show.done(target, result, "the upgrade has started")
             return
-    # The new program has closed the connection. It still has the events of the old one.
-    with ControlClient(path, max(target.timeout_s, _TAKEOVER_S)) as client:
-        end = _follow_upgrade(client, generation, on_note)
+    # The new program has closed the connection.
+    end = _follow_upgrade(path, pid, generation, on_note)
     if end["name"] == "upgrade_failed":
         raise RequestFailed(REFUSED, end["reason"], end.get("details", ""))
     if end["name"] == "reload_rolled_back":
         text = f"{end['reason']}; the new program runs, and the old workers still serve"
         raise RequestFailed(ROLLED_BACK, text, end.get("details", ""))
+    lost = "; the counters start at 0, because the new program can't read the old one's state"
     with ControlClient(path, target.timeout_s) as client:
         status = client.request("status")
     result = {name: status[name] for name in ("version", "python", "pid", "generation")}
     text = f"runs Servo {status['version']} on Python {status['python']}"
+    text += lost if end["name"] == _STATE_LOST else ""
     show.done(target, result, f"upgraded: pid {status['pid']} {text}")
 
 
@@ -416,13 +436,38 @@ class _Found(Exception):  # noqa: N818
 
 
 def _follow_upgrade(
-    client: ControlClient, generation: int, on_note: Callable[[dict[str, Any]], None]
+    path: str, pid: int, generation: int, on_note: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Show the new program's events up to the end of its reload; return that last event.
 
+    path         the path of the server's control socket
+    pid          the server's process id
     generation   the number of the generation that the reload makes
     on_note      shows an event
+
+    If the new program can't read the old one's state, it has no earlier events, and makes no
+    reload. Then wait until its workers are ready, and return an event named _STATE_LOST.
     """
+    while True:
+        client = _reconnect(path, pid)
+        if client is None:
+            raise ConnectionEnded("the server has ended")
+        with client, suppress(ConnectionEnded):  # this connection was for the old program
+            past: list[dict[str, Any]] = []
+            client.request("events", {}, past.append)
+            starts = [each for each in past if each["name"] == "upgrade_started"]
+            if any(each.get("generation") == generation for each in starts):
+                return _follow_reload(client, generation, on_note)
+            status = client.request("status")
+            if status["workers"]["ready"] >= status["workers"]["target"]:
+                return {"name": _STATE_LOST}
+        time.sleep(_RETRY_S)
+
+
+def _follow_reload(
+    client: ControlClient, generation: int, on_note: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Show the events of an upgrade up to the end of its reload; return that last event."""
     has_begun = False
 
     def on_event(event: dict[str, Any]) -> None:
@@ -443,7 +488,7 @@ def _follow_upgrade(
     except _Found as found:
         event: dict[str, Any] = found.args[0]
         return event
-    raise ConnectionEnded("the server has ended")
+    raise ConnectionEnded("the server has closed the connection")
 
 
 @command("scale", context_settings={"ignore_unknown_options": True})

@@ -681,15 +681,9 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize(
-    "flags", [(), ("--reuse-port",), ("--bind", "unix:app.sock"), ("--preload",)]
-)
-def test_a_state_of_another_version(serve: Serve, tmp_path: Path, flags: tuple[str, ...]) -> None:
-    """The sockets stay, new workers boot, the old ones finish their requests, none is killed."""
+def start_old_version(serve: Serve, tmp_path: Path, *args: str) -> tuple[Server, str]:
+    """A server, and an interpreter whose Servo can't read this server's state."""
     (tmp_path / "servo").write_text(NEXT_VERSION)
-    pidfile = tmp_path / "pid"
-    port = free_port()
-    metrics = ("--metrics-bind", f"127.0.0.1:{port}", "--pidfile", str(pidfile))
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
@@ -697,12 +691,19 @@ def test_a_state_of_another_version(serve: Serve, tmp_path: Path, flags: tuple[s
     (tmp_path / "old").mkdir()
     script = tmp_path / "old" / "servo"
     script.write_text("import sys\nfrom servo.__main__ import main\nsys.exit(main())\n")
-    server = start(
-        serve,
-        tmp_path,
-        *("thread", *flags, *metrics),
-        command=(sys.executable, str(script)),
-    )
+    server = start(serve, tmp_path, "thread", *args, command=(sys.executable, str(script)))
+    return server, str(python)
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--reuse-port",), ("--bind", "unix:app.sock"), ("--preload",)]
+)
+def test_a_state_of_another_version(serve: Serve, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """The sockets stay, new workers boot, the old ones finish their requests, none is killed."""
+    pidfile = tmp_path / "pid"
+    port = free_port()
+    metrics = ("--metrics-bind", f"127.0.0.1:{port}", "--pidfile", str(pidfile))
+    server, python = start_old_version(serve, tmp_path, *flags, *metrics)
     old = server.worker_pids()
     listening = listening_sockets(server.port)
     with contextlib.ExitStack() as stack:
@@ -712,7 +713,7 @@ def test_a_state_of_another_version(serve: Serve, tmp_path: Path, flags: tuple[s
                 Load(server.port, {"raw-kept": 2, "raw-fresh": 2}, "/?s=0.05")
             )
             load.wait_answers(20)
-        found = servoctl(tmp_path, "upgrade", "--no-wait", "--python", str(python))
+        found = servoctl(tmp_path, "upgrade", "--no-wait", "--python", python)
         assert found.returncode == 0, found.stderr
         server.wait_log(r"The state that Servo .* has left can't be read: its version is 1, and")
         wait_for(lambda: not set(old) & set(server.worker_pids()), "end of the old workers")
@@ -728,3 +729,34 @@ def test_a_state_of_another_version(serve: Serve, tmp_path: Path, flags: tuple[s
     assert server.stop() == 0
     assert not pidfile.exists()
     assert not (tmp_path / "app.sock").exists()
+
+
+def test_servoctl_waits_for_a_program_that_can_not_read_the_state(
+    serve: Serve, tmp_path: Path
+) -> None:
+    server, python = start_old_version(serve, tmp_path)
+    old = server.worker_pids()
+    command = [sys.executable, "-m", "servo.cli.ctl", "--socket", str(tmp_path / "control")]
+    with subprocess.Popen(
+        [*command, "events", "--follow"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as follower:
+        assert follower.stdout is not None
+        assert "spawned" in follower.stdout.readline()
+        found = servoctl(tmp_path, "upgrade", "--python", python)
+        assert found.returncode == 0, found.stderr
+        last = found.stdout.splitlines()[-1]
+        assert last.startswith(f"upgraded: pid {server.pid} runs Servo ")
+        assert last.endswith(
+            "the counters start at 0, because the new program can't read the old one's state"
+        )
+        rows = ask(tmp_path, "workers")["workers"]
+        assert [row["state"] for row in rows] == ["ready", "ready"]
+        assert not {row["pid"] for row in rows} & set(old)
+        assert server.stop() == 0
+        events, errors = follower.communicate(timeout=60)
+    assert "stopping" in events, "it has followed the new program"
+    assert errors == "servoctl: the server has ended\n"
