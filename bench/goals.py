@@ -13,6 +13,8 @@ _TLS = (("tls-hello",), ("tls-browser",), ("tls-fresh",))
 _ECHO = (("echo-32",), ("echo-1M",))
 _HTTP2 = (("http2-hello",), ("http2-browser",), ("http2-tls",))
 _TRAFFIC = (("varied",), ("proxied",))
+_PROXIED_WSGI = (("flask-proxied", "django-proxied"),)
+_PROXIED_ASGI = (("starlette-proxied", "fastapi-proxied"),)
 _FRESH = (("fresh",),)
 _TEN = (("ten-requests", "short-lived"),)
 _FULL_TLS = (("tls-fresh",),)
@@ -35,6 +37,13 @@ GOALS = [
     ("servo-async", "gunicorn-asgi", _BODIES, 3 * _LEVEL),
     ("servo-async", "uvicorn", _BODIES, 3 * _LEVEL),
     ("servo-async", "uvicorn", _TLS, 3 * _LEVEL),
+    ("servo-sync", "granian-wsgi", _PROXIED_WSGI, (1,)),
+    ("servo-sync", "fastpysgi-wsgi", _PROXIED_WSGI, (1,)),
+    ("servo-thread", "granian-wsgi", _PROXIED_WSGI, (1,)),
+    ("servo-thread", "gunicorn-gthread", _PROXIED_WSGI, (1,)),
+    ("servo-async", "granian-asgi", _PROXIED_ASGI, (1,)),
+    ("servo-async", "uvicorn", _PROXIED_ASGI, (1,)),
+    ("servo-async", "fastpysgi-asgi", _PROXIED_ASGI, (1,)),
     ("servo-sync", "granian-wsgi", (("tls-hello",),), (1,)),
     # Without Python, with the same OpenSSL: what a handshake costs in any case.
     ("servo-sync", "nginx", _FULL_TLS, _LEVEL),

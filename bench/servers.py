@@ -54,6 +54,7 @@ class Family:
     no_access_log: tuple[str, ...] = ()
     tls: tuple[str, ...] | None = None
     many: tuple[str, ...] = ()
+    app: tuple[str, ...] = ()  # stands before the application's name
     reloads: bool = False  # HUP replaces the workers
     package: str = ""  # its name in requirements.txt; "": it is always there
 
@@ -127,6 +128,7 @@ FAMILIES = {
         no_access_log=("--no-access-log",),
         tls=("--ssl-certfile", "--ssl-keyfile"),
         many=("--keep-alive-timeout", "75"),
+        app=("--app",),
     ),
     "nginx": Family(
         command=(),  # nginx.py has it
@@ -191,7 +193,7 @@ class Server:
         command += (self.family.access_log or ()) if setup.access_log else self.family.no_access_log
         if setup.many:
             command += self.family.many
-        return [*command, app]
+        return [*command, *self.family.app, app]
 
     def check(self, setup: Setup) -> None:
         if setup.workers > 1 and self.family.workers is None:

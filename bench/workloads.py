@@ -126,6 +126,19 @@ def _logged(app: str) -> Setup:
     return Setup(app=app, access_log=True)
 
 
+def _proxied(
+    name: str, title: str, kinds: tuple[str, ...], answer: bytes | int = HELLO
+) -> Workload:
+    """The requests of `proxied` for a framework, which routes two numbers of their paths."""
+    return Workload(
+        f"{name}-proxied",
+        f"{title}: requests that differ, through a trusted proxy",
+        kinds,
+        setup=Setup(f"apps.{name}_hello"),
+        request=Request("/shop/1/items/37?page=1&q=a", BROWSER + PROXY, b"", answer, "proxied"),
+    )
+
+
 def _workers(number: int) -> Setup:
     return Setup(workers=number)
 
@@ -251,6 +264,12 @@ GROUPS: dict[str, list[Workload]] = {
             setup=Setup("apps.fastapi_hello"),
             request=FASTAPI,
         ),
+    ],
+    "proxied-frameworks": [
+        _proxied("flask", "Flask", WSGI),
+        _proxied("django", "Django", WSGI),
+        _proxied("starlette", "Starlette", ASGI),
+        _proxied("fastapi", "FastAPI", ASGI, FASTAPI.answer),
     ],
     "bodies": [
         Workload(

@@ -1,4 +1,5 @@
-"""Hello world in Django without middleware, over WSGI and ASGI."""
+"""Hello world in Django without middleware, over WSGI and ASGI; /shop/… takes two numbers of the
+path."""
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application
@@ -13,7 +14,11 @@ def index(request):
     return HttpResponse("Hello, world!")
 
 
-urlpatterns = [path("", index)]
+def item(request, shop, item):
+    return HttpResponse("Hello, world!")
+
+
+urlpatterns = [path("", index), path("shop/<int:shop>/items/<int:item>", item)]
 
 wsgi = get_wsgi_application()
 asgi = get_asgi_application()

@@ -1,4 +1,4 @@
-"""Hello world in FastAPI."""
+"""Hello world in FastAPI; /shop/… takes two numbers of the path."""
 
 from fastapi import FastAPI
 
@@ -7,4 +7,9 @@ asgi = FastAPI()
 
 @asgi.get("/")
 async def index():
+    return "Hello, world!"
+
+
+@asgi.get("/shop/{shop}/items/{item}")
+async def item(shop: int, item: int):
     return "Hello, world!"

@@ -1,4 +1,4 @@
-"""Hello world in Flask."""
+"""Hello world in Flask; /shop/… takes two numbers of the path."""
 
 from flask import Flask
 
@@ -7,4 +7,9 @@ wsgi = Flask(__name__)
 
 @wsgi.get("/")
 def index():
+    return "Hello, world!"
+
+
+@wsgi.get("/shop/<int:shop>/items/<int:item>")
+def item(shop, item):
     return "Hello, world!"

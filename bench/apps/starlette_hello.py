@@ -1,4 +1,4 @@
-"""Hello world in Starlette."""
+"""Hello world in Starlette; /shop/… takes two numbers of the path."""
 
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -9,4 +9,6 @@ async def index(request):
     return PlainTextResponse("Hello, world!")
 
 
-asgi = Starlette(routes=[Route("/", index)])
+asgi = Starlette(
+    routes=[Route("/", index), Route("/shop/{shop:int}/items/{item:int}", index)],
+)
