@@ -23,7 +23,9 @@ async def asgi(scope, receive, send):
     if scope["type"] == "websocket":
         await echo(receive, send)
         return
-    # lifespan: supported, as it is in frameworks
+    if scope["type"] != "lifespan":  # pounce tells of its workers in a scope of its own
+        raise ValueError(f"no such scope: {scope['type']}")
+    # Supported, as it is in frameworks.
     while True:
         message = await receive()
         await send({"type": message["type"] + ".complete"})

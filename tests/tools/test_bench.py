@@ -10,6 +10,7 @@ import io
 import json
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ MODULES = (
     "report",
     "run",
     "servers",
+    "tls_client",
     "workloads",
 )
 # What those import, too.
@@ -451,10 +453,12 @@ class Answering:
     piece   bytes to send at a time; 0: all of them
     closes  close a connection after the first answer
     stall_s how long to wait before the first answer
+    handle  serves a connection instead
     """
 
-    def __init__(self, answer, piece=0, closes=False, stall_s=0.0):
+    def __init__(self, answer, piece=0, closes=False, stall_s=0.0, handle=None):
         self.answer, self.piece, self.closes, self.stall_s = answer, piece, closes, stall_s
+        self.handle = handle or self.serve
         self.per_connection, self.most_together = [], 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
@@ -481,7 +485,7 @@ class Answering:
             self.handlers.append(threading.Thread(target=self.handle, args=(connection,)))
             self.handlers[-1].start()
 
-    def handle(self, connection):
+    def serve(self, connection):
         seen = 0
         with connection, contextlib.suppress(ConnectionError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -566,3 +570,36 @@ def test_a_stall_makes_all_requests_late_that_were_due_meanwhile(generate):
         found = generate(server, rate=500, connections=1)
     assert (found["requests"], found["errors"]) == (50, 0)
     assert found["p50_ms"] >= 45
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    trustme = pytest.importorskip("trustme")
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    issued = trustme.CA().issue_cert("localhost")
+    path.write_bytes(issued.private_key_and_cert_chain_pem.bytes())
+    return path
+
+
+@pytest.mark.parametrize(("tickets", "full"), [(2, False), (0, True)], ids=["tickets", "none"])
+def test_the_tls_client_counts_the_handshakes_that_were_not_resumed(
+    bench, certificate, tickets, full
+):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    context.num_tickets = tickets
+    resumed = []
+
+    def answer(connection):
+        with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as tls:
+            tls.recv(65536)
+            resumed.append(tls.session_reused)
+            tls.sendall(ANSWERS["length"])
+
+    with Answering(b"", handle=answer) as server:
+        found = bench.tls_client.main(server.port, 0.1, 1)
+    assert found["errors"] == 0
+    assert found["requests"] == len(resumed)
+    assert resumed.count(True) == (0 if full else len(resumed) - 1)
+    expected = 100 * (len(resumed) - 1) / len(resumed) if full else 0
+    assert found["full_percent"] == expected
