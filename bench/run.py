@@ -47,6 +47,9 @@ def main() -> None:
     if options.list:
         print_lists()
         return
+    if options.pages:
+        write_pages(options.out)
+        return
     # End by an exception, so that the `finally` blocks end the servers, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     python = environment.prepare(options.python)
@@ -108,6 +111,11 @@ def save(python: str, out: Path, record: dict[str, Any], text: str) -> None:
         command = [python, "plots.py", str(out / f"{name}.json"), str(out / PLOT)]
         subprocess.run(command, cwd=HERE, check=True)
     print(f"written to {out}/{name}.md and .json", flush=True)
+    write_pages(out)
+
+
+def write_pages(out: Path) -> None:
+    """Write the page of all aims, and the one that sets interpreters beside each other."""
     records = recorded(out)
     own = [record for group in GROUPS for record in records if record["name"] == group]
     (out / GOALS_PAGE).write_text(report.all_goals(own))
@@ -146,6 +154,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--save", help="record all of it under one name; empty: record nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the directory of the records")
     parser.add_argument("--check", action="store_true", help="compare with the records, save none")
+    parser.add_argument(
+        "--pages", action="store_true", help="write the pages of all records again, after new aims"
+    )
     parser.add_argument("--list", action="store_true", help="list groups, workloads and servers")
     options = parser.parse_args()
     options.suffix = f"-{environment.tag(options.python)}" if options.python else ""

@@ -603,3 +603,20 @@ def test_the_tls_client_counts_the_handshakes_that_were_not_resumed(
     assert resumed.count(True) == (0 if full else len(resumed) - 1)
     expected = 100 * (len(resumed) - 1) / len(resumed) if full else 0
     assert found["full_percent"] == expected
+
+
+def test_the_page_of_the_aims_can_be_written_from_the_records(bench, tmp_path, monkeypatch):
+    for name, group, python in (
+        ("http", "http", "CPython 3.11"),
+        ("http-cpython-3.14", "http", "CPython 3.14.1"),
+        ("trial", "trial", "CPython 3.11"),
+    ):
+        machine = {**MACHINE, "group": group, "python": python}
+        record = bench.report.record(name, machine, RESULTS, 3, 1.0)
+        (tmp_path / f"{name}.json").write_text(bench.report.as_json(record))
+    monkeypatch.setattr(sys, "argv", ["run.py", "--pages", "--out", str(tmp_path)])
+    bench.run.main()
+    goals = (tmp_path / "goals.md").read_text()
+    assert "Measured: http 2026-01-01 00:00 UTC." in goals
+    assert goals.count("| servo-async / uvicorn | hello | 0.60 | 0.50 |") == 1
+    assert "CPython 3.14.1" in (tmp_path / "interpreters.md").read_text()
