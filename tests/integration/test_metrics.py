@@ -195,19 +195,42 @@ def test_utilisation(serve: Serve, worker_class: str, args: list[str], path: str
         server.kill_all()
 
 
+# An application whose requests wait until there is a file.
+HELD = """
+import asyncio, pathlib, time
+
+GO = pathlib.Path(__file__).with_name("go")
+
+def wsgi(environ, start_response):
+    while not GO.exists():
+        time.sleep(0.02)
+    start_response("200 OK", [("Content-Length", "0")])
+    return [b""]
+
+async def asgi(scope, receive, send):
+    assert scope["type"] == "http"
+    while not GO.exists():
+        await asyncio.sleep(0.02)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+"""
+
+
 @pytest.mark.parametrize(
-    ("app", "args"),
+    ("interface", "args", "threads"),
     [
-        ("wsgi_app", ("-k", "sync")),
-        ("wsgi_app", ("-k", "thread", "--threads", "2")),
-        ("wsgi_app", ("-k", "async", "--threads", "2")),
-        ("asgi_app", ("-k", "async")),
+        ("wsgi", ("-k", "sync"), 1),
+        ("wsgi", ("-k", "thread", "--threads", "2"), 2),
+        ("wsgi", ("-k", "async", "--threads", "2"), 2),
+        ("asgi", ("-k", "async"), 0),
     ],
     ids=["sync", "thread", "wsgi-in-async", "asgi"],
 )
-def test_threads(serve: Serve, app: str, args: tuple[str, ...]) -> None:
-    server, metrics = serve_with_metrics(serve, f"{APPS / app}.py:app", "-w", "1", *args)
-    threads = {"sync": 1, "thread": 2}.get(args[1], 2 if app == "wsgi_app" else 0)
+def test_threads(
+    serve: Serve, tmp_path: Path, interface: str, args: tuple[str, ...], threads: int
+) -> None:
+    (tmp_path / "held.py").write_text(HELD)
+    server, metrics = serve_with_metrics(serve, f"held:{interface}", "-w", "1", *args)
     metrics.wait_value(threads, "servo_threads", state="idle")
     with contextlib.ExitStack() as stack:
         clients = [
@@ -217,13 +240,13 @@ def test_threads(serve: Serve, app: str, args: tuple[str, ...]) -> None:
             for _ in range(3)
         ]
         for client in clients:
-            client.sendall(b"GET /slow?s=1 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        if threads:
-            metrics.wait_value(threads, "servo_threads", state="busy")
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        metrics.wait_value(threads, "servo_threads", state="busy")
         if threads == 2:
             metrics.wait_value(1, "servo_requests_waiting_for_thread")
             row = ctl(server, "workers")["workers"][0]
             assert row["threads"] == {"busy": 2, "idle": 0, "waiting": 1}
+        (tmp_path / "go").touch()
         for client in clients:
             while client.recv(65536):
                 pass
