@@ -20,6 +20,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from servo import __version__
+from servo.cli import report as bug_report
 from servo.cli import show
 from servo.cli.log_reader import LogFilter, follow_file, tail_file
 from servo.cli.target import Target, print_json, running_servers, target_of, target_options
@@ -362,6 +363,35 @@ class _SeenFilter:
             return False
         self._seen.append(note)
         return True
+
+
+@command("report")
+@click.option(
+    "--lines",
+    type=click.IntRange(min=1),
+    default=50,
+    help="How many events and log lines to include.  [50]",
+)
+def report(target: Target, lines: int) -> int:
+    """Print all that a bug report needs, without secrets.
+
+    Versions, system, limits, settings and their sources, workers, the last events and log lines, in
+    Markdown. Read the text before you publish it.
+    """
+    result: dict[str, Any] = {}
+    failure: ServoError | None = None
+    try:
+        with target.connect() as client:
+            result = client.request("report", {"lines": lines})
+            show.add_usage(result, client.server_pid)
+    except ControlError as error:  # a report of a server that does not answer is useful, too
+        failure = error
+    problem = str(failure or "")
+    if target.json:
+        print_json(bug_report.as_json(result, problem))
+    else:
+        click.echo(bug_report.as_markdown(result, problem))
+    return failure.exit_code if failure is not None else EXIT_DONE
 
 
 # --- controlling ------------------------------------------------------------------------------

@@ -109,6 +109,12 @@ def _counts(workers: dict[str, Any]) -> str:
 
 def status(row: dict[str, Any]) -> None:
     """`servoctl status`."""
+    for line in status_lines(row):
+        click.echo(line)
+
+
+def status_lines(row: dict[str, Any]) -> list[str]:
+    """The lines of `servoctl status`."""
     workers = row["workers"]
     state = styled(row["state"], row["state"])
     statuses = ", ".join(f"{name} {count}" for name, count in row["statuses"].items() if count)
@@ -135,9 +141,7 @@ def status(row: dict[str, Any]) -> None:
         ("last reload", f"{format_time(last['time'])} {last['text']}" if last else ""),
         ("directory", row["directory"]),
     ]
-    for name, value in lines:
-        if value:
-            click.echo(f"{name:14}{value.splitlines()[0]}")
+    return [f"{name:14}{value.splitlines()[0]}" for name, value in lines if value]
 
 
 def _quantiles(p50_s: float | None, p99_s: float | None) -> str:
@@ -179,6 +183,11 @@ def add_usage(result: dict[str, Any], server_pid: int) -> None:
 
 def workers(result: dict[str, Any]) -> None:
     """`servoctl workers`."""
+    show_table(*workers_table(result))
+
+
+def workers_table(result: dict[str, Any]) -> tuple[list[Column], list[list[str]]]:
+    """The columns and the rows of `servoctl workers`."""
     columns = [
         Column("slot", True),
         Column("pid", True),
@@ -198,7 +207,7 @@ def workers(result: dict[str, Any]) -> None:
         Column("PSS", True, drop_rank=6),
         Column("last exit", keep=False),
     ]
-    show_table(columns, [_worker(row) for row in result["workers"]])
+    return columns, [_worker(row) for row in result["workers"]]
 
 
 def _worker(row: dict[str, Any]) -> list[str]:
@@ -343,18 +352,25 @@ def upgrade_step(note: dict[str, Any]) -> None:
 
 def event(note: dict[str, Any]) -> None:
     """Print a lifecycle event."""
-    click.echo(f"{format_time(note['time'])}  {note['name']:<18}  {note['text'].splitlines()[0]}")
+    click.echo(event_line(note))
+
+
+def event_line(note: dict[str, Any]) -> str:
+    """A lifecycle event as a line."""
+    return f"{format_time(note['time'])}  {note['name']:<18}  {note['text'].splitlines()[0]}"
 
 
 def log_line(record: dict[str, Any]) -> None:
     """Print a record of the log, which may have several lines."""
-    if "line" in record:
-        click.echo(record["line"])
-        return
+    click.echo(record["line"] if "line" in record else log_text(record))
+
+
+def log_text(record: dict[str, Any]) -> str:
+    """A record of the log as text, which may have several lines."""
     level = record["level"]
     process = f"worker {record['slot']}" if "slot" in record else "arbiter"
     start = f"{format_time(record['time'])} {process} [{record.get('pid')}]"
-    click.echo(f"{start} {styled(level.upper(), level)} {record['text']}")
+    return f"{start} {styled(level.upper(), level)} {record['text']}"
 
 
 def plural(workers: int) -> str:

@@ -61,6 +61,8 @@ COMMANDS: dict[str, Command] = {
     "workers": Command(),
     "requests": Command(),
     "config": Command(),
+    # `lines`: how many events, and how many log lines
+    "report": Command({"lines": (int, 50)}),
     "stack": Command({"slot": (int, ...)}),
     "logs": Command({"follow": (bool, False)}),
     "events": Command({"follow": (bool, False)}),

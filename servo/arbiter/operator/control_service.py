@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from servo.arbiter.core import actions, events
 from servo.arbiter.core.worker_table import WorkerState
-from servo.arbiter.operator import status
+from servo.arbiter.operator import report, status
 from servo.arbiter.operator.feed import Feed
 from servo.arbiter.operator.lifecycle_events import LifecycleEvent
 from servo.arbiter.operator.progress import (
@@ -36,6 +36,7 @@ from servo.arbiter.process_info import signal_name
 from servo.control import protocol
 from servo.control.endpoint import Endpoint, check_path, is_in_private_tmp
 from servo.control.instances import InstanceError
+from servo.control.redaction import with_texts, without_values
 from servo.control.server import FULL, ControlServer
 from servo.control.signal_names import signal_number
 from servo.errors import ConfigError
@@ -389,31 +390,50 @@ class ControlService:
             caller.fail(protocol.REFUSED, "the server failed to answer; its log has the error")
 
     def _status(self, caller: Caller, _args: dict[str, Any]) -> None:
+        caller.done(self._status_values())
+
+    def _status_values(self) -> dict[str, Any]:
         arbiter = self._arbiter
         listeners = [listener.name for listener in arbiter.listeners]
-        caller.done(
-            status.status(
-                arbiter.supervisor,
-                arbiter.scoreboard,
-                arbiter.settings,
-                self._rates,
-                listeners,
-                self._started_at,
-                time.time(),
-                self._last_reload,
-                time.monotonic_ns(),
-                [listener.socket.getsockname() for listener in arbiter.listeners],
-            )
+        return status.status(
+            arbiter.supervisor,
+            arbiter.scoreboard,
+            arbiter.settings,
+            self._rates,
+            listeners,
+            self._started_at,
+            time.time(),
+            self._last_reload,
+            time.monotonic_ns(),
+            [listener.socket.getsockname() for listener in arbiter.listeners],
         )
 
     def _workers(self, caller: Caller, _args: dict[str, Any]) -> None:
+        caller.done(self._workers_values())
+
+    def _workers_values(self) -> dict[str, Any]:
         arbiter = self._arbiter
         now = time.monotonic()
         rows = status.workers(
             arbiter.supervisor, arbiter.scoreboard, self._rates, self._last_exits, now
         )
         target = arbiter.supervisor.count.target
-        caller.done({"server_pid": os.getpid(), "target": target, "workers": rows})
+        return {"server_pid": os.getpid(), "target": target, "workers": rows}
+
+    def _report(self, caller: Caller, args: dict[str, Any]) -> None:
+        settings, lines = self._arbiter.settings, max(1, args["lines"])
+        values = {
+            "facts": report.facts(os.environ),
+            "settings": status.config(settings),
+            "status": self._status_values(),
+            **self._workers_values(),
+            "events": self._events.records[-lines:],
+            "logs": self._records.records[-lines:],
+        }
+        # Only this process knows the values of all secrets. `servoctl` also removes what looks like
+        # a secret, which would take too long here.
+        secrets = report.known_secrets(settings, os.environ)
+        caller.done(with_texts(values, lambda text: without_values(text, secrets)))
 
     def _config(self, caller: Caller, _args: dict[str, Any]) -> None:
         caller.done({"settings": status.config(self._arbiter.settings)})
@@ -666,6 +686,7 @@ _HANDLERS: dict[str, Callable[[ControlService, Caller, dict[str, Any]], None]] =
     "workers": ControlService._workers,
     "requests": ControlService._requests,
     "config": ControlService._config,
+    "report": ControlService._report,
     "stack": ControlService._stack,
     "logs": ControlService._logs,
     "events": ControlService._show_events,
