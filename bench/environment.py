@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from servers import CERTIFICATE, GENERATOR, HERE, POLLING, REPOSITORY, STATIC_FI
 from workloads import STATIC
 
 REQUIREMENTS = HERE / "requirements.txt"
+# How long a package without a wheel for the interpreter may take to build, s.
+BUILD_S = 600.0
 TOLD = (
     "bengal-pounce fastpysgi granian gunicorn gunicorn-h1c httptools hypercorn orjson servo-server"
     " uvicorn uvloop waitress websockets wsproto zttp django fastapi flask starlette"
@@ -82,12 +85,25 @@ def install_peers(pip: list[str]) -> dict[str, str]:
         return {}
     errors = {}
     for line in requirements(REQUIREMENTS.read_text()):
-        command = [*pip, "--constraint", str(REQUIREMENTS), line]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = [each for each in done.stderr.splitlines() if "error" in each.lower()]
-            errors[line] = (said or ["pip failed"])[-1].strip()
+        if error := install(*pip, "--constraint", str(REQUIREMENTS), line):
+            errors[line] = error
     return errors
+
+
+def install(*command: str) -> str:
+    """Run pip for at most BUILD_S; return its last error, or "" if it succeeded."""
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            _, said = process.communicate(timeout=BUILD_S)
+        except subprocess.TimeoutExpired:
+            return f"was not built within {BUILD_S:g} s"
+        finally:
+            if process.poll() is None:  # compilers run in the same session
+                os.killpg(process.pid, signal.SIGKILL)
+    errors = [line for line in said.splitlines() if "error" in line.lower()]
+    return (errors or ["pip failed"])[-1].strip() if process.returncode else ""
 
 
 def requirements(text: str) -> list[str]:

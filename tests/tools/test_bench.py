@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -620,3 +622,27 @@ def test_the_page_of_the_aims_can_be_written_from_the_records(bench, tmp_path, m
     assert "Measured: http 2026-01-01 00:00 UTC." in goals
     assert goals.count("| servo-async / uvicorn | hello | 0.60 | 0.50 |") == 1
     assert "CPython 3.14.1" in (tmp_path / "interpreters.md").read_text()
+
+
+def test_a_package_that_takes_too_long_to_build_is_given_up(bench, monkeypatch):
+    monkeypatch.setattr(bench.environment, "BUILD_S", 0.05)
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    # The grandchild reads a pipe that nobody closes, as a compiler that doesn't end.
+    ours, theirs = os.pipe()
+    with open(ours) as stdin, open(theirs, "w"):
+        monkeypatch.setattr(
+            bench.environment.subprocess, "Popen", functools.partial(subprocess.Popen, stdin=stdin)
+        )
+        assert bench.environment.install(sys.executable, "-c", script).startswith("was not built")
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        ("", ""),
+        ("import sys; sys.exit('ERROR: no compiler')", "ERROR: no compiler"),
+        ("import sys; sys.exit(1)", "pip failed"),
+    ],
+)
+def test_a_package_that_cannot_be_installed_has_pips_error(bench, script, error):
+    assert bench.environment.install(sys.executable, "-c", script) == error
