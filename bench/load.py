@@ -32,7 +32,7 @@ def closed(workload: Workload, seconds: float, port: int = PORT, polls: bool = T
 
     polls  False: the load generator sleeps while it waits, because another program needs its core
     """
-    if workload.per_connection or workload.pipelined > 1:
+    if workload.per_connection or workload.pipelined:
         return checked(generator(workload, seconds, port))
     if shutil.which("wrk"):
         return checked(wrk(workload, seconds, port, polls))
@@ -69,7 +69,7 @@ def generator(workload: Workload, seconds: float, port: int = PORT, rate: float 
     path = WORK / "request"
     path.write_bytes(request_bytes(workload.request, port))
     command = [str(GENERATOR), str(port), str(seconds), str(workload.connections), str(path)]
-    command += [str(workload.per_connection), str(workload.pipelined), str(rate)]
+    command += [str(workload.per_connection), str(workload.pipelined or 1), str(rate)]
     return dict(json.loads(run(awake(command), seconds)))
 
 

@@ -72,8 +72,8 @@ class Workload:
     streams: int = 0
     # The client closes a connection after as many requests; 0: it never does.
     per_connection: int = 0
-    # Requests that leave together on a connection.
-    pipelined: int = 1
+    # Requests that leave together on a connection, by generator.c; 0: one, by wrk.
+    pipelined: int = 0
     # Requests/s that a paced workload sends; 0: a rate that every server can serve.
     rate: float = 0
 
@@ -218,7 +218,7 @@ GROUPS: dict[str, list[Workload]] = {
         ),
     ],
     "pipelining": [
-        Workload("pipelined-1", "hello world, one request at a time", ALL_AND_FLOOR),
+        Workload("pipelined-1", "hello world, one request at a time", ALL_AND_FLOOR, pipelined=1),
         Workload("pipelined-16", "16 requests at a time", ALL_AND_FLOOR, pipelined=16),
     ],
     # https://github.com/MDA2AV/HttpArena: its requests, on one worker and with our measures.

@@ -646,3 +646,19 @@ def test_a_package_that_takes_too_long_to_build_is_given_up(bench, monkeypatch):
 )
 def test_a_package_that_cannot_be_installed_has_pips_error(bench, script, error):
     assert bench.environment.install(sys.executable, "-c", script) == error
+
+
+def test_both_workloads_of_pipelining_have_the_same_load_generator(bench, monkeypatch, tmp_path):
+    """Otherwise their ratio would also compare two load generators."""
+    commands = []
+
+    def run(command, seconds):
+        commands.append(command)
+        return json.dumps({"requests": 1, "errors": 0})
+
+    monkeypatch.setattr(bench.load, "run", run)
+    monkeypatch.setattr(bench.load, "WORK", tmp_path)
+    for workload in bench.workloads.GROUPS["pipelining"]:
+        bench.load.closed(workload, 1.0)
+    assert [command[-2] for command in commands] == ["1", "16"]
+    assert all(str(bench.servers.GENERATOR) in command for command in commands)
