@@ -29,6 +29,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from servo.arbiter.core.actions import Log, RecordLifecycleEvent
+from servo.arbiter.core.exit_reasons import ExitReason
 from servo.arbiter.core.failure_rounds import FailureRounds
 from servo.arbiter.core.policy import ROLLING_ATTEMPTS
 
@@ -322,7 +323,9 @@ class Reload:
         text    the reason, for the log
         """
         if self.awaits_mold(worker.serial):
-            return self.give_up(f"{worker} ended before it had forked the next mold: {text}")
+            # A worker that ends with code 0 has its task as the reason, which it has not done.
+            how = "exited with code 0" if text == ExitReason.REFORKED.value else text
+            return self.give_up(f"{worker} ended before it had forked the next mold: {how}")
         if not self.is_canary(worker):
             return None
         return self.give_up(f"its first worker ended: {text}")

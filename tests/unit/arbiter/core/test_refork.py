@@ -74,7 +74,7 @@ def test_a_worker_that_forks_no_mold(error: str) -> None:
     if error:
         story.forks_mold(worker, error)
     story.exits(worker)
-    reason = error or "ended before it had forked the next mold"
+    reason = error or "ended before it had forked the next mold: exited with code 0"
     assert story.said("rolled back:")
     assert story.said(reason)
     story.retired_end()
