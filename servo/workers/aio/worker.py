@@ -442,7 +442,9 @@ class AsyncWorker(Worker):
             self._sweeps_seldom = False
             self._next_sweep.cancel()
             serialise.set_clock(time.time())
-            self._sweep_in(1.0, monotonic_ns())
+            # The last heartbeat may be seconds old: too old for a worker with connections.
+            now = self.row[row_layout.BEAT_NS] = monotonic_ns()
+            self._sweep_in(1.0, now)
 
     # --- for operators --------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from unit.workers.fakes import GET, ServingWorker, TLSClient, responses
 
 from servo.errors import BootError
 from servo.ipc.messages import Draining, Ready, ReplaceMe, Retire, Stop
+from servo.metrics import saturation
 from servo.net.tls import TLS
 from servo.shared_memory import row_layout
 
@@ -495,6 +496,26 @@ def test_an_exit_of_a_task_does_not_end_the_worker(
     worker.run(script)
     assert isinstance(tasks[0].exception(), SystemExit)
     assert "A task of the application has raised SystemExit(3)" in caplog.text
+
+
+# --- heartbeats -----------------------------------------------------------------------------------
+
+
+def test_an_idle_worker_with_a_new_connection_does_not_seem_to_be_blocked(make: Make) -> None:
+    """Without connections, it beats every five seconds, and with some, once a second."""
+    worker = make(timeout=0)
+
+    async def script() -> None:
+        await worker.after(9.0)
+        before = worker.world.count(row_layout.BEAT_NS)
+        assert worker.clock.ns - before > 2e9
+        worker.connect()
+        await worker.turn(4)
+        assert worker.world.count(row_layout.CONNECTIONS) == 1
+        (row,) = worker.world.board.snapshot()
+        assert saturation.blocked_s(row, worker.clock.ns) == 0.0
+
+    worker.run(script)
 
 
 # --- utilisation ----------------------------------------------------------------------------------
