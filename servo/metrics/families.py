@@ -501,6 +501,7 @@ def _saturation(seen: Snapshot) -> Iterator[Family]:
             "Requests that wait because all threads of their worker are busy.",
             pool.waiting,
         )
+    if pool is not None or any(seen.totals.thread_waits):
         yield _histogram(
             "servo_thread_wait_seconds",
             "Time that requests waited for a thread, for requests that found all threads busy.",
