@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,10 @@ class MessageRouter:
         self._pid = os.getpid()
         # The workers with unsent messages in their queues, by serial.
         self._queued: dict[int, WorkerProcess] = {}
+        # The arbiter's own unanswered requests, by number. After an upgrade of this process, a
+        # worker may still answer a request of the previous program, so don't begin with 1.
+        self._asked: dict[int, Callable[[str, Any], None]] = {}
+        self._last_number = random.randrange(1 << 31)  # noqa: S311  not a secret
         self.routed = 0
         self.dropped = Drops()
         self.unaddressed = Drops()
@@ -163,6 +168,31 @@ class MessageRouter:
         self._flush()
         return count
 
+    def ask(self, value: Any, slot: int, topic: str, on_answer: Callable[[str, Any], None]) -> int:
+        """Send a request to the worker of a slot.
+
+        value      any JSON value
+        slot       the worker's slot, from 1 up
+        topic      the topic of the handler, or ""
+        on_answer  called once with ("", the handler's result) or with the kind of a failure (see
+                   `servo.workers.messages.mailbox.ERRORS`) and its text
+
+        Returns the request's number, for `forget`. Raises the errors of `send_to_worker`.
+        """
+        self._refuse_in_child()
+        payload, name = encode_message(value), encode_topic(topic)
+        self._last_number = number = (self._last_number + 1) & 0xFFFF_FFFF
+        self._asked[number] = on_answer
+        self._route_request_to_worker(
+            AppMessage.make(REQUEST, _FROM_ARBITER, slot, name, payload, number)
+        )
+        self._flush()
+        return number
+
+    def forget(self, number: int) -> None:
+        """Ignore the answer to a request that `ask` has sent."""
+        self._asked.pop(number, None)
+
     def _refuse_in_child(self) -> None:
         # A forked worker has a copy of this object, but the channels in it are the arbiter's.
         if os.getpid() != self._pid:
@@ -197,7 +227,10 @@ class MessageRouter:
     def _route_request(self, sender: WorkerProcess, message: AppMessage) -> None:
         if message.target == ARBITER:
             self._receive(sender, message)
-            return
+        else:
+            self._route_request_to_worker(message)
+
+    def _route_request_to_worker(self, message: AppMessage) -> None:
         worker = self._of_slot(message.target)
         if worker is None:
             self._fail(message, "no_worker", f"there is no worker {message.target}")
@@ -209,7 +242,11 @@ class MessageRouter:
             self._fail(message, "overflow", f"worker {worker.slot} does not read its messages")
 
     def _route_reply(self, sender: WorkerProcess, message: AppMessage) -> None:
-        sender.unanswered.pop((message.target, message.number), None)
+        request = sender.unanswered.pop((message.target, message.number), None)
+        if message.target == ARBITER:
+            if request is not None:  # otherwise, this worker was not asked
+                self._take_answer(message)
+            return
         asker = self._workers.get(message.target)
         if asker is not None and asker.channel is not None:
             self._put(asker, message.data)
@@ -262,11 +299,31 @@ class MessageRouter:
         self._reply(request, FAILURE, to_json([error, text]))
 
     def _reply(self, request: AppMessage, kind: int, payload: bytes) -> None:
+        if request.kind != REQUEST:
+            return
+        reply = AppMessage.make(kind, _FROM_ARBITER, request.serial, b"", payload, request.number)
         asker = self._workers.get(request.serial)
-        if request.kind == REQUEST and asker is not None and asker.channel is not None:
-            number = request.number
-            reply = AppMessage.make(kind, _FROM_ARBITER, request.serial, b"", payload, number)
+        if request.serial == ARBITER:
+            self._take_answer(reply)
+        elif asker is not None and asker.channel is not None:
             self._put(asker, reply.data)
+
+    def _take_answer(self, reply: AppMessage) -> None:
+        """Pass on the answer to a request of the arbiter's own."""
+        on_answer = self._asked.pop(reply.number, None)
+        if on_answer is None:
+            return
+        try:
+            value = reply.value()
+        except MessageError as error:
+            on_answer("failed", f"can't decode the reply: {error}")
+            return
+        if reply.kind == REPLY:
+            on_answer("", value)
+        elif isinstance(value, list) and [type(each) for each in value] == [str, str]:
+            on_answer(*value)
+        else:
+            on_answer("failed", "can't decode the reply")
 
     # --- queues -----------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from click.shell_completion import get_completion_class
 from servo import __version__
 from servo.cli import report as bug_report
 from servo.cli import show
+from servo.cli.json_argument import check_json
 from servo.cli.log_reader import LogFilter, follow_file, tail_file
 from servo.cli.target import Target, print_json, running_servers, target_of, target_options
 from servo.cli.unit import made_by, make_unit, write_units
@@ -615,13 +616,38 @@ def send(target: Target, arguments: tuple[str, ...], to_all: bool, topic: str) -
     slot = "0" if to_all else arguments[0]
     if not re.fullmatch(r"\d{1,9}", slot, re.ASCII) or (int(slot) == 0) != to_all:
         raise UsageError(f"{slot!r} is not a worker's slot")
-    try:
-        json.loads(arguments[-1])
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the message is not valid JSON: {error}") from error
+    check_json(arguments[-1])
     args = {"message": arguments[-1], "slot": int(slot), "topic": topic}
     result = _execute(target, "send", args)
     show.done(target, result, f"sent to {show.plural(result['workers'])}")
+
+
+@command("call")
+@click.argument("slot", type=click.IntRange(min=1))
+@click.argument("topic")
+@click.argument("message", metavar="JSON")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0.001, max=86_400),
+    default=5.0,
+    metavar="SECONDS",
+    help="How long to wait for the handler.  [5]",
+)
+def call(target: Target, slot: int, topic: str, message: str, wait_s: float) -> None:
+    """Send a request, a JSON value, to the app in the worker in SLOT, and print the answer as JSON.
+
+    The app's first `servo.cluster.on_message` handler for TOPIC returns the answer. For messages
+    without a topic, give "".
+    """
+    check_json(message)
+    args = {"slot": slot, "topic": topic, "message": message, "timeout_ms": round(wait_s * 1000)}
+    result = _execute(target, "call", args)
+    try:
+        result["answer"] = json.loads(result["answer"])
+    except (ValueError, RecursionError) as error:
+        raise ControlError(f"can't decode the answer of worker {slot}: {error}") from error
+    show.done(target, result, show.json_text(result["answer"]))
 
 
 @command("stop")

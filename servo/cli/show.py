@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 # Seconds between the two readings of the CPU time from which the CPU usage is computed.
 CPU_SAMPLE_S = 0.25
+# Characters that JSON allows, but that a terminal obeys (servo.printable) or that have no UTF-8.
+_UNPRINTABLE = re.compile("[\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 _NO_ANSWER = "does not answer"
 
 
@@ -371,6 +375,12 @@ def log_text(record: dict[str, Any]) -> str:
     process = f"worker {record['slot']}" if "slot" in record else "arbiter"
     start = f"{format_time(record['time'])} {process} [{record.get('pid')}]"
     return f"{start} {styled(level.upper(), level)} {record['text']}"
+
+
+def json_text(value: Any) -> str:
+    """A JSON value as indented text, without characters that could change the terminal's output."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def plural(workers: int) -> str:

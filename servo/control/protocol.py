@@ -76,6 +76,15 @@ COMMANDS: dict[str, Command] = {
     "signal": Command({"slot": (int, ...), "name": (str, ...)}, changes=True),
     # `message` is JSON as text; slot 0 means all workers.
     "send": Command({"message": (str, ...), "slot": (int, 0), "topic": (str, "")}, changes=True),
+    "call": Command(
+        {
+            "message": (str, ...),
+            "slot": (int, ...),
+            "topic": (str, ""),
+            "timeout_ms": (int, 5000),
+        },
+        changes=True,
+    ),
     "stop": Command({"now": (bool, False), "wait": (bool, True)}, changes=True),
 }
 

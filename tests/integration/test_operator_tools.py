@@ -1,4 +1,4 @@
-"""Tools of `servoctl` for operators against real servers: the report for a bug."""
+"""Tools of `servoctl` against real servers: reports of bugs, calls of message handlers."""
 
 from __future__ import annotations
 
@@ -116,3 +116,94 @@ def test_a_report_says_what_runs(serve: Serve) -> None:
     assert gone.returncode == 3
     assert "servoctl could not ask the server" in gone.stdout
     assert "## Limits" in gone.stdout
+
+
+# --- call -------------------------------------------------------------------------------------
+
+HANDLERS = """\
+import os
+import time
+
+from servo import cluster
+
+
+@cluster.on_message("who")
+def who(message, sender):
+    return {"got": message, "pid": os.getpid(), "from": sender.slot}
+
+
+@cluster.on_message("fail")
+def fail(message):
+    raise ValueError("no such shop")
+
+
+@cluster.on_message("set")
+def not_json(message):
+    return {1}
+
+
+@cluster.on_message("hang")
+def hang(message):
+    time.sleep(message)
+
+
+@cluster.on_message("end")
+def end(message):
+    os._exit(7)
+
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+
+
+async def asgi(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+
+@cluster.on_message("async who")
+async def async_who(message):
+    return message
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("handlers:app", "-k", "sync"),
+        ("handlers:app", "-k", "thread"),
+        ("handlers:asgi", "-k", "async", "--lifespan", "off"),
+    ],
+    ids=["sync", "thread", "async"],
+)
+def test_a_call_of_a_message_handler(
+    serve: Serve, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    server = serve(*arguments, "-w", "2", ready=2)
+    pids = {row["slot"]: row["pid"] for row in ctl(server, "workers")["workers"]}
+    for slot in (1, 2):
+        result = servoctl(server, "call", str(slot), "who", '{"a": ["é"]}')
+        assert json.loads(result.stdout) == {"got": {"a": ["é"]}, "pid": pids[slot], "from": 0}
+    assert ctl(server, "call", "1", "async who", "null")["result"]["answer"] is None
+    odd = "\\x1b[2J\\u202e\\ud800"
+    assert ctl(server, "call", "1", "who", json.dumps(odd))["result"]["answer"]["got"] == odd
+    for words, message in [
+        (("call", "7", "who", "1"), "there is no worker 7; the slots are 1, 2"),
+        (("call", "1", "what", "1"), "worker 1 has no handler for 'what'"),
+        (("call", "1", "fail", "1"), "worker 1: ValueError: no such shop"),
+        (("call", "1", "set", "1"), "the handler returned no JSON value"),
+        (("call", "1", "who", json.dumps("x" * 70_000)), "a request is longer than"),
+        (("call", "2", "hang", "0.5", "--wait", "0.05"), "has not answered within 0.05 s"),
+        (("call", "1", "end", "1"), f"worker 1 (pid {pids[1]}) has ended"),
+    ]:
+        failed = servoctl(server, *words)
+        assert (failed.returncode, failed.stdout) == (1, ""), words
+        assert message in failed.stderr
+    wrong = servoctl(server, "call", "1", "who", '{"a": }')
+    assert wrong.returncode == 2
+    assert "line 1, column 7" in wrong.stderr
+    # The late answer of the handler that hung is not taken for another call's.
+    assert ctl(server, "call", "2", "who", "3")["result"]["answer"]["got"] == 3

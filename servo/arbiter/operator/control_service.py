@@ -30,6 +30,7 @@ from servo.arbiter.operator.progress import (
     StopProgress,
     UpgradeProgress,
 )
+from servo.arbiter.operator.worker_calls import WorkerCalls
 from servo.arbiter.operator.worker_queries import REQUESTS, STACK, WorkerQueries
 from servo.arbiter.operator.worker_signals import signal_effect
 from servo.arbiter.process_info import signal_name
@@ -67,6 +68,8 @@ MAX_RECORDS = 1000
 MAX_CHARACTERS = 256 << 10
 
 _SECOND = 1.0
+# The longest time limit of a call.
+_MAX_CALL_MS = 86_400_000
 # The mode of the socket file if `control_allow` names users: every user may connect, but the kernel
 # reports the caller's user, and users that are not named are refused.
 _SHARED_MODE = 0o666
@@ -195,6 +198,7 @@ class ControlService:
         self._records = socket.records
         self._events = Feed(MAX_EVENTS, MAX_CHARACTERS)
         self._queries = WorkerQueries(arbiter.workers)
+        self._calls = WorkerCalls(arbiter.router)
         # ticket -> the command's caller, and the function that gets the result. If the command is
         # refused, the function is not called.
         self._tickets: dict[int, tuple[Caller, Callable[[dict[str, Any]], None]]] = {}
@@ -283,7 +287,7 @@ class ControlService:
         """The next time for `tick`, in monotonic seconds; infinity if there is none."""
         if self._server is None:
             return float("inf")
-        return min(self._queries.wake_at(), self._server.wake_at())
+        return min(self._queries.wake_at(), self._calls.wake_at(), self._server.wake_at())
 
     def tick(self, now: float) -> None:
         """Continue with the requests that wait. Called in each turn of the loop.
@@ -294,6 +298,7 @@ class ControlService:
             return
         self._server.turn()
         self._queries.tick(now)
+        self._calls.tick(now)
         if now >= self._next_second:
             self._next_second = now + _SECOND
             self._rates.look(now, *self._arbiter.scoreboard.requests())
@@ -539,14 +544,46 @@ class ControlService:
         except (ValueError, TypeError, RecursionError) as error:
             caller.fail(protocol.USAGE, f"this can't be sent: {error}")
             return
-        workers = router.by_slot()
         if sent:
             caller.done({"workers": 1})
-        elif slot in workers:
+        elif slot in router.by_slot():
             caller.fail(protocol.REFUSED, f"worker {slot} does not read its messages")
         else:
-            known = ", ".join(map(str, workers)) or "empty"
-            caller.fail(protocol.REFUSED, f"there is no worker {slot}; the slots are {known}")
+            self._fail_without_worker(caller, slot)
+
+    def _call(self, caller: Caller, args: dict[str, Any]) -> None:
+        """Send a request to the app in a worker, and answer with its handler's result."""
+        slot, limit_s = args["slot"], min(max(1, args["timeout_ms"]), _MAX_CALL_MS) / 1000
+
+        def answer(error: str, value: Any) -> None:
+            if not error:
+                self._answer_call(caller, slot, value)
+                return
+            text = f"worker {slot} has not answered within {limit_s:g} s; its handler may still run"
+            caller.fail(protocol.REFUSED, text if error == "timeout" else str(value))
+
+        if slot not in self._arbiter.router.by_slot():
+            self._fail_without_worker(caller, slot)
+            return
+        try:
+            message = json.loads(args["message"])
+            self._calls.call(message, slot, args["topic"], time.monotonic() + limit_s, answer)
+        except (ValueError, TypeError, RecursionError) as error:
+            caller.fail(protocol.USAGE, f"this can't be sent: {error}")
+
+    def _answer_call(self, caller: Caller, slot: int, value: Any) -> None:
+        try:
+            # The answer is JSON in a text, because clients escape control characters in texts, and
+            # this JSON has none.
+            text = json.dumps(value)
+        except RecursionError:  # a compromised worker can send anything
+            caller.fail(protocol.REFUSED, f"the answer of worker {slot} has too many levels")
+        else:
+            caller.done({"slot": slot, "answer": text})
+
+    def _fail_without_worker(self, caller: Caller, slot: int) -> None:
+        known = ", ".join(map(str, self._arbiter.router.by_slot())) or "empty"
+        caller.fail(protocol.REFUSED, f"there is no worker {slot}; the slots are {known}")
 
     # --- one worker -------------------------------------------------------------------------------
 
@@ -698,5 +735,6 @@ _HANDLERS: dict[str, Callable[[ControlService, Caller, dict[str, Any]], None]] =
     "reopen": ControlService._reopen,
     "signal": ControlService._signal,
     "send": ControlService._send,
+    "call": ControlService._call,
     "stop": ControlService._stop,
 }

@@ -342,3 +342,46 @@ def test_hook_workers_send(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
             send()
     with pytest.raises(ClusterError, match="not forked yet"):
         ArbiterHookWorker(1, 1, SETTINGS).send(1)
+
+
+def test_requests_of_the_arbiter(hub: Hub) -> None:
+    two = hub.worker(2, 2)
+    answers: list[Any] = []
+
+    def ask(value: Any, slot: int = 2) -> int:
+        return hub.router.ask(
+            value, slot, "t", lambda error, answer: answers.append((error, answer))
+        )
+
+    numbers = [ask(value) for value in ("a", "b", "c", "d")]
+    questions = two.got()
+    assert [(q.kind, q.serial, q.topic, q.value()) for q in questions] == [
+        (REQUEST, 0, "t", value) for value in ("a", "b", "c", "d")
+    ]
+    hub.router.forget(numbers[3])
+    hub.send(two, ARBITER, {"x": 1}, REPLY, tie=numbers[1])
+    hub.send(two, ARBITER, ["failed", "no"], FAILURE, tie=numbers[0])
+    hub.send(two, ARBITER, "late", REPLY, tie=numbers[3])
+    hub.send(two, ARBITER, "again", REPLY, tie=numbers[1])
+    assert answers == [("", {"x": 1}), ("failed", "no")]
+    hub.lose(two)
+    hub.deliver()
+    assert answers[2:] == [("lost", "worker 2 (pid 1002) has ended")]
+    ask("e", slot=9)
+    assert answers[3:] == [("no_worker", "there is no worker 9")]
+    with pytest.raises(TypeError):
+        ask({1})
+
+
+def test_only_the_worker_that_was_asked_can_answer(hub: Hub) -> None:
+    one, two = hub.worker(1, 1), hub.worker(2, 2)
+    answers: list[Any] = []
+    number = hub.router.ask(1, 2, "", lambda error, answer: answers.append((error, answer)))
+    hub.send(one, ARBITER, "forged", REPLY, tie=number)
+    hub.arrives(two, AppMessage.make(REPLY, two.sender, ARBITER, b"", b"{no JSON", number))
+    hub.deliver()
+    ((error, text),) = answers
+    assert (error, "can't decode" in text) == ("failed", True)
+    number = hub.router.ask(1, 2, "", lambda error, answer: answers.append((error, answer)))
+    hub.send(two, ARBITER, "no pair", FAILURE, tie=number)
+    assert answers[1] == ("failed", "can't decode the reply")

@@ -293,6 +293,11 @@ def test_wrong_names(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
         ("logs", "--grep", "("),
         ("status", "--timeout", "0"),
         ("completion", "tcsh"),
+        ("call", "1", "topic"),
+        ("call", "0", "topic", "1"),
+        ("call", "1", "topic", "{'a': 1}"),
+        ("call", "1", "topic", "1", "--wait", "0"),
+        ("send", "1", "{"),
     ],
 )
 def test_usage(
@@ -372,6 +377,24 @@ def test_the_shell_completes_signals(typed: str, found: list[str]) -> None:
     completion = ShellComplete(ctl.servoctl, {}, "servoctl", "_SERVOCTL_COMPLETE")
     items = completion.get_completions(["signal", "1"], typed)
     assert [item.value for item in items] == found
+
+
+def test_a_call_prints_the_answer(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start()
+    answer = {"who": "é", "bad": "\x9b2J\u202e\ud800"}
+    server.answers["call"] = [protocol.result_line({"slot": 1, "answer": json.dumps(answer)})]
+    code, out, _ = run(capsys, "call", "1", "who", '{"a": 1}', "--wait", "0.5")
+    assert code == 0
+    assert json.loads(out) == answer
+    assert "é" in out
+    assert "\\u009b2J\\u202e\\ud800" in out
+    (asked,) = server.asked
+    assert asked["args"] == {"slot": 1, "topic": "who", "message": '{"a": 1}', "timeout_ms": 500}
+    whole = {"ok": True, "result": {"slot": 1, "answer": answer}}
+    assert json.loads(run(capsys, "call", "1", "who", "1", "--json")[1]) == whole
+    server.answers["call"] = [protocol.result_line({"slot": 1, "answer": "no JSON"})]
+    code, _, err = run(capsys, "call", "1", "who", "1")
+    assert (code, "can't decode the answer of worker 1" in err) == (1, True)
 
 
 def test_without_a_command_it_helps(capsys: pytest.CaptureFixture[str]) -> None:

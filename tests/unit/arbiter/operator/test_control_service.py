@@ -68,6 +68,14 @@ class FakeRouter:
         self.sent.append((message, slot, topic))
         return slot == 1 and self.reads
 
+    def ask(self, message: Any, slot: int, topic: str, on_answer: Any) -> int:
+        self.sent.append((message, slot, topic))
+        self.on_answer = on_answer
+        return 1
+
+    def forget(self, _number: int) -> None:
+        return
+
     def broadcast(self, message: Any, topic: str) -> int:
         self.sent.append((message, topic))
         return 1
@@ -201,6 +209,44 @@ def test_messages_to_applications(server: Server) -> None:
     wrong = server.ask("send", slot=1, message="{", topic="").failure
     assert wrong is not None
     assert wrong[0] == protocol.USAGE
+
+
+def test_calls_of_message_handlers(server: Server) -> None:
+    def call(slot: int = 1, message: str = '{"a": 1}', timeout_ms: int = 5000) -> FakeCaller:
+        return server.ask("call", slot=slot, message=message, topic="t", timeout_ms=timeout_ms)
+
+    caller = call()
+    assert caller.result is caller.failure is None
+    assert server.router.sent == [({"a": 1}, 1, "t")]
+    server.router.on_answer("", [1, 2])
+    assert caller.result == {"slot": 1, "answer": "[1, 2]"}
+    caller = call()
+    server.router.on_answer("failed", "worker 1: ValueError: no")
+    assert caller.failure == (protocol.REFUSED, "worker 1: ValueError: no")
+    assert call(slot=7).failure == (protocol.REFUSED, "there is no worker 7; the slots are 1")
+    wrong = call(message="{").failure
+    assert wrong is not None
+    assert wrong[0] == protocol.USAGE
+    for timeout_ms in (-1, 10**400):
+        caller = call(timeout_ms=timeout_ms)
+        server.service._calls.tick(float("inf"))
+        assert caller.failure is not None
+        assert "has not answered within" in caller.failure[1]
+
+
+def test_a_report_hides_the_secrets_that_the_server_knows(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHOP_TOKEN", "hunter2-hunter2")
+    server.service.on_message(1, LogRecords([(5.0, "info", "it is hunter2-hunter2")]))
+    server.service.on_message(1, LogRecords([(6.0, "info", "the last line")]))
+    report = server.ask("report", lines=2).result
+    assert report is not None
+    assert [line["text"] for line in report["logs"]] == ["it is [removed]", "the last line"]
+    assert (report["status"]["app"], report["workers"][0]["slot"]) == ("x:app", 1)
+    last = server.ask("report", lines=-5).result
+    assert last is not None
+    assert [line["text"] for line in last["logs"]] == ["the last line"]
 
 
 def test_a_stack_of_a_worker_that_is_not_there(server: Server) -> None:
