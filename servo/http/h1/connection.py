@@ -337,12 +337,16 @@ class H1Connection:
         except ProtocolError as error:
             return self._refuse(error, buffer[pos : pos + 2048])
         head = buffer[pos:end]
-        try:
-            if len(head) > self._small_head:
-                check_lines(head, 0, self._limits)
-            request = read_request(head, self._fields, self._limits.strict_targets)
-        except ProtocolError as error:
-            return self._refuse_head(error, head)
+        is_small = len(head) <= self._small_head
+        request = self._known.recall(head) if is_small and self._known is not None else None
+        if request is None:
+            try:
+                if not is_small:
+                    check_lines(head, 0, self._limits)
+                request = read_request(head, self._fields, self._limits.strict_targets)
+            except ProtocolError as error:
+                return self._refuse_head(error, head)
+            self._get_to_know(head, request)
         self._pos = end
         return self._admit(request, head)
 

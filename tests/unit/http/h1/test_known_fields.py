@@ -99,6 +99,60 @@ def test_a_known_connection_sees_what_a_new_one_sees(parser: str, head: bytes) -
     assert facts(exchange(warm(parser), head)) == facts(exchange(fresh, head))
 
 
+def after(connection: H1Connection, first: Request | Refused) -> Request | Refused | None:
+    """What the head is that follows another in one read."""
+    assert isinstance(first, Request)
+    connection.send_response(200, [], b"")
+    event = connection.next_event()
+    assert event is None or isinstance(event, (Request, Refused))
+    return event
+
+
+@pytest.mark.parametrize("parser", ["httptools", "h11"])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("between", [b"", b"\r\n", b"\r", b"\n", b" "])
+def test_a_pipelined_head_is_what_it_is_on_a_new_connection(
+    parser: str, head: bytes, between: bytes
+) -> None:
+    seen = []
+    for connection in (warm(parser), H1Connection(Limits(), parser=parser)):
+        first = connection.receive_data(b"GET /first " + FIELDS + between + head)
+        event = after(connection, first)  # type: ignore[arg-type]
+        seen.append(None if event is None else facts(event))
+    assert seen[0] == seen[1]
+
+
+@given(st.lists(st.sampled_from(HEADS), max_size=12), st.booleans())
+def test_any_sequence_of_heads_in_one_read(heads: list[bytes], warmed: bool) -> None:
+    connection = warm() if warmed else H1Connection(Limits())
+    event = connection.receive_data(b"".join(heads))
+    for head in heads:
+        assert isinstance(event, (Request, Refused))
+        expected = exchange(H1Connection(Limits()), head)
+        if isinstance(expected, Request) and expected.more_body:
+            break  # the next head is the body
+        assert facts(event) == facts(expected)
+        if isinstance(event, Refused):
+            break
+        event = after(connection, event)
+        if connection.close_after:
+            break
+
+
+def test_pipelined_requests_with_the_same_fields_are_parsed_once() -> None:
+    connection = H1Connection(Limits())
+    event = connection.receive_data(b"".join(b"GET /%d " % n + FIELDS for n in range(6)))
+    fields = set()
+    for number in range(6):
+        assert isinstance(event, Request)
+        assert event.target == b"/%d" % number
+        fields.add(id(event.named))
+        connection.send_response(200, [], b"")
+        event = connection.next_event()
+    assert event is None
+    assert len(fields) < 4
+
+
 @given(st.lists(st.sampled_from(HEADS), max_size=12))
 def test_any_sequence_of_heads(heads: list[bytes]) -> None:
     connection = H1Connection(Limits())
