@@ -33,11 +33,14 @@ http {{
 SERVER = """\
     server {{
         listen 127.0.0.1:{port}{tls};
-        ssl_certificate {certificate};
-        ssl_certificate_key {certificate};
-        ssl_protocols TLSv1.2 TLSv1.3;
         location / {{ return 200 "Hello, world!"; }}
     }}"""
+# After the port of `listen`. Without TLS, there may be no certificate to load.
+TLS = """\
+ ssl;
+        ssl_certificate {certificate};
+        ssl_certificate_key {certificate};
+        ssl_protocols TLSv1.2 TLSv1.3"""
 # Connections to the server stay open, as its documentation recommends.
 PROXY = """\
     upstream app {{
@@ -60,9 +63,8 @@ PROXY = """\
 
 def server_command(setup: Setup) -> list[str]:
     """The command of a server that answers "Hello, world!" by itself."""
-    tls = " ssl" if setup.tls else ""
-    http = SERVER.format(port=PORT, tls=tls, certificate=CERTIFICATE)
-    return command("nginx", http, setup.workers)
+    tls = TLS.format(certificate=CERTIFICATE) if setup.tls else ""
+    return command("nginx", SERVER.format(port=PORT, tls=tls), setup.workers)
 
 
 def proxy_command() -> list[str]:

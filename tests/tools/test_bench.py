@@ -353,6 +353,9 @@ def test_nginx_in_front_adds_the_fields_of_a_proxy(bench, tmp_path, monkeypatch)
     text = Path(path).read_text()
     assert f"listen 127.0.0.1:{bench.servers.PORT} ssl;" in text
     assert "worker_processes 4;" in text
+    # No certificate is made for workloads without TLS.
+    *_, path = bench.nginx.server_command(bench.servers.Setup())
+    assert "ssl_certificate" not in Path(path).read_text()
 
 
 def test_nginx_may_be_missing(bench, monkeypatch):
