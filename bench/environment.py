@@ -102,8 +102,10 @@ def install(*command: str) -> str:
         finally:
             if process.poll() is None:  # compilers run in the same session
                 os.killpg(process.pid, signal.SIGKILL)
-    errors = [line for line in said.splitlines() if "error" in line.lower()]
-    return (errors or ["pip failed"])[-1].strip() if process.returncode else ""
+    # A build's own error says more than pip's words about it, which come last.
+    lines = [line.strip() for line in said.splitlines()]
+    errors = [line for mark in ("error", "ERROR:") for line in lines if mark in line]
+    return ["pip failed", *errors][-1] if process.returncode else ""
 
 
 def requirements(text: str) -> list[str]:

@@ -644,6 +644,8 @@ def test_a_package_that_takes_too_long_to_build_is_given_up(bench, monkeypatch):
     [
         ("", ""),
         ("import sys; sys.exit('ERROR: no compiler')", "ERROR: no compiler"),
+        ("import sys; sys.exit('ERROR: no compiler\\nan error of metadata')", "ERROR: no compiler"),
+        ("import sys; sys.exit('error: metadata')", "error: metadata"),
         ("import sys; sys.exit(1)", "pip failed"),
     ],
 )
