@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from servo.cli import report as bug_report
 from servo.cli import show
 from servo.cli.json_argument import check_json
 from servo.cli.log_reader import LogFilter, follow_file, tail_file
-from servo.cli.target import Target, print_json, running_servers, target_of, target_options
+from servo.cli.target import Target, all_servers, print_json, target_of, target_options
 from servo.cli.unit import made_by, make_unit, write_units
 from servo.control.client import ConnectionEnded, ControlClient, ControlError, RequestFailed
 from servo.control.protocol import REFUSED, ROLLED_BACK
@@ -93,13 +94,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 )
 @click.version_option(__version__, "-v", "--version", message="servoctl %(version)s")
 @target_options
+@click.option("--all", "every", is_flag=True, help="Run the command for each server in turn.")
 @click.pass_context
-def servoctl(context: click.Context, /, **options: Any) -> None:
+def servoctl(context: click.Context, /, every: bool, **options: Any) -> None:
     """Inspect and control a running Servo.
 
-    If several servers run, choose one with --name, --pid or --socket.
+    If several servers run, choose one with --name, --pid or --socket, or all with --all.
     """
-    context.obj = target_of(options)
+    if every and context.invoked_subcommand in ("unit", "completion"):
+        raise click.UsageError(f"--all has no effect on {context.invoked_subcommand}")
+    context.obj = replace(target_of(options), every=every)
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), err=True)
         context.exit(EXIT_USAGE)
@@ -123,15 +127,48 @@ def command(
         @functools.wraps(function)
         def run(**options: Any) -> int:
             target = target_of(options)
-            try:
-                return function(target, **options) or EXIT_DONE
-            except ServoError as error:
-                _print_failure(target, error)
-                return error.exit_code
+            # `list` shows all servers anyway.
+            run_command = _run_for_all if target.every and name != "list" else _run
+            return run_command(target, function, options)
 
         return function
 
     return decorate
+
+
+def _run(target: Target, function: Callable[..., int | None], options: dict[str, Any]) -> int:
+    try:
+        return function(target, **options) or EXIT_DONE
+    except ServoError as error:
+        _print_failure(target, error)
+        return error.exit_code
+
+
+def _run_for_all(
+    target: Target, function: Callable[..., int | None], options: dict[str, Any]
+) -> int:
+    """Run a command for each server in turn, also after a failure. Returns the highest exit code.
+
+    target     selects the servers
+    function   the command
+    options    its options
+    """
+    try:
+        if options.get("follow"):
+            raise UsageError("--all would follow only the first server")
+        found = target.find_all()
+    except ServoError as error:
+        _print_failure(target, error)
+        return error.exit_code
+    codes: list[int] = []
+    for instance in found:
+        if target.json:
+            print_json({"server": {"name": instance.name, "pid": instance.pid}})
+        else:
+            gap = "\n" if codes else ""
+            click.echo(f"{gap}{instance.name} (pid {instance.pid}):")
+        codes.append(_run(replace(target, instance=instance, every=False), function, options))
+    return max(codes)
 
 
 def _print_failure(target: Target, error: ServoError) -> None:
@@ -143,7 +180,8 @@ def _print_failure(target: Target, error: ServoError) -> None:
     if details:
         click.echo(details.rstrip() + "\n", err=True)
     before = "rolled back: " if kind == "rolled back" else ""
-    click.echo(f"servoctl: error: {before}{error}", err=True)
+    server = f"{target.instance.name}: " if target.instance is not None else ""
+    click.echo(f"servoctl: error: {server}{before}{error}", err=True)
 
 
 # --- inspecting -------------------------------------------------------------------------------
@@ -151,8 +189,8 @@ def _print_failure(target: Target, error: ServoError) -> None:
 
 @command("list")
 def list_servers(target: Target) -> None:
-    """List all servers of this user on this machine."""
-    rows = show.query_all(running_servers(), target.timeout_s)
+    """List all servers of this user on this machine; for root, those of all users."""
+    rows = show.query_all(all_servers(), target.timeout_s)
     if target.json:
         print_json(rows)
     elif rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from servo.cli.tables import (
 from servo.cli.target import Target, print_json
 from servo.control.client import ControlClient, ControlError
 from servo.metrics import saturation
-from servo.metrics.procfs import cpu_of, memory_of
+from servo.metrics.procfs import children_of, cpu_of, cpu_with_children, memory_of
 from servo.printable import printable_line
 
 if TYPE_CHECKING:
@@ -64,12 +65,36 @@ def query_all(found: list[Instance], timeout_s: float) -> list[dict[str, Any]]:
 
 
 def _query(instance: Instance, timeout_s: float) -> dict[str, Any]:
-    values = {"name": instance.name, "pid": instance.pid, "socket": instance.socket}
+    uid = os.geteuid() if instance.owner is None else instance.owner
+    values = {"name": instance.name, "pid": instance.pid, "socket": instance.socket, "uid": uid}
     try:
         with ControlClient(instance.socket, timeout_s, instance.owner) as client:
-            return {**values, **client.request("status"), "error": ""}
+            status = client.request("status")
+            # Otherwise the server is in another pid namespace, see `add_usage`.
+            used = _usage(client.server_pid) if status["pid"] == client.server_pid else {}
+            return {**values, **status, **used, "error": ""}
     except ControlError as error:
         return {**values, "state": _NO_ANSWER, "error": str(error)}
+
+
+def _usage(pid: int) -> dict[str, Any]:
+    """The CPU usage and the memory of a server's arbiter and its children."""
+    began, before = time.monotonic(), cpu_with_children(pid)
+    time.sleep(CPU_SAMPLE_S)
+    after, seconds = cpu_with_children(pid), time.monotonic() - began
+    memory = [memory_of(each) for each in (pid, *children_of(pid))]
+    known = before is not None and after is not None
+    return {
+        "cpu_percent": round(100 * (sum(after or ()) - sum(before or ())) / seconds, 1)
+        if known
+        else None,
+        # Without permission to read the PSS, the sum counts shared pages more than once.
+        "memory_bytes": sum(
+            each.resident if each.proportional is None else each.proportional
+            for each in memory
+            if each is not None
+        ),
+    }
 
 
 def servers(rows: list[dict[str, Any]]) -> None:
@@ -79,22 +104,40 @@ def servers(rows: list[dict[str, Any]]) -> None:
         Column("pid", True),
         Column("state"),
         Column("workers", True),
-        Column("req/s", True, drop_rank=2),
-        Column("requests", True, drop_rank=3),
+        Column("restarts", True, drop_rank=4),
+        Column("CPU", True, drop_rank=2),
+        Column("memory", True, drop_rank=3),
+        Column("req/s", True, drop_rank=5),
+        Column("requests", True, drop_rank=6),
         Column("uptime", True, drop_rank=1),
-        Column("version", drop_rank=4),
+        Column("version", drop_rank=7),
         Column("listening on"),
     ]
-    show_table(columns, [_server(row) for row in rows])
+    cells = [_server(row) for row in rows]
+    if len({row.get("uid") for row in rows}) > 1:
+        columns.insert(1, Column("user"))
+        for row, line in zip(rows, cells, strict=True):
+            line.insert(1, _user(row["uid"]))
+    show_table(columns, cells)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _server(row: dict[str, Any]) -> list[str]:
-    workers = row.get("workers")
+    workers, cpu = row.get("workers"), row.get("cpu_percent")
     return [
         row["name"],
         str(row["pid"]),
         row["state"],
         f"{workers['ready']}/{workers['target']}" if workers else "",
+        format_number(row.get("restarts")),
+        f"{cpu:.0f}%" if cpu is not None else "",
+        format_mebibytes(row.get("memory_bytes")),
         format_number(row.get("requests_per_s")),
         format_number(row.get("requests")),
         format_seconds(row.get("uptime_s")),
@@ -134,6 +177,10 @@ def status_lines(row: dict[str, Any]) -> list[str]:
         ("workers", _counts(workers)),
         ("utilisation", _percent(row.get("utilisation"))),
         ("threads", _threads(row.get("threads"))),
+        (
+            "restarts",
+            f"{row['restarts']} (workers that ended unexpectedly)" if row.get("restarts") else "",
+        ),
         ("generation", str(row["generation"])),
         ("requests", f"{row['requests']}, {format_number(row['requests_per_s'])} a second"),
         ("statuses", statuses),

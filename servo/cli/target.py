@@ -33,6 +33,8 @@ class Target:
     socket      the path of its control socket; None: search for it
     json        whether to print JSON
     timeout_s   how long to wait for each answer, in seconds
+    every       whether the command is for all servers
+    instance    the server, if it is already known
     """
 
     name: str | None = None
@@ -40,6 +42,8 @@ class Target:
     socket: str | None = None
     json: bool = False
     timeout_s: float = TIMEOUT_S
+    every: bool = False
+    instance: Instance | None = None
 
     def merged(self, other: Target) -> Target:
         """These options, overridden by those that were given after the command."""
@@ -51,14 +55,15 @@ class Target:
 
         Raises NoSuchInstance if none matches, UsageError if several do.
         """
+        if self.instance is not None:
+            return self.instance
         if self.socket is not None:
             return Instance("", 0, self.socket)
         running = running_servers()
-        matching = [
-            each
-            for each in running
-            if self.name in (None, each.name) and self.pid in (None, each.pid)
-        ]
+        matching = self._matching(running)
+        if not matching:  # root may mean another user's server
+            running = all_servers()
+            matching = self._matching(running)
         if len(matching) == 1:
             return matching[0]
         if matching:
@@ -69,13 +74,30 @@ class Target:
             raise UsageError(f"{problem}; choose one with {options}:\n{table}")
         raise NoSuchInstance(self._no_such(running))
 
+    def find_all(self) -> list[Instance]:
+        """All servers, or those with the given name. Raises NoSuchInstance and UsageError."""
+        if self.pid is not None or self.socket is not None:
+            raise UsageError("--all is for all servers, or with --name for all of that name")
+        running = all_servers()
+        found = self._matching(running)
+        if not found:
+            raise NoSuchInstance(self._no_such(running))
+        return found
+
+    def _matching(self, running: list[Instance]) -> list[Instance]:
+        return [
+            each
+            for each in running
+            if self.name in (None, each.name) and self.pid in (None, each.pid)
+        ]
+
     def connect(self) -> ControlClient:
         """Connect to the server that the options select. Raises ControlError and UsageError."""
         instance = self.find()
         try:
             return ControlClient(instance.socket, self.timeout_s, instance.owner)
         except NoSuchInstance as error:
-            if instance not in running_servers():
+            if instance not in all_servers():
                 raise
             # The server still holds its lock, so it is running: only its socket is gone.
             raise NoAnswer(
@@ -101,6 +123,11 @@ _DEFAULTS = vars(Target())
 def running_servers() -> list[Instance]:
     """All running servers of this user on this machine; for root, those of services as well."""
     return instances.instances(instances.search_directories(os.environ, os.geteuid()))
+
+
+def all_servers() -> list[Instance]:
+    """All running servers of this user; for root, those of services and of other users as well."""
+    return [*running_servers(), *instances.instances(instances.other_users_directories())]
 
 
 def instance_table(found: list[Instance]) -> str:

@@ -42,6 +42,9 @@ log = logging.getLogger("servo.error")
 MAX_SOCKET_PATH = 107
 # The parent of systemd's runtime directories. Only root can make directories in it.
 SERVICES = Path("/run")
+# The parents of other users' runtime directories: /run/user/<uid>/servo, /tmp/servo-<uid>.
+USERS = Path("/run/user")
+TEMPORARY = Path("/tmp")  # noqa: S108
 _NAME = "servo"
 _NAME_LENGTH = 48
 # /<name>-<pid>.<number>.sock
@@ -101,6 +104,12 @@ def search_directories(environ: Mapping[str, str], uid: int) -> list[Path]:
         with suppress(OSError):  # the user may have no right to read the directory
             places += sorted(parent.glob(f"{_NAME}-*"))
     return list(dict.fromkeys(places))
+
+
+def other_users_directories() -> list[Path]:
+    """The runtime directories of other users; [] unless this process runs as root."""
+    places = [*USERS.glob(f"*/{_NAME}"), *TEMPORARY.glob(f"{_NAME}-*")]
+    return sorted(place for place in places if _other_user(place) is not None)
 
 
 def _is_of_servo(name: str) -> bool:
@@ -268,7 +277,8 @@ def instances(places: Iterable[Path]) -> list[Instance]:
     """Find the running servers, sorted by name and pid, and remove the files of dead ones.
 
     Ignores directories and lock files that belong to other users than this process's user and root.
-    But root also finds the servers of other users in the directories of services.
+    But root also finds the servers of other users in the directories of services, and in
+    `other_users_directories`, from which it removes nothing.
 
     places   the runtime directories to search
     """
@@ -276,6 +286,9 @@ def instances(places: Iterable[Path]) -> list[Instance]:
     for place in places:
         is_trusted = _is_trusted(place)
         owner = None if is_trusted else _service_user(place)
+        may_clean = is_trusted or owner is not None
+        if not may_clean:
+            owner = _other_user(place)
         if not is_trusted and owner is None:
             continue
         try:
@@ -283,17 +296,18 @@ def instances(places: Iterable[Path]) -> list[Instance]:
         except OSError:
             continue
         for path in paths:
-            instance = _read_instance(path, owner)
+            instance = _read_instance(path, owner, may_clean)
             if instance is not None:
                 found.setdefault(instance.socket, instance)
     return sorted(found.values(), key=lambda instance: (instance.name, instance.pid))
 
 
-def _read_instance(path: Path, owner: int | None) -> Instance | None:
+def _read_instance(path: Path, owner: int | None, may_clean: bool) -> Instance | None:
     """Read a lock file. Returns None if its server is dead, or the file can't be trusted.
 
-    path    the lock file's path
-    owner   the user whose directory this is, if it is one of a service
+    path        the lock file's path
+    owner       the user whose directory this is, if it is one of a service or of another user
+    may_clean   whether to remove the files of a dead server
     """
     try:
         # Without O_NONBLOCK, opening a FIFO of another user would wait for a writer.
@@ -310,7 +324,7 @@ def _read_instance(path: Path, owner: int | None) -> Instance | None:
         if owner is not None and values is not None and not _is_beside(values["socket"], path):
             return None
         if _lock(fd):
-            if _is_at(path, fd):
+            if may_clean and _is_at(path, fd):
                 _remove_dead(path, values)
             return None
     except OSError:
@@ -393,6 +407,31 @@ def _service_user(place: Path) -> int | None:
         return None
     is_closed = not found.st_mode & 0o022
     return found.st_uid if stat.S_ISDIR(found.st_mode) and is_closed else None
+
+
+def _other_user(place: Path) -> int | None:
+    """The other user whose runtime directory this is; None unless this process runs as root.
+
+    The user could put a link in the place of the directory at any time. So believe only files of
+    this user, connect only to processes of this user, and remove nothing.
+    """
+    if os.geteuid() != 0:
+        return None
+    if place.name == _NAME and place.parent.parent == USERS:
+        text, parents = place.parent.name, [USERS, place.parent]
+    elif place.parent == TEMPORARY:
+        text, parents = place.name.removeprefix(f"{_NAME}-"), [TEMPORARY]
+    else:
+        return None
+    uid = int(text) if text.isascii() and text.isdecimal() else 0
+    if uid == 0 or not all(_protects_names(each, uid) for each in parents):
+        return None
+    try:
+        found = place.lstat()
+    except OSError:
+        return None
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o022
+    return uid if is_own else None
 
 
 def _protects_names(place: Path, uid: int) -> bool:

@@ -1,8 +1,10 @@
-"""Tools of `servoctl` against real servers: reports of bugs, calls of message handlers."""
+"""Tools of `servoctl` against real servers: reports of bugs, calls of handlers, all servers."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +26,18 @@ WSGI = f"{APPS / 'wsgi_app.py'}:app"
 def servoctl(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "servo.cli.ctl", "--pid", str(server.pid), *arguments],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def of_name(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "servo.cli.ctl", "--name", name, *arguments],
         env=environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -207,3 +221,42 @@ def test_a_call_of_a_message_handler(
     assert "line 1, column 7" in wrong.stderr
     # The late answer of the handler that hung is not taken for another call's.
     assert ctl(server, "call", "2", "who", "3")["result"]["answer"]["got"] == 3
+
+
+# --- all servers ------------------------------------------------------------------------------
+
+
+def test_a_command_for_all_servers(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "release.py").write_text("from wsgi_app import app\n")
+    arguments = ("release:app", "-w", "1", "--name", "twin", "--pythonpath", str(APPS))
+    first, second = serve(*arguments), serve(*arguments)
+    servers = {first.pid: first, second.pid: second}
+    before = {pid: server.ready_pids() for pid, server in servers.items()}
+    reloaded = of_name("twin", "--all", "reload")
+    assert reloaded.returncode == 0, reloaded.stderr
+    assert reloaded.stdout.count("reloaded: 1 worker replaced") == 2
+    for pid, server in servers.items():
+        assert f"twin (pid {pid}):" in reloaded.stdout
+        server.wait_replaced(before[pid])
+    (tmp_path / "release.py").write_text("raise RuntimeError\n")
+    failed = of_name("twin", "--all", "reload")
+    assert failed.returncode == 1
+    assert failed.stderr.count("servoctl: error: twin: rolled back") == 2
+    stopped = of_name("twin", "--all", "stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert (first.wait_exit(), second.wait_exit()) == (0, 0)
+
+
+def test_the_list_shows_restarts_and_usage(serve: Serve) -> None:
+    server = serve(WSGI, "-w", "1")
+    (pid,) = server.ready_pids()
+    (row,) = [row for row in ctl(server, "list") if row["pid"] == server.pid]
+    assert (row["restarts"], row["uid"]) == (0, os.geteuid())
+    assert row["memory_bytes"] > 1 << 20
+    assert row["cpu_percent"] >= 0
+    server.signal_worker(pid, signal.SIGKILL)
+    server.wait_replaced([pid])
+    assert ctl(server, "reload")[-1]["ok"]
+    (row,) = [row for row in ctl(server, "list") if row["pid"] == server.pid]
+    assert row["restarts"] == 1  # a reload is none
+    assert "1 (workers that ended unexpectedly)" in servoctl(server, "status").stdout

@@ -211,6 +211,7 @@ class ControlService:
         self._started_at = time.time()
         self._last_exits: dict[int, LifecycleEvent] = {}
         self._last_reload: LifecycleEvent | None = None
+        self._restarts = 0
         self._server = self._listen(epoll)
 
     def to_state(self) -> dict[str, Any]:
@@ -221,6 +222,7 @@ class ControlService:
             "started_at": self._started_at,
             "last_exits": [asdict(event) for event in self._last_exits.values()],
             "last_reload": None if last is None else asdict(last),
+            "restarts": self._restarts,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -235,6 +237,7 @@ class ControlService:
         for event in state["events"]:
             self._events.append(dict(event))
         self._started_at = float(state["started_at"])
+        self._restarts = int(state.get("restarts", 0))  # older versions lack it
         self._last_exits = {event.slot: event for event in exits if event.slot is not None}
         self._last_reload = None if last is None else LifecycleEvent.from_state(last)
 
@@ -311,6 +314,7 @@ class ControlService:
         self._events.append(values)
         if event.name == "exited" and event.slot is not None:
             self._last_exits[event.slot] = event
+            self._restarts += event.reason in status.FAULTS
         elif event.name in ("reload_finished", "reload_rolled_back"):
             self._last_reload = event
         for caller, progress in list(self._watches):
@@ -400,7 +404,7 @@ class ControlService:
     def _status_values(self) -> dict[str, Any]:
         arbiter = self._arbiter
         listeners = [listener.name for listener in arbiter.listeners]
-        return status.status(
+        values = status.status(
             arbiter.supervisor,
             arbiter.scoreboard,
             arbiter.settings,
@@ -412,6 +416,7 @@ class ControlService:
             time.monotonic_ns(),
             [listener.socket.getsockname() for listener in arbiter.listeners],
         )
+        return {**values, "restarts": self._restarts}
 
     def _workers(self, caller: Caller, _args: dict[str, Any]) -> None:
         caller.done(self._workers_values())

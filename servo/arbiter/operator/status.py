@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from servo import __version__
+from servo.arbiter.core.exit_reasons import ExitReason
 from servo.arbiter.core.reload import Phase
 from servo.metrics import accept_queue, saturation
 from servo.settings.schema import SETTINGS
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
 
 # The period, in seconds, for computing requests per second.
 RATE_WINDOW_S = 5.0
+
+# The reasons of exits that nobody asked for, and that the server repairs with a new worker.
+FAULTS = frozenset(
+    reason.name.lower()
+    for reason in (
+        *(ExitReason.NO_HEARTBEAT, ExitReason.REQUEST_TIMEOUT, ExitReason.BOOT_FAILED),
+        *(ExitReason.BOOT_TIMEOUT, ExitReason.CRASHED, ExitReason.EXITED, ExitReason.LEFT),
+        *(ExitReason.OUT_OF_MEMORY, ExitReason.MAX_MEMORY, ExitReason.MAX_MEMORY_HARD),
+        *(ExitReason.UNHEALTHY, ExitReason.ROW_OVERWRITTEN),
+    )
+)
 
 _PHASES = {
     Phase.REFORKING: "waiting for a worker to fork the next mold",

@@ -198,6 +198,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     with tempfile.TemporaryDirectory(prefix="servo-") as directory:
         place = Path(directory)
         monkeypatch.setattr(instances, "search_directories", lambda _environ, _uid: [place])
+        monkeypatch.setattr(instances, "other_users_directories", list)
         servers: list[Server] = []
 
         def start(name: str = "shop", pid: int = 7) -> Server:
@@ -270,6 +271,53 @@ def test_wrong_names(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
         assert (code, err) == (3, "")
         answer = json.loads(out)
         assert (answer["ok"], message in answer["error"]) == (False, True)
+
+
+def test_a_command_for_all_servers(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--all", "reload")[0] == 3
+    blog, shop = start("blog", 8), start("shop", 7)
+    code, out, err = run(capsys, "--all", "reload", "--no-wait")
+    assert (code, err) == (0, "")
+    assert out.startswith("blog (pid 8):\nreloading") or "the reload has started" in out
+    assert "\n\nshop (pid 7):\n" in out
+    # A failure does not keep the others from it.
+    blog.answers["reopen"] = [protocol.failure_line(protocol.REFUSED, "no room")]
+    code, out, err = run(capsys, "--all", "reopen")
+    assert (code, err) == (1, "servoctl: error: blog: no room\n")
+    assert "reopened /a.log" in out
+    code, out, _ = run(capsys, "--all", "status", "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["server"] for line in lines[::2]] == [
+        {"name": "blog", "pid": 8},
+        {"name": "shop", "pid": 7},
+    ]
+    assert [line["app"] for line in lines[1::2]] == ["shop:app", "shop:app"]
+    asked = len(blog.asked)
+    assert run(capsys, "--all", "-n", "shop", "reopen")[0] == 0
+    assert len(blog.asked) == asked
+    assert shop.asked[-1]["command"] == "reopen"
+    assert run(capsys, "--all", "list")[1].count("running") == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--all", "logs", "-f"),
+        ("--all", "events", "--follow"),
+        ("--all", "status", "-p", "7"),
+        ("--all", "-s", "/x.sock", "status"),
+        ("--all", "completion", "bash"),
+        ("--all", "unit", "shop:app"),
+    ],
+)
+def test_not_for_all_servers(
+    start: Start, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    server = start()
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert "--all" in err
+    assert server.asked == []
 
 
 # --- the command line -------------------------------------------------------------------------

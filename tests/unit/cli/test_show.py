@@ -130,18 +130,25 @@ def test_a_silent_server_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
         def __exit__(self, *_: object) -> None:
             pass
 
+        server_pid = 7
+
         def request(self, command: str) -> dict[str, Any]:
             assert command == "status"
             return STATUS
 
     monkeypatch.setattr(show, "ControlClient", Client)
+    monkeypatch.setattr(show, "_usage", lambda pid: {"memory_bytes": pid << 20})
     found = [Instance("shop", 7, "/shop"), Instance("blog", 8, "/silent", 33)]
     shop, blog = show.query_all(found, 0.5)
     assert (shop["state"], shop["error"], shop["socket"]) == ("running", "", "/shop")
+    assert shop["memory_bytes"] == 7 << 20
+    Client.server_pid = 4711  # the server is in a container, so its pids mean nothing here
+    assert "memory_bytes" not in show.query_all(found[:1], 0.5)[0]
     assert blog == {
         "name": "blog",
         "pid": 8,
         "socket": "/silent",
+        "uid": 33,
         "state": "does not answer",
         "error": "it does not answer",
     }
@@ -153,6 +160,29 @@ def test_a_silent_server_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     _, shop, blog = capsys.readouterr().out.splitlines()
     assert shop.split()[:4] == ["shop", "7", "running", "1/2"]
     assert blog.split()[:5] == ["blog", "8", "does", "not", "answer"]
+
+
+def test_the_list_shows_what_servers_use(capsys: pytest.CaptureFixture[str]) -> None:
+    used = {"restarts": 3, "cpu_percent": 41.6, "memory_bytes": 90 << 20}
+    show.servers([{**STATUS, **used, "uid": 0}])
+    heading, line = capsys.readouterr().out.splitlines()
+    assert heading.split()[:7] == ["name", "pid", "state", "workers", "restarts", "CPU", "memory"]
+    assert line.split()[:8] == ["shop", "7", "running", "1/2", "3", "42%", "90", "MB"]
+    show.servers([{**STATUS, "uid": 0}, {**STATUS, "uid": 4_000_000_001}])
+    heading, root, other = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["name", "user", "pid"]
+    assert (root.split()[1], other.split()[1]) == ("root", "4000000001")
+
+
+def test_the_usage_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, times = iter([1.0, 1.5]), iter([CPU(1.0, 0.5), CPU(1.2, 0.55)])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(show, "cpu_with_children", lambda _pid: next(times))
+    monkeypatch.setattr(show, "children_of", lambda _pid: [12, 13, 14])
+    memory = {11: Memory(5, 3), 12: Memory(7, 4), 13: Memory(9, None), 14: None}
+    monkeypatch.setattr(show, "memory_of", memory.get)
+    assert show._usage(11) == {"cpu_percent": 50.0, "memory_bytes": 3 + 4 + 9}
 
 
 @pytest.fixture

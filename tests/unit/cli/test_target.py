@@ -29,6 +29,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> list[Instance]:
     """The servers that the search finds."""
     found: list[Instance] = []
     monkeypatch.setattr(target, "running_servers", lambda: found)
+    monkeypatch.setattr(instances, "other_users_directories", list)
     return found
 
 
@@ -37,6 +38,7 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The only runtime directory that is searched; its path is short, as a socket's must be."""
     with tempfile.TemporaryDirectory(prefix="servo-") as name:
         monkeypatch.setattr(instances, "search_directories", lambda _environ, _uid: [Path(name)])
+        monkeypatch.setattr(instances, "other_users_directories", list)
         yield Path(name)
 
 
@@ -66,6 +68,31 @@ def test_a_server_is_found(running: list[Instance], chosen: Target, found: Insta
 def test_the_only_server_need_not_be_chosen(running: list[Instance]) -> None:
     running.append(BLOG)
     assert Target().find() == BLOG
+
+
+def test_all_servers(running: list[Instance]) -> None:
+    with pytest.raises(NoSuchInstance):
+        Target(every=True).find_all()
+    running += [BLOG, SHOP, TWIN]
+    assert Target(every=True).find_all() == [BLOG, SHOP, TWIN]
+    assert Target(name="shop", every=True).find_all() == [SHOP, TWIN]
+    for wrong in (Target(pid=7, every=True), Target(socket="/some/where", every=True)):
+        with pytest.raises(UsageError):
+            wrong.find_all()
+    assert Target(name="blog", instance=TWIN).find() == TWIN
+
+
+def test_other_users_servers_come_last(
+    running: list[Instance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Instance("shop", 10, "/run/user/1000/servo/shop-10.sock", 1000)
+    monkeypatch.setattr(instances, "instances", lambda _places: [other])
+    running.append(SHOP)
+    assert target.all_servers() == [SHOP, other]
+    assert Target().find() == Target(name="shop").find() == SHOP
+    assert Target(pid=10).find() == other
+    running.clear()
+    assert Target().find() == other
 
 
 def test_several_servers_match(running: list[Instance]) -> None:

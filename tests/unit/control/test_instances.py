@@ -243,6 +243,61 @@ def test_root_believes_a_service_only_its_own_sockets(service: Path, place: Path
     assert instances.instances([service]) == []
 
 
+@pytest.fixture(params=["run", "tmp"])
+def others_directory(
+    request: pytest.FixtureRequest, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The runtime directory of user 60001, in /run/user or in /tmp."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give files away")
+    users, temporary = place / "users", place / "temporary"
+    for path in (users, temporary, users / "root", temporary / "servo-x", temporary / "servo-0"):
+        path.mkdir()
+    monkeypatch.setattr(instances, "USERS", users)
+    monkeypatch.setattr(instances, "TEMPORARY", temporary)
+    directory = temporary / "servo-60001"
+    if request.param == "run":
+        (users / "60001").mkdir()
+        os.chown(users / "60001", 60_001, -1)
+        directory = users / "60001" / "servo"
+    directory.mkdir()
+    os.chown(directory, 60_001, -1)
+    return directory
+
+
+def test_root_finds_the_servers_of_other_users(
+    others_directory: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = Lock(others_directory / "shop-7.lock")
+    assert lock.acquire()
+    path = str(others_directory / "shop-7.sock")
+    lock.write({"name": "shop", "pid": 7, "socket": path}, 0o600)
+    assert instances.other_users_directories() == [others_directory]
+    assert instances.instances([others_directory]) == []  # the lock file is root's
+    os.chown(lock.path, 60_001, -1)
+    found = [instances.Instance("shop", 7, path, 60_001)]
+    assert instances.instances([others_directory]) == found
+    # No file of another user's dead server is removed.
+    lock.close_in_child()
+    assert instances.instances([others_directory]) == []
+    assert lock.path.exists()
+    monkeypatch.setattr(os, "geteuid", lambda: 60_002)
+    assert instances.other_users_directories() == []
+
+
+def test_root_does_not_believe_a_directory_of_a_third_user(others_directory: Path) -> None:
+    others_directory.chmod(0o777)
+    assert instances.other_users_directories() == []
+    others_directory.chmod(0o755)
+    os.chown(others_directory, 60_002, -1)
+    assert instances.other_users_directories() == []
+    os.chown(others_directory, 60_001, -1)
+    assert instances.other_users_directories() == [others_directory]
+    others_directory.rename(others_directory.parent / "away")
+    others_directory.symlink_to(others_directory.parent / "away")
+    assert instances.other_users_directories() == []
+
+
 def test_a_directory_that_another_user_made_is_not_used(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

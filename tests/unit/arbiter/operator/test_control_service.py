@@ -20,7 +20,7 @@ from servo.arbiter.operator.control_service import (
     ControlSocket,
     check_control_socket,
 )
-from servo.arbiter.operator.lifecycle_events import event_of
+from servo.arbiter.operator.lifecycle_events import LifecycleEvent, event_of
 from servo.control import protocol
 from servo.control.server import Caller
 from servo.errors import ConfigError
@@ -232,6 +232,21 @@ def test_calls_of_message_handlers(server: Server) -> None:
         server.service._calls.tick(float("inf"))
         assert caller.failure is not None
         assert "has not answered within" in caller.failure[1]
+
+
+def test_restarts_are_counted(server: Server) -> None:
+    restarts = lambda: (server.ask("status").result or {})["restarts"]  # noqa: E731
+    assert restarts() == 0
+    for reason in ("crashed", "recycled", "out_of_memory", "replaced"):
+        exited = LifecycleEvent("exited", 1.0, "it ended", slot=1, serial=1, reason=reason)
+        server.service.on_event(exited)
+    assert restarts() == 2
+    state = json.loads(json.dumps(server.service.to_state()))
+    server.service.restore(state)
+    assert restarts() == 2
+    del state["restarts"]  # from an older version
+    server.service.restore(state)
+    assert restarts() == 0
 
 
 def test_a_report_hides_the_secrets_that_the_server_knows(
