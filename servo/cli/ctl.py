@@ -127,8 +127,9 @@ def command(
         @functools.wraps(function)
         def run(**options: Any) -> int:
             target = target_of(options)
-            # `list` shows all servers anyway.
-            run_command = _run_for_all if target.every and name != "list" else _run
+            # `list` and `monit` show all servers themselves.
+            in_turn = target.every and name not in ("list", "monit")
+            run_command = _run_for_all if in_turn else _run
             return run_command(target, function, options)
 
         return function
@@ -214,6 +215,14 @@ def workers(target: Target) -> None:
         result = client.request("workers")
         show.add_usage(result, client.server_pid)
     print_json(result) if target.json else show.workers(result)
+
+
+@command("monit")
+def monit(target: Target) -> int:
+    """Show a server on the whole screen: its workers, events and log; ? shows the keys."""
+    from servo.cli.monit import run  # imported here, to keep the start of other commands fast
+
+    return run(target)
 
 
 @command("requests")
@@ -448,8 +457,7 @@ def reload(target: Target, no_wait: bool) -> None:
     if no_wait:
         show.done(target, result, "the reload has started")
     else:
-        text = f"reloaded: {show.plural(result['replaced'])} replaced in {result['seconds']:.2f} s"
-        show.done(target, result, f"{text}, generation {result['generation']}")
+        show.done(target, result, show.reloaded(result))
 
 
 @command("upgrade")
@@ -567,13 +575,7 @@ def scale(target: Target, to: str) -> None:
     if not re.fullmatch(r"[+-]?\d{1,6}", to, re.ASCII):
         raise UsageError(f"{to!r} is not a number of workers: use N, +N or -N")
     result = _execute(target, "scale", {"to": to})
-    text = f"scaled from {result['before']} to {show.plural(result['workers'])}"
-    if "most" in result:  # autoscaling
-        text = (
-            f"at least {show.plural(result['workers'])} instead of {result['before']}, "
-            f"at most {result['most']}; {result['now']} now"
-        )
-    show.done(target, result, text)
+    show.done(target, result, show.scaled(result))
 
 
 @command("restart-worker")
@@ -585,9 +587,7 @@ def restart_worker(target: Target, slot: int, no_wait: bool) -> None:
     if no_wait:
         show.done(target, result, f"worker {slot} (pid {result['pid']}) will be replaced")
     else:
-        old, new = result["old_pid"], result["pid"]
-        text = f"worker {slot} replaced: pid {old} -> {new}"
-        show.done(target, result, result["trouble"] or text)
+        show.done(target, result, show.restarted(result))
 
 
 @command("rollback")

@@ -52,26 +52,30 @@ def done(target: Target, result: dict[str, Any], text: str) -> None:
 # --- the servers ------------------------------------------------------------------------------
 
 
-def query_all(found: list[Instance], timeout_s: float) -> list[dict[str, Any]]:
+def query_all(
+    found: list[Instance], timeout_s: float, *, with_usage: bool = True
+) -> list[dict[str, Any]]:
     """The status of each server, asked in parallel so that a silent one delays no other.
 
-    found       the servers
-    timeout_s   how long to wait for each answer, in seconds
+    found        the servers
+    timeout_s    how long to wait for each answer, in seconds
+    with_usage   whether to add the use of CPU and memory, which takes CPU_SAMPLE_S seconds
     """
     if not found:
         return []
     with ThreadPoolExecutor(min(16, len(found))) as pool:
-        return list(pool.map(lambda instance: _query(instance, timeout_s), found))
+        return list(pool.map(lambda instance: _query(instance, timeout_s, with_usage), found))
 
 
-def _query(instance: Instance, timeout_s: float) -> dict[str, Any]:
+def _query(instance: Instance, timeout_s: float, with_usage: bool) -> dict[str, Any]:
     uid = os.geteuid() if instance.owner is None else instance.owner
     values = {"name": instance.name, "pid": instance.pid, "socket": instance.socket, "uid": uid}
     try:
         with ControlClient(instance.socket, timeout_s, instance.owner) as client:
             status = client.request("status")
             # Otherwise the server is in another pid namespace, see `add_usage`.
-            used = _usage(client.server_pid) if status["pid"] == client.server_pid else {}
+            is_here = status["pid"] == client.server_pid
+            used = _usage(client.server_pid) if with_usage and is_here else {}
             return {**values, **status, **used, "error": ""}
     except ControlError as error:
         return {**values, "state": _NO_ANSWER, "error": str(error)}
@@ -267,7 +271,7 @@ def _worker(row: dict[str, Any]) -> list[str]:
         str(row["slot"]),
         str(row["pid"]),
         str(row["generation"]),
-        _worker_state(row),
+        worker_state(row),
         format_seconds(row["age_s"]),
         _percent(row.get("utilisation")),
         format_number(row.get("requests")),
@@ -303,7 +307,8 @@ def _waiting(queue: dict[str, int] | None) -> str:
     return f"{queue['waiting']} of {queue['limit']} connections wait" if queue else ""
 
 
-def _worker_state(row: dict[str, Any]) -> str:
+def worker_state(row: dict[str, Any]) -> str:
+    """A worker's state; if it is blocked, also for how long."""
     state: str = row["state"]
     seconds = row.get("blocked_s", 0.0)
     if seconds < saturation.SHOWN_S:
@@ -340,21 +345,29 @@ def requests(result: dict[str, Any]) -> None:
 
 def stack(result: dict[str, Any]) -> None:
     """`servoctl stack`."""
-    click.echo(f"worker {result['slot']} (pid {result['pid']}), {result['state']}")
+    click.echo("\n".join(stack_lines(result)))
+
+
+def stack_lines(result: dict[str, Any]) -> list[str]:
+    """The stacks of a worker's threads and tasks as lines, from the server's answer to "stack"."""
+    parts = [f"worker {result['slot']} (pid {result['pid']}), {result['state']}"]
     if "text" in result:
-        click.echo("\nIt is busy and does not answer; its threads, most recent call first:\n")
+        parts.append("\nIt is busy and does not answer; its threads, most recent call first:\n")
         # Leave out the frames from run_worker on: they belong to the start of the worker.
-        for part in result["text"].rstrip().split("\n\n"):
-            click.echo(part.partition(" in run_worker\n")[0].rpartition("\n")[0] or part)
-        return
+        parts += [
+            part.partition(" in run_worker\n")[0].rpartition("\n")[0] or part
+            for part in result["text"].rstrip().split("\n\n")
+        ]
+        return "\n".join(parts).split("\n")
     for thread in result["threads"]:
-        click.echo(f"\nthread {thread['name']}, most recent call last:")
-        click.echo(thread["stack"].rstrip("\n"))
+        parts.append(f"\nthread {thread['name']}, most recent call last:")
+        parts.append(thread["stack"].rstrip("\n"))
     for task in result["tasks"]:
-        click.echo(f"\ntask {task['name']}, most recent await last:")
-        click.echo(task["stack"].rstrip("\n") or "  (it is running, or has not started)")
+        parts.append(f"\ntask {task['name']}, most recent await last:")
+        parts.append(task["stack"].rstrip("\n") or "  (it is running, or has not started)")
     if result["left_out"]:
-        click.echo(f"\n{result['left_out']} more stacks are not shown")
+        parts.append(f"\n{result['left_out']} more stacks are not shown")
+    return "\n".join(parts).split("\n")
 
 
 def config(result: dict[str, Any]) -> None:
@@ -377,6 +390,30 @@ def log_path(result: dict[str, Any]) -> str:
 
 
 # --- lines ------------------------------------------------------------------------------------
+
+
+def reloaded(result: dict[str, Any]) -> str:
+    """The last line of a reload, from the server's result."""
+    text = f"reloaded: {plural(result['replaced'])} replaced in {result['seconds']:.2f} s"
+    return f"{text}, generation {result['generation']}"
+
+
+def scaled(result: dict[str, Any]) -> str:
+    """The last line of "scale", from the server's result."""
+    if "most" in result:  # autoscaling
+        return (
+            f"at least {plural(result['workers'])} instead of {result['before']}, "
+            f"at most {result['most']}; {result['now']} now"
+        )
+    return f"scaled from {result['before']} to {plural(result['workers'])}"
+
+
+def restarted(result: dict[str, Any]) -> str:
+    """The last line of "restart-worker", from the server's result."""
+    trouble: str = result["trouble"]
+    return trouble or (
+        f"worker {result['slot']} replaced: pid {result['old_pid']} -> {result['pid']}"
+    )
 
 
 def step(note: dict[str, Any]) -> None:

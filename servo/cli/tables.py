@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MIB = 1 << 20
+MIB = 1 << 20
 _GAP = 2
 # The texts that have colours at a terminal, unless $NO_COLOR is set (https://no-color.org).
 _STYLES = {
@@ -119,14 +119,15 @@ def _show_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
             min_width=width if column.keep else None,
         )
     for row in rows:
-        table.add_row(*(Text(cell or "-", style=_style_of(cell)) for cell in row))
+        table.add_row(*(Text(cell or "-", style=style_of(cell)) for cell in row))
     console.print(table)
     left_out = ", ".join(columns[i].title for i in range(len(columns)) if i not in shown)
     if left_out:
         console.print(f"A wider terminal shows {left_out}, too.", style="dim")
 
 
-def _style_of(cell: str) -> str:
+def style_of(cell: str) -> str:
+    """The style of a text in rich's words, such as "green" for "ready"; "" without one."""
     return _STYLES.get("blocked" if _BLOCKED.fullmatch(cell) else cell, "")
 
 
@@ -175,7 +176,7 @@ def format_seconds(seconds: float | None) -> str:
 
 def format_mebibytes(size: int | None) -> str:
     """A size in bytes as MB of 1,048,576 bytes; "" for None."""
-    return "" if size is None else f"{size / _MIB:.0f} MB"
+    return "" if size is None else f"{size / MIB:.0f} MB"
 
 
 def format_number(value: float | None) -> str:

@@ -60,10 +60,10 @@ class Target:
         if self.socket is not None:
             return Instance("", 0, self.socket)
         running = running_servers()
-        matching = self._matching(running)
+        matching = self.matching(running)
         if not matching:  # root may mean another user's server
             running = all_servers()
-            matching = self._matching(running)
+            matching = self.matching(running)
         if len(matching) == 1:
             return matching[0]
         if matching:
@@ -79,12 +79,13 @@ class Target:
         if self.pid is not None or self.socket is not None:
             raise UsageError("--all is for all servers, or with --name for all of that name")
         running = all_servers()
-        found = self._matching(running)
+        found = self.matching(running)
         if not found:
             raise NoSuchInstance(self._no_such(running))
         return found
 
-    def _matching(self, running: list[Instance]) -> list[Instance]:
+    def matching(self, running: list[Instance]) -> list[Instance]:
+        """The servers among `running` that the name and the pid select."""
         return [
             each
             for each in running
@@ -93,7 +94,10 @@ class Target:
 
     def connect(self) -> ControlClient:
         """Connect to the server that the options select. Raises ControlError and UsageError."""
-        instance = self.find()
+        return self.connect_to(self.find())
+
+    def connect_to(self, instance: Instance) -> ControlClient:
+        """Connect to a server. Raises ControlError."""
         try:
             return ControlClient(instance.socket, self.timeout_s, instance.owner)
         except NoSuchInstance as error:

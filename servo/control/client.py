@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from servo.control import protocol
@@ -132,6 +133,12 @@ class ControlClient:
                     str(answer.get("error", "it failed")),
                     str(answer.get("details", "")),
                 )
+
+    def interrupt(self) -> None:
+        """End the connection from another thread; its `request` raises ConnectionEnded."""
+        # shutdown(2) wakes a thread that waits in recv; close(2) does not.
+        with suppress(OSError):  # the connection has ended already
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection."""

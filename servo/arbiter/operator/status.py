@@ -244,6 +244,7 @@ def _worker(
         requests_per_s=rates.of(entry.serial),
         p50_s=quantile(row.latency, 0.5),
         p99_s=quantile(row.latency, 0.99),
+        latency=list(row.latency),
         lag_s=round(saturation.lag_s(row, now_ns), 6),
         heartbeat_s=round(max(0.0, now - row.beat_ns / 1e9), 3) if row.beat_ns else None,
     )
