@@ -21,6 +21,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from servo import __version__
+from servo.cli import profile as profiling
 from servo.cli import report as bug_report
 from servo.cli import show
 from servo.cli.json_argument import check_json
@@ -240,6 +241,31 @@ def stack(target: Target, slot: int) -> None:
     with target.connect() as client:
         result = client.request("stack", {"slot": slot})
     print_json(result) if target.json else show.stack(result)
+
+
+@command("profile")
+@click.argument("slot", type=click.IntRange(min=1))
+@click.option(
+    "--seconds", type=click.IntRange(1, 3600), default=10, help="For how long to sample.  [10]"
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(profiling.SUFFIXES)),
+    default=profiling.SVG,
+    help="A flame graph, or a file for https://www.speedscope.app.  [svg]",
+)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False), default="", help="The file to write."
+)
+def profile(target: Target, slot: int, seconds: int, form: str, output: str) -> None:
+    """Sample the stacks of the worker in SLOT, and write where it spends its time.
+
+    This uses py-spy if it is installed, or else the sampler of Python 3.15 and later.
+    """
+    with target.connect() as client:
+        result = profiling.profile(client, slot, seconds, form, output)
+    show.done(target, result, f"wrote {result['file']}")
 
 
 @command("config")

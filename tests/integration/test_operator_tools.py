@@ -1,9 +1,10 @@
-"""Tools of `servoctl` against real servers: reports of bugs, calls of handlers, all servers."""
+"""Tools of `servoctl` against real servers: reports, calls of handlers, all servers, profiles."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import requests
 
 from integration.server import APPS, DEADLINE_S, Server, environment, wait_for
 from integration.turmoil import connect
+from servo.cli import profile as profiling
+from servo.control.client import ControlError
 
 pytestmark = pytest.mark.slow
 
@@ -260,3 +263,74 @@ def test_the_list_shows_restarts_and_usage(serve: Serve) -> None:
     (row,) = [row for row in ctl(server, "list") if row["pid"] == server.pid]
     assert row["restarts"] == 1  # a reload is none
     assert "1 (workers that ended unexpectedly)" in servoctl(server, "status").stdout
+
+
+# --- profile ----------------------------------------------------------------------------------
+
+BUSY = """\
+import threading
+
+
+def the_hot_loop():
+    while True:
+        sum(range(1000))
+
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/busy":
+        threading.Thread(target=the_hot_loop, daemon=True).start()
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+"""
+
+
+@pytest.mark.skipif(profiling._find_py_spy() is None, reason="py-spy is not installed")
+def test_a_profile_by_py_spy(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(BUSY)
+    server = serve("busy:app", "-w", "1", "-k", "thread")
+    idle = servoctl(server, "profile", "1", "--seconds", "1", "-o", str(tmp_path / "idle.svg"))
+    # An idle worker may have run for a moment, so that there is a sample.
+    assert idle.returncode == 0 or "was idle all the time" in idle.stderr
+    requests.get(f"{server.url}/busy", timeout=30)
+    (pid,) = server.ready_pids()
+    for form, start in (("svg", "<?xml"), ("speedscope", "{")):
+        path = tmp_path / f"profile.{form}"
+        words = ("profile", "1", "--seconds", "1", "--format", form, "-o", str(path))
+        assert ctl(server, *words)["result"]["pid"] == pid
+        text = path.read_text()
+        assert text.startswith(start)
+        assert "the_hot_loop" in text
+    assert requests.get(f"{server.url}/", timeout=30).status_code == 200
+    assert server.ready_pids() == [pid]
+    missing = servoctl(server, "profile", "9")
+    assert (missing.returncode, "there is no worker 9" in missing.stderr) == (1, True)
+
+
+@pytest.mark.skipif(profiling._find_py_spy() is None, reason="py-spy is not installed")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_a_profile_without_permission(serve: Serve, open_directory: Path) -> None:
+    """A user that the control socket admits may still not trace the workers."""
+    program = profiling._find_py_spy()
+    assert program is not None
+    copy = open_directory / "py-spy"
+    shutil.copy(program, copy)
+    server = serve(WSGI, "-w", "1")
+    (pid,) = server.ready_pids()
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        text = "no error"
+        try:
+            os.setgroups([])
+            os.setresuid(65534, 65534, 65534)
+            profiling._run_py_spy(str(copy), pid, 1, profiling.SVG, Path("/dev/null"))
+        except (ControlError, OSError) as error:
+            text = f"{type(error).__name__}: {error}"
+        finally:
+            os.write(into, text.encode())
+            os._exit(0)
+    os.close(into)
+    with os.fdopen(out) as file:
+        text = file.read()
+    os.waitpid(child, 0)
+    assert text.startswith("ControlError: the system does not allow this user to trace the worker")
