@@ -127,6 +127,7 @@ class Monitor:
             keys = self._terminal.wait(max(0.0, wait_s))
             if self._terminal.take_suspension():
                 self._suspend()
+                drawn_at = 0.0
             for key in keys:
                 self._on_key(key)
             is_changed = self._take_items() or is_changed

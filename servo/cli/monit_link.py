@@ -255,19 +255,26 @@ class ServerLink:
             self._closed.wait(at - time.monotonic())
 
     def _follow(self, name: str) -> None:
+        is_new = True  # whether the connection has not yet brought anything
+
         def on_note(note: dict[str, Any]) -> None:
+            # A stopped server accepts connections, too. So keep the old notes until new ones come.
+            nonlocal is_new
+            if is_new:
+                self._put(NotesRestarted(name))
+            is_new = False
             self._put(Note(name, note))
 
         def on_lost(count: int) -> None:
             text = f"{count} lines are missing here: this screen reads them too slowly"
             values = {"time": time.time(), "level": "warning", "name": "lost", "text": text}
-            self._put(Note(name, values))
+            on_note(values)
 
         def follow(client: ControlClient) -> None:
-            self._put(NotesRestarted(name))
             client.request(name, {"follow": True}, on_note, on_lost)
 
         while not self._closed.is_set():
+            is_new = True
             # `_poll` reports a lost server. If only this connection was lost, make a new one.
             with suppress(ControlError):
                 self._with_client(follow)

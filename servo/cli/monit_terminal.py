@@ -206,3 +206,5 @@ class Terminal:
             self.ended = number
         elif number == signal.SIGTSTP:
             self._must_suspend = True
+        elif number == signal.SIGCONT:
+            self.take_keys()  # the shell may have changed the mode while this process was stopped

@@ -37,6 +37,7 @@ _LATE_S = 3.0
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = " _.-:=+*#"
 _MAX_SPARK = SAMPLES
+_MAX_NAME = 20
 # The heights of the workers' and of the events' part, as a share of the lines for all parts.
 _WORKERS_SHARE = 0.45
 _EVENTS_SHARE = 0.4
@@ -152,10 +153,9 @@ def _list(screen: ServerList, width: int, height: int) -> list[Text]:
     elif not rows:
         lines.append(Text("no server of this user is running; waiting for one"))
     else:
-        titles = (
-            f"  {'name':<20} {'pid':>8}  {'state':<15} {'workers':>7} {'req/s':>7} {'uptime':>8}"
-        )
-        lines.append(Text(f"{titles}  listening on", style="bold"))
+        titles = f"  {'name':<{_MAX_NAME}} {'pid':>8}  {'state':<15} {'workers':>7}"
+        titles += f" {'req/s':>7} {'uptime':>8}  listening on"
+        lines.append(Text(titles, style="bold"))
         first = max(0, screen.selected - room + 1)
         for i, row in list(enumerate(rows))[first : first + room]:
             lines.append(_server_row(row, selected=i == screen.selected))
@@ -167,7 +167,7 @@ def _server_row(row: dict[str, Any], *, selected: bool) -> Text:
     counts = row.get("workers")
     ready = f"{counts['ready']}/{counts['target']}" if counts else ""
     text = Text("> " if selected else "  ", style="reverse" if selected else "")
-    text.append(f"{_cut(printable_line(row['name']), 20):<20} {row['pid']:>8}  ")
+    text.append(f"{_cut(printable_line(row['name']), _MAX_NAME):<{_MAX_NAME}} {row['pid']:>8}  ")
     text.append(f"{row['state']:<15}", style=style_of(row["state"]))
     rate, uptime = format_number(row.get("requests_per_s")), format_seconds(row.get("uptime_s"))
     text.append(f" {ready:>7} {rate:>7} {uptime:>8}  {', '.join(row.get('listeners', []))}")
@@ -204,7 +204,8 @@ def _divide(lines: int, workers: int) -> _Part:
 def _title(screen: ServerScreen, now: float) -> Text:
     status = screen.status
     text = Text(no_wrap=True)
-    text.append(f" {printable_line(screen.name)} ", style="bold reverse")
+    name = _cut(printable_line(screen.name), _MAX_NAME)
+    text.append(f" {name} ", style="bold reverse")
     if not status:
         problem = f" {screen.problem}; trying again" if screen.problem else " connecting"
         return text.append(problem, style=style_of("error") if screen.problem else "")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from servo.cli import ctl, monit
+from servo.cli import ctl, monit, target
 from servo.cli import monit_link as link
 from servo.cli.monit import Monitor
 from servo.cli.monit_state import Send, ServerList, ServerScreen
@@ -36,6 +36,7 @@ STATUS: dict[str, Any] = {
 ROW = {"slot": 1, "serial": 1, "pid": 4711, "state": "ready"}
 Shown = Callable[[], str]
 SHOP = Instance("shop", 7, "/run/shop-7.sock")
+BLOG = Instance("blog", 9, "/run/blog-9.sock")
 
 
 class Terminal:
@@ -295,6 +296,69 @@ def test_a_dead_server_is_reported_before_the_screen(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "/nowhere does not exist" in captured.err
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Instance | None]:
+    """What `run` shows first, instead of showing it; the running servers are SHOP and BLOG."""
+    shown: list[Instance | None] = []
+
+    class Connection:
+        def __enter__(self) -> Connection:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return
+
+        def request(self, command: str) -> dict[str, Any]:
+            return {"command": command}
+
+    def show(_self: Monitor, _terminal: Any, instance: Instance | None) -> int:
+        shown.append(instance)
+        return 5
+
+    class NoTerminal(Terminal):
+        def __init__(self, *_fds: int) -> None:
+            super().__init__()
+
+        def __enter__(self) -> NoTerminal:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return
+
+    for module in (monit, target):
+        monkeypatch.setattr(module, "running_servers", lambda: [SHOP, BLOG])
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(type(stream), "fileno", lambda _self: -1)
+    monkeypatch.setattr(Target, "connect_to", lambda _self, _instance: Connection())
+    monkeypatch.setattr(Monitor, "run", show)
+    monkeypatch.setattr(monit, "Terminal", NoTerminal)
+    return shown
+
+
+@pytest.mark.usefixtures("at_terminal")
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ({"name": "shop"}, SHOP),
+        ({"pid": 9}, BLOG),
+        ({}, None),
+        ({"name": "shop", "every": True}, None),
+        ({"socket": "/run/x.sock"}, Instance("", 0, "/run/x.sock")),
+    ],
+)
+def test_several_servers_are_listed_first(
+    started: list[Instance | None], options: dict[str, Any], first: Instance | None
+) -> None:
+    assert monit.run(Target(**options)) == 5
+    assert started == [first]
+
+
+@pytest.mark.usefixtures("at_terminal")
+def test_with_all_the_list_is_shown_once(started: list[Instance | None]) -> None:
+    assert ctl.main(["--all", "monit"]) == 5
+    assert started == [None]
 
 
 @pytest.mark.parametrize(

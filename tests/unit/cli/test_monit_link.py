@@ -93,6 +93,7 @@ class Links:
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.items: queue.Queue[link.Item] = queue.Queue()
+        self.seen: list[link.Item] = []
         self.running: list[Instance] = []
         self.to_close: list[Server | ServerLink | ListLink] = []
 
@@ -118,6 +119,7 @@ class Links:
         """The next item that is wanted; others are left out."""
         while True:
             item = self.items.get(timeout=30.0)
+            self.seen.append(item)
             if is_wanted(item):
                 return item
 
@@ -160,6 +162,19 @@ def test_events_are_followed(links: Links) -> None:
     assert links.until(lambda item: isinstance(item, link.Note) and item.name == "events") == (
         link.Note("events", EVENT)
     )
+
+
+def test_a_connection_that_brings_nothing_keeps_the_old_events(links: Links) -> None:
+    server = links.server()
+    links.open(links.running[0])
+    links.until(lambda item: item == link.Note("events", EVENT))
+    server.answers["events"] = []  # as a stopped server, which accepts connections
+    server.drop()
+    for _ in range(3):
+        links.until(is_snapshot)
+        server.drop()
+        links.until(is_lost)
+    assert links.seen.count(link.NotesRestarted("events")) == 1
 
 
 def test_lost_log_lines_are_reported(links: Links) -> None:

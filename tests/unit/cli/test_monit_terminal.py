@@ -135,6 +135,14 @@ def test_a_resize_and_ctrl_z_wake_it_and_do_not_end_it(line: tuple[int, int]) ->
         assert terminal.ended is None
 
 
+def test_the_mode_is_taken_again_when_a_shell_continues_it(line: tuple[int, int]) -> None:
+    with Terminal(line[1], line[1]) as terminal:
+        terminal.restore()
+        os.kill(os.getpid(), signal.SIGCONT)
+        assert terminal.wait(10.0) == []
+        assert not mode(line[1]) & termios.ICANON
+
+
 def test_a_closed_terminal_is_like_a_hang_up(line: tuple[int, int]) -> None:
     ours, theirs = line
     with Terminal(theirs, theirs) as terminal:

@@ -122,6 +122,10 @@ def test_the_selected_worker_is_marked_and_stays_in_view() -> None:
     assert any(line.startswith("> 40") for line in draw(screen))
 
 
+def test_a_long_name_leaves_room_for_the_state() -> None:
+    assert draw(server(row(1), name="x" * 200))[0].startswith(f" {'x' * 19}…  running  2/2 ready")
+
+
 def test_a_reload_is_shown_with_its_phase() -> None:
     assert (
         "reloading: replacing the workers"

@@ -144,6 +144,7 @@ def test_a_silent_server_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shop["memory_bytes"] == 7 << 20
     Client.server_pid = 4711  # the server is in a container, so its pids mean nothing here
     assert "memory_bytes" not in show.query_all(found[:1], 0.5)[0]
+    assert "memory_bytes" not in show.query_all(found, 0.5, with_usage=False)[1]
     assert blog == {
         "name": "blog",
         "pid": 8,
