@@ -95,8 +95,10 @@ class H1Protocol:
         "_header",
         "_held",
         "_http",
+        "_in_first_step",
         "_lingering",
         "_local",
+        "_next_due",
         "_paused",
         "_paused_ns",
         "_reading_head",
@@ -151,6 +153,9 @@ class H1Protocol:
         self.write: Callable[[bytes], None] = _not_connected
         # The responses to pipelined requests that wait for the next one; see `_hold`.
         self._held: list[bytes] = []
+        # Whether `_after_first_step` is due, and whether it has to go on with the next request.
+        self._in_first_step = False
+        self._next_due = False
         self._template: Scope = {}
         self._paused = False
         self._paused_ns = 0
@@ -507,8 +512,11 @@ class H1Protocol:
         self.deadline_ns = now + server.idle_ns
         if not http.idle:
             # Start the next request in the next turn of the loop: this code runs inside the
-            # application's `send`.
-            self.loop.call_soon(self._go_on)
+            # application's `send`. `_after_first_step` does it if it is due anyway.
+            if self._in_first_step:
+                self._next_due = True
+            else:
+                self.loop.call_soon(self._go_on)
         elif self._eof:
             self._hang_up(linger=False)
         elif self._paused:
@@ -525,6 +533,7 @@ class H1Protocol:
                 # If the application answers in its first step, the answer leaves together with the
                 # next one.
                 self.write = self._hold
+                self._in_first_step = True
                 self._on_event(event)
                 self.loop.call_soon(self._after_first_step)  # which was scheduled before
             else:
@@ -545,12 +554,12 @@ class H1Protocol:
 
     def _after_first_step(self) -> None:
         """Send what is held, unless it is complete and the next request waits to be answered."""
-        if (
-            self.call is not None
-            or not self._http.next_head_waits
-            or sum(map(len, self._held)) > _MAX_HELD
-        ):
+        self._in_first_step = False
+        goes_on, self._next_due = self._next_due, False
+        if not goes_on or not self._http.next_head_waits or sum(map(len, self._held)) > _MAX_HELD:
             self._send_held()
+        if goes_on:
+            self._go_on()
 
     def _send_held(self) -> None:
         held = self._held
