@@ -38,6 +38,8 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = " _.-:=+*#"
 _MAX_SPARK = SAMPLES
 _MAX_NAME = 20
+# The indent of the further lines of a line that is too long.
+_FOLD_INDENT = 8
 # The heights of the workers' and of the events' part, as a share of the lines for all parts.
 _WORKERS_SHARE = 0.45
 _EVENTS_SHARE = 0.4
@@ -114,7 +116,7 @@ def draw(
     elif screen.mode is Mode.HELP:
         lines = [_title(screen, now), Text(), *map(Text, _HELP.split("\n"))]
     elif screen.mode is Mode.STACK:
-        lines = _stack(screen, height, now)
+        lines = _stack(screen, width, height, now)
     else:
         lines = _server(screen, width, height, now, _ASCII_BLOCKS if ascii_only else _BLOCKS)
     lines = [*lines[:height], *(Text() for _ in range(height - len(lines)))]
@@ -440,12 +442,22 @@ def _prompt(screen: ServerScreen) -> Text:
     return Text(message.text, style="bold red" if message.failed else "bold")
 
 
-def _stack(screen: ServerScreen, height: int, now: float) -> list[Text]:
-    room = height - 2
+def _stack(screen: ServerScreen, width: int, height: int, now: float) -> list[Text]:
     lines = [_title(screen, now)]
-    lines += [Text(line) for line in screen.stack[screen.scrolled : screen.scrolled + room]]
+    for line in screen.stack[screen.scrolled : screen.scrolled + height]:
+        lines += _folded(line, width)
+    lines = lines[: height - 1]
     lines += [Text() for _ in range(height - 1 - len(lines))]
     return [*lines, Text(_STACK_KEYS, style="dim")]
+
+
+def _folded(line: str, width: int) -> list[Text]:
+    """A line on as many lines of the screen as it needs: the end of a frame's line names it."""
+    parts, rest = [line[:width]], line[width:]
+    while rest:
+        parts.append(" " * _FOLD_INDENT + rest[: width - _FOLD_INDENT])
+        rest = rest[width - _FOLD_INDENT :]
+    return [Text(part) for part in parts]
 
 
 def _heading(title: str, width: int) -> Text:
