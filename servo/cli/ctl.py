@@ -26,7 +26,14 @@ from servo.cli import report as bug_report
 from servo.cli import show
 from servo.cli.json_argument import check_json
 from servo.cli.log_reader import LogFilter, follow_file, tail_file
-from servo.cli.target import Target, all_servers, print_json, target_of, target_options
+from servo.cli.target import (
+    Target,
+    all_servers,
+    completed_slots,
+    print_json,
+    target_of,
+    target_options,
+)
 from servo.cli.unit import made_by, make_unit, write_units
 from servo.control.client import ConnectionEnded, ControlClient, ControlError, RequestFailed
 from servo.control.protocol import REFUSED, ROLLED_BACK
@@ -235,16 +242,20 @@ def requests(target: Target) -> None:
 
 
 @command("stack")
-@click.argument("slot", type=int)
+@click.argument("slot", type=int, shell_complete=completed_slots)
 def stack(target: Target, slot: int) -> None:
-    """Show the Python stacks and asyncio tasks of the worker in SLOT, without stopping it."""
+    """Show the Python stacks and asyncio tasks of the worker in SLOT, without stopping it.
+
+    Busy threads come first; the others are marked as idle.
+    """
     with target.connect() as client:
         result = client.request("stack", {"slot": slot})
+        show.mark_idle(result)
     print_json(result) if target.json else show.stack(result)
 
 
 @command("profile")
-@click.argument("slot", type=click.IntRange(min=1))
+@click.argument("slot", type=click.IntRange(min=1), shell_complete=completed_slots)
 @click.option(
     "--seconds", type=click.IntRange(1, 3600), default=10, help="For how long to sample.  [10]"
 )
@@ -269,10 +280,15 @@ def profile(target: Target, slot: int, seconds: int, form: str, output: str) -> 
 
 
 @command("config")
-def config(target: Target) -> None:
+@click.option("--changed", is_flag=True, help="Show only settings that have been given a value.")
+def config(target: Target, changed: bool) -> None:
     """Show each setting's value and its source."""
     with target.connect() as client:
         result = client.request("config")
+    if changed:
+        # By the source: a value that equals the default may have been given, too.
+        rows = [row for row in result["settings"] if row["source"] != "default"]
+        result["settings"] = rows
     print_json(result) if target.json else show.config(result)
 
 
@@ -293,7 +309,13 @@ def events(target: Target, follow: bool, lines: int) -> None:
 @click.option(
     "--lines", type=click.IntRange(min=0), default=100, help="How many past lines to show.  [100]"
 )
-@click.option("--worker", type=int, metavar="SLOT", help="Show only this worker's lines.")
+@click.option(
+    "--worker",
+    type=int,
+    metavar="SLOT",
+    shell_complete=completed_slots,
+    help="Show only this worker's lines.",
+)
 @click.option(
     "--level",
     type=click.Choice(_LEVELS),
@@ -605,7 +627,7 @@ def scale(target: Target, to: str) -> None:
 
 
 @command("restart-worker")
-@click.argument("slot", type=int)
+@click.argument("slot", type=int, shell_complete=completed_slots)
 @click.option("--no-wait", is_flag=True, help="Don't wait for the worker to be replaced.")
 def restart_worker(target: Target, slot: int, no_wait: bool) -> None:
     """Replace the worker in SLOT. It ends when the new worker is ready."""
@@ -651,7 +673,7 @@ def _completed_signal(_context: click.Context, _parameter: click.Parameter, word
 
 # As for `kill`, the signal may begin with a dash: `-9`, `-TERM`.
 @command("signal", context_settings={"ignore_unknown_options": True})
-@click.argument("slot", type=int)
+@click.argument("slot", type=int, shell_complete=completed_slots)
 @click.argument(
     "signal_name", metavar="SIGNAL", callback=_checked_signal, shell_complete=_completed_signal
 )
@@ -687,7 +709,7 @@ def send(target: Target, arguments: tuple[str, ...], to_all: bool, topic: str) -
 
 
 @command("call")
-@click.argument("slot", type=click.IntRange(min=1))
+@click.argument("slot", type=click.IntRange(min=1), shell_complete=completed_slots)
 @click.argument("topic")
 @click.argument("message", metavar="JSON")
 @click.option(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from servo.cli.stacks import is_idle
 from servo.cli.tables import (
     Column,
     format_mebibytes,
@@ -343,6 +344,16 @@ def requests(result: dict[str, Any]) -> None:
         click.echo("no request is being served")
 
 
+def mark_idle(result: dict[str, Any]) -> None:
+    """Add to each thread of an answer to "stack" whether it is idle.
+
+    result   the answer; one of a busy worker is text, without a list of threads
+    """
+    for thread in result.get("threads", ()):
+        is_main = thread["name"] == "MainThread"
+        thread["idle"] = is_idle(thread["stack"], of_server=is_main)
+
+
 def stack(result: dict[str, Any]) -> None:
     """`servoctl stack`."""
     click.echo("\n".join(stack_lines(result)))
@@ -353,14 +364,17 @@ def stack_lines(result: dict[str, Any]) -> list[str]:
     parts = [f"worker {result['slot']} (pid {result['pid']}), {result['state']}"]
     if "text" in result:
         parts.append("\nIt is busy and does not answer; its threads, most recent call first:\n")
+        dumps = result["text"].rstrip().split("\n\n")
+        idle = {dump: is_idle(dump, innermost_first=True) for dump in dumps}
         # Leave out the frames from run_worker on: they belong to the start of the worker.
-        parts += [
-            part.partition(" in run_worker\n")[0].rpartition("\n")[0] or part
-            for part in result["text"].rstrip().split("\n\n")
-        ]
+        for dump in sorted(dumps, key=lambda dump: idle[dump]):
+            text = dump.partition(" in run_worker\n")[0].rpartition("\n")[0] or dump
+            parts.append(re.sub(r"(?m):$", ", idle:", text, count=1) if idle[dump] else text)
         return "\n".join(parts).split("\n")
-    for thread in result["threads"]:
-        parts.append(f"\nthread {thread['name']}, most recent call last:")
+    mark_idle(result)
+    for thread in sorted(result["threads"], key=lambda thread: thread["idle"]):
+        idle_mark = ", idle" if thread["idle"] else ""
+        parts.append(f"\nthread {thread['name']}{idle_mark}, most recent call last:")
         parts.append(thread["stack"].rstrip("\n"))
     for task in result["tasks"]:
         parts.append(f"\ntask {task['name']}, most recent await last:")
@@ -372,7 +386,12 @@ def stack_lines(result: dict[str, Any]) -> list[str]:
 
 def config(result: dict[str, Any]) -> None:
     """`servoctl config`."""
-    columns = [Column("setting"), Column("value", keep=False), Column("unit"), Column("source")]
+    columns = [
+        Column("setting"),
+        Column("value", keep=False),
+        Column("unit", drop_rank=1),
+        Column("source"),
+    ]
     rows = [[row["name"], row["value"], row["unit"], row["source"]] for row in result["settings"]]
     show_table(columns, rows)
 

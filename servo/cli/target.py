@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from servo.cli.tables import Column, plain_table
 from servo.control import instances
 from servo.control.client import ControlClient, NoAnswer, NoSuchInstance
 from servo.control.instances import Instance
-from servo.errors import UsageError
+from servo.errors import ServoError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     F = TypeVar("F", bound=Callable[..., Any])
 
 TIMEOUT_S = 5.0
+# How long the completion of a word may take, in seconds.
+_COMPLETION_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,21 @@ def target_options(function: F) -> F:
     """Add the options of `Target` to a command."""
     for option in reversed(
         [
-            click.option("-n", "--name", metavar="NAME", help="The server's name."),
-            click.option("-p", "--pid", type=int, metavar="PID", help="The arbiter's process id."),
+            click.option(
+                "-n",
+                "--name",
+                metavar="NAME",
+                shell_complete=_completed_names,
+                help="The server's name.",
+            ),
+            click.option(
+                "-p",
+                "--pid",
+                type=int,
+                metavar="PID",
+                shell_complete=_completed_pids,
+                help="The arbiter's process id.",
+            ),
             click.option("-s", "--socket", metavar="PATH", help="The server's control socket."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON, one value per line."),
             click.option(
@@ -159,6 +175,51 @@ def target_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+# --- completion by the shell ------------------------------------------------------------------
+
+
+def _completed_names(
+    _context: click.Context, _parameter: click.Parameter, word: str
+) -> list[CompletionItem]:
+    pids: dict[str, list[str]] = {}
+    for each in all_servers():
+        pids.setdefault(each.name, []).append(str(each.pid))
+    return [
+        CompletionItem(name, help=f"pid {', '.join(found)}")
+        for name, found in pids.items()
+        if name.startswith(word)
+    ]
+
+
+def _completed_pids(
+    _context: click.Context, _parameter: click.Parameter, word: str
+) -> list[CompletionItem]:
+    return [
+        CompletionItem(str(each.pid), help=each.name)
+        for each in all_servers()
+        if str(each.pid).startswith(word)
+    ]
+
+
+def completed_slots(
+    context: click.Context, _parameter: click.Parameter, word: str
+) -> list[CompletionItem]:
+    """The slots of the server that the typed options select; none if it does not answer."""
+    given: dict[str, Any] = {}
+    for each in (context.parent, context):  # the options after the command win
+        params = each.params if each is not None else {}
+        given.update({k: params[k] for k in ("name", "pid", "socket") if params.get(k) is not None})
+    try:
+        with Target(**given, timeout_s=_COMPLETION_S).connect() as client:
+            rows = client.request("workers")["workers"]
+    except ServoError:  # an error would be printed into the line that the user types
+        return []
+    states = {str(row["slot"]): f"pid {row['pid']}, {row['state']}" for row in rows}
+    return [
+        CompletionItem(slot, help=state) for slot, state in states.items() if slot.startswith(word)
+    ]
 
 
 def target_of(options: dict[str, Any]) -> Target:

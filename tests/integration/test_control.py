@@ -163,6 +163,10 @@ def test_stacks(serve: Serve, worker_class: str) -> None:
     with request_under_way(server, "/slow?s=3600"):
         busy = ctl(server, "stack", "1")
         assert "in slow" in json.dumps(busy)
+        for thread in busy.get("threads", []):
+            assert not (thread["idle"] and "in slow" in thread["stack"])
+        if worker_class != "sync":  # its only thread is interrupted by a signal
+            assert all(thread["idle"] for thread in idle["threads"])
         if worker_class == "async":
             assert any("in slow" in task["stack"] for task in busy["tasks"])
         assert "in slow" in servoctl("--pid", str(server.pid), "stack", "1").stdout

@@ -537,6 +537,80 @@ def test_stacks(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     assert "loop.py" not in out
 
 
+def test_busy_threads_come_first(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start()
+    wait = '  File "/usr/lib/python3.11/threading.py", line 1, in wait\n'
+    threads = [
+        {"name": "worker-1", "stack": wait},
+        {"name": "worker-2", "stack": '  File "/srv/shop.py", line 2, in app\n'},
+    ]
+    result = {"slot": 1, "pid": 11, "state": "ready", "answered": True, "threads": threads}
+    result |= {"tasks": [], "left_out": 0}
+    server.answers["stack"] = [protocol.result_line(result)]
+    _, out, _ = run(capsys, "stack", "1")
+    assert re.findall("^thread .*", out, re.MULTILINE) == [
+        "thread worker-2, most recent call last:",
+        "thread worker-1, idle, most recent call last:",
+    ]
+    found = json.loads(run(capsys, "stack", "1", "--json")[1])["threads"]
+    assert [each["idle"] for each in found] == [True, False]
+    text = (
+        "Thread 0x1 (most recent call first):\n"
+        '  File "/usr/lib/python3.11/queue.py", line 3 in get\n'
+        '\nCurrent thread 0x2 (most recent call first):\n  File "/srv/shop.py", line 3 in app\n'
+    )
+    result = {"slot": 1, "pid": 11, "state": "ready", "answered": False, "text": text}
+    server.answers["stack"] = [protocol.result_line(result)]
+    _, out, _ = run(capsys, "stack", "1")
+    assert out.index("Current thread 0x2 (most recent call first):\n") < out.index(
+        "Thread 0x1 (most recent call first), idle:\n"
+    )
+
+
+def test_changed_settings_keep_their_source(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A value that equals the default is shown if somebody has given it."""
+    server = start()
+    rows = [
+        {"name": "workers", "value": "1", "unit": "", "source": "servo.toml:3"},
+        {"name": "timeout", "value": "30", "unit": "seconds", "source": "default"},
+        {"name": "bind", "value": "0.0.0.0:8000", "unit": "", "source": "PORT"},
+    ]
+    server.answers["config"] = [protocol.result_line({"settings": rows})]
+    _, out, _ = run(capsys, "config", "--changed")
+    assert [line.split() for line in out.splitlines()[1:]] == [
+        ["workers", "1", "-", "servo.toml:3"],
+        ["bind", "0.0.0.0:8000", "-", "PORT"],
+    ]
+    found = json.loads(run(capsys, "config", "--changed", "--json")[1])
+    assert found == {"settings": [rows[0], rows[2]]}
+    assert "timeout" in run(capsys, "config")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "typed", "found"),
+    [
+        (["-n"], "", ["blog", "shop"]),
+        (["status", "--name"], "s", ["shop"]),
+        (["--pid"], "8", ["8"]),
+        (["-n", "shop", "stack"], "", ["1"]),
+        (["stack", "--name", "shop"], "", ["1"]),
+        (["-n", "blog", "profile", "-n", "shop"], "", ["1"]),
+        (["-n", "shop", "logs", "--worker"], "", ["1"]),
+        (["-n", "shop", "restart-worker"], "2", []),
+        (["stack"], "", []),  # two servers run, and none is chosen
+    ],
+)
+def test_the_shell_completes_servers_and_slots(
+    start: Start, words: list[str], typed: str, found: list[str]
+) -> None:
+    start("shop", 7)
+    start("blog", 8).answers["workers"] = [protocol.failure_line(protocol.REFUSED, "no")]
+    completion = ShellComplete(ctl.servoctl, {}, "servoctl", "_SERVOCTL_COMPLETE")
+    assert [item.value for item in completion.get_completions(words, typed)] == found
+
+
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
