@@ -74,7 +74,8 @@ class ThreadWorker(PollerWorker):
         self.stuck = 0
         self.threads: list[WorkerThread] = []
         limit: int = self.settings.limit_concurrency
-        self.most_running = min(self.capacity, limit or self.capacity)
+        self.pool_size = self.capacity  # a copy, because reading the setting takes 1 us
+        self.most_running = min(self.pool_size, limit or self.pool_size)
         self.timeout_ns = int(self.settings.request_timeout * 1e9)
         self.threads_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -139,7 +140,7 @@ class ThreadWorker(PollerWorker):
         if self.to_start:
             self.handed_over += len(self.to_start)
             # If a thread is free, the wait is not worth a look at the clock.
-            has_to_wait = self.handed_over > self.capacity
+            has_to_wait = self.handed_over > self.pool_size
             for connection in self.to_start:
                 connection.has_to_wait = has_to_wait
                 self.requests.put(connection)
