@@ -219,14 +219,14 @@ def test_a_stack_scrolls() -> None:
 
 def test_a_long_line_of_a_stack_is_folded() -> None:
     screen = server(row(1))
-    stack = f'  File "/{"x" * 80}.py", line 7, in report\n    {"y" * 300}'
+    stack = f'  File "/{"x" * 80}.py", line 7, in report\n    {"Y" * 300}'
     threads = [{"name": "MainThread", "stack": stack}]
     result = {"slot": 1, "pid": 5, "state": "ready", "threads": threads, "tasks": []}
     screen.on_result(Send("stack", {"slot": 1}), {**result, "left_out": 0})
     lines = draw(screen)
     assert lines[4] == f'  File "/{"x" * 71}'
     assert lines[5] == f'        {"x" * 9}.py", line 7, in report'
-    assert sum(line.count("y") for line in lines) == 300
+    assert sum(line.count("Y") for line in lines) == 300
     for _ in range(10):
         screen.on_key("down")
     assert len(draw(screen)) == 24
