@@ -96,7 +96,8 @@ def test_list_and_status(serve: Serve) -> None:
     assert rows[first.pid]["name"] == "shop"
     assert rows[first.pid]["state"] == "running"
     workers = rows[first.pid]["workers"]
-    assert workers == {"target": 2, "least": 2, "most": 2, "ready": 2, "total": 2}
+    counts = {"target": 2, "least": 2, "most": 2, "ready": 2, "blocked": 0, "total": 2}
+    assert workers == counts
     assert rows[second.pid]["name"] == "blog"
     plain = servoctl("list").stdout
     assert re.search(rf"^shop +{first.pid} +running +2/2 ", plain, re.MULTILINE)
