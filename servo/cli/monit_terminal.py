@@ -151,10 +151,13 @@ class Terminal:
 
     def take_keys(self) -> None:
         """Read single keys from now on, without echo."""
-        mode = termios.tcgetattr(self._input_fd)
-        mode[3] &= ~(termios.ICANON | termios.ECHO)
-        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
-        termios.tcsetattr(self._input_fd, termios.TCSANOW, mode)
+        try:
+            mode = termios.tcgetattr(self._input_fd)
+            mode[3] &= ~(termios.ICANON | termios.ECHO)
+            mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+            termios.tcsetattr(self._input_fd, termios.TCSANOW, mode)
+        except termios.error:
+            self.ended = self.ended or signal.SIGHUP  # the terminal is gone
 
     def restore(self) -> None:
         """Give the terminal its old settings back."""

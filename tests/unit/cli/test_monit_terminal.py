@@ -149,3 +149,11 @@ def test_a_closed_terminal_is_like_a_hang_up(line: tuple[int, int]) -> None:
         os.close(ours)
         assert terminal.wait(10.0) == []
         assert terminal.ended == signal.SIGHUP
+
+
+def test_a_terminal_that_is_gone_when_its_keys_are_taken(line: tuple[int, int]) -> None:
+    ours, theirs = line
+    with Terminal(theirs, theirs) as terminal:
+        os.close(ours)
+        terminal.take_keys()
+        assert terminal.ended == signal.SIGHUP
