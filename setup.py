@@ -41,6 +41,7 @@ COMPILED = [
     "servo/http/h2/stream.py",
     "servo/http/headers.py",
     "servo/http/limits.py",
+    "servo/http/queue_time.py",
     "servo/http/serialise.py",
     "servo/workers/accept/accept_queue.py",
     "servo/workers/accept/acceptor.py",
