@@ -32,9 +32,9 @@ from servo.http.limits import LINGER_S
 from servo.http.negotiate import upgrade_settings
 from servo.net.sockets import end_output, has_unread
 from servo.net.tls_facts import TLSFacts
-from servo.workers.aio.linger import Linger
 from servo.workers.aio.sendfile import send_region, settle
 from servo.workers.aio.tls import ends, send_blocks
+from servo.workers.linger import IdleTime, Linger
 from servo.workers.request.admission import CLIENT_CLOSED, Peer
 from servo.workers.request.body_rate import BodyRate
 from servo.workers.request.preface import ProtocolDetector
@@ -95,6 +95,7 @@ class H1Protocol:
         "_header",
         "_held",
         "_http",
+        "_idle_time",
         "_in_first_step",
         "_lingering",
         "_local",
@@ -164,6 +165,7 @@ class H1Protocol:
         self._reading_head = False
         self._lingering = False
         self._ending: Linger | None = None
+        self._idle_time: IdleTime | None = None
         self._copy = -1
         self._eof = False
         self._admitted: Admitted | None = None
@@ -712,8 +714,12 @@ class H1Protocol:
             return
         if self._has_input():
             self.loop.call_later(_LOOK_AGAIN_S, self._close_if_idle)
+            return
+        self._send_held()
+        idle_left_s = self._idle_left_s()
+        if idle_left_s:
+            self.loop.call_later(idle_left_s, self._close_if_idle)
         else:
-            self._send_held()
             self._close()
 
     def cut_requests(self, kept: list[ASGICall | WebSocketCall]) -> None:
@@ -773,7 +779,17 @@ class H1Protocol:
         elif self._http.in_head:
             self._refuse(Refused(ProtocolError(408, "the head did not come in time")))
         elif not self._has_input():
-            self._close()
+            idle_left_s = self._idle_left_s()
+            if idle_left_s:
+                self._expires_in(idle_left_s)
+            else:
+                self._close()
+
+    def _idle_left_s(self) -> float:
+        """How long an idle connection stays open although its time is over; 0: close it now."""
+        if self._idle_time is None:
+            self._idle_time = IdleTime(self._fd())
+        return self._idle_time.left_s(self._server.idle_ns / 1e9, monotonic_ns())
 
     def _has_input(self) -> bool:
         """Whether a request of an idle connection came in time and waits to be read.

@@ -29,7 +29,7 @@ from servo.http.limits import LINGER_S
 from servo.net.sockets import end_transport, has_unread
 from servo.workers.aio.h2_settings import HIGH_WATER
 from servo.workers.aio.h2_stream import H2Channel
-from servo.workers.aio.linger import Linger
+from servo.workers.linger import Linger
 from servo.workers.request.admission import CLIENT_CLOSED
 from servo.workers.timing import FRESH_GRACE_S
 

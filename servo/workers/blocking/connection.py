@@ -29,6 +29,7 @@ from servo.http.errors import ClientDisconnected
 from servo.http.h1.connection import H1Connection
 from servo.net.sockets import has_unread
 from servo.workers.blocking.output_buffer import WAIT_S, OutputBuffer, OutputSpace
+from servo.workers.linger import IdleTime
 from servo.workers.request.admission import Peer
 from servo.workers.request.body_rate import BodyRate
 
@@ -142,6 +143,7 @@ class Connection:
     watched      the events that epoll reports for it
     broken       whether the socket is unusable
     linger       whether to discard input before closing
+    idle_time    decides whether to close it when its idle time is over; None before that time
     request      the current request
     body         the request's body: bytes, a file, or None
     output       the unsent part of the current response; None if the socket took all of it
@@ -170,6 +172,7 @@ class Connection:
         "eof",
         "fd",
         "http",
+        "idle_time",
         "linger",
         "output",
         "peer",
@@ -216,6 +219,7 @@ class Connection:
         self.eof = False
         self.broken = False
         self.linger = False
+        self.idle_time: IdleTime | None = None
         self.request: Request | None = None
         self.body: Any = None
         self.environ: dict[str, Any] = _NO_ENVIRON
@@ -273,6 +277,15 @@ class Connection:
         assert self.body_rate is not None
         self.body.write(data)
         self.deadline_ns = self.body_rate.deadline_ns(monotonic_ns(), len(data))
+
+    def idle_left_s(self, idle_ns: int) -> float:
+        """How long to stay open when the idle time is over, in seconds; 0 to close now.
+
+        idle_ns  how long a connection may be idle, in nanoseconds
+        """
+        if self.idle_time is None:
+            self.idle_time = IdleTime(self.fd)
+        return self.idle_time.left_s(idle_ns / 1e9, monotonic_ns())
 
     def expires_in(self, seconds: float) -> None:
         """Set the time limit of this phase, which the poller's sweep enforces.

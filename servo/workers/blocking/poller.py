@@ -636,8 +636,14 @@ class PollerWorker(Worker):
             what = "head" if connection.phase == HEAD else "body"
             error = ProtocolError(408, f"the request's {what} did not come in time")
             self._refuse(connection, Refused(error, in_body=connection.phase == BODY))
-        elif connection.phase != IDLE or not connection.unread():
+        elif connection.phase != IDLE:
             self.drop(connection)
+        elif not connection.unread():
+            idle_left_s = connection.idle_left_s(self.idle_ns)
+            if idle_left_s:
+                connection.expires_in(idle_left_s)
+            else:
+                self.drop(connection)
         # An idle connection with unread bytes is kept. A request arrived in time, but this thread
         # could not read it: a slow request was running, or the process was stopped.
 

@@ -729,6 +729,33 @@ def test_a_drain_closes_idle_connections_after_a_moment(make: Make) -> None:
     assert fresh.closed
 
 
+@pytest.mark.parametrize("drains", [True, False])
+def test_a_client_that_still_reads_is_not_idle(make: Make, drains: bool) -> None:
+    server = make(keepalive=3, drain_idle=3)
+    slow, stuck = server.connect(), server.connect()
+    for connection in (slow, stuck):
+        connection.send(GET)
+        # The fake transport sends nothing itself. Its socket is a pair, which the client reads.
+        connection.transport.sock.send(bytes(1000))
+    if drains:
+        server.drain(idle_s=3.0)
+    for _ in range(5):
+        server.after(1)
+    assert not slow.closed
+    assert not stuck.closed
+    slow.theirs.recv(1000)
+    for _ in range(2):
+        server.after(1)
+    assert stuck.closed
+    assert not slow.closed
+    slow.send(GET)
+    assert len(slow.responses) == 2
+    assert slow.ended == drains
+    for _ in range(5):
+        server.after(1)
+    assert slow.closed
+
+
 def test_a_request_during_a_drain_is_the_last_of_its_connection(make: Make) -> None:
     server = make()
     connection = server.connect()

@@ -823,6 +823,38 @@ def test_a_retired_worker_ends_idle_connections_and_then_itself(make: Make) -> N
     assert any(isinstance(message, Draining) for message in server.world.told())
 
 
+def test_a_retired_worker_waits_for_clients_that_still_read(make: Make) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [bytes(50_000)]
+
+    server = make(app, drain_idle=3, keepalive=60)
+
+    def script() -> Script:
+        slow, stuck = server.connect(), server.connect()
+        slow.send(GET)
+        stuck.send(GET)
+        for _ in range(4):
+            yield
+        server.world.tell(Retire("reload"))
+        yield
+        yield
+        yield from server.after(5)
+        assert len(server.worker.connections) == 2  # `gone` would read
+        assert len(slow.read()) > 50_000
+        yield from server.after(2)
+        assert len(server.worker.connections) == 2
+        yield from server.after(2)
+        assert len(server.worker.connections) == 1
+        assert not slow.gone
+        assert stuck.gone
+        slow.send(GET)
+        yield
+        assert b"Connection: close\r\n" in slow.read()
+
+    server.run(script())
+
+
 def test_a_stopped_worker_answers_what_has_come_and_drops_the_idle(make: Make) -> None:
     server = make(keepalive=60)
 

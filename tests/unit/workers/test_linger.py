@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from servo.workers.aio.linger import Linger
+from servo.workers.linger import IdleTime, Linger
 
 SECOND = 1_000_000_000
 
@@ -59,3 +59,36 @@ def test_a_closed_socket(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, _ = pair
     ours.close()
     assert Linger(ours.fileno(), 60.0, 0).is_over(0, 0)
+
+
+def test_an_idle_client_that_has_everything_is_closed(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, _ = pair
+    assert IdleTime(ours.fileno()).left_s(5.0, 0) == 0.0
+
+
+def test_the_idle_time_begins_again_when_a_slow_reader_has_everything(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    for _ in range(20):
+        ours.send(b"x" * 1000)
+    idle = IdleTime(ours.fileno())
+    for number in range(20):
+        assert idle.left_s(5.0, number * 5 * SECOND) == 1.0
+        theirs.recv(1000)
+    assert idle.left_s(5.0, 101 * SECOND) == 5.0
+    assert idle.left_s(5.0, 106 * SECOND) == 0.0
+
+
+def test_an_idle_client_that_takes_nothing_is_closed(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, _ = pair
+    ours.send(b"x" * 1000)
+    idle = IdleTime(ours.fileno())
+    assert idle.left_s(5.0, 0) == 1.0
+    assert idle.left_s(5.0, 5 * SECOND) == 1.0
+    assert idle.left_s(5.0, 6 * SECOND) == 0.0
+    assert IdleTime(ours.fileno()).left_s(0.0, 0) == 0.0
