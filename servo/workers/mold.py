@@ -321,7 +321,9 @@ def _in_between(
     else:
         said = str(pid)
     if pid != 0:
-        os.write(writer, said.encode())
+        # If the process that wanted the fork was killed meanwhile, nobody reads the pid.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(writer, said.encode())
         os._exit(0)  # skip the exit functions: only the workers may call them
     os.close(writer)
     return main()

@@ -31,7 +31,7 @@ from servo.net.address import TCPAddress
 from servo.net.listeners import Listener
 from servo.shared_memory import row_layout
 from servo.workers.fork_order import ForkOrder
-from servo.workers.mold import MoldContext, run_mold
+from servo.workers.mold import MoldContext, _in_between, run_mold
 
 ADDRESS = TCPAddress("127.0.0.1", 0)
 APP = """
@@ -306,3 +306,23 @@ def test_reforks_are_for_wsgi_apps(mold: Make) -> None:
     assert answer["failed"] == "boot"
     text = "refork_after is for WSGI apps in workers of class sync or thread, not of class async"
     assert answer["text"].startswith(text)
+
+
+def test_the_process_in_between_ends_quietly_without_its_parent() -> None:
+    reader, writer = os.pipe()
+    gate_reader, gate_writer = os.pipe()
+
+    def wait_for_the_end() -> None:
+        """Until this test has closed its `reader`, and then the gate."""
+        os.read(gate_reader, 1)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(gate_writer)
+            _in_between(lambda: 0, wait_for_the_end, reader, writer)
+        finally:
+            os._exit(9)  # in the new process, and after an error
+    for fd in (reader, writer, gate_reader, gate_writer):
+        os.close(fd)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
