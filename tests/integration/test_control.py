@@ -793,7 +793,7 @@ def at_terminal(*arguments: str, width: int = 120, env: dict[str, str | None] | 
 def test_tables_at_a_terminal(serve: Serve) -> None:
     server = serve(WSGI, "-w", "2", ready=2)
     pid = str(server.pid)
-    shown = at_terminal("--pid", pid, "workers")
+    shown = at_terminal("--pid", pid, "workers", width=200)
     assert "\x1b[" in shown
     header, *rows = re.sub(r"\x1b\[[\d;]*m", "", shown).strip().splitlines()
     assert header.split()[:4] == ["slot", "pid", "gen", "state"]

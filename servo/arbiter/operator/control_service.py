@@ -414,7 +414,12 @@ class ControlService:
             time.time(),
             self._last_reload,
             time.monotonic_ns(),
-            [listener.socket.getsockname() for listener in arbiter.listeners],
+            # A stopping server has closed its listeners.
+            [
+                listener.socket.getsockname()
+                for listener in arbiter.listeners
+                if listener.socket.fileno() >= 0
+            ],
         )
         return {**values, "restarts": self._restarts}
 

@@ -138,11 +138,10 @@ class ThreadWorker(PollerWorker):
         a thread with work would take it, so each read would cause a switch of threads.
         """
         if self.to_start:
-            self.handed_over += len(self.to_start)
-            # If a thread is free, the wait is not worth a look at the clock.
-            has_to_wait = self.handed_over > self.pool_size
             for connection in self.to_start:
-                connection.has_to_wait = has_to_wait
+                self.handed_over += 1
+                # If a thread is free, the wait is not worth a look at the clock.
+                connection.has_to_wait = self.handed_over > self.pool_size
                 self.requests.put(connection)
             self.to_start.clear()
         # Set this before checking the queues. A thread appends first and checks `poller_waits`

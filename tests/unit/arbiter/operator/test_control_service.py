@@ -96,7 +96,7 @@ class Server:
         self.listeners = [
             SimpleNamespace(
                 name="http://127.0.0.1:8000",
-                socket=SimpleNamespace(getsockname=lambda: ("127.0.0.1", 8000)),
+                socket=SimpleNamespace(getsockname=lambda: ("127.0.0.1", 8000), fileno=lambda: 3),
             )
         ]
         self.inbox: deque[events.Event] = deque()
