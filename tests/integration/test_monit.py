@@ -60,7 +60,7 @@ class Terminal:
         program = shlex.join(["env", *changes, *COMMAND, *arguments])
         width, height = size
         # After the program, the shell shows its exit code and the terminal's settings.
-        script = f"stty -a > {socket}.before; {program}; echo code $?; stty -a > {socket}.after"
+        script = f"stty -g > {socket}.before; {program}; echo code $?; stty -g > {socket}.after"
         self.tmux(
             *("-u", "new-session", "-d", "-x", str(width), "-y", str(height)),
             f"{script}; exec sleep 1000",
