@@ -774,9 +774,12 @@ def at_terminal(*arguments: str, width: int = 120, env: dict[str, str | None] | 
     """What a person sees."""
     pid, fd = pty.fork()
     if pid == 0:
-        environ = environment({"TERM": "xterm-256color", **(env or {})})
+        # Here, because the program may ask before the parent has set it.
+        ioctl(0, termios.TIOCSWINSZ, struct.pack("4H", 40, width, 0, 0))
+        # Without COLUMNS, which xdist may set: it would count instead of the terminal's width.
+        changes = {"TERM": "xterm-256color", "COLUMNS": None, "LINES": None, **(env or {})}
+        environ = environment(changes)
         os.execve(COMMAND[0], [*COMMAND, *arguments], environ)
-    ioctl(fd, termios.TIOCSWINSZ, struct.pack("4H", 40, width, 0, 0))
     text = b""
     end = time.monotonic() + DEADLINE_S
     while time.monotonic() < end:
@@ -797,7 +800,7 @@ def test_tables_at_a_terminal(serve: Serve) -> None:
     assert "\x1b[" in shown
     header, *rows = re.sub(r"\x1b\[[\d;]*m", "", shown).strip().splitlines()
     assert header.split()[:4] == ["slot", "pid", "gen", "state"]
-    # What has no room is named below; how wide the terminal is, it may learn too late.
+    # What has no room is named below.
     assert [row.split()[0] for row in rows if not row.startswith("A wider ")] == ["1", "2"]
     narrow = re.sub(r"\x1b\[[\d;]*m", "", at_terminal("--pid", pid, "list", width=80))
     assert all(len(line) <= 80 for line in narrow.splitlines())
