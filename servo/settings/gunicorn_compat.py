@@ -210,7 +210,7 @@ SHARED = frozenset(
     certfile keyfile ca_certs cert_reqs ciphers
     control_socket control_socket_mode control_socket_disable
     statsd_host statsd_prefix dogstatsd_tags enable_backlog_metric
-    """.split()  # noqa: SIM905 (so many names are easier to read in lines)
+    """.split()  # noqa: SIM905 (a long list of names is easier to read in lines)
 )
 
 WORKER_CLASSES = ("auto", "sync", "thread", "async")

@@ -6,9 +6,9 @@ A worker has several resources, and it is as busy as the busiest of them:
   as a share of one CPU. Without the GIL, only the main thread counts: it runs the event loop or the
   poller, and `held_ns` covers the application's threads. Time in which the main thread waited for a
   CPU counts, too: a worker on a busy machine has no time left although it uses less than a CPU.
-* What requests hold: the only thread of a `sync` worker, the pool of a `thread` worker, the event
-  loop. A request may hold it without using a CPU, for example while it waits for a database. Each
-  worker class measures this itself: see `Worker.held_ns`.
+* The resources that requests hold: the only thread of a `sync` worker, the pool of a `thread`
+  worker, the event loop. A request may hold one without using a CPU, for example while it waits for
+  a database. Each worker class measures this itself: see `Worker.held_ns`.
 
 All measures are sums since the start, so that one look a second is enough, and requests cost
 nothing.

@@ -254,7 +254,7 @@ class Autoscale:
 
 
 def _most_by_memory(load: ServerLoad) -> int | None:
-    """How many workers fit into memory: the ready ones, plus those that fit into what is left."""
+    """How many workers fit into memory: the ready ones, plus those for which memory is left."""
     if load.memory_left is None or not load.worker_memory:
         return None
     return len(load.workers) + load.memory_left // load.worker_memory
