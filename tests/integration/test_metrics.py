@@ -129,10 +129,15 @@ def test_what_a_killed_worker_had_finished_is_counted_under_load(serve: Serve) -
             server.signal_worker(victim, signal.SIGKILL)
             server.wait_replaced([victim], count=2)
             metrics.scrape()
-    counted = metrics.value("servo_requests_total", method="GET", status="2xx")
+
+    def all_counted() -> bool:
+        counted = metrics.value("servo_requests_total", method="GET", status="2xx")
+        return load.answers - 3 * clients <= counted <= load.answers + len(load.failures)
+
     # A request may be answered and not counted, or counted and not answered, at the moment of a
-    # kill only: one for each client then.
-    assert load.answers - 3 * clients <= counted <= load.answers + len(load.failures)
+    # kill only: one for each client then. A page of metrics may be a little older than the last
+    # answers, so wait for one that has them.
+    wait_for(all_counted, "the answers in the metrics")
 
 
 def test_gauges_show_a_request_in_flight_and_a_full_queue(serve: Serve) -> None:
