@@ -101,7 +101,6 @@ class H2Stream:
         "_expected",
         "_framing",
         "_queue",
-        "_received",
         "_response_left",
         "_waits_for_continue",
         "body_sent",
@@ -112,6 +111,7 @@ class H2Stream:
         "incoming",
         "incoming_window",
         "queued",
+        "received",
         "request",
         "response_complete",
         "response_started",
@@ -146,7 +146,7 @@ class H2Stream:
         self.incoming_window = incoming_window
         self._waits_for_continue = request.expect_continue
         self._expected = request.content_length
-        self._received = 0
+        self.received = 0
         self._framing = _UNDECIDED
         self._response_left = 0
         self._queue: deque[bytes | memoryview | Fields] = deque()
@@ -173,15 +173,15 @@ class H2Stream:
         ended  whether it is the last part
         limit  the maximum size of the whole body, in bytes; 0: no limit
         """
-        self._received += n
+        self.received += n
         self._waits_for_continue = False
         self.incoming = not ended
         expected = self._expected
         if expected is not None and (
-            self._received > expected or (ended and self._received != expected)
+            self.received > expected or (ended and self.received != expected)
         ):
             raise MalformedError("the body is not as long as Content-Length says")
-        if limit and self._received > limit:
+        if limit and self.received > limit:
             raise ProtocolError(413, "request body too large")
 
     def read(self, left: int) -> None:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from servo.http.websocket import Handshake
     from servo.workers.aio.h2_settings import H2Settings
     from servo.workers.aio.server import StreamServer
-    from servo.workers.aio.websocket_h2 import SendWaiter
+    from servo.workers.aio.websocket_h2 import Channel
     from servo.workers.request.admission import Peer
 
 log = logging.getLogger("servo.error")
@@ -155,7 +155,7 @@ class H2Protocol(asyncio.Protocol):
         self._part_ns = 0
         self._idle_ns = monotonic_ns()
         self.running = 0
-        self.waiting: set[SendWaiter] = set()
+        self.waiting: set[Channel] = set()
         self._linger_end_ns = 0
 
     # --- the beginning --------------------------------------------------------------------------

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from servo.http.websocket import Handshake, WebSocketConnection
     from servo.workers.aio.h2_settings import H2Settings
     from servo.workers.aio.server import StreamServer
-    from servo.workers.aio.websocket_h2 import H2WebSocket, SendWaiter
+    from servo.workers.aio.websocket_h2 import Channel, H2WebSocket
     from servo.workers.request.admission import Admitted
 
 log = logging.getLogger("servo.error")
@@ -41,7 +41,7 @@ class StreamOwner(Protocol):
     common: H2Settings
     template: Scope
     running: int
-    waiting: set[SendWaiter]
+    waiting: set[Channel]
 
 
 class H2Channel:
@@ -56,6 +56,7 @@ class H2Channel:
         "_admitted",
         "_body_rate",
         "_drain_waiter",
+        "_fed",
         "_full_ns",
         "_lost",
         "_paced_ns",
@@ -93,6 +94,8 @@ class H2Channel:
         self._stalled_ns = 0
         self._unsent = 0
         self._lost = False
+        # Body bytes that were fed; those of a held request are in its head.
+        self._fed = len(admitted.request.body)
         self._drain_waiter: asyncio.Future[None] | None = None
         self.websocket: H2WebSocket | None = None
         self.call: ASGICall | WebSocketCall | None
@@ -128,6 +131,7 @@ class H2Channel:
     def feed(self, event: Data) -> None:
         """Pass a part of the body to the application."""
         n = len(event.data)
+        self._fed += n
         if self.websocket is not None:
             self.websocket.feed(event)
             return
@@ -235,7 +239,7 @@ class H2Channel:
             raise ClientDisconnected("the client has reset the stream")
 
     def wake_drained(self) -> None:
-        """See SendWaiter. Lets the application continue if enough bytes were sent."""
+        """See Channel. Lets the application continue if enough bytes were sent."""
         if self.websocket is not None:
             self.websocket.sent()
         waiter = self._drain_waiter
@@ -250,9 +254,16 @@ class H2Channel:
         call = self.call
         stream = self._stream
         if call is not None and stream.incoming:
-            stream.read(call.buffered)
+            self.enlarge_window(call.buffered)
             if not self._paced_ns:
                 self._pace_body(0)
+
+    def enlarge_window(self, left: int) -> None:
+        """See Channel."""
+        stream = self._stream
+        # One read of the connection may bring many frames. Those after the one that is fed now are
+        # not with the application yet.
+        stream.read(left + stream.received - self._fed)
 
     async def send_file(self, fd: int, offset: int, count: int) -> None:
         """See ASGITransport. Reads the file, because sendfile can't put bytes into frames."""

@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 _LOW_WATER = HIGH_WATER // 4
 
 
-class SendWaiter(Protocol):
-    """An object that waits for the HTTP/2 connection to send; an `H2Channel` is one."""
+class Channel(Protocol):
+    """What the connection and a WebSocket use of an `H2Channel`."""
 
     def wake_drained(self) -> None:
         """Continue if enough bytes are sent. Called after the connection has sent some."""
+
+    def enlarge_window(self, left: int) -> None:
+        """Let the client send as many bytes as the application has read.
+
+        left  the number of bytes that were fed and that the application has not read
+        """
 
 
 class H2WebSocket(WebSocketSession):
@@ -40,8 +46,8 @@ class H2WebSocket(WebSocketSession):
         app: WebSocketCall,
         connection: WebSocketConnection,
         stream: H2Stream,
-        waiting: set[SendWaiter],
-        channel: SendWaiter,
+        waiting: set[Channel],
+        channel: Channel,
     ) -> None:
         """
         server      the connection's server
@@ -64,7 +70,7 @@ class H2WebSocket(WebSocketSession):
         if event.data:
             self.received(event.data)
         if self._listening:
-            self._stream.read(0)
+            self._channel.enlarge_window(0)
         if not event.more_body:
             self.eof()
             if self._hung_up:
@@ -95,7 +101,7 @@ class H2WebSocket(WebSocketSession):
         """See WebSocketSession. Without WINDOW_UPDATE the client stops when its window is full."""
         self._listening = on
         if on:
-            self._stream.read(0)
+            self._channel.enlarge_window(0)
 
     def hang_up(self, linger: bool) -> None:
         """See WebSocketSession."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from h2frames import CANCEL, GET, head, reset
+from h2frames import CANCEL, GET, data, head, reset
 from unit.workers.fakes import (
     PEER,
     AsyncServer,
@@ -221,6 +221,19 @@ def test_messages_that_nobody_takes_keep_the_window_shut(make: Make, app: Echo) 
     server.turn(6)
     assert len(app.told) == 3
     assert opened() > before
+
+
+def test_frames_not_handled_yet_do_not_open_the_window(make: Make, app: Echo) -> None:
+    """One read brings all four. The second fills the queue, so the others stay unread."""
+    app.waits = True
+    server = make(websocket_max_queue=2, http2_initial_window_size=65536)
+    client = connect(server)
+    client.client.send(b"".join(data(1, ws_frame(BINARY, b"x" * 16_000)) for _ in range(4)))
+    assert sum(n for stream, n in client.client.reader.windows if stream == 1) <= 32_008
+    assert app.go_on is not None
+    app.go_on.set_result(None)
+    server.turn(6)
+    assert len(app.told) == 4
 
 
 def test_a_ping_that_is_not_answered_closes_with_1011(make: Make, app: Echo) -> None:
