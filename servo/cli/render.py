@@ -20,6 +20,8 @@ path/to/file.py:attribute.
 _OUTRO = """\
 Each setting can also be given in servo.toml, in [tool.servo] of pyproject.toml, in servo.conf.py,
 or as a variable SERVO_<NAME>. --print-config shows all names, values and their sources.
+
+TIME is a number of seconds, or has units: 500ms, 30s, 5m, 2h, 1h30m. BYTES may end in K, M or G.
 """
 
 # A value of more characters gets its own line, so that it doesn't widen its column.

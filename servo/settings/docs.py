@@ -39,7 +39,10 @@ A later source overrides an earlier one:
 An invalid value is an error in every source. So is an unknown name, except in a Python file, which
 may have its own variables: there, Servo only warns of names that look like a misspelt setting. In a
 Python file, `None` means "not set". In text, an empty value means "not set" for each setting whose
-default is none. In text, a list is separated by commas or is a JSON array. Servo ignores the
+default is none. In text, a list is separated by commas or is a JSON array.
+
+In every source, a time is a number of seconds, or text with units: `500ms`, `30s`, `5m`, `2h`,
+`1h30m`, `1d`. A size in bytes is a number, or text that ends in `K`, `M` or `G`. Servo ignores the
 variables that Kubernetes sets for a service named `servo` or `servo-…`, such as
 `SERVO_APP_SERVICE_HOST=10.0.0.1`. It also ignores `SERVO_COMPILE`, which is for [the
 installation](../how-to/install.md).
@@ -103,7 +106,8 @@ def _entry(setting: Setting) -> Iterator[str]:
     yield f"- Environment: `{setting.variable}`"
     if setting.alias:
         yield f"- gunicorn's name, also accepted: `{setting.alias}`"
-    unit = f" ({setting.unit})" if setting.unit else ""
+    named = setting.unit and not setting.type.valid.startswith(setting.unit)
+    unit = f" ({setting.unit})" if named else ""
     yield f"- Value: {setting.type.valid}{unit}"
     yield f"- Default: {_default(setting)}"
     if not setting.in_files:

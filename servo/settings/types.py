@@ -184,20 +184,36 @@ class BoundsError(ValueError):
 
 @dataclass(frozen=True)
 class Seconds(ValueType):
-    """A time in seconds, as a float.
+    """A time in seconds, as a float. Text may have units: `30s`, `5m`, `1h30m`, `250ms`.
 
     minimum   the shortest time
     """
 
     minimum: float = 0.0
-    metavar = "SECONDS"
+    metavar = "TIME"
+
+    # systemd and Go have these units, too.
+    _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    _PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhd])\s*", re.ASCII)
 
     @property
     def valid(self) -> str:  # type: ignore[override]
-        return f"a number of seconds, {self.minimum:g} or more"
+        return f"seconds, {self.minimum:g} or more, or a time with units, such as 30s, 5m or 1h30m"
 
     def from_text(self, text: str) -> float:
-        return self.from_value(float(text))
+        plain = text.strip().lower()
+        if not plain.endswith(tuple(self._UNITS)):
+            return self.from_value(float(plain))
+        rest = self._PART.sub("", plain)
+        if rest:
+            raise ValueError("not a time")
+        parts = self._PART.findall(plain)
+        # Milliseconds are divided, because 0.001 is not exact: 300ms must be 0.3.
+        seconds = sum(
+            float(number) / 1000 if unit == "ms" else float(number) * self._UNITS[unit]
+            for number, unit in parts
+        )
+        return self.from_value(seconds)
 
     def from_value(self, value: object) -> float:
         if isinstance(value, str):

@@ -54,6 +54,20 @@ def test_platform_variables_are_defaults(
     assert load(tmp_path, environ={variable: ""}).source(name) == "default"
 
 
+def test_times_have_units_in_every_source(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        *("--graceful-timeout", "5m"),
+        environ={"SERVO_HEADER_TIMEOUT": "500ms"},
+        servo__toml='keepalive = "1h30m"\nbody_timeout = 9\n',
+    )
+    assert (settings.graceful_timeout, settings.header_timeout) == (300.0, 0.5)
+    assert (settings.keepalive, settings.body_timeout) == (5400.0, 9.0)
+    expected = r"timeout: '5 min' is not valid \(flag --timeout\); expected seconds, .* 5m or 1h30m"
+    with pytest.raises(UsageError, match=expected):
+        load(tmp_path, "--timeout", "5 min")
+
+
 LAYERS = [
     ("environment WEB_CONCURRENCY", 2),
     ("servo.toml:1", 3),
