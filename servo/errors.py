@@ -28,6 +28,10 @@ class UsageError(ConfigError):
     exit_code = 2
 
 
+class ClusterError(ServoError):
+    """The base of the errors of `servo.cluster`."""
+
+
 class BindError(ServoError):
     """Raised if an address can't be bound, or an inherited socket can't be used."""
 

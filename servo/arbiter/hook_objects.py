@@ -10,7 +10,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
-from servo.cluster import ClusterError
+from servo.errors import ClusterError
 from servo.workers.request.hooks import HookApp, HookObject, HookSocket, address_of
 
 if TYPE_CHECKING:

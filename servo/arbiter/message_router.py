@@ -18,7 +18,8 @@ import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from servo.cluster import ClusterError, encode_message, encode_topic
+from servo.cluster.messages import encode_message, encode_topic
+from servo.errors import ClusterError
 from servo.ipc.drops import Drops
 from servo.ipc.messages import (
     ARBITER,

@@ -23,8 +23,8 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from servo import cluster
 from servo.apps.loader import prepare_import_path
+from servo.cluster import messages
 from servo.collector import tune_for_requests
 from servo.errors import AppImportError, ServoError
 from servo.ipc.channel import ChannelClosed, SharedChannel
@@ -140,7 +140,7 @@ def _set_up(context: WorkerContext, row: memoryview) -> inspection.LogTap:
     context.channel = tap.channel = SharedChannel(context.channel)
     context.mailbox = Mailbox(context.channel, context.slot, context.serial, context.scoreboard)
     context.forks = Forks(context.listeners, context.channel, context.mailbox)
-    cluster.install(context.mailbox)
+    messages.install(context.mailbox)
     return tap
 
 
@@ -187,7 +187,7 @@ def prepare_import(settings: Settings, *, forget_handlers: bool) -> None:
     os.chdir(settings.directory)
     drop_config_modules(settings)
     if forget_handlers:
-        cluster.forget_handlers()
+        messages.forget_handlers()
     _import_own()
     prepare_import_path(settings)
 

@@ -22,6 +22,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from servo import cluster
+from servo.cluster.messages import Handler, handlers_for
 from servo.ipc.messages import REQUEST, MessageError
 from servo.workers.threads import WorkerThread
 
@@ -61,7 +62,7 @@ class Runner(ABC):
         is_request = message.kind == REQUEST
         try:
             topic = message.topic
-            handlers = cluster.handlers_for(topic, answering=is_request)
+            handlers = handlers_for(topic, answering=is_request)
             if not handlers:
                 self._on_no_handler(message, topic)
             for handler in handlers:
@@ -76,7 +77,7 @@ class Runner(ABC):
             slot = self.mailbox.slot
             self.mailbox.fail(message, "failed", f"worker {slot} has no handler for {topic!r}")
 
-    def _call(self, handler: cluster.Handler, message: AppMessage, value: Any) -> None:
+    def _call(self, handler: Handler, message: AppMessage, value: Any) -> None:
         try:
             result = handler(value, cluster.Sender(message.slot, message.serial))
         except (Exception, SystemExit) as error:  # noqa: BLE001  `_on_failed` logs it

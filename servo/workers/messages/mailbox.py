@@ -30,6 +30,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servo import cluster
+from servo.cluster.messages import MAX_MESSAGE_BYTES
 from servo.ipc.channel import ChannelClosed
 from servo.ipc.drops import Drops
 from servo.ipc.messages import (
@@ -266,7 +267,7 @@ class Mailbox:
         except TypeError as error:
             self.fail(request, "failed", f"the handler returned no JSON value: {error}")
             return
-        if len(payload) > cluster.MAX_MESSAGE_BYTES:
+        if len(payload) > MAX_MESSAGE_BYTES:
             self.fail(request, "failed", f"the handler's reply of {len(payload)} bytes is too long")
             return
         self._send(REPLY, request.serial, b"", payload, request.number)

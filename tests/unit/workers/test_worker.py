@@ -14,6 +14,7 @@ import pytest
 from unit.workers.fakes import GET, SECOND, BlockingServer, responses
 
 from servo import cluster
+from servo.cluster.messages import forget_handlers
 from servo.ipc.messages import (
     PLAIN,
     AppMessage,
@@ -110,7 +111,7 @@ def test_the_arbiter_has_logs_reopened(make: Make, tmp_path: Any) -> None:
 
 
 def test_messages_of_applications_reach_their_handlers(make: Make) -> None:
-    cluster.forget_handlers()
+    forget_handlers()
     heard: list[Any] = []
     cluster.on_message("t")(heard.append)
     server = make()
@@ -125,7 +126,7 @@ def test_messages_of_applications_reach_their_handlers(make: Make) -> None:
     try:
         server.run(script())
     finally:
-        cluster.forget_handlers()
+        forget_handlers()
 
 
 def test_what_a_stop_waits_for_is_logged_shortly_before_its_end(

@@ -9,16 +9,17 @@ import pytest
 from unit.workers.mailboxes import Pair
 
 from servo import cluster
+from servo.cluster.messages import LocalBackend, forget_handlers, install
 
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    cluster.forget_handlers()
+    forget_handlers()
     found = Pair()
-    cluster.install(found.mailbox)
+    install(found.mailbox)
     yield found
-    cluster.install(cluster.LocalBackend())
-    cluster.forget_handlers()
+    install(LocalBackend())
+    forget_handlers()
     found.close()
 
 

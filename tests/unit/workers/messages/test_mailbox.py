@@ -11,6 +11,7 @@ import pytest
 from unit.workers.mailboxes import SERIAL, SLOT, Pair, inline
 
 from servo import cluster
+from servo.cluster.messages import MAX_MESSAGE_BYTES
 from servo.ipc.channel import MAX_QUEUED_APP_BYTES, ChannelClosed
 from servo.ipc.messages import (
     EVERYONE,
@@ -102,7 +103,7 @@ def test_what_comes_before_the_worker_is_ready_waits(pair: Pair, heard: list[Any
 def test_requests_are_answered(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
     cluster.on_message("double")(lambda number: 2 * number)
     cluster.on_message("bad")(lambda _: {1})
-    cluster.on_message("long")(lambda _: "x" * cluster.MAX_MESSAGE_BYTES)
+    cluster.on_message("long")(lambda _: "x" * MAX_MESSAGE_BYTES)
 
     @cluster.on_message("async")
     async def later(number: int, sender: cluster.Sender) -> Any:
@@ -132,7 +133,7 @@ def test_requests_are_answered(pair: Pair, caplog: pytest.LogCaptureFixture) -> 
             "the handler returned no JSON value: a message must consist of JSON values: "
             "Object of type set is not JSON serializable",
         ],
-        ["failed", f"the handler's reply of {cluster.MAX_MESSAGE_BYTES + 2} bytes is too long"],
+        ["failed", f"the handler's reply of {MAX_MESSAGE_BYTES + 2} bytes is too long"],
         ["failed", "worker 2: KeyError: 'key'"],
     ]
     assert "The handler of a message on 'raises' failed" in caplog.text

@@ -30,8 +30,9 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
 
-from servo.errors import ServoError
-from servo.ipc.messages import ARBITER, EVERYONE, MAX_TOPIC_BYTES, from_json, to_json
+from servo.errors import ClusterError
+from servo.ipc.messages import ARBITER as ARBITER
+from servo.ipc.messages import EVERYONE, MAX_TOPIC_BYTES, from_json, to_json
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,41 +40,10 @@ if TYPE_CHECKING:
 
     Function = TypeVar("Function", bound=Callable[..., Any])
 
-__all__ = [
-    "send",
-    "broadcast",
-    "request",
-    "arequest",
-    "on_message",
-    "workers",
-    "slot",
-    "pid",
-    "is_draining",
-    "stats",
-    "Sender",
-    "WorkerInfo",
-    "Stats",
-    "ClusterError",
-    "MessageTooLong",
-    "NoSuchWorker",
-    "ClusterOverflow",
-    "WorkerLost",
-    "RequestFailed",
-    "RequestTimeout",
-    "ARBITER",
-]
-
 # How many bytes a message may have in JSON. The header and the topic need the remaining bytes of a
 # MiB.
 MAX_MESSAGE_BYTES = (1 << 20) - 1024
 REQUEST_TIMEOUT_S = 5.0
-
-slot: int  # this worker's slot
-pid: int  # this process's pid
-
-
-class ClusterError(ServoError):
-    """Raised if a message can't be sent, or a request was not answered."""
 
 
 class MessageTooLong(ClusterError, ValueError):  # noqa: N818
@@ -250,13 +220,6 @@ def is_draining() -> bool:
 def stats() -> Stats:
     """The numbers of messages that this process has sent, received and dropped."""
     return _backend.stats()
-
-
-def __getattr__(name: str) -> Any:
-    # `install` changes these values, so they can't be plain attributes of the module.
-    if name in ("slot", "pid"):
-        return getattr(_backend, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def encode_message(message: Any) -> bytes:
@@ -499,6 +462,11 @@ def _handler_errors(target: int) -> Iterator[None]:
 
 
 _backend: Backend = LocalBackend()
+
+
+def backend() -> Backend:
+    """Return the backend that carries the messages of this process."""
+    return _backend
 
 
 def install(backend: Backend) -> None:
