@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from servo.settings.config_hooks import HOOKS
 from servo.settings.flags import all_flags
 from servo.settings.gunicorn_compat import FOREIGN
+from servo.settings.peer_flags import meaning, peer_flags
 from servo.settings.schema import SETTINGS
 
 if TYPE_CHECKING:
@@ -75,6 +76,20 @@ These settings have no counterpart. If one is given, Servo says so in its log an
 |---|---|---|
 """
 
+_PEERS = """
+## Flags of uvicorn, hypercorn and granian
+
+These flags work on Servo's command line, too; in files and in the environment, use the names above.
+Flags that are called the same in Servo are not in the table. None of these flags makes Servo trust
+a proxy: `--forwarded-allow-ips` and `--forwarded-fields` decide.
+
+If a command line has ignored flags, one warning in the log names all of them and shows the command
+line without them. In the same way, one error names all flags and values that can't be used.
+
+| flag | here |
+|---|---|
+"""
+
 
 def reference() -> str:
     """The reference page, in Markdown (MyST)."""
@@ -89,7 +104,8 @@ def reference() -> str:
         f"| `{name}` | {' '.join(f'`{flag}`' for flag in foreign.flags)} | {foreign.advice} |\n"
         for name, foreign in sorted(FOREIGN.items())
     ]
-    parts.append(_FOREIGN + "".join(rows))
+    flags = [f"| `{flag}` | {meaning(flag)} |\n" for flag in sorted(peer_flags())]
+    parts.append(_FOREIGN + "".join(rows) + _PEERS + "".join(flags))
     return "\n".join(parts)
 
 

@@ -1,8 +1,9 @@
 """The flags of the command line, made from the schema.
 
 click parses the command line. This module gives it the options and turns its errors into ours. It
-also knows those flags of gunicorn that Servo does not have, and whether they take an argument, so
-that they can be reported and ignored.
+also knows the flags of gunicorn, uvicorn, hypercorn and granian that Servo does not have, and
+whether they take an argument. `servo.settings.peer_flags` turns them into settings, or reports
+them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from click.core import ParameterSource
 
 from servo.errors import UsageError
 from servo.settings.gunicorn_compat import FOREIGN, Foreign
+from servo.settings.peer_flags import parameter_name, peer_flags
 from servo.settings.schema import SETTINGS, advise_flag
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ def parse_flags(arguments: Sequence[str], command: click.Command | None = None) 
     arguments   the command line without the program's name
     command     a command made of `flag_parameters` and others; its eager options run during parsing
 
-    The names may also be those of gunicorn's other settings, which Servo does not have. Raises
-    UsageError for a flag that doesn't exist or lacks its argument, and for more arguments than one
-    app.
+    The names may also be those of gunicorn's other settings, which Servo does not have, and of
+    other servers' flags (`peer_flags.parameter_name`). Raises UsageError for a flag that doesn't
+    exist or lacks its argument, and for more arguments than one app.
     """
     command = command or _bare_command()
     try:
@@ -58,7 +60,7 @@ def parse_flags(arguments: Sequence[str], command: click.Command | None = None) 
 
 
 def flag_parameters() -> list[click.Parameter]:
-    """The parameters for click: the app, all settings' flags, and gunicorn's others (hidden)."""
+    """The parameters for click: the app, all settings' flags, and other servers' (hidden)."""
     parameters: list[click.Parameter] = [
         click.Argument(["app"], required=False, metavar="[APP]", type=click.UNPROCESSED)
     ]
@@ -66,6 +68,7 @@ def flag_parameters() -> list[click.Parameter]:
         if setting.name != "app" and not setting.secret:
             parameters += _options(setting)
     parameters += [_foreign_option(foreign) for foreign in FOREIGN.values() if foreign.flags]
+    parameters += [_peer_option(flag, *form) for flag, form in peer_flags().items()]
     return parameters
 
 
@@ -126,6 +129,13 @@ def _foreign_option(foreign: Foreign) -> click.Option:
         # For click, a flag_value means that the argument may be left out.
         return make(is_flag=False, flag_value="auto", type=click.UNPROCESSED)
     return make(type=click.UNPROCESSED) if foreign.argument else make(is_flag=True, default=None)
+
+
+def _peer_option(flag: str, takes_argument: bool, many: bool) -> click.Option:
+    make = functools.partial(click.Option, [flag, parameter_name(flag)], hidden=True)
+    if takes_argument:
+        return make(type=click.UNPROCESSED, default=None, multiple=many)
+    return make(is_flag=True, default=None)
 
 
 def _no_such_flag(flag: str) -> str:

@@ -55,8 +55,7 @@ PEERS: dict[str, Peer] = {
     "no_factory": Peer(remark="name the app as module:attribute"),
     "app_dir": Peer("pythonpath", remark="or chdir"),
     "working_dir": Peer("chdir"),
-    "env_file": Peer("raw_env", "NAME=value"),
-    "env_files": Peer("raw_env", "NAME=value"),
+    "env_files": Peer("env_file"),
     "url_path_prefix": Peer("root_path"),
     "reset_contextvars": Peer(remark="each request has its own context; leave it out"),
     # Workers.
@@ -66,7 +65,7 @@ PEERS: dict[str, Peer] = {
     "runtime_blocking_threads": _RUST,
     "runtime_mode": _RUST,
     "task_impl": Peer(remark="requests run in asyncio tasks; leave it out"),
-    "backpressure": Peer("limit_concurrency"),
+    "backpressure": Peer("worker_connections"),
     "limit_max_requests": Peer("max_requests"),
     "limit_max_requests_jitter": Peer("max_requests_jitter"),
     "workers_lifetime": Peer("max_lifetime"),

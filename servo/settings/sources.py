@@ -16,6 +16,7 @@ from servo.errors import ConfigError, UsageError
 from servo.http.limits import Limits
 from servo.settings.config_hooks import Hooks
 from servo.settings.cpus import auto_workers, count_cpus
+from servo.settings.env_file import read_env_files
 from servo.settings.files import FileContent, Given, read_config
 from servo.settings.flags import parse_flags
 from servo.settings.gunicorn_compat import (
@@ -25,6 +26,7 @@ from servo.settings.gunicorn_compat import (
     foreign_value,
 )
 from servo.settings.kubernetes import is_service_variable
+from servo.settings.peer_flags import Translation, problems_report, translate
 from servo.settings.schema import SETTINGS, advise_variable, canonical
 from servo.settings.suggestions import did_you_mean
 from servo.settings.workdir import without_dots
@@ -54,6 +56,7 @@ class Settings:
     config_modules   the modules that the file imported, for `drop_config_modules`
     notes            (level, text) of messages to log at the start
     directory        the real path of the working directory; None: that of `chdir`
+    env_file_values  the variables that the files of `env_file` set
     cpus             counts the usable CPUs, for `workers = "auto"`
     """
 
@@ -70,6 +73,7 @@ class Settings:
         config_modules: Sequence[str] = (),
         notes: Sequence[Note] = (),
         directory: str | None = None,
+        env_file_values: Mapping[str, str] | None = None,
         cpus: Callable[[], int] = count_cpus,
     ) -> None:
         keep = super().__setattr__
@@ -80,6 +84,7 @@ class Settings:
         keep("hooks", hooks or Hooks({}))
         keep("config_modules", tuple(config_modules))
         keep("notes", tuple(notes))
+        keep("_env_file_values", dict(env_file_values or {}))
         keep("_directory", directory or os.path.realpath(self.chdir or "."))
 
     def __getattr__(self, name: str) -> Any:
@@ -183,9 +188,9 @@ class Settings:
 
     @property
     def env(self) -> dict[str, str]:
-        """`raw_env` as a dictionary."""
+        """The environment variables for the app: those of `env_file`, and those of `raw_env`."""
         pairs = (pair.partition("=") for pair in self.raw_env)
-        return {name: value for name, _, value in pairs}
+        return {**self._env_file_values, **{name: value for name, _, value in pairs}}
 
     @property
     def worker_count(self) -> int:
@@ -262,7 +267,8 @@ def load_settings(
     """
     notes: list[Note] = []
     environment = _environment_layer(environ, notes)
-    given_flags = _flag_layer(flags, "flag", notes)
+    command_line = _translated(flags, environ)
+    given_flags = _flag_layer(command_line, "flag", notes)
     overrides = {**environment, **given_flags}
     config = _early(overrides, "config")
     content = read_config(config, _directories(directory, _early(overrides, "chdir")))
@@ -272,6 +278,8 @@ def load_settings(
         directory,
         content,
         notes,
+        command_line,
+        environ,
     )
     if report is not None:
         for _, text in settings.notes:
@@ -403,26 +411,33 @@ def _argument_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[str, 
     if variable == "GUNICORN_CMD_ARGS":
         notes.append(("info", "reading GUNICORN_CMD_ARGS: there is no SERVO_CMD_ARGS"))
     try:
-        flags = parse_flags(shlex.split(text))
+        found = _translated(parse_flags(shlex.split(text)), environ)
+        if found.refused:
+            raise UsageError(problems_report((), found))
     except (UsageError, ValueError) as error:
         raise ConfigError(f"{error} (environment {variable})") from error
-    return _flag_layer(flags, f"environment {variable},", notes)
+    return _flag_layer(found, f"environment {variable},", notes)
 
 
-def _flag_layer(flags: Mapping[str, object], origin: str, notes: list[Note]) -> dict[str, Given]:
+def _translated(flags: Mapping[str, object], environ: Mapping[str, str]) -> Translation:
+    """Turn flags of other servers into settings. Raises UsageError."""
+    try:
+        return translate(flags, environ)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _flag_layer(flags: Translation, origin: str, notes: list[Note]) -> dict[str, Given]:
     layer = {}
-    for name, value in flags.items():
-        if name in SETTINGS:
-            shown = SETTINGS[name].main_flag if name != "app" else "APP"
-            layer[name] = Given(
-                value, "command line" if (name, origin) == ("app", "flag") else f"{origin} {shown}"
-            )
-        elif name in FOREIGN:
-            foreign = FOREIGN[name]
-            source = f"{origin} {foreign.main_flag}"
-            notes += [("warning", foreign.note(source))] if foreign.matters(value) else []
-        else:
+    for name, value in flags.values.items():
+        if name not in SETTINGS:
             raise UsageError(f"there is no setting {name}{did_you_mean(name, list(SETTINGS))}")
+        shown = flags.sources.get(name, SETTINGS[name].main_flag) if name != "app" else "APP"
+        layer[name] = Given(
+            value, "command line" if (name, origin) == ("app", "flag") else f"{origin} {shown}"
+        )
+    if flags.ignored:
+        notes.append(("warning", flags.report(origin)))
     return layer
 
 
@@ -442,20 +457,32 @@ def _directories(start: Path, chdir: str | None) -> list[Path]:
 
 
 def _merge(
-    layers: list[Mapping[str, Given]], directory: Path, content: FileContent, notes: list[Note]
+    layers: list[Mapping[str, Given]],
+    directory: Path,
+    content: FileContent,
+    notes: list[Note],
+    command_line: Translation,
+    environ: Mapping[str, str],
 ) -> Settings:
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    problems: list[str] = []  # of the command line, to report them together
     for layer in layers:
         for name, given in layer.items():
             try:
                 values[name] = _read(name, given)
             except ConfigError as error:
+                if given.source.startswith("flag "):
+                    problems.append(str(error))
+                    command_line.values.pop(name)
+                    continue
                 if not given.optional:
                     raise
                 notes.append(("warning", f"{error}; ignoring it as a variable of the file's own"))
                 continue
             sources[name] = given.source
+    if problems or command_line.refused:
+        raise UsageError(problems_report(problems, command_line))
     base = directory / (values.get("chdir") or ".")
     if values.get("chdir") is None and not base.is_dir():
         raise ConfigError(f"the directory {base} no longer exists")
@@ -472,6 +499,9 @@ def _merge(
         config_modules=content.modules,
         notes=notes,
         directory=str(base.resolve()),
+        env_file_values=read_env_files(
+            values.get("env_file") or (), base, environ, sources.get("env_file", "")
+        ),
     )
 
 

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from servo.settings.setting import Setting
-from servo.settings.types import Choice, Directory, MountPoint, Switch, Text, TextList, assignment
+from servo.settings.types import (
+    Choice,
+    Directory,
+    File,
+    MountPoint,
+    Switch,
+    Text,
+    TextList,
+    assignment,
+)
 
 _APP = "Application"
 _CONFIG = "Configuration"
@@ -26,7 +35,7 @@ SETTINGS = [
     ),
     Setting(
         name="interface",
-        type=Choice(("auto", "wsgi", "asgi"), {"asgi3": "asgi"}),
+        type=Choice(("auto", "wsgi", "asgi"), {"asgi2": "asgi", "asgi3": "asgi"}),
         default="auto",
         section=_APP,
         help="The app's interface; auto detects it from the app object.",
@@ -64,6 +73,19 @@ where the server is started.""",
 `--print-config` and servoctl show only the names. `ps` shows flags with their values, so put
 secrets into a file or the environment.""",
         names_only=True,
+    ),
+    Setting(
+        name="env_file",
+        type=TextList(metavar="FILE", valid="existing files", each=File()),
+        default=[],
+        section=_APP,
+        help="A file with environment variables for the app; may be repeated.",
+        details="""\
+The file has lines such as `NAME=value` (the form of python-dotenv, which this needs: `pip install
+'servo-server[dotenv]'`). Variables that the server's environment has, and those of `raw_env`, take
+precedence; a later file takes precedence over an earlier one. A reload reads the files again; a
+variable that has been removed from them keeps its value until a restart. Variables such as
+`SERVO_WORKERS` in these files don't set settings.""",
     ),
     Setting(
         name="root_path",

@@ -148,7 +148,7 @@ def test_notes_are_the_arbiters_to_log(capsys: pytest.CaptureFixture[str], serve
     assert run(capsys, "shop:app", "--spew") == (0, "", "")
     ((level, text),) = server.settings.notes
     assert level == "warning"
-    assert "spew (flag --spew)" in text
+    assert "here: --spew (use a tracer" in text
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_check_config(
     monkeypatch.setenv("A", "0")  # restored afterwards
     code, out, err = run(capsys, "web", "--chdir", "inner", "-e", "A=1", "--check-config", "--spew")
     assert (code, out) == (0, "configuration OK\n")
-    assert err.startswith("servo: warning: gunicorn's spew (flag --spew)")
+    assert err.startswith("servo: warning: ignoring what has no counterpart here: --spew (")
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,18 @@ def test_gunicorns_other_flags_are_understood_with_their_arguments() -> None:
     assert set(given) == {"enable_stdio_inheritance", "certfile", "spew", "dirty_apps"}
 
 
+def test_the_flags_of_other_servers_have_names_of_their_own() -> None:
+    given = parse_flags(
+        ["--host", "::", "--no-ws", "--header", "a:b", "--header", "c:d", "shop:app"]
+    )
+    assert given == {
+        "app": "shop:app",
+        "peer_host": "::",
+        "peer_no_ws": True,
+        "peer_header": ["a:b", "c:d"],
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -79,7 +91,7 @@ def test_gunicorns_other_flags_are_understood_with_their_arguments() -> None:
         (["--workers"], r"'--workers' requires an argument"),
         (["--reload=yes"], r"'--reload' does not take a value"),
         (["one:app", "two:app"], r"\(two:app\): one app can be served"),
-        (["--host", "0.0.0.0"], r"use --bind HOST:PORT"),
+        (["--address", "0.0.0.0"], r"use --bind HOST:PORT"),
         (["--help"], r"there is no flag --help"),  # only the `servo` command has it
     ],
 )
