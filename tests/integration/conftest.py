@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from authority import Authority, Files
 
+from integration.browser import CHROMIUM, Browser
 from integration.server import APPS, Server
 
 Serve = Callable[..., Server]
@@ -32,6 +33,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 FAILED = pytest.StashKey[bool]()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A page in a Chromium of its own, which ends with the test."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+    browser = Browser(tmp_path)
+    try:
+        yield browser
+    finally:
+        browser.stop()
 
 
 @pytest.fixture
