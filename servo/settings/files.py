@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from servo.errors import ConfigError
 from servo.settings.config_hooks import HOOKS, read_hook
 from servo.settings.gunicorn_compat import FOREIGN, SHARED
+from servo.settings.hypercorn_file import read_as_hypercorns
 from servo.settings.peers import peer_of
 from servo.settings.schema import SETTINGS, advise, canonical, suggest
 from servo.settings.suggestions import nearest
@@ -174,21 +175,38 @@ def _pyproject_table(path: Path, shown: str) -> dict[str, Any] | None:
 def _from_toml(table: Mapping[str, Any], path: Path, shown: str) -> FileContent:
     content = FileContent()
     lines = path.read_text(encoding="utf-8").splitlines()
+    problems: list[str] = []
+
+    def source(name: str) -> str:
+        return f"{shown}:{_toml_line(lines, name)}"
+
+    if "hypercorn" in path.name:
+        theirs = read_as_hypercorns(table)
+        for setting, (value, name) in theirs.values.items():
+            content.values[setting] = Given(value, source(name))
+        if theirs.ignored:
+            listed = ", ".join(f"{name} ({advice})" for name, advice in theirs.ignored)
+            text = f"ignoring what has no counterpart here: {listed} ({shown})"
+            content.notes.append(("warning", text))
+        problems += [f"{n} ({source(n)}) can't be used: {advice}" for n, advice in theirs.problems]
+        table = theirs.others
     for name, value in table.items():
-        source = f"{shown}:{_toml_line(lines, name)}"
-        setting = canonical(name)
-        if setting is not None and SETTINGS[setting].in_files:
-            content.values[setting] = Given(value, source)
-        elif setting is not None:
-            raise ConfigError(f"{name} is not allowed in a file ({source}); use a flag")
+        setting_name = canonical(name)
+        if setting_name is not None and SETTINGS[setting_name].in_files:
+            content.values[setting_name] = Given(value, source(name))
         elif name in FOREIGN:
-            content.notes += _foreign_note(name, value, source)
+            content.notes += _foreign_note(name, value, source(name))
+        elif setting_name is not None:
+            problems.append(f"{name} is not allowed in a file ({source(name)}); use a flag")
         elif name in HOOKS:
-            raise ConfigError(
-                f"{name} is a hook ({source}); hooks need a Python file, such as servo.conf.py"
+            problems.append(
+                f"{name} is a hook ({source(name)}); hooks need a Python file: servo.conf.py"
             )
         else:
-            raise ConfigError(f"there is no setting {name} ({source}){_advice(name, value, path)}")
+            advice = _advice(name, value, path)
+            problems.append(f"there is no setting {name} ({source(name)}){advice}")
+    if problems:
+        raise ConfigError("\n".join(problems))
     return content
 
 

@@ -381,7 +381,8 @@ def _own_values(found: Translation) -> None:
                 found.sources[other] = flag
 
 
-def _worker_class(name: str) -> dict[str, Any] | None:
+def worker_class_and_loop(name: str) -> dict[str, Any] | None:
+    """The settings for hypercorn's worker classes, which are event loops; None for other names."""
     if name in ("uvloop", "asyncio"):  # hypercorn's
         return {"worker_class": "async", "loop": name}
     if name == "trio":
@@ -414,7 +415,7 @@ def _log_level(name: str) -> dict[str, Any] | None:
 
 
 _OWN: dict[str, Callable[[str], dict[str, Any] | None]] = {
-    "worker_class": _worker_class,
+    "worker_class": worker_class_and_loop,
     "loop": _loop,
     "interface": _interface,
     "loglevel": _log_level,

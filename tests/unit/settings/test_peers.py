@@ -119,10 +119,23 @@ def test_its_flag_is_none_of_ours(name: str) -> None:
     ],
 )
 def test_a_file_written_for_a_peer(tmp_path: Path, name: str, value: str, message: str) -> None:
-    (tmp_path / "hypercorn.toml").write_text(f"workers = 2\n{name} = {value}\n")
+    (tmp_path / "web.toml").write_text(f"workers = 2\n{name} = {value}\n")
     with pytest.raises(ConfigError) as caught:
-        read_config("hypercorn.toml", [tmp_path])
-    assert str(caught.value) == f"there is no setting {name} (hypercorn.toml:2){message}"
+        read_config("web.toml", [tmp_path])
+    assert str(caught.value) == f"there is no setting {name} (web.toml:2){message}"
+
+
+def test_all_unknown_names_of_a_file_are_reported_together(tmp_path: Path) -> None:
+    text = "port = 8000\nworkers = 2\non_exit = 'x'\nconfig = 'x'\nwrokers = 3\n"
+    (tmp_path / "servo.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_config("servo.toml", [tmp_path])
+    assert str(caught.value).splitlines() == [
+        "there is no setting port (servo.toml:1); use bind = HOST:PORT",
+        "on_exit is a hook (servo.toml:3); hooks need a Python file: servo.conf.py",
+        "config is not allowed in a file (servo.toml:4); use a flag",
+        "there is no setting wrokers (servo.toml:5); did you mean workers?",
+    ]
 
 
 def test_a_python_file_written_for_a_peer(tmp_path: Path) -> None:
