@@ -63,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["migrate"]:
+        from servo.cli.migrate import run
+
+        return run(arguments[1:])
     # Do this first: programs that the configuration starts must not inherit the variable.
     upgrade = take_upgrade(os.environ)
     if isinstance(upgrade, Inheritance):

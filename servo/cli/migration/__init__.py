@@ -1,0 +1,1 @@
+"""`servo migrate`: turns the configuration of other servers into `servo.toml`."""
