@@ -9,6 +9,8 @@ import uPlot from "./uplot.js";
 const SPAN_S = 600;
 // Between samples further apart than this, the lines have a gap.
 const GAP_S = 2.5;
+// A server that has just started has few samples. The charts show at least this time.
+const LEAST_SPAN_S = 60;
 const HEIGHT = 190;
 // The table of a chart has a row for each of so many seconds.
 const ROW_S = 60;
@@ -144,10 +146,9 @@ class Chart {
     this.samples = samples;
     if (this.plot === null) this.rebuild();
     else {
-      const to = samples.at(-1).time;
       this.plot.batch(() => {
         this.plot.setData(this.data(), false);
-        this.plot.setScale("x", { min: to - SPAN_S, max: to });
+        this.plot.setScale("x", span(samples));
       });
     }
     this.showValues();
@@ -187,7 +188,6 @@ class Chart {
   }
 
   options(width) {
-    const to = this.samples.at(-1).time;
     return {
       width,
       height: HEIGHT,
@@ -201,7 +201,7 @@ class Chart {
       },
       series: [{}, ...this.shown.map((each) => this.seriesOptions(each))],
       scales: {
-        x: { time: true, min: to - SPAN_S, max: to, auto: false },
+        x: { time: true, auto: false, ...span(this.samples) },
         y: this.spec.logarithmic ? logarithmicScale() : linearScale(this.spec.least ?? 1),
         right: memoryScale(),
       },
@@ -234,7 +234,7 @@ class Chart {
     };
     const labels = (format) => (plot, splits) =>
       splits.map((value) => (value === null ? "" : format(value)));
-    const times = { ...common, space: 60, size: 26, values: labels(clock) };
+    const times = { ...common, space: 70, size: 26, values: timeLabels };
     const left = { ...common, size: 58, space: 28, gap: 4, values: labels(this.spec.format) };
     if (this.spec.logarithmic) left.splits = decades;
     if (!this.spec.right) return [times, left];
@@ -326,6 +326,13 @@ function withGaps(samples) {
   return padded;
 }
 
+/** The times at the left and the right edge of the charts. */
+function span(samples) {
+  const max = samples.at(-1).time;
+  const shown = Math.max(LEAST_SPAN_S, Math.min(SPAN_S, max - samples[0].time));
+  return { min: max - shown, max };
+}
+
 /** The samples at the start of each minute, newest first. */
 function minutes(samples) {
   const rows = [];
@@ -355,6 +362,11 @@ function marksOf(events) {
   return events
     .filter((event) => event.name === "reload_started" || isUnexpectedExit(event))
     .map((event) => ({ time: event.time, isTrouble: isUnexpectedExit(event) }));
+}
+
+function timeLabels(plot, splits) {
+  const hasSeconds = splits.some((time) => time % 60 !== 0);
+  return splits.map(hasSeconds ? clockSeconds : clock);
 }
 
 function linearScale(least) {

@@ -42,7 +42,8 @@ export class Overview {
     }
     const state = byId("state");
     state.className = `pill ${stateKind(sample.state)}`;
-    fill(state, sample.state, () => [icon(stateIcon(sample.state)), sample.state]);
+    const text = sample.phase ? `${sample.state}: ${sample.phase}` : sample.state;
+    fill(state, text, () => [icon(stateIcon(sample.state)), text]);
   }
 
   /** Tell screen readers once, and not each second, that a worker is blocked. */
