@@ -68,6 +68,11 @@ class Generations:
         return tls
 
     @property
+    def tls(self) -> TLS | None:
+        """The certificates of the current generation; None without TLS."""
+        return next(tls for settings, tls in self._known.values() if settings is self.settings)
+
+    @property
     def first(self) -> tuple[Settings, TLS | None]:
         """The settings and certificates that this program has started with."""
         return self._known[self._first]

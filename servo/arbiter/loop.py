@@ -36,6 +36,7 @@ from servo.arbiter.message_router import MessageRouter
 from servo.arbiter.operator import lifecycle_events
 from servo.arbiter.operator.control_service import ControlService
 from servo.arbiter.processes.config_check import ConfigCheck
+from servo.arbiter.processes.dashboard import DashboardProcess
 from servo.arbiter.processes.guard import Guard, GuardedWorker
 from servo.arbiter.processes.metrics import MetricsProcess
 from servo.arbiter.processes.mold import MoldProcesses
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from servo.arbiter.operator.control_service import ControlSocket
     from servo.arbiter.pidfile import PidFile
     from servo.arbiter.processes.child_table import ChildTable
+    from servo.arbiter.processes.dashboard import DashboardResources
     from servo.arbiter.processes.metrics import MetricsSockets
     from servo.arbiter.processes.workers import WorkerProcess
     from servo.arbiter.reexec import Command, Inheritance
@@ -97,6 +99,7 @@ class Resources:
     hook_server      the `server` argument of hooks
     sockets          the application's listening sockets
     metrics_sockets  the listening sockets of the metrics
+    dashboard        the sockets and files of the dashboard
     control_socket   the control socket
     pidfile          the locked pidfile, or None
     scoreboard       the memory that all processes share
@@ -113,6 +116,7 @@ class Resources:
     hook_server: HookServer
     sockets: Sockets
     metrics_sockets: MetricsSockets
+    dashboard: DashboardResources
     control_socket: ControlSocket
     pidfile: PidFile | None
     scoreboard: Scoreboard
@@ -317,6 +321,12 @@ class Arbiter:
             )
         )
         self._table.keep_running(self._guard)
+        self._dashboard = DashboardProcess(
+            settings, self._table, resources.dashboard, self._control, lambda: self._generations.tls
+        )
+        self._table.keep_running(self._dashboard)
+        if self._predecessor is None:
+            resources.dashboard.announce(settings, secure=self._generations.tls is not None)
         self._table.tick(time.monotonic())
         self._run_hook("when_ready", self._hook_server)
         if self._predecessor is None or self._old_workers is not None:
@@ -539,6 +549,7 @@ class Arbiter:
             "pidfile": pidfile.to_state(pass_on) if pidfile is not None else None,
             "control_socket": resources.control_socket.to_state(pass_on),
             "control": self._control.to_state(),
+            "dashboard": resources.dashboard.to_state(pass_on),
             "notifier": self._notifier.to_state(),
             "settings": _fixed_settings(self.settings),
             "takeover_s": self.settings.boot_timeout,
@@ -560,7 +571,7 @@ class Arbiter:
             ],
             retire=frame_of(Retire("replaced")),
             command=resources.command.to_state() if resources.command is not None else {},
-            helpers=[self._watcher.pid] if self._watcher is not None else [],
+            helpers=[each.pid for each in (self._watcher, self._dashboard) if each and each.pid],
             guard=self._guard.to_state(pass_on),
             inner=inner,
             descriptors=sorted(handover.descriptors),

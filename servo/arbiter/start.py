@@ -33,6 +33,7 @@ from servo.arbiter.operator.control_service import ControlSocket
 from servo.arbiter.pidfile import PidFile
 from servo.arbiter.processes import spawn
 from servo.arbiter.processes.child_table import ChildTable
+from servo.arbiter.processes.dashboard import DashboardResources
 from servo.arbiter.processes.metrics import MetricsSockets
 from servo.arbiter.signals import SignalInbox
 from servo.errors import INTERNAL_ERROR, ConfigError, ServoError
@@ -70,6 +71,7 @@ class _Held:
     control_socket: ControlSocket
     sockets: Sockets
     metrics_sockets: MetricsSockets
+    dashboard: DashboardResources
     scoreboard: Scoreboard
 
 
@@ -149,16 +151,19 @@ def _open(program: _Program, opened: ExitStack) -> Resources:
     _close_at_end(opened, sockets.close)
     metrics_sockets = MetricsSockets(settings)
     _close_at_end(opened, metrics_sockets.close)
+    dashboard = DashboardResources(settings)
+    _close_at_end(opened, dashboard.close)
     if settings.daemon:
         _detach(settings, program.report)
         sockets.take_ownership()
         metrics_sockets.take_ownership()
+        dashboard.take_ownership()
         hook_server.pid = os.getpid()
     if pidfile is not None:
         pidfile.write()
     scoreboard = Scoreboard(_capacity(settings), settings.worker_tmp_dir)
     _close_at_end(opened, scoreboard.close)
-    held = _Held(pidfile, control_socket, sockets, metrics_sockets, scoreboard)
+    held = _Held(pidfile, control_socket, sockets, metrics_sockets, dashboard, scoreboard)
     resources = _resources(program, generations, limit, hook_server, held, opened)
     resources.signals.install()
     return resources
@@ -231,13 +236,16 @@ def _hold_inherited(settings: Settings, inheritance: Inheritance, opened: ExitSt
     control_socket = ControlSocket.from_state(settings, state.section("control_socket"), take)
     sockets = Sockets.from_state(state.listeners, take, settings.backlog)
     metrics_sockets = MetricsSockets.from_state(state.metrics_listeners, take)
+    # Older versions lack it.
+    dashboard = DashboardResources.from_state(state.inner.get("dashboard"), take)
     if pidfile is not None:
         _close_at_end(opened, pidfile.release)
     _close_at_end(opened, control_socket.close)
     _close_at_end(opened, sockets.close)
     _close_at_end(opened, metrics_sockets.close)
+    _close_at_end(opened, dashboard.close)
     _close_at_end(opened, scoreboard.close)
-    return _Held(pidfile, control_socket, sockets, metrics_sockets, scoreboard)
+    return _Held(pidfile, control_socket, sockets, metrics_sockets, dashboard, scoreboard)
 
 
 def _hold_listeners(program: _Program, inheritance: Inheritance, opened: ExitStack) -> _Held:
@@ -258,9 +266,23 @@ def _hold_listeners(program: _Program, inheritance: Inheritance, opened: ExitSta
         pidfile.write()
     control_socket = ControlSocket(settings)
     _close_at_end(opened, control_socket.close)
+    dashboard = _bind_dashboard(settings)
+    _close_at_end(opened, dashboard.close)
     scoreboard = Scoreboard(_capacity(settings), settings.worker_tmp_dir)
     _close_at_end(opened, scoreboard.close)
-    return _Held(pidfile, control_socket, sockets, metrics_sockets, scoreboard)
+    return _Held(pidfile, control_socket, sockets, metrics_sockets, dashboard, scoreboard)
+
+
+def _bind_dashboard(settings: Settings) -> DashboardResources:
+    """Bind the dashboard's address again. If this fails, the server runs without a dashboard.
+
+    The sockets of the previous program are in the part of its state that can't be read.
+    """
+    try:
+        return DashboardResources(settings)
+    except ServoError as error:
+        log.error("There is no dashboard until the server is restarted: %s", error)
+        return DashboardResources.from_state(None, int)
 
 
 def _resources(
@@ -283,7 +305,9 @@ def _resources(
     _close_at_end(opened, notifier.close)
     notifier.store(held.sockets.listeners, held.sockets.forgotten)
     table = ChildTable(epoll)
-    for resource in (signals, held.control_socket, held.metrics_sockets, program.report):
+    for resource in (
+        *(signals, held.control_socket, held.metrics_sockets, held.dashboard, program.report),
+    ):
         table.own(resource, resource.close_in_child)
     table.own(notifier, notifier.close)
     table.own(held.sockets, held.sockets.close)
@@ -297,6 +321,7 @@ def _resources(
         hook_server=hook_server,
         sockets=held.sockets,
         metrics_sockets=held.metrics_sockets,
+        dashboard=held.dashboard,
         control_socket=held.control_socket,
         pidfile=held.pidfile,
         scoreboard=held.scoreboard,

@@ -10,6 +10,7 @@ import click
 from servo.apps.loader import load_app, prepare_import_path
 from servo.arbiter.operator.control_service import check_control_socket
 from servo.arbiter.pidfile import PidFile
+from servo.arbiter.processes.dashboard import check_dashboard
 from servo.arbiter.processes.metrics import check_metrics
 from servo.logs.error_log import check_logging
 from servo.net.tls import make_tls
@@ -41,6 +42,7 @@ def check(settings: Settings) -> None:
         PidFile(settings.pidfile).check()
     check_control_socket(settings)
     check_metrics(settings)
+    check_dashboard(settings)
     drop_config_modules(settings)
     prepare_import_path(settings)
     worker_for(settings, load_app(settings.app, settings.interface))

@@ -38,6 +38,7 @@ from servo.cli.unit import made_by, make_unit, write_units
 from servo.control.client import ConnectionEnded, ControlClient, ControlError, RequestFailed
 from servo.control.protocol import REFUSED, ROLLED_BACK
 from servo.control.signal_names import signal_names, signal_number
+from servo.control.stacks import mark_idle
 from servo.errors import ServoError, UsageError
 from servo.settings.workdir import started_in
 
@@ -250,7 +251,7 @@ def stack(target: Target, slot: int) -> None:
     """
     with target.connect() as client:
         result = client.request("stack", {"slot": slot})
-        show.mark_idle(result)
+        mark_idle(result)
     print_json(result) if target.json else show.stack(result)
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from servo.cli import show
 from servo.cli.target import Target, all_servers
 from servo.control.client import ControlClient, ControlError, NoAnswer, NoSuchInstance
-from servo.metrics.procfs import cpu_of, resident_of
+from servo.metrics.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,39 +102,6 @@ class Servers:
 
 
 Item = Snapshot | Lost | NotesRestarted | Note | Progress | Result | Failure | Servers
-
-
-class Usage:
-    """Adds the workers' use of CPU and memory to their rows.
-
-    The CPU usage is that since the last call, so unlike `show.add_usage` this does not wait. The
-    memory is the RSS: to read the PSS, the kernel would have to walk the page tables every second.
-    """
-
-    def __init__(self) -> None:
-        self._before: dict[int, tuple[float, float]] = {}
-
-    def add(self, result: dict[str, Any], server_pid: int, now: float) -> None:
-        """Add `cpu_percent` and `rss_bytes` to each row; None if they are unknown.
-
-        result       the server's answer to "workers"
-        server_pid   the server's pid as this process sees it. In another pid namespace it differs,
-                     and there the pids of the workers belong to other processes
-        now          monotonic seconds
-        """
-        here = result["server_pid"] == server_pid
-        before, self._before = self._before, {}
-        for row in result["workers"]:
-            pid = row["pid"]
-            used = cpu_of(pid) if here and pid else None
-            row["rss_bytes"] = resident_of(pid) if used is not None else None
-            row["cpu_percent"] = None
-            if used is None:
-                continue
-            self._before[pid] = (now, sum(used))
-            if pid in before:
-                then, seconds = before[pid]
-                row["cpu_percent"] = max(0.0, 100 * (sum(used) - seconds) / max(now - then, 0.001))
 
 
 class Finder:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from servo.arbiter.operator.status import quantile
-from servo.cli.show import reloaded, restarted, scaled, stack_lines
+from servo.cli.show import reloaded, restarted, scaled
+from servo.control.stacks import stack_lines
+from servo.metrics.histograms import RecentHistogram, quantile
 from servo.printable import printable_line
 
 if TYPE_CHECKING:
@@ -123,12 +124,12 @@ class Worker:
 
     row        its row in the server's latest answer
     history    its history by metric
-    latencies  its latest histograms of latencies, oldest first
+    latencies  the latencies of its latest requests
     """
 
     row: dict[str, Any]
     history: dict[str, History] = field(default_factory=histories)
-    latencies: deque[list[int]] = field(default_factory=lambda: deque(maxlen=_LATENCY_SAMPLES + 1))
+    latencies: RecentHistogram = field(default_factory=lambda: RecentHistogram(_LATENCY_SAMPLES))
 
     def update(self, row: dict[str, Any], missed: int) -> None:
         """Take a new row.
@@ -138,8 +139,8 @@ class Worker:
         """
         self.row = row
         if "latency" in row:
-            self.latencies.append(row["latency"])
-        p99 = quantile(self.recent(), 0.99) if self.latencies else row.get("p99_s")
+            self.latencies.add(row["latency"])
+        p99 = quantile(self.latencies.counts, 0.99) if self.latencies else row.get("p99_s")
         values = {
             "rate": row.get("requests_per_s"),
             "p99": p99,
@@ -149,13 +150,6 @@ class Worker:
         }
         for name, value in values.items():
             self.history[name].add(value, missed)
-
-    def recent(self) -> list[int]:
-        """The histogram of the requests of the last seconds."""
-        if len(self.latencies) < 2:
-            return []
-        pairs = zip(self.latencies[0], self.latencies[-1], strict=True)
-        return [last - first for first, last in pairs]
 
 
 class Mode(Enum):
@@ -339,7 +333,7 @@ class ServerScreen:
         return self.logs if name == "logs" else self.events
 
     def _add_totals(self, missed: int) -> None:
-        recent = [worker.recent() for worker in self.workers if worker.recent()]
+        recent = [counts for worker in self.workers if (counts := worker.latencies.counts)]
         latency = [sum(counts) for counts in zip(*recent, strict=True)]
         errors = self.status["statuses"].get("5xx", 0)
         values: dict[str, float | None] = {

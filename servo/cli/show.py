@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from servo.cli.stacks import is_idle
 from servo.cli.tables import (
     Column,
     format_mebibytes,
@@ -23,6 +22,7 @@ from servo.cli.tables import (
 )
 from servo.cli.target import Target, print_json
 from servo.control.client import ControlClient, ControlError
+from servo.control.stacks import stack_lines
 from servo.metrics import saturation
 from servo.metrics.procfs import children_of, cpu_of, cpu_with_children, memory_of
 from servo.printable import printable_line
@@ -344,44 +344,9 @@ def requests(result: dict[str, Any]) -> None:
         click.echo("no request is being served")
 
 
-def mark_idle(result: dict[str, Any]) -> None:
-    """Add to each thread of an answer to "stack" whether it is idle.
-
-    result   the answer; one of a busy worker is text, without a list of threads
-    """
-    for thread in result.get("threads", ()):
-        is_main = thread["name"] == "MainThread"
-        thread["idle"] = is_idle(thread["stack"], of_server=is_main)
-
-
 def stack(result: dict[str, Any]) -> None:
     """`servoctl stack`."""
     click.echo("\n".join(stack_lines(result)))
-
-
-def stack_lines(result: dict[str, Any]) -> list[str]:
-    """The stacks of a worker's threads and tasks as lines, from the server's answer to "stack"."""
-    parts = [f"worker {result['slot']} (pid {result['pid']}), {result['state']}"]
-    if "text" in result:
-        parts.append("\nIt is busy and does not answer; its threads, most recent call first:\n")
-        dumps = result["text"].rstrip().split("\n\n")
-        idle = {dump: is_idle(dump, innermost_first=True) for dump in dumps}
-        # Leave out the frames from run_worker on: they belong to the start of the worker.
-        for dump in sorted(dumps, key=lambda dump: idle[dump]):
-            text = dump.partition(" in run_worker\n")[0].rpartition("\n")[0] or dump
-            parts.append(re.sub(r"(?m):$", ", idle:", text, count=1) if idle[dump] else text)
-        return "\n".join(parts).split("\n")
-    mark_idle(result)
-    for thread in sorted(result["threads"], key=lambda thread: thread["idle"]):
-        idle_mark = ", idle" if thread["idle"] else ""
-        parts.append(f"\nthread {thread['name']}{idle_mark}, most recent call last:")
-        parts.append(thread["stack"].rstrip("\n"))
-    for task in result["tasks"]:
-        parts.append(f"\ntask {task['name']}, most recent await last:")
-        parts.append(task["stack"].rstrip("\n") or "  (it is running, or has not started)")
-    if result["left_out"]:
-        parts.append(f"\n{result['left_out']} more stacks are not shown")
-    return "\n".join(parts).split("\n")
 
 
 def config(result: dict[str, Any]) -> None:

@@ -62,19 +62,32 @@ class Caller:
     uid      the user at the other end, as the kernel reports it
     access   FULL or READ
     now      the time, in seconds of the server's clock
+    name     the process at the other end, for the log and the events
+    commands the only commands that it may use; None: all that its access allows
 
     gone       whether the connection has ended; if so, answers are discarded
     following  set by the owner while the caller follows events or logs
     """
 
     def __init__(
-        self, server: ControlServer, sock: socket.socket, uid: int, access: str, now: float
+        self,
+        server: ControlServer,
+        sock: socket.socket,
+        uid: int,
+        access: str,
+        now: float,
+        name: str = "servoctl",
+        commands: frozenset[str] | None = None,
     ) -> None:
         self._server = server
         self.sock = sock
         self.fd = sock.fileno()
         self.uid = uid
         self.access = access
+        self.name = name
+        self.commands = commands
+        # A child of the server, whose connection stays open without requests.
+        self.is_child = commands is not None
         self.gone = False
         self.following = False
         self.busy = False
@@ -130,9 +143,9 @@ class Caller:
 
 
 class ControlServer:
-    """Serves a listening Unix socket.
+    """Serves a listening Unix socket, and connections to children of the server.
 
-    sock     the listening socket; this makes it non-blocking
+    sock     the listening socket; this makes it non-blocking. None: only children are served
     epoll    the owner's epoll object; the owner calls `on_ready` for each descriptor that `owns`
              accepts
     access   returns a user's access by uid: FULL, READ or None
@@ -142,7 +155,7 @@ class ControlServer:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: socket.socket | None,
         epoll: select.epoll,
         access: Callable[[int], str | None],
         handle: Callable[[Caller, protocol.Request], None],
@@ -158,7 +171,10 @@ class ControlServer:
         self._further_at = 0.0
         self._errors = AcceptErrors()
         self._has_warned = False
-        self.listen(sock)
+        self._sock: socket.socket | None = None
+        self._accepting = True
+        if sock is not None:
+            self.listen(sock)
 
     def __len__(self) -> int:
         return len(self._callers)
@@ -170,15 +186,33 @@ class ControlServer:
         self._accepting = True
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
+    def attach(self, sock: socket.socket, name: str, commands: frozenset[str]) -> Caller:
+        """Serve a connection to a child of the server. Raises OSError if epoll can't watch it.
+
+        sock      the server's end
+        name      the child, for the log and the events
+        commands  the only commands that the child may use
+        """
+        sock.setblocking(False)
+        caller = Caller(self, sock, os.geteuid(), FULL, self._clock(), name, commands)
+        self._epoll.register(caller.fd, select.EPOLLIN)
+        self._callers[caller.fd] = caller
+        caller.mask = select.EPOLLIN
+        return caller
+
+    def detach(self, caller: Caller) -> None:
+        """Close a connection to a child of the server. Does nothing if it has ended."""
+        self._drop(caller)
+
     def unlisten(self) -> None:
         """Stop using the listening socket, which the owner is about to close."""
-        if self._sock.fileno() >= 0:
+        if self._sock is not None and self._sock.fileno() >= 0:
             self._epoll.unregister(self._sock.fileno())
         self._accepting = True  # so that `tick` doesn't try to resume
 
     def owns(self, fd: int) -> bool:
         """Whether a descriptor that epoll has reported belongs to this server."""
-        return fd in self._callers or fd == self._sock.fileno()
+        return fd in self._callers or (self._sock is not None and fd == self._sock.fileno())
 
     def on_ready(self, fd: int, mask: int) -> None:
         """Handle epoll's event for a descriptor of this server.
@@ -227,7 +261,7 @@ class ControlServer:
 
     def tick(self) -> None:
         """Close silent connections and send signs of life. The owner calls this once a second."""
-        if not self._accepting:
+        if not self._accepting and self._sock is not None:
             self._accepting = True
             self._epoll.modify(self._sock.fileno(), select.EPOLLIN)
         now = self._clock()
@@ -238,18 +272,20 @@ class ControlServer:
             elif caller.busy:
                 if not caller.out and now - caller.sent_at >= SIGN_OF_LIFE_S:
                     self.send(caller, b"\n")
-            elif not caller.out and now - caller.active_at > IDLE_S:
+            elif not (caller.out or caller.is_child) and now - caller.active_at > IDLE_S:
                 self._drop(caller)
 
     def close(self) -> None:
         """Close all connections and the socket. Unsent data is lost."""
         for caller in list(self._callers.values()):
             self._drop(caller)
-        self._sock.close()
+        if self._sock is not None:
+            self._sock.close()
 
     def close_in_child(self) -> None:
         """Close a forked child's copies of the descriptors."""
-        self._sock.close()
+        if self._sock is not None:
+            self._sock.close()
         for caller in self._callers.values():
             caller.sock.close()
 
@@ -280,6 +316,7 @@ class ControlServer:
     # --- connections ------------------------------------------------------------------------------
 
     def _accept(self) -> None:
+        assert self._sock is not None
         for _ in range(_ACCEPTS_PER_TURN):
             try:
                 sock, _ = self._sock.accept()
@@ -300,6 +337,7 @@ class ControlServer:
         if not self._has_warned:
             self._has_warned = True
             log.warning("Can't accept control connections: %s; trying again each second", error)
+        assert self._sock is not None
         self._accepting = False
         self._epoll.modify(self._sock.fileno(), 0)
 
@@ -329,7 +367,7 @@ class ControlServer:
         caller.mask = select.EPOLLIN
 
     def _make_room(self) -> bool:
-        idle = [caller for caller in self._callers.values() if not caller.busy]
+        idle = [each for each in self._callers.values() if not (each.busy or each.is_child)]
         if idle:
             self._drop(min(idle, key=lambda caller: (caller.queued, caller.active_at)))
         return bool(idle)
@@ -394,6 +432,10 @@ class ControlServer:
     def _on_request(self, caller: Caller, request: protocol.Request) -> None:
         if request.changes and caller.access != FULL:
             text = f"user {caller.uid} has only read access to this server (control_allow)"
+            caller.fail(protocol.DENIED, text)
+            return
+        if caller.commands is not None and request.command not in caller.commands:
+            text = f"the {caller.name} may not use the command {request.command}"
             caller.fail(protocol.DENIED, text)
             return
         caller.busy = True

@@ -14,6 +14,7 @@ from servo.settings.peers import advice, peer_of
 from servo.settings.sections import (
     application,
     control,
+    dashboard,
     http,
     http2,
     metrics,
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
-    for module in (application, workers, http, http2, websocket, tls, process, control, metrics)
+    for module in (
+        *(application, workers, http, http2, websocket, tls),
+        *(process, control, dashboard, metrics),
+    )
     for setting in module.SETTINGS
 }
 _ALIASES = {setting.alias: setting.name for setting in SETTINGS.values() if setting.alias}

@@ -126,9 +126,6 @@ SIGNALS: dict[str, Callable[[Server, float], None]] = {
 
 # --- requests over the control socket ---------------------------------------------------------
 
-# The log names this as the cause of a command from the control socket.
-OPERATOR = "servoctl"
-
 # At most six digits: `int` takes quadratic time, so thousands of digits would block the arbiter.
 _COUNT = re.compile(r"([+-]?)(\d{1,6})", re.ASCII)
 
@@ -143,41 +140,44 @@ def run_command(server: Server, event: CommandReceived, now: float) -> None:
     server  the supervisor
     event   the command
     now     the current time, in seconds
+
+    The functions in `COMMANDS` get the server, the time, the command's argument, and who has sent
+    it.
     """
     try:
-        result = COMMANDS[event.command](server, now, event.argument)
+        result = COMMANDS[event.command](server, now, event.argument, event.by)
     except RefusedError as refusal:
         server.queue.do(CommandAnswered(event.ticket, str(refusal)))
     else:
         server.queue.do(CommandAnswered(event.ticket, "", result))
 
 
-def run_reload(server: Server, now: float, _argument: object) -> dict[str, Any]:
+def run_reload(server: Server, now: float, _argument: object, by: str) -> dict[str, Any]:
     """Reload. The answer contains the number of the new generation."""
     _refuse_if_ending(server)
     if server.upgrade is not None:
         raise RefusedError("an upgrade is under way, and it ends with a reload")
     before = server.reload
-    server.request_reload(OPERATOR, now)
+    server.request_reload(by, now)
     assert server.reload is not None
     # If a reload was in progress, the requested one follows it.
     generation = server.reload.generation + (server.reload is before)
     return {"generation": generation, "workers": server.count.target}
 
 
-def run_upgrade(server: Server, now: float, python: str) -> dict[str, Any]:
+def run_upgrade(server: Server, now: float, python: str, by: str) -> dict[str, Any]:
     """Upgrade Servo and the interpreter. The answer has the number of the next generation.
 
     python  the path of the new interpreter, or "" for the current one
     """
     generation = server.last_generation + 1
-    refusal = server.request_upgrade(OPERATOR, python, now)
+    refusal = server.request_upgrade(by, python, now)
     if refusal:
         raise RefusedError(refusal)
     return {"generation": generation, "workers": server.count.target}
 
 
-def run_scale(server: Server, _now: float, to: str) -> dict[str, Any]:
+def run_scale(server: Server, _now: float, to: str, by: str) -> dict[str, Any]:
     """Change the number of workers; with autoscaling, the minimum.
 
     to  the new number, such as "4", or a change, such as "+1" or "-2"
@@ -194,7 +194,7 @@ def run_scale(server: Server, _now: float, to: str) -> dict[str, Any]:
     if target > server.count.most:
         raise RefusedError(_no_more(server))
     server.paused = False
-    server.count.scale(target, OPERATOR)
+    server.count.scale(target, by)
     if not server.policy.max_workers:
         return {"workers": target, "before": before}
     return {
@@ -205,7 +205,7 @@ def run_scale(server: Server, _now: float, to: str) -> dict[str, Any]:
     }
 
 
-def run_restart(server: Server, now: float, slot: int) -> dict[str, Any]:
+def run_restart(server: Server, now: float, slot: int, by: str) -> dict[str, Any]:
     """Replace the worker in `slot`. The old worker ends after the new one is ready."""
     _refuse_if_ending(server)
     live = [worker for worker in server.workers.live() if worker.slot == slot]
@@ -218,32 +218,32 @@ def run_restart(server: Server, now: float, slot: int) -> dict[str, Any]:
             raise RefusedError(f"{worker} is being replaced already")
     # During a reload two workers have the slot. The older one ends anyway.
     worker = max(live, key=lambda each: each.serial)
-    server.lifecycle.request_replacement(worker, ReplaceMe("restarted"), now)
+    server.lifecycle.request_replacement(worker, ReplaceMe("restarted", by), now)
     return {"slot": slot, "serial": worker.serial, "pid": worker.pid}
 
 
-def run_rollback(server: Server, now: float, _argument: object) -> dict[str, Any]:
+def run_rollback(server: Server, now: float, _argument: object, by: str) -> dict[str, Any]:
     """Give up the reload in progress; without one, return to the old generation (`bake_time`)."""
     _refuse_if_ending(server)
-    refusal = rollback.roll_back(server, f"{OPERATOR} rollback", now)
+    refusal = rollback.roll_back(server, f"{by} rollback", now)
     if refusal:
         raise RefusedError(refusal)
     return {"generation": server.generation, "code": server.policy.preload}
 
 
-def run_reopen(server: Server, _now: float, _argument: object) -> dict[str, Any]:
+def run_reopen(server: Server, _now: float, _argument: object, by: str) -> dict[str, Any]:
     """Reopen the log files, as on USR1. The driver adds the files to the answer."""
-    return {"workers": _reopen_logs(server, OPERATOR)}
+    return {"workers": _reopen_logs(server, by)}
 
 
-def run_stop(server: Server, now: float, quick: bool) -> dict[str, Any]:
+def run_stop(server: Server, now: float, quick: bool, by: str) -> dict[str, Any]:
     """Stop the server.
 
     quick  whether to cut off open requests
     """
     stopping = server.stopping
     if stopping is None or (quick and not stopping.quick):
-        server.stop(now, quick=quick, why=OPERATOR)
+        server.stop(now, quick=quick, why=by)
     return {"workers": len(server.workers)}
 
 
@@ -268,7 +268,7 @@ def _refuse_if_ending(server: Server) -> None:
         raise RefusedError("the server is stopping")
 
 
-COMMANDS: dict[str, Callable[[Server, float, Any], dict[str, Any]]] = {
+COMMANDS: dict[str, Callable[[Server, float, Any, str], dict[str, Any]]] = {
     "reload": run_reload,
     "upgrade": run_upgrade,
     "scale": run_scale,

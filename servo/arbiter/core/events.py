@@ -290,11 +290,13 @@ class CommandReceived:
     ticket    a number that the answer repeats
     command   a name in `commands.COMMANDS`
     argument  the argument of that command
+    by        who has sent it, for the log and the events
     """
 
     ticket: int
     command: str
     argument: Any = None
+    by: str = "servoctl"
 
 
 Event = (

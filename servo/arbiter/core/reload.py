@@ -324,7 +324,9 @@ class Reload:
         """
         if self.awaits_mold(worker.serial):
             # A worker that ends with code 0 has its task as the reason, which it has not done.
-            how = "exited with code 0" if text == ExitReason.REFORKED.value else text
+            how = text
+            if text.startswith(ExitReason.REFORKED.value):
+                how = "exited with code 0"
             return self.give_up(f"{worker} ended before it had forked the next mold: {how}")
         if not self.is_canary(worker):
             return None

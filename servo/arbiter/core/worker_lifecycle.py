@@ -192,7 +192,7 @@ class WorkerLifecycle:
         reason = reason_named(message.reason) or ExitReason.TERMINATED
         detail = f" ({message.detail})" if message.detail else ""
         self._queue.log("info", f"{worker} will be replaced: {reason.value}{detail}")
-        worker.replace_reason = reason.name
+        worker.replace_reason, worker.replace_detail = reason.name, message.detail
         worker.replace_asked_at = now
         return reason
 
@@ -206,7 +206,8 @@ class WorkerLifecycle:
         reason       the reason, for the log and for the worker
         take_queued  whether it first accepts the connections that are queued at its listeners
         """
-        worker.stop_cause = StopCause(reason)
+        known = worker.replace_detail if worker.replace_reason == reason.name else ""
+        worker.stop_cause = StopCause(reason, f"{reason.value} ({known})" if known else "")
         self._begin_drain(worker, self._policies[worker.generation].graceful_timeout_s, now)
         self._send(worker, Retire(reason.name.lower(), take_queued))
 

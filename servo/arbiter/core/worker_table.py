@@ -147,6 +147,7 @@ class WorkerEntry:
     signal_sent         the strongest signal that the arbiter has sent to end it, or ""
     stop_cause          why the arbiter told it to end, or is killing it
     replace_reason      why it will be replaced (the name of an ExitReason), or None
+    replace_detail      what led to this, such as the problem or the sender of a command, or ""
     replace_asked_at    when its replacement was requested
     channel_lost        whether messages no longer reach it
     draining_confirmed  whether it has reported that it accepts no more connections
@@ -175,6 +176,7 @@ class WorkerEntry:
     signal_sent: str = ""
     stop_cause: StopCause | None = None
     replace_reason: str | None = None
+    replace_detail: str = ""
     replace_asked_at: float = 0.0
     channel_lost: bool = False
     draining_confirmed: bool = False

@@ -47,6 +47,7 @@ from servo.settings.sections.control import allowed_user
 
 if TYPE_CHECKING:
     import select
+    import socket
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from servo.arbiter.core.supervisor import Supervisor
@@ -169,7 +170,8 @@ class ControlSocket:
             self.endpoint.close_in_child()
 
     def _on_record(self, record: logging.LogRecord) -> None:
-        text = log_module.message_of(record)
+        # A record may have another text for operators, if its own text has a secret.
+        text = getattr(record, "shown", None) or log_module.message_of(record)
         values = {"time": record.created, "level": record.levelname.lower(), "pid": record.process}
         self.records.append({**values, "text": text})
 
@@ -184,18 +186,18 @@ def check_control_socket(settings: Settings) -> None:
 class ControlService:
     """Answers the callers of the control socket, and keeps the last lifecycle events.
 
-    arbiter   the server
-    socket    the control socket
-    epoll     the arbiter's epoll instance
+    arbiter         the server
+    control_socket  the control socket
+    epoll           the arbiter's epoll instance
     """
 
     def __init__(
-        self, arbiter: ControlledServer, socket: ControlSocket, epoll: select.epoll
+        self, arbiter: ControlledServer, control_socket: ControlSocket, epoll: select.epoll
     ) -> None:
         self._arbiter = arbiter
-        self._endpoint = socket.endpoint
-        self._allowed = socket.allowed
-        self._records = socket.records
+        self._endpoint = control_socket.endpoint
+        self._allowed = control_socket.allowed
+        self._records = control_socket.records
         self._events = Feed(MAX_EVENTS, MAX_CHARACTERS)
         self._queries = WorkerQueries(arbiter.workers)
         self._calls = WorkerCalls(arbiter.router)
@@ -241,8 +243,14 @@ class ControlService:
         self._last_exits = {event.slot: event for event in exits if event.slot is not None}
         self._last_reload = None if last is None else LifecycleEvent.from_state(last)
 
-    def _listen(self, epoll: select.epoll) -> ControlServer | None:
-        """Start to listen. Returns None if no path is set and no default path works."""
+    def _listen(self, epoll: select.epoll) -> ControlServer:
+        """Start to listen, unless the settings forbid it or no path works."""
+        sock = self._announce()
+        if sock is None:
+            self._endpoint = None
+        return ControlServer(sock, epoll, self._access, self._handle, time.monotonic)
+
+    def _announce(self) -> socket.socket | None:
         if self._endpoint is None:
             return None
         try:
@@ -258,20 +266,26 @@ class ControlService:
                 "servoctl can't find this server, because PrivateTmp= hides its control socket; "
                 "with RuntimeDirectory=servo in the unit, the socket is put where servoctl finds it"
             )
-        return ControlServer(sock, epoll, self._access, self._handle, time.monotonic)
+        return sock
+
+    def attach(self, sock: socket.socket, name: str, commands: frozenset[str]) -> Caller:
+        """Serve a connection to a child of the arbiter; see `ControlServer.attach`."""
+        return self._server.attach(sock, name, commands)
+
+    def detach(self, caller: Caller) -> None:
+        """Close a connection to a child of the arbiter."""
+        self._server.detach(caller)
 
     def close(self) -> None:
         """Answer the callers that wait for the server's end, and close all connections."""
         for caller, progress in self._watches:
             if isinstance(progress, StopProgress):
                 caller.done({})
-        if self._server is not None:
-            self._server.close()
+        self._server.close()
 
     def close_in_child(self) -> None:
         """Close this process's copies of the connections."""
-        if self._server is not None:
-            self._server.close_in_child()
+        self._server.close_in_child()
 
     # --- called by the loop -----------------------------------------------------------------------
 
@@ -281,15 +295,13 @@ class ControlService:
         fd    the descriptor that epoll reports
         mask  the events that epoll reports
         """
-        if self._server is None or not self._server.owns(fd):
+        if not self._server.owns(fd):
             return False
         self._server.on_ready(fd, mask)
         return True
 
     def wake_at(self) -> float:
         """The next time for `tick`, in monotonic seconds; infinity if there is none."""
-        if self._server is None:
-            return float("inf")
         return min(self._queries.wake_at(), self._calls.wake_at(), self._server.wake_at())
 
     def tick(self, now: float) -> None:
@@ -297,8 +309,8 @@ class ControlService:
 
         now  monotonic seconds
         """
-        if self._server is None or self._endpoint is None:
-            return
+        if self._endpoint is None and not self._server:
+            return  # nobody asks
         self._server.turn()
         self._queries.tick(now)
         self._calls.tick(now)
@@ -306,7 +318,8 @@ class ControlService:
             self._next_second = now + _SECOND
             self._rates.look(now, *self._arbiter.scoreboard.requests())
             self._server.tick()
-            self._restore_socket(self._endpoint, self._server)
+            if self._endpoint is not None:
+                self._restore_socket(self._endpoint, self._server)
 
     def on_event(self, event: LifecycleEvent) -> None:
         """Keep a lifecycle event, and send it to the callers that wait for it."""
@@ -390,7 +403,8 @@ class ControlService:
 
     def _handle(self, caller: Caller, request: protocol.Request) -> None:
         if request.changes:
-            log.info("servoctl of user %d: %s", caller.uid, _shown(request))
+            who = caller.name if caller.is_child else f"{caller.name} of user {caller.uid}"
+            log.info("%s: %s", who, _shown(request))
         try:
             _HANDLERS[request.command](self, caller, request.args)
         except Exception:
@@ -530,7 +544,9 @@ class ControlService:
             on_result = partial(self._follow, caller, follow)
         self._last_ticket += 1
         self._tickets[self._last_ticket] = (caller, on_result or caller.done)
-        self._arbiter.enqueue(events.CommandReceived(self._last_ticket, name, argument))
+        self._arbiter.enqueue(
+            events.CommandReceived(self._last_ticket, name, argument, caller.name)
+        )
 
     def _follow(
         self,

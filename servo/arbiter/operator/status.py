@@ -10,8 +10,8 @@ from servo import __version__
 from servo.arbiter.core.exit_reasons import ExitReason
 from servo.arbiter.core.reload import Phase
 from servo.metrics import accept_queue, saturation
+from servo.metrics.histograms import quantile
 from servo.settings.schema import SETTINGS
-from servo.shared_memory.row_layout import LATENCY_BOUNDS_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,15 +120,15 @@ def status(
     """
     totals = scoreboard.totals()
     reload = supervisor.reload
-    live = supervisor.workers.live()
     rows = scoreboard.snapshot()
+    queues = accept_queue.queues(addresses)
     import platform  # imported here, to keep the server's start fast
 
-    least, most = supervisor.count.bounds
     return {
         "name": name_of(settings),
         "pid": os.getpid(),
         "app": settings.app,
+        "worker_class": settings.worker_class,
         "state": state_of(supervisor),
         "phase": _PHASES[reload.phase] if reload is not None else "",
         "generation": supervisor.generation,
@@ -137,16 +137,10 @@ def status(
         "started_at": round(started_at, 3),
         "uptime_s": round(now - started_at, 3),
         "listeners": listeners,
-        "workers": {
-            "target": supervisor.count.target,
-            "least": least,
-            "most": most,
-            "ready": sum(entry.ready for entry in live),
-            "blocked": sum(saturation.blocked_s(row, now_ns) >= saturation.SHOWN_S for row in rows),
-            "total": len(supervisor.workers),
-        },
+        "workers": _worker_counts(supervisor, rows, now_ns),
         **_saturation(rows, totals, now_ns),
-        "accept_queue": _accept_queue(addresses),
+        "accept_queue": _accept_queue(queues),
+        "accept_queues": [queue and queue._asdict() for queue in queues],
         "requests": totals.requests,
         "requests_per_s": rates.total(),
         "in_flight": totals.in_flight,
@@ -154,8 +148,23 @@ def status(
         "statuses": dict(zip(("1xx", "2xx", "3xx", "4xx", "5xx"), totals.statuses, strict=True)),
         "p50_s": quantile(totals.latency, 0.5),
         "p99_s": quantile(totals.latency, 0.99),
+        "latency": list(totals.latency),
         "last_reload": last_reload.as_dict() if last_reload is not None else None,
         "directory": settings.chdir,
+    }
+
+
+def _worker_counts(
+    supervisor: Supervisor, rows: Sequence[RowSnapshot], now_ns: int
+) -> dict[str, int]:
+    least, most = supervisor.count.bounds
+    return {
+        "target": supervisor.count.target,
+        "least": least,
+        "most": most,
+        "ready": sum(entry.ready for entry in supervisor.workers.live()),
+        "blocked": sum(saturation.blocked_s(row, now_ns) >= saturation.SHOWN_S for row in rows),
+        "total": len(supervisor.workers),
     }
 
 
@@ -168,6 +177,8 @@ def _saturation(rows: Sequence[RowSnapshot], totals: Totals, now_ns: int) -> dic
         "thread_wait_p99_s": quantile(totals.thread_waits, 0.99),
         "queue_p50_s": quantile(totals.queue_times, 0.5),
         "queue_p99_s": quantile(totals.queue_times, 0.99),
+        "thread_waits": list(totals.thread_waits),
+        "queue_times": list(totals.queue_times),
     }
 
 
@@ -175,12 +186,12 @@ def _threads(threads: saturation.Threads | None) -> dict[str, int] | None:
     return None if threads is None else threads._asdict()
 
 
-def _accept_queue(addresses: Sequence[tuple[str, int] | str | bytes]) -> dict[str, int] | None:
+def _accept_queue(queues: Sequence[accept_queue.Queue | None]) -> dict[str, int] | None:
     """The connections that wait for a worker, and their limit, over all listeners.
 
     None if the kernel doesn't report them.
     """
-    known = [queue for queue in accept_queue.queues(addresses) if queue is not None]
+    known = [queue for queue in queues if queue is not None]
     if not known:
         return None
     return {
@@ -268,25 +279,3 @@ def name_of(settings: Settings) -> str:
     """The name of this server for operators: `proc_name`, or the app."""
     name: str = settings.proc_name or settings.app
     return name
-
-
-def quantile(counts: Sequence[int], part: float) -> float | None:
-    """A quantile of the latency in seconds, interpolated within its bucket; None without requests.
-
-    counts  the number of requests in each bucket of the histogram (`LATENCY_BOUNDS_S`)
-    part    the quantile, such as 0.99 for the 99th percentile
-    """
-    total = sum(counts)
-    if not total:
-        return None
-    rank = part * total
-    below = 0
-    for bucket, count in enumerate(counts):
-        if count and below + count >= rank:
-            low = LATENCY_BOUNDS_S[bucket - 1] if bucket else 0.0
-            high = LATENCY_BOUNDS_S[bucket]
-            if high == float("inf"):
-                return round(low, 6)
-            return round(low + (high - low) * (rank - below) / count, 6)
-        below += count
-    raise AssertionError("the counts are less than their sum")

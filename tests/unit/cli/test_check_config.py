@@ -18,6 +18,7 @@ CHECKS = (
     "PidFile.check",
     "check_control_socket",
     "check_metrics",
+    "check_dashboard",
     "drop_config_modules",
     "prepare_import_path",
     "load_app",

@@ -17,13 +17,12 @@ import pytest
 
 from servo.cli import monit_link as link
 from servo.cli import target
-from servo.cli.monit_link import Finder, ListLink, ServerLink, Usage
+from servo.cli.monit_link import Finder, ListLink, ServerLink
 from servo.cli.monit_state import Send
 from servo.cli.target import Target
 from servo.control import protocol
 from servo.control.client import ControlClient, ControlError, NoAnswer, NoSuchInstance
 from servo.control.instances import Instance
-from servo.metrics.procfs import CPU
 
 ROW = {"slot": 1, "serial": 1, "pid": 0, "state": "spawned"}
 EVENT = {"name": "ready", "time": 1.0, "text": "worker 1 is ready"}
@@ -294,33 +293,6 @@ def test_the_list_of_servers(links: Links) -> None:
 )
 def test_the_reason_of_a_loss_fits_the_screen(error: ControlError, problem: str) -> None:
     assert link._problem(error) == problem
-
-
-# --- usage ----------------------------------------------------------------------------------------
-
-
-def test_the_usage_is_that_since_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = {11: CPU(1.0, 2.0), 12: None}
-    monkeypatch.setattr(link, "cpu_of", lambda pid: used[pid])
-    monkeypatch.setattr(link, "resident_of", lambda pid: pid * 1000)
-    usage = Usage()
-
-    def look(now: float) -> list[tuple[float | None, int | None]]:
-        rows: list[dict[str, Any]] = [{"pid": 11}, {"pid": 12}, {"pid": None}]
-        usage.add({"server_pid": 7, "workers": rows}, 7, now)
-        return [(row["cpu_percent"], row["rss_bytes"]) for row in rows]
-
-    assert look(1.0) == [(None, 11_000), (None, None), (None, None)]
-    used[11] = CPU(1.5, 2.5)
-    assert look(3.0)[0] == (pytest.approx(50.0), 11_000)
-    used[11] = CPU(0.0, 0.0)  # another process with this pid
-    assert look(4.0)[0] == (0.0, 11_000)
-
-
-def test_no_usage_in_another_pid_namespace() -> None:
-    rows: list[dict[str, Any]] = [{"pid": os.getpid()}]
-    Usage().add({"server_pid": 1, "workers": rows}, 4711, 1.0)
-    assert rows == [{"pid": os.getpid(), "cpu_percent": None, "rss_bytes": None}]
 
 
 def test_a_connection_can_be_interrupted(links: Links) -> None:

@@ -34,6 +34,8 @@ class FakeCaller:
 
     def __init__(self) -> None:
         self.uid = os.geteuid()
+        self.name = "servoctl"
+        self.is_child = False
         self.received: list[dict[str, Any]] = []
         self.result: dict[str, Any] | None = None
         self.failure: tuple[str, str] | None = None

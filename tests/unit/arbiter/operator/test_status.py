@@ -3,34 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from servo.arbiter.operator.status import RATE_WINDOW_S, Rates, config, quantile
+from servo.arbiter.operator.status import RATE_WINDOW_S, Rates, config
 from servo.settings.sources import Settings
-from servo.shared_memory.row_layout import LATENCY_BOUNDS_S, LATENCY_BUCKETS
-
-
-def test_no_requests_have_no_latency() -> None:
-    assert quantile([0] * LATENCY_BUCKETS, 0.5) is None
-
-
-@given(
-    st.lists(st.integers(0, 50), min_size=LATENCY_BUCKETS, max_size=LATENCY_BUCKETS),
-    st.floats(0.01, 1.0),
-)
-def test_a_quantile_lies_in_the_bucket_of_its_rank(counts: list[int], part: float) -> None:
-    if not sum(counts):
-        return
-    found = quantile(counts, part)
-    assert found is not None
-    every = [bucket for bucket, count in enumerate(counts) for _ in range(count)]
-    rank = max(0, -int(-part * len(every) // 1) - 1)
-    bucket = every[min(rank, len(every) - 1)]
-    low = LATENCY_BOUNDS_S[bucket - 1] if bucket else 0.0
-    assert low - 1e-6 <= found
-    if bucket < LATENCY_BUCKETS - 1:
-        assert found <= LATENCY_BOUNDS_S[bucket] + 1e-6
 
 
 def test_rates_are_over_a_window() -> None:

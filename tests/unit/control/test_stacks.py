@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from servo.cli.stacks import is_idle
+from servo.control.stacks import is_idle
 
 POOL = ("/srv/servo/workers/threads.py", "/usr/lib/python3.12/threading.py")
 LOOP = ("/srv/servo/workers/aio/worker.py", "/usr/lib/python3.11/asyncio/base_events.py")

@@ -1,0 +1,46 @@
+"""Measures the use of CPU and memory of a server's processes, for operators' screens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from servo.metrics.procfs import cpu_of, resident_of
+
+
+class Usage:
+    """Adds the workers' use of CPU and memory to their rows.
+
+    The CPU usage is that since the last call, so unlike `show.add_usage` this does not wait. The
+    memory is the RSS: to read the PSS, the kernel would have to walk the page tables every second.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, tuple[float, float]] = {}
+        self._next: dict[int, tuple[float, float]] = {}
+
+    def add(self, result: dict[str, Any], server_pid: int, now: float) -> None:
+        """Add `cpu_percent` and `rss_bytes` to each row, and to the result itself those of the
+        server's own process; None if they are unknown.
+
+        result       the server's answer to "workers"
+        server_pid   the server's pid as this process sees it. In another pid namespace it differs,
+                     and there the pids of the workers belong to other processes
+        now          monotonic seconds
+        """
+        here = result["server_pid"] == server_pid
+        self._next = {}
+        for row in (result, *result["workers"]):
+            pid = server_pid if row is result else row["pid"]
+            row["cpu_percent"], row["rss_bytes"] = self._measure(pid if here else 0, now)
+        self._before = self._next
+
+    def _measure(self, pid: int, now: float) -> tuple[float | None, int | None]:
+        used = cpu_of(pid) if pid else None
+        if used is None:
+            return None, None
+        self._next[pid] = (now, sum(used))
+        percent = None
+        if pid in self._before:
+            then, seconds = self._before[pid]
+            percent = max(0.0, 100 * (sum(used) - seconds) / max(now - then, 0.001))
+        return percent, resident_of(pid)

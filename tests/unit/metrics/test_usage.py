@@ -1,0 +1,40 @@
+"""The use of CPU and memory between two looks."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from servo.metrics import usage as usage_module
+from servo.metrics.procfs import CPU
+from servo.metrics.usage import Usage
+
+
+def test_the_usage_is_that_since_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {7: CPU(9.0, 0.0), 11: CPU(1.0, 2.0), 12: None}
+    monkeypatch.setattr(usage_module, "cpu_of", lambda pid: used[pid])
+    monkeypatch.setattr(usage_module, "resident_of", lambda pid: pid * 1000)
+    usage = Usage()
+
+    def look(now: float) -> list[tuple[float | None, int | None]]:
+        rows: list[dict[str, Any]] = [{"pid": 11}, {"pid": 12}, {"pid": None}]
+        result = {"server_pid": 7, "workers": rows}
+        usage.add(result, 7, now)
+        assert result["rss_bytes"] == 7000
+        return [(row["cpu_percent"], row["rss_bytes"]) for row in rows]
+
+    assert look(1.0) == [(None, 11_000), (None, None), (None, None)]
+    used[11] = CPU(1.5, 2.5)
+    assert look(3.0)[0] == (pytest.approx(50.0), 11_000)
+    used[11] = CPU(0.0, 0.0)  # another process with this pid
+    assert look(4.0)[0] == (0.0, 11_000)
+
+
+def test_no_usage_in_another_pid_namespace() -> None:
+    rows: list[dict[str, Any]] = [{"pid": os.getpid()}]
+    result = {"server_pid": 1, "workers": rows}
+    Usage().add(result, 4711, 1.0)
+    assert result["cpu_percent"] is result["rss_bytes"] is None
+    assert rows == [{"pid": os.getpid(), "cpu_percent": None, "rss_bytes": None}]
