@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from servo.cli.migration.migrated import Migrated
 from servo.errors import ConfigError, UsageError
 from servo.settings.files import read_config
 from servo.settings.flags import parse_flags
 from servo.settings.gunicorn_compat import FOREIGN
+from servo.settings.hypercorn_file import read_as_hypercorns
 from servo.settings.peer_flags import translate
-from servo.settings.schema import SETTINGS
+from servo.settings.schema import SETTINGS, canonical
 from servo.settings.toml import TOMLError, parse_toml
 
 if TYPE_CHECKING:
@@ -48,13 +49,13 @@ def migrate_command_line(words: Sequence[str], directory: Path) -> Migrated:
 
     Raises UsageError or ConfigError if it can't be read.
     """
-    server, arguments = server_of(words) or ("", list(words))
+    _, arguments = server_of(words) or ("", list(words))
     given = parse_flags(arguments)
     config = given.pop("config", None)
     translation = translate(given)
     found = Migrated("", f"the command line {shlex.join(words)}")
     if config is not None:
-        add_file(found, server, str(config), directory)
+        add_file(found, str(config), directory)
     for name, value in translation.values.items():
         option = translation.sources.get(name) or _flag(name)
         if name in FOREIGN:
@@ -82,28 +83,21 @@ def migrate_file(path: Path) -> Migrated:
     Raises ConfigError if it can't be read.
     """
     found = Migrated("", str(path))
-    server = "hypercorn" if "hypercorn" in path.name else "gunicorn"
-    add_file(found, server, path.name, path.parent)
+    add_file(found, path.name, path.parent)
     return found
 
 
-def add_file(found: Migrated, server: str, config: str, directory: Path) -> None:
+def add_file(found: Migrated, config: str, directory: Path) -> None:
     """Add the settings of a configuration file.
 
     found       gets the settings
-    server      the server whose file it is
     config      the value of the flag `--config`
     directory   where a relative path starts
 
     Raises ConfigError if the file can't be read.
     """
-    if config.endswith(".toml") and server == "hypercorn":
-        for name, value in _hypercorn_table(directory / config).items():
-            if name == "alpn_protocols" and isinstance(value, list):
-                names = ["h1" if each == "http/1.1" else each for each in value]
-                found.put("http_protocols", names, name)
-            else:
-                found.other(name, value)
+    if config.endswith(".toml") and "hypercorn" in Path(config).name:
+        _add_hypercorns(found, directory / config)
         return
     content = read_config(config, [directory])
     for name, each in content.values.items():
@@ -120,13 +114,22 @@ def add_file(found: Migrated, server: str, config: str, directory: Path) -> None
         )
 
 
-def _hypercorn_table(path: Path) -> dict[str, Any]:
+def _add_hypercorns(found: Migrated, path: Path) -> None:
     try:
         table = parse_toml(path.read_text(encoding="utf-8"))
     except (TOMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
-    nested = table.get("tool", {}).get("hypercorn")
-    return nested if isinstance(nested, dict) else table
+    theirs = read_as_hypercorns(table)
+    for setting, (value, name) in theirs.values.items():
+        found.put(setting, value, name)
+    for name, advice in [*theirs.problems, *theirs.ignored]:
+        found.lost(name, advice)
+    for name, value in theirs.others.items():
+        setting_name = canonical(name)
+        if setting_name is not None:
+            found.put(setting_name, value, name)
+        else:
+            found.lost(name, "unknown to Servo")
 
 
 def split(text: str, option: str) -> list[str]:

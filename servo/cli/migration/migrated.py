@@ -9,9 +9,7 @@ from typing import Any
 
 from servo.errors import ConfigError
 from servo.printable import printable_line
-from servo.settings.peer_flags import parameter_name, peer_flags, translate
-from servo.settings.peers import peer_of
-from servo.settings.schema import SETTINGS, canonical
+from servo.settings.schema import SETTINGS
 from servo.settings.types import Account, Size
 
 # A key that TOML takes without quotes.
@@ -71,39 +69,6 @@ class Migrated:
         advice   what to do instead
         """
         self.notes.append(f"{option}: {advice}")
-
-    def other(self, option: str, value: object) -> None:
-        """Take an option by its name: a setting's, or another server's.
-
-        option   the option's name
-        value    its value, as a text or as TOML has it
-        """
-        setting, peer = canonical(option), peer_of(option)
-        flag = f"--{option.replace('_', '-')}"
-        if setting is not None:
-            self._translated({setting: value}, option)
-        elif flag in peer_flags():
-            takes_argument, _ = peer_flags()[flag]
-            if takes_argument or value:
-                given = str(value) if takes_argument else True
-                self._translated({parameter_name(flag): given}, option)
-        elif peer is None:
-            self.lost(option, "unknown to Servo")
-        elif not peer.setting:
-            self.lost(option, peer.remark)
-        elif peer.value:
-            self.lost(option, f"set {peer.setting} to {peer.value}")
-        else:
-            self.put(peer.setting, value, option)
-            if peer.remark:
-                self.lost(option, f"became {peer.setting}: {peer.remark}")
-
-    def _translated(self, given: dict[str, Any], option: str) -> None:
-        found = translate(given)
-        for name, value in found.values.items():
-            self.put(name, value, option)
-        for _, advice in [*found.refused, *found.ignored]:
-            self.lost(option, advice)
 
     def to_toml(self) -> str:
         """The text of `servo.toml`, with the notes as comments at its end."""

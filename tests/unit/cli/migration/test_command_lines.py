@@ -62,10 +62,10 @@ def test_the_file_alone(tmp_path: Path) -> None:
     assert migrate_file(path).values == {"workers": 3, "worker_class": "async"}
 
 
-@pytest.mark.parametrize("head", ["", "[tool.hypercorn]\n"])
-def test_a_file_of_hypercorn(tmp_path: Path, head: str) -> None:
+def test_a_file_of_hypercorn(tmp_path: Path) -> None:
     (tmp_path / "hypercorn.toml").write_text(
-        f'{head}bind = "0.0.0.0:80"\nalpn_protocols = ["h2", "http/1.1"]\nworker_class = "uvloop"\n'
+        'bind = "0.0.0.0:80"\nalpn_protocols = ["h2", "http/1.1"]\nworker_class = "uvloop"\n'
+        'insecure_bind = "0.0.0.0:81"\nquic_bind = "0.0.0.0:82"\nodd = 1\n'
     )
     found = migrate_file(tmp_path / "hypercorn.toml")
     assert found.values == {
@@ -74,6 +74,8 @@ def test_a_file_of_hypercorn(tmp_path: Path, head: str) -> None:
         "loop": "uvloop",
         "worker_class": "async",
     }
+    options = [note.partition(":")[0] for note in found.notes]
+    assert options == ["insecure_bind", "quic_bind", "odd"]
 
 
 def test_what_cant_be_read(tmp_path: Path) -> None:

@@ -62,26 +62,3 @@ def test_a_password_is_not_written() -> None:
     found.put("keyfile_password", "hunter2", "ssl-keyfile-password")
     assert "hunter2" not in found.to_toml()
     assert "SERVO_KEYFILE_PASSWORD" in found.notes[0]
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "setting", "expected"),
-    [
-        ("keep_alive_timeout", 5, "keepalive", 5.0),
-        ("timeout_graceful_shutdown", "10", "graceful_timeout", 10.0),
-        ("worker_class", "uvloop", "loop", "uvloop"),
-        ("workers", 3, "workers", 3),
-    ],
-)
-def test_options_by_their_names(option: str, value: object, setting: str, expected: object) -> None:
-    found = Migrated("", "")
-    found.other(option, value)
-    assert found.values[setting] == expected
-
-
-@pytest.mark.parametrize("option", ["quic_bind", "no_such_thing", "static_path_mount"])
-def test_options_without_counterpart(option: str) -> None:
-    found = Migrated("", "")
-    found.other(option, "x")
-    assert not found.values
-    assert found.notes[0].startswith(f"{option}: ")
