@@ -34,7 +34,7 @@ from servo.cli.target import (
     target_of,
     target_options,
 )
-from servo.cli.unit import made_by, make_unit, write_units
+from servo.cli.unit import made_by, make_all_units, make_unit, write_units
 from servo.control.client import ConnectionEnded, ControlClient, ControlError, RequestFailed
 from servo.control.protocol import REFUSED, ROLLED_BACK
 from servo.control.signal_names import signal_names, signal_number
@@ -753,6 +753,14 @@ def stop(target: Target, now: bool, no_wait: bool) -> None:
 @servoctl.command("unit", context_settings={"allow_interspersed_args": False})
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[--] APP [OPTIONS OF SERVO]")
 @click.option("-n", "--name", default="", help="The name of the units.  [the app's]")
+@click.option(
+    "--all",
+    "source",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="PATH",
+    help="A unit for each app of a TOML file with [apps.NAME], or for each TOML file of a "
+    "directory.",
+)
 @click.option("--user", "for_user", is_flag=True, help="For a user's own systemd.")
 @click.option("--socket", "with_socket", is_flag=True, help="Have systemd open the sockets.")
 @click.option("--hardened", is_flag=True, help="Remove all rights that the server does not need.")
@@ -769,18 +777,27 @@ def stop(target: Target, now: bool, no_wait: bool) -> None:
     metavar="DIRECTORY",
     help="Write the files there.",
 )
-def unit(words: tuple[str, ...], output: str | None, **options: Any) -> int:
+def unit(words: tuple[str, ...], output: str | None, source: Path | None, **options: Any) -> int:
     """Print the systemd units for a server's command line.
 
     Run this in the server's working directory:
 
     servoctl unit --name myapp --socket --hardened -- myapp:app -w auto
+
+    servoctl unit --all apps.toml -o /etc/systemd/system
     """
     outer = click.get_current_context().find_object(Target) or Target()
     options["name"] = options["name"] or outer.name or ""
     try:
-        files = make_unit(words, start=_current_directory(), **options).files()
-        write_units(files, made_by(words, options), output, for_user=options["for_user"])
+        start = _current_directory()
+        if source is not None:
+            units = make_all_units(source, words, start=start, **options)
+            made = made_by(words, {**options, "source": source})
+        else:
+            units = [make_unit(words, start=start, **options)]
+            made = made_by(words, options)
+        files = {name: text for each in units for name, text in each.files().items()}
+        write_units(files, made, output, for_user=options["for_user"])
     except ServoError as error:
         _print_failure(outer, error)
         return error.exit_code

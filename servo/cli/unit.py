@@ -19,6 +19,7 @@ from servo.cli.unit_files import Unit
 from servo.control.instances import safe_name
 from servo.errors import UsageError
 from servo.net.address import AbstractAddress, FdAddress, TCPAddress, UnixAddress, parse_address
+from servo.settings.files import apps_of
 from servo.settings.flags import parse_flags
 from servo.settings.sources import load_settings
 
@@ -91,18 +92,47 @@ def make_unit(
     )
 
 
+def make_all_units(
+    source: Path, words: Sequence[str], *, start: Path, **options: Any
+) -> list[Unit]:
+    """Make the units of several servers, one for each app.
+
+    source    a TOML file with tables [apps.NAME], or a directory of TOML files
+    words     what all command lines have in common
+    start     the servers' working directory, an absolute path
+    options   the other arguments of `make_unit`
+
+    Raises UsageError if there is no app, or two have the same name, and ConfigError.
+    """
+    if options.get("name"):
+        raise UsageError("--name can't be used with --all: each app has a name of its own")
+    if source.is_dir():
+        lines = [[*words, "-c", str(path)] for path in sorted(source.glob("*.toml"))]
+    else:
+        lines = [[*words, "-c", str(source), name] for name in apps_of(source)]
+    if not lines:
+        what = "TOML files" if source.is_dir() else "tables [apps.NAME]"
+        raise UsageError(f"{source} has no {what}")
+    units = [make_unit(line, start=start, **options) for line in lines]
+    names = [unit.name for unit in units]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{source} has two apps of the name {name}: set proc_name")
+    return units
+
+
 def made_by(words: Sequence[str], options: Mapping[str, Any]) -> list[str]:
     """The command that makes the units again, as a list.
 
     words     the server's command line
-    options   the given options of `make_unit`
+    options   the given options of `make_unit`, and the `source` of `make_all_units`
     """
     found = ["servoctl", "unit"]
-    for name, flag in (("name", "--name"), ("run_as", "--run-as")):
-        found += [flag, options[name]] if options.get(name) else []
+    for name, flag in (("name", "--name"), ("source", "--all"), ("run_as", "--run-as")):
+        found += [flag, str(options[name])] if options.get(name) else []
     switches = (("for_user", "--user"), ("with_socket", "--socket"), ("hardened", "--hardened"))
     found += [flag for name, flag in switches if options.get(name)]
-    return [*found, "--", *words]
+    return [*found, "--", *words] if words else found
 
 
 def write_units(

@@ -37,6 +37,10 @@ A later source overrides an earlier one:
 4. `SERVO_<NAME>` variables
 5. flags on the command line
 
+A TOML file may have several apps, each in a table `[apps.NAME]` with its own settings. Those
+outside the tables count for all. The name then stands for the app on the command line: `servo -c
+apps.toml shop`. It is also the default of `proc_name`.
+
 An invalid value is an error in every source. So is an unknown name, except in a Python file, which
 may have its own variables: there, Servo only warns of names that look like a misspelt setting. In a
 Python file, `None` means "not set". In text, an empty value means "not set" for each setting whose

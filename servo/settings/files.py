@@ -26,7 +26,7 @@ from servo.settings.gunicorn_compat import FOREIGN, SHARED
 from servo.settings.hypercorn_file import read_as_hypercorns
 from servo.settings.peers import peer_of
 from servo.settings.schema import SETTINGS, advise, canonical, suggest
-from servo.settings.suggestions import nearest
+from servo.settings.suggestions import did_you_mean, nearest
 from servo.settings.toml import TOMLError, parse_toml
 from servo.settings.types import Table
 
@@ -64,35 +64,39 @@ class FileContent:
 
     values    the settings' values, by name
     hooks     the server hooks, by name
+    chosen    the name of the app, if the file has several
     modules   the names of the modules that a Python file imported
     notes     (level, text) of messages for the log
     """
 
     values: dict[str, Given] = field(default_factory=dict)
     hooks: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    chosen: str = ""
     modules: tuple[str, ...] = ()
     notes: list[Note] = field(default_factory=list)
 
 
-def read_config(given: str | None, directories: list[Path]) -> FileContent:
+def read_config(given: str | None, directories: list[Path], app: str | None = None) -> FileContent:
     """Read the given configuration file, or else the first that one of the directories has.
 
     given         the value of the setting `config`; None: not set
     directories   the directories to search, in this order; a relative path starts at the first
+    app           the value of the setting `app`; None: not set. If the file has several apps, this
+                  is the name of one of them
 
     Raises ConfigError for a missing file, a syntax error, an exception that a Python file raises,
     an unknown name in TOML, or a hook that can't be called.
     """
     if given is not None:
-        return _read_given(given, directories[0])
+        return _read_given(given, directories[0], app)
     for directory in directories:
-        content = _read_found(directory)
+        content = _read_found(directory, app)
         if content is not None:
             return content
     return FileContent()
 
 
-def _read_given(given: str, directory: Path) -> FileContent:
+def _read_given(given: str, directory: Path, app: str | None) -> FileContent:
     if given.startswith("python:"):
         return _read_module(given.removeprefix("python:"), directory)
     path = directory / Path(given.removeprefix("file:")).expanduser()
@@ -100,9 +104,9 @@ def _read_given(given: str, directory: Path) -> FileContent:
         raise ConfigError(f"there is no configuration file {given}")
     shown = _shown(path, directory)
     if path.name == "pyproject.toml":
-        return _from_toml(_pyproject_table(path, shown) or {}, path, shown)
+        return _from_toml(_pyproject_table(path, shown) or {}, path, shown, app)
     if path.suffix == ".toml":
-        return _from_toml(_parse_toml(path, shown), path, shown)
+        return _from_toml(_parse_toml(path, shown), path, shown, app)
     return _read_python(path, shown, directory)
 
 
@@ -125,15 +129,15 @@ def _is_file(path: Path) -> bool:
         raise ConfigError(f"can't look for {path}: {error.strerror}") from error
 
 
-def _read_found(directory: Path) -> FileContent | None:
+def _read_found(directory: Path, app: str | None) -> FileContent | None:
     path = directory / "servo.toml"
     if _is_file(path):
-        return _from_toml(_parse_toml(path, path.name), path, path.name)
+        return _from_toml(_parse_toml(path, path.name), path, path.name, app)
     path = directory / "pyproject.toml"
     if _is_file(path):
         table = _pyproject_table(path, path.name)
         if table is not None:
-            return _from_toml(table, path, path.name)
+            return _from_toml(table, path, path.name, app)
     path = directory / "servo.conf.py"
     if _is_file(path):
         return _read_python(path, path.name, directory)
@@ -172,9 +176,54 @@ def _pyproject_table(path: Path, shown: str) -> dict[str, Any] | None:
     return table
 
 
-def _from_toml(table: Mapping[str, Any], path: Path, shown: str) -> FileContent:
-    content = FileContent()
+def apps_of(path: Path) -> list[str]:
+    """The names of the apps in a TOML file that has several, in tables `[apps.NAME]`.
+
+    path   the file
+
+    Raises ConfigError if it can't be read.
+    """
+    return list(_apps(_parse_toml(path, str(path))))
+
+
+def _apps(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    apps = table.get("apps")
+    if isinstance(apps, dict) and apps and all(isinstance(each, dict) for each in apps.values()):
+        return apps
+    return {}
+
+
+def _from_toml(table: Mapping[str, Any], path: Path, shown: str, app: str | None) -> FileContent:
     lines = path.read_text(encoding="utf-8").splitlines()
+    apps = _apps(table)
+    if not apps:
+        return _from_table(table, path, shown, lines)
+    # The settings outside the tables are those of all apps.
+    shared = {name: value for name, value in table.items() if name != "apps"}
+    content = _from_table(shared, path, shown, lines)
+    if app is None:
+        raise ConfigError(
+            f"{shown} has several apps ({', '.join(apps)}): say which, as in "
+            f"servo -c {shown} {next(iter(apps))}"
+        )
+    if app in apps:
+        header = _toml_line(lines, app, r"\[.*\bapps[\"']?\s*\.\s*")
+        # Keep the numbers of the lines: a name may stand in several tables.
+        own = _from_table(apps[app], path, shown, [""] * header + lines[header:])
+        content.values |= own.values
+        content.notes += own.notes
+        content.values.setdefault("proc_name", Given(app, f"{shown}:{header}"))
+        content.chosen = app
+        if "app" not in content.values:
+            raise ConfigError(f"apps.{app} has no app ({shown}:{header})")
+    elif ":" not in app and "/" not in app:
+        advice = did_you_mean(app, apps) or f"; it has {', '.join(apps)}"
+        raise ConfigError(f"{shown} has no app {app}{advice}")
+    return content
+
+
+def _from_table(table: Mapping[str, Any], path: Path, shown: str, lines: list[str]) -> FileContent:
+    content = FileContent()
     problems: list[str] = []
 
     def source(name: str) -> str:
@@ -220,9 +269,9 @@ def _advice(name: str, value: object, path: Path) -> str:
     return advise(name)
 
 
-def _toml_line(lines: list[str], name: str) -> int:
+def _toml_line(lines: list[str], name: str, before: str = r"(\[+[^\]]*)?") -> int:
     # tomllib reports no positions, so search for a key or a table's header of that name.
-    pattern = re.compile(rf"""\s*(\[+[^\]]*)?["']?{re.escape(name)}["']?\s*[=.\]]""")
+    pattern = re.compile(rf"""\s*{before}["']?{re.escape(name)}["']?\s*[=.\]]""")
     return next((n for n, line in enumerate(lines, 1) if pattern.match(line)), 1)
 
 

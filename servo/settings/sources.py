@@ -271,7 +271,11 @@ def load_settings(
     given_flags = _flag_layer(command_line, "flag", notes)
     overrides = {**environment, **given_flags}
     config = _early(overrides, "config")
-    content = read_config(config, _directories(directory, _early(overrides, "chdir")))
+    directories = _directories(directory, _early(overrides, "chdir"))
+    content = read_config(config, directories, _early(overrides, "app"))
+    if content.chosen:  # what was given as the app is the name of a table
+        environment.pop("app", None)
+        given_flags.pop("app", None)
     notes[:0] = content.notes
     settings = _merge(
         [_default_layer(environ), content.values, environment, given_flags],

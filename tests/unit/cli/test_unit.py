@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from servo.cli import ctl, unit
-from servo.cli.unit import made_by, make_unit, write_units
+from servo.cli.unit import made_by, make_all_units, make_unit, write_units
 from servo.cli.unit_files import Unit
 from servo.errors import ConfigError, UsageError
 
@@ -154,6 +154,42 @@ def test_no_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert unit._has_notify_reload() is False
 
 
+APPS = '[apps.shop]\napp = "shop:app"\n[apps.api]\napp = "api:app"\nbind = "127.0.0.1:8001"\n'
+
+
+def test_all_apps_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "apps.toml"
+    file.write_text(APPS)
+    found = make_all_units(file, ["-w", "2"], start=tmp_path, notify_reload=False)
+    assert [each.name for each in found] == ["shop", "api"]
+    assert found[1].command[1:] == ("-w", "2", "-c", str(file), "api")
+    assert made_by([], {"source": file}) == ["servoctl", "unit", "--all", str(file)]
+
+
+def test_all_files_of_a_directory(tmp_path: Path) -> None:
+    for name in ("shop", "api"):
+        (tmp_path / f"{name}.toml").write_text(f'app = "{name}:app"\n')
+    found = make_all_units(tmp_path, [], start=tmp_path, notify_reload=False)
+    assert [each.name for each in found] == ["api", "shop"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("workers = 2\n", {}, r"has no tables \[apps.NAME\]"),
+        (APPS, {"name": "x"}, "--name can't be used with --all"),
+        (APPS + 'proc_name = "shop"\n', {}, "two apps of the name shop"),
+    ],
+)
+def test_what_are_not_several_apps(
+    tmp_path: Path, text: str, options: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "apps.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        make_all_units(file, [], start=tmp_path, notify_reload=False, **options)
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     code = ctl.main(arguments)
     captured = capsys.readouterr()
@@ -177,6 +213,12 @@ def test_the_command(
     code, out, err = run(capsys, "unit", "shop:app", "--wrokers", "1")
     assert (code, out) == (2, "")
     assert "did you mean --workers?" in err
+    (tmp_path / "apps.toml").write_text(APPS)
+    code, out, err = run(capsys, "unit", "--all", "apps.toml", "--user")
+    assert code == 0
+    assert "# servoctl unit --all apps.toml --user\n" in out
+    assert "-c apps.toml api\n" in out
+    assert err.rstrip().endswith("enable --now shop.service api.service")
 
 
 def test_files_are_written_once(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from servo.errors import ConfigError
-from servo.settings.files import FileContent, read_config
+from servo.settings.files import FileContent, apps_of, read_config
 
 
 def read(directory: Path, text: str, name: str = "servo.conf.py") -> FileContent:
@@ -340,3 +340,72 @@ def test_a_module_that_is_missing_or_raises(tmp_path: Path) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no configuration file missing\.py"):
         read_config("missing.py", [tmp_path])
+
+
+# --- several apps in one file ---------------------------------------------------------------------
+
+APPS = """workers = 2
+timeout = 9
+
+[apps.shop]
+app = "shop:app"
+timeout = 5
+
+[apps."the api"]
+app = "api:app"
+workers = 4
+proc_name = "api"
+
+[apps.empty]
+"""
+
+
+def read_app(directory: Path, app: str | None, text: str = APPS) -> FileContent:
+    (directory / "servo.toml").write_text(text)
+    return read_config(None, [directory], app)
+
+
+def test_the_apps_of_a_file(tmp_path: Path) -> None:
+    content = read_app(tmp_path, "shop")
+    assert content.chosen == "shop"
+    assert values(content) == {
+        "workers": 2,
+        "timeout": 5,
+        "app": "shop:app",
+        "proc_name": "shop",
+    }
+    assert content.values["timeout"].source == "servo.toml:6"
+    assert content.values["workers"].source == "servo.toml:1"
+    content = read_app(tmp_path, "the api")
+    assert (content.values["workers"].value, content.values["workers"].source) == (
+        4,
+        "servo.toml:10",
+    )
+    assert content.values["proc_name"].value == "api"
+    assert apps_of(tmp_path / "servo.toml") == ["shop", "the api", "empty"]
+
+
+def test_an_app_that_is_no_name(tmp_path: Path) -> None:
+    content = read_app(tmp_path, "other:app")
+    assert content.chosen == ""
+    assert values(content) == {"workers": 2, "timeout": 9}
+
+
+@pytest.mark.parametrize(
+    ("app", "message"),
+    [
+        (None, "several apps .shop, the api, empty.: say which, as in servo -c servo.toml shop"),
+        ("shpo", "no app shpo; did you mean shop"),
+        ("blog", "no app blog; it has shop, the api, empty"),
+        ("empty", r"apps.empty has no app .servo.toml:13"),
+    ],
+)
+def test_which_app_is_meant(tmp_path: Path, app: str | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_app(tmp_path, app)
+
+
+def test_a_mistake_in_the_table_of_an_app(tmp_path: Path) -> None:
+    text = APPS + "[apps.blog]\napp = 'a:b'\nwrokers = 3\n"
+    with pytest.raises(ConfigError, match=r"no setting wrokers \(servo.toml:16\).*workers"):
+        read_app(tmp_path, "blog", text)
