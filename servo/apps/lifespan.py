@@ -79,6 +79,11 @@ class Lifespan:
         await self._to_app.put({"type": "lifespan.shutdown"})
         await self._answered.wait()
 
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """The task that runs the application's call; None before `startup`."""
+        return self._task
+
     def abandon(self) -> None:
         """Don't log the next cancellation as an error: the worker gives up its start."""
         self._phase = _ABANDONED

@@ -254,6 +254,8 @@ def load_settings(
     environ: Mapping[str, str],
     directory: Path,
     report: Callable[[str], None] | None = None,
+    *,
+    search: bool = True,
 ) -> Settings:
     """Read the settings from all sources.
 
@@ -261,6 +263,7 @@ def load_settings(
     environ     the environment at the start
     directory   the directory that the server was started in; absolute
     report      is called with the text of each of `Settings.notes`
+    search      whether to search for a configuration file if none is named
 
     Raises ConfigError for a file that can't be read, an unknown name or an invalid value, and
     UsageError for an invalid value on the command line.
@@ -272,7 +275,9 @@ def load_settings(
     overrides = {**environment, **given_flags}
     config = _early(overrides, "config")
     directories = _directories(directory, _early(overrides, "chdir"))
-    content = read_config(config, directories, _early(overrides, "app"))
+    content = FileContent()
+    if config or search:
+        content = read_config(config, directories, _early(overrides, "app"))
     if content.chosen:  # what was given as the app is the name of a table
         environment.pop("app", None)
         given_flags.pop("app", None)

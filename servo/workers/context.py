@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from servo.apps.loader import LoadedApp
@@ -37,6 +38,8 @@ class WorkerContext:
     kept         the attributes that the pre_fork hook has set on its `worker` argument
     tls          the TLS contexts of the generation; None if the worker serves plain HTTP
     app          the application if a mold has imported it and forked the worker; otherwise None
+    loop         the event loop to serve in, if the process is not a worker: `servo.serve` serves in
+                 its caller's loop. None in a worker
     fork_mold    forks the mold of a generation from this worker, and returns the mold's pid. Its
                  second argument closes the worker's descriptors in the mold. Raises OSError. None
                  unless a mold has forked the worker, with `refork_after`
@@ -62,6 +65,7 @@ class WorkerContext:
     kept: dict[str, Any] = field(default_factory=dict)
     tls: TLS | None = None
     app: LoadedApp | None = None
+    loop: asyncio.AbstractEventLoop | None = None
     fork_mold: Callable[[int, Callable[[], None]], int] | None = None
     mailbox: Mailbox = field(init=False)
     hook_worker: HookWorker = field(init=False)

@@ -80,7 +80,7 @@ class AsyncWorker(Worker):
     def __init__(self, context: WorkerContext, app: LoadedApp) -> None:
         super().__init__(context, app)
         others = open_fds()
-        self.loop = new_event_loop(self.settings.loop)
+        self.loop = context.loop or new_event_loop(self.settings.loop)
         self._loop_fds = open_fds() - others
         self._loop_thread = 0
         self._frame: FrameType | None = None
@@ -141,6 +141,38 @@ class AsyncWorker(Worker):
             loop.run_until_complete(loop.shutdown_asyncgens())
             asyncio.set_event_loop(None)
             loop.close()
+
+    async def serve_here(self) -> None:
+        """Serve in the running event loop, which must be the context's, until the worker has ended.
+
+        The loop belongs to the caller, so this cancels only the worker's own tasks. The caller must
+        wait for these: see `own_tasks`. Raises BootError if the application can't start, and
+        CancelledError if the worker is stopped before that.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        try:
+            await self._main()
+        finally:
+            self._leave_loop()
+
+    def _leave_loop(self) -> None:
+        self.lifespan.abandon()
+        self.loop.remove_reader(self.context.channel.fileno())
+        self.loop.remove_writer(self.context.channel.fileno())
+        if self.drained is not None:
+            self._next_sweep.cancel()
+        for task in self.own_tasks():
+            task.cancel()
+
+    def own_tasks(self) -> list[asyncio.Task[Any]]:
+        """The tasks of this worker, except that of `serve_here`, which have not ended yet."""
+        found: list[asyncio.Task[Any] | None] = [self._health_task, self.lifespan.task]
+        found += list(self._handshakes)
+        if self.server is not None:
+            found += [call.task for call in self.server.calls]
+        return [task for task in found if task is not None and not task.done()]
 
     def _run_until(self, future: asyncio.Future[Any]) -> None:
         """Run the loop until the future is done, even if tasks of the application raise.
@@ -258,11 +290,13 @@ class AsyncWorker(Worker):
 
     def _watch_process(self) -> None:
         loop = self.loop
+        loop.add_reader(self.context.channel.fileno(), self.on_channel)
+        self.mailbox.attach(self, loop=loop)
+        if self.context.loop is not None:
+            return  # the process is not a worker: its signals are not ours
         loop.add_signal_handler(signal.SIGTERM, self.on_terminate)
         loop.add_signal_handler(signal.SIGUSR1, self.reopen_logs)
         self.own_handlers()
-        loop.add_reader(self.context.channel.fileno(), self.on_channel)
-        self.mailbox.attach(self, loop=loop)
         self._pidfd = os.pidfd_open(self.context.arbiter_pid)
         loop.add_reader(self._pidfd, self._on_arbiter_gone)
 

@@ -1,0 +1,1 @@
+"""Serves from Python: `servo.run`, `servo.serve` and `servo.Server`."""
