@@ -18,11 +18,12 @@ DIST = $(VENV)/dist
 BUILT_FROM := build_backend.py setup.py setup.cfg pyproject.toml README.md $(shell find servo -name '*.py')
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test test-compiled wheel check format bench bench-against bench-memory bench-messages bench-autoscale soak fuzz properties conformance docs clean
+.PHONY: help run test test-all test-compiled wheel check format bench bench-against bench-memory bench-messages bench-autoscale soak fuzz properties conformance docs clean
 
 help:
 	@echo "make run          serve the example apps on $(BIND)"
 	@echo "make test         run the tests"
+	@echo "make test-all     run them on each Python that is found (PYTHONS=\"python3.10 python3.13\" for some)"
 	@echo "make test-compiled  run them with the hot modules compiled (ARGS=\"tests/unit/http\" for some)"
 	@echo "make wheel        build the sdist and its wheel, with the hot modules compiled, into dist/"
 	@echo "make check        check formatting, lint, types, import contracts, architecture"
@@ -62,6 +63,18 @@ run: $(VENV)/.run
 test test-compiled: export SERVO_TEST_DIST = $(abspath $(DIST))
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+# Each interpreter has an environment of its own. All run, even if the tests fail on one.
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13 python3.14 python3.15
+test-all:
+	@failed=; ran=; \
+	for python in $(PYTHONS); do \
+	    "$$python" -c '' 2>/dev/null || { echo "== $$python: not here, skipped"; continue; }; \
+	    echo "== $$python"; ran="$$ran $$python"; \
+	    $(MAKE) --no-print-directory test PYTHON="$$python" VENV=".venv-$${python##*/}" || failed="$$failed $$python"; \
+	done; \
+	echo "== ran on:$${ran:- none}; failed on:$${failed:- none}"; \
+	test -n "$$ran" && test -z "$$failed"
 
 # As `pip install` builds it, and only again after a change: compiling takes a minute or two.
 $(DIST)/.built: $(BUILT_FROM) | $(VENV)/.dev
