@@ -57,6 +57,11 @@ _SAFE_FIELDS = [
 _JSON = "application/json"
 _HTML = "text/html; charset=utf-8"
 _PLAIN = "text/plain; charset=utf-8"
+# What the sign-in page says after a wrong token.
+_PROBLEMS = {
+    401: b"This is not the token of this server.",
+    429: b"Too many wrong tokens were sent. Try again in a second.",
+}
 
 
 @dataclass(frozen=True)
@@ -235,7 +240,7 @@ class Dashboard:
             cookie = self._access.cookie(time.time())
             return _redirect(("set-cookie", cookie))
         log.warning("dashboard: %s has sent a wrong token", request.client)
-        return self._html(refusal.status, "sign_in.html")
+        return self._html(refusal.status, "sign_in.html", _PROBLEMS[refusal.status])
 
     def _sign_out(self, request: Request) -> Response:
         if request.method != "POST":
@@ -244,8 +249,13 @@ class Dashboard:
             return Response(403, _PLAIN, (f"This request is refused: {why}\n".encode(),))
         return _redirect(("set-cookie", self._access.no_cookie()))
 
-    def _html(self, status: int, name: str) -> Response:
-        return Response(status, _HTML, (self._files[name].data,))
+    def _html(self, status: int, name: str, problem: bytes = b"") -> Response:
+        data = self._files[name].data
+        if problem:
+            data = data.replace(
+                b"<!-- problem -->", b'<p class="problem" role="alert">%s</p>' % problem
+            )
+        return Response(status, _HTML, (data,))
 
     # --- the API ----------------------------------------------------------------------------------
 

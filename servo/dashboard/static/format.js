@@ -25,7 +25,8 @@ export function latency(seconds) {
   const ms = seconds * 1000;
   if (ms === 0) return "0 ms";
   if (ms < 10) return `${Number(ms.toPrecision(2))} ms`;
-  return ms < 1000 ? `${ms.toFixed(0)} ms` : duration(seconds);
+  if (ms < 1000) return `${ms.toFixed(0)} ms`;
+  return seconds < 10 ? `${Number(seconds.toFixed(1))} s` : duration(seconds);
 }
 
 /** A duration: 340 ms, 2.1 s, 42 s, 12 min, 5 h 10 min, 3 d 4 h. */

@@ -20,7 +20,7 @@ const WORKER_COLUMNS = [
   { title: "In flight", number: true, text: (worker) => count(worker.in_flight) },
   { title: "Lag", number: true, text: (worker) => latency(worker.lag) },
   { title: "Requests", number: true, text: (worker) => count(worker.requests) },
-  { title: "Previous worker ended", name: "last", text: (worker) => reason(worker.last_exit) },
+  { title: "Previous worker ended", name: "last", text: (worker) => ending(worker.last_exit) },
 ];
 const POOL_COLUMNS = [
   { title: "Pool", text: (pool) => pool.name ?? NONE },
@@ -37,7 +37,10 @@ const POOL_COLUMNS = [
 ];
 const ICONS = { ready: "ok", booting: "busy", spawned: "busy", draining: "out" };
 
-const reason = (text) => (text ?? "").replaceAll("_", " ") || NONE;
+/** Why a worker ended. The sentence begins with "worker 1 (pid 4711) ended", like the column. */
+function ending(text) {
+  return (text ?? "").replace(/^worker \d+ \(pid \d+\) ended /, "") || NONE;
+}
 
 /**
  * A table whose rows have keys.
@@ -114,10 +117,10 @@ export class Workers {
     if (hasControl !== this.hasControl) this.setControl(hasControl);
     const workers = sample.workers ?? [];
     const gone = this.table.draw(
-      workers.map((worker) => [`${worker.slot} ${worker.pid}`, worker]),
+      workers.map((worker) => [worker.serial, worker]),
       drawWorkerCell,
     );
-    for (const worker of workers) this.drawRow(this.table.rows.get(`${worker.slot} ${worker.pid}`));
+    for (const worker of workers) this.drawRow(this.table.rows.get(worker.serial));
     for (const key of gone) this.remove(key);
     setText(byId("workers-sum"), sumOf(workers));
   }

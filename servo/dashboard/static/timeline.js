@@ -2,6 +2,7 @@
 
 import { element, icon } from "./dom.js";
 import { clockSeconds, dayBefore, duration } from "./format.js";
+import { keyOf } from "./store.js";
 
 // The reasons of exits that an operator has not asked for and that no setting has planned.
 const TROUBLE = new Set([
@@ -67,7 +68,7 @@ function entriesOf(events) {
       open.delete(family);
     }
     const entry = { event, family, seconds };
-    entry.key = [event.time, event.name, event.serial, event.text].join(" ");
+    entry.key = keyOf(event);
     entries.push(entry);
     if (START.test(event.name)) open.set(family, entry);
   }

@@ -25,7 +25,7 @@ BEARER = {"authorization": f"Bearer {TOKEN}"}
 CONTROL = {**BEARER, "x-servo-control": "1", "content-type": "application/json"}
 FILES = {
     "index.html": File("text/html", b"the page", '"1"'),
-    "sign_in.html": File("text/html", b"the form", '"2"'),
+    "sign_in.html": File("text/html", b"the form<!-- problem -->", '"2"'),
     "static/app.js": File("text/javascript", b"script", '"3"'),
 }
 
@@ -129,7 +129,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_cookie_the_page_asks_for_the_token() -> None:
     answer = Site().call("GET", "/")
-    assert (answer.status, answer.body) == (200, b"the form")
+    assert (answer.status, answer.body) == (200, b"the form<!-- problem -->")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,9 @@ def test_another_token_does_not(
     method: str, target: str, body: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = Site().call(method, target, body)
-    assert (answer.status, answer.body) == (401, b"the form")
+    assert answer.status == 401
+    problem = b"This is not the token of this server."
+    assert answer.body == b'the form<p class="problem" role="alert">%s</p>' % problem
     assert "set-cookie" not in answer.fields
     assert "192.0.2.1 has sent a wrong token" in caplog.text
     assert "wrong token" in caplog.text
