@@ -98,6 +98,8 @@ _MAPPED_ATOMS = {
     "o": "escape(answered.get({name!r}, '-'))",
     "e": "escape(variable(environ, {text!r}))",
 }
+# The loggers on which applications set levels and filters. `gunicorn.access` is the first one.
+_LOGGERS = (ACCESS_LOGGER, "uvicorn.access")
 # Arguments of `AccessLog.record` to test a format with.
 _SAMPLE: tuple[Any, ...] = ("-", "GET", b"/", "1.1", 200, 0, 0, (), (), None)
 _ARGUMENTS = (
@@ -141,6 +143,8 @@ class AccessLog:
         self._line = compile_format(self._source, clocks)
         self._basic_atoms = _compile(None, list(_RECORD_ATOMS.values()), {**_HELPERS, **clocks})
         self._format: Formatter = self._log if self._goes_to_user else self._line
+        self._filtering: tuple[logging.Logger, ...] = ()
+        self.follow_loggers()
         if self._goes_to_user and self._source != "json":
             self._check_record_format()
 
@@ -202,6 +206,20 @@ class AccessLog:
             if self._size >= BATCH_BYTES:
                 self.flush()
 
+    def follow_loggers(self) -> None:
+        """Apply the levels and filters that the application has set on the access log's loggers.
+
+        The lines don't pass through logging, unless the configuration says so, because that takes
+        several times as long. But applications filter the lines of health checks, or turn the log
+        off, by way of `uvicorn.access` or `gunicorn.access`. Call this when they have started.
+        """
+        loggers = [logging.getLogger(name) for name in _LOGGERS]
+        if any(each.level > logging.INFO for each in loggers):
+            self._format = _no_line
+        elif not self._goes_to_user:
+            self._filtering = tuple(each for each in loggers if each.filters)
+            self._format = self._filtered if self._filtering else self._line
+
     @property
     def pending(self) -> bool:
         """Whether lines wait to be written."""
@@ -245,6 +263,24 @@ class AccessLog:
             _ = self._source % _all_atoms(self._basic_atoms, *_SAMPLE)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"access_log_format {self._source!r}: {error}") from error
+
+    def _filtered(self, *values: Any) -> str:
+        """The line of a request, or "" if a filter of the application rejects its record.
+
+        Filters for gunicorn read `record.args["U"]`, those for uvicorn `record.args[2]`, and all
+        others `record.getMessage()`.
+        """
+        line = self._line(*values)
+        atoms: dict[Any, Any] = _all_atoms(self._basic_atoms, *values)
+        remote, method, target, version, status = values[:5]
+        atoms.update(enumerate((remote, safe(method), safe(target), version, status)))
+        text = "%s" if self._source == "json" else self._source
+        arguments = (line.rstrip("\n"),) if self._source == "json" else (atoms,)
+        for logger in self._filtering:
+            record = logger.makeRecord(logger.name, logging.INFO, "", 0, text, arguments, None)
+            if not logger.filter(record):
+                return ""
+        return line
 
     def _log(self, *values: Any) -> str:
         """Log through `servo.access`, which a user's logging configuration has set up.
@@ -319,6 +355,10 @@ def _expression(atom: str) -> str:
         name = text.lower().encode("utf-8", "surrogateescape")
         return _MAPPED_ATOMS.get(kind, "'-'").format(name=name, text=text)
     return _ATOMS.get(atom, "'-'")
+
+
+def _no_line(*_values: Any) -> str:
+    return ""
 
 
 class _Clock:

@@ -2,7 +2,9 @@
 
 The arbiter opens the error log and the access log with `setup_logging`, and workers inherit them.
 The loggers are `servo.error` and `servo.access`. `gunicorn.error` and `gunicorn.access` are the
-same objects under other names, so an application that uses gunicorn's handlers gets Servo's. Each
+same objects under other names, so an application that uses gunicorn's handlers gets Servo's.
+`uvicorn`, `uvicorn.error` and `uvicorn.access` are loggers of their own, with Servo's as parents:
+applications often configure them, all three, and this must not take away Servo's handlers. Each
 record is one write to the descriptor, so that the records of several processes don't mix.
 
 To rotate a log, rename its file and send SIGUSR1. Then `reopen_logs` opens a new file with the old
@@ -39,6 +41,13 @@ if TYPE_CHECKING:
 
 ERROR_LOGGER = "servo.error"
 ACCESS_LOGGER = "servo.access"
+
+# uvicorn's loggers, and Servo's that get their records.
+_UVICORNS = {
+    "uvicorn": ERROR_LOGGER,
+    "uvicorn.error": ERROR_LOGGER,
+    "uvicorn.access": ACCESS_LOGGER,
+}
 
 LEVELS = {
     "critical": logging.CRITICAL,
@@ -131,6 +140,8 @@ def setup_logging(settings: LogSettings) -> None:
             # sets its own.
             each.handlers = []
         _alias_for_gunicorn(each)
+    for name, parent in _UVICORNS.items():
+        logging.getLogger(name).parent = logging.getLogger(parent)
     handler = _FileHandler(error)
     handler.setFormatter(_formatter(settings.log_format, error))
     logger.handlers = [h for h in logger.handlers if not isinstance(h, _FileHandler)]

@@ -178,6 +178,8 @@ class Worker:
         self.row[row_layout.THREADS] = self.threads_in_pool
         self.row[row_layout.THREAD_REQUESTS] = row_layout.LIKE_IN_FLIGHT
         self._measure()
+        if self.access is not None:
+            self.access.follow_loggers()
         self.context.channel.send(Ready(self.kind, self.capacity))
         self.mailbox.open(self.message_runner())
         if self.tap is not None:

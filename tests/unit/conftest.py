@@ -18,8 +18,9 @@ def untouched_logging(monkeypatch):
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     loggers = logging.Logger.manager.loggerDict
     before = dict(loggers)
-    names = ["servo", "servo.error", "servo.access", "asyncio"]
-    kept = [(logging.getLogger(name), dict(vars(logging.getLogger(name)))) for name in names]
+    uvicorns = ["uvicorn", "uvicorn.error", "uvicorn.access"]
+    names = ["servo", "servo.error", "servo.access", "asyncio", *uvicorns]
+    kept = [(logger, _copy(vars(logger))) for logger in map(logging.getLogger, names)]
     root = logging.root.handlers[:], logging.root.level
     yield
     for file in (error_log._logs.error, error_log._logs.access):
@@ -38,3 +39,8 @@ def untouched_logging(monkeypatch):
         loggers.pop(name, None)
         if name in before:
             loggers[name] = before[name]
+
+
+def _copy(values):
+    """The attributes of a logger; its lists are copied, because logging changes them in place."""
+    return {k: list(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -412,3 +412,54 @@ def test_nor_do_such_values_reach_the_users_logging(spoilt, records, caplog):
     log_.record(**(REQUEST | spoilt))
     assert "Can't write the access-log line" in caplog.text
     assert records == []
+
+
+# --- filters and levels that applications set -----------------------------------------------------
+
+FILTERS = {
+    "uvicorn's arguments": lambda record: record.args[2] != "/a/b%20c?x=1&y=2",
+    "all of uvicorn's arguments": lambda record: (
+        [record.args[n] for n in range(5)] != ["192.0.2.1", "GET", "/a/b%20c?x=1&y=2", "1.1", 200]
+    ),
+    "gunicorn's atoms": lambda record: record.args["U"] != "/a/b%20c",
+    "the message": lambda record: "GET /a/b%20c" not in record.getMessage(),
+}
+
+
+@pytest.mark.usefixtures("untouched_logging")
+@pytest.mark.parametrize("logger", ["servo.access", "uvicorn.access"])
+@pytest.mark.parametrize("rejects", FILTERS.values(), ids=FILTERS)
+def test_an_application_filters_lines(logger, rejects):
+    log, sink = make()
+    logging.getLogger(logger).addFilter(rejects)
+    log.follow_loggers()
+    log.record(**REQUEST)
+    log.record(**{**REQUEST, "target": b"/other"})
+    log.flush()
+    assert b"/other" in b"".join(sink.writes)
+    assert b"/a/b" not in b"".join(sink.writes)
+    logging.getLogger(logger).removeFilter(rejects)
+    log.follow_loggers()
+    log.record(**REQUEST)
+    log.flush()
+    assert b"/a/b" in b"".join(sink.writes)
+
+
+@pytest.mark.usefixtures("untouched_logging")
+def test_a_filter_with_json_lines():
+    logging.getLogger("uvicorn.access").addFilter(lambda record: "/a/b" not in record.getMessage())
+    log, sink = make("json")
+    log.record(**REQUEST)
+    log.record(**{**REQUEST, "target": b"/other"})
+    log.flush()
+    assert [json.loads(line)["target"] for line in sink.writes] == ["/other"]
+
+
+@pytest.mark.usefixtures("untouched_logging")
+@pytest.mark.parametrize("logger", ["servo.access", "uvicorn.access"])
+def test_an_application_turns_the_lines_off(logger):
+    logging.getLogger(logger).setLevel("WARNING")
+    log, sink = make()
+    log.record(**REQUEST)
+    log.flush()
+    assert sink.writes == []

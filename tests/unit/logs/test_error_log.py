@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import os
 import re
 import sys
@@ -274,6 +275,34 @@ def test_a_gunicorn_logger_that_an_app_already_holds_writes_to_our_log(path):
     setup_logging(log_settings(errorlog=str(path)))
     held.info("from an old friend")
     assert "from an old friend" in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["uvicorn", "uvicorn.error", "uvicorn.asgi"])
+def test_uvicorns_loggers_write_to_our_log(path, name):
+    setup_logging(log_settings(errorlog=str(path)))
+    logging.getLogger(name).info("from an app for uvicorn")
+    assert "[INFO] from an app for uvicorn" in path.read_text()
+
+
+def test_an_app_that_configures_uvicorns_loggers_leaves_ours_alone(path, tmp_path):
+    setup_logging(log_settings(errorlog=str(path)))
+    handler = {"class": "logging.FileHandler", "filename": str(tmp_path / "own")}
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "handlers": {"own": handler},
+            "loggers": {
+                "uvicorn": {"handlers": ["own"], "level": "INFO", "propagate": False},
+                "uvicorn.error": {"level": "INFO"},
+                "uvicorn.access": {"handlers": ["own"], "level": "INFO", "propagate": False},
+            },
+        }
+    )
+    error_log.info("a worker's own line")
+    logging.getLogger("uvicorn").info("the app's")
+    assert "a worker's own line" in path.read_text()
+    assert (tmp_path / "own").read_text() == "the app's\n"
 
 
 def test_broken_files_are_named(tmp_path):

@@ -49,9 +49,10 @@ class App:
 
 @pytest.fixture(autouse=True)
 def _logging_unchanged() -> Iterator[None]:
+    names = ("servo.error", "servo.access", "uvicorn", "asyncio")
+    before = [[*logging.getLogger(name).handlers] for name in names]
     yield
-    for name in ("servo.error", "servo.access"):
-        assert not logging.getLogger(name).handlers
+    assert [logging.getLogger(name).handlers for name in names] == before
 
 
 def quiet(app: Any, **options: Any) -> Server:
