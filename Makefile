@@ -56,8 +56,9 @@ $(VENV)/.docs: pyproject.toml | $(BIN)/python
 	$(PIP) -e '.[standard,docs]'
 	@touch $@
 
+# Two workers, so that the chat across workers has something to show.
 run: $(VENV)/.run
-	$(BIN)/servo $(APP) --bind $(BIND) $(ARGS)
+	$(BIN)/servo $(APP) --bind $(BIND) --workers 2 $(ARGS)
 
 # The tests of the installation use a wheel that is there if it was built from this very source.
 test test-compiled: export SERVO_TEST_DIST = $(abspath $(DIST))

@@ -19,6 +19,8 @@ CHUNK = 64 * 1024
 
 
 def app(environ, start_response):
+    if environ["REQUEST_METHOD"] == "GET":
+        return usage(environ, start_response)
     digest, size = hashlib.sha256(), 0
     while piece := environ["wsgi.input"].read(CHUNK):
         digest.update(piece)
@@ -28,3 +30,13 @@ def app(environ, start_response):
         "200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(answer)))]
     )
     return [answer]
+
+
+def usage(environ, start_response):
+    # If a URL ends in a slash, curl adds the name of the file.
+    path = (environ["SCRIPT_NAME"] + environ["PATH_INFO"]).rstrip("/") + "/"
+    url = f"{environ['wsgi.url_scheme']}://{environ['HTTP_HOST']}{path}"
+    text = f"Send a file with: curl -T FILE {url}\n".encode()
+    headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(text)))]
+    start_response("200 OK", headers)
+    return [text]

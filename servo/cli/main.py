@@ -120,13 +120,14 @@ def _load(
     environ   a copy of the environment at the start, secrets included
     start     the directory that the server was started in
     """
-    current = load_settings(flags, environ, start)
+    at_terminal = os.isatty(1)
+    current = load_settings(flags, environ, start, at_terminal=at_terminal)
 
     def reload_settings() -> Settings:
         nonlocal current
         # Make the configuration file import its modules again: they may have changed on disk.
         drop_config_modules(current)
-        settings = load_settings(flags, environ, start)
+        settings = load_settings(flags, environ, start, at_terminal=at_terminal)
         _require_app(settings)
         current = settings
         return settings

@@ -256,6 +256,7 @@ def load_settings(
     report: Callable[[str], None] | None = None,
     *,
     search: bool = True,
+    at_terminal: bool = False,
 ) -> Settings:
     """Read the settings from all sources.
 
@@ -264,6 +265,7 @@ def load_settings(
     directory   the directory that the server was started in; absolute
     report      is called with the text of each of `Settings.notes`
     search      whether to search for a configuration file if none is named
+    at_terminal whether standard output is a terminal; if so, `reload` turns the access log on
 
     Raises ConfigError for a file that can't be read, an unknown name or an invalid value, and
     UsageError for an invalid value on the command line.
@@ -282,8 +284,12 @@ def load_settings(
         environment.pop("app", None)
         given_flags.pop("app", None)
     notes[:0] = content.notes
+    layers = [content.values, environment, given_flags]
+    defaults = _default_layer(environ)
+    if at_terminal:
+        defaults |= _development_layer(layers)
     settings = _merge(
-        [_default_layer(environ), content.values, environment, given_flags],
+        [defaults, *layers],
         directory,
         content,
         notes,
@@ -363,6 +369,17 @@ def _default_layer(environ: Mapping[str, str]) -> dict[str, Given]:
             text = default.text(environ[default.variable])
             layer[name] = Given(text, f"environment {default.variable}", is_text=True)
     return layer
+
+
+def _development_layer(layers: Sequence[Mapping[str, Given]]) -> dict[str, Given]:
+    """What `reload` changes at a terminal: there, a developer wants to see each request."""
+    given = next((each["reload"] for each in reversed(layers) if "reload" in each), None)
+    try:
+        if given is None or not _read("reload", given):
+            return {}
+    except ConfigError:
+        return {}  # it is reported later, with all other problems
+    return {"accesslog": Given("-", f"{given.source}, at a terminal")}
 
 
 def _environment_layer(environ: Mapping[str, str], notes: list[Note]) -> dict[str, Given]:

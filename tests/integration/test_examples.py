@@ -111,6 +111,7 @@ def test_upload_example_takes_both_framings(
     with httpx.Client(trust_env=False, base_url=server.url, timeout=30) as client:
         assert client.put("/", content=body).json() == expected
         assert client.put("/", content=iter([body[:10], body[10:]])).json() == expected
+        assert client.get("/files").text == f"Send a file with: curl -T FILE {server.url}/files/\n"
 
 
 @pytest.mark.slow

@@ -71,6 +71,7 @@ SETTINGS = [
         flags=("--access-logfile",),
         section=_LOGS,
         help="The file that a line for each request is written to; -: stdout. Unset: none.",
+        details="With `reload`, the default is `-` if stdout is a terminal.",
     ),
     Setting(
         name="access_log_format",

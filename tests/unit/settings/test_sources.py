@@ -442,3 +442,27 @@ def test_no_error_shows_a_variable_of_the_app(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="raw_env: the value is not valid") as caught:
         load(tmp_path, environ={"SERVO_RAW_ENV": "TOKEN=hush,oops"})
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "expected"),
+    [
+        ({"reload": True}, {}, "-"),
+        ({}, {"SERVO_RELOAD": "1"}, "-"),
+        ({"reload": False}, {"SERVO_RELOAD": "1"}, None),
+        ({"reload": True, "accesslog": ""}, {}, None),
+        ({"reload": True, "accesslog": "x.log"}, {}, "x.log"),
+        ({}, {}, None),
+    ],
+)
+def test_a_developer_sees_each_request_at_a_terminal(
+    tmp_path: Path, flags: dict[str, Any], environ: dict[str, str], expected: str | None
+) -> None:
+    assert load_settings(flags, environ, tmp_path, at_terminal=True).accesslog == expected
+    if expected == "-":
+        assert load_settings(flags, environ, tmp_path).accesslog is None
+
+
+def test_an_invalid_reload_at_a_terminal_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="SERVO_RELOAD"):
+        load_settings({}, {"SERVO_RELOAD": "maybe"}, tmp_path, at_terminal=True)
