@@ -388,3 +388,76 @@ def test_close_leaves_nothing_registered(harness: Harness) -> None:
     harness.server.close()
     assert len(harness.server) == 0
     assert harness.epoll.poll(0) == []
+
+
+# --- connections to children of the server --------------------------------------------------------
+
+
+class Child(Client):
+    """The other end of a pair that the server was given."""
+
+    def __init__(self, harness: Harness, *commands: str) -> None:
+        ours, self.sock = socket.socketpair()
+        self.sock.setblocking(False)
+        self.harness = harness
+        self.caller = harness.server.attach(ours, "dashboard", frozenset(commands))
+
+
+@pytest.fixture
+def child(harness: Harness) -> Iterator[Child]:
+    child = Child(harness, "status", "scale")
+    yield child
+    child.sock.close()
+
+
+def test_a_child_may_use_the_named_commands_alone(harness: Harness, child: Child) -> None:
+    harness.access = None  # no user may connect
+    child.ask("status")
+    child.ask("scale", to="2")
+    assert child.read() == [
+        {"ok": True, "result": {"was": "status"}},
+        {"ok": True, "result": {"was": "scale"}},
+    ]
+    assert {caller.name for caller, _ in harness.asked} == {"dashboard"}
+    child.ask("stop")
+    (answer,) = child.read()
+    assert answer["kind"] == protocol.DENIED
+    assert answer["error"] == "the dashboard may not use the command stop"
+    assert len(harness.asked) == 2
+
+
+def test_a_child_is_neither_idle_nor_makes_room(harness: Harness, child: Child) -> None:
+    child.ask("status")
+    child.read()
+    harness.now += 10 * server.IDLE_S
+    harness.server.tick()
+    for _ in range(server.MAX_CALLERS + 5):
+        harness.connect()
+    child.ask("status")
+    assert child.read() == [{"ok": True, "result": {"was": "status"}}]
+
+
+def test_a_child_that_is_detached_is_told_so(harness: Harness, child: Child) -> None:
+    harness.server.detach(child.caller)
+    assert child.read() == [None]
+    assert len(harness.server) == 0
+    harness.server.detach(child.caller)
+
+
+def test_without_a_socket_children_are_served(harness: Harness) -> None:
+    alone = ControlServer(
+        None, harness.epoll, lambda _uid: None, harness._on_request, lambda: harness.now
+    )
+    ours, theirs = socket.socketpair()
+    with theirs:
+        alone.attach(ours, "dashboard", frozenset(["status"]))
+        theirs.sendall(protocol.request_line("status", {}))
+        for fd, mask in harness.epoll.poll(1.0):
+            assert alone.owns(fd)
+            alone.on_ready(fd, mask)
+        alone.turn()
+        alone.tick()
+        assert b'"was":"status"' in theirs.recv(1000)
+        alone.unlisten()
+        alone.close()
+        assert theirs.recv(1000) == b""

@@ -134,6 +134,24 @@ def test_a_roll_back_has_the_traceback() -> None:
     assert "Traceback" in event.details
 
 
+@pytest.mark.parametrize("by", ["servoctl", "dashboard"])
+def test_events_name_the_sender(by: str) -> None:
+    server = Server()
+    server.tell(events.CommandReceived(7, "scale", "3", by))
+    server.boot()
+    server.tell(events.CommandReceived(8, "restart-worker", 1, by))
+    server.boot()
+    server.tell(events.CommandReceived(9, "reload", None, by))
+    happened = {
+        action.name: action
+        for action in server.actions
+        if isinstance(action, actions.RecordLifecycleEvent)
+    }
+    assert happened["scaled"].reason == happened["reload_started"].reason == by
+    text = f"is draining: an operator asked for its restart ({by})"
+    assert text in happened["draining"].text
+
+
 def test_a_restart_is_new_first() -> None:
     server = Server()
     answer = server.ask("restart-worker", 2)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
+import socket
 from collections import deque
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -26,6 +28,7 @@ from servo.control.server import Caller
 from servo.errors import ConfigError
 from servo.ipc.messages import LogRecords, Ready
 from servo.settings.sources import Settings
+from servo.shared_memory.row_layout import LATENCY_BUCKETS
 from servo.shared_memory.scoreboard import Scoreboard
 
 
@@ -142,6 +145,44 @@ def server() -> Iterator[Server]:
     with select.epoll() as epoll:
         yield Server(board, epoll)
     board.close()
+
+
+def test_a_child_is_served_without_a_control_socket(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "servo.error")
+    ours, theirs = socket.socketpair()
+    with theirs:
+        commands = frozenset(["status", "scale"])
+        caller = server.service.attach(ours, "dashboard", commands)
+        for request in (protocol.request_line("scale", {"to": "1"}), b"\n"):
+            theirs.sendall(request)
+            assert server.service.on_ready(ours.fileno(), select.EPOLLIN)
+            server.service.tick(1.0)
+            server.turn()
+        assert json.loads(theirs.recv(1000))["result"] == {"workers": 1, "before": 1}
+        assert "dashboard: scale to=1" in caplog.text
+        server.service.detach(caller)
+        assert theirs.recv(1000) == b""
+
+
+def test_operators_do_not_see_the_secret_of_a_record() -> None:
+    control_socket = ControlSocket(Settings({"control_socket_disable": True}, {}))
+    record = logging.makeLogRecord({"msg": "the token is abc", "levelname": "INFO"})
+    control_socket._on_record(record)
+    record.shown = "the token is in the log"
+    control_socket._on_record(record)
+    texts = [each["text"] for each in control_socket.records.records]
+    assert texts == ["the token is abc", "the token is in the log"]
+
+
+def test_the_status_has_what_a_client_needs_for_its_own_percentiles(server: Server) -> None:
+    status = server.ask("status").result
+    assert status is not None
+    for name in ("latency", "thread_waits", "queue_times"):
+        assert status[name] == [0] * LATENCY_BUCKETS
+    assert status["worker_class"] == "auto"
+    assert len(status["accept_queues"]) == len(status["listeners"])
 
 
 def test_questions_are_answered_at_once(server: Server) -> None:
