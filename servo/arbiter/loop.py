@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from servo.arbiter.signals import SignalInbox
     from servo.net.listeners import Listener
     from servo.settings.sources import Settings
+    from servo.shared_memory.counters import CounterTable
     from servo.shared_memory.scoreboard import Scoreboard
 
 log = logging.getLogger("servo.error")
@@ -103,6 +104,7 @@ class Resources:
     control_socket   the control socket
     pidfile          the locked pidfile, or None
     scoreboard       the memory that all processes share
+    counters         the table of `servo.cluster`'s counters
     notifier         reports the server's state to systemd
     signals          the arbiter's signals
     epoll            watches every descriptor of the loop
@@ -120,6 +122,7 @@ class Resources:
     control_socket: ControlSocket
     pidfile: PidFile | None
     scoreboard: Scoreboard
+    counters: CounterTable
     notifier: SystemdNotifier
     signals: SignalInbox
     epoll: select.epoll
@@ -545,6 +548,7 @@ class Arbiter:
             "workers": self.workers.to_state(pass_on),
             "molds": self.molds.to_state(self.supervisor.generation, pass_on),
             "scoreboard": self.scoreboard.to_state(pass_on),
+            "counters": resources.counters.to_state(pass_on),
             "facts": self._facts.facts.to_state(),
             "pidfile": pidfile.to_state(pass_on) if pidfile is not None else None,
             "control_socket": resources.control_socket.to_state(pass_on),

@@ -36,9 +36,11 @@ from servo.arbiter.processes.child_table import ChildTable
 from servo.arbiter.processes.dashboard import DashboardResources
 from servo.arbiter.processes.metrics import MetricsSockets
 from servo.arbiter.signals import SignalInbox
+from servo.cluster.counters import install
 from servo.errors import INTERNAL_ERROR, ConfigError, ServoError
 from servo.logs import error_log as log_module
 from servo.logs.standard_streams import prints_never_block
+from servo.shared_memory.counters import CounterTable, CounterTableError
 from servo.shared_memory.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
+# How many processes can use counters besides one for each row of the scoreboard: the arbiter, and
+# processes that the application forks.
+COUNTING_HELPERS = 64
 # Seconds to wait for a slow reader of the log to take the last lines.
 LAST_LINES_S = 1.0
 
@@ -73,6 +78,7 @@ class _Held:
     metrics_sockets: MetricsSockets
     dashboard: DashboardResources
     scoreboard: Scoreboard
+    counters: CounterTable
 
 
 def run_server(
@@ -163,7 +169,8 @@ def _open(program: _Program, opened: ExitStack) -> Resources:
         pidfile.write()
     scoreboard = Scoreboard(_capacity(settings), settings.worker_tmp_dir)
     _close_at_end(opened, scoreboard.close)
-    held = _Held(pidfile, control_socket, sockets, metrics_sockets, dashboard, scoreboard)
+    counters = _new_counters(settings, scoreboard, opened)
+    held = _Held(pidfile, control_socket, sockets, metrics_sockets, dashboard, scoreboard, counters)
     resources = _resources(program, generations, limit, hook_server, held, opened)
     resources.signals.install()
     return resources
@@ -231,6 +238,7 @@ def _hold_inherited(settings: Settings, inheritance: Inheritance, opened: ExitSt
     """Restore the previous program's sockets, pidfile and scoreboard; `opened` will close them."""
     state, take = inheritance.state, inheritance.take
     scoreboard = Scoreboard.from_state(state.section("scoreboard"), take)
+    counters = _inherited_counters(settings, scoreboard, inheritance, opened)
     locked = state.section("pidfile")
     pidfile = PidFile.from_state(locked, take) if locked is not None else None
     control_socket = ControlSocket.from_state(settings, state.section("control_socket"), take)
@@ -245,7 +253,37 @@ def _hold_inherited(settings: Settings, inheritance: Inheritance, opened: ExitSt
     _close_at_end(opened, metrics_sockets.close)
     _close_at_end(opened, dashboard.close)
     _close_at_end(opened, scoreboard.close)
-    return _Held(pidfile, control_socket, sockets, metrics_sockets, dashboard, scoreboard)
+    return _Held(pidfile, control_socket, sockets, metrics_sockets, dashboard, scoreboard, counters)
+
+
+def _new_counters(settings: Settings, scoreboard: Scoreboard, opened: ExitStack) -> CounterTable:
+    """Create the table of `servo.cluster`'s counters. All processes inherit it."""
+    rows = scoreboard.capacity + COUNTING_HELPERS
+    return _use_counters(CounterTable(settings.cluster_counters, rows), opened)
+
+
+def _inherited_counters(
+    settings: Settings, scoreboard: Scoreboard, inheritance: Inheritance, opened: ExitStack
+) -> CounterTable:
+    """Restore the previous program's table of counters; a new one if it has none of our layout."""
+    state = inheritance.state.inner.get("counters")  # older versions lack it
+    if state is None:
+        return _new_counters(settings, scoreboard, opened)
+    try:
+        table = CounterTable.from_state(state, inheritance.take)
+    except CounterTableError as error:
+        log.warning("%s: the counters of servo.cluster start at 0", error)
+        return _new_counters(settings, scoreboard, opened)
+    return _use_counters(table, opened)
+
+
+def _use_counters(table: CounterTable, opened: ExitStack) -> CounterTable:
+    _close_at_end(opened, table.close)
+    # No child closes the table (see ChildTable): all code of the user may use it, in the arbiter's
+    # hooks, molds and workers, and in the processes that they fork.
+    install(table)
+    opened.callback(install, None)
+    return table
 
 
 def _hold_listeners(program: _Program, inheritance: Inheritance, opened: ExitStack) -> _Held:
@@ -270,7 +308,8 @@ def _hold_listeners(program: _Program, inheritance: Inheritance, opened: ExitSta
     _close_at_end(opened, dashboard.close)
     scoreboard = Scoreboard(_capacity(settings), settings.worker_tmp_dir)
     _close_at_end(opened, scoreboard.close)
-    return _Held(pidfile, control_socket, sockets, metrics_sockets, dashboard, scoreboard)
+    counters = _new_counters(settings, scoreboard, opened)
+    return _Held(pidfile, control_socket, sockets, metrics_sockets, dashboard, scoreboard, counters)
 
 
 def _bind_dashboard(settings: Settings) -> DashboardResources:
@@ -325,6 +364,7 @@ def _resources(
         control_socket=held.control_socket,
         pidfile=held.pidfile,
         scoreboard=held.scoreboard,
+        counters=held.counters,
         notifier=notifier,
         signals=signals,
         epoll=epoll,

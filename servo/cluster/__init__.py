@@ -1,8 +1,8 @@
-"""What the processes of one server do together, for applications: they send messages.
+"""What the processes of one server do together, for applications.
 
     from servo import cluster
 
-Each module of this package has one part of it: servo.cluster.messages.
+Each module of this package has one part of it: servo.cluster.messages, servo.cluster.counters.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from servo.cluster import messages as _messages
+from servo.cluster.counters import Counter, counter
 from servo.cluster.messages import (
     ARBITER,
     ClusterOverflow,
@@ -31,6 +32,7 @@ from servo.cluster.messages import (
     workers,
 )
 from servo.errors import ClusterError
+from servo.shared_memory.counters import CountersFull
 
 __all__ = [
     "send",
@@ -54,6 +56,9 @@ __all__ = [
     "RequestFailed",
     "RequestTimeout",
     "ARBITER",
+    "counter",
+    "Counter",
+    "CountersFull",
 ]
 
 slot: int  # this worker's slot

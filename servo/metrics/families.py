@@ -13,12 +13,13 @@ changes.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from servo import __version__
 from servo.logs.entry_counts import LOG_LEVELS
 from servo.metrics import accept_queue, procfs, saturation
+from servo.metrics.app_counters import AppCounters
 from servo.shared_memory.row_layout import (
     LATENCY_BOUNDS_S,
     METHODS,
@@ -29,11 +30,13 @@ from servo.shared_memory.row_layout import (
 from servo.shared_memory.scoreboard import MAX_GROWTH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from servo.metrics.accept_queue import Queue
+    from servo.metrics.app_counters import AppCounter
     from servo.metrics.arbiter_facts import Facts, ServerFacts
     from servo.metrics.procfs import CPU, Memory
+    from servo.shared_memory.counters import CounterTable
     from servo.shared_memory.scoreboard import RowSnapshot, Scoreboard, Totals
 
 # To report the memory of a process, the kernel walks its page tables, which takes milliseconds for
@@ -55,6 +58,8 @@ _COUNTED = {
     **dict.fromkeys(("latency", "methods", "codes"), _MAX_COUNT_GROWTH),
     **dict.fromkeys(("queue_times", "thread_waits"), _MAX_COUNT_GROWTH),
 }
+# The counters of servo.cluster itself.
+_OWN_HELP: dict[str, str] = {}
 _CLASS_NAMES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 _CODE_NAMES = (*map(str, STATUS_CODES), *(f"other {name}" for name in _CLASS_NAMES))
 
@@ -117,6 +122,8 @@ class Snapshot:
     drops      connections that the kernel has dropped at these listeners
     overflows  full TCP accept queues in the network namespace; None if unknown
     now_ns     the time of the snapshot, on the monotonic clock
+    counters   the application's counters (`servo.cluster`): their labels' names, and their values
+               by the labels' values
     """
 
     facts: ServerFacts
@@ -128,6 +135,7 @@ class Snapshot:
     drops: int
     overflows: int | None
     now_ns: int
+    counters: Mapping[str, AppCounter] = field(default_factory=dict)
 
     @property
     def live(self) -> bool:
@@ -158,6 +166,7 @@ class Reader:
     facts       the arbiter's state and counters
     listeners   the application's listeners
     clock       returns monotonic seconds
+    counters    the table of the application's counters, if there is one
     """
 
     def __init__(
@@ -166,7 +175,9 @@ class Reader:
         facts: Facts,
         listeners: Sequence[ListenerInfo],
         clock: Callable[[], float] = time.monotonic,
+        counters: CounterTable | None = None,
     ) -> None:
+        self._counters = AppCounters(counters) if counters is not None else None
         self.scoreboard = scoreboard
         self.facts = facts
         self.listeners = listeners
@@ -199,6 +210,7 @@ class Reader:
             drops=self._drops.total,
             overflows=accept_queue.overflows() if queues else None,
             now_ns=now_ns(),
+            counters=self._counters.read() if self._counters is not None else {},
         )
 
     def _plausible_totals(self, totals: Totals) -> Totals:
@@ -248,6 +260,7 @@ def families(seen: Snapshot) -> Iterator[Family]:
     yield from _saturation(seen)
     yield from _processes(seen)
     yield from _queues(seen)
+    yield from _app_counters(seen)
 
 
 def status(seen: Snapshot) -> dict[str, Any]:
@@ -642,6 +655,14 @@ def _by_slot(
         by_slot.setdefault(row.slot, []).append(value(row))
     samples = [((str(slot),), float(join(by_slot[slot]))) for slot in sorted(by_slot)]
     return Family(name, "gauge", help, ("slot",), samples)
+
+
+def _app_counters(seen: Snapshot) -> Iterator[Family]:
+    for name, counter in seen.counters.items():
+        help = "A counter of the application (servo.cluster)."
+        if name in _OWN_HELP:
+            help = _OWN_HELP[name]
+        yield Family(name, "counter", help, counter.labels, list(counter.values.items()))
 
 
 def _rounded(value: float | None) -> float | None:

@@ -27,8 +27,6 @@ readers whether the arbiter has written the base.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import mmap
 import operator
 import os
@@ -39,6 +37,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from servo.errors import ServoError
+from servo.shared_memory.memory_file import fill, open_file, seal
 from servo.shared_memory.row_layout import (
     ACCEPTED,
     BEAT_NS,
@@ -645,59 +644,15 @@ def _allocate_file(size: int, directory: str | None) -> int:
     """Create an unnamed file of zeros with its space allocated. Raises ScoreboardError."""
     place = f"in {directory}" if directory else "in memory"
     try:
-        fd = _open_file(directory)
+        fd = open_file("servo-scoreboard", directory)
     except OSError as error:
         raise ScoreboardError(f"can't create the scoreboard {place}: {error}") from error
     try:
-        _fill(fd, size)
-        _seal(fd)
+        fill(fd, 0, size)
+        seal(fd)
     except OSError as error:
         os.close(fd)
         raise ScoreboardError(
             f"can't allocate {size} bytes {place} for the scoreboard: {error}"
         ) from error
     return fd
-
-
-def _open_file(directory: str | None) -> int:
-    if directory is None and hasattr(os, "memfd_create"):
-        try:
-            return os.memfd_create("servo-scoreboard", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        except OSError:
-            # Some sandboxes and old kernels have no memfd. Use an unlinked file instead.
-            directory = None
-    import tempfile  # imported here because it is rarely needed
-
-    fd, path = tempfile.mkstemp(prefix="servo-scoreboard-", dir=directory)
-    try:
-        os.unlink(path)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _seal(fd: int) -> None:
-    """Forbid changes of the file's size.
-
-    An attacker who controls a worker could truncate an unsealed file. Then SIGBUS would kill every
-    process that uses the table, including the arbiter.
-    """
-    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-    try:
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    except OSError as error:
-        # An ordinary file has no seals (EINVAL), and one on a tmpfs takes none (EPERM).
-        if error.errno not in (errno.EINVAL, errno.EPERM):
-            raise
-
-
-def _fill(fd: int, size: int) -> None:
-    # Allocate the space now, so that a lack of space raises an error here. On a full file system, a
-    # sparse file would kill a process by SIGBUS when it first uses a page.
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, size)
-        return
-    view = memoryview(bytes(size))
-    while view:
-        view = view[os.write(fd, view) :]

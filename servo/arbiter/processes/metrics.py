@@ -206,6 +206,7 @@ class MetricsProcess:
         arbiter   the arbiter's pid
         """
         # Imported here to keep the arbiter small: only this process needs them.
+        from servo.cluster.counters import installed
         from servo.metrics.exporter import ExporterSetup, export
         from servo.metrics.families import ListenerInfo, Reader
         from servo.metrics.statsd import StatsdClient
@@ -229,7 +230,7 @@ class MetricsProcess:
         return export(
             ExporterSetup(
                 listeners=[listener.socket for listener in self._sockets.listeners],
-                reader=Reader(self._scoreboard, self._facts.facts, served),
+                reader=Reader(self._scoreboard, self._facts.facts, served, counters=installed()),
                 end_fd=end_fd,
                 arbiter_pid=arbiter,
                 directory=os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None,

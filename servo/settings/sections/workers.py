@@ -25,6 +25,8 @@ _TIMES = "Timeouts"
 _MOST_WORKERS = 4096
 # Room for that many workers, their replacements and lingering workers. A row has 2 KB.
 _MOST_ROWS = 4 * _MOST_WORKERS
+# 100,000 counters take 25 MB, and 0.8 MB in each process.
+_MOST_COUNTERS = 100_000
 
 SETTINGS = [
     Setting(
@@ -323,6 +325,19 @@ can't be requested there, because event loops start in the workers: name functio
         details="""\
 A worker and its replacement take one row each. If `workers` needs more rows at the start, the table
 is larger.""",
+    ),
+    Setting(
+        name="cluster_counters",
+        type=Whole(1, maximum=_MOST_COUNTERS),
+        default=1000,
+        unit="counters",
+        section=_WORKERS,
+        reloadable=False,
+        help="The most counters of `servo.cluster` that the app can have.",
+        details="""\
+Each combination of labels is a counter. The table is in shared memory: 256 bytes for each counter,
+and 8 bytes for each counter in each process that uses counters. It takes no memory if the app has
+no counters. See [how to count in all workers together](../how-to/cluster-state.md#counters).""",
     ),
     Setting(
         name="timeout",
