@@ -18,7 +18,7 @@ DIST = $(VENV)/dist
 BUILT_FROM := build_backend.py setup.py setup.cfg pyproject.toml README.md $(shell find servo -name '*.py')
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test test-all test-compiled wheel check format bench bench-against bench-memory bench-messages bench-autoscale soak fuzz properties conformance docs clean
+.PHONY: help run test test-all test-compiled wheel check format bench bench-against bench-memory bench-messages bench-autoscale soak fuzz properties conformance pictures docs clean
 
 help:
 	@echo "make run          serve the example apps on $(BIND)"
@@ -37,6 +37,7 @@ help:
 	@echo "make fuzz         run the fuzz targets, a minute each (ARGS=\"--seconds 600\" for longer)"
 	@echo "make properties   run the property tests with many more examples"
 	@echo "make conformance  run the protocol conformance suite, write docs/reference/conformance.md"
+	@echo "make pictures     take the pictures of the documentation (needs chromium and tmux)"
 	@echo "make docs         build the documentation into docs/_build/html"
 	@echo "make clean        remove what these commands created, including the environments"
 
@@ -143,6 +144,9 @@ conformance: $(VENV)/.dev
 	$(BIN)/python tests/conformance/autobahn.py
 	$(BIN)/python tests/conformance/h2spec.py --page
 	$(BIN)/python -m pytest tests/conformance $(ARGS)
+
+pictures: $(VENV)/.dev
+	$(BIN)/python tests/pictures/run.py $(ARGS)
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W -n --keep-going -b html docs docs/_build/html
