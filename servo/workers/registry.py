@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING
 
 from servo.errors import BootError
+from servo.settings.gunicorn_compat import WORKER_CLASSES, WorkerClass, WorkerClassError
 
 if TYPE_CHECKING:
     from servo.apps.loader import LoadedApp
     from servo.settings.sources import Settings
     from servo.workers.worker import Worker
+
+log = logging.getLogger("servo.error")
 
 BUILT_IN = {
     "sync": "servo.workers.blocking.sync.SyncWorker",
@@ -52,6 +56,35 @@ def worker_class(name: str) -> type[Worker]:
             f"(built in: {', '.join(BUILT_IN)}; or the dotted path of a "
             "servo.workers.worker.Worker)"
         ) from error
+    if isinstance(found, type) and not issubclass(found, Worker):
+        ours = _like(found, name)
+        if ours is not None:
+            return worker_class(ours)
     if not (isinstance(found, type) and issubclass(found, Worker)):
         raise BootError(f"worker_class {name!r} is no subclass of servo.workers.worker.Worker")
     return found
+
+
+def _like(found: type, name: str) -> str | None:
+    """Our counterpart of a class that was derived from one of gunicorn's or uvicorn's, or None.
+
+    Configurations derive from `uvicorn.workers.UvicornWorker` to change its `CONFIG_KWARGS`. Such a
+    class can't run here, but the application can. Raises BootError if there is no counterpart.
+    """
+    for base in found.__mro__:
+        try:
+            ours = WorkerClass().from_text(f"{base.__module__}.{base.__qualname__}")
+        except WorkerClassError as error:
+            raise BootError(f"worker_class {name!r}: {error.advice}") from error
+        except ValueError:
+            continue  # a class in a function
+        if ours in WORKER_CLASSES:
+            options = ", ".join(sorted(getattr(found, "CONFIG_KWARGS", {})))
+            log.warning(
+                "The worker class %s is served by Servo's class %s: its own code has no effect%s",
+                name,
+                ours,
+                f"; set its CONFIG_KWARGS ({options}) as settings" if options else "",
+            )
+            return str(ours)
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from servo.apps.loader import LoadedApp
@@ -34,6 +36,49 @@ def test_a_class_at_a_dotted_path(separator: str) -> None:
 def test_a_name_that_is_no_worker_class(name: str, reason: str) -> None:
     with pytest.raises(BootError, match=reason):
         worker_class(name)
+
+
+class UvicornWorker:
+    """Stands for uvicorn's class."""
+
+
+UvicornWorker.__module__ = "uvicorn.workers"
+
+
+class OurUvicornWorker(UvicornWorker):
+    """A class of a configuration."""
+
+    CONFIG_KWARGS = {"http": "h11", "lifespan": "on"}
+
+
+class GeventWorker:
+    """Stands for gunicorn's class."""
+
+
+GeventWorker.__module__ = "gunicorn.workers.ggevent"
+
+
+class OurGeventWorker(GeventWorker):
+    """A class of a configuration."""
+
+
+@pytest.fixture
+def this_module(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(sys.modules, "our_workers", sys.modules[__name__])
+    return "our_workers"
+
+
+def test_a_class_derived_from_uvicorns(this_module: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert worker_class(f"{this_module}.OurUvicornWorker") is worker_class("async")
+    assert caplog.messages == [
+        "The worker class our_workers.OurUvicornWorker is served by Servo's class async: its own "
+        "code has no effect; set its CONFIG_KWARGS (http, lifespan) as settings"
+    ]
+
+
+def test_a_class_derived_from_one_without_counterpart(this_module: str) -> None:
+    with pytest.raises(BootError, match=r"OurGeventWorker': green threads are not supported: use"):
+        worker_class(f"{this_module}.OurGeventWorker")
 
 
 def find(interface: str, **values: object) -> str:
