@@ -2,7 +2,7 @@
 
     from servo import cluster
 
-Each module of this package has one part of it: servo.cluster.messages, servo.cluster.counters.
+Each module of this package has one part of it: messages, counters, locks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from servo.cluster import messages as _messages
 from servo.cluster.counters import Counter, counter
+from servo.cluster.locks import Lock, LockTimeout, lock
 from servo.cluster.messages import (
     ARBITER,
     ClusterOverflow,
@@ -59,6 +60,9 @@ __all__ = [
     "counter",
     "Counter",
     "CountersFull",
+    "lock",
+    "Lock",
+    "LockTimeout",
 ]
 
 slot: int  # this worker's slot

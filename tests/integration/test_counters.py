@@ -38,11 +38,11 @@ def values(server: Server) -> list[int]:
     return found
 
 
-class Adders:
-    """Threads that request /add all the time, and don't mind if a worker dies."""
+class Clients:
+    """Threads that request a path all the time, and don't mind if a worker dies."""
 
-    def __init__(self, server: Server, count: int = 4) -> None:
-        self._url = f"{server.url}/add"
+    def __init__(self, server: Server, path: str = "/add", count: int = 4) -> None:
+        self._url = f"{server.url}{path}"
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._run) for _ in range(count)]
 
@@ -69,7 +69,7 @@ def test_sums_are_exact_whatever_ends_the_workers(
     chance = random.Random(18)
     server = serve(*arguments(worker_class), "-w", "3", "--max-requests", "200", ready=3)
     kills = 0
-    with Adders(server):
+    with Clients(server):
         for signum in (0, signal.SIGHUP, signal.SIGUSR2):
             if signum:
                 server.signal(signum)
