@@ -188,6 +188,22 @@ def test_a_blocked_worker(show: Callable[..., Shown]) -> None:
     shown.assert_clean()
 
 
+def test_a_stopped_server(show: Callable[..., Shown]) -> None:
+    shown = show("wsgi_app.py:app", "-w", "1")
+    shown.browser.wait_text("#state", "serving")
+    shown.server.signal(signal.SIGSTOP)
+    try:
+        shown.browser.wait_text("#state", "lost")
+        assert "does not answer" in shown.browser.text("#trouble")
+        assert shown.browser.evaluate("document.title").startswith("⚠")
+        assert shown.total("Requests/s") == "\N{EN DASH}"
+    finally:
+        shown.server.signal(signal.SIGCONT)
+    shown.browser.wait_text("#state", "serving")
+    shown.wait_live()
+    shown.assert_clean()
+
+
 def test_a_lost_connection(show: Callable[..., Shown]) -> None:
     shown = show("wsgi_app.py:app", "-w", "1")
     browser, server = shown.browser, shown.server
@@ -264,6 +280,10 @@ def test_scale_and_restart(show: Callable[..., Shown]) -> None:
         "a new worker",
     )
     assert next(row["pid"] for row in shown.rows() if row["Slot"] == "1") == old["1"]
+    # The button of the old worker is gone, and that of the new one has the focus.
+    label = browser.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert label.startswith("Restart worker 2,")
+    assert old["2"] not in label
     browser.click("[aria-label^='Stack of worker 1,']")
     browser.wait_text("#stack-text", "line")
     browser.press("Escape")

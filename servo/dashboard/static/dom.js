@@ -40,9 +40,20 @@ export function setText(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
+/** Make these elements the children, and move none without need: the focus would be lost. */
+export function place(target, children) {
+  const kept = new Set(children);
+  for (const child of [...target.children]) {
+    if (!kept.has(child)) child.remove();
+  }
+  children.forEach((child, index) => {
+    if (target.children[index] !== child) target.insertBefore(child, target.children[index] ?? null);
+  });
+}
+
 /** Replace an element's children if `key` has changed since the last call for this element. */
 export function fill(target, key, make) {
   if (target.dataset.key === key) return;
   target.dataset.key = key;
-  target.replaceChildren(...make());
+  target.replaceChildren(...make().filter((child) => child !== null));
 }

@@ -1,7 +1,7 @@
 // The tables of workers and of pools. Rows are kept, and only changed texts are set: so the focus and
 // a selection survive the next second.
 
-import { byId, element, fill, icon, setText } from "./dom.js";
+import { byId, element, fill, icon, place, setText } from "./dom.js";
 import { bytes, count, duration, latency, NONE, percent, rate, wholeSeconds } from "./format.js";
 import { isBlocked, loadKind } from "./overview.js";
 
@@ -53,6 +53,7 @@ class KeyedTable {
   constructor(root, caption, columns) {
     this.columns = columns;
     this.rows = new Map();
+    this.onFocusLost = () => {}; // called with the values of a row that had the focus, and is gone
     this.head = element("tr", { role: "row" });
     this.body = element("tbody", { role: "rowgroup" });
     // A phone shows each row as a card. With the roles, it remains a table for screen readers.
@@ -65,22 +66,25 @@ class KeyedTable {
     this.head.append(...columns.map((column) => heading(column.title, column.number)));
   }
 
-  /** Show the rows: pairs of a key and values. Returns the keys that are gone. */
+  /**
+   * Show the rows.
+   *
+   * rows      pairs of a key and values
+   * drawCell  draws a cell that is not only a text; returns whether it did
+   */
   draw(rows, drawCell) {
     const keys = new Set(rows.map(([key]) => key));
     const gone = [...this.rows.keys()].filter((key) => !keys.has(key));
-    rows.forEach(([key, values], index) => {
+    for (const [key, values] of rows) {
       const row = this.rows.get(key) ?? this.addRow(key, values);
       row.values = values;
       this.columns.forEach((column, i) => {
         if (column.name && drawCell?.(column.name, row.cells[i], values)) return;
         setText(row.cells[i], column.text(values));
       });
-      if (this.body.children[index] !== row.line) {
-        this.body.insertBefore(row.line, this.body.children[index] ?? null);
-      }
-    });
-    return gone;
+    }
+    for (const key of gone) this.remove(key);
+    place(this.body, [...keys].map((key) => this.rows.get(key).line));
   }
 
   addRow(key, values) {
@@ -95,8 +99,11 @@ class KeyedTable {
   }
 
   remove(key) {
-    this.rows.get(key).line.remove();
+    const row = this.rows.get(key);
+    const hadFocus = row.line.contains(document.activeElement);
+    row.line.remove();
     this.rows.delete(key);
+    if (hadFocus) this.onFocusLost(row.values);
   }
 }
 
@@ -110,18 +117,18 @@ export class Workers {
     this.root = root;
     this.control = control;
     this.table = new KeyedTable(root, "The workers of the server", WORKER_COLUMNS);
+    this.table.onFocusLost = (worker) => this.passFocus(worker);
     this.hasControl = false;
   }
 
   draw(sample, hasControl) {
     if (hasControl !== this.hasControl) this.setControl(hasControl);
     const workers = sample.workers ?? [];
-    const gone = this.table.draw(
+    this.table.draw(
       workers.map((worker) => [worker.serial, worker]),
       drawWorkerCell,
     );
-    for (const worker of workers) this.drawRow(this.table.rows.get(worker.serial));
-    for (const key of gone) this.remove(key);
+    for (const row of this.table.rows.values()) this.drawRow(row);
     setText(byId("workers-sum"), sumOf(workers));
   }
 
@@ -130,14 +137,10 @@ export class Workers {
     if (this.hasControl && row.actions === undefined) this.addActions(row);
   }
 
-  /** Remove a row. If it has the focus, its slot's next worker gets it. */
-  remove(key) {
-    const row = this.table.rows.get(key);
-    const hadFocus = row.line.contains(document.activeElement);
-    this.table.remove(key);
-    if (!hadFocus) return;
+  /** The row of a worker that has ended had the focus: its slot's next worker gets it. */
+  passFocus({ slot }) {
     const rows = [...this.table.rows.values()];
-    const heir = rows.find((each) => each.values.slot === row.values.slot) ?? rows[0];
+    const heir = rows.find((each) => each.values.slot === slot) ?? rows[0];
     (heir?.actions?.querySelector("button") ?? byId("workers-title")).focus();
   }
 
@@ -179,7 +182,11 @@ function drawWorkerCell(name, cell, worker) {
     const text = texts.join(", ");
     const kind = blocked ? "bad" : { ready: "good", draining: "calm" }[worker.state] ?? "busy";
     const symbol = blocked ? "warn" : ICONS[worker.state] ?? "dot";
-    fill(cell, text, () => [element("span", { class: `pill ${kind}` }, icon(symbol), text)]);
+    const leaving = worker.leaving ?? "";
+    fill(cell, `${text} ${leaving}`, () => [
+      element("span", { class: `pill ${kind}` }, icon(symbol), text),
+      leaving === "" ? null : element("span", { class: "why quiet" }, leaving),
+    ]);
     return true;
   }
   if (name === "use") {
@@ -213,7 +220,6 @@ export class Pools {
 
   draw(pools) {
     this.section.hidden = pools.length === 0;
-    const gone = this.table.draw(pools.map((pool) => [pool.name, pool]));
-    for (const key of gone) this.table.remove(key);
+    this.table.draw(pools.map((pool) => [pool.name, pool]));
   }
 }

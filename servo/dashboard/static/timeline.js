@@ -1,6 +1,6 @@
 // The timeline of reloads, exits, and other events of the server.
 
-import { element, icon } from "./dom.js";
+import { element, icon, place } from "./dom.js";
 import { clockSeconds, dayBefore, duration } from "./format.js";
 import { keyOf } from "./store.js";
 
@@ -50,7 +50,7 @@ export class Timeline {
     this.shown = shown;
     const items = [...shown.values()];
     if (items.length === 0) items.push(element("li", { class: "quiet" }, "Nothing has happened yet."));
-    this.root.replaceChildren(...items);
+    place(this.root, items);
   }
 }
 
