@@ -1,4 +1,5 @@
-"""Check an installed Servo: that it is compiled or plain, and serves with each worker class.
+"""Check an installed Servo: that it is compiled or plain, serves with each worker class, and has
+its dashboard.
 
     python tests/installation/smoke.py compiled
 
@@ -44,18 +45,27 @@ def main() -> None:
         for worker_class, app in (("sync", "wsgi"), ("thread", "wsgi"), ("async", "asgi")):
             serve([servo, f"smoke_app:{app}", "-k", worker_class], directory)
             print(f"{worker_class} serves")
+    print("the dashboard has its page")
 
 
 def serve(command: list[str], directory: str) -> None:
     """Start a server, get one response, and stop it gracefully."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as probe,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
+        port, dashboard = probe.getsockname()[1], f"127.0.0.1:{other.getsockname()[1]}"
     environ = {k: v for k, v in os.environ.items() if not k.startswith("SERVO_")}
     with subprocess.Popen(
-        [*command, "-b", f"127.0.0.1:{port}"], cwd=directory, env=environ
+        [*command, "-b", f"127.0.0.1:{port}", "--dashboard-bind", dashboard],
+        cwd=directory,
+        env=environ,
     ) as server:
         try:
             assert get(server, f"http://127.0.0.1:{port}/") == b"hello"
+            # The files of the page must be part of the installation.
+            assert b"sign-in" in get(server, f"http://{dashboard}/")
+            assert get(server, f"http://{dashboard}/static/app.js")
             server.send_signal(signal.SIGTERM)
             assert server.wait(DEADLINE_S) == 0
         finally:
