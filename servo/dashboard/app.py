@@ -17,6 +17,7 @@ import asyncio
 import json
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -90,7 +91,7 @@ class Request:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=8)
+        self.query = _form(scope["query_string"])
         self.client: str = (scope.get("client") or ("a local user",))[0]
         self.fields: dict[str, str] = {}
         for name, value in scope["headers"]:
@@ -231,8 +232,7 @@ class Dashboard:
         body = await request.body()
         if body is None:
             return Response(413, _PLAIN, (b"The form is too long\n",))
-        form = parse_qs(body.decode("utf-8", "replace"), max_num_fields=8)
-        return await self._admit(request, form.get("token", [""])[0].strip())
+        return await self._admit(request, _form(body).get("token", [""])[0].strip())
 
     async def _admit(self, request: Request, token: str) -> Response:
         refusal = await self._check(token) if self._access.asks_token else None
@@ -320,6 +320,13 @@ class Dashboard:
         except ControlError as error:
             return _json(409, {"ok": False, "error": str(error)})
         return _json(200, {"ok": True, "text": _RESULTS[name](result)})
+
+
+def _form(data: bytes) -> dict[str, list[str]]:
+    """The values of a form or a query by name; {} if there are too many."""
+    with suppress(ValueError):
+        return parse_qs(data.decode("utf-8", "replace"), max_num_fields=8)
+    return {}
 
 
 def _command_of(value: Any) -> tuple[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import requests
 from authority import Authority, Files
@@ -263,7 +264,7 @@ def test_tls_with_the_servers_certificate(
     serve: Serve, authority: Authority, files: Files, tmp_path: Path
 ) -> None:
     port = free_port()
-    bind = ("--dashboard-bind", f"127.0.0.1:{port}")
+    bind = ("--dashboard-bind", f"127.0.0.1:{port}", "--dashboard-control")
     server = serve(WSGI, *bind, *files.flags, "--certfile-watch", "1")
     dashboard = Dashboard(server, port, "https", str(authority.path)).sign_in()
     (cookie,) = dashboard.session.cookies
@@ -272,6 +273,14 @@ def test_tls_with_the_servers_certificate(
     plain = requests.get(f"http://127.0.0.1:{port}/", timeout=DEADLINE_S)
     assert plain.status_code == 400
     assert "HTTPS" in plain.text
+
+    with httpx.Client(http2=True, verify=authority.client_context()) as client:
+        fields = {"Authorization": f"Bearer {dashboard.token}", **CONTROL, "Origin": dashboard.url}
+        answer = client.post(
+            f"{dashboard.url}/api/control", json={"command": "scale", "workers": 2}, headers=fields
+        )
+    assert (answer.http_version, answer.status_code) == ("HTTP/2", 200)
+    server.wait_workers(2)
 
     first = process_of(server)
     authority.issue("server")  # into the same files
@@ -591,6 +600,37 @@ def test_an_upgrade_keeps_token_cookie_and_history(serve: Serve) -> None:
     assert server.log().count(token) == 1
     assert dashboard.command(command="scale", workers=2).status_code == 200
     server.wait_workers(2)
+
+
+def test_ctrl_c_ends_it_quietly(serve: Serve) -> None:
+    """A terminal sends SIGINT to all processes of the server."""
+    dashboard = serve_dashboard(serve).sign_in()
+    with dashboard.stream() as frames:
+        assert next(frames)[0] == "server"
+        os.killpg(dashboard.server.pid, signal.SIGINT)
+        assert dashboard.server.wait_exit() == 0
+    assert_no_noise(dashboard.server)
+
+
+def test_logs_are_reopened(serve: Serve, tmp_path: Path) -> None:
+    flags = ("--error-logfile", "error.log", "--dashboard-control")
+    dashboard = serve_dashboard(serve, *flags, ready=0)
+    log = tmp_path / "error.log"
+    wait_for(lambda: log.exists() and " is ready " in log.read_text(), "a ready worker")
+    token = re.search(r"token=(\S+)", log.read_text())
+    assert token is not None
+    assert dashboard.get(f"/?token={token[1]}").status_code == 200
+    log.rename(tmp_path / "old.log")
+    pid = process_of(dashboard.server)
+    dashboard.server.signal(signal.SIGUSR1)
+    wait_for(log.exists, "a new log")
+
+    def is_written() -> bool:
+        dashboard.command(command="restart", slot=9)
+        return "dashboard: 127.0.0.1 sends" in log.read_text()
+
+    wait_for(is_written, "the line of the dashboard's process", every_s=0.2)
+    assert process_of(dashboard.server) == pid
 
 
 def test_it_ends_with_its_arbiter(serve: Serve) -> None:

@@ -319,6 +319,8 @@ class DashboardProcess:
         settings, resources = self._settings, self._resources
         log_module.set_tap(None)
         process_info.set_title("servo: dashboard")
+        # Until the event loop has its own handler: the default action would end the process.
+        signal.signal(signal.SIGUSR1, lambda _signum, _frame: log_module.reopen_logs())
         tls = None if self._is_plain else self._tls()
         become(settings.user, settings.group, settings.initgroups)
         spawn.die_with(arbiter)
