@@ -23,11 +23,13 @@ class Pair:
         *,
         tunnels: bool = False,
         all_unsent: ByteCount | None = None,
+        more: bytes = b"",
     ) -> None:
         self.server = H2Connection(
             limits or Limits(),
             h2_limits or H2Limits(),
             server=b"servo",
+            more=more,
             tunnels=tunnels,
             all_unsent=all_unsent,
         )

@@ -96,21 +96,23 @@ class Collected(NamedTuple):
 
 
 class Tail:
-    """The end of a head: Date, Server, Connection and the empty line.
+    """The end of a head: the server's own fields, Date, Server, Connection and the empty line.
 
     All connections with the same settings share one object, so one update per second is enough.
 
     server  the value of the Server field, or None
     date    whether to send a Date field
+    more    the lines of further fields that each response has (`response_headers`)
 
     keep      the end of a head if the connection stays open
     close     the same if the connection closes
     keep_1_0  the same if it stays open for an HTTP/1.0 client, with "Connection: keep-alive"
     """
 
-    __slots__ = ("close", "date", "has_date", "keep", "keep_1_0", "server")
+    __slots__ = ("close", "date", "has_date", "keep", "keep_1_0", "more", "server")
 
-    def __init__(self, server: bytes | None, date: bool) -> None:
+    def __init__(self, server: bytes | None, date: bool, more: bytes = b"") -> None:
+        self.more = more
         self.server = field_line(b"Server", server) if server else b""
         self.has_date = date
         self.set_date(_clock_line if date else b"")
@@ -118,25 +120,22 @@ class Tail:
     def set_date(self, line: bytes) -> None:
         """Set the Date field. `line` is the whole line, or b"" for none."""
         self.date = line if self.has_date else b""
-        self.keep = self.date + self.server + b"\r\n"
-        self.close = self.date + self.server + b"Connection: close\r\n\r\n"
-        self.keep_1_0 = self.date + self.server + b"Connection: keep-alive\r\n\r\n"
+        fields = self.more + self.date + self.server
+        self.keep = fields + b"\r\n"
+        self.close = fields + b"Connection: close\r\n\r\n"
+        self.keep_1_0 = fields + b"Connection: keep-alive\r\n\r\n"
 
 
 _clock_second = -1
 _clock_line = b""
-_tails: dict[tuple[bytes | None, bool], Tail] = {}
+_tails: dict[tuple[bytes | None, bool, bytes], Tail] = {}
 
 
-def tail_for(server: bytes | None, date: bool) -> Tail:
-    """The shared tail for these settings, which `set_clock` keeps up to date.
-
-    server  the value of the Server field, or None
-    date    whether to send a Date field
-    """
-    tail = _tails.get((server, date))
+def tail_for(server: bytes | None, date: bool, more: bytes = b"") -> Tail:
+    """The shared tail for these settings, which `set_clock` keeps up to date. See `Tail`."""
+    tail = _tails.get((server, date, more))
     if tail is None:
-        tail = _tails[server, date] = Tail(server, date)
+        tail = _tails[server, date, more] = Tail(server, date, more)
     return tail
 
 

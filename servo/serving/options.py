@@ -49,10 +49,12 @@ def _flag(name: str, value: Any) -> dict[str, Any]:
         return {} if value else {"server_header": ""}
     if name in _PASSWORDS:
         return {"keyfile_password": value}  # no other user sees the arguments of a function
+    if name == "headers":  # uvicorn's: pairs
+        return {"response_headers": [f"{field}: {text}" for field, text in value]}
     setting = canonical(name) or _BY_FLAG.get(name)
     if setting is not None:
         return {setting: value}
-    flag = "--" + ("header" if name == "headers" else name).replace("_", "-")
+    flag = "--" + name.replace("_", "-")
     if flag in peer_flags() or f"--no-{flag[2:]}" in peer_flags():
         return _peer_flag(flag, value)
     peer = peer_of(name)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 # Without these, requests would get wrong answers, or get answers that they must not get.
-_REFUSED = frozenset(("insecure_bind", "server_names", "response_headers"))
+_REFUSED = frozenset(("insecure_bind", "server_names"))
 
 
 @dataclass

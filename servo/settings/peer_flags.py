@@ -120,7 +120,6 @@ _IGNORED = {
 }
 # The same. Without these, requests would get wrong answers, or get answers that they must not get.
 _REFUSED = {
-    "--header": True,
     "--insecure-bind": True,
     "--keyfile-password": True,
     "--server-name": True,
@@ -131,7 +130,7 @@ _REFUSED = {
 # Flags whose arguments are added up.
 _MANY = frozenset(
     """
-    --env-files --header --insecure-bind --quic-bind --server-name --reload-paths
+    --env-files --insecure-bind --quic-bind --server-name --reload-paths
     --reload-ignore-dirs --reload-ignore-paths --reload-ignore-patterns --ssl-crl
     --static-path-route --static-path-mount
     """.split()  # noqa: SIM905

@@ -187,6 +187,11 @@ class Settings:
         )
 
     @property
+    def response_lines(self) -> bytes:
+        """`response_headers` as the lines of a response's head."""
+        return "".join(f"{line}\r\n" for line in self.response_headers).encode("latin-1")
+
+    @property
     def env(self) -> dict[str, str]:
         """The environment variables for the app: those of `env_file`, and those of `raw_env`."""
         pairs = (pair.partition("=") for pair in self.raw_env)

@@ -10,6 +10,7 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 import pytest
+import requests
 from authority import Authority
 
 from integration.conftest import Serve
@@ -229,8 +230,9 @@ def test_log_config_unix_socket_and_umask(here: Directory) -> None:
 
 
 def test_host_and_port(here: Directory) -> None:
-    server = here.run("shop:app --host 127.0.0.1 --port {port}", bind=False)
+    server = here.run("shop:app --host 127.0.0.1 --port {port} --header X-Shop:open", bind=False)
     assert here.get(server).startswith("asgi http")
+    assert requests.get(server.url, timeout=DEADLINE_S).headers["x-shop"] == "open"
 
 
 def test_reload_patterns(here: Directory) -> None:

@@ -89,6 +89,7 @@ class H1Connection:
     parser   "httptools" (llhttp) or "h11"
     server   the value of the Server field, or None for no such field
     date     whether to send a Date field
+    more     the lines of further fields that each response has
 
     want_read          False: stop reading, because enough bytes wait or the connection is over
     response_started   whether a response head, or a whole response, was produced
@@ -136,6 +137,7 @@ class H1Connection:
         parser: str = "httptools",
         server: bytes | None = b"servo",
         date: bool = True,
+        more: bytes = b"",
     ) -> None:
         self._limits = limits
         self._fields = _backend(parser)
@@ -154,7 +156,7 @@ class H1Connection:
         self._body_left = 0
         self._chunks: ChunkedReader | None = None
         self._eof = False
-        self._tail = tail_for(server, date)
+        self._tail = tail_for(server, date, more)
         self._state = _IDLE
         # The unparsed bytes begin in _buffer at _pos.
         self._buffer = b""
@@ -748,7 +750,9 @@ class H1Connection:
         tail = self._tail
         if not given.unusual:
             return tail.close if close else tail.keep if request.version == "1.1" else tail.keep_1_0
-        lines = [b"" if given.has_date else tail.date, b"" if given.has_server else tail.server]
+        lines = [tail.more, b"" if given.has_date else tail.date]
+        if not given.has_server:
+            lines.append(tail.server)
         if close:
             lines.append(b"Connection: close\r\n")
         elif request.version == "1.0":

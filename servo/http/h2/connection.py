@@ -120,7 +120,7 @@ class H2Connection:
     """One connection.
 
     limits, h2_limits  the limits on a client's data
-    server, date       as for `H1Connection`
+    server, date, more  as for `H1Connection`
     tunnels            whether to offer extended CONNECT (RFC 8441)
     wake               called whenever there are new bytes to send
     all_unsent         counts the unsent body bytes of several connections; None: not counted
@@ -140,7 +140,7 @@ class H2Connection:
     unsent     the number of body bytes that wait in the streams
     sent       the number of body bytes that have become frames since the connection began
     fault      the error that ended the connection; None without one
-    tail       the Date and Server fields of responses
+    tail       the server's own fields of responses, such as Date
     """
 
     def __init__(
@@ -150,6 +150,7 @@ class H2Connection:
         *,
         server: bytes | None = b"servo",
         date: bool = True,
+        more: bytes = b"",
         tunnels: bool = False,
         wake: Callable[[], None] = lambda: None,
         all_unsent: ByteCount | None = None,
@@ -187,7 +188,7 @@ class H2Connection:
         self._all_unsent = all_unsent
         self._now = self.opened_at = 0.0
         self._probes = 0
-        self.tail = tail_for(server, date)
+        self.tail = tail_for(server, date, more)
         self.wake = wake
         self.streams: dict[int, H2Stream] = {}
         self.gone: list[H2Stream] = []

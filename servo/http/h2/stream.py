@@ -409,6 +409,8 @@ class H2Stream:
         if length is not None:
             fields.append(_field(length_line(length)))
         tail = self._connection.tail
+        if tail.more:
+            fields += [_field(line) for line in tail.more.splitlines(keepends=True)]
         if tail.date and not given.has_date:
             fields.append(_field(tail.date))
         if tail.server and not given.has_server:

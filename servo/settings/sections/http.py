@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from servo.http.forwarded import DEFAULT_FIELDS, FIELDS
+from servo.http.h1.field_lines import TOKEN
 from servo.settings.setting import DefaultFrom, Setting
 from servo.settings.types import (
     Choice,
@@ -20,6 +23,26 @@ _HTTP = "HTTP"
 _LIMITS = "Limits"
 _PROXIES = "Proxies"
 _NETWORKS = "addresses and networks such as 10.0.0.0/8 (no host bits set), or *"
+
+
+# Fields with which the server frames messages, and those that have settings of their own.
+_SERVERS_OWN = frozenset(
+    """
+    connection content-length date keep-alive proxy-authenticate proxy-authorization
+    proxy-connection server te trailer transfer-encoding upgrade
+    """.split()  # noqa: SIM905  easier to read in lines
+)
+_VALUE = re.compile(r"[\t -~\x80-\xff]*")
+
+
+def _response_field(text: str) -> str:
+    """Check an entry of `response_headers` and return it as the line of a head."""
+    name, colon, value = (part.strip() for part in text.partition(":"))
+    if not colon or not name.isascii() or not TOKEN.fullmatch(name.encode()):
+        raise ValueError("not NAME: VALUE")
+    if name.lower() in _SERVERS_OWN or not _VALUE.fullmatch(value):
+        raise ValueError("a field of the server's own, or a value with control characters")
+    return f"{name}: {value}"
 
 
 def _forwarded_field(text: str) -> str:
@@ -55,6 +78,23 @@ SETTINGS = [
         default=True,
         section=_HTTP,
         help="Send a Date field with responses.",
+    ),
+    Setting(
+        name="response_headers",
+        type=TextList(
+            metavar="NAME:VALUE",
+            valid="a list of fields such as X-Frame-Options: DENY",
+            item=_response_field,
+        ),
+        default=[],
+        flags=("--header",),
+        section=_HTTP,
+        help="A field to add to each response; may be repeated.",
+        details="""\
+The field is added even if the app sends one of the same name, as in uvicorn, and also to the
+server's own responses, such as 400 and 503. Fields that frame messages (`Content-Length`,
+`Connection`, …) are errors. For `Server` and `Date` there are `server_header` and
+`date_header`.""",
     ),
     Setting(
         name="sendfile",

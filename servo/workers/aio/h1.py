@@ -147,6 +147,7 @@ class H1Protocol:
             parser=settings.http_parser,
             server=server.server_header,
             date=settings.date_header,
+            more=server.response_lines,
         )
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made
         # An attribute, not a method: `connection_made` sets it to the transport's own `write`,

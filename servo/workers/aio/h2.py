@@ -131,6 +131,7 @@ class H2Protocol(asyncio.Protocol):
             common.limits,
             server=server.server_header,
             date=common.date,
+            more=server.response_lines,
             tunnels=server.websockets is not None,
             wake=self.wake,
             all_unsent=server.pressure.http2,

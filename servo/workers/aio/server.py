@@ -139,6 +139,7 @@ class StreamServer:
         self.meter = worker.meter
         self.limits = settings.limits
         self.server_header = settings.server_header.encode() or None
+        self.response_lines = settings.response_lines
         self.trusted = worker.trusted_proxies
         self.proxy_protocol = worker.proxy_protocol
         self.heartbeat = Heartbeat(worker.row, loop)

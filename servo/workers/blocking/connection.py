@@ -101,6 +101,7 @@ class ConnectionFactory:
         self.settings = settings
         self.limits = settings.limits
         self.server_header = settings.server_header.encode() or None
+        self.response_lines = settings.response_lines
         self.trusted = worker.trusted_proxies
         self.adapter = WSGIAdapter(
             app.app,
@@ -202,6 +203,7 @@ class Connection:
             parser=settings.http_parser,
             server=factory.server_header,
             date=settings.date_header,
+            more=factory.response_lines,
         )
         self.responder = WSGIResponder(factory.adapter, self.http, self)
         client: tuple[str, int] | None = peer[:2] if isinstance(peer, tuple) else None

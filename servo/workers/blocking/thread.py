@@ -239,7 +239,10 @@ class ThreadWorker(PollerWorker):
         The descriptor stays open, because the stuck thread may still use it: after a close, another
         connection could get the same descriptor.
         """
-        http = H1Connection(self.factory.limits, server=self.factory.server_header)
+        factory = self.factory
+        http = H1Connection(
+            factory.limits, server=factory.server_header, more=factory.response_lines
+        )
         timed_out = Refused(ProtocolError(504, "the application took too long"))
         data = http.refuse(timed_out)
         connection.give_up(data if answer else b"")

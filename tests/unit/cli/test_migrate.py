@@ -19,8 +19,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_printed_can_be_read(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["migrate", "uvicorn", "main:app", "--host", "0.0.0.0", "--workers", "4", "--header"]
-    assert main([*words, "A:b"]) == 0
+    words = [
+        "migrate",
+        "uvicorn",
+        "main:app",
+        "--host",
+        "0.0.0.0",
+        "--workers",
+        "4",
+        "--reload-tick",
+    ]
+    assert main([*words, "50"]) == 0
     out, err = capsys.readouterr()
     assert "one thing has no exact counterpart" in err
     (here / "servo.toml").write_text(out)

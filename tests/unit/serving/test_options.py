@@ -44,7 +44,8 @@ from servo.settings.sources import load_settings
          {"lifespan": "on", "loop": "asyncio", "http_parser": "h11", "interface": "asgi"}),
         ({"reload_includes": ["*.html"], "reload_excludes": ["x"]},
          {"reload_include": ["*.html"], "reload_exclude": ["x"]}),
-        ({"headers": [], "factory": False, "reset_contextvars": True}, {}),
+        ({"headers": [("a", "b"), ["C", "d"]]}, {"response_headers": ["a: b", "C: d"]}),
+        ({"factory": False, "reset_contextvars": True}, {}),
         ({"keep_alive_timeout": 5}, {"keepalive": 5.0}),
     ],
 )  # fmt: skip

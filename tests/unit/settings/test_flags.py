@@ -71,13 +71,13 @@ def test_gunicorns_other_flags_are_understood_with_their_arguments() -> None:
 
 def test_the_flags_of_other_servers_have_names_of_their_own() -> None:
     given = parse_flags(
-        ["--host", "::", "--no-ws", "--header", "a:b", "--header", "c:d", "shop:app"]
+        ["--host", "::", "--no-ws", "--quic-bind", "a:1", "--quic-bind", "b:1", "shop:app"]
     )
     assert given == {
         "app": "shop:app",
         "peer_host": "::",
         "peer_no_ws": True,
-        "peer_header": ["a:b", "c:d"],
+        "peer_quic_bind": ["a:1", "b:1"],
     }
 
 

@@ -102,6 +102,7 @@ def test_each_has_a_meaning(flag: str) -> None:
         ("--http zttp --ws wsproto", {}),
         ("--http 2", {"http_protocols": ["h2"]}),
         ("--http2", {"http_protocols": ["h2", "h1"]}),
+        ("--header a:b --header 'C: d e'", {"response_headers": ["a: b", "C: d e"]}),
         ("--ws none", {"websocket": False}),
         ("--no-ws", {"websocket": False}),
         (
@@ -232,7 +233,10 @@ def test_everything_wrong_is_reported_together(tmp_path: Path) -> None:
         ("--keep-alive 1 --timeout-keep-alive 2", "--timeout-keep-alive and --keep-alive both"),
         ("--no-proxy-headers --forwarded-fields for", "--no-proxy-headers and --forwarded-fields"),
         ("--ssl-ca a --ssl-ca-certs b", "both set ca_certs"),
-        ("--header a:b", "--header can't be used here: response fields"),
+        (
+            "--header a",
+            r"response_headers: \['a'\] is not valid \(flag --header\); expected a list",
+        ),
         ("--static-path-mount x", "WhiteNoise"),
         ("--insecure-bind x", "run a second server"),
         ("--server-name x", "ALLOWED_HOSTS"),
@@ -264,8 +268,8 @@ def test_flags_in_the_environment(tmp_path: Path) -> None:
     assert settings.bind == ["127.0.0.1:80"]
     assert settings.source("bind") == "environment SERVO_CMD_ARGS, --port"
     assert settings.notes[0][1].endswith("turns them off) (environment SERVO_CMD_ARGS)")
-    with pytest.raises(ConfigError, match=r"^--header can't .*\n.*: servo \(environment"):
-        load(tmp_path, "", SERVO_CMD_ARGS="--header a:b")
+    with pytest.raises(ConfigError, match=r"^--server-name can't .*\n.*: servo \(env"):
+        load(tmp_path, "", SERVO_CMD_ARGS="--server-name a")
     with pytest.raises(ConfigError, match=r"both set bind.*\(environment SERVO_CMD_ARGS\)"):
         load(tmp_path, "", SERVO_CMD_ARGS="--port 80 --bind :90")
 

@@ -48,6 +48,8 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
             return st.lists(st.sampled_from(["root", "root:read", "0:full"]))
         if setting.name == "http_protocols":
             return st.lists(st.sampled_from(["h1", "h2"]), min_size=1)
+        if setting.name == "response_headers":
+            return st.lists(st.sampled_from(["A: b", "X-Frame-Options: DENY", "C: d, e: f"]))
         items = some_text.map("NAME={}".format) if kind.item is types.assignment else some_text
         return st.lists(items)
     if isinstance(kind, HostTable):
@@ -263,3 +265,23 @@ def test_a_mount_point(text: str) -> None:
 def test_an_invalid_mount_point(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  Setting.read message it in words
         types.MountPoint().from_text(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no colon",
+        ": x",
+        "a b: c",
+        "ä: c",
+        "Content-Length: 3",
+        "connection: close",
+        "Date: x",
+        "a: b\r\nc: d",
+        "a: b\x00",
+        "a: \u20ac",
+    ],
+)
+def test_fields_that_may_not_be_added_to_responses(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^not NAME|^a field of"):
+        SETTINGS["response_headers"].type.from_value([text])

@@ -114,6 +114,7 @@ def made_worker(kind: type[SyncWorker | AsyncWorker], interface: str, **values: 
         mailbox=None,
         tls=None,
         hook_worker=None,
+        loop=None,
         listeners=[],
         scoreboard=SimpleNamespace(row=lambda _: row),
     )

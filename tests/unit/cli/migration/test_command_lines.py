@@ -34,14 +34,14 @@ def test_which_server_a_command_line_starts(text: str, server: str | None) -> No
 
 
 def test_flags_of_uvicorn(tmp_path: Path) -> None:
-    line = "LANG=C uvicorn main:make --factory --port 80 --host ::1 --header X:y"
+    line = "LANG=C uvicorn main:make --factory --port 80 --host ::1 --quic-bind :4433"
     found = migrate_command_line(shlex.split(line), tmp_path)
     assert found.values == {
         "app": "main:make()",
         "bind": ["[::1]:80"],
         "raw_env": ["LANG=C"],
     }
-    assert [note.partition(":")[0] for note in found.notes] == ["--header"]
+    assert [note.partition(":")[0] for note in found.notes] == ["--quic-bind"]
 
 
 def test_a_file_of_gunicorn_under_its_command_line(tmp_path: Path) -> None:

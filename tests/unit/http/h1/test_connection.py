@@ -590,6 +590,20 @@ def test_date_and_server_of_the_app_win(request_bytes: bytes, given: tuple[str, 
     assert {b"date", b"server"} <= fields.keys()
 
 
+@pytest.mark.parametrize("request_bytes", [PLAIN_GET, GET_1_0, KEPT_1_0])
+@pytest.mark.parametrize("given", [[], [("Server", "mine")], [("Connection", "close")]])
+def test_fields_that_every_response_has(request_bytes: bytes, given: list[tuple[str, str]]) -> None:
+    more = b"X-A: 1\r\nX-B: 2, 3\r\n"
+    for _ in range(2):
+        connection = owing(request_bytes, more=more)
+        fields = parts(connection.send_response(200, given, b"body"))[1]
+        assert (fields[b"x-a"], fields[b"x-b"]) == (b"1", b"2, 3")
+    connection = owing(request_bytes, more=more)
+    assert b"\r\nX-A: 1\r\nX-B: 2, 3\r\n" in connection.start_response(200, given)
+    assert more in owing(more=more).refuse(Refused(ProtocolError(503, "busy")))
+    assert b"X-A" not in owing().send_response(200, given, b"")
+
+
 def test_streamed_response_is_chunked() -> None:
     connection = owing()
     head = connection.start_response(200, [("Content-Type", "text/plain")])

@@ -59,6 +59,16 @@ def test_a_body_of_another_type_is_refused(body: object) -> None:
         stream.send_data(body)
 
 
+def test_fields_that_every_response_has() -> None:
+    pair = Pair(more=b"X-A: 1\r\nX-B: 2, 3\r\n")
+    pair.ask(head(1)).send_response(200, PLAIN, b"")
+    pair.ask(head(3)).start_response(200, [])
+    pair.listen()
+    for number in (1, 3):
+        fields = pair.client.answers[number].headers
+        assert (fields["x-a"], fields["x-b"]) == ("1", "2, 3")
+
+
 def test_fields_of_lines_are_kept_within_bounds() -> None:
     for number in range(3000):
         assert stream_module._field(b"X-A: %d\r\n" % number) == (b"x-a", b"%d" % number)
