@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from servo.control.signal_names import signal_names, signal_number
 from servo.control.stacks import mark_idle
 from servo.errors import ServoError, UsageError
 from servo.settings.workdir import started_in
+from servo.shared_memory.output_rings import LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,8 +68,6 @@ _STATE_LOST = "state_lost"
 
 # How many past events or log lines to remember; a server keeps no more.
 _MOST_KEPT = 1000
-
-_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -319,7 +319,7 @@ def events(target: Target, follow: bool, lines: int) -> None:
 )
 @click.option(
     "--level",
-    type=click.Choice(_LEVELS),
+    type=click.Choice(LEVELS),
     default="debug",
     help="Show only lines of this level and above.",
 )
@@ -327,6 +327,7 @@ def events(target: Target, follow: bool, lines: int) -> None:
 @click.option(
     "--file", "from_file", is_flag=True, help="Read the log's file, which has older lines."
 )
+@click.option("--access", is_flag=True, help="Show the access log instead.")
 def logs(
     target: Target,
     follow: bool,
@@ -335,17 +336,22 @@ def logs(
     level: str,
     grep: str | None,
     from_file: bool,
+    access: bool,
 ) -> None:
-    """Show the server's log: about the last 1000 lines, which the arbiter keeps in memory."""
+    """Show the server's log, and what the app prints and logs: about the last 1000 lines."""
+    if access and from_file:
+        raise UsageError("--file is for the error log; leave out --access or --file")
     try:
         pattern = re.compile(grep or "")
     except re.error as error:
         raise UsageError(f"--grep: {error}") from error
-    wanted = LogFilter(worker, _LEVELS[_LEVELS.index(level) :], pattern)
+    wanted = LogFilter(worker, LEVELS[LEVELS.index(level) :], pattern)
     print_record = print_json if target.json else show.log_line
     with target.connect() as client:
         if not from_file:
-            _show_ring(client, "logs", follow, lines, wanted.matches, print_record)
+            # Servers of older versions don't have the argument.
+            args = {"access": True} if access else {}
+            _show_ring(client, "logs", follow, lines, wanted.matches, print_record, args)
             return
         path = show.log_path(client.request("config"))
         wanted.set_workers(client.request("workers")["workers"])
@@ -363,6 +369,7 @@ def _show_ring(
     lines: int,
     is_wanted: Callable[[dict[str, Any]], bool],
     print_note: Callable[[dict[str, Any]], None],
+    args: dict[str, Any] | None = None,
 ) -> None:
     """Print the notes (events or log lines) that the arbiter keeps and, with `follow`, new ones.
 
@@ -371,9 +378,11 @@ def _show_ring(
     lines        how many past notes to print
     is_wanted    whether to print a note
     print_note   prints a note
+    args         further arguments of the command
     """
+    args = args or {}
     past: list[dict[str, Any]] = []
-    client.request(name, {}, lambda note: past.append(note) if is_wanted(note) else None)
+    client.request(name, args, lambda note: past.append(note) if is_wanted(note) else None)
     for note in past[len(past) - min(lines, len(past)) :]:
         print_note(note)
     if not follow:
@@ -390,7 +399,7 @@ def _show_ring(
     def follow_to_the_end(client: ControlClient) -> ControlClient | None:
         """Follow until the connection ends. Returns a new one if the server still runs."""
         with client, suppress(ConnectionEnded):
-            client.request(name, {"follow": True}, on_note, on_lost)
+            client.request(name, {"follow": True, **args}, on_note, on_lost)
             return None
         seen.start_again()
         successor = _reconnect(client.path, pid)
@@ -444,13 +453,12 @@ class _SeenFilter:
     """
 
     def __init__(self, seen: list[dict[str, Any]]) -> None:
-        self._seen = list(seen)
+        # The server keeps no more notes than this.
+        self._seen = deque(seen, maxlen=_MOST_KEPT)
         self._left = list(seen)
 
     def start_again(self) -> None:
         """Prepare for a new request, which will return seen notes again."""
-        # The server keeps no more notes than this.
-        self._seen = self._seen[-_MOST_KEPT:]
         self._left = list(self._seen)
 
     def is_new(self, note: dict[str, Any]) -> bool:

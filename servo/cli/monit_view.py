@@ -23,7 +23,7 @@ from servo.cli.monit_state import (
     Worker,
     fits,
 )
-from servo.cli.show import worker_state
+from servo.cli.show import process_of, worker_state
 from servo.cli.tables import MIB, format_number, format_seconds, style_of
 from servo.metrics import saturation
 from servo.printable import printable_line
@@ -416,11 +416,10 @@ def _logs(screen: ServerScreen, room: int) -> list[Text]:
     for record in reversed(screen.matching_logs()):
         if len(lines) >= room:
             break
-        process = f"worker {record['slot']}" if "slot" in record else "arbiter"
         first, *rest = [printable_line(line) for line in record["text"].split("\n")]
         line = Text.assemble(
-            (f"{_clock(record['time'])} {process} ", "dim"),
-            (record["level"].upper(), style_of(record["level"])),
+            (f"{_clock(record['time'])} {process_of(record)} ", "dim"),
+            (record.get("stream", record["level"]).upper(), style_of(record["level"])),
             f" {first}",
         )
         lines += [Text(f"  {part}") for part in reversed(rest)]

@@ -434,15 +434,49 @@ def event_line(note: dict[str, Any]) -> str:
 
 def log_line(record: dict[str, Any]) -> None:
     """Print a record of the log, which may have several lines."""
-    click.echo(record["line"] if "line" in record else log_text(record))
+    if "line" not in record:
+        click.echo(log_text(record))
+        return
+    level = record["level"].upper()
+    line = record["line"].replace(f"[{level}]", f"[{styled(level, record['level'])}]", 1)
+    click.echo(_highlighted(line))
 
 
 def log_text(record: dict[str, Any]) -> str:
     """A record of the log as text, which may have several lines."""
     level = record["level"]
-    process = f"worker {record['slot']}" if "slot" in record else "arbiter"
-    start = f"{format_time(record['time'])} {process} [{record.get('pid')}]"
-    return f"{start} {styled(level.upper(), level)} {record['text']}"
+    start = f"{format_time(record['time'])} {process_of(record)} [{record.get('pid')}]"
+    stream = record.get("stream", "")
+    if stream == "access":
+        return f"{start} {styled(record['text'], level)}"
+    label = styled((stream or level).upper(), level)
+    return f"{start} {label} {_highlighted(record['text'])}"
+
+
+def process_of(record: dict[str, Any]) -> str:
+    """The name of the process that wrote a record, such as "worker 1"."""
+    if "slot" in record:
+        return f"worker {record['slot']}"
+    return f"mold {record['mold']}" if "mold" in record else "arbiter"
+
+
+def _highlighted(text: str) -> str:
+    """Make the frames of tracebacks pale, and the lines that name exceptions red."""
+    if "Traceback (most recent call last):" not in text:
+        return text
+    lines = text.split("\n")
+    inside = False
+    for number, line in enumerate(lines):
+        is_frame = line.startswith((" ", "\t"))
+        if line.endswith("Traceback (most recent call last):"):
+            inside = True
+            lines[number] = styled(line, "frame") if number else line
+        elif inside and is_frame:
+            lines[number] = styled(line, "frame")
+        elif inside and line:
+            inside = False
+            lines[number] = styled(line, "exception")
+    return "\n".join(lines)
 
 
 def json_text(value: Any) -> str:

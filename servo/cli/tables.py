@@ -30,6 +30,9 @@ _STYLES = {
     "error": "red",
     "critical": "bold red",
     "warning": "yellow",
+    "debug": "dim",
+    "frame": "dim",
+    "exception": "bold red",
 }
 # The state of a blocked worker: "blocked 2.1 s" or "draining, blocked 2.1 s".
 _BLOCKED = re.compile(r"(?:\w+, )?blocked [\d.]+ \w+")
@@ -91,7 +94,8 @@ def styled(text: str, kind: str) -> str:
         return text
     attributes = style.split()
     colour = attributes[-1] if attributes[-1] != "dim" else None
-    return click.style(text, fg=colour, dim="dim" in attributes)
+    bold = "bold" in attributes or None
+    return click.style(text, fg=colour, dim="dim" in attributes or None, bold=bold)
 
 
 def is_rich() -> bool:

@@ -64,7 +64,8 @@ COMMANDS: dict[str, Command] = {
     # `lines`: how many events, and how many log lines
     "report": Command({"lines": (int, 50)}),
     "stack": Command({"slot": (int, ...)}),
-    "logs": Command({"follow": (bool, False)}),
+    # `access`: the lines of the access log
+    "logs": Command({"follow": (bool, False), "access": (bool, False)}),
     "events": Command({"follow": (bool, False)}),
     "reload": Command({"wait": (bool, True)}, changes=True),
     # `python` is the path of an interpreter; "" means the one that runs the server.

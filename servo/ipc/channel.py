@@ -266,55 +266,24 @@ class SharedChannel(Channel):
     other threads must check `wants_write`, and wake that thread if needed.
     """
 
-    __slots__ = ("_busy", "_lock")
+    __slots__ = ("_lock",)
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel._socket)
+        # Reentrant: the handler of a signal may send while its own thread is sending.
         self._lock = threading.RLock()
-        # Whether the thread that holds the lock is changing the queue. The lock alone is not
-        # enough: a signal handler that runs in this thread can take an RLock again.
-        self._busy = False
 
     def send(self, message: Message) -> None:
         """See Channel.send."""
         with self._lock:
-            before, self._busy = self._busy, True
-            try:
-                super().send(message)
-            finally:
-                self._busy = before
-
-    def send_if_free(self, message: Message) -> bool:
-        """Send a message if this is possible without waiting. Returns whether it was sent.
-
-        It is not possible if another thread is sending, if the caller is a signal handler that has
-        interrupted a send of its own thread, or if the other end is slow to read. Raises
-        ChannelClosed.
-        """
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
-            if self._busy or (self._outgoing and not self.flush()):
-                return False
-            self.send(message)
-            return True
-        finally:
-            self._lock.release()
+            super().send(message)
 
     def queue(self, data: bytes) -> bool:
         """See Channel.queue."""
         with self._lock:
-            before, self._busy = self._busy, True
-            try:
-                return super().queue(data)
-            finally:
-                self._busy = before
+            return super().queue(data)
 
     def flush(self) -> bool:
         """See Channel.flush."""
         with self._lock:
-            before, self._busy = self._busy, True
-            try:
-                return super().flush()
-            finally:
-                self._busy = before
+            return super().flush()

@@ -349,13 +349,13 @@ _FIELD_TYPES = {
     "list[list[Any]]": list,
 }
 # The year 5138: far in the future, but still a time that can be formatted.
-_MAX_TIME_S = 1e11
+MAX_TIME_S = 1e11
 
 
 def _is_record(record: object) -> bool:
     if not isinstance(record, list) or [type(each) for each in record] not in _RECORDS:
         return False
-    return bool(0 <= record[0] < _MAX_TIME_S)  # False for infinity and NaN
+    return bool(0 <= record[0] < MAX_TIME_S)  # False for infinity and NaN
 
 
 _RECORDS = ([float, str, str], [int, str, str])

@@ -26,6 +26,7 @@ from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servo.errors import ConfigError
+from servo.logs import app_output
 from servo.logs import error_log as error_log
 from servo.logs.error_log import ACCESS_LOGGER, safe
 from servo.logs.log_file import LogFile
@@ -240,6 +241,7 @@ class AccessLog:
             data = "".join(self._lines).encode("utf-8", "surrogateescape")
             self._lines.clear()
             self._size = 0
+            app_output.keep_access(data)
             self._file.write(data)
 
     def close(self) -> None:

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from servo.errors import ServoError
 from servo.shared_memory.memory_file import fill, open_file, seal
+from servo.shared_memory.output_rings import OutputRings
 from servo.shared_memory.row_layout import (
     ACCEPTED,
     BEAT_NS,
@@ -234,8 +235,12 @@ class Scoreboard:
     capacity   the number of rows, which never changes
     directory  the directory of a file on disk, unlinked at once; None for a file in memory
 
+    output  the rings with the workers' output; None if the system has no memory for them
+
     Raises ScoreboardError if the space can't be allocated.
     """
+
+    output: OutputRings | None = None
 
     def __init__(self, capacity: int, directory: str | None = None) -> None:
         if capacity < 1:
@@ -247,6 +252,8 @@ class Scoreboard:
         self._folding = 0
         self._owner = os.getpid()
         self._publish()
+        with contextlib.suppress(OSError):  # it is the server's work that must go on
+            self.output = OutputRings(capacity)
 
     @classmethod
     def attach(cls, fd: int) -> Scoreboard:
@@ -278,6 +285,7 @@ class Scoreboard:
             "base": self._base,
             "folding": self._folding,
             "high": self._high,
+            "output": self.output.to_state(pass_on) if self.output is not None else {},
             "owned": [
                 [index, each.serial, each.slot, each.generation, each.pid, each.last_good]
                 for index, each in self._owned.items()
@@ -304,6 +312,8 @@ class Scoreboard:
             board._owned[index] = _Owned(serial, slot, generation, last_good, pid)
         board._owner = os.getpid()
         board._publish()
+        # Older versions have no rings.
+        board.output = OutputRings.from_state(state.get("output", {}), take, board.capacity)
         return board
 
     def _map(self, size: int) -> None:
@@ -354,6 +364,8 @@ class Scoreboard:
         words[start + BEAT_NS] = words[start + STARTED_NS] = now_ns
         words[start + STATE] = STATE_SPAWNED
         self._high = words[_HIGH] = max(self._high, index + 1)
+        if self.output is not None:
+            self.output.reset(index)
         good = words[start : start + ROW_WORDS].tolist()
         self._owned[index] = _Owned(serial, slot, generation, good)
         return index
@@ -480,6 +492,8 @@ class Scoreboard:
             return
         os.close(self.fd)
         self.fd = -1
+        if self.output is not None:
+            self.output.close()
         self._rows.release()
         self._words.release()
         self._bytes.release()

@@ -29,11 +29,13 @@ from servo.collector import tune_for_requests
 from servo.errors import AppImportError, ServoError
 from servo.ipc.channel import ChannelClosed, SharedChannel
 from servo.ipc.messages import EXIT_APP, EXIT_BOOT, BootFailed, Booting, MoldForked
+from servo.logs import app_output
 from servo.logs import error_log as log_module
 from servo.logs.entry_counts import count_log
 from servo.net.privileges import become
 from servo.settings.sources import SLOT_VARIABLE, drop_config_modules
 from servo.shared_memory import row_layout
+from servo.shared_memory.output_rings import ACCESS, APP
 from servo.workers import inspection
 from servo.workers.fork_safety import check_descriptors, reseed, warn_of_threads
 from servo.workers.forks import Forks
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from servo.settings.sources import Settings
+    from servo.shared_memory.scoreboard import Scoreboard
     from servo.workers.context import WorkerContext
     from servo.workers.worker import Worker
 
@@ -66,10 +69,9 @@ def run_worker(context: WorkerContext) -> int:
     descriptors that the worker does not need.
     """
     row = context.scoreboard.row(context.row_index)
-    tap = _set_up(context, row)
+    _set_up(context, row)
     try:
         worker = _boot(context)
-        worker.tap = tap
     except AppImportError as error:
         text = f"{error}\n{error.details}".rstrip()
         return _boot_failed(context, "app", text, EXIT_APP)
@@ -87,7 +89,6 @@ def run_worker(context: WorkerContext) -> int:
     finally:
         if worker.access is not None:
             worker.access.close()
-        tap.send_last(context.channel)
         context.mailbox.close()
     if worker.next_mold:
         _fork_mold(context, worker)
@@ -97,7 +98,6 @@ def run_worker(context: WorkerContext) -> int:
     PythonExit(
         context.mailbox, context.channel.fileno(), row, worker.reopen_logs, worker.end_ns
     ).run()
-    tap.send_last(context.channel)
     return 0
 
 
@@ -119,7 +119,7 @@ def _fork_mold(context: WorkerContext, worker: Worker) -> None:
     worker.tell(MoldForked(pid, problem.partition("\n")[0]))
 
 
-def _set_up(context: WorkerContext, row: memoryview) -> inspection.LogTap:
+def _set_up(context: WorkerContext, row: memoryview) -> None:
     """Turn the forked process into a worker, before any code of the user runs."""
     row[row_layout.PID] = os.getpid()
     row[row_layout.STATE] = row_layout.STATE_BOOTING
@@ -127,7 +127,8 @@ def _set_up(context: WorkerContext, row: memoryview) -> inspection.LogTap:
     # Set it before the first hook, because a hook may import the application.
     os.environ[SLOT_VARIABLE] = str(context.slot)
     context.hook_worker = HookWorker(context, row)
-    tap = _watch_log(row)
+    count_log(row)
+    keep_output(context.scoreboard, context.row_index)
     if context.app is None:
         register_exit_functions()
     else:
@@ -137,11 +138,10 @@ def _set_up(context: WorkerContext, row: memoryview) -> inspection.LogTap:
     _install_abort(context)
     inspection.answer_signals(context.dump_fd)
     set_title(f"servo: worker {context.slot} [{context.settings.app}]")
-    context.channel = tap.channel = SharedChannel(context.channel)
+    context.channel = SharedChannel(context.channel)
     context.mailbox = Mailbox(context.channel, context.slot, context.serial, context.scoreboard)
     context.forks = Forks(context.listeners, context.channel, context.mailbox)
     messages.install(context.mailbox)
-    return tap
 
 
 def _boot(context: WorkerContext) -> Worker:
@@ -192,12 +192,27 @@ def prepare_import(settings: Settings, *, forget_handlers: bool) -> None:
     prepare_import_path(settings)
 
 
-def _watch_log(row: memoryview) -> inspection.LogTap:
-    """Count the log lines of this worker, and send them to the arbiter for operators."""
-    tap = inspection.LogTap()
-    log_module.set_tap(tap)
-    count_log(row)
-    return tap
+def keep_output(scoreboard: Scoreboard, row: int, *, has_access_log: bool = True) -> None:
+    """Keep the output of this process in shared memory, for operators.
+
+    scoreboard      has the rings
+    row             the row of this process in them
+    has_access_log  whether this process serves requests
+    """
+    log_module.set_tap(None)  # the arbiter's own
+    app_output.keep_in(None, None)
+    rings = scoreboard.output
+    if rings is None:
+        return
+    try:
+        ring = rings.writer(row, APP)
+        access_ring = rings.writer(row, ACCESS) if has_access_log else None
+    except OSError as error:
+        log.warning("servoctl logs can't show the output of this process: %s", error)
+        return
+    app_output.keep_in(ring, access_ring)
+    app_output.install()
+    log_module.set_tap(app_output.keep_record)
 
 
 def _boot_failed(context: WorkerContext, kind: str, text: str, code: int) -> int:

@@ -1,8 +1,7 @@
-"""Shows operators the stacks, requests and log lines of a worker.
+"""Shows operators the stacks and requests of a worker.
 
 A worker normally answers on its channel to the arbiter. If its only thread is busy, the arbiter
-sends a signal (`servo.workers.query_signals`), and the worker writes into its dump file. Log lines
-go to the arbiter as soon as they are logged, even if no operator has asked for them.
+sends a signal (`servo.workers.query_signals`), and the worker writes into its dump file.
 """
 
 from __future__ import annotations
@@ -14,14 +13,9 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from servo.ipc.channel import ChannelClosed
-from servo.ipc.messages import LogRecords
-from servo.logs.error_log import message_of
 from servo.workers.query_signals import REQUESTS_SIGNAL, STACK_SIGNAL
 
 if TYPE_CHECKING:
@@ -29,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from servo.ipc.channel import Channel, SharedChannel
 
 log = logging.getLogger("servo.error")
 
@@ -42,118 +35,6 @@ MAX_STACK_CHARACTERS = 16 << 10
 # Requests in a report, and bytes of each request's target.
 MAX_REQUESTS = 200
 MAX_TARGET = 500
-
-# How many log lines, and how many characters of them, a worker sends per second. Further lines are
-# only counted.
-MAX_RECORDS = 200
-MAX_RECORDS_CHARACTERS = 64 << 10
-# Characters of one log line.
-MAX_RECORD_CHARACTERS = 8192
-
-
-class LogTap:
-    """Sends the records of the error log to the arbiter, for operators who ask for them.
-
-    The thread that logs a line sends it at once, because the last line before a worker gets stuck
-    is the one that operators need. Each line costs a message, so their number per second is
-    limited. A record that can't be sent at once waits until the worker's next sweep, at most about
-    a second.
-
-    clock     returns monotonic seconds
-
-    on_first  called, in any thread, when a record has to wait and none waited before
-    channel   the channel to the arbiter; while it is None, records are kept
-    """
-
-    on_first: Callable[[], None] | None = None
-    channel: SharedChannel | None = None
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._records: deque[list[Any]] = deque()
-        self._second = clock()
-        self._taken = 0
-        self._characters = 0
-        self._lost = 0
-        # Reentrant: a signal handler may log while its own thread is logging.
-        self._lock = threading.RLock()
-        self._passing = threading.Lock()
-
-    def __call__(self, record: logging.LogRecord) -> None:
-        """Send a record, or keep it for later. If this second had too many, only count it."""
-        text = message_of(record)
-        if len(text) > MAX_RECORD_CHARACTERS:
-            text = text[:MAX_RECORD_CHARACTERS] + " …"
-        with self._lock:
-            is_first = not self.waiting
-            if self._has_room(len(text)):
-                self._records.append([record.created, record.levelname.lower(), text])
-            else:
-                self._lost += 1
-        self.pass_on()
-        if is_first and self.waiting and self.on_first is not None:
-            self.on_first()
-
-    def _has_room(self, characters: int) -> bool:
-        now = self._clock()
-        if now - self._second >= 1.0:
-            self._second = now
-            self._taken = self._characters = 0
-        self._taken += 1
-        self._characters += characters
-        return self._taken <= MAX_RECORDS and self._characters <= MAX_RECORDS_CHARACTERS
-
-    @property
-    def waiting(self) -> bool:
-        """Whether records, or the number of lost records, wait to be sent."""
-        return bool(self._records or self._lost)
-
-    def pass_on(self) -> None:
-        """Send the waiting records, unless another thread does or the channel is full."""
-        # If another thread is sending, or this is a signal handler that interrupted the sender,
-        # leave the record to the sender: it looks for further records after it has released the
-        # lock.
-        while self._records and self.channel is not None:
-            if not self._passing.acquire(blocking=False):
-                return
-            try:
-                if not self._send_records(self.channel):
-                    return
-            finally:
-                self._passing.release()
-
-    def _send_records(self, channel: SharedChannel) -> bool:
-        with self._lock:
-            records, self._records = self._records, deque()
-        try:
-            sent = channel.send_if_free(LogRecords(list(records)))
-        except ChannelClosed:
-            self.channel = None  # don't log this: the line would be passed to this method again
-            return False
-        if not sent:
-            with self._lock:
-                self._records.extendleft(reversed(records))
-        return sent
-
-    def send(self, channel: Channel) -> None:
-        """Send all records and the number of lost ones, unless the channel is full.
-
-        Raises ChannelClosed if the arbiter is gone.
-        """
-        if channel.wants_write and not channel.flush():
-            return
-        with self._lock:
-            records, self._records = list(self._records), deque()
-            lost, self._lost = self._lost, 0
-        if records or lost:
-            channel.send(LogRecords(records, lost))
-
-    def send_last(self, channel: Channel) -> None:
-        """Like `send`, but without an error if the arbiter is gone."""
-        try:
-            self.send(channel)
-        except ChannelClosed:
-            log.debug("The last log lines are not sent: the arbiter is gone")
 
 
 def stacks(loop: asyncio.AbstractEventLoop | None) -> dict[str, Any]:

@@ -42,7 +42,14 @@ from servo.logs import error_log as log_module
 from servo.net.listeners import Listener
 from servo.settings.sources import SLOT_VARIABLE
 from servo.workers.allocator import return_freed_memory
-from servo.workers.boot import describe, prepare_import, run_worker, set_title, shorten
+from servo.workers.boot import (
+    describe,
+    keep_output,
+    prepare_import,
+    run_worker,
+    set_title,
+    shorten,
+)
 from servo.workers.context import WorkerContext
 from servo.workers.fork_order import check_fds, receive_order, unpickle_attributes
 from servo.workers.fork_safety import (
@@ -120,6 +127,7 @@ class _Mold:
         # New workers inherit this process's open log files, so reopen them after a rotation.
         signal.signal(signal.SIGUSR1, lambda _signum, _frame: log_module.reopen_logs())
         faulthandler.enable(file=log_module.crash_fd(), all_threads=True)
+        self._keep_output()
         register_exit_functions()
         try:
             self._app = self._load()
@@ -130,6 +138,12 @@ class _Mold:
         except Exception as error:  # noqa: BLE001  the arbiter gets the traceback, and logs it
             return self._failed("boot", describe(error), EXIT_BOOT)
         return self._serve_orders()
+
+    def _keep_output(self) -> None:
+        rings = self._context.scoreboard.output
+        if rings is not None:
+            row = rings.mold_row(self._context.generation)
+            keep_output(self._context.scoreboard, row, has_access_log=False)
 
     def _serve_orders(self) -> int:
         # The garbage collector writes into the objects that it examines, and each write makes a
@@ -244,6 +258,7 @@ class _Mold:
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
         faulthandler.enable(file=log_module.crash_fd(), all_threads=True)
         os.environ.pop(SLOT_VARIABLE, None)
+        self._keep_output()
         context = self._context
         set_title(f"servo: mold of generation {context.generation} [{context.settings.app}]")
         _wait_for_adoption(context.arbiter_pid)

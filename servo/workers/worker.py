@@ -122,7 +122,6 @@ class Worker:
     interfaces: ClassVar[tuple[str, ...]] = ("wsgi", "asgi")
     # Whether a worker of this class can fork a mold after it has drained (refork_after).
     can_fork_mold: ClassVar[bool] = False
-    tap: inspection.LogTap | None = None
 
     @abstractmethod
     def wake(self) -> None:
@@ -182,9 +181,6 @@ class Worker:
             self.access.follow_loggers()
         self.context.channel.send(Ready(self.kind, self.capacity))
         self.mailbox.open(self.message_runner())
-        if self.tap is not None:
-            # Wake an idle worker, or it would send a waiting log line only some seconds later.
-            self.tap.on_first = self.wake
 
     def note_draining(self) -> None:
         """Tell the arbiter and the other workers' load gates that this worker drains."""
@@ -218,19 +214,16 @@ class Worker:
     @property
     def idle_interval_s(self) -> float:
         """Seconds until the next call of `every_second`, if the worker has no connections."""
-        logged = self.tap is not None and self.tap.waiting
         checking = self.health is not None and self.health.is_running
-        return 1.0 if logged or checking or self.draining else self.max_idle_interval_s
+        return 1.0 if checking or self.draining else self.max_idle_interval_s
 
     def every_second(self) -> None:
-        """Send log lines and reports that could not be sent at once. Call it once a second."""
+        """Send reports that could not be sent at once. Call it once a second."""
         self._measure()
         self.mailbox.report()
         if self.health is not None and not self.draining:
             self.health.sweep(row_layout.now_ns())
         log_module.flush_logs()
-        if self.tap is not None:
-            self.tap.send_last(self.context.channel)
         if self._log_unfinished_ns and row_layout.now_ns() >= self._log_unfinished_ns:
             self._log_unfinished_ns = 0
             inspection.log_unfinished(self.unfinished(), row_layout.now_ns())
@@ -326,8 +319,6 @@ class Worker:
 
     def on_wake(self) -> None:
         """Handle the messages that another thread has read. Called after `mailbox.Owner.wake`."""
-        if self.tap is not None:
-            self.tap.pass_on()
         self._obey(self.mailbox.on_wake())
 
     def _obey(self, messages: list[Message]) -> None:

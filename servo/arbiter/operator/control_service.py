@@ -31,6 +31,7 @@ from servo.arbiter.operator.progress import (
     UpgradeProgress,
 )
 from servo.arbiter.operator.worker_calls import WorkerCalls
+from servo.arbiter.operator.worker_output import MAX_CHARACTERS, MAX_RECORDS, Source, WorkerOutput
 from servo.arbiter.operator.worker_queries import REQUESTS, STACK, WorkerQueries
 from servo.arbiter.operator.worker_signals import signal_effect
 from servo.arbiter.process_info import signal_name
@@ -44,6 +45,7 @@ from servo.errors import ConfigError
 from servo.ipc.messages import Report
 from servo.logs import error_log as log_module
 from servo.settings.sections.control import allowed_user
+from servo.shared_memory.output_rings import ACCESS, APP
 
 if TYPE_CHECKING:
     import select
@@ -53,7 +55,8 @@ if TYPE_CHECKING:
     from servo.arbiter.core.supervisor import Supervisor
     from servo.arbiter.core.worker_table import WorkerEntry
     from servo.arbiter.message_router import MessageRouter
-    from servo.arbiter.processes.workers import WorkerProcesses
+    from servo.arbiter.processes.mold import Mold, MoldProcesses
+    from servo.arbiter.processes.workers import WorkerProcess, WorkerProcesses
     from servo.control.server import Caller
     from servo.ipc.messages import LogRecords
     from servo.net.listeners import Listener
@@ -62,11 +65,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("servo.error")
 
-# How many past events and log lines are kept for `servoctl events` and `servoctl logs`.
+# How many past events are kept for `servoctl events`.
 MAX_EVENTS = 1000
-MAX_RECORDS = 1000
-# How many characters the kept events, and the kept lines, may have together.
-MAX_CHARACTERS = 256 << 10
 
 _SECOND = 1.0
 # The longest time limit of a call.
@@ -81,6 +81,7 @@ class ControlledServer(Protocol):
 
     supervisor: Supervisor
     workers: WorkerProcesses
+    molds: MoldProcesses
     router: MessageRouter
     scoreboard: Scoreboard
 
@@ -199,6 +200,10 @@ class ControlService:
         self._allowed = control_socket.allowed
         self._records = control_socket.records
         self._events = Feed(MAX_EVENTS, MAX_CHARACTERS)
+        rings = arbiter.scoreboard.output
+        self._output = WorkerOutput(rings, APP, self._sources, self._records)
+        self._access_lines = WorkerOutput(rings, ACCESS, self._worker_sources)
+        arbiter.molds.on_end = lambda mold: self._output.end(self._mold_source(mold))
         self._queries = WorkerQueries(arbiter.workers)
         self._calls = WorkerCalls(arbiter.router)
         # ticket -> the command's caller, and the function that gets the result. If the command is
@@ -225,6 +230,8 @@ class ControlService:
             "last_exits": [asdict(event) for event in self._last_exits.values()],
             "last_reload": None if last is None else asdict(last),
             "restarts": self._restarts,
+            "output": self._output.ended.records,
+            "access_lines": self._access_lines.ended.records,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -238,6 +245,9 @@ class ControlService:
         exits = [LifecycleEvent.from_state(each) for each in state["last_exits"]]
         for event in state["events"]:
             self._events.append(dict(event))
+        for output, name in ((self._output, "output"), (self._access_lines, "access_lines")):
+            for record in state.get(name, []):  # older versions lack it
+                output.ended.append(dict(record))
         self._started_at = float(state["started_at"])
         self._restarts = int(state.get("restarts", 0))  # older versions lack it
         self._last_exits = {event.slot: event for event in exits if event.slot is not None}
@@ -278,6 +288,8 @@ class ControlService:
 
     def close(self) -> None:
         """Answer the callers that wait for the server's end, and close all connections."""
+        self._output.flush()
+        self._access_lines.flush()
         for caller, progress in self._watches:
             if isinstance(progress, StopProgress):
                 caller.done({})
@@ -302,7 +314,8 @@ class ControlService:
 
     def wake_at(self) -> float:
         """The next time for `tick`, in monotonic seconds; infinity if there is none."""
-        return min(self._queries.wake_at(), self._calls.wake_at(), self._server.wake_at())
+        parts = (self._queries, self._calls, self._server, self._output, self._access_lines)
+        return min(part.wake_at() for part in parts)
 
     def tick(self, now: float) -> None:
         """Continue with the requests that wait. Called in each turn of the loop.
@@ -314,6 +327,8 @@ class ControlService:
         self._server.turn()
         self._queries.tick(now)
         self._calls.tick(now)
+        self._output.tick(now)
+        self._access_lines.tick(now)
         if now >= self._next_second:
             self._next_second = now + _SECOND
             self._rates.look(now, *self._arbiter.scoreboard.requests())
@@ -336,6 +351,10 @@ class ControlService:
                 self._step(caller, progress, step)
         if event.name == "exited" and event.serial is not None:
             self._queries.on_gone(event.serial)
+            worker = self._arbiter.workers.get(event.serial)
+            if worker is not None:
+                self._output.end(_worker_source(worker))
+                self._access_lines.end(_worker_source(worker))
 
     def settle(self) -> None:
         """Tell waiting callers that their reload was given up. Called after a turn's events."""
@@ -347,10 +366,10 @@ class ControlService:
                 self._step(caller, progress, progress.given_up(supervisor.stopping is not None))
 
     def on_message(self, serial: int, message: LogRecords | Report) -> None:
-        """Take log lines, or the answer to a query, from a worker.
+        """Take the answer to a query, or log lines, from a worker.
 
         serial   the worker's number
-        message  the lines or the answer
+        message  the answer; or lines, from a worker of an older version, before an upgrade
         """
         if isinstance(message, Report):
             self._queries.on_report(serial, message)
@@ -457,7 +476,7 @@ class ControlService:
             "status": self._status_values(),
             **self._workers_values(),
             "events": self._events.records[-lines:],
-            "logs": self._records.records[-lines:],
+            "logs": self._output.records()[-lines:],
         }
         # Only this process knows the values of all secrets. `servoctl` also removes what looks like
         # a secret, which would take too long here.
@@ -468,7 +487,13 @@ class ControlService:
         caller.done({"settings": status.config(self._arbiter.settings)})
 
     def _logs(self, caller: Caller, args: dict[str, Any]) -> None:
-        self._records.show(caller, args["follow"])
+        if not args["access"]:
+            self._output.show(caller, args["follow"])
+        elif log_module.access_file() is None and not log_module.user_handles_access_log():
+            text = 'the access log is off: --access-logfile - (or accesslog = "-") turns it on'
+            caller.fail(protocol.REFUSED, text)
+        else:
+            self._access_lines.show(caller, args["follow"])
 
     def _show_events(self, caller: Caller, args: dict[str, Any]) -> None:
         self._events.show(caller, args["follow"])
@@ -713,6 +738,21 @@ class ControlService:
             interrupt=is_up or (what == STACK and entry.state is WorkerState.BOOTING),
         )
 
+    # --- sources of log lines ---------------------------------------------------------------------
+
+    def _worker_sources(self) -> list[Source]:
+        return [_worker_source(worker) for worker in self._arbiter.workers]
+
+    def _sources(self) -> list[Source]:
+        molds = [self._mold_source(mold) for mold in self._arbiter.molds if mold.pid]
+        return [*self._worker_sources(), *molds]
+
+    def _mold_source(self, mold: Mold) -> Source:
+        rings = self._arbiter.scoreboard.output
+        row = rings.mold_row(mold.generation) if rings is not None else -1
+        # Workers have positive numbers.
+        return Source(-mold.generation, row, {"pid": mold.pid, "mold": mold.generation})
+
     # --- helpers ----------------------------------------------------------------------------------
 
     def _step(self, caller: Caller, progress: Progress, step: Step) -> None:
@@ -725,6 +765,10 @@ class ControlService:
             caller.fail(kind, step.failed, step.details)
         if step.result is not None or step.failed or caller.gone:
             self._watches.remove((caller, progress))
+
+
+def _worker_source(worker: WorkerProcess) -> Source:
+    return Source(worker.serial, worker.row_index, {"slot": worker.slot, "pid": worker.pid})
 
 
 @contextmanager

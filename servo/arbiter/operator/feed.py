@@ -1,7 +1,8 @@
 """A stream of records for operators: it keeps the last ones, and sends new ones to followers.
 
-`servoctl logs` and `servoctl events` show past records, and with `--follow` also new ones. A record
-is a dict of JSON values.
+`servoctl events` shows past records, and with `--follow` also new ones. A record is a dict of JSON
+values. The feed of the arbiter's own log lines has no followers here: WorkerOutput sends them
+together with the workers' lines.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from servo.control.server import Caller
 
 
@@ -19,7 +22,11 @@ class Feed:
     most             how many records to keep
     most_characters  how many characters their texts may have together; the newest record is kept
                      even if it is longer
+
+    on_record        called with each new record
     """
+
+    on_record: Callable[[dict[str, Any]], None] | None = None
 
     def __init__(self, most: int, most_characters: int) -> None:
         self._records: deque[tuple[int, dict[str, Any]]] = deque()
@@ -42,6 +49,8 @@ class Feed:
             self._characters > self._most_characters and len(self._records) > 1
         ):
             self._characters -= self._records.popleft()[0]
+        if self.on_record is not None:
+            self.on_record(record)
         if self._followers:
             self._followers = [caller for caller in self._followers if not caller.gone]
             for caller in self._followers:

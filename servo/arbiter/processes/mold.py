@@ -31,7 +31,7 @@ from servo.shared_memory import row_layout
 from servo.workers.fork_order import ForkOrder, pickle_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from servo.arbiter.core.events import Event
     from servo.arbiter.hook_objects import HookServer
@@ -149,7 +149,11 @@ class MoldProcesses:
     workers     takes over the forked workers
     enqueue     puts an event into the arbiter's inbox
     on_forked   called with each forked worker
+
+    on_end      called with each mold that was reaped
     """
+
+    on_end: Callable[[Mold], None] | None = None
 
     def __init__(
         self,
@@ -169,6 +173,9 @@ class MoldProcesses:
         self._ending: dict[Mold, float] = {}
         # The orders of molds that died before they answered.
         self._lost: list[Ordered] = []
+
+    def __iter__(self) -> Iterator[Mold]:
+        return iter([*self._by_generation.values(), *self._ending])
 
     @property
     def are_forking(self) -> bool:
@@ -404,6 +411,8 @@ class MoldProcesses:
         code  its exit code; minus the signal's number if a signal ended it
         """
         mold.is_reaped = True
+        if self.on_end is not None:
+            self.on_end(mold)
         out_of_memory = self._workers.ran_out_of_memory(code)
         if mold in self._ending:
             del self._ending[mold]

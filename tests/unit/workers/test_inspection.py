@@ -3,124 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from servo.ipc.channel import (
     MAX_FRAME_BYTES,
-    Channel,
-    ChannelClosed,
-    SharedChannel,
-    channel_pair,
 )
-from servo.ipc.messages import LogRecords, encode
 from servo.workers import inspection
 from servo.workers.query_signals import REQUESTS_SIGNAL
-
-
-def record(text: str, level: int = logging.INFO) -> logging.LogRecord:
-    return logging.LogRecord("servo.error", level, "a.py", 1, text, (), None)
-
-
-def test_records_are_sent_once() -> None:
-    tap = inspection.LogTap()
-    arbiter, worker = channel_pair()
-    tap(record("one"))
-    tap(record("two", logging.ERROR))
-    tap.send(worker)
-    tap.send(worker)
-    (message,) = arbiter.receive()
-    assert isinstance(message, LogRecords)
-    assert [(level, text) for _, level, text in message.records] == [
-        ("info", "one"),
-        ("error", "two"),
-    ]
-    assert message.lost == 0
-    arbiter.close()
-    worker.close()
-
-
-def test_the_first_record_to_send_is_told_of() -> None:
-    tap = inspection.LogTap()
-    told: list[bool] = []
-    tap.on_first = lambda: told.append(tap.waiting)
-    tap(record("one"))
-    tap(record("two"))
-    assert told == [True]
-    arbiter, worker = channel_pair()
-    tap.send(worker)
-    assert not tap.waiting
-    tap(record("three"))
-    assert told == [True, True]
-    arbiter.close()
-    worker.close()
-
-
-def seconds() -> Callable[[], float]:
-    """A clock on which each look is a second later than the one before."""
-    counter = itertools.count(100.0)
-    return lambda: next(counter)
-
-
-def test_too_many_records_are_counted_and_any_fit_a_frame() -> None:
-    now = [100.0]
-    tap = inspection.LogTap(lambda: now[0])
-    for _ in range(1000):
-        tap(record("\u2603" * 5000))
-    for _ in range(1000):
-        tap(record("short"))
-    arbiter, worker = channel_pair()
-    tap.send(worker)
-    received: list[Any] = []
-    while not received:
-        worker.flush()
-        received = arbiter.receive()
-    (message,) = received
-    assert isinstance(message, LogRecords)
-    assert message.lost == 2000 - len(message.records)
-    assert len(encode(message)) < MAX_FRAME_BYTES
-    # The next second begins afresh.
-    now[0] += 1.0
-    tap(record("later"))
-    tap.send(worker)
-    (message,) = arbiter.receive()
-    assert isinstance(message, LogRecords)
-    assert [text for _, _, text in message.records] == ["later"]
-    arbiter.close()
-    worker.close()
-
-
-def test_an_arbiter_that_does_not_read_gets_no_more() -> None:
-    tap = inspection.LogTap(seconds())
-    arbiter, worker = channel_pair()
-    while not worker.wants_write:
-        tap(record("x" * 8000))
-        tap.send(worker)
-    tap(record("waits"))
-    tap.send(worker)
-    texts: list[str] = []
-    while "waits" not in texts:
-        for message in arbiter.receive():
-            assert isinstance(message, LogRecords)
-            texts += [text for _, _, text in message.records]
-        tap.send(worker)
-    arbiter.close()
-    with pytest.raises(ChannelClosed):  # noqa: PT012  which of them fails is its affair
-        while True:
-            tap(record("x"))
-            tap.send(worker)
-    tap(record("x"))
-    tap.send_last(worker)
-    worker.close()
 
 
 def test_stacks_of_threads() -> None:
@@ -197,101 +92,3 @@ def test_a_busy_main_thread_answers_a_signal() -> None:
         signal.signal(REQUESTS_SIGNAL, before)
         os.close(reader)
         os.close(writer)
-
-
-@pytest.fixture
-def shared():
-    arbiter, worker = channel_pair()
-    tap = inspection.LogTap()
-    tap.channel = SharedChannel(worker)
-    yield SimpleNamespace(tap=tap, arbiter=arbiter, channel=tap.channel)
-    arbiter.close()
-    worker.close()
-
-
-def texts_at(arbiter: Channel) -> list[str]:
-    try:
-        messages = arbiter.receive()
-    except ChannelClosed:
-        return []
-    return [text for message in messages for _, _, text in message.records]
-
-
-def test_a_line_is_with_the_arbiter_when_the_logging_call_returns(shared) -> None:
-    shared.tap(record("one"))
-    assert texts_at(shared.arbiter) == ["one"]
-    assert not shared.tap.waiting
-    shared.tap(record("two"))
-    assert texts_at(shared.arbiter) == ["two"]
-
-
-def test_a_line_of_a_handler_that_interrupts_a_message_comes_after_it(shared) -> None:
-    """Sent amid the other, it would stand in the middle of its bytes."""
-    told: list[bool] = []
-    shared.tap.on_first = lambda: told.append(True)
-
-    class Interrupted:
-        def send(self, data: bytearray) -> int:
-            shared.tap(record("from a signal's handler"))
-            return real.send(data)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
-
-    real, shared.channel._socket = shared.channel._socket, Interrupted()
-    shared.channel.send(LogRecords([[0.0, "info", "a message"]]))
-    shared.channel._socket = real
-    assert texts_at(shared.arbiter) == ["a message"]
-    assert told == [True]
-    shared.tap.pass_on()
-    assert texts_at(shared.arbiter) == ["from a signal's handler"]
-
-
-def test_a_line_that_comes_while_one_is_sent_is_sent_by_the_same_thread(shared) -> None:
-    send = shared.channel.send_if_free
-    shared.tap.channel = Sends(lambda: shared.tap(record("two")), send)
-    shared.tap(record("one"))
-    assert texts_at(shared.arbiter) == ["one", "two"]
-
-
-class Sends:
-    """A channel on whose first message something happens."""
-
-    def __init__(self, happens: Callable[[], None], send: Callable[[Any], bool]) -> None:
-        self._happens = [happens]
-        self._send = send
-
-    def send_if_free(self, message: LogRecords) -> bool:
-        if self._happens:
-            self._happens.pop()()
-        return self._send(message)
-
-
-def test_a_second_has_so_many_lines_and_the_next_one_more() -> None:
-    now = [100.0]
-    tap = inspection.LogTap(lambda: now[0])
-    arbiter, worker = channel_pair()
-    tap.channel = SharedChannel(worker)
-    told: list[bool] = []
-    tap.on_first = lambda: told.append(True)
-    for _ in range(inspection.MAX_RECORDS + 5):
-        tap(record("x"))
-    assert len(texts_at(arbiter)) == inspection.MAX_RECORDS
-    assert told == [True]
-    tap.pass_on()
-    assert arbiter.receive() == []
-    now[0] += 1.0
-    tap(record("later"))
-    assert texts_at(arbiter) == ["later"]
-    tap.send(tap.channel)
-    (message,) = arbiter.receive()
-    assert message == LogRecords([], 5)
-    arbiter.close()
-    worker.close()
-
-
-def test_without_an_arbiter_lines_only_wait(shared) -> None:
-    shared.arbiter.close()
-    shared.tap(record("x"))
-    shared.tap(record("y"))
-    assert shared.tap.channel is None

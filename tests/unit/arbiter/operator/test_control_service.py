@@ -22,12 +22,15 @@ from servo.arbiter.operator.control_service import (
     ControlSocket,
     check_control_socket,
 )
+from servo.arbiter.operator.feed import Feed
 from servo.arbiter.operator.lifecycle_events import LifecycleEvent, event_of
 from servo.control import protocol
 from servo.control.server import Caller
 from servo.errors import ConfigError
 from servo.ipc.messages import LogRecords, Ready
+from servo.logs import error_log as log_module
 from servo.settings.sources import Settings
+from servo.shared_memory.output_rings import ACCESS, ACCESS_LINES, APP, STDOUT
 from servo.shared_memory.row_layout import LATENCY_BUCKETS
 from servo.shared_memory.scoreboard import Scoreboard
 
@@ -86,6 +89,26 @@ class FakeRouter:
         return 1
 
 
+class FakeWorkers(dict[int, Any]):
+    """The worker processes by serial: tests add those that write into rings."""
+
+    def __init__(self, signal: Any) -> None:
+        super().__init__()
+        self.signal = signal
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values())
+
+    def send(self, *_: Any) -> None:
+        return
+
+
+class FakeMolds(list[Any]):
+    """The molds: tests add those that write into rings."""
+
+    on_end: Any = None
+
+
 class Server:
     """The arbiter as the service sees it, driven by hand."""
 
@@ -97,7 +120,8 @@ class Server:
         self.signals: list[tuple[int, int]] = []
         self.may_signal = True
         self.reopened: dict[str, str] = {}
-        self.workers = SimpleNamespace(send=lambda *_: None, signal=self.signal)
+        self.workers = FakeWorkers(self.signal)
+        self.molds = FakeMolds()
         self.listeners = [
             SimpleNamespace(
                 name="http://127.0.0.1:8000",
@@ -134,6 +158,8 @@ class Server:
 
     def ask(self, command: str, **args: Any) -> FakeCaller:
         caller = FakeCaller()
+        defaults = protocol.COMMANDS[command].arguments
+        args = {name: default for name, (_, default) in defaults.items()} | args
         self.service._handle(cast("Caller", caller), protocol.Request(command, args))
         self.turn()
         return caller
@@ -238,6 +264,86 @@ def test_log_lines_of_workers_name_them(server: Server) -> None:
     lines = server.ask("logs", follow=False).received
     assert lines[0] == {"time": 5.0, "level": "warning", "slot": 1, "pid": 1001, "text": "slow"}
     assert "3 lines of this worker are missing" in lines[1]["text"]
+
+
+def worker_with_output(server: Server, serial: int, *lines: str) -> Any:
+    """A worker process that has printed lines."""
+    output = server.scoreboard.output
+    assert output is not None
+    row = server.scoreboard.allocate(serial, 1, 1)
+    server.workers[serial] = SimpleNamespace(serial=serial, slot=1, pid=1001, row_index=row)
+    ring, access_ring = output.writer(row, APP), output.writer(row, ACCESS)
+    for line in lines:
+        ring.append(STDOUT, 9, b"", line.encode() + b"\n")
+        access_ring.append(ACCESS_LINES, 1, b"", f'"GET /{line} HTTP/1.1" 404 -\n'.encode())
+    return ring
+
+
+def test_the_output_of_workers_is_between_the_lines_of_the_arbiter(server: Server) -> None:
+    server.service.on_message(1, LogRecords([(5.0, "info", "long ago")]))
+    worker_with_output(server, 1, "one", "two")
+    server.service.on_message(1, LogRecords([(9e9, "info", "much later")]))
+    lines = server.ask("logs").received
+    assert [line["text"] for line in lines] == ["long ago", "one", "two", "much later"]
+    assert (lines[1]["slot"], lines[1]["pid"], lines[1]["stream"]) == (1, 1001, "stdout")
+
+
+def test_new_output_is_sent_to_followers(server: Server) -> None:
+    ring = worker_with_output(server, 1, "past")
+    follower = server.ask("logs", follow=True)
+    assert [line["text"] for line in follower.received] == ["past"]
+    ring.append(STDOUT, 9, b"", b"new\n")
+    server.service._output.tick(float("inf"))
+    assert [line["text"] for line in follower.received] == ["past", "new"]
+    ring.append(STDOUT, 9, b"", b"the last")
+    server.service.close()
+    assert [line["text"] for line in follower.received] == ["past", "new", "the last"]
+
+
+def test_the_last_words_of_a_worker_outlive_it(server: Server) -> None:
+    worker_with_output(server, 1, "last words")
+    exited = LifecycleEvent("exited", 1.0, "it ended", slot=1, serial=1, reason="crashed")
+    server.service.on_event(exited)
+    assert [line["text"] for line in server.ask("logs").received] == ["last words"]
+    server.scoreboard.release(server.workers.pop(1).row_index)
+    worker_with_output(server, 2, "hello")  # in the same row
+    state = json.loads(json.dumps(server.service.to_state()))
+    assert [line["text"] for line in server.ask("logs").received] == ["last words", "hello"]
+    server.service._output.ended = Feed(10, 1000)
+    server.service.restore(state)
+    assert [line["text"] for line in server.ask("logs").received] == ["last words", "hello"]
+    del state["output"], state["access_lines"]  # from an older version
+    server.service.restore(state)
+
+
+def test_the_output_of_a_mold(server: Server) -> None:
+    output = server.scoreboard.output
+    assert output is not None
+    server.molds.append(SimpleNamespace(generation=3, pid=77))
+    output.writer(output.mold_row(3), APP).append(STDOUT, 9, b"", b"importing\n")
+    (line,) = server.ask("logs").received
+    assert (line["text"], line["mold"], line["pid"]) == ("importing", 3, 77)
+    server.molds.on_end(server.molds[0])
+    server.molds.clear()
+    assert server.ask("logs").received == [line]
+
+
+def test_the_access_log(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker_with_output(server, 1, "a", "b")
+    failure = server.ask("logs", access=True).failure
+    assert failure is not None
+    assert "--access-logfile -" in failure[1]
+    monkeypatch.setattr(log_module, "user_handles_access_log", lambda: True)
+    lines = server.ask("logs", access=True).received
+    assert [line["text"][:6] for line in lines] == ['"GET /'] * 2
+    assert {(line["level"], line["stream"]) for line in lines} == {("warning", "access")}
+
+
+def test_a_report_has_the_output_of_workers(server: Server) -> None:
+    worker_with_output(server, 1, "one", "two")
+    report = server.ask("report", lines=1).result
+    assert report is not None
+    assert [line["text"] for line in report["logs"]] == ["two"]
 
 
 def test_messages_to_applications(server: Server) -> None:
