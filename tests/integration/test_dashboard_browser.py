@@ -147,7 +147,7 @@ def in_background(url: str) -> Iterator[None]:
 def test_figures_reloads_and_exits(show: Callable[..., Shown]) -> None:
     shown = show("wsgi_app.py:app", "-w", "2", ready=2)
     browser, server = shown.browser, shown.server
-    assert [row["State"] for row in shown.rows()] == ["ready", "ready"]
+    wait_for(lambda: [row["State"] for row in shown.rows()] == ["ready", "ready"], "2 workers")
     with Load(server.port, {"raw-kept": 2}) as load:
         load.wait_answers(50)
         wait_for(lambda: len(shown.total("Requests/s")) > 1, "a rate of at least 10")

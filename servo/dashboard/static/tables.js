@@ -53,7 +53,6 @@ class KeyedTable {
   constructor(root, caption, columns) {
     this.columns = columns;
     this.rows = new Map();
-    this.onFocusLost = () => {}; // called with the values of a row that had the focus, and is gone
     this.head = element("tr", { role: "row" });
     this.body = element("tbody", { role: "rowgroup" });
     // A phone shows each row as a card. With the roles, it remains a table for screen readers.
@@ -67,7 +66,7 @@ class KeyedTable {
   }
 
   /**
-   * Show the rows.
+   * Show the rows. Returns the values of the row that had the focus and is gone, or null.
    *
    * rows      pairs of a key and values
    * drawCell  draws a cell that is not only a text; returns whether it did
@@ -83,13 +82,15 @@ class KeyedTable {
         setText(row.cells[i], column.text(values));
       });
     }
-    for (const key of gone) this.remove(key);
+    const lost = gone.map((key) => this.remove(key)).find((values) => values !== null);
     place(this.body, [...keys].map((key) => this.rows.get(key).line));
+    return lost ?? null;
   }
 
   addRow(key, values) {
     const cells = this.columns.map((column, index) => {
-      const attributes = { class: [column.number && "number", column.name].filter(Boolean).join(" ") || null, "data-label": column.title };
+      const kind = [column.number ? "number" : "", column.name ?? ""].join(" ").trim();
+      const attributes = { class: kind || null, "data-label": column.title };
       if (index === 0) return element("th", { ...attributes, scope: "row", role: "rowheader" });
       return element("td", { ...attributes, role: "cell" });
     });
@@ -98,12 +99,13 @@ class KeyedTable {
     return row;
   }
 
+  /** Remove a row. Returns its values if it had the focus, or null. */
   remove(key) {
-    const row = this.rows.get(key);
-    const hadFocus = row.line.contains(document.activeElement);
-    row.line.remove();
+    const { line, values } = this.rows.get(key);
+    const hadFocus = line.contains(document.activeElement);
+    line.remove();
     this.rows.delete(key);
-    if (hadFocus) this.onFocusLost(row.values);
+    return hadFocus ? values : null;
   }
 }
 
@@ -117,18 +119,18 @@ export class Workers {
     this.root = root;
     this.control = control;
     this.table = new KeyedTable(root, "The workers of the server", WORKER_COLUMNS);
-    this.table.onFocusLost = (worker) => this.passFocus(worker);
     this.hasControl = false;
   }
 
   draw(sample, hasControl) {
     if (hasControl !== this.hasControl) this.setControl(hasControl);
     const workers = sample.workers ?? [];
-    this.table.draw(
+    const lost = this.table.draw(
       workers.map((worker) => [worker.serial, worker]),
       drawWorkerCell,
     );
     for (const row of this.table.rows.values()) this.drawRow(row);
+    if (lost !== null) this.passFocus(lost);
     setText(byId("workers-sum"), sumOf(workers));
   }
 
