@@ -142,7 +142,13 @@ def _require_app(settings: Settings) -> None:
 
         app = likely_app(Path(settings.chdir))
         suggestion = f" (perhaps: servo {shlex.quote(app)})" if app is not None else ""
-        raise UsageError(f"no app was given; run servo APP{suggestion}, where APP is {FORMS}")
+        # uvicorn's --server-header is a switch, so the next word may have been the app.
+        taken = settings.source("server_header") == "flag --server-header"
+        hint = f"; --server-header takes a text, and has got {settings.server_header!r}"
+        raise UsageError(
+            f"no app was given; run servo APP{suggestion}, where APP is {FORMS}"
+            f"{hint if taken else ''}"
+        )
 
 
 def _change_directory(settings: Settings) -> None:

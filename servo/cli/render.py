@@ -21,6 +21,7 @@ _OUTRO = """\
 Each setting can also be given in servo.toml, in [tool.servo] of pyproject.toml, in servo.conf.py,
 or as a variable SERVO_<NAME>. --print-config shows all names, values and their sources.
 
+The flags of gunicorn, uvicorn, hypercorn and granian work, too, if there is a counterpart.
 TIME is a number of seconds, or has units: 500ms, 30s, 5m, 2h, 1h30m. BYTES may end in K, M or G.
 """
 

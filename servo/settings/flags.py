@@ -44,7 +44,12 @@ def parse_flags(arguments: Sequence[str], command: click.Command | None = None) 
         raise UsageError(_no_such_flag(error.option_name)) from error
     except click.UsageError as error:
         if len(arguments) > 1 and "extra argument" in error.message:
-            raise UsageError(f"{error.message}: one app can be served") from error
+            # hypercorn's --access-log takes a path; uvicorn's and granian's, and so ours, does not.
+            hint = "; a path for the access log: --access-logfile FILE"
+            raise UsageError(
+                f"{error.message}: one app can be served"
+                f"{hint if '--access-log' in arguments else ''}"
+            ) from error
         raise UsageError(error.format_message().rstrip(".")) from error
     given = {
         name: value

@@ -326,3 +326,9 @@ def test_arguments_are_the_programs_own_by_default(
     monkeypatch.setattr(sys, "argv", ["servo", "--version"])
     assert cli.main() == 0
     assert capsys.readouterr().out.startswith("servo ")
+
+
+def test_a_switch_of_uvicorn_that_takes_a_text_here(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "--server-header", "shop:app")
+    assert code == 2
+    assert "; --server-header takes a text, and has got 'shop:app'\n" in err

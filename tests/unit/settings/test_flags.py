@@ -92,6 +92,7 @@ def test_the_flags_of_other_servers_have_names_of_their_own() -> None:
         (["--reload=yes"], r"'--reload' does not take a value"),
         (["one:app", "two:app"], r"\(two:app\): one app can be served"),
         (["--address", "0.0.0.0"], r"use --bind HOST:PORT"),
+        (["--access-log", "a.log", "one:app"], r"one app can .*: --access-logfile FILE$"),
         (["--help"], r"there is no flag --help"),  # only the `servo` command has it
     ],
 )
