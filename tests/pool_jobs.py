@@ -1,4 +1,4 @@
-"""Tasks for the tests of pools, and a process that runs them: `python pool_jobs.py PATH ...`."""
+"""Tasks for the tests of pools, and a process that runs them: `python pool_jobs.py ROW ...`."""
 
 from __future__ import annotations
 
@@ -164,13 +164,13 @@ async def coroutine() -> None:
     """No task of a pool."""
 
 
-def main(path: str, board: str, index: str, listener_fd: str, order_fd: str) -> None:
+def main(index: str, board_fd: str, listener_fd: str, order_fd: str) -> None:
     from servo.pools.board import Board
     from servo.pools.task_server import TaskServer
 
     listener = socket.socket(fileno=int(listener_fd))
     listener.setblocking(False)
-    row = Board(board).row(int(index))
+    row = Board(int(board_fd)).row(int(index))
     row.pid = os.getpid()
     TaskServer(listener, int(order_fd), row).run()
 

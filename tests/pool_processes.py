@@ -14,8 +14,8 @@ import pool_jobs
 
 from servo.pools.board import BUSY, Board
 from servo.pools.calls import Pool
+from servo.pools.listening import listen
 from servo.pools.pool_executor import PoolExecutor
-from servo.pools.task_server import listen
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 20.0
@@ -32,9 +32,9 @@ class PoolOfProcesses:
     """Plays the arbiter: makes the socket and the board, starts processes, records their exits."""
 
     def __init__(self, directory: Path, queue: int) -> None:
-        self.path, self.board_path = str(directory / "p.sock"), str(directory / "p.board")
+        self.path = str(directory / "p.sock")
         self.listener = listen(self.path, queue)
-        self.board = Board(self.board_path, create=True)
+        self.board = Board()
         self.queue = queue
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.reader, self.order_fd = os.pipe()
@@ -47,8 +47,8 @@ class PoolOfProcesses:
         index = self.board.allocate(self._serial)
         assert index <= self._serial - 1
         self.rows[self._serial] = index
-        fds = (self.listener.fileno(), self.reader)
-        arguments = [self.path, self.board_path, str(index), *map(str, fds)]
+        fds = (self.board.fd, self.listener.fileno(), self.reader)
+        arguments = [str(index), *map(str, fds)]
         self.processes[self._serial] = subprocess.Popen(
             [sys.executable, pool_jobs.__file__, *arguments],
             pass_fds=fds,
@@ -78,7 +78,7 @@ class PoolOfProcesses:
         pool = Pool(
             "test",
             self.path,
-            self.board_path,
+            self.board,
             workers=max(1, len(self.processes)),
             queue=self.queue,
             queue_timeout=queue_timeout,

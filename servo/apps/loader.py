@@ -121,6 +121,19 @@ def prepare_import_path(settings: Settings) -> None:
         sys.path.insert(0, path)
 
 
+def add_directory_of(spec: str) -> None:
+    """Let the functions of an app be imported, without the app.
+
+    spec   the name of the app. If it names a file, the file's directory is put into sys.path, as
+           `load_app` does
+    """
+    target, _ = _parse(spec)
+    if _is_path(target):
+        root = str(_package_root(Path(target).expanduser().resolve()))
+        if root not in sys.path:
+            sys.path.insert(0, root)
+
+
 # --- the text ---------------------------------------------------------------------------------
 
 
@@ -193,9 +206,7 @@ def _import_file(target: str) -> ModuleType:
         raise AppImportError(f"{path} can't be looked for: {error.strerror}") from error
     if not exists:
         raise _file_not_found(target, path)
-    root = path.parent
-    while (root / "__init__.py").is_file():
-        root = root.parent
+    root = _package_root(path)
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
@@ -207,6 +218,14 @@ def _import_file(target: str) -> ModuleType:
     # If another module of this name is loaded (the file is called queue.py or test.py), give the
     # app another name.
     return _execute_file(name if loaded is None else f"servo_app_{name}", path)
+
+
+def _package_root(path: Path) -> Path:
+    """The directory that must be in sys.path to import a file under its full module name."""
+    root = path.parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    return root
 
 
 def _execute_file(name: str, path: Path) -> ModuleType:

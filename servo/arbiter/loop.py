@@ -41,13 +41,14 @@ from servo.arbiter.processes.guard import Guard, GuardedWorker
 from servo.arbiter.processes.metrics import MetricsProcess
 from servo.arbiter.processes.mold import MoldProcesses
 from servo.arbiter.processes.old_workers import OldWorkers
+from servo.arbiter.processes.pool import Pools
 from servo.arbiter.processes.preflight import Preflight
 from servo.arbiter.processes.watcher import Watcher
 from servo.arbiter.processes.workers import WorkerProcesses
 from servo.arbiter.reexec import UpgradeError
 from servo.arbiter.signals import at_foreground_of_terminal
 from servo.arbiter.upgrade_state import Handover, OldWorker, UpgradeState
-from servo.errors import ServoError
+from servo.errors import ConfigError, ServoError
 from servo.ipc.channel import frame_of
 from servo.ipc.messages import MakeMold, Retire
 from servo.logs import error_log as log_module
@@ -184,17 +185,15 @@ class Arbiter:
         self._memory_meter = MemoryMeter()
         self._load_meter = LoadMeter(self._sockets.addresses)
         self.molds = MoldProcesses(
-            table,
-            self.scoreboard,
-            self.workers,
-            self.enqueue,
-            self._on_forked_by_mold,
+            table, self.scoreboard, self.workers, self.enqueue, self._on_forked_by_mold
         )
         self.router = MessageRouter(self.workers, self._message_hook)
         self._control = ControlService(self, resources.control_socket, self._epoll)
         table.own(self._control, self._control.close_in_child)
         self._certificates = CertificateRenewal(self._generations, self.workers.send_to_generation)
         self._guard = Guard(table, self._guarded_workers, settings.user)
+        self.pools = Pools(table, self.workers.ran_out_of_memory, self._guard.add)
+        table.own(self.pools, self.pools.close_in_child)
         self._epoll.register(self.signals.fileno(), select.EPOLLIN)
         self._hook_server.running = self
         if inheritance is not None:
@@ -208,6 +207,10 @@ class Arbiter:
             worker.hook_worker.send_by = self.router.send_to_worker
         molds = state.inner.get("molds", [])  # older versions lack it
         self.molds.restore(molds, inheritance.take, self.settings.user)
+        pools = state.inner.get("pools")  # older versions lack it
+        if pools is not None:
+            generation = self.supervisor.generation
+            self.pools.restore(pools, inheritance.take, generation, self.settings)
         self._control.restore(state.section("control"))
         self._notifier.restore(state.section("notifier"))
         self._guard.succeed(inheritance.take(state.guard))
@@ -298,6 +301,7 @@ class Arbiter:
             self._close_old_workers,
             self.molds.close,
             self.workers.close,
+            self._close_pools,
             self._table.stop_helpers,
             self._control.close,
         ):
@@ -331,11 +335,20 @@ class Arbiter:
         if self._predecessor is None:
             resources.dashboard.announce(settings, secure=self._generations.tls is not None)
         self._table.tick(time.monotonic())
+        self._start_pools()
         self._run_hook("when_ready", self._hook_server)
         if self._predecessor is None or self._old_workers is not None:
             self.enqueue(events.Started())
         else:
             self._resume(self._predecessor)
+
+    def _start_pools(self) -> None:
+        generation, now = self.supervisor.generation, time.monotonic()
+        try:
+            self.pools.load(generation, self.settings, now)
+        except OSError as error:
+            raise ConfigError(f"the pools can't be started: {error}") from error
+        self.pools.adopt(generation, now)
 
     def _resume(self, state: UpgradeState) -> None:
         """Begin to run after an upgrade, with the previous program's restored state."""
@@ -361,6 +374,7 @@ class Arbiter:
         self._attempt(self._table.tick, time.monotonic())
         self._attempt(self._certificates.tick, time.monotonic())
         self._attempt(self.molds.tick, time.monotonic())
+        self._attempt(partial(self.pools.tick, time.monotonic(), ending=self.supervisor.ending))
         self._facts.renew()
         log_module.flush_logs()
         self._attempt(self._sockets.look_after)
@@ -471,15 +485,22 @@ class Arbiter:
             return
         settings, _ = self._generations[generation]
         self._run_hook("on_reload", self._hook_server, settings=settings)
+        try:
+            self.pools.load(generation, settings, time.monotonic())
+        except OSError as failure:
+            self.enqueue(events.ConfigFailed(generation, f"pools: {failure}"))
+            return
         policy = policy_of(settings, self.scoreboard.capacity)
         self.enqueue(events.ConfigLoaded(generation, policy))
 
     def _adopt(self, action: actions.AdoptGeneration) -> None:
         self._generations.adopt(action.generation)
+        self.pools.adopt(action.generation, time.monotonic())
 
     def _drop(self, action: actions.DropGeneration) -> None:
         self.molds.drop(action.generation)
         self._generations.drop(action.generation)
+        self.pools.drop(action.generation)
 
     # --- upgrades ---------------------------------------------------------------------------------
 
@@ -547,6 +568,7 @@ class Arbiter:
             "supervisor": state_of(self.supervisor),
             "workers": self.workers.to_state(pass_on),
             "molds": self.molds.to_state(self.supervisor.generation, pass_on),
+            "pools": self.pools.to_state(pass_on),
             "scoreboard": self.scoreboard.to_state(pass_on),
             "counters": resources.counters.to_state(pass_on),
             "facts": self._facts.facts.to_state(),
@@ -586,6 +608,11 @@ class Arbiter:
         for pid in state.helpers:
             process_info.send_signal(pid, signal.SIGKILL)
 
+    def _close_pools(self) -> None:
+        stopping = self.supervisor.stopping
+        graceful = stopping is not None and not stopping.quick
+        self.pools.close(self.settings.graceful_timeout if graceful else 0.0)
+
     def _close_old_workers(self) -> None:
         if self._old_workers is not None:
             self._old_workers.close()
@@ -623,6 +650,7 @@ class Arbiter:
 
     def _make_mold(self, action: actions.MakeMold) -> None:
         self._generations.copy(action.old_generation, action.generation)
+        self.pools.copy(action.old_generation, action.generation)
         self._certificates.copy(action.old_generation, action.generation)
         worker = self.workers.get(action.serial)
         assert worker is not None
@@ -660,6 +688,7 @@ class Arbiter:
         self._control.on_logs_reopened(log_module.reopen_logs())
         self._table.reopen_logs()
         self.molds.reopen_logs()
+        self.pools.reopen_logs()
 
     def _count_changed(self, action: actions.WorkerCountChanged) -> None:
         self._run_hook("nworkers_changed", self._hook_server, action.new, action.old)
@@ -715,6 +744,7 @@ class Arbiter:
         return [
             *(_guarded(worker) for worker in self.workers if worker.pid and not worker.reaped),
             *(GuardedWorker(worker.pid, worker.grace_s) for worker in old),
+            *self.pools.guarded(),
         ]
 
     def _stop_watcher(self) -> None:

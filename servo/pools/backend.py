@@ -45,7 +45,7 @@ def executor(name: str, *, cancel_running: bool = False) -> PoolExecutor | Local
             pool = _pools[place] = Pool(
                 place.name,
                 place.path,
-                place.board,
+                places.boards.get(name),
                 workers=place.workers,
                 queue=place.queue,
                 queue_timeout=place.queue_timeout,

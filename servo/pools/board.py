@@ -1,6 +1,8 @@
 """The board of a pool: memory that its processes, its callers and the arbiter share.
 
-It is a file in the pool's directory, which each of them maps. It has three parts:
+The arbiter makes it before it forks the processes that use it, and they inherit the mapping. The
+kernel seals its size: otherwise a process could truncate it, and the arbiter would die of SIGBUS.
+It has three parts:
 
 * the totals of processes that have ended, which the arbiter writes;
 * a row for each process, which only this process writes: its state, its task, its totals;
@@ -21,10 +23,13 @@ application runs in the process that writes it.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import time
 from typing import Final, NamedTuple
+
+from servo.printable import printable_line
 
 ROWS: Final = 256
 _ROW_WORDS: Final = 64
@@ -32,6 +37,10 @@ _EXITS: Final = 256
 _EXIT_WORDS: Final = 32
 _HEAD_WORDS: Final = 64
 _WORDS: Final = _HEAD_WORDS + ROWS * _ROW_WORDS + _EXITS * _EXIT_WORDS
+
+# Linux's numbers: other systems have no memfd, and `fcntl` no such names there.
+ADD_SEALS: Final = 1033
+SIZE_SEALS: Final = 1 | 2 | 4  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 
 # States of a process.
 FREE: Final = 0
@@ -182,9 +191,9 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The name of the running task's function."""
+        """The name of the running task's function, without control characters."""
         size = min(_LABEL_BYTES, self._words[_LABEL_SIZE])
-        return bytes(self._text[:size]).decode("utf-8", "replace")
+        return printable_line(bytes(self._text[:size]).decode("utf-8", "replace"))
 
     @property
     def totals(self) -> Totals:
@@ -195,30 +204,32 @@ class Row:
 class Board:
     """The board of a pool.
 
-    path    its file
-    create  whether to make the file, with zeros
+    fd      the descriptor of its memory, which this object closes; None: make a new board
 
     Raises OSError.
     """
 
-    def __init__(self, path: str, *, create: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
-        fd = os.open(path, flags, 0o600)
-        try:
-            if create:
-                os.ftruncate(fd, _WORDS * 8)
-            self._map = mmap.mmap(fd, _WORDS * 8)
-        finally:
-            os.close(fd)
+    def __init__(self, fd: int | None = None) -> None:
+        self.fd = _new_memory() if fd is None else fd
+        self._map = mmap.mmap(self.fd, _WORDS * 8)
         self._words = memoryview(self._map).cast("Q")
+        # The arbiter's own list of the rows in use. Those of the board could be written over.
+        self._used: set[int] = set()
 
     def close(self) -> None:
         """Unmap the board. Rows must not be used any more."""
+        self.close_descriptor()
         self._words.release()
         try:
             self._map.close()
         except BufferError:  # a row is still referred to; the mapping ends with it
             return
+
+    def close_descriptor(self) -> None:
+        """Close the descriptor, and keep the mapping."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     # --- for the arbiter --------------------------------------------------------------------------
 
@@ -227,21 +238,27 @@ class Board:
 
         serial   the serial of the process
         """
-        for index in range(ROWS):
-            words = self._row(index)
-            if words[_SERIAL] == 0:
-                words[:] = memoryview(bytes(_ROW_WORDS * 8)).cast("Q")
-                words[_STATE] = BOOTING
-                words[_SINCE_NS] = time.monotonic_ns()
-                words[_SERIAL] = serial
-                return index
-        raise OSError(f"a pool can't have more than {ROWS} processes")
+        index = next((each for each in range(ROWS) if each not in self._used), None)
+        if index is None:
+            raise OSError(f"a pool can't have more than {ROWS} processes")
+        self._used.add(index)
+        words = self._row(index)
+        words[:] = memoryview(bytes(_ROW_WORDS * 8)).cast("Q")
+        words[_STATE] = BOOTING
+        words[_SINCE_NS] = time.monotonic_ns()
+        words[_SERIAL] = serial
+        return index
+
+    def take_over(self, index: int) -> None:
+        """Note that a row is in use, after an upgrade."""
+        self._used.add(index)
 
     def release(self, index: int) -> None:
         """Free the row of a process that has ended, and add its totals to those of the pool."""
         words, head = self._row(index), self._words
         for place in _SUMS_ALL:
             head[place] = (head[place] + words[place]) % (1 << 64)
+        self._used.discard(index)
         words[_STATE] = FREE
         words[_KEY] = 0
         words[_SERIAL] = 0
@@ -302,6 +319,18 @@ class Board:
     def _exit(self, number: int) -> memoryview:
         start = _HEAD_WORDS + ROWS * _ROW_WORDS + number % _EXITS * _EXIT_WORDS
         return self._words[start : start + _EXIT_WORDS]
+
+
+def _new_memory() -> int:
+    """Make the memory of a board: a memfd whose size can't be changed. Raises OSError."""
+    fd = os.memfd_create("servo-pool", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, _WORDS * 8)
+        fcntl.fcntl(fd, ADD_SEALS, SIZE_SEALS)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _totals(words: memoryview) -> Totals:

@@ -26,7 +26,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from servo.pools import wire
-from servo.pools.board import TIMED_OUT, Board
+from servo.pools.board import TIMED_OUT
 from servo.pools.errors import (
     NotPicklable,
     PoolError,
@@ -40,6 +40,7 @@ from servo.pools.task_server import with_traceback
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from servo.pools.board import Board
     from servo.pools.wire import Message, Packed
 
 log = logging.getLogger("servo.error")
@@ -58,7 +59,7 @@ class Pool:
 
     name           its name
     path           its socket's file
-    board          its board's file; "" if there is none
+    board          its board; None if there is none
     workers        the number of its processes
     queue          how many tasks may wait
     queue_timeout  how long to wait for a place in a full queue, in seconds; 0: not at all
@@ -69,7 +70,7 @@ class Pool:
         self,
         name: str,
         path: str,
-        board: str = "",
+        board: Board | None = None,
         *,
         workers: int = 1,
         queue: int = 100,
@@ -82,28 +83,15 @@ class Pool:
         self.workers = workers
         self.queue = queue
         self.queue_timeout = queue_timeout
-        self._board_path = board
-        self._board: Board | None = None
-
-    @property
-    def board(self) -> Board | None:
-        """The pool's board; None if there is none."""
-        if self._board is None and self._board_path:
-            try:
-                self._board = Board(self._board_path)
-            except OSError as error:
-                log.debug("The board of the pool %s: %s", self.name, error)
-        return self._board
+        self.board = board
 
     def is_running(self, key: int) -> bool:
         """Whether the task with this key runs, or has died with its process just now."""
-        board = self.board
-        return board is not None and board.is_running(key)
+        return self.board is not None and self.board.is_running(key)
 
     def reason_of(self, key: int) -> ProcessDied | None:
         """The error for a task whose process ended; None if it is not known (yet)."""
-        board = self.board
-        found = board.exit_of(key) if board is not None else None
+        found = self.board.exit_of(key) if self.board is not None else None
         if found is None:
             return None
         kind = TaskTimeout if found.kind == TIMED_OUT else ProcessDied

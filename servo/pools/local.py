@@ -24,7 +24,8 @@ from servo.pools import wire
 from servo.pools.board import Row
 from servo.pools.calls import Call, Pool, calls
 from servo.pools.errors import ProcessDied
-from servo.pools.task_server import TaskServer, listen
+from servo.pools.listening import listen
+from servo.pools.task_server import TaskServer
 from servo.pools.task_stream import DEFAULT_BUFFER, T, TaskStream
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ import logging
 import os
 import select
 import signal
-import socket
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,8 @@ from servo.pools.board import ABANDONED, DONE, FAILED
 from servo.pools.errors import NotPicklable, RemoteError, TaskNotLoaded
 
 if TYPE_CHECKING:
+    import socket
+
     from servo.pools.board import Row
     from servo.pools.wire import Message, Packed
 
@@ -294,21 +295,3 @@ def with_traceback(packed: Any) -> BaseException:
     error: BaseException = packed[0]
     error.__cause__ = RemoteTraceback(str(packed[1]))
     return error
-
-
-def listen(path: str, queue: int) -> socket.socket:
-    """Open the listening socket of a pool. Raises OSError.
-
-    path    of the socket's file
-    queue   how many tasks may wait
-    """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    try:
-        listener.setblocking(False)
-        listener.bind(path)
-        # The kernel lets one more connection wait than `listen` says.
-        listener.listen(queue - 1)
-    except OSError:
-        listener.close()
-        raise
-    return listener

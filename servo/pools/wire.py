@@ -36,6 +36,7 @@ import sys
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from servo.pools.board import ADD_SEALS, SIZE_SEALS
 from servo.pools.errors import NotPicklable
 
 if TYPE_CHECKING:
@@ -72,9 +73,8 @@ _SIZE = struct.Struct("=Q")
 _RECEIVE = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _RIGHTS_SPACE = socket.CMSG_SPACE(2 * array.array("i").itemsize)
 
-# Linux's numbers: other systems have no memfd, and `fcntl` no such names there.
-_ADD_SEALS, _GET_SEALS = 1033, 1034
-_SEALS = 1 | 2 | 4 | 8  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE
+_GET_SEALS = 1034
+_SEALS = SIZE_SEALS | 8  # and F_SEAL_WRITE
 
 
 class WireError(Exception):
@@ -238,7 +238,7 @@ def _in_memory(parts: Iterable[Buffer]) -> int:
             del rest[:done]
             if written:
                 rest[0] = rest[0][written:]
-        fcntl.fcntl(fd, _ADD_SEALS, _SEALS)
+        fcntl.fcntl(fd, ADD_SEALS, _SEALS)
     except BaseException:
         os.close(fd)
         raise

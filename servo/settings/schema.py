@@ -18,6 +18,7 @@ from servo.settings.sections import (
     http,
     http2,
     metrics,
+    pools,
     process,
     tls,
     websocket,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
     for module in (
-        *(application, workers, http, http2, websocket, tls),
+        *(application, workers, pools, http, http2, websocket, tls),
         *(process, control, dashboard, metrics),
     )
     for setting in module.SETTINGS

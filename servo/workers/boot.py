@@ -33,6 +33,7 @@ from servo.logs import app_output
 from servo.logs import error_log as log_module
 from servo.logs.entry_counts import count_log
 from servo.net.privileges import become
+from servo.pools.places import places
 from servo.settings.sources import SLOT_VARIABLE, drop_config_modules
 from servo.shared_memory import row_layout
 from servo.shared_memory.output_rings import ACCESS, APP
@@ -142,6 +143,7 @@ def _set_up(context: WorkerContext, row: memoryview) -> None:
     context.mailbox = Mailbox(context.channel, context.slot, context.serial, context.scoreboard)
     context.forks = Forks(context.listeners, context.channel, context.mailbox)
     messages.install(context.mailbox)
+    places.enter(context.settings.pools)
 
 
 def _boot(context: WorkerContext) -> Worker:

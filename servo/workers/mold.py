@@ -40,6 +40,7 @@ from servo.ipc.channel import Channel
 from servo.ipc.messages import EXIT_APP, EXIT_BOOT
 from servo.logs import error_log as log_module
 from servo.net.listeners import Listener
+from servo.pools.places import places
 from servo.settings.sources import SLOT_VARIABLE
 from servo.workers.allocator import return_freed_memory
 from servo.workers.boot import (
@@ -157,6 +158,7 @@ class _Mold:
     def _load(self) -> LoadedApp:
         settings = self._context.settings
         sockets = open_sockets()
+        places.enter(settings.pools)
         prepare_import(settings, forget_handlers=True)
         # Call this again, because the kernel forgets it when the process changes its user.
         self._context.die_with_arbiter()

@@ -120,7 +120,7 @@ class WorkerProcess:
 
     def close_dump_file(self) -> None:
         """Close the dump file."""
-        _close_dump_file(self.dump_fd)
+        close_dump_file(self.dump_fd)
         self.dump_fd = -1
 
     def close_mold_sock(self) -> None:
@@ -223,7 +223,7 @@ class WorkerProcesses:
             assert worker.channel is not None
             worker.channel.close()
             worker.channel = None
-            _close_dump_file(dump_fd)
+            close_dump_file(dump_fd)
             raise
         finally:
             theirs.close()
@@ -284,7 +284,7 @@ class WorkerProcesses:
             raise
         worker.row_index = index
         worker.row = self._scoreboard.row(index)
-        return theirs, _dump_file()
+        return theirs, dump_file()
 
     def _add(self, worker: WorkerProcess) -> None:
         self._by_serial[worker.serial] = worker
@@ -594,7 +594,7 @@ class WorkerProcesses:
         self._table.remove(worker)
 
 
-def _dump_file() -> int:
+def dump_file() -> int:
     """Open a nameless file in memory, for appending; -1 if the system has no such files."""
     if not hasattr(os, "memfd_create"):
         return -1
@@ -607,7 +607,8 @@ def _dump_file() -> int:
     return fd
 
 
-def _close_dump_file(fd: int) -> None:
+def close_dump_file(fd: int) -> None:
+    """Close a dump file; -1 for none."""
     if fd >= 0:
         os.close(fd)
 

@@ -16,8 +16,9 @@ from servo.pools.pool_executor import PoolExecutor
 @pytest.fixture
 def in_server(monkeypatch, pool):
     def place(name):
-        return Place(name, pool.path, pool.board_path, 2, 16, 0.0)
+        return Place(name, pool.path, 2, 16, 0.0)
 
+    monkeypatch.setattr(places, "boards", {"ml": pool.board})
     monkeypatch.setattr(places, "by_name", {"ml": place("ml"), "thumbs": place("thumbs")})
 
 

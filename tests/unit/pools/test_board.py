@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from servo.pools import board as board_module
@@ -21,15 +23,15 @@ from servo.pools.board import (
 
 
 @pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "board")
-
-
-@pytest.fixture
-def board(path):
-    board = Board(path, create=True)
+def board():
+    board = Board()
     yield board
     board.close()
+
+
+def again(board):
+    """The board as another process sees it."""
+    return Board(os.dup(board.fd))
 
 
 def test_a_row_shows_what_its_process_does(board):
@@ -56,8 +58,8 @@ def test_a_row_shows_what_its_process_does(board):
     assert row.label == "short"
 
 
-def test_another_process_sees_the_same(board, path):
-    other = Board(path)
+def test_another_process_sees_the_same(board):
+    other = again(board)
     row = board.row(board.allocate(3))
     row.begin("f", 42)
     assert (other.row(0).serial, other.row(0).label) == (3, "f")
@@ -83,9 +85,9 @@ def test_the_totals_of_ended_processes_are_kept(board):
     assert board.row(board.allocate(3)).totals.outcomes == (0, 0, 0, 0)
 
 
-def test_exits_are_found_by_the_key_of_the_task_until_they_are_overwritten(board, path):
+def test_exits_are_found_by_the_key_of_the_task_until_they_are_overwritten(board):
     board.record_exit(5, 42, 99, TIMED_OUT, "it took ä while")
-    assert Board(path).exit_of(42) == Exit(99, TIMED_OUT, "it took ä while")
+    assert again(board).exit_of(42) == Exit(99, TIMED_OUT, "it took ä while")
     assert board.exit_of(43) is None
     board.record_exit(5 + 256, 43, 100, 0, "x" * 1000)
     assert board.exit_of(42) is None
@@ -119,13 +121,38 @@ def test_buckets():
     assert bucket_of(10**15) == len(BUCKETS_S)
 
 
-def test_a_board_is_made_once(board, path):
-    with pytest.raises(FileExistsError):
-        Board(path, create=True)
+def test_nobody_can_change_its_size(board):
+    for size in (0, 1 << 30):
+        with pytest.raises(PermissionError):
+            os.ftruncate(board.fd, size)
 
 
-def test_a_board_in_use_can_be_closed(path):
-    board = Board(path, create=True)
+def test_the_arbiter_does_not_believe_which_rows_are_free(board):
+    """The application runs in the processes that write to the board."""
+    first = board.allocate(1)
+    board._row(first)[0] = 0
+    assert board.allocate(2) != first
+    board._row(5)[0] = 99
+    assert [board.allocate(n) for n in range(3, 9)] == [2, 3, 4, 5, 6, 7]
+    board.take_over(8)
+    assert board.allocate(9) == 9
+
+
+def test_a_label_has_no_control_characters(board):
+    row = board.row(board.allocate(1))
+    row.begin("a\nb [INFO] forged", 1)
+    assert row.label == r"a\nb [INFO] forged"
+
+
+def test_a_board_in_use_can_be_closed():
+    board = Board()
     row = board.row(0)
     board.close()
     assert row.serial == 0  # the mapping lives as long as the row
+
+
+def test_its_descriptor_can_be_closed_before_it(board):
+    row = board.row(board.allocate(1))
+    board.close_descriptor()
+    board.close_descriptor()
+    assert row.serial == 1

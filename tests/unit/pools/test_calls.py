@@ -67,8 +67,8 @@ def test_a_call_can_be_failed_from_outside(new_pool):
     assert own.wait(0)
 
 
-def test_a_board_that_is_missing_gives_no_reason():
-    assert Pool("test", "/nonexistent", "/nonexistent/board").reason_of(1) is None
+def test_without_a_board_there_is_no_reason():
+    assert not Pool("test", "/nonexistent").is_running(1)
     assert Pool("test", "/nonexistent").reason_of(1) is None
 
 

@@ -15,6 +15,7 @@ from servo.http.forwarded import FIELDS
 from servo.settings import types
 from servo.settings.gunicorn_compat import WorkerClass
 from servo.settings.schema import SETTINGS
+from servo.settings.sections.pools import PoolSettings, PoolTable
 from servo.settings.sections.tls import CertReqs, HostTable
 from servo.settings.setting import Setting
 from servo.settings.statsd_address import StatsdAddress
@@ -55,6 +56,17 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
     if isinstance(kind, HostTable):
         hosts = st.sampled_from(["a.example", "*.example", "xn--bcher-kva.example"])
         return st.dictionaries(hosts, st.builds(lambda path: {"certfile": path}, some_text))
+    if isinstance(kind, PoolTable):
+        names = st.from_regex(r"[a-z][a-z0-9_-]{0,20}", fullmatch=True)
+        memory = st.integers(min_value=0) | st.sampled_from(["25%", "100%"])
+        pools = st.builds(
+            PoolSettings,
+            workers=st.integers(1, 200),
+            initializer=st.sampled_from(["", "ml:load"]),
+            timeout=st.floats(0, 1e6),
+            max_memory=memory,
+        )
+        return st.dictionaries(names, pools)
     if isinstance(kind, types.Table):
         return st.dictionaries(some_text, some_text)
     if isinstance(kind, WorkerClass):
