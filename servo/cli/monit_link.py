@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from servo.cli import show
 from servo.cli.target import Target, all_servers
 from servo.control.client import ControlClient, ControlError, NoAnswer, NoSuchInstance
-from servo.metrics.usage import Usage
+from servo.metrics.usage import Usage, next_reading_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -218,7 +218,7 @@ class ServerLink:
             usage.add(workers, client.server_pid, time.monotonic())
             self._put(Snapshot(status, workers["workers"]))
             # Keep the pace of one question a second, but don't hurry after a delay.
-            at = max(at + _INTERVAL_S, time.monotonic())
+            at = next_reading_at(at, time.monotonic(), _INTERVAL_S)
             self._closed.wait(at - time.monotonic())
 
     def _follow(self, name: str) -> None:

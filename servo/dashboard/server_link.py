@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from servo.control import protocol
 from servo.control.client import ConnectionEnded, NoAnswer, RequestFailed
 from servo.dashboard.samples import Sampler
-from servo.metrics.usage import Usage
+from servo.metrics.usage import Usage, next_reading_at
 
 if TYPE_CHECKING:
     import socket
@@ -200,7 +200,7 @@ class ServerLink:
                 self._history.add_sample(self._sampler.lost(self._number(), time.time()))
             self._on_change()
             # Keep the pace of one sample a second, but don't hurry after a delay.
-            at = max(at + SAMPLE_S, time.monotonic())
+            at = next_reading_at(at, time.monotonic(), SAMPLE_S)
             await asyncio.sleep(at - time.monotonic())
 
     async def _add_sample(self) -> None:

@@ -7,6 +7,19 @@ from typing import Any
 from servo.metrics.procfs import cpu_of, resident_of
 
 
+def next_reading_at(planned: float, now: float, interval_s: float) -> float:
+    """When to take the next reading, to keep a pace.
+
+    planned      when the last reading was planned, in monotonic seconds
+    now          monotonic seconds, after the last reading
+    interval_s   the time between two readings, in seconds
+
+    After a delay, the next reading is at least half an interval away. Rates over shorter times are
+    wrong: the kernel counts CPU time in ticks of 10 ms, and a busy server answers late.
+    """
+    return max(planned + interval_s, now + interval_s / 2)
+
+
 class Usage:
     """Adds the workers' use of CPU and memory to their rows.
 

@@ -9,7 +9,7 @@ import pytest
 
 from servo.metrics import usage as usage_module
 from servo.metrics.procfs import CPU
-from servo.metrics.usage import Usage
+from servo.metrics.usage import Usage, next_reading_at
 
 
 def test_the_usage_is_that_since_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +38,16 @@ def test_no_usage_in_another_pid_namespace() -> None:
     Usage().add(result, 4711, 1.0)
     assert result["cpu_percent"] is result["rss_bytes"] is None
     assert rows == [{"pid": os.getpid(), "cpu_percent": None, "rss_bytes": None}]
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        (10.0, 11.0),
+        (10.4, 11.0),  # the pace stays one a second
+        (10.9, 11.4),  # not after 0.1 s
+        (13.0, 13.5),
+    ],
+)
+def test_readings_keep_their_pace_but_are_never_close(now: float, expected: float) -> None:
+    assert next_reading_at(10.0, now, 1.0) == pytest.approx(expected)
