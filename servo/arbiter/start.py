@@ -293,6 +293,8 @@ def _hold_listeners(program: _Program, inheritance: Inheritance, opened: ExitSta
     _close_at_end(opened, sockets.close)
     metrics_sockets = MetricsSockets.from_state(state.metrics_listeners, inheritance.take)
     _close_at_end(opened, metrics_sockets.close)
+    dashboard = _hold_dashboard(inheritance)
+    _close_at_end(opened, dashboard.close)
     # Close all other descriptors. This also gives up the locks of the pidfile and of the control
     # socket, so that they can be taken below.
     channels = {worker.channel for worker in state.workers}
@@ -304,22 +306,22 @@ def _hold_listeners(program: _Program, inheritance: Inheritance, opened: ExitSta
         pidfile.write()
     control_socket = ControlSocket(settings)
     _close_at_end(opened, control_socket.close)
-    dashboard = _bind_dashboard(settings)
-    _close_at_end(opened, dashboard.close)
     scoreboard = Scoreboard(_capacity(settings), settings.worker_tmp_dir)
     _close_at_end(opened, scoreboard.close)
     counters = _new_counters(settings, scoreboard, opened)
     return _Held(pidfile, control_socket, sockets, metrics_sockets, dashboard, scoreboard, counters)
 
 
-def _bind_dashboard(settings: Settings) -> DashboardResources:
-    """Bind the dashboard's address again. If this fails, the server runs without a dashboard.
+def _hold_dashboard(inheritance: Inheritance) -> DashboardResources:
+    """Take over the dashboard from a state of another version, of which this part may be readable.
 
-    The sockets of the previous program are in the part of its state that can't be read.
+    If it is not, the server runs without a dashboard. To bind the address again would fail: the
+    previous program's dashboard process still has the socket.
     """
     try:
-        return DashboardResources(settings)
-    except ServoError as error:
+        state = inheritance.state.inner.get("dashboard")
+        return DashboardResources.from_state(state, inheritance.take)
+    except (LookupError, TypeError, ValueError, OSError) as error:
         log.error("There is no dashboard until the server is restarted: %s", error)
         return DashboardResources.from_state(None, int)
 

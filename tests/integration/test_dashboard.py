@@ -565,6 +565,46 @@ def test_a_killed_process_is_followed_by_another_with_its_history(serve: Serve) 
     assert requests.get(server.url, timeout=DEADLINE_S).status_code == 200
 
 
+@pytest.mark.parametrize("flags", [(), ("--preload",)])
+def test_workers_have_no_part_of_it(serve: Serve, flags: tuple[str, ...]) -> None:
+    """Neither its files nor a connection with which it controls the server."""
+    dashboard = serve_dashboard(serve, "--dashboard-control", "-w", "2", *flags, ready=2).sign_in()
+    dashboard.wait(lambda sample: sample["state"] == "serving")
+    mine = _descriptors(process_of(dashboard.server))
+    assert any("servo-dashboard-key" in name for name in mine)
+    private = {name for name in mine if "dashboard" in name or name.startswith("socket:")}
+    assert len(private) >= 2 + 3 + 1
+    for _ in range(2):
+        workers = dashboard.server.wait_workers(2)
+        for pid in workers:
+            assert not private & _descriptors(pid)
+        # Those of a reload are forked when the arbiter has its ends of the connections.
+        dashboard.server.signal(signal.SIGHUP)
+        dashboard.server.wait_replaced(workers)
+
+
+def _descriptors(pid: int) -> set[str]:
+    found = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
+
+
+def test_a_daemon_has_a_dashboard(serve: Serve, tmp_path: Path) -> None:
+    path, pidfile, log = tmp_path / "dashboard.sock", tmp_path / "pid", tmp_path / "log"
+    flags = ("--daemon", "--pid", str(pidfile), "--error-logfile", str(log))
+    server = serve(WSGI, *flags, "--dashboard-bind", f"unix:{path}", ready=0)
+    assert server.wait_exit() == 0
+    pid = int(pidfile.read_text())
+    server.sessions.add(os.getsid(pid))
+    assert get_unix(path, "/api/history")[0] == 200
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not alive(pid), "end of the daemon")
+    assert not path.exists()
+    assert "ERROR" not in log.read_text()
+
+
 def test_a_reload_does_not_end_the_process(serve: Serve) -> None:
     dashboard = serve_dashboard(serve).sign_in()
     server = dashboard.server

@@ -703,7 +703,10 @@ def test_a_state_of_another_version(serve: Serve, tmp_path: Path, flags: tuple[s
     pidfile = tmp_path / "pid"
     port = free_port()
     metrics = ("--metrics-bind", f"127.0.0.1:{port}", "--pidfile", str(pidfile))
-    server, python = start_old_version(serve, tmp_path, *flags, *metrics)
+    dashboard = f"127.0.0.1:{free_port()}"
+    others = (*metrics, "--dashboard-bind", dashboard)
+    server, python = start_old_version(serve, tmp_path, *flags, *others)
+    token = server.wait_log(r"\?token=(\S+)")[1]
     old = server.worker_pids()
     listening = listening_sockets(server.port)
     with contextlib.ExitStack() as stack:
@@ -726,6 +729,8 @@ def test_a_state_of_another_version(serve: Serve, tmp_path: Path, flags: tuple[s
     assert "killing it" not in server.log()
     assert int(pidfile.read_text()) == server.pid == ask(tmp_path, "status")["pid"]
     assert Metrics(port).ready() == 200
+    fields = {"Authorization": f"Bearer {token}"}
+    assert requests.get(f"http://{dashboard}/api/history", headers=fields, timeout=30).ok
     assert server.stop() == 0
     assert not pidfile.exists()
     assert not (tmp_path / "app.sock").exists()
