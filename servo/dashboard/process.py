@@ -3,12 +3,12 @@
 The worker gets what the arbiter would give it: settings, a row of a scoreboard, a channel. Here the
 row and the other end of the channel belong to this process, because the arbiter must neither count
 the dashboard's requests nor replace it like a worker. The process ends when the arbiter closes the
-connections to it, and on SIGTERM.
+connections to it. It ignores SIGTERM, which systemd sends to all processes of a server at its stop:
+the page shows how the server stops.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import secrets
@@ -23,7 +23,6 @@ from servo.dashboard.pages import read_files
 from servo.dashboard.server_link import ServerLink
 from servo.dashboard.streams import MOST_STREAMS, Streams
 from servo.ipc.channel import SharedChannel, channel_pair
-from servo.ipc.messages import ReplaceMe
 from servo.settings.sources import Settings
 from servo.shared_memory import row_layout
 from servo.shared_memory.scoreboard import Scoreboard
@@ -115,7 +114,8 @@ def serve_dashboard(setup: DashboardSetup) -> int:
     app = Dashboard(Access(rules), read_files(), history, streams, link)
     context, arbiter_end = _make_context(setup)
     worker = AsyncWorker(context, LoadedApp(app, "asgi"))
-    worker.loop.add_reader(arbiter_end.fileno(), _on_message, arbiter_end, end)
+    # Nobody answers the worker's messages, such as the wish for a replacement after SIGTERM.
+    worker.loop.add_reader(arbiter_end.fileno(), lambda: list(arbiter_end.receive()))
     worker.serve()
     return 0
 
@@ -161,10 +161,3 @@ def _make_context(setup: DashboardSetup) -> tuple[WorkerContext, Channel]:
     row[row_layout.PID] = os.getpid()
     row[row_layout.STATE] = row_layout.STATE_BOOTING
     return context, theirs
-
-
-def _on_message(channel: Channel, end: Any) -> None:
-    """Read the worker's messages. On SIGTERM it asks for a replacement: end it."""
-    for message in channel.receive():
-        if isinstance(message, ReplaceMe):
-            asyncio.get_running_loop().call_soon(end)

@@ -642,12 +642,13 @@ def test_an_upgrade_keeps_token_cookie_and_history(serve: Serve) -> None:
     server.wait_workers(2)
 
 
-def test_ctrl_c_ends_it_quietly(serve: Serve) -> None:
-    """A terminal sends SIGINT to all processes of the server."""
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_ends_it_quietly(serve: Serve, signum: signal.Signals) -> None:
+    """A terminal sends SIGINT to all processes of a server, and systemd SIGTERM."""
     dashboard = serve_dashboard(serve).sign_in()
     with dashboard.stream() as frames:
         assert next(frames)[0] == "server"
-        os.killpg(dashboard.server.pid, signal.SIGINT)
+        os.killpg(dashboard.server.pid, signum)
         assert dashboard.server.wait_exit() == 0
     assert_no_noise(dashboard.server)
 

@@ -112,9 +112,14 @@ def test_it_ends_with_the_arbiters_connections(dashboard: Dashboard) -> None:
     assert dashboard.wait() == 0
 
 
-def test_it_ends_on_sigterm(dashboard: Dashboard) -> None:
-    assert dashboard.get("/").status == 200
-    os.kill(dashboard.pid, signal.SIGTERM)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_it_does_not_end_on_a_signal_to_all_processes(
+    dashboard: Dashboard, signum: signal.Signals
+) -> None:
+    for _ in range(2):
+        os.kill(dashboard.pid, signum)
+        assert dashboard.get("/").status == 200
+    dashboard.hang_up()
     assert dashboard.wait() == 0
 
 
