@@ -115,7 +115,7 @@ class Worker:
             self.settings.forwarded_allow_ips, schemes, self.settings.forwarded_fields
         )
         self.meter = Meter(self.row, self.access, self._max_requests(), self._recycle)
-        hooks = RequestHooks(self.settings.hooks, context.hook_worker)
+        hooks = RequestHooks(self.settings.hooks, context.hook_worker, self.scheme)
         self.admission = Admission(self.settings, self.meter, self.trusted_proxies, hooks)
 
     kind: ClassVar[str] = ""  # the value of `worker_class` that selects it

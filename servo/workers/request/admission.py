@@ -178,7 +178,9 @@ class Admission:
     def announce(self, admitted: Admitted) -> None:
         """Step 6: call `pre_request`. Without `hooks` the driver need not call this."""
         if self.hooks is not None:
-            admitted.announced = self.hooks.before(admitted.request, admitted.remote)
+            client = admitted.client
+            scheme = "" if client is None else client.scheme
+            admitted.announced = self.hooks.before(admitted.request, admitted.remote, scheme)
 
     def answered(
         self, admitted: Admitted, status: int | str, sent: int, headers: Any, environ: Any

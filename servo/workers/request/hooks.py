@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -152,6 +153,8 @@ class HookWorker(HookObject):
     sockets  the sockets that the worker accepts from
     booted   whether the application is loaded
     aborted  whether the arbiter has sent SIGABRT
+
+    max_requests  the setting `max_requests`; a very large number if it is 0, as in gunicorn
     """
 
     _what = "worker"
@@ -167,6 +170,7 @@ class HookWorker(HookObject):
         self.age = context.serial
         self.cfg = context.settings
         self.timeout = context.settings.timeout
+        self.max_requests = context.settings.max_requests or sys.maxsize
         self.log = log
         self.app = HookApp(context.settings, in_worker=True)
         self.sockets = [HookSocket(listener) for listener in context.listeners]
@@ -226,11 +230,17 @@ _VERSIONS = {"1.0": (1, 0), "1.1": (1, 1), "2": (2, 0)}
 
 
 class HookRequest(HookObject):
-    """The `req` of the hooks. `headers` are pairs (NAME, value) of text."""
+    """The `req` of the hooks. `headers` are pairs (NAME, value) of text.
+
+    request  the request
+    remote   the client's address
+    scheme   "http" or "https"
+    """
 
     _what = "request"
 
-    def __init__(self, request: Request, remote: str) -> None:
+    def __init__(self, request: Request, remote: str, scheme: str = "http") -> None:
+        self.scheme = scheme
         self.method = request.method
         self.uri = request.target.decode("latin-1")
         self.path = request.path.decode("latin-1")
@@ -251,6 +261,9 @@ class HookResponse(HookObject):
     status_code  such as 200
     headers      pairs (name, value) of text
     sent         bytes of the body that were sent
+
+    response_length  the Content-Length; None without one, as for a chunked response
+    headers_sent     whether a response was begun
     """
 
     _what = "response"
@@ -260,6 +273,13 @@ class HookResponse(HookObject):
         self.status_code = int(self.status[:3])
         self.headers = [(_text(name), _text(value)) for name, value in headers]
         self.sent = sent
+        self.headers_sent = self.status_code > 0
+
+    @property
+    def response_length(self) -> int | None:
+        """The Content-Length; None without one."""
+        lengths = [value for name, value in self.headers if name.lower() == "content-length"]
+        return int(lengths[0]) if lengths and lengths[0].strip().isdecimal() else None
 
 
 class RequestHooks:
@@ -267,23 +287,26 @@ class RequestHooks:
 
     hooks   the hooks of the configuration
     worker  the `worker` argument for them
+    scheme  the scheme of requests from peers that are no trusted proxies
     """
 
-    def __init__(self, hooks: Hooks, worker: object) -> None:
+    def __init__(self, hooks: Hooks, worker: object, scheme: str = "http") -> None:
         self._worker = worker
+        self._scheme = scheme
         self._before: Callable[..., Any] | None = hooks.pre_request
         self._after: Callable[..., Any] | None = hooks.post_request
 
     def __bool__(self) -> bool:
         return self._before is not None or self._after is not None
 
-    def before(self, request: Request, remote: str) -> HookRequest:
+    def before(self, request: Request, remote: str, scheme: str = "") -> HookRequest:
         """Call `pre_request`. Returns its `req`, for `after`.
 
         request  the request
         remote   the client's address
+        scheme   the scheme that a trusted proxy has named; "": none has
         """
-        hook_request = HookRequest(request, remote)
+        hook_request = HookRequest(request, remote, scheme or self._scheme)
         if self._before is not None:
             try:
                 self._before(self._worker, hook_request)

@@ -109,6 +109,24 @@ def test_a_response_has_its_status_in_both_ways(status: Any, text: str, code: in
     assert response.sent == 5
 
 
+@pytest.mark.parametrize(
+    ("headers", "length"),
+    [([(b"Content-Length", b"5")], 5), ([], None), ([("content-length", "x")], None)],
+)
+def test_the_length_of_a_response(headers: Any, length: int | None) -> None:
+    assert HookResponse(200, headers, 0).response_length == length
+    assert HookResponse(200, headers, 0).headers_sent
+    assert not HookResponse(0, [], 0).headers_sent
+
+
+def test_the_scheme_is_that_of_the_proxy_or_the_workers() -> None:
+    named: Any = SimpleNamespace(pre_request=lambda *_: None, post_request=None)
+    hooks = RequestHooks(named, "the worker", "https")
+    assert hooks.before(make_request(), "").scheme == "https"
+    assert hooks.before(make_request(), "", "http").scheme == "http"
+    assert HookRequest(make_request(), "").scheme == "http"
+
+
 def hooks(before: Any = None, after: Any = None) -> RequestHooks:
     named: Any = SimpleNamespace(pre_request=before, post_request=after)
     return RequestHooks(named, "the worker")
