@@ -17,6 +17,8 @@ log = logging.getLogger("servo.error")
 # acknowledged.
 _SIOCINQ = 0x541B
 _SIOCOUTQ = 0x5411
+# The offset of tcpi_last_ack_recv in Linux's struct tcp_info: milliseconds, in 4 bytes.
+_LAST_ACK = 56
 
 
 class WantsWrite(BlockingIOError):  # noqa: N818  not an error, like its base class
@@ -67,3 +69,22 @@ def unacknowledged(fd: int) -> int:
     except (OSError, ValueError):  # the socket is closed
         return 0
     return int.from_bytes(count, sys.byteorder)
+
+
+def since_last_ack_s(fd: int) -> float | None:
+    """Seconds since the peer's last acknowledgement (tcp(7), TCP_INFO); None if it is unknown.
+
+    A peer sends one when it has received data, and also when its application has read some.
+
+    fd  the socket's descriptor
+    """
+    if fd < 0 or not hasattr(socket, "TCP_INFO"):
+        return None
+    borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_ACK + 4)
+    except OSError:  # a Unix socket
+        return None
+    finally:
+        borrowed.detach()
+    return int.from_bytes(info[_LAST_ACK:], sys.byteorder) / 1000

@@ -8,15 +8,15 @@ decides when the driver then aborts the connection: when the client has acknowle
 
 **The idle time.** A connection is idle once the kernel has taken its response. But a client may
 read for minutes what the kernel has taken in an instant. If its connection were closed meanwhile,
-its next request would be lost. So `IdleTime` lets the idle time begin again when the client has
-acknowledged all bytes.
+its next request would be lost. So for `IdleTime` the idle time begins with the client's last
+acknowledgement.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from servo.net.sockets import unacknowledged
+from servo.net.sockets import since_last_ack_s, unacknowledged
 
 
 class Linger:
@@ -80,4 +80,9 @@ class IdleTime:
         if not linger.is_over(0, now_ns):
             return _LOOK_AGAIN_S
         self._linger = None
-        return 0.0 if is_first_look or unacknowledged(self._fd) else idle_s
+        if unacknowledged(self._fd):
+            return 0.0
+        since_s = since_last_ack_s(self._fd)
+        if since_s is None:  # a Unix socket
+            return 0.0 if is_first_look else idle_s
+        return max(idle_s - since_s, 0.0)

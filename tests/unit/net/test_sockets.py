@@ -5,11 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from types import SimpleNamespace
 
 import pytest
 
-from servo.net.sockets import end_output, end_transport, has_unread, unacknowledged
+from servo.net.sockets import (
+    end_output,
+    end_transport,
+    has_unread,
+    since_last_ack_s,
+    unacknowledged,
+)
 
 
 @pytest.fixture(params=["tcp", "unix"])
@@ -90,3 +97,15 @@ def test_nothing_waits_on_a_closed_socket():
     for closed in (fd, -1):
         assert not has_unread(closed)
         assert unacknowledged(closed) == 0
+
+
+def test_the_time_since_the_last_acknowledgement(connection):
+    here, _there = connection
+    since = since_last_ack_s(here.fileno())
+    if here.family == socket.AF_UNIX:
+        assert since is None
+    else:
+        assert 0 <= since < 60
+        time.sleep(0.05)
+        assert since_last_ack_s(here.fileno()) > since
+    assert since_last_ack_s(-1) is None

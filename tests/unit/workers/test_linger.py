@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from servo.net.sockets import unacknowledged
 from servo.workers.linger import IdleTime, Linger
 
 SECOND = 1_000_000_000
@@ -92,3 +94,26 @@ def test_an_idle_client_that_takes_nothing_is_closed(
     assert idle.left_s(5.0, 5 * SECOND) == 1.0
     assert idle.left_s(5.0, 6 * SECOND) == 0.0
     assert IdleTime(ours.fileno()).left_s(0.0, 0) == 0.0
+
+
+def until_acknowledged(sock: socket.socket) -> None:
+    while unacknowledged(sock.fileno()):
+        time.sleep(0.001)
+
+
+def test_the_idle_time_begins_with_the_last_acknowledgement() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    with ours, theirs:
+        ours.send(b"x")
+        until_acknowledged(ours)
+        idle = IdleTime(ours.fileno())
+        # The server has sent long ago, and the client has received just now.
+        assert 0.0 < idle.left_s(60.0, 100 * SECOND) <= 60.0
+        time.sleep(0.1)
+        assert idle.left_s(0.05, 200 * SECOND) == 0.0
+        # The client's application reads, and so its window grows.
+        ours.sendall(bytes(60_000))
+        until_acknowledged(ours)
+        assert idle.left_s(60.0, 300 * SECOND) > 0.0
