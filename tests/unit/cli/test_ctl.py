@@ -636,6 +636,26 @@ def test_log_lines_are_filtered(
     assert [json.loads(line) for line in out.splitlines()] == [LOGS[number] for number in shown]
 
 
+def test_the_access_log(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start()
+    assert run(capsys, "logs", "--access")[0] == 0
+    assert server.asked[-1]["args"] == {"access": True}
+    assert run(capsys, "logs")[0] == 0
+    assert server.asked[-1]["args"] == {}  # older servers don't know the argument
+    code, _, err = run(capsys, "logs", "--access", "--file")
+    assert code == 2
+    assert "leave out --access or --file" in err
+
+
+def test_a_follower_remembers_only_as_much_as_a_server_keeps() -> None:
+    seen = ctl._SeenFilter([{"text": "past"}])
+    for number in range(3000):
+        assert seen.is_new({"text": f"line {number}"})
+    assert len(seen._seen) == ctl._MOST_KEPT
+    seen.start_again()
+    assert not seen.is_new({"text": "line 2999"})
+
+
 def test_following_shows_nothing_twice(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     server = start()
     more = {"time": 4.0, "level": "info", "pid": 7, "text": "more"}

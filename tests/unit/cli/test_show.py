@@ -299,6 +299,70 @@ def test_log_records(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     )
 
 
+def test_records_of_the_output_of_workers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "format_time", lambda seconds: f"<{seconds}>")
+    record = {"time": 1.0, "level": "info", "pid": 11, "text": "hello"}
+    show.log_line({**record, "slot": 1, "stream": "stdout"})
+    show.log_line({**record, "slot": 1, "logger": "shop"})
+    show.log_line({**record, "mold": 2, "stream": "stderr"})
+    show.log_line({**record, "slot": 1, "stream": "access"})
+    assert capsys.readouterr().out == (
+        "<1.0> worker 1 [11] STDOUT hello\n"
+        "<1.0> worker 1 [11] INFO hello\n"
+        "<1.0> mold 2 [11] STDERR hello\n"
+        "<1.0> worker 1 [11] hello\n"
+    )
+
+
+TRACEBACK = """\
+it failed
+Traceback (most recent call last):
+  File "a.py", line 1, in a
+    1 / 0
+ZeroDivisionError: division by zero
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "b.py", line 2
+KeyError: 'x'
+more"""
+
+
+def test_tracebacks_are_highlighted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show, "styled", lambda text, kind: f"<{kind}>{text}" if kind else text)
+    monkeypatch.setattr(show, "format_time", lambda _seconds: "now")
+    record = {"time": 1.0, "level": "error", "pid": 11, "text": TRACEBACK}
+    lines = show.log_text(record).split("\n")
+    assert lines == [
+        "now arbiter [11] <error>ERROR it failed",
+        "<frame>Traceback (most recent call last):",
+        '<frame>  File "a.py", line 1, in a',
+        "<frame>    1 / 0",
+        "<exception>ZeroDivisionError: division by zero",
+        "",
+        "During handling of the above exception, another exception occurred:",
+        "",
+        "<frame>Traceback (most recent call last):",
+        '<frame>  File "b.py", line 2',
+        "<exception>KeyError: 'x'",
+        "more",
+    ]
+
+
+def test_a_line_of_a_file_is_highlighted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "styled", lambda text, kind: f"<{kind}>{text}")
+    line = "[2026-11-29 10:00:00 +0000] [7] [WARNING] a [WARNING] in the text"
+    show.log_line({"pid": 7, "level": "warning", "text": "a", "line": line})
+    first, _, rest = capsys.readouterr().out.partition("<warning>WARNING")
+    assert first + "WARNING" + rest == line + "\n"
+    assert rest == "] a [WARNING] in the text\n"
+
+
 def test_an_event(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(show, "format_time", lambda seconds: f"<{seconds}>")
     show.event({"time": 1.0, "name": "ready", "text": "worker 1 is ready\nmore"})

@@ -93,6 +93,7 @@ def test_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert red.startswith("\x1b[31m")
     assert dim.startswith("\x1b[2m")
     assert styled("INFO", "info") == "INFO"
+    assert styled("KeyError", "exception").startswith("\x1b[31m\x1b[1m")
     monkeypatch.setenv("NO_COLOR", "1")
     assert styled("ERROR", "error") == "ERROR"
 

@@ -29,6 +29,15 @@ def shown(feed: Feed, *, follow: bool) -> FakeCaller:
     return caller
 
 
+def test_each_new_record_is_passed_on() -> None:
+    feed = Feed(1, 10)
+    seen: list[Any] = []
+    feed.on_record = seen.append
+    for number in range(3):
+        feed.append({"number": number})
+    assert [record["number"] for record in seen] == [0, 1, 2]
+
+
 def test_the_newest_records_are_kept_within_the_bounds() -> None:
     feed = Feed(100, 1000)
     for number in range(1000):
