@@ -13,13 +13,17 @@ and then for a server of the same name that has started since.
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from servo.cli import profile as profiling
 from servo.cli import show
+from servo.cli.monit_state import PROFILE_S
 from servo.cli.target import Target, all_servers
 from servo.control.client import ControlClient, ControlError, NoAnswer, NoSuchInstance
 from servo.metrics.usage import Usage, next_reading_at
@@ -171,6 +175,7 @@ class ServerLink:
         A thread that is just connecting to a stopped server ends later, when it gives up.
         """
         self._closed.set()
+        profiling.interrupt()
         with self._lock:
             for client in self._clients:
                 client.interrupt()
@@ -253,12 +258,35 @@ class ServerLink:
                 self._put(Progress(note["text"]))
 
         def request(client: ControlClient) -> None:
-            self._put(Result(send, client.request(send.command, send.args, on_note)))
+            if send.command == "profile":  # servoctl itself does this
+                result = profile_worker(client, send.args["slot"])
+            else:
+                result = client.request(send.command, send.args, on_note)
+            self._put(Result(send, result))
 
         try:
             self._with_client(request)
         except ControlError as error:
             self._put(Failure(send, str(error)))
+
+
+def profile_worker(client: ControlClient, slot: int) -> dict[str, Any]:
+    """Profile a worker for PROFILE_S seconds. Raises ControlError.
+
+    client   the connection to the server
+    slot     the worker's slot
+
+    The picture is put into the current directory, or, if that is not writable, into a new one.
+    """
+    try:
+        directory = os.getcwd()
+    except FileNotFoundError:  # it was removed
+        directory = ""
+    if not os.access(directory, os.W_OK):
+        directory = tempfile.mkdtemp(prefix="servoctl-")
+    name = f"profile-{slot}-{time.strftime('%Y%m%d-%H%M%S')}.svg"
+    path = os.path.join(directory, name)
+    return profiling.profile(client, slot, PROFILE_S, profiling.SVG, path)
 
 
 def _problem(error: ControlError) -> str:

@@ -34,6 +34,8 @@ _MAX_NOTES = 1000
 # A log record may be a long traceback. The end of a longer text is left out.
 _MAX_TEXT = 20_000
 _MAX_FILTER = 200
+# How many seconds a profile takes.
+PROFILE_S = 5
 # The lines by which the page keys scroll a stack.
 _PAGE = 10
 
@@ -59,9 +61,9 @@ class OpenServer:
 
 @dataclass(frozen=True)
 class Send:
-    """Send a command to the server.
+    """Send a command to the server; or profile a worker, which servoctl does itself.
 
-    command   its name in the protocol
+    command   its name in the protocol, or "profile"
     args      its arguments
     """
 
@@ -254,6 +256,7 @@ class ServerScreen:
         self.scrolled = 0
         self._to_confirm: Send | None = None
         self._errors = -1
+        self._is_profiling = False
 
     # --- what the server sends --------------------------------------------------------------------
 
@@ -318,6 +321,11 @@ class ServerScreen:
             self.stack = [printable_line(line) for line in stack_lines(result)]
             self.mode, self.scrolled, self.message = Mode.STACK, 0, Message()
             return
+        if send.command == "profile":
+            self._is_profiling = False
+            text = f"profile of worker {result['slot']} (pid {result['pid']}): {result['file']}"
+            self.message = Message(_first_line(text))
+            return
         texts = {"reload": reloaded, "scale": scaled, "restart-worker": restarted}
         self.message = Message(_first_line(texts[send.command](result)))
 
@@ -327,6 +335,7 @@ class ServerScreen:
         send    the command
         error   why, in one line
         """
+        self._is_profiling = self._is_profiling and send.command != "profile"
         self.message = Message(f"{send.command}: {_first_line(error)}", failed=True)
 
     def _notes(self, name: str) -> deque[dict[str, Any]]:
@@ -421,7 +430,7 @@ class ServerScreen:
             self._ask(Send("scale", {"to": "-1"}), "Run one worker fewer?")
         elif key == "r":
             self._ask(Send("reload", {}), "Reload: load new code and configuration?")
-        elif key in ("k", "s"):
+        elif key in ("k", "s", "p"):
             return self._command_for_worker(key)
         return None
 
@@ -432,6 +441,12 @@ class ServerScreen:
         elif key == "k":
             pid = self.workers[self.selected_index].row["pid"]
             self._ask(Send("restart-worker", {"slot": slot}), f"Restart worker {slot} (pid {pid})?")
+        elif key == "p" and self._is_profiling:
+            self.message = Message("a worker is being profiled already", failed=True)
+        elif key == "p":
+            self._is_profiling = True
+            text = f"profiling worker {slot} for {PROFILE_S} s"
+            return self._begin(Send("profile", {"slot": slot}), text)
         else:
             return self._begin(Send("stack", {"slot": slot}), f"reading the stack of worker {slot}")
         return None

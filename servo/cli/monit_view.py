@@ -47,7 +47,7 @@ _EVENTS_SHARE = 0.4
 _HIGH = 0.7
 _FULL = 0.9
 
-_KEYS = "↑↓ select  +- scale  r reload  k restart  s stack  / filter  l list  ? help  q"
+_KEYS = "↑↓  +- scale  r reload  k restart  s stack  p profile  / filter  ? help  q quit"
 _LIST_KEYS = "↑↓ select  Enter open  q quit"
 _STACK_KEYS = "↑↓ PgUp PgDn scroll  any other key: back  q quit"
 _ARROWS = str.maketrans({"↑": "^", "↓": "v", "…": "~", "─": "-"})
@@ -59,6 +59,7 @@ _HELP = """\
 r       reload: load new code and configuration, without losing a request (asks)
 k       restart the selected worker: a new one takes its place (asks)
 s       show the Python stacks of the selected worker, without stopping it
+p       profile the selected worker for 5 s, and write a flame graph
 /       show only the log lines that match a regular expression
 Esc     remove the filter and the message
 l       the list of all servers

@@ -42,6 +42,9 @@ _WIDTH, _ROW_HEIGHT, _LETTER_WIDTH = 1200, 18, 7
 _MIN_WIDTH = 0.5
 _COLOURS = ("#e8a33d", "#e5944b", "#e28457", "#d9b24a", "#e37b5b", "#dca048")
 
+# The samplers that run now. `interrupt` removes those that it ends.
+_running: set[subprocess.Popen[bytes]] = set()
+
 # A stack, outermost call first.
 Stack = tuple[str, ...]
 
@@ -139,6 +142,7 @@ def _run(command: list[str], pid: int, seconds: int) -> None:
         )
     except OSError as error:
         raise ControlError(f"can't run {command[0]}: {error.strerror}") from error
+    _running.add(process)
     with process:
         try:
             output = process.communicate(timeout=seconds + _GRACE_S)[0].decode(errors="replace")
@@ -148,6 +152,11 @@ def _run(command: list[str], pid: int, seconds: int) -> None:
         except BaseException:  # Ctrl-C: let the sampler leave the worker alone first
             process.send_signal(signal.SIGINT)
             raise
+        finally:
+            was_interrupted = process not in _running
+            _running.discard(process)
+    if was_interrupted:
+        raise ControlError("interrupted")
     if process.returncode == 0:
         return
     if any(each in output.lower() for each in _DENIED):
@@ -160,6 +169,12 @@ def _run(command: list[str], pid: int, seconds: int) -> None:
         raise ControlError(_idle(pid, seconds))
     reason = next((line for line in output.splitlines() if line.startswith("Error")), "")
     raise ControlError(f"{command[0]} failed: {reason or output.strip()[-300:]}")
+
+
+def interrupt() -> None:
+    """End the samplers that other threads run; their `profile` raises ControlError."""
+    while _running:
+        _running.pop().send_signal(signal.SIGINT)
 
 
 def profile(

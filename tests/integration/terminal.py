@@ -43,6 +43,7 @@ class Terminal:
         script = f"stty -g > {socket}.before; {program}; echo code $?; stty -g > {socket}.after"
         self.tmux(
             *("-u", "new-session", "-d", "-x", str(width), "-y", str(height)),
+            *("-c", str(socket.parent)),  # where programs put their files
             f"{script}; exec sleep 1000",
         )
         self._socket = socket

@@ -122,6 +122,14 @@ def test_every_key(serve: Serve, monit: Open) -> None:
     screen.press("x")
     screen.wait(r"─ events")
 
+    screen.press("p")
+    screen.wait(r"profiling worker 1 for 5 s")
+    # A machine may have no py-spy, or not allow it to trace a process: then the reason is shown.
+    found = screen.wait(rf"profile of worker 1 \(pid {successor}\): (\S+\.svg)|^profile: (.+)")
+    if found[1] is not None:
+        assert "<svg" in Path(found[1]).read_text()
+        Path(found[1]).unlink()
+
     screen.press("/")
     screen.wait(r"Enter: apply")
     screen.press("is ready a", "BSpace", "BSpace", "Enter")

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -174,6 +174,29 @@ def test_a_connection_that_brings_nothing_keeps_the_old_events(links: Links) -> 
         server.drop()
         links.until(is_lost)
     assert links.seen.count(link.NotesRestarted("events")) == 1
+
+
+def test_a_profile_is_written_where_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def profile(*values: Any) -> dict[str, Any]:
+        asked.append(values)
+        return {"file": values[-1]}
+
+    monkeypatch.setattr(link.profiling, "profile", profile)
+    monkeypatch.chdir(tmp_path)
+    client = cast("ControlClient", object())
+    path = Path(link.profile_worker(client, 3)["file"])
+    assert asked[0][:4] == (client, 3, 5, "svg")
+    assert path.parent == tmp_path
+    assert path.name.startswith("profile-3-")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    elsewhere = Path(link.profile_worker(client, 3)["file"])
+    assert elsewhere.parent.parent == tmp_path
+    assert elsewhere.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_lost_log_lines_are_reported(links: Links) -> None:

@@ -212,6 +212,22 @@ def test_keys_that_act_at_once(screen: ServerScreen) -> None:
     ]
 
 
+def test_one_profile_at_a_time(screen: ServerScreen) -> None:
+    send = Send("profile", {"slot": 1})
+    assert press(screen, "p") == [send]
+    assert screen.message == Message("profiling worker 1 for 5 s")
+    press(screen, "p")
+    assert screen.message == Message("a worker is being profiled already", failed=True)
+    screen.on_failure(Send("scale", {}), "no room")
+    assert press(screen, "p") == []
+    screen.on_failure(send, "it needs py-spy")
+    assert screen.message == Message("profile: it needs py-spy", failed=True)
+    assert press(screen, "p") == [send]
+    screen.on_result(send, {"slot": 1, "pid": 5, "file": "/tmp/a.svg"})
+    assert screen.message == Message("profile of worker 1 (pid 5): /tmp/a.svg")
+    assert press(screen, "p") == [send]
+
+
 @pytest.mark.parametrize(
     ("key", "send"),
     [

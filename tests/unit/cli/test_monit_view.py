@@ -90,7 +90,7 @@ def test_workers_and_totals_at_the_smallest_size() -> None:
     assert values == [">", "1", "4001", "ready", "6", "500ms", "10%", "50MB", "20%"]
     assert lines[6].split()[:3] == ["2", "4002", "booting"]
     assert len([line for line in lines if line.startswith("─ ")]) == 2
-    assert lines[-1].endswith("? help  q")
+    assert lines[-1].endswith("? help  q quit")
 
 
 def test_a_worker_without_measurements() -> None:
@@ -157,6 +157,8 @@ def test_events_and_log() -> None:
     screen.on_note("events", failed)
     screen.on_note("logs", {"time": 1.0, "level": "info", "slot": 1, "text": "a\x1b[2J"})
     screen.on_note("logs", {"time": 1.0, "level": "error", "pid": 7, "text": "b\n  trace"})
+    printed = {"time": 1.0, "level": "info", "slot": 1, "stream": "stdout", "text": "printed"}
+    screen.on_note("logs", printed)
     text = text_of(screen)
     lines = [line.rstrip() for line in text.plain.split("\n")]
     assert [line[9:] for line in lines if "event 49" in line] == ["event 49"]
@@ -164,7 +166,7 @@ def test_events_and_log() -> None:
     assert style_at(text, "worker 1 ended") == "red"
     at = next(i for i, line in enumerate(lines) if line.startswith("─ log"))
     assert [lines[at + 1][9:], lines[at + 2][9:]] == [r"worker 1 INFO a\x1b[2J", "arbiter ERROR b"]
-    assert lines[at + 3] == "    trace"
+    assert [lines[at + 3], lines[at + 4][9:]] == ["    trace", "worker 1 STDOUT printed"]
     assert style_at(text, "ERROR") == "red"
 
 
@@ -251,7 +253,7 @@ def test_ascii() -> None:
     text = text_of(screen, ascii_only=True).plain
     assert text.isascii()
     assert "Gr??e" in text
-    assert "^v select" in text
+    assert "^v  +- scale" in text
 
 
 def test_without_colours_all_that_matters_is_still_there() -> None:

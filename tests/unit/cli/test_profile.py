@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -114,6 +115,31 @@ def test_failures_of_py_spy(
     with pytest.raises(ControlError, match=message):
         profiling.profile(client(worker(1, child)), 1, 1, profiling.SVG, str(target))
     assert not target.exists()
+
+
+def test_a_sampler_can_be_interrupted(
+    child: int, py_spy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    arguments = py_spy("echo x > $OUT\ntrap 'exit 0' INT\nread line < \"$0.wait\"\n")
+    os.mkfifo(tmp_path / "py-spy.wait")
+    errors: list[ControlError] = []
+
+    def run() -> None:
+        try:
+            profiling.profile(client(worker(1, child)), 1, 60, profiling.SVG, str(tmp_path / "o"))
+        except ControlError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    # This returns once the shell has opened its end, after it has set its trap.
+    with open(tmp_path / "py-spy.wait", "w"):
+        profiling.interrupt()
+    thread.join()
+    assert arguments.exists()
+    assert [str(error) for error in errors] == ["interrupted"]
+    assert not (tmp_path / "o").exists()
+    profiling.interrupt()  # there is none
 
 
 def test_an_output_that_can_not_be_written(
