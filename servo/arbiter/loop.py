@@ -188,7 +188,7 @@ class Arbiter:
             table, self.scoreboard, self.workers, self.enqueue, self._on_forked_by_mold
         )
         self.router = MessageRouter(self.workers, self._message_hook)
-        self._control = ControlService(self, resources.control_socket, self._epoll)
+        self._control: ControlService = ControlService(self, resources.control_socket, self._epoll)
         table.own(self._control, self._control.close_in_child)
         self._certificates = CertificateRenewal(self._generations, self.workers.send_to_generation)
         self._guard = Guard(table, self._guarded_workers, settings.user)

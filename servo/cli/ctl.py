@@ -27,6 +27,7 @@ from servo.cli import report as bug_report
 from servo.cli import show
 from servo.cli.json_argument import check_json
 from servo.cli.log_reader import LogFilter, follow_file, tail_file
+from servo.cli.pools_view import show_pools
 from servo.cli.target import (
     Target,
     all_servers,
@@ -234,9 +235,17 @@ def monit(target: Target) -> int:
     return run(target)
 
 
+@command("pools")
+def pools(target: Target) -> None:
+    """Show each pool's processes, tasks and queue."""
+    with target.connect() as client:
+        result = client.request("pools")
+    print_json(result) if target.json else show_pools(result)
+
+
 @command("requests")
 def requests(target: Target) -> None:
-    """Show the requests that workers are serving, and for how long."""
+    """Show the requests that workers are serving and the tasks of pools, and for how long."""
     with target.connect() as client:
         result = client.request("requests")
     print_json(result) if target.json else show.requests(result)

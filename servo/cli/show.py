@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from servo.cli.pools_view import show_tasks
 from servo.cli.tables import (
     Column,
     format_mebibytes,
@@ -338,10 +339,13 @@ def requests(result: dict[str, Any]) -> None:
         if not worker["answered"]:
             text = f"{worker['in_flight']} in flight; the worker is blocked and can't list them"
             rows.append([*process, format_seconds(worker["oldest_s"]), "", "", text])
+    tasks = result.get("tasks", [])  # older servers lack it
     if rows:
         show_table(columns, rows)
-    else:
+    elif not tasks:
         click.echo("no request is being served")
+    if tasks:
+        show_tasks(tasks)
 
 
 def stack(result: dict[str, Any]) -> None:

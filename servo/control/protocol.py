@@ -59,6 +59,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "status": Command(),
     "workers": Command(),
+    "pools": Command(),
     "requests": Command(),
     "config": Command(),
     # `lines`: how many events, and how many log lines

@@ -6,6 +6,8 @@ import concurrent.futures
 import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -304,3 +306,29 @@ def test_the_processes_end_with_the_arbiter(
     (leftover,) = os.listdir(site.temporary)
     site.start(*CLASSES["sync"], workers=1)
     assert leftover not in os.listdir(site.temporary)
+
+
+def test_operators_see_pools_and_their_tasks(
+    site: Site, in_background: Callable[..., concurrent.futures.Future[Any]]
+) -> None:
+    server = site.start(*CLASSES["thread"], workers=2, queue=5)
+    assert site.get("upper", "x") == "X"
+    assert site.get("fail", "x")["error"] == "ValueError"
+    running = in_background(site.get, "wait", "go")
+    pid = site.wait_begun("go")
+
+    def ask(*command: str) -> str:
+        program = [sys.executable, "-m", "servo.cli.ctl", "--pid", str(server.pid), *command]
+        done = subprocess.run(program, capture_output=True, text=True, check=True, env=server.env)
+        return done.stdout
+
+    (pool,) = json.loads(ask("--json", "pools"))["pools"]
+    assert pool["tasks"] == {"done": 1, "failed": 1, "abandoned": 0, "lost": 0}
+    assert pool["queue"] == {"waiting": 0, "limit": 5}
+    assert sorted(each["state"] for each in pool["processes"]) == ["busy", "idle"]
+    (busy,) = [each for each in pool["processes"] if each["state"] == "busy"]
+    assert (busy["pid"], busy["task"]) == (pid, "heavy.wait")
+    assert "pool ml: tasks: 1 done, 1 failed; 0 of 5 wait" in ask("pools")
+    assert "heavy.wait" in ask("requests")
+    site.path("go").touch()
+    assert running.result(DEADLINE_S) == pid

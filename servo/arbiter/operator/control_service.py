@@ -22,6 +22,7 @@ from servo.arbiter.core.worker_table import WorkerState
 from servo.arbiter.operator import report, status
 from servo.arbiter.operator.feed import Feed
 from servo.arbiter.operator.lifecycle_events import LifecycleEvent
+from servo.arbiter.operator.pool_status import pools_values, running_tasks
 from servo.arbiter.operator.progress import (
     Progress,
     ReloadProgress,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from servo.arbiter.core.worker_table import WorkerEntry
     from servo.arbiter.message_router import MessageRouter
     from servo.arbiter.processes.mold import Mold, MoldProcesses
+    from servo.arbiter.processes.pool import Pools
     from servo.arbiter.processes.workers import WorkerProcess, WorkerProcesses
     from servo.control.server import Caller
     from servo.ipc.messages import LogRecords
@@ -83,6 +85,7 @@ class ControlledServer(Protocol):
     workers: WorkerProcesses
     molds: MoldProcesses
     router: MessageRouter
+    pools: Pools
     scoreboard: Scoreboard
 
     @property
@@ -694,7 +697,12 @@ class ControlService:
 
         self._ask(entry, STACK, answer)
 
+    def _pools(self, caller: Caller, _args: dict[str, Any]) -> None:
+        values = pools_values(self._arbiter.pools, time.monotonic_ns())
+        caller.done({"server_pid": os.getpid(), "pools": values})
+
     def _requests(self, caller: Caller, _args: dict[str, Any]) -> None:
+        tasks = running_tasks(self._arbiter.pools, time.monotonic_ns())
         rows = {row.serial: row for row in self._arbiter.scoreboard.snapshot()}
         entries = [
             entry
@@ -718,10 +726,10 @@ class ControlService:
             )
             if len(found) == len(entries):
                 found.sort(key=lambda each: (each["slot"], each["pid"]))
-                caller.done({"workers": found})
+                caller.done({"workers": found, "tasks": tasks})
 
         if not entries:
-            caller.done({"workers": []})
+            caller.done({"workers": [], "tasks": tasks})
         for entry in entries:
             self._ask(entry, REQUESTS, partial(answer, entry))
 
@@ -791,6 +799,7 @@ def _shown(request: protocol.Request) -> str:
 _HANDLERS: dict[str, Callable[[ControlService, Caller, dict[str, Any]], None]] = {
     "status": ControlService._status,
     "workers": ControlService._workers,
+    "pools": ControlService._pools,
     "requests": ControlService._requests,
     "config": ControlService._config,
     "report": ControlService._report,

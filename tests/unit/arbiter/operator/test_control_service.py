@@ -128,6 +128,7 @@ class Server:
                 socket=SimpleNamespace(getsockname=lambda: ("127.0.0.1", 8000), fileno=lambda: 3),
             )
         ]
+        self.pools: list[Any] = []
         self.inbox: deque[events.Event] = deque()
         self.now = 1.0
         self.service = ControlService(cast("Any", self), ControlSocket(self.settings), epoll)
@@ -501,3 +502,8 @@ def test_the_next_program_has_the_events_of_this_one(server: Server) -> None:
     after.restore(state)
     assert after.to_state() == server.service.to_state()
     assert after._last_exits[1].reason == "exited"
+
+
+def test_a_server_without_pools(server: Server) -> None:
+    assert server.ask("pools").result == {"server_pid": os.getpid(), "pools": []}
+    assert server.ask("requests").result == {"workers": [], "tasks": []}
