@@ -2,7 +2,7 @@
 
     from servo import cluster
 
-Each module of this package has one part of it: messages, counters, locks.
+Each module of this package has one part of it: messages, counters, locks, schedules.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from servo.cluster.messages import (
     stats,
     workers,
 )
+from servo.cluster.schedules import cron, every
 from servo.errors import ClusterError
 from servo.shared_memory.counters import CountersFull
 
@@ -63,6 +64,8 @@ __all__ = [
     "lock",
     "Lock",
     "LockTimeout",
+    "every",
+    "cron",
 ]
 
 slot: int  # this worker's slot

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from servo.cluster.counters import decode
+from servo.cluster.schedules import DUE
 
 if TYPE_CHECKING:
     from servo.shared_memory.counters import CounterTable
@@ -53,6 +54,8 @@ class AppCounters:
             if found is None:
                 continue
             name, labels = found
+            if name == DUE:  # a moment, not a number of things
+                continue
             counter = self._counters.setdefault(name, AppCounter(tuple(labels), {}))
             # `cluster.counter` refuses other labels, but two processes may add them at one moment.
             if counter.labels == tuple(labels):

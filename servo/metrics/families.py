@@ -59,7 +59,11 @@ _COUNTED = {
     **dict.fromkeys(("queue_times", "thread_waits"), _MAX_COUNT_GROWTH),
 }
 # The counters of servo.cluster itself.
-_OWN_HELP: dict[str, str] = {}
+_OWN_HELP = {
+    "servo_schedule_runs": "Runs of jobs of cluster.every and cluster.cron that were started.",
+    "servo_schedule_skipped": "Runs that were skipped, because the last one had not ended.",
+    "servo_schedule_failures": "Runs that have ended with an exception.",
+}
 _CLASS_NAMES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 _CODE_NAMES = (*map(str, STATUS_CODES), *(f"other {name}" for name in _CLASS_NAMES))
 

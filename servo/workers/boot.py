@@ -24,7 +24,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from servo.apps.loader import prepare_import_path
-from servo.cluster import messages
+from servo.cluster import messages, schedules
 from servo.collector import tune_for_requests
 from servo.errors import AppImportError, ServoError
 from servo.ipc.channel import ChannelClosed, SharedChannel
@@ -104,7 +104,7 @@ def run_worker(context: WorkerContext) -> int:
 
 def _fork_mold(context: WorkerContext, worker: Worker) -> None:
     """Fork the next mold from this worker, which has drained, and tell the arbiter."""
-    pid, problem = 0, worker.end_threads()
+    pid, problem = 0, worker.end_schedules() or worker.end_threads()
     try:
         if context.fork_mold is None:
             problem = "the worker has no socket for a mold"
@@ -180,8 +180,8 @@ def prepare_import(settings: Settings, *, forget_handlers: bool) -> None:
     """Do everything that comes before the import of the application.
 
     settings         the settings of the generation
-    forget_handlers  whether to drop the message handlers that modules of the configuration have
-                     registered: they were for the arbiter
+    forget_handlers  whether to drop the message handlers and jobs that modules of the
+                     configuration have registered: they were for the arbiter
 
     Raises ConfigError if the process can't become the configured user.
     """
@@ -190,6 +190,7 @@ def prepare_import(settings: Settings, *, forget_handlers: bool) -> None:
     drop_config_modules(settings)
     if forget_handlers:
         messages.forget_handlers()
+        schedules.forget_jobs()
     _import_own()
     prepare_import_path(settings)
 

@@ -12,8 +12,10 @@ import os
 import random
 import signal
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from servo.cluster import schedules
 from servo.http.forwarded import TrustedPeers
 from servo.ipc.channel import ChannelClosed
 from servo.ipc.messages import (
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
     from servo.apps.loader import LoadedApp
     from servo.workers.context import WorkerContext
+    from servo.workers.schedules import ScheduleRunner
 
 log = logging.getLogger("servo.error")
 
@@ -89,6 +92,7 @@ class Worker:
         self._asked_ns = 0
         self._quick = False
         self.mailbox = context.mailbox
+        self.schedules: ScheduleRunner | None = None  # `ready` makes one if there are jobs
         # At most a tenth of `timeout`, the longest time that the arbiter waits for a heartbeat.
         timeout_s: float = self.settings.timeout or _IDLE_INTERVAL_S * 10
         self.max_idle_interval_s = max(1.0, min(_IDLE_INTERVAL_S, timeout_s / 10))
@@ -181,11 +185,37 @@ class Worker:
             self.access.follow_loggers()
         self.context.channel.send(Ready(self.kind, self.capacity))
         self.mailbox.open(self.message_runner())
+        self._start_schedules()
+
+    def _start_schedules(self) -> None:
+        jobs = schedules.jobs()
+        if jobs:
+            # Imported here, because most applications have no jobs.
+            from servo.workers.schedules import ScheduleRunner, rank_of
+
+            rank = partial(rank_of, self.context.scoreboard, self.age)
+            self.schedules = ScheduleRunner(jobs, rank, self.event_loop(), self.on_jobs_ended)
+            self.schedules.start()
+
+    def on_jobs_ended(self) -> None:
+        """Called on the event loop, if there is one, when a job has ended in a draining worker."""
+
+    def end_schedules(self) -> str:
+        """End the thread of `servo.workers.schedules`, because a mold is forked from this worker.
+
+        Returns "", or why that can't be done.
+        """
+        if self.schedules is None:
+            return ""
+        self.schedules.join()
+        return "a scheduled job still runs" if self.schedules.is_running else ""
 
     def note_draining(self) -> None:
         """Tell the arbiter and the other workers' load gates that this worker drains."""
         self.draining = True
         self.begin_grace()
+        if self.schedules is not None:
+            self.schedules.stop()
         self.row[row_layout.STATE] = row_layout.STATE_DRAINING
         self.every_second()
         self.tell(Draining())

@@ -601,9 +601,16 @@ class AsyncWorker(Worker):
         self.check_drained()
 
     def check_drained(self) -> None:
-        """See server.Host. Ends the worker if no connection is open and no call runs."""
+        """See server.Host. Ends the worker if no connection is open, and no call or job runs."""
+        if self.schedules is not None and self.schedules.is_running:
+            return
         if not self.acceptor.open_connections and not self.server.calls:
             self._end()
+
+    def on_jobs_ended(self) -> None:
+        """See Worker.on_jobs_ended."""
+        if self.draining:
+            self.check_drained()
 
     def _end(self) -> None:
         if self.drained is not None and not self.drained.done():
