@@ -110,8 +110,10 @@ def serve_dashboard(setup: DashboardSetup) -> int:
         assert worker is not None
         worker.stop(quick=True)
 
-    link = ServerLink(setup.links, history, setup.control, streams.wake, end)
-    app = Dashboard(Access(rules), read_files(), history, streams, link)
+    access = Access(rules)
+    about = {"control": access.control, "token": access.asks_token}
+    link = ServerLink(setup.links, history, about, streams.wake, end)
+    app = Dashboard(access, read_files(), history, streams, link)
     context, arbiter_end = _make_context(setup)
     worker = AsyncWorker(context, LoadedApp(app, "asgi"))
     # Nobody answers the worker's messages, such as the wish for a replacement after SIGTERM.

@@ -95,7 +95,7 @@ class ServerLink:
 
     sockets    the three connections: for figures, for events and for commands
     history    gets a sample each second, and each event
-    control    whether the dashboard may control the server
+    about      what the description of the server says about the dashboard itself
     on_change  called when the history has changed
     on_end     called when the arbiter has closed a connection
     """
@@ -104,13 +104,13 @@ class ServerLink:
         self,
         sockets: list[socket.socket],
         history: History,
-        control: bool,
+        about: dict[str, Any],
         on_change: Callable[[], None],
         on_end: Callable[[], None],
     ) -> None:
         self._sockets = sockets
         self._history = history
-        self._control = control
+        self._about = about
         self._on_change = on_change
         self._on_end = on_end
         self._sampler = Sampler()
@@ -218,8 +218,8 @@ class ServerLink:
                 "app": status["app"],
                 "worker_class": status["worker_class"],
                 "listeners": status["listeners"],
-                "control": self._control,
                 "started": status["started_at"],
+                **self._about,
             }
         )
         sample = self._sampler.sample(self._number(), now, at, status, workers)

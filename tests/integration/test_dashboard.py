@@ -228,13 +228,20 @@ def test_a_unix_socket_asks_for_no_token(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "dashboard.sock"
     server = serve(WSGI, "--dashboard-bind", f"unix:{path}")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert get_unix(path, "/api/history")[0] == 200
+    wait_for(lambda: _server(path).get("pid") == server.pid, "the description of the server")
+    assert _server(path)["token"] is False
     assert b"app.js" in get_unix(path, "/")[1]
     # A page that has pointed its name at this machine (DNS rebinding).
     assert get_unix(path, "/api/history", "evil.example")[0] == 421
     assert get_unix(path, "/", "127.0.0.1.evil.example")[0] == 421
     server.stop()
     assert not path.exists()
+
+
+def _server(path: Path) -> dict[str, Any]:
+    status, body = get_unix(path, "/api/history")
+    assert status == 200
+    return dict(json.loads(body)["server"])
 
 
 @needs_root

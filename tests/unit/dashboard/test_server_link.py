@@ -30,7 +30,11 @@ class Arbiter:
         self.history = History()
         self.changes = self.ends = 0
         self.link = ServerLink(
-            [theirs for _, theirs in pairs], self.history, True, self._changed, self._ended
+            [theirs for _, theirs in pairs],
+            self.history,
+            {"control": True},
+            self._changed,
+            self._ended,
         )
         self.streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
