@@ -67,15 +67,33 @@ def proportional_of(pid: int) -> int | None:
 
 
 def cpu_of(pid: int) -> CPU | None:
-    """The CPU time of a process; None if it has ended."""
+    """The CPU time of a process and its ended children; None if it has ended."""
+    times = _cpu_times(pid)
+    if times is None:
+        return None
+    user, system, user_below, system_below = times
+    return CPU(user + user_below, system + system_below)
+
+
+def cpu_without_children(pid: int) -> CPU | None:
+    """The CPU time of a process itself; None if it has ended.
+
+    For the arbiter: when it reaps a worker, the time of the worker's whole life would count as used
+    in this moment.
+    """
+    times = _cpu_times(pid)
+    return None if times is None else CPU(times[0], times[1])
+
+
+def _cpu_times(pid: int) -> list[float] | None:
+    """utime, stime, cutime and cstime (proc_pid_stat(5)) in seconds; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    # The fields are utime, stime, cutime and cstime (proc_pid_stat(5)). The fields up to the
-    # command's name, which may contain spaces, were cut off, so the first one here is the state.
-    user, system, user_below, system_below = map(int, fields[11:15])
-    return CPU((user + user_below) / _TICKS_S, (system + system_below) / _TICKS_S)
+    # The fields up to the command's name, which may contain spaces, were cut off, so the first one
+    # here is the state.
+    return [int(field) / _TICKS_S for field in fields[11:15]]
 
 
 def cpu_with_children(pid: int) -> CPU | None:

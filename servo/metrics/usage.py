@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from servo.metrics.procfs import cpu_of, resident_of
+from servo.metrics.procfs import cpu_of, cpu_without_children, resident_of
+
+if TYPE_CHECKING:
+    from servo.metrics.procfs import CPU
 
 
 def next_reading_at(planned: float, now: float, interval_s: float) -> float:
@@ -44,11 +47,13 @@ class Usage:
         self._next = {}
         for row in (result, *result["workers"]):
             pid = server_pid if row is result else row["pid"]
-            row["cpu_percent"], row["rss_bytes"] = self._measure(pid if here else 0, now)
+            used = None
+            if here and pid:
+                used = cpu_without_children(pid) if row is result else cpu_of(pid)
+            row["cpu_percent"], row["rss_bytes"] = self._measure(pid, used, now)
         self._before = self._next
 
-    def _measure(self, pid: int, now: float) -> tuple[float | None, int | None]:
-        used = cpu_of(pid) if pid else None
+    def _measure(self, pid: int, used: CPU | None, now: float) -> tuple[float | None, int | None]:
         if used is None:
             return None, None
         self._next[pid] = (now, sum(used))

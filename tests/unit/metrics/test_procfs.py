@@ -37,8 +37,18 @@ def test_a_process_that_does_not_exist_has_nothing():
     nobody = 2**22 + 1  # higher than any pid of the kernel
     assert procfs.memory_of(nobody) is None
     assert procfs.cpu_of(nobody) is None
+    assert procfs.cpu_without_children(nobody) is None
     assert procfs.cpu_with_children(nobody) is None
     assert procfs.children_of(nobody) == []
+
+
+def test_the_time_of_ended_children_is_left_out(monkeypatch, tmp_path):
+    text = "7 (a name) S 1 7 7 0 -1 0 0 0 0 0 200 100 5000 3000 20 0 1 0 0"
+    (tmp_path / "stat").write_text(text)
+    monkeypatch.setattr(procfs, "Path", lambda _path: tmp_path / "stat")
+    monkeypatch.setattr(procfs, "_TICKS_S", 100)
+    assert procfs.cpu_of(7) == procfs.CPU(52.0, 31.0)
+    assert procfs.cpu_without_children(7) == procfs.CPU(2.0, 1.0)
 
 
 def test_cpu_time_is_read_again_if_a_child_was_reaped_meanwhile(monkeypatch):
