@@ -21,6 +21,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from servo.apps.loader import load_app, named_app, prepare_import_path
@@ -122,6 +123,11 @@ class Server:
     def force_exit(self, value: bool) -> None:
         self._force_exit = value
         self._wake()
+
+    @property
+    def servers(self) -> list[SimpleNamespace]:
+        """The listening sockets as uvicorn has them: tests read `servers[0].sockets[0]`."""
+        return [SimpleNamespace(sockets=[each]) for each in self.sockets]
 
     def run(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Serve in a new event loop until the server ends. Raises what `serve` raises."""

@@ -84,8 +84,8 @@ secrets into a file or the environment.""",
 The file has lines such as `NAME=value` (the form of python-dotenv, which this needs: `pip install
 'servo-server[dotenv]'`). Variables that the server's environment has, and those of `raw_env`, take
 precedence; a later file takes precedence over an earlier one. A reload reads the files again; a
-variable that has been removed from them keeps its value until a restart. Variables such as
-`SERVO_WORKERS` in these files don't set settings.""",
+variable that has been removed from them keeps its value until a restart. The files don't change
+settings, even if they have `SERVO_WORKERS`, `PORT` or `FORWARDED_ALLOW_IPS`.""",
     ),
     Setting(
         name="root_path",

@@ -97,6 +97,7 @@ def test_it_serves_until_should_exit_is_set() -> None:
     async def scene() -> None:
         assert app.events == ["startup"]
         assert (await get(server, "/here")).endswith(b"\r\n\r\n/here")
+        assert server.servers[0].sockets[0] is server.sockets[0]
         server.should_exit = True
 
     play(server, scene)
