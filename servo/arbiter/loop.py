@@ -140,6 +140,8 @@ class Arbiter:
     Raises LookupError, TypeError, ValueError, OSError or ServoError for an invalid inheritance.
     """
 
+    _metrics: MetricsProcess | None = None
+
     def __init__(self, resources: Resources, inheritance: Inheritance | None = None) -> None:
         self._resources = resources
         self._generations = resources.generations
@@ -192,7 +194,9 @@ class Arbiter:
         table.own(self._control, self._control.close_in_child)
         self._certificates = CertificateRenewal(self._generations, self.workers.send_to_generation)
         self._guard = Guard(table, self._guarded_workers, settings.user)
-        self.pools = Pools(table, self.workers.ran_out_of_memory, self._guard.add)
+        self.pools = Pools(
+            table, self.workers.ran_out_of_memory, self._guard.add, self._renew_metrics
+        )
         table.own(self.pools, self.pools.close_in_child)
         self._epoll.register(self.signals.fileno(), select.EPOLLIN)
         self._hook_server.running = self
@@ -317,16 +321,15 @@ class Arbiter:
             log.info("Listening on %s", listener.name)
         if settings.reload:
             self._watcher = Watcher(settings, self._table, self.enqueue)
-        self._table.keep_running(
-            MetricsProcess(
-                settings,
-                self._table,
-                resources.metrics_sockets,
-                self.scoreboard,
-                self._facts,
-                self._sockets,
-            )
+        self._metrics = MetricsProcess(
+            settings,
+            self._table,
+            resources.metrics_sockets,
+            self.scoreboard,
+            self._facts,
+            self._sockets,
         )
+        self._table.keep_running(self._metrics)
         self._table.keep_running(self._guard)
         self._dashboard = DashboardProcess(
             settings, self._table, resources.dashboard, self._control, lambda: self._generations.tls
@@ -334,13 +337,17 @@ class Arbiter:
         self._table.keep_running(self._dashboard)
         if self._predecessor is None:
             resources.dashboard.announce(settings, secure=self._generations.tls is not None)
+        self._start_pools()  # before the metrics process, which inherits their boards
         self._table.tick(time.monotonic())
-        self._start_pools()
         self._run_hook("when_ready", self._hook_server)
         if self._predecessor is None or self._old_workers is not None:
             self.enqueue(events.Started())
         else:
             self._resume(self._predecessor)
+
+    def _renew_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.renew()
 
     def _start_pools(self) -> None:
         generation, now = self.supervisor.generation, time.monotonic()

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from servo.metrics.accept_queue import Queue
     from servo.metrics.app_counters import AppCounter
     from servo.metrics.arbiter_facts import Facts, ServerFacts
+    from servo.metrics.pool_figures import PoolFigures, PoolReader
     from servo.metrics.procfs import CPU, Memory
     from servo.shared_memory.counters import CounterTable
     from servo.shared_memory.scoreboard import RowSnapshot, Scoreboard, Totals
@@ -90,6 +91,7 @@ class Family:
     samples  pairs of (the labels' values, the value)
     buckets  for a histogram: pairs of (upper bound, number of values up to it)
     sum      for a histogram: the sum of all values
+    parts    for a histogram with labels: triples of (the labels' values, buckets, sum)
     """
 
     name: str
@@ -99,6 +101,7 @@ class Family:
     samples: Sequence[tuple[tuple[str, ...], float]] = ()
     buckets: Sequence[tuple[float, int]] = ()
     sum: float = 0.0
+    parts: Sequence[tuple[tuple[str, ...], Sequence[tuple[float, int]], float]] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Snapshot:
     now_ns     the time of the snapshot, on the monotonic clock
     counters   the application's counters (`servo.cluster`): their labels' names, and their values
                by the labels' values
+    pools      the figures of the pools
     """
 
     facts: ServerFacts
@@ -140,6 +144,7 @@ class Snapshot:
     overflows: int | None
     now_ns: int
     counters: Mapping[str, AppCounter] = field(default_factory=dict)
+    pools: Sequence[PoolFigures] = ()
 
     @property
     def live(self) -> bool:
@@ -171,6 +176,7 @@ class Reader:
     listeners   the application's listeners
     clock       returns monotonic seconds
     counters    the table of the application's counters, if there is one
+    pools       reads the boards of the pools, if there are any
     """
 
     def __init__(
@@ -180,7 +186,9 @@ class Reader:
         listeners: Sequence[ListenerInfo],
         clock: Callable[[], float] = time.monotonic,
         counters: CounterTable | None = None,
+        pools: PoolReader | None = None,
     ) -> None:
+        self._pools = pools
         self._counters = AppCounters(counters) if counters is not None else None
         self.scoreboard = scoreboard
         self.facts = facts
@@ -215,6 +223,7 @@ class Reader:
             overflows=accept_queue.overflows() if queues else None,
             now_ns=now_ns(),
             counters=self._counters.read() if self._counters is not None else {},
+            pools=self._pools.read() if self._pools is not None and queues else (),
         )
 
     def _plausible_totals(self, totals: Totals) -> Totals:
@@ -264,6 +273,7 @@ def families(seen: Snapshot) -> Iterator[Family]:
     yield from _saturation(seen)
     yield from _processes(seen)
     yield from _queues(seen)
+    yield from _pools(seen.pools)
     yield from _app_counters(seen)
 
 
@@ -659,6 +669,47 @@ def _by_slot(
         by_slot.setdefault(row.slot, []).append(value(row))
     samples = [((str(slot),), float(join(by_slot[slot]))) for slot in sorted(by_slot)]
     return Family(name, "gauge", help, ("slot",), samples)
+
+
+def _pools(pools: Sequence[PoolFigures]) -> Iterator[Family]:
+    if not pools:
+        return
+    yield Family(
+        "servo_pool_tasks",
+        "counter",
+        "Tasks of a pool by outcome.",
+        ("pool", "outcome"),
+        [((p.name, outcome), count) for p in pools for outcome, count in p.tasks.items()],
+    )
+    yield Family(
+        "servo_pool_task_duration_seconds",
+        "histogram",
+        "How long the tasks of a pool ran.",
+        ("pool",),
+        parts=[((p.name,), p.durations, p.busy_s) for p in pools],
+    )
+    yield Family(
+        "servo_pool_processes",
+        "gauge",
+        "Processes of a pool by state.",
+        ("pool", "state"),
+        [((p.name, state), count) for p in pools for state, count in p.processes.items()],
+    )
+    for name, text, values in (
+        ("length", "Tasks that wait for a process of a pool.", [p.waiting for p in pools]),
+        ("limit", "How many tasks of a pool may wait.", [p.limit for p in pools]),
+    ):
+        yield Family(
+            f"servo_pool_queue_{name}",
+            "gauge",
+            text,
+            ("pool",),
+            [
+                ((p.name,), value)
+                for p, value in zip(pools, values, strict=True)
+                if value is not None
+            ],
+        )
 
 
 def _app_counters(seen: Snapshot) -> Iterator[Family]:

@@ -129,12 +129,13 @@ class Exposition:
 
 def _metric(family: Family) -> Metric:
     if family.kind == "histogram":
-        histogram = HistogramMetricFamily(family.name, family.help)
-        buckets = [
-            ("+Inf" if bound == float("inf") else repr(bound), float(count))
-            for bound, count in family.buckets
-        ]
-        histogram.add_metric((), buckets, family.sum)
+        histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+        for values, bounds, total in family.parts or [((), family.buckets, family.sum)]:
+            buckets = [
+                ("+Inf" if bound == float("inf") else repr(bound), float(count))
+                for bound, count in bounds
+            ]
+            histogram.add_metric(values, buckets, total)
         return histogram
     if family.kind == "info":
         info = InfoMetricFamily(family.name, family.help)

@@ -256,12 +256,13 @@ class Board:
     def release(self, index: int) -> None:
         """Free the row of a process that has ended, and add its totals to those of the pool."""
         words, head = self._row(index), self._words
-        for place in _SUMS_ALL:
-            head[place] = (head[place] + words[place]) % (1 << 64)
         self._used.discard(index)
         words[_STATE] = FREE
         words[_KEY] = 0
+        # In this order, a reader may miss these totals for a moment, but never counts them twice.
         words[_SERIAL] = 0
+        for place in _SUMS_ALL:
+            head[place] = (head[place] + words[place]) % (1 << 64)
 
     def count_lost(self) -> None:
         """Count a task whose process ended before the task did."""
@@ -307,6 +308,10 @@ class Board:
         text = bytes(words[_REASON:].cast("B")[: min(_REASON_BYTES, words[_REASON_SIZE])])
         found = Exit(words[_EXIT_PID], words[_KIND], text.decode("utf-8", "replace"))
         return found if words[_EXIT_SERIAL] and words[_EXIT_KEY] == key else None
+
+    def live_rows(self) -> list[Row]:
+        """The rows of the processes that have not ended."""
+        return [row for row in map(self.row, range(ROWS)) if row.serial]
 
     def ended_totals(self) -> Totals:
         """The totals of all processes that have ended."""

@@ -18,7 +18,16 @@ from urllib.parse import quote
 import pytest
 
 from integration.conftest import Serve
-from integration.server import APPS, DEADLINE_S, Server, alive, command_line, processes, wait_for
+from integration.server import (
+    APPS,
+    DEADLINE_S,
+    Server,
+    alive,
+    command_line,
+    free_port,
+    processes,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -332,3 +341,23 @@ def test_operators_see_pools_and_their_tasks(
     assert "heavy.wait" in ask("requests")
     site.path("go").touch()
     assert running.result(DEADLINE_S) == pid
+
+
+def test_metrics_of_pools_also_of_new_ones(site: Site) -> None:
+    port = free_port()
+    server = site.start(*CLASSES["sync"], "--metrics-bind", f"127.0.0.1:{port}")
+    assert site.get("upper", "x") == "X"
+
+    def page() -> str:
+        try:
+            url = f"http://127.0.0.1:{port}/metrics"
+            with urllib.request.urlopen(url, timeout=DEADLINE_S) as response:
+                return str(response.read().decode())
+        except OSError:
+            return ""
+
+    wait_for(lambda: 'servo_pool_tasks_total{outcome="done",pool="ml"} 1.0' in page(), "figures")
+    (site.directory / "servo.toml").write_text("[pools.ml]\n[pools.other]\n")
+    server.signal(signal.SIGHUP)
+    wait_for(lambda: 'servo_pool_processes{pool="other",state="idle"} 1.0' in page(), "new pool")
+    assert 'servo_pool_tasks_total{outcome="done",pool="ml"} 1.0' in page()

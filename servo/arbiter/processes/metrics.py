@@ -26,6 +26,7 @@ from servo.errors import ConfigError
 from servo.logs import error_log as log_module
 from servo.net.listeners import Listener, bind_all
 from servo.net.privileges import become
+from servo.pools.places import places, socket_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -167,6 +168,13 @@ class MetricsProcess:
         how = f"by {process_info.signal_name(-code)}" if code < 0 else f"with code {code}"
         log.error("The metrics process (pid %d) ended %s; another follows", pid, how)
 
+    def renew(self) -> None:
+        """Replace the process at the next tick, because it does not know new pools."""
+        if self.pid:
+            self._table.remove(self)
+            self.close_in_child()  # the process ends when it reads this
+            self.pid = 0
+
     def stop(self) -> None:
         """End the process. Waits up to 1 s, and 1 s more after a SIGKILL."""
         self._is_wanted = False
@@ -209,6 +217,7 @@ class MetricsProcess:
         from servo.cluster.counters import installed
         from servo.metrics.exporter import ExporterSetup, export
         from servo.metrics.families import ListenerInfo, Reader
+        from servo.metrics.pool_figures import PoolReader
         from servo.metrics.statsd import StatsdClient
 
         settings = self._settings
@@ -216,6 +225,7 @@ class MetricsProcess:
             ListenerInfo(name, where[:2] if isinstance(where, tuple) else where)
             for name, where in self._served
         ]
+        addresses = {name: socket_path(places.directory, name) for name in places.boards}
         process_info.set_title("servo: metrics")
         signal.signal(signal.SIGUSR1, lambda _signum, _frame: log_module.reopen_logs())
         become(settings.user, settings.group, settings.initgroups)
@@ -230,7 +240,13 @@ class MetricsProcess:
         return export(
             ExporterSetup(
                 listeners=[listener.socket for listener in self._sockets.listeners],
-                reader=Reader(self._scoreboard, self._facts.facts, served, counters=installed()),
+                reader=Reader(
+                    self._scoreboard,
+                    self._facts.facts,
+                    served,
+                    counters=installed(),
+                    pools=PoolReader(places.boards, addresses) if addresses else None,
+                ),
                 end_fd=end_fd,
                 arbiter_pid=arbiter,
                 directory=os.environ.get("PROMETHEUS_MULTIPROC_DIR") or None,

@@ -135,6 +135,7 @@ class Pools:
     table             forks and watches the processes
     ran_out_of_memory see `WorkerProcesses.ran_out_of_memory`
     guard             reports a new process to the guard
+    on_change         called when a pool was added or removed
     """
 
     def __init__(
@@ -142,7 +143,9 @@ class Pools:
         table: ChildTable,
         ran_out_of_memory: Callable[[int], bool],
         guard: Callable[[GuardedWorker], None],
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_change = on_change
         self._table = table
         self._ran_out_of_memory = ran_out_of_memory
         self._guard = guard
@@ -290,6 +293,7 @@ class Pools:
             board.close()
             raise
         places.boards[name] = board
+        self._on_change()
         supervision = PoolSupervision(name, _policy(whole, settings), generation)
         self._by_name[name] = Pool(self, name, listener, board, supervision, {})
         supervision.step(time.monotonic())
@@ -442,6 +446,8 @@ class Pools:
             path = socket_path(self._directory.path, pool.name)
             if os.path.exists(path):
                 os.unlink(path)
+        places.boards.pop(pool.name, None)
+        self._on_change()
         pool.supervision.end(now)
         self._perform(pool, now)
 

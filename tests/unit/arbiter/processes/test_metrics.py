@@ -74,3 +74,17 @@ def test_one_that_ends_is_followed_by_another(
     metrics.stop()
     metrics.tick(time.monotonic() + 200.0)
     assert metrics.pid == 0
+
+
+def test_a_renewed_one_is_followed_by_another_without_an_error(
+    metrics: MetricsProcess, loop: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics.renew()  # nothing runs yet
+    reader, metrics._end_fd = os.pipe()
+    metrics.pid = pid = spawn.fork(lambda: int(os.read(reader, 1) != b""), lambda: None)
+    os.close(reader)
+    metrics.renew()
+    assert (metrics.pid, metrics.fileno()) == (0, -1)
+    os.kill(pid, signal.SIGKILL)  # it has a copy of the pipe's other end, as no real one does
+    assert os.waitpid(pid, 0)[0] == pid
+    assert caplog.text == ""
