@@ -319,7 +319,9 @@ class MessageRouter:
         except MessageError as error:
             on_answer("failed", f"can't decode the reply: {error}")
             return
-        if reply.kind == REPLY:
+        if isinstance(value, bytes):  # the answer goes to `servoctl call`, which prints JSON
+            on_answer("failed", f"the handler returned {len(value)} bytes, and not a JSON value")
+        elif reply.kind == REPLY:
             on_answer("", value)
         elif isinstance(value, list) and [type(each) for each in value] == [str, str]:
             on_answer(*value)

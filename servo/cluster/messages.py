@@ -11,7 +11,7 @@
 
 A worker's address is its `slot`, a number from 1 up. If the worker is replaced, the new worker gets
 the same slot. Slot 0 is the arbiter: its configuration file may have an `on_message` hook. Messages
-are JSON values: tuples arrive as lists, and keys as strings.
+are bytes or JSON values. In JSON, tuples arrive as lists, and keys as strings.
 
 Each message is delivered at most once. Messages from one sender to one worker arrive in order, and
 all workers get broadcasts in the same order. Queues are bounded: messages that don't fit are
@@ -32,7 +32,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, overload
 
 from servo.errors import ClusterError
 from servo.ipc.messages import ARBITER as ARBITER
-from servo.ipc.messages import EVERYONE, MAX_TOPIC_BYTES, from_json, to_json
+from servo.ipc.messages import (
+    EVERYONE,
+    MAX_TOPIC_BYTES,
+    MessageError,
+    decode_value,
+    encode_value,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,7 +46,7 @@ if TYPE_CHECKING:
 
     Function = TypeVar("Function", bound=Callable[..., Any])
 
-# How many bytes a message may have in JSON. The header and the topic need the remaining bytes of a
+# How many bytes an encoded message may have. The header and the topic need the remaining bytes of a
 # MiB.
 MAX_MESSAGE_BYTES = (1 << 20) - 1024
 REQUEST_TIMEOUT_S = 5.0
@@ -119,14 +125,14 @@ class Stats(NamedTuple):
 def send(message: Any, *, to: int, topic: str = "") -> bool:
     """Send a message to a worker, and don't wait.
 
-    message  a JSON value
+    message  bytes or a JSON value
     to       the worker's slot; 0 is the arbiter
     topic    selects the handlers; at most 255 bytes in UTF-8
 
     During a replacement, the newest ready worker of the slot gets the message. A booting worker
     handles it when it is ready. Returns False if the message was dropped at once, because the queue
     is full. True does not mean that it arrives: the receiver may end, or be too slow. Raises
-    TypeError if the message is not a JSON value, and MessageTooLong.
+    TypeError if the message is neither bytes nor a JSON value, and MessageTooLong.
     """
     return _backend.send(encode_message(message), encode_topic(topic), _target(to), with_self=True)
 
@@ -134,7 +140,7 @@ def send(message: Any, *, to: int, topic: str = "") -> bool:
 def broadcast(message: Any, *, topic: str = "", with_self: bool = True) -> bool:
     """Send a message to all workers, including booting and draining ones.
 
-    message    a JSON value
+    message    bytes or a JSON value
     topic      selects the handlers
     with_self  whether this worker also gets the message
 
@@ -148,7 +154,7 @@ def broadcast(message: Any, *, topic: str = "", with_self: bool = True) -> bool:
 def request(message: Any, *, to: int, topic: str = "", timeout: float = REQUEST_TIMEOUT_S) -> Any:
     """Send a request to a worker, wait for its handler, and return the handler's result.
 
-    message  a JSON value
+    message  bytes or a JSON value
     to       the worker's slot; 0 is the arbiter
     topic    selects the handler
     timeout  how long to wait, in seconds
@@ -159,7 +165,7 @@ def request(message: Any, *, to: int, topic: str = "", timeout: float = REQUEST_
     """
     if _on_loop():
         raise RuntimeError("cluster.request would block the event loop: await cluster.arequest")
-    return from_json(
+    return _decode_answer(
         _backend.request(encode_message(message), encode_topic(topic), _target(to), timeout)
     )
 
@@ -169,7 +175,7 @@ async def arequest(
 ) -> Any:
     """The same as `request`, for coroutines on any event loop."""
     payload, name, target = encode_message(message), encode_topic(topic), _target(to)
-    return from_json(await _backend.arequest(payload, name, target, timeout))
+    return _decode_answer(await _backend.arequest(payload, name, target, timeout))
 
 
 @overload
@@ -223,13 +229,20 @@ def stats() -> Stats:
 
 
 def encode_message(message: Any) -> bytes:
-    """Encode a message in JSON. Raises TypeError and MessageTooLong."""
-    payload = to_json(message)
+    """Encode a message. Raises TypeError and MessageTooLong."""
+    payload = encode_value(message)
     if len(payload) > MAX_MESSAGE_BYTES:
         raise MessageTooLong(
             f"a message of {len(payload)} bytes is longer than the limit of {MAX_MESSAGE_BYTES}"
         )
     return payload
+
+
+def _decode_answer(payload: bytes) -> Any:
+    try:
+        return decode_value(payload)
+    except MessageError as error:
+        raise RequestFailed(f"can't decode the reply: {error}") from error
 
 
 def encode_topic(topic: str) -> bytes:
@@ -316,12 +329,12 @@ class Backend(Protocol):
         """The pid of this process."""
 
     def send(self, payload: bytes, topic: bytes, target: int, *, with_self: bool) -> bool:
-        """Send a value in JSON. Returns False if it was dropped."""
+        """Send an encoded value. Returns False if it was dropped."""
 
-    def request(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
-        """Send a request, and wait for the answer in JSON. Raises ClusterError."""
+    def request(self, payload: bytes, topic: bytes, target: int, timeout: float) -> bytes:
+        """Send a request, and wait for the encoded answer. Raises ClusterError."""
 
-    async def arequest(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
+    async def arequest(self, payload: bytes, topic: bytes, target: int, timeout: float) -> bytes:
         """The same on an event loop."""
 
     def workers(self) -> list[WorkerInfo]:
@@ -372,7 +385,7 @@ class LocalBackend:
         handlers = handlers_for(topic.decode(), answering=False)
         self._unheard += not handlers
         for handler in handlers:
-            result = handler(from_json(payload.decode()), Sender(self.slot, 1))
+            result = handler(decode_value(payload), Sender(self.slot, 1))
             if not hasattr(result, "__await__"):
                 continue
             import asyncio  # not at the top of the module: see _on_loop
@@ -384,7 +397,7 @@ class LocalBackend:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
-    def request(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
+    def request(self, payload: bytes, topic: bytes, target: int, timeout: float) -> bytes:
         """See Backend."""
         with _handler_errors(target):
             result = self._ask(payload, topic, target)
@@ -392,15 +405,15 @@ class LocalBackend:
                 import asyncio  # not at the top of the module: see _on_loop
 
                 result = asyncio.run(_answer_within(timeout, result, target))
-            return to_json(result).decode()
+            return encode_value(result)
 
-    async def arequest(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
+    async def arequest(self, payload: bytes, topic: bytes, target: int, timeout: float) -> bytes:
         """See Backend."""
         with _handler_errors(target):
             result = self._ask(payload, topic, target)
             if hasattr(result, "__await__"):
                 result = await _answer_within(timeout, result, target)
-            return to_json(result).decode()
+            return encode_value(result)
 
     def _ask(self, payload: bytes, topic: bytes, target: int) -> Any:
         if target != self.slot:
@@ -410,7 +423,7 @@ class LocalBackend:
         if not handlers:
             self._unheard += 1
             raise RequestFailed(f"there is no handler for {topic.decode()!r}")
-        return handlers[0](from_json(payload.decode()), Sender(self.slot, 1))
+        return handlers[0](decode_value(payload), Sender(self.slot, 1))
 
     def workers(self) -> list[WorkerInfo]:
         """See Backend."""

@@ -4,9 +4,9 @@ Servo's own messages are dataclasses (not frozen: see servo.arbiter.core.events)
 a JSON object: `{"type": "Ready", …fields}`.
 
 Messages between applications (servo.cluster) are AppMessages. They begin with a fixed binary
-header, so the arbiter can route them without parsing. A topic and a JSON value follow, which the
+header, so the arbiter can route them without parsing. A topic and a value follow, which the
 arbiter passes on unchanged. The first byte distinguishes the two formats: a JSON object begins with
-a brace, and no header does.
+a brace, and no header does. A value is JSON, or bytes after a zero byte.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class AppMessage(NamedTuple):
         sender   the sender's slot and serial
         target   see the class
         topic    at most MAX_TOPIC_BYTES
-        payload  the value in JSON
+        payload  the value, from `encode_value`
         number   see the class
         """
         head = _HEADER.pack(kind, *sender, target, number, len(topic))
@@ -252,15 +252,32 @@ class AppMessage(NamedTuple):
 
     @property
     def payload(self) -> bytes:
-        """The value in JSON."""
+        """The encoded value; see `encode_value`."""
         return self.data[_HEADER.size + self.topic_length :]
 
     def value(self) -> Any:
-        """The decoded value. Raises MessageError if it is not JSON."""
-        try:
-            return from_json(_text(self.payload))
-        except (ValueError, RecursionError) as error:
-            raise MessageError(f"not JSON: {self.payload[:80]!r}") from error
+        """The decoded value. Raises MessageError if it is neither JSON nor bytes."""
+        return decode_value(self.payload)
+
+
+def encode_value(value: object) -> bytes:
+    """Encode a message's value: bytes as they are, and everything else in JSON. Raises TypeError.
+
+    Bytes get a zero byte before them, with which no JSON text begins.
+    """
+    if isinstance(value, bytes | bytearray | memoryview):
+        return b"\0" + bytes(value)
+    return to_json(value)
+
+
+def decode_value(payload: bytes) -> Any:
+    """Decode the result of `encode_value`. Raises MessageError."""
+    if payload[:1] == b"\0":
+        return payload[1:]
+    try:
+        return from_json(_text(payload))
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"not JSON: {payload[:80]!r}") from error
 
 
 def to_json(value: object) -> bytes:

@@ -368,3 +368,10 @@ def test_control_goes_on_in_a_flood(start: Callable[..., Workers]) -> None:
         assert status.returncode == 0, status.stderr
         assert json.loads(status.stdout)["workers"]["ready"] == 3
     workers.release()
+
+
+def test_bytes_between_workers(serve: Serve, tmp_path: Path) -> None:
+    server = serve(f"{APPS / 'cluster_app.py'}:app", "-k", "thread", "-w", "2", ready=2)
+    workers = Workers(server, tmp_path)
+    assert workers.ask(1, "ask for bytes", 2) == list(range(255, -1, -1))
+    assert workers.ask(2, "ask for bytes", 1) == list(range(255, -1, -1))

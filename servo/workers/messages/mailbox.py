@@ -42,6 +42,7 @@ from servo.ipc.messages import (
     AppMessage,
     Message,
     MessageError,
+    encode_value,
     to_json,
 )
 
@@ -123,7 +124,7 @@ class Mailbox:
         self._arbiter_gone = ""  # why messages can't be sent any more; "" while they can
         self._forked = False
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, concurrent.futures.Future[str] | asyncio.Future[str]] = {}
+        self._waiting: dict[int, concurrent.futures.Future[bytes] | asyncio.Future[bytes]] = {}
         self._counters_lock = threading.Lock()
         self._sent = self._received = self._unheard = 0
         self._overflows = Drops()
@@ -203,9 +204,9 @@ class Mailbox:
         # In a broadcast the number field has the serial of the worker to leave out; 0: none.
         return self._send(PLAIN, target, topic, payload, 0 if with_self else self.serial)
 
-    def request(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
+    def request(self, payload: bytes, topic: bytes, target: int, timeout: float) -> bytes:
         """See cluster.Backend."""
-        future: concurrent.futures.Future[str] = concurrent.futures.Future()
+        future: concurrent.futures.Future[bytes] = concurrent.futures.Future()
         number = self._send_request(future, payload, topic, target)
         try:
             if self._any_thread_reads or threading.get_ident() == self._owner_thread:
@@ -217,14 +218,14 @@ class Mailbox:
         finally:
             self._waiting.pop(number, None)
 
-    async def arequest(self, payload: bytes, topic: bytes, target: int, timeout: float) -> str:
+    async def arequest(self, payload: bytes, topic: bytes, target: int, timeout: float) -> bytes:
         """See cluster.Backend."""
         import asyncio  # the caller has loaded it already
 
         loop = asyncio.get_running_loop()
         if self._any_thread_reads:
             return await loop.run_in_executor(None, self.request, payload, topic, target, timeout)
-        future: concurrent.futures.Future[str] | asyncio.Future[str]
+        future: concurrent.futures.Future[bytes] | asyncio.Future[bytes]
         if loop is self._loop:
             answer = future = loop.create_future()
         else:
@@ -240,7 +241,7 @@ class Mailbox:
 
     def _send_request(
         self,
-        future: concurrent.futures.Future[str] | asyncio.Future[str],
+        future: concurrent.futures.Future[bytes] | asyncio.Future[bytes],
         payload: bytes,
         topic: bytes,
         target: int,
@@ -260,10 +261,10 @@ class Mailbox:
         """Send the reply to a request.
 
         request  the request
-        value    the return value of its handler, sent as JSON
+        value    the return value of its handler
         """
         try:
-            payload = to_json(value)
+            payload = encode_value(value)
         except TypeError as error:
             self.fail(request, "failed", f"the handler returned no JSON value: {error}")
             return
@@ -349,7 +350,7 @@ class Mailbox:
             self._owner.watch_channel(self._watching)
 
     def _read_until(
-        self, future: concurrent.futures.Future[str], deadline: float, *, to_self: bool
+        self, future: concurrent.futures.Future[bytes], deadline: float, *, to_self: bool
     ) -> None:
         """Until the future is done, read the channel in this thread, not in the owner's.
 
@@ -433,11 +434,11 @@ class Mailbox:
             return  # the sender of the request has timed out
         try:
             if message.kind == REPLY:
-                _resolve(future, message.payload.decode())
+                _resolve(future, message.payload)
             else:
                 name, text = message.value()
                 _resolve(future, error=ERRORS[name](text))
-        except (MessageError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        except (MessageError, KeyError, TypeError, ValueError) as error:
             _resolve(future, error=cluster.RequestFailed(f"can't decode the reply: {error}"))
 
     def _on_arbiter_gone(self, text: str) -> None:
@@ -511,8 +512,8 @@ class Inbox:
 
 
 def _resolve(
-    future: concurrent.futures.Future[str] | asyncio.Future[str],
-    result: str = "",
+    future: concurrent.futures.Future[bytes] | asyncio.Future[bytes],
+    result: bytes = b"",
     error: Exception | None = None,
 ) -> None:
     # The request may have been cancelled or timed out. If a thread waits for the future, this can

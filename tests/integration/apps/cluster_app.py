@@ -107,6 +107,18 @@ async def async_relay(slots):
     return await cluster.arequest(slots[1:], to=slots[0], topic="async relay")
 
 
+@cluster.on_message("reverse")
+def reverse(data):
+    assert isinstance(data, bytes)
+    return data[::-1]
+
+
+@cluster.on_message("ask for bytes")
+def ask_for_bytes(to):
+    """Send another worker all values of a byte, and return its answer as numbers."""
+    return list(cluster.request(bytes(range(256)), to=to, topic="reverse"))
+
+
 @cluster.on_message("block")
 def block(_):
     """Hold up this worker's handlers until the file `release` is there."""

@@ -385,3 +385,7 @@ def test_only_the_worker_that_was_asked_can_answer(hub: Hub) -> None:
     number = hub.router.ask(1, 2, "", lambda error, answer: answers.append((error, answer)))
     hub.send(two, ARBITER, "no pair", FAILURE, tie=number)
     assert answers[1] == ("failed", "can't decode the reply")
+    number = hub.router.ask(1, 2, "", lambda error, answer: answers.append((error, answer)))
+    hub.arrives(two, AppMessage.make(REPLY, two.sender, ARBITER, b"", b"\0abc", number))
+    hub.deliver()
+    assert answers[2] == ("failed", "the handler returned 3 bytes, and not a JSON value")

@@ -178,7 +178,7 @@ CYCLE.append(CYCLE)
 
 @pytest.mark.parametrize(
     "value",
-    [{1, 2}, b"bytes", object(), float("nan"), float("inf"), {(1, 2): 3}, CYCLE, [{"a": 1j}]],
+    [{1, 2}, [b"bytes"], object(), float("nan"), float("inf"), {(1, 2): 3}, CYCLE, [{"a": 1j}]],
     ids=lambda value: type(value).__name__,
 )
 def test_values_that_are_not_json_are_refused(value: Any) -> None:
@@ -220,3 +220,13 @@ def test_a_message_to_a_missing_worker_is_counted(heard: list[Any]) -> None:
     assert heard == []
     assert cluster.stats().sent == 1
     assert cluster.stats().received == 0
+
+
+def test_bytes_as_messages_and_answers(heard: list[Any]) -> None:
+    assert cluster.broadcast(bytearray(b"\0\xff"), topic="x")
+    assert heard == [b"\0\xff"]
+    cluster.on_message("double")(lambda message: message * 2)
+    assert cluster.request(b"\xfe", to=1, topic="double") == b"\xfe\xfe"
+    assert asyncio.run(cluster.arequest(b"a", to=1, topic="double")) == b"aa"
+    with pytest.raises(cluster.MessageTooLong):
+        cluster.send(bytes(MAX_MESSAGE_BYTES), to=1)

@@ -28,7 +28,9 @@ from servo.ipc.messages import (
     Ready,
     Retire,
     decode,
+    decode_value,
     encode,
+    encode_value,
     to_json,
 )
 
@@ -195,3 +197,23 @@ def test_a_field_of_another_type_is_refused(text: str) -> None:
 def test_log_records() -> None:
     good = LogRecords([[1.5, "info", "x"], [2, "error", "y"]], 3)
     assert decode(encode(good)) == good
+
+
+@pytest.mark.parametrize("value", [b"", b"\0", b"{}", b"\xff" * 1000, bytes(range(256))])
+def test_bytes_arrive_as_they_are(value: bytes) -> None:
+    assert decode_value(encode_value(value)) == value
+    message = AppMessage.make(REQUEST, (1, 1), 2, b"topic", encode_value(value))
+    assert decode(message.data).value() == value  # type: ignore[union-attr]
+    assert encode_value(bytearray(value)) == encode_value(memoryview(value)) == b"\0" + value
+
+
+@pytest.mark.parametrize("value", [None, "\0", {"a": [1, 2.5]}, "text"])
+def test_values_in_json_begin_with_no_zero_byte(value: Any) -> None:
+    assert encode_value(value) == to_json(value)
+    assert decode_value(encode_value(value)) == value
+
+
+@pytest.mark.parametrize("payload", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_payloads_that_are_no_value(payload: bytes) -> None:
+    with pytest.raises(MessageError):
+        decode_value(payload)
