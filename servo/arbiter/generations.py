@@ -156,6 +156,7 @@ def policy_of(settings: Settings, capacity: int) -> Policy:
         preload=settings.preload_app,
         refork_after=settings.refork_after,
         own_queues=settings.reuse_port,
+        app_may_control=settings.cluster_control,
         workers_of=counts_by_class(settings),
     )
 

@@ -2,7 +2,7 @@
 
     from servo import cluster
 
-Each module of this package has one part of it: messages, counters, locks, schedules.
+Each module of this package has one part of it: messages, counters, locks, schedules, control.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from servo.cluster import messages as _messages
+from servo.cluster.control import reload, retire, scale
 from servo.cluster.counters import Counter, counter
 from servo.cluster.locks import Lock, LockTimeout, lock
 from servo.cluster.messages import (
@@ -65,6 +66,9 @@ __all__ = [
     "Lock",
     "LockTimeout",
     "every",
+    "retire",
+    "reload",
+    "scale",
     "cron",
 ]
 

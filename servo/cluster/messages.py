@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
+    from servo.ipc.messages import AppCommand, ReplaceMe
+
     Function = TypeVar("Function", bound=Callable[..., Any])
 
 # How many bytes an encoded message may have. The header and the topic need the remaining bytes of a
@@ -346,6 +348,9 @@ class Backend(Protocol):
     def stats(self) -> Stats:
         """The numbers of messages."""
 
+    def control(self, message: ReplaceMe | AppCommand) -> None:
+        """Ask the arbiter to do something to the workers. Raises ClusterError."""
+
 
 class LocalBackend:
     """The backend outside of a server: one worker, which calls its handlers at once."""
@@ -437,6 +442,10 @@ class LocalBackend:
         """See Backend."""
         sent = self._received + self._lost
         return Stats(sent, self._received, 0, 0, self._unheard)
+
+    def control(self, message: ReplaceMe | AppCommand) -> None:
+        """See Backend."""
+        raise ClusterError("there is no server whose workers could be replaced")
 
 
 def _on_loop() -> bool:

@@ -83,6 +83,18 @@ class ReplaceMe:
 
 
 @dataclass(slots=True)
+class AppCommand:
+    """The application asks for a reload or another number of workers (`cluster_control`).
+
+    command   "reload" or "scale"
+    argument  the number of workers: "4"
+    """
+
+    command: str
+    argument: str = ""
+
+
+@dataclass(slots=True)
 class MoldForked:
     """The answer to `MakeMold`: the worker has drained, and has forked the mold.
 
@@ -310,6 +322,7 @@ Message = (
     | Draining
     | Lingering
     | ReplaceMe
+    | AppCommand
     | MoldForked
     | LogRecords
     | Report

@@ -141,6 +141,7 @@ def _set_up(context: WorkerContext, row: memoryview) -> None:
     set_title(f"servo: worker {context.slot} [{context.settings.app}]")
     context.channel = SharedChannel(context.channel)
     context.mailbox = Mailbox(context.channel, context.slot, context.serial, context.scoreboard)
+    context.mailbox.may_control = context.settings.cluster_control
     context.forks = Forks(context.listeners, context.channel, context.mailbox)
     messages.install(context.mailbox)
     places.enter(context.settings.pools)

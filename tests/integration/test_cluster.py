@@ -375,3 +375,28 @@ def test_bytes_between_workers(serve: Serve, tmp_path: Path) -> None:
     workers = Workers(server, tmp_path)
     assert workers.ask(1, "ask for bytes", 2) == list(range(255, -1, -1))
     assert workers.ask(2, "ask for bytes", 1) == list(range(255, -1, -1))
+
+
+def test_an_application_controls_its_server(serve: Serve) -> None:
+    app = f"{APPS / 'control_app.py'}:app"
+    server = serve(app, "-k", "thread", "-w", "1", "--cluster-control")
+    (first,) = server.ready_pids()
+    assert requests.get(f"{server.url}/retire", timeout=30).text == "done"
+    server.wait_log(r"recycled \(the application asks for it: as the test says\)")
+    server.wait_replaced([first])
+    assert requests.get(f"{server.url}/up", timeout=30).text == "done"
+    old = server.wait_workers(3)
+    assert requests.get(f"{server.url}/reload", timeout=30).text == "done"
+    server.wait_replaced(old)
+    assert requests.get(f"{server.url}/too-many", timeout=30).text == "done"
+    server.wait_log(
+        r"scale, asked for by the application in worker \d, is refused: there is no room"
+    )
+
+
+def test_an_application_may_not_control_its_server(serve: Serve) -> None:
+    server = serve(f"{APPS / 'control_app.py'}:app", "-k", "sync", "-w", "1")
+    for path in ("/retire", "/reload", "/up"):
+        response = requests.get(f"{server.url}{path}", timeout=30)
+        assert response.status_code == 403
+        assert "set cluster_control" in response.text

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from servo.arbiter.core.events import CommandReceived
     from servo.arbiter.core.stopping import Stopping
     from servo.arbiter.core.upgrade import Upgrade
+    from servo.arbiter.core.worker_table import WorkerEntry
+    from servo.ipc.messages import AppCommand
 
 
 class Server(rollback.Server, Protocol):
@@ -152,6 +154,26 @@ def run_command(server: Server, event: CommandReceived, now: float) -> None:
         server.queue.do(CommandAnswered(event.ticket, "", result))
 
 
+def run_app_command(server: Server, worker: WorkerEntry, message: AppCommand, now: float) -> None:
+    """Carry out a command of the application in a worker, if `cluster_control` allows it.
+
+    server   the supervisor
+    worker   the worker that has sent the command
+    message  the command, which the worker may have forged
+    now      the current time, in seconds
+    """
+    command = _OF_APPLICATIONS.get(message.command)
+    if command is None or not server.policy.app_may_control:
+        # The worker's own code refuses it, too, so this one does not run our code.
+        server.queue.log("warning", f"{worker} has sent a command that it may not: ignored")
+        return
+    by = f"the application in worker {worker.slot}"
+    try:
+        command(server, now, message.argument[:_MAX_ARGUMENT], by)
+    except RefusedError as refusal:
+        server.queue.log("warning", f"{message.command}, asked for by {by}, is refused: {refusal}")
+
+
 def run_reload(server: Server, now: float, _argument: object, by: str) -> dict[str, Any]:
     """Reload. The answer contains the number of the new generation."""
     _refuse_if_ending(server)
@@ -266,6 +288,15 @@ def _no_more(server: Server) -> str:
 def _refuse_if_ending(server: Server) -> None:
     if server.ending:
         raise RefusedError("the server is stopping")
+
+
+# The commands of `cluster.reload` and `cluster.scale`.
+_OF_APPLICATIONS: dict[str, Callable[[Server, float, str, str], dict[str, Any]]] = {
+    "reload": run_reload,
+    "scale": run_scale,
+}
+# The longest argument of these commands. Python refuses to convert very long numbers.
+_MAX_ARGUMENT = 20
 
 
 COMMANDS: dict[str, Callable[[Server, float, Any, str], dict[str, Any]]] = {

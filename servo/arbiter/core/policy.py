@@ -95,6 +95,7 @@ class Policy:
     preload                (preload_app) whether a mold imports the app and forks the workers
     refork_after           requests after which a worker forks the next mold; 0: never
     own_queues             (reuse_port) whether each slot has its own listeners
+    app_may_control        (cluster_control) whether the application may reload and scale
     workers_of             worker class -> number of workers, for workers = "auto": the class is
                            known only when a worker has imported the app
     """
@@ -119,6 +120,7 @@ class Policy:
     preload: bool = False
     refork_after: int = 0
     own_queues: bool = False
+    app_may_control: bool = False
     workers_of: Mapping[str, int] = field(default_factory=dict)
 
     def to_state(self) -> dict[str, Any]:

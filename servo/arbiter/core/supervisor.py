@@ -37,7 +37,7 @@ from servo.arbiter.core.action_queue import ActionQueue
 from servo.arbiter.core.backoff import Backoff
 from servo.arbiter.core.bake import BakeMonitor
 from servo.arbiter.core.balance import balance
-from servo.arbiter.core.commands import SIGNALS, run_command
+from servo.arbiter.core.commands import SIGNALS, run_app_command, run_command
 from servo.arbiter.core.exit_reasons import ExitReason
 from servo.arbiter.core.failure_rounds import FailureRounds
 from servo.arbiter.core.memory_limits import MemoryLimits
@@ -262,6 +262,8 @@ class Supervisor:
         elif isinstance(message, msg.ReplaceMe):
             if self.lifecycle.request_replacement(worker, message, now) is ExitReason.UNHEALTHY:
                 self.bakes.failed(worker, now)
+        elif isinstance(message, msg.AppCommand):
+            run_app_command(self, worker, message, now)
         elif isinstance(message, msg.MoldForked):
             self._mold_forked(worker, message, now)
 

@@ -75,6 +75,16 @@ SETTINGS = [
         help="Run without a control socket.",
     ),
     Setting(
+        name="cluster_control",
+        type=Switch(),
+        default=False,
+        section=_CONTROL,
+        help="Let the app replace its worker, reload and scale the server by `servo.cluster`.",
+        details="""\
+`cluster.retire()`, `cluster.reload()` and `cluster.scale(n)` raise an error without this setting.
+See [how to let the app control its server](../how-to/cluster-state.md#control).""",
+    ),
+    Setting(
         name="control_allow",
         type=TextList(
             metavar="USER[:ACCESS]",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from servo.ipc.channel import Channel
+    from servo.ipc.messages import AppCommand, ReplaceMe
     from servo.shared_memory.scoreboard import Scoreboard
 
 log = logging.getLogger("servo.error")
@@ -103,12 +104,15 @@ class Mailbox:
     slot        this worker's slot
     serial      this worker's serial, the address of replies
     scoreboard  the rows of all workers
+
+    may_control  whether the application may replace, reload and scale workers (`cluster_control`)
     """
 
     def __init__(self, channel: Channel, slot: int, serial: int, scoreboard: Scoreboard) -> None:
         self.slot = slot
         self.serial = serial
         self.inbox = Inbox()
+        self.may_control = False
         self._channel = channel
         self._scoreboard = scoreboard
         self._owner: Owner | None = None
@@ -311,6 +315,22 @@ class Mailbox:
             self._arbiter_gone = f"the arbiter is gone: {error}"
             return False
         return True
+
+    def control(self, message: ReplaceMe | AppCommand) -> None:
+        """See cluster.Backend."""
+        if self._forked:
+            raise cluster.ClusterError("this process is no worker: the application has forked it")
+        if not self.may_control:
+            raise cluster.ClusterError(
+                "the application may not replace, reload or scale workers: set cluster_control"
+            )
+        if self._arbiter_gone:
+            raise cluster.ClusterError(self._arbiter_gone)
+        try:
+            self._channel.send(message)
+        except ChannelClosed as error:
+            raise cluster.ClusterError(f"the arbiter is gone: {error}") from error
+        self._flush()
 
     # --- receiving ------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import pytest
 from servo.arbiter.core import actions, events
 from servo.arbiter.core.policy import Policy
 from servo.arbiter.core.supervisor import Supervisor
-from servo.ipc.messages import BootFailed, Booting, Draining, Ready
+from servo.ipc.messages import AppCommand, BootFailed, Booting, Draining, Ready
 
 
 class Server:
@@ -221,3 +221,36 @@ def test_reopening_tells_every_worker_that_reads_its_channel() -> None:
     (answer,) = (action for action in done if isinstance(action, actions.CommandAnswered))
     assert answer.result == {"workers": 2}
     assert actions.Log("info", "servoctl: the log files are reopened") in done
+
+
+def logged(server: Server) -> str:
+    return "\n".join(action.text for action in server.actions if isinstance(action, actions.Log))
+
+
+def test_an_application_reloads_and_scales() -> None:
+    server = Server(app_may_control=True)
+    server.says(1, AppCommand("scale", "3"))
+    server.boot()
+    assert server.supervisor.count.target == 3
+    server.says(1, AppCommand("reload"))
+    assert server.supervisor.reload is not None
+    assert "the application in worker 1" in logged(server)
+
+
+@pytest.mark.parametrize("argument", ["0", "7", "-9", "x", "", "9" * 100_000, "1\n2"])
+def test_an_application_may_not_ask_for_everything(argument: str) -> None:
+    server = Server(app_may_control=True)
+    server.says(1, AppCommand("scale", argument))
+    assert server.supervisor.count.target == 2
+    assert "scale, asked for by the application in worker 1, is refused: " in logged(server)
+
+
+@pytest.mark.parametrize("command", ["reload", "scale", "stop", "upgrade"])
+def test_commands_of_applications_are_ignored_unless_allowed(command: str) -> None:
+    server = Server(app_may_control=command in ("stop", "upgrade"))
+    server.says(1, AppCommand(command, "1"))
+    assert server.supervisor.reload is None
+    assert server.supervisor.stopping is None
+    assert server.supervisor.upgrade is None
+    assert server.supervisor.count.target == 2
+    assert "has sent a command that it may not: ignored" in logged(server)

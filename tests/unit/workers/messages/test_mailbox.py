@@ -19,6 +19,7 @@ from servo.ipc.messages import (
     PLAIN,
     REPLY,
     REQUEST,
+    AppCommand,
     AppMessage,
     Message,
     Retire,
@@ -324,3 +325,14 @@ def test_an_inbox_counts_what_is_in_it() -> None:
         for _ in range(fit):
             assert inbox.take() is message
         assert inbox.take() is None
+
+
+def test_control_is_refused_unless_the_setting_allows_it(pair: Pair) -> None:
+    with pytest.raises(cluster.ClusterError, match="set cluster_control"):
+        cluster.reload()
+    pair.mailbox.may_control = True
+    cluster.scale(2)
+    assert AppCommand("scale", "2") in pair.arbiter.receive()
+    pair.mailbox.disable_in_child()
+    with pytest.raises(cluster.ClusterError, match="this process is no worker"):
+        cluster.reload()
