@@ -31,7 +31,8 @@ from servo.cluster.counters import installed
 from servo.errors import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import asyncio
+    from collections.abc import Iterator
     from types import TracebackType
 
     from servo.shared_memory.locks import LockFile
@@ -87,13 +88,14 @@ class Lock:
                 "`await lock.aacquire()` or `acquire(blocking=False)`"
             )
         deadline = None if timeout == -1 else time.monotonic() + timeout
-        free = threading.Event()
-        turn = _Turn(caller, free.set)
+        turn = _Turn(caller)
         if not self._queue(turn, blocking):
             return False
         try:
-            if not free.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
-                return self._leave(turn)
+            if turn.free is not None:
+                limit = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not turn.free.wait(limit):
+                    return self._leave(turn)
             if self._try():
                 return True
             if not blocking:
@@ -120,23 +122,14 @@ class Lock:
         import asyncio  # imported here: a process without an event loop need not load it
 
         deadline = None if timeout is None else time.monotonic() + timeout
-        loop = asyncio.get_running_loop()
-        free: asyncio.Future[None] = loop.create_future()
-
-        def set_free() -> None:
-            if not free.done():
-                free.set_result(None)
-
-        def wake() -> None:
-            loop.call_soon_threadsafe(set_free)  # raises RuntimeError if the loop is closed
-
-        turn = _Turn(_caller(), wake)
+        turn = _TaskTurn(_caller(), asyncio.get_running_loop())
         self._queue(turn, blocking=True)
         try:
-            limit = None if deadline is None else max(0.0, deadline - time.monotonic())
-            await asyncio.wait((free,), timeout=limit)
-            if not free.done():
-                return self._leave(turn)
+            if turn.is_free is not None:
+                limit = None if deadline is None else max(0.0, deadline - time.monotonic())
+                await asyncio.wait((turn.is_free,), timeout=limit)
+                if not turn.is_free.done():
+                    return self._leave(turn)
             if self._try():
                 return True
             for pause_s in _pauses(deadline):
@@ -210,9 +203,8 @@ class Lock:
                     )
                 if not blocking:
                     return False
+                turn.prepare()
                 held.turns.append(turn)
-                return True
-        turn.wake()
         return True
 
     def _try(self) -> bool:
@@ -262,14 +254,51 @@ class _Turn:
     """A thread or task that holds a lock or waits for it.
 
     caller  the thread's number, or the task
-    wake    called when it is the first one of this process
+
+    free  set when it is the first one of this process; None if it was that at once
     """
 
-    __slots__ = ("caller", "wake")
+    free: threading.Event | None = None
 
-    def __init__(self, caller: Any, wake: Callable[[], object]) -> None:
+    def __init__(self, caller: Any) -> None:
         self.caller = caller
-        self.wake = wake
+
+    def prepare(self) -> None:
+        """Prepare to wait for `wake`."""
+        self.free = threading.Event()
+
+    def wake(self) -> None:
+        """Note that it is the first one. Raises RuntimeError if its event loop is closed."""
+        assert self.free is not None
+        self.free.set()
+
+
+class _TaskTurn(_Turn):
+    """The same for a task.
+
+    loop  its event loop
+
+    is_free  done when it is the first one of this process; None if it was that at once
+    """
+
+    is_free: asyncio.Future[None] | None = None
+
+    def __init__(self, caller: Any, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(caller)
+        self._loop = loop
+
+    def prepare(self) -> None:
+        """See _Turn.prepare."""
+        self.is_free = self._loop.create_future()
+
+    def wake(self) -> None:
+        """See _Turn.wake."""
+        self._loop.call_soon_threadsafe(self._set_free)
+
+    def _set_free(self) -> None:
+        assert self.is_free is not None
+        if not self.is_free.done():
+            self.is_free.set_result(None)
 
 
 class _Owners:

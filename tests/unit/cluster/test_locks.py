@@ -292,10 +292,9 @@ def test_a_turn_of_a_closed_loop_is_left_out() -> None:
     lock = cluster.lock("x")
     lock.acquire()
 
-    def closed() -> None:
-        raise RuntimeError("Event loop is closed")
-
-    locks._owners["x"].turns.append(locks._Turn(object(), closed))
+    loop = asyncio.new_event_loop()
+    loop.close()
+    locks._owners["x"].turns.append(locks._TaskTurn(object(), loop))
     lock.release()
     assert not locks._owners
 
