@@ -164,6 +164,8 @@ class Dashboard:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 await self._link.start()
+                # A page that comes first would find a server without a name.
+                await self._link.first_answer()
                 await send({"type": "lifespan.startup.complete"})
             else:
                 self._link.close()

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from servo.control import protocol
@@ -117,6 +118,7 @@ class ServerLink:
         self._usage = Usage()
         self._connections: list[Connection] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._answered = asyncio.Event()
 
     async def start(self) -> None:
         """Connect, and start to fill the history."""
@@ -125,6 +127,11 @@ class ServerLink:
             self._connections.append(Connection(reader, writer))
         self._start(self._follow_events(), "events")
         self._start(self._poll(), "figures")
+
+    async def first_answer(self) -> None:
+        """Wait until the history describes the server, but at most LOST_S seconds."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._answered.wait(), LOST_S)
 
     def close(self) -> None:
         """Close the connections."""
@@ -224,6 +231,7 @@ class ServerLink:
         )
         sample = self._sampler.sample(self._number(), now, at, status, workers)
         self._history.add_sample(sample)
+        self._answered.set()
 
     def _number(self) -> int:
         # The numbers go on after a restart of this process, even if its history is lost.

@@ -48,6 +48,9 @@ class Link:
     async def start(self) -> None:
         self.calls.append("start")
 
+    async def first_answer(self) -> None:
+        self.calls.append("first_answer")
+
     def close(self) -> None:
         self.calls.append("close")
 
@@ -441,4 +444,4 @@ def test_the_lifespan_starts_and_ends_the_link() -> None:
 
     asyncio.run(site.app({"type": "lifespan"}, receive, send))
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-    assert site.link.calls == ["start", "close"]
+    assert site.link.calls == ["start", "first_answer", "close"]

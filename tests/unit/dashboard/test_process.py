@@ -14,6 +14,7 @@ import pytest
 
 from servo.arbiter.processes import spawn
 from servo.control.protocol import parse_request
+from servo.dashboard import server_link
 from servo.dashboard.process import KEY_BYTES, DashboardSetup, serve_dashboard
 from servo.net.address import parse_address
 from servo.net.listeners import Listener
@@ -89,7 +90,8 @@ class Dashboard:
 
 
 @pytest.fixture
-def dashboard() -> Iterator[Dashboard]:
+def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
+    monkeypatch.setattr(server_link, "LOST_S", 0.05)  # this arbiter never answers
     made = Dashboard()
     made.start()
     yield made

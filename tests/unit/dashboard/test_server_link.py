@@ -111,6 +111,25 @@ def test_figures_become_samples() -> None:
     assert arbiter.changes >= 1
 
 
+def test_the_first_answer_is_awaited() -> None:
+    async def script(arbiter: Arbiter) -> None:
+        waiting = asyncio.ensure_future(arbiter.link.first_answer())
+        await arbiter.answer_figures(5)
+        await waiting
+        assert arbiter.history.samples
+
+    play(script)
+
+
+def test_a_silent_server_is_not_awaited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOST_S", 0.01)
+
+    async def script(arbiter: Arbiter) -> None:
+        await arbiter.link.first_answer()
+
+    play(script)
+
+
 def test_a_silent_server_is_lost_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOST_S", 0.01)
 
