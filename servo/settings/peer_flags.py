@@ -149,6 +149,7 @@ _ATOMS = {
     "method": "m",
     "protocol": "H",
 }
+_FLAG = re.compile(r"--[a-z0-9-]+")
 _ATOM = re.compile(r"%\((\w+)\)[-+ #0]*\d*(?:\.\d+)?[sdfr]")
 
 
@@ -257,7 +258,9 @@ def meaning(flag: str) -> str:
     if flag in _TOGETHER_WITH:
         return _TOGETHER_WITH[flag]
     outcome = "an error" if flag in _REFUSED else "ignored"
-    return f"{outcome}: {_advice(flag)}"
+    # Without backquotes, the documentation would show a dash instead of two hyphens.
+    advice = _FLAG.sub(lambda found: f"`{found[0]}`", _advice(flag))
+    return f"{outcome}: {advice}"
 
 
 # --- single flags -----------------------------------------------------------------------------

@@ -81,7 +81,9 @@ def test_there_are_no_others() -> None:
 
 @pytest.mark.parametrize("flag", peer_flags.peer_flags())
 def test_each_has_a_meaning(flag: str) -> None:
-    assert peer_flags.meaning(flag).strip("` ")
+    meaning = peer_flags.meaning(flag)
+    assert meaning.strip("` ")
+    assert all(part.count("--") == 0 for part in meaning.split("`")[::2])
 
 
 @pytest.mark.parametrize(
