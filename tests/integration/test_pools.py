@@ -21,6 +21,7 @@ from integration.conftest import Serve
 from integration.server import (
     APPS,
     DEADLINE_S,
+    REPOSITORY,
     Server,
     alive,
     command_line,
@@ -361,3 +362,15 @@ def test_metrics_of_pools_also_of_new_ones(site: Site) -> None:
     server.signal(signal.SIGHUP)
     wait_for(lambda: 'servo_pool_processes{pool="other",state="idle"} 1.0' in page(), "new pool")
     assert 'servo_pool_tasks_total{outcome="done",pool="ml"} 1.0' in page()
+
+
+def test_the_example(serve: Serve) -> None:
+    pool = {"thumbs": {"workers": 2, "initializer": "thumbnails:load", "queue": 50}}
+    server = serve(f"{REPOSITORY}/examples/thumbnails.py:app", "--pools", json.dumps(pool))
+    for path, kind in (("/", "text/html"), ("/picture?zoom=3", "image/png")):
+        with urllib.request.urlopen(server.url + path, timeout=DEADLINE_S) as response:
+            assert response.headers["Content-Type"].startswith(kind)
+            body = response.read()
+    assert body.startswith(b"\x89PNG")
+    with urllib.request.urlopen(server.url + "/rows?zoom=3", timeout=DEADLINE_S) as response:
+        assert len(response.read().split()) == 160
