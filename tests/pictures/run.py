@@ -129,9 +129,8 @@ def picture_dashboard(url: str, directory: Path) -> None:
         browser.wait_text("#trouble", "is blocked for")
         for scheme in ("light", "dark"):
             browser.prefer(scheme)
-            height = browser.evaluate("document.documentElement.scrollHeight")
-            browser.resize(WIDTH, height)
-            time.sleep(1.5)  # for the charts in the new colours
+            time.sleep(1.5)  # for all parts of the page, and the charts in the new colours
+            browser.resize(WIDTH, browser.evaluate("document.documentElement.scrollHeight"))
             browser.screenshot(PICTURES / f"dashboard-{scheme}.png")
         browser.resize(360, 720, 2)
         time.sleep(1.5)

@@ -370,7 +370,7 @@ function timeLabels(plot, splits) {
 }
 
 function linearScale(least) {
-  return { range: (plot, low, high) => [0, Math.max(least, (high ?? 0) * 1.1)] };
+  return { range: (plot, low, high) => [0, (high ?? 0) > least ? high * 1.1 : least] };
 }
 
 /** Memory does not start at 0: so the scale shows growth, but also a little noise as little. */
