@@ -312,8 +312,9 @@ class Scoreboard:
             board._owned[index] = _Owned(serial, slot, generation, last_good, pid)
         board._owner = os.getpid()
         board._publish()
-        # Older versions have no rings.
-        board.output = OutputRings.from_state(state.get("output", {}), take, board.capacity)
+        with contextlib.suppress(OSError):  # as above
+            # Older versions have no rings.
+            board.output = OutputRings.from_state(state.get("output", {}), take, board.capacity)
         return board
 
     def _map(self, size: int) -> None:

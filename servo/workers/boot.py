@@ -130,6 +130,10 @@ def _set_up(context: WorkerContext, row: memoryview) -> None:
     context.hook_worker = HookWorker(context, row)
     count_log(row)
     keep_output(context.scoreboard, context.row_index)
+    rings = context.scoreboard.output
+    if rings is not None and context.fork_mold is None:
+        # Its own rings are mapped. It can't write into those of others without the descriptor.
+        rings.close()
     if context.app is None:
         register_exit_functions()
     else:

@@ -101,7 +101,7 @@ def test_the_arbiter_outlives_what_a_worker_says(serve: Serve, app: str, worker_
 
 @pytest.mark.parametrize("worker_class", CLASSES)
 def test_what_a_worker_holds(serve: Serve, app: str, worker_class: str, tmp_path: Path) -> None:
-    """It can't cut the shared table, and has nothing of what is the arbiter's alone."""
+    """It can't cut the shared table, and has nothing of the arbiter's or another worker's."""
     server = serve(app, "-k", worker_class, "-w", "1", "--pid", str(tmp_path / "servo.pid"))
     with httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
         answer = client.get("/cut").text.split()
@@ -110,6 +110,7 @@ def test_what_a_worker_holds(serve: Serve, app: str, worker_class: str, tmp_path
         held = client.get("/held").text
         assert ".lock" not in held
         assert "servo.pid" not in held
+        assert "servo-output" not in held
     assert not server.exited()
 
 
