@@ -7,10 +7,13 @@ can be subtracted.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from servo.metrics.histograms import RecentHistogram, quantile
 from servo.metrics.saturation import SHOWN_S
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 # The percentiles cover the requests of this many seconds, as in `servoctl monit`.
@@ -32,9 +35,16 @@ class Sampler:
         self._counts: dict[str, int] = {}
         self._recent = {name: RecentHistogram(RECENT_S) for name in _HISTOGRAMS}
         self._latencies: dict[int, RecentHistogram] = {}
+        self._tasks: dict[str, int] = {}  # the ended tasks of each pool
 
     def sample(
-        self, number: int, now: float, at: float, status: dict[str, Any], workers: dict[str, Any]
+        self,
+        number: int,
+        now: float,
+        at: float,
+        status: dict[str, Any],
+        workers: dict[str, Any],
+        pools: Sequence[dict[str, Any]] = (),
     ) -> dict[str, Any]:
         """Make a sample.
 
@@ -43,7 +53,9 @@ class Sampler:
         at        monotonic seconds
         status    the answer to "status"
         workers   the answer to "workers", with the usage of CPU and memory
+        pools     the pools in the answer to "pools"
         """
+        elapsed_s = at - self._at
         counts = {"requests": status["requests"], **status["statuses"]}
         per_second = self._per_second(counts, at)
         recent = {}
@@ -78,7 +90,7 @@ class Sampler:
             "accept_queue": _accept_queues(status),
             "total": counts,
             "workers": [self._worker(row) for row in rows],
-            "pools": [],
+            "pools": self._pools(pools, elapsed_s),
         }
 
     def lost(self, number: int, now: float) -> dict[str, Any]:
@@ -108,6 +120,30 @@ class Sampler:
             name: round(max(count - before[name], 0) / elapsed_s, 2)
             for name, count in counts.items()
         }
+
+    def _pools(self, pools: Sequence[dict[str, Any]], elapsed_s: float) -> list[dict[str, Any]]:
+        before, self._tasks = self._tasks, {}
+        found = []
+        for pool in pools:
+            name, queue = pool["name"], pool["queue"] or {}
+            processes = pool["processes"]
+            ended = self._tasks[name] = sum(pool["tasks"].values())
+            known = name in before and elapsed_s > 0
+            found.append(
+                {
+                    "name": name,
+                    "state": "failing" if pool["failure"] else "serving",
+                    "workers": sum(each["state"] in ("idle", "busy") for each in processes),
+                    "target": pool["workers"],
+                    "busy": sum(each["state"] == "busy" for each in processes),
+                    "queued": queue.get("waiting"),
+                    "queue_limit": queue.get("limit"),
+                    "rate": round(max(ended - before[name], 0) / elapsed_s, 2) if known else None,
+                    "failed": pool["tasks"]["failed"],
+                    "memory": _sum([each["rss"] for each in processes]),
+                }
+            )
+        return found
 
     def _worker(self, row: dict[str, Any]) -> dict[str, Any]:
         recent = self._latencies[row["serial"]]

@@ -214,6 +214,7 @@ class ServerLink:
         connection = self._connections[0]
         status = await connection.request("status")
         workers = await connection.request("workers")
+        pools = await connection.request("pools")
         at, now = time.monotonic(), time.time()
         self._usage.add(workers, os.getppid(), at)
         self._history.set_server(
@@ -229,7 +230,7 @@ class ServerLink:
                 **self._about,
             }
         )
-        sample = self._sampler.sample(self._number(), now, at, status, workers)
+        sample = self._sampler.sample(self._number(), now, at, status, workers, pools["pools"])
         self._history.add_sample(sample)
         self._answered.set()
 

@@ -48,7 +48,7 @@ log = logging.getLogger("servo.error")
 
 NAME = "dashboard"
 MIN_TOKEN = 16  # characters
-_READS = frozenset(("status", "workers", "events"))
+_READS = frozenset(("status", "workers", "pools", "events"))
 _CHANGES = frozenset(("stack", "reload", "scale", "restart-worker"))
 _LINKS = 3
 _BACKLOG = 64

@@ -100,3 +100,33 @@ def test_a_lost_server_has_the_same_fields() -> None:
     assert (lost["state"], lost["rate"], lost["workers"]) == ("lost", None, [])
     assert lost["total"]["requests"] == 5
     assert Sampler().lost(1, 0.0)["total"] is None
+
+
+def test_a_pool_has_its_processes_and_its_rate() -> None:
+    def pool(done: int, **more: Any) -> dict[str, Any]:
+        tasks = {"done": done, "failed": 2, "abandoned": 0, "lost": 0}
+        processes = [
+            {"state": "busy", "rss": 100},
+            {"state": "idle", "rss": 50},
+            {"state": "booting", "rss": None},
+        ]
+        values = {"name": "ml", "workers": 3, "queue": {"waiting": 1, "limit": 8}, "failure": ""}
+        return {**values, "tasks": tasks, "processes": processes, **more}
+
+    sampler = Sampler()
+    (first,) = sampler.sample(1, 0.0, 1.0, status(), workers(), [pool(10)])["pools"]
+    assert (first["rate"], first["state"]) == (None, "serving")
+    answer = [pool(16, failure="it has no model", queue=None)]
+    (second,) = sampler.sample(2, 2.0, 3.0, status(), workers(), answer)["pools"]
+    assert second == {
+        "name": "ml",
+        "state": "failing",
+        "workers": 2,
+        "target": 3,
+        "busy": 1,
+        "rate": 3.0,
+        "queued": None,
+        "queue_limit": None,
+        "failed": 2,
+        "memory": 150,
+    }

@@ -62,6 +62,8 @@ class Arbiter:
         self.answer(FIGURES, result_line(status(requests)))
         assert (await self.asked(FIGURES))[0] == "workers"
         self.answer(FIGURES, result_line(workers(*rows)))
+        assert (await self.asked(FIGURES))[0] == "pools"
+        self.answer(FIGURES, result_line({"server_pid": 7, "pools": []}))
 
     async def close(self) -> None:
         self.link.close()
@@ -222,8 +224,9 @@ def test_a_command_without_an_arbiter() -> None:
 def test_a_wrong_answer_ends_the_link(caplog: pytest.LogCaptureFixture) -> None:
     async def script(arbiter: Arbiter) -> None:
         await arbiter.asked(FIGURES)
-        arbiter.answer(FIGURES, result_line({}))
-        await arbiter.asked(FIGURES)
+        for _ in range(2):
+            arbiter.answer(FIGURES, result_line({}))
+            await arbiter.asked(FIGURES)
         arbiter.answer(FIGURES, result_line({}))
         await until(lambda: arbiter.ends)
 
