@@ -353,6 +353,10 @@ def drop_config_modules(settings: Settings) -> None:
         sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
     }
     for name in settings.config_modules:
+        # Servo may run from a checkout. A second copy of its modules would have other classes: a
+        # worker whose configuration imports servo.cluster would not recognise the order to stop.
+        if name.partition(".")[0] == "servo":
+            continue
         file = getattr(sys.modules.get(name), "__file__", None)
         parts = Path(file).parts if file else ()
         if not parts or {"site-packages", "dist-packages"}.intersection(parts):

@@ -139,3 +139,18 @@ def test_the_example_limits_all_workers_together(serve: Serve) -> None:
     assert set(statuses) <= {200, 429}
     # A burst of 10, and then 50 a second; each worker may let one pass too many.
     assert 1 <= passed <= 10 + 50 * (time.monotonic() - began) + 1 + 3
+
+
+def test_hooks_of_the_configuration_count_too(serve: Serve, tmp_path: Path) -> None:
+    """The configuration is read before the server has its table."""
+    (tmp_path / "servo.conf.py").write_text(
+        "from servo import cluster\n"
+        "HOOKED = cluster.counter('hits')\n"
+        "def when_ready(server):\n"
+        "    HOOKED.add(500)\n"
+        "def post_worker_init(worker):\n"
+        "    HOOKED.add(10)\n"
+    )
+    server = serve(*arguments("thread"), "-w", "2", "-c", "servo.conf.py", ready=2)
+    requests.get(f"{server.url}/add", timeout=30)
+    wait_for(lambda: values(server)[0] == 521, "the sum of the arbiter, two workers and a request")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import requests
 
 from integration.server import APPS, Server, wait_for
 from integration.test_counters import CLASSES
@@ -127,3 +128,21 @@ def test_an_upgrade_keeps_the_rhythm(serve: Serve, tmp_path: Path) -> None:
     server.wait_log(r"upgraded: Servo")
     runs.wait_more(5)
     runs.assert_never_two()
+
+
+def test_the_example_of_a_nightly_job(serve: Serve, tmp_path: Path) -> None:
+    pytest.importorskip("cronsim", reason="the extra [cron] is not installed")
+    (tmp_path / "cache").mkdir()
+    example = APPS.parents[2] / "examples" / "nightly.py"
+    server = serve(f"{example}:app", "-k", "thread", "-w", "2", ready=2)
+    assert requests.get(server.url, timeout=30).text == "0 files\n"
+
+
+def test_without_cronsim_one_line_names_the_command(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "cronsim.py").write_text("raise ImportError('No module named cronsim')\n")
+    (tmp_path / "jobs.py").write_text(
+        "from servo import cluster\n@cluster.cron('0 3 * * *')\ndef job(): ...\n"
+    )
+    server = serve("jobs:app", "-k", "sync", "-w", "1", ready=0)
+    assert server.wait_exit() == 4
+    assert "cluster.cron needs cronsim: pip install 'servo-server[cron]'" in server.log()

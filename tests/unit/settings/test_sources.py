@@ -466,3 +466,14 @@ def test_a_developer_sees_each_request_at_a_terminal(
 def test_an_invalid_reload_at_a_terminal_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="SERVO_RELOAD"):
         load_settings({}, {"SERVO_RELOAD": "maybe"}, tmp_path, at_terminal=True)
+
+
+def test_modules_of_servo_itself_stay(tmp_path: Path) -> None:
+    """They are not in site-packages if Servo runs from a checkout."""
+    from servo import cluster
+    from servo.ipc import messages
+
+    settings = Settings({}, {}, config_modules=("servo.cluster", "servo.ipc.messages"))
+    drop_config_modules(settings)
+    assert sys.modules["servo.cluster"] is cluster
+    assert sys.modules["servo.ipc.messages"] is messages
