@@ -42,6 +42,7 @@ from servo.logs import error_log as log_module
 from servo.logs.standard_streams import prints_never_block
 from servo.shared_memory.counters import CounterTable, CounterTableError
 from servo.shared_memory.scoreboard import Scoreboard
+from servo.workers.registry import import_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -381,6 +382,7 @@ def _prepare_process(settings: Settings) -> None:
     apply_environment(settings)
     log_module.setup_logging(settings)
     hand_over_logs(settings)
+    import_ahead(settings)
 
 
 def _run_on_starting(settings: Settings, hook_server: HookServer) -> None:

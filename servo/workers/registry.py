@@ -1,9 +1,10 @@
-"""Finds a worker class by its name. Only the worker that uses a class imports it."""
+"""Finds a worker class by its name, and imports the built-in ones before the first fork."""
 
 from __future__ import annotations
 
 import importlib
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from servo.errors import BootError
@@ -21,6 +22,35 @@ BUILT_IN = {
     "thread": "servo.workers.blocking.thread.ThreadWorker",
     "async": "servo.workers.aio.worker.AsyncWorker",
 }
+
+
+# What each worker imports later, before it imports the application.
+_COMMON = ("servo.workers.boot", "queue", "tempfile")
+_OPTIONAL = ("setproctitle",)
+
+
+def import_ahead(settings: Settings) -> None:
+    """Import the worker classes that may serve. The arbiter calls this once, before its first fork.
+
+    So the workers share the memory of these modules, and boot sooner. And if the installed package
+    changes while the server runs, later workers still run the Servo of their arbiter, not half of
+    each. A class that is given by its dotted path belongs to the application: only workers import
+    it.
+
+    settings  the settings of the server's start
+    """
+    interfaces = ("wsgi", "asgi") if settings.interface == "auto" else (settings.interface,)
+    names = {settings.worker_class_for(interface) for interface in interfaces} & BUILT_IN.keys()
+    for module in _COMMON:
+        importlib.import_module(module)
+    for name in names:
+        worker_class(name)
+    optional: tuple[str, ...] = _OPTIONAL
+    if "async" in names and settings.loop != "asyncio":
+        optional += ("uvloop",)
+    for module in optional:
+        with suppress(ImportError):  # whoever needs it says that it is missing
+            importlib.import_module(module)
 
 
 def worker_for(settings: Settings, app: LoadedApp) -> type[Worker]:

@@ -621,7 +621,7 @@ def _work(context: WorkerContext, others: list[Listener]) -> int:
     """
     for listener in others:
         listener.close(unlink=False)
-    # Imported here because the arbiter needs none of the code that runs applications.
+    # `import_ahead` has loaded it, so that workers share it; the arbiter itself uses none of it.
     from servo.workers.boot import run_worker
 
     restore_handlers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -97,3 +98,44 @@ def test_the_interface_chooses_where_nobody_has_said() -> None:
 def test_a_class_that_does_not_run_such_applications(name: str) -> None:
     with pytest.raises(BootError, match=r"a:b is an ASGI application, .* runs WSGI"):
         find("asgi", worker_class=name)
+
+
+IMPORTED = """
+import sys
+from servo.settings.sources import Settings
+from servo.workers.registry import import_ahead
+import_ahead(Settings({values}, {{}}))
+print([name for name in {names} if name in sys.modules])
+"""
+MODULES = [
+    "servo.workers.boot",
+    "servo.workers.blocking.sync",
+    "servo.workers.blocking.thread",
+    "servo.workers.aio.worker",
+    "asyncio",
+]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"worker_class": "sync"}, [0, 1]),
+        ({"worker_class": "sync", "threads": 4}, [0, 2]),
+        ({"worker_class": "async"}, [0, 3, 4]),
+        ({"interface": "wsgi"}, [0, 1]),
+        ({"interface": "asgi"}, [0, 3, 4]),
+        ({}, [0, 1, 3, 4]),
+        ({"worker_class": "myapp.workers:Special"}, [0]),
+    ],
+    ids=str,
+)
+def test_what_the_arbiter_imports_for_its_workers(
+    values: dict[str, object], expected: list[int]
+) -> None:
+    """In a process of its own: here, other tests have imported everything."""
+    values = {"threads": 1, "worker_class": "auto", "interface": "auto", "loop": "auto", **values}
+    code = IMPORTED.format(values=values, names=MODULES)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == str([MODULES[number] for number in expected])
