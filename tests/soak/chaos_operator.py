@@ -306,7 +306,8 @@ class Operator:
         mark = self.mark()
         self.deploy()
         self.server.signal(signal.SIGHUP)
-        await self.logged(r"reload \(SIGHUP\) finished", mark)
+        # The reload of an upgrade that is being prepared is also that of a HUP.
+        await self.logged(r"reload \((SIGHUP|upgrade)\) finished", mark)
         mark = self.mark()
         found = await self.logged(r"refork \(worker \d+ \(pid (\d+)\) .*: it forks", mark)
         return int(found[1]), mark
