@@ -12,7 +12,6 @@ import fcntl
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +38,8 @@ class PoolDirectory:
     """
 
     def __init__(self, owner: tuple[int | None, int | None] = (None, None)) -> None:
+        import tempfile  # imported here because few servers have pools
+
         base = tempfile.gettempdir()
         if len(os.fsencode(base)) > _LONGEST_PATH:
             base = "/tmp"  # noqa: S108  mkdtemp makes a directory that only this user can search

@@ -25,6 +25,8 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         calls.extend([settings, reload_settings])
         return int(settings.backlog) if settings.backlog < 10 else 0
 
+    for name in [name for name in os.environ if name.startswith(("SERVO_", "GUNICORN_"))]:
+        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PWD", str(tmp_path))
     monkeypatch.setattr(run_module, "run_server", run_server)
