@@ -31,6 +31,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "status": (),
     "workers": (),
     "requests": (),
+    "pools": (),
     "stack": ("1",),
     "config": (),
     "events": (),
