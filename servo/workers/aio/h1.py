@@ -780,7 +780,8 @@ class H1Protocol:
         elif self._http.in_head:
             self._refuse(Refused(ProtocolError(408, "the head did not come in time")))
         elif not self._has_input():
-            idle_left_s = self._idle_left_s()
+            # Before its first request, a connection has only the time of `header_timeout`.
+            idle_left_s = self._idle_left_s() if self.peer.requests else 0.0
             if idle_left_s:
                 self._expires_in(idle_left_s)
             else:

@@ -639,7 +639,8 @@ class PollerWorker(Worker):
         elif connection.phase != IDLE:
             self.drop(connection)
         elif not connection.unread():
-            idle_left_s = connection.idle_left_s(self.idle_ns)
+            # Before its first request, a connection has only the time of `header_timeout`.
+            idle_left_s = connection.idle_left_s(self.idle_ns) if connection.peer.requests else 0.0
             if idle_left_s:
                 connection.expires_in(idle_left_s)
             else:
