@@ -145,7 +145,7 @@ def test_the_last_exit_of_a_slot(serve: Serve) -> None:
 
 def test_requests(serve: Serve, worker_class: str) -> None:
     server = serve(*class_args(worker_class), "-w", "1")
-    assert ctl(server, "requests") == {"workers": []}
+    assert ctl(server, "requests") == {"workers": [], "tasks": []}
     with request_under_way(server, "/slow?s=3600"):
         (worker,) = ctl(server, "requests")["workers"]
         assert worker["answered"]
