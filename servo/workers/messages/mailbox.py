@@ -382,6 +382,10 @@ class Mailbox:
         is_owner = threading.get_ident() == self._owner_thread
         runner = self._runner if is_owner and self._any_thread_reads and to_self else None
         while not future.done() and (left := deadline - time.monotonic()) > 0:
+            # First what an earlier read has brought: the message that we wait for may be there.
+            if runner is not None and (message := self.inbox.take()):
+                runner.handle(message)
+                continue
             with self._reader_changed:
                 if self._has_reader:
                     # The thread that reads wakes us after each read: it may have got our reply.
@@ -392,8 +396,6 @@ class Mailbox:
                     self._has_reader = reads = True
             if reads:
                 self._read_once(left)
-            while runner is not None and not future.done() and (message := self.inbox.take()):
-                runner.handle(message)
 
     def _read_once(self, timeout: float) -> None:
         try:
