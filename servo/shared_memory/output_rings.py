@@ -25,6 +25,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -237,7 +238,10 @@ class OutputRings:
         row   the row of the calling process
         area  APP or ACCESS
         """
-        memory = mmap.mmap(self.fd, area.size, offset=row * _ROW_BYTES + area.offset)
+        offset = row * _ROW_BYTES + area.offset
+        # Before Python 3.13, a mapping keeps a copy of the descriptor.
+        more: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+        memory = mmap.mmap(self.fd, area.size, offset=offset, **more)
         return RingWriter(memoryview(memory))
 
     def read(self, row: int, area: Area, position: int = 0, sequence: int = 0) -> Reading:

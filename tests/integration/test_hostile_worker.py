@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import httpx
@@ -110,7 +111,8 @@ def test_what_a_worker_holds(serve: Serve, app: str, worker_class: str, tmp_path
         held = client.get("/held").text
         assert ".lock" not in held
         assert "servo.pid" not in held
-        assert "servo-output" not in held
+        if sys.version_info >= (3, 13):  # before, a mapping keeps a copy of the descriptor
+            assert "servo-output" not in held
     assert not server.exited()
 
 
