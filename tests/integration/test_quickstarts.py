@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.server import DEADLINE_S, REPOSITORY, free_port, wait_for
+from integration.server import DEADLINE_S, REPOSITORY, environment, free_port, wait_for
 
 PAGES = sorted((REPOSITORY / "docs" / "quickstart").glob("*.md"))
 # A file's name stands before its text; commands stand in blocks of their own.
@@ -32,7 +32,11 @@ def serving(command: str, port: int, directory: Path) -> Iterator[None]:
     log = directory / "server.log"
     with log.open("w") as file:
         server = subprocess.Popen(
-            [*words, "--bind", f"127.0.0.1:{port}"], cwd=directory, stdout=file, stderr=file
+            [*words, "--bind", f"127.0.0.1:{port}"],
+            cwd=directory,
+            env=environment(),
+            stdout=file,
+            stderr=file,
         )
     try:
         wait_for(

@@ -259,6 +259,9 @@ def _watch(files: Files, arbiter: int, fd: int) -> int:
 
 def _by_watchfiles(files: Files) -> Iterator[set[Path]]:
     """Yield the files of each change, and each root that is a link and gets a new target."""
+    # A file may change before the watch begins: the import takes a while.
+    before: set[tuple[Path, int]] | None = {*_stamps(files)}
+
     import watchfiles
 
     targets = files.targets()
@@ -277,6 +280,9 @@ def _by_watchfiles(files: Files) -> Iterator[set[Path]]:
                 yield_on_timeout=True,
             ):
                 counted = {Path(path) for _, path in changes if files.counts(Path(path))}
+                if before is not None:
+                    counted |= {path for path, _ in before ^ {*_stamps(files)}}
+                    before = None
                 if counted:
                     yield counted
                 if files.targets() != targets:
