@@ -6,9 +6,9 @@ protocol of the control socket; it may use only the commands in `_READS` and, wi
 `dashboard_control`, `_CHANGES`. The process ends when the arbiter closes its ends of the pairs. So
 it outlives neither the arbiter nor, in an upgrade, the arbiter's program.
 
-What must survive the process is in two nameless files in memory: its history, and the key that
-signs its cookies. All workers get a copy of the arbiter's memory, but not of these files. For the
-same reason the arbiter keeps only a hash of the token.
+Two files in memory, which have no name, outlive the process: one has its history, the other the
+key that signs its cookies. All workers get a copy of the arbiter's memory, but not of these files.
+For the same reason the arbiter keeps only a hash of the token.
 """
 
 from __future__ import annotations
@@ -265,13 +265,7 @@ class DashboardProcess:
         self._is_wanted = False
         self._table.remove(self)
         self._detach()
-        # Even SIGKILL does not end a process that waits for a dead disk. Don't wait any longer.
-        if (
-            self.pid
-            and not spawn.wait_within(self.pid, _HANG_UP_S)
-            and process_info.send_signal(self.pid, signal.SIGKILL, self._settings.user)
-        ):
-            spawn.wait_within(self.pid, _HANG_UP_S)
+        spawn.end_within(self.pid, _HANG_UP_S, self._settings.user)
         self.pid = 0
 
     def close_in_child(self) -> None:

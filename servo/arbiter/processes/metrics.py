@@ -180,13 +180,7 @@ class MetricsProcess:
         self._is_wanted = False
         self._table.remove(self)
         self.close_in_child()
-        # Even SIGKILL does not end a process that waits for a dead disk. Don't wait any longer.
-        if (
-            self.pid
-            and not spawn.wait_within(self.pid, _END_S)
-            and process_info.send_signal(self.pid, signal.SIGKILL, self._settings.user)
-        ):
-            spawn.wait_within(self.pid, _END_S)
+        spawn.end_within(self.pid, _END_S, self._settings.user)
         self.pid = 0
 
     def close_in_child(self) -> None:

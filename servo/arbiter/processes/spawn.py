@@ -16,6 +16,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from servo.arbiter import process_info
 from servo.arbiter.signals import reset_in_child
 from servo.logs.error_log import forget_pending
 from servo.logs.standard_streams import restore_prints
@@ -81,6 +82,24 @@ def wait_within(pid: int, limit_s: float) -> bool:
     except ChildProcessError:
         log.debug("Process %d was reaped elsewhere", pid)
     return True
+
+
+def end_within(pid: int, limit_s: float, user: int | None) -> None:
+    """Wait for the end of a child; if it has not ended after a time, kill it and wait once more.
+
+    Even SIGKILL does not end a process that waits for a dead disk, so the second wait is limited,
+    too.
+
+    pid      the child; 0: none
+    limit_s  the length of each wait in seconds
+    user     the uid that the child runs as, for a message; None: that of this process
+    """
+    if (
+        pid
+        and not wait_within(pid, limit_s)
+        and process_info.send_signal(pid, signal.SIGKILL, user)
+    ):
+        wait_within(pid, limit_s)
 
 
 def is_child(pid: int) -> bool:

@@ -168,3 +168,12 @@ def test_an_orphan_is_adopted() -> None:
 def test_a_system_without_subreapers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert spawn.adopt_orphans() == "darwin has no PR_SET_CHILD_SUBREAPER"
+
+
+def test_a_child_that_does_not_end_is_killed() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    spawn.end_within(child.pid, 0.1, None)
+    with pytest.raises(ChildProcessError):  # it has been reaped
+        os.waitpid(child.pid, os.WNOHANG)
+    child.returncode = -9  # Popen can't learn it any more
+    spawn.end_within(0, 600.0, None)
