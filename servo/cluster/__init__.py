@@ -1,4 +1,4 @@
-"""What the processes of one server do together, for applications.
+"""Messages, counters, locks and schedules that all processes of a server share.
 
     from servo import cluster
 

@@ -1,4 +1,4 @@
-"""What an application may ask of its server: replace this worker, reload, change the number.
+"""Lets an application replace its worker, reload the server, or change the number of workers.
 
 The setting `cluster_control` allows it. All functions return at once: the arbiter decides, and logs
 what it does or why it refuses.

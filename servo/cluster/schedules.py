@@ -20,6 +20,7 @@ import hashlib
 import inspect
 import os
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from servo.cluster.counters import Counter
@@ -54,7 +55,7 @@ _SHORTCUTS = {
 _FIRST_PLACE = 1 << 61
 
 
-class Job:
+class Job(ABC):
     """A function and the times at which it is due. Times are in nanoseconds.
 
     name      its name in the log and on /metrics
@@ -75,21 +76,21 @@ class Job:
         self.claim_place = _FIRST_PLACE + (int.from_bytes(digest, "little") >> 4) * 2
         self.run_place = self.claim_place + 1
 
+    @abstractmethod
     def now(self) -> int:
         """The present time on the job's clock."""
-        raise NotImplementedError
 
+    @abstractmethod
     def after(self, last: int) -> int | None:
         """When the job is due next, after the moment `last`; None: never."""
-        raise NotImplementedError
 
+    @abstractmethod
     def covered(self, last: int, now: int) -> int:
         """The moment up to which a run now is enough: missed times don't run one by one.
 
         last  when the job was last due
         now   the present time
         """
-        raise NotImplementedError
 
 
 class IntervalJob(Job):

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 COOKIE_S = 7 * 86_400
 CONTROL_FIELD = "x-servo-control"
-# After each wrong token the answer waits this many seconds. Only so many answers may wait at a
-# time; others are refused at once. So at most FAILURES tokens a second can be tried.
+# The answer to a wrong token is delayed by FAILURE_S seconds. At most FAILURES answers are delayed
+# at a time, and further tokens are refused at once. So at most FAILURES can be tried in FAILURE_S.
 FAILURE_S = 1.0
 FAILURES = 8
 

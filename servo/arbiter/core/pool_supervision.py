@@ -78,7 +78,7 @@ class PoolEntry:
 
 
 class Reading(NamedTuple):
-    """What the arbiter has measured of a process.
+    """The measurements of one pool process.
 
     busy_s   seconds since its task began; None if it has none
     label    the name of the task's function

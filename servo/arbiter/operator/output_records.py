@@ -37,7 +37,7 @@ _CHAIN = (
 _STATUS = re.compile(r'" ([1-5])\d\d |"status": ([1-5])\d\d,')
 # Colours and movements of the cursor.
 _CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-# What a terminal would show of a line that a progress bar has written several times.
+# The part of a line that a progress bar has overwritten: all before its last carriage return.
 _OVERWRITTEN = re.compile(r"^.*\r(?=[^\r\n])", re.MULTILINE)
 
 

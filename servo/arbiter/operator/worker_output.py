@@ -227,7 +227,7 @@ def fair_share(
     """The newest records of several sources by time, within limits.
 
     A source that has many records must not displace those of the others. So each source first gets
-    an equal share of the limits, and then the newest of the other records get what is left.
+    an equal share of the limits. What is left goes to the newest of the remaining records.
 
     sources          the records of each source, oldest first
     most             how many records to return
